@@ -1,0 +1,5 @@
+"""Run as ``python -m pushsse``."""
+
+from pushsse.cli import main
+
+main()

@@ -1,0 +1,73 @@
+"""The exception tree, and the named reasons for which a stream ends.
+
+Everything that pushsse raises on purpose derives from PushsseError, so that a caller can tell
+a refused input (InvalidInput), a dependency that is away (Unavailable) and a bug apart.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class PushsseError(Exception):
+    """Base of everything that pushsse raises on purpose."""
+
+
+class SettingsError(PushsseError):
+    """A setting can't be used; the text names the variable and the value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with an input: where (JSONPath), and what, with the bad value."""
+
+    at: str
+    detail: str
+
+
+class InvalidInput(PushsseError):
+    """An input was understood as JSON and breaks a rule; HTTP 422, or the dead-letter topic."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__("; ".join(f"{p.at}: {p.detail}" for p in problems))
+        self.problems = problems
+
+
+class NotJson(InvalidInput):
+    """An input isn't JSON at all (RFC 8259): HTTP 400, or the dead-letter topic."""
+
+
+class Unavailable(PushsseError):
+    """A dependency can't be reached just now; worth trying again. HTTP 503."""
+
+
+class BackplaneUnavailable(Unavailable):
+    """Redis didn't take, or didn't answer, in time."""
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database didn't answer in time."""
+
+
+class KafkaUnavailable(Unavailable):
+    """Kafka didn't take a record in time."""
+
+
+class NotOwner(PushsseError):
+    """The partition has a newer owner: what was read under the old assignment must not be published."""
+
+
+class CloseReason(Enum):
+    """Why a stream ended. `retry` says whether the client should come back by itself."""
+
+    SHUTDOWN = ("shutdown", "this node is stopping, come back to another", True)
+    SLOW = ("slow", "events came faster than they were read, come back with the last id", True)
+    LIFETIME = ("lifetime", "this stream has reached its age, come back with the last id", True)
+    TOKEN_EXPIRED = ("token_expired", "the token has expired, come back with a new one", False)
+    OVERLOADED = ("overloaded", "this node can't serve the stream just now, come back later", True)
+    # The client went away by itself: nothing is said in band, it is only counted.
+    DISCONNECTED = ("disconnected", "the client closed the connection", True)
+
+    def __init__(self, code: str, detail: str, retry: bool) -> None:
+        self.code = code
+        self.detail = detail
+        self.retry = retry

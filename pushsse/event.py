@@ -1,0 +1,156 @@
+"""Events as producers write them, and publications as the log keeps them. The security border of the path.
+
+Called by every intake (decode) and by whoever publishes (encode). What passes here can't break a stream:
+no lone surrogate, no NUL, no NaN, no line end outside JSON, no depth over 64, no frame over 48 KiB.
+"""
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from pushsse import strictjson
+from pushsse.errors import InvalidInput, Problem
+
+MAX_FRAME_BYTES = 48 * 1024
+MAX_USERS = 10_000
+_ID_LINE_BYTES = 72
+RESERVED_TYPES = frozenset(
+    "ready preferences ack question answer.delta answer answer.error ping exception open error message".split()
+)
+ALL: Literal["all"] = "all"
+
+# \Z, not $: the latter also matches before a line end.
+TypeName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
+UserName = Annotated[str, Meta(pattern=r"^[^\s\x00-\x1f\x7f-\x9f]{1,128}\Z")]
+EventId = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,128}\Z")]
+_USER = re.compile(r"[^\s\x00-\x1f\x7f-\x9f]{1,128}")
+
+
+class Users(Struct, frozen=True, forbid_unknown_fields=True):
+    """People by name."""
+
+    users: Annotated[tuple[UserName, ...], Meta(min_length=1, max_length=MAX_USERS)]
+
+
+class Event(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a producer sent. `ts` is when it happened, `ttl_s` how many seconds it is worth from then on."""
+
+    type: TypeName
+    message: Any
+    to: Literal["all"] | Users
+    id: EventId | UnsetType = UNSET
+    desc: Annotated[str, Meta(max_length=1024)] = ""
+    ts: Annotated[datetime, Meta(tz=True)] | UnsetType = UNSET
+    ttl_s: Annotated[int, Meta(ge=1, le=31_536_000)] | UnsetType = UNSET
+    campaign: Annotated[str, Meta(max_length=128)] = ""
+    key: Annotated[str, Meta(min_length=1, max_length=256)] | UnsetType = UNSET
+
+    @property
+    def users(self) -> tuple[str, ...] | None:
+        """The people it is for, each once; None for everybody."""
+        return None if self.to == ALL else tuple(dict.fromkeys(self.to.users))
+
+
+class Change(Struct, frozen=True, array_like=True):
+    """One change of a person's switches: its number in the database, and the types off before and after."""
+
+    user: str
+    version: int
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+
+
+class Publication(Struct, frozen=True, array_like=True):
+    """An event with its recipients, encoded for the wire: what the log keeps and every node writes.
+
+    `body` is the `data:` line; `users` None means everybody; a `switchable` one is held back from people
+    who have switched its name off; `subject` is the question that it belongs to. Times in milliseconds.
+    """
+
+    name: str
+    body: bytes
+    users: tuple[str, ...] | None
+    switchable: bool = False
+    expires_ms: int = 0
+    subject: str = ""
+    change: Change | None = None
+
+    def frame(self, *, named: bool = True) -> bytes:
+        """The SSE event without its `id` line and the blank line (WHATWG HTML, 9.2.5)."""
+        return f"event: {self.name}\n".encode() + self.body if named or not self.switchable else self.body
+
+
+class _Delivered(Struct):
+    id: str
+    type: str
+    message: Any
+    desc: str
+    ts: datetime
+
+
+FIELDS = frozenset(Event.__struct_fields__)
+_json = msgspec.json.Encoder()
+
+
+def decode(body: bytes, *, ignore_unknown: bool = False) -> Event:
+    """Reads one event. `ignore_unknown` drops members that the event doesn't have (Kafka).
+
+    Raises NotJson, or InvalidInput that names the field and the bad value.
+    """
+    loaded = strictjson.loads(body)
+    if ignore_unknown and isinstance(loaded, dict):
+        loaded = {name: value for name, value in loaded.items() if name in FIELDS}
+    return from_json(loaded)
+
+
+def from_json(loaded: object) -> Event:
+    """Reads one event out of decoded JSON. Raises InvalidInput."""
+    event = strictjson.convert(loaded, Event)
+    if event.type in RESERVED_TYPES or event.type.startswith("pushsse."):
+        raise InvalidInput(Problem("$.type", f"{event.type!r} is a name that pushsse itself uses"))
+    return event
+
+
+def publication(event: Event, *, event_id: str, at: datetime, max_age_s: int) -> Publication:
+    """Encodes an event once, for every node and stream.
+
+    `at` is the record's time, used where the event has no `ts`; without `ttl_s` it expires `max_age_s`
+    after its time. Raises InvalidInput where the frame would be over 48 KiB.
+    """
+    ts = (event.ts or at).astimezone(UTC)
+    ttl_s = event.ttl_s or max_age_s
+    made = encode(
+        event.type,
+        _Delivered(event_id, event.type, event.message, event.desc, ts),
+        users=event.users,
+        switchable=True,
+        expires_ms=int((ts.timestamp() + ttl_s) * 1000),
+    )
+    return made
+
+
+def encode(
+    name: str,
+    data: object,
+    *,
+    users: Iterable[str] | None,
+    switchable: bool = False,
+    expires_ms: int = 0,
+    subject: str = "",
+    change: Change | None = None,
+) -> Publication:
+    """Makes a publication of any data that msgspec encodes. Raises InvalidInput over 48 KiB."""
+    body = b"data: " + _json.encode(data) + b"\n"
+    if len(name) + len(body) + _ID_LINE_BYTES > MAX_FRAME_BYTES:
+        raise InvalidInput(Problem("$.message", f"the frame has {len(body)} bytes, over {MAX_FRAME_BYTES}"))
+    to = None if users is None else tuple(users)
+    return Publication(name, body, to, switchable, expires_ms, subject, change)
+
+
+def is_user(name: str) -> bool:
+    """Whether `name` can be a person's name: 1–128 characters without white space and control characters."""
+    return _USER.fullmatch(name) is not None

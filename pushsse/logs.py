@@ -1,0 +1,14 @@
+"""Logging set-up: one line an entry, to standard error, with ids and never payloads or tokens."""
+
+import logging
+
+FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+
+def configure(level: str) -> None:
+    """Sets the process's logging up; called once by the command line."""
+    logging.basicConfig(level=level.upper(), format=FORMAT, force=True)
+    # Its access log has the query string in it, and with it tickets and users.
+    logging.getLogger("uvicorn.access").disabled = True
+    for noisy in ("aiokafka", "httpx", "httpcore", "tortoise"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,96 @@
+"""Counters of the path as plain integers, and their exposition for Prometheus.
+
+Counted by every hop, scraped by `api/health`. Deliberate: no library object on the hot path; prometheus_client
+sees the numbers only when somebody asks.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+Labels = tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Metrics:
+    """One process's counts. A gauge is a function, asked at each scrape."""
+
+    deliveries: int = 0
+    suppressed: int = 0
+    expired: int = 0
+    fenced: int = 0
+    repeated: int = 0
+    appended: int = 0
+    records: int = 0
+    dead_letters: int = 0
+    unknown_members: int = 0
+    unfiltered: int = 0
+    gaps_filled: int = 0
+    backplane_reconnects: int = 0
+    logs_lost: int = 0
+    streams_opened: int = 0
+    resumes: Counter[str] = field(default_factory=Counter)
+    endings: Counter[str] = field(default_factory=Counter)
+    questions: Counter[str] = field(default_factory=Counter)
+    gauges: dict[str, tuple[str, Callable[[], float]]] = field(default_factory=dict)
+    lag: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def gauge(self, name: str, text: str, ask: Callable[[], float]) -> None:
+        """Adds a gauge that is asked at each scrape."""
+        self.gauges[name] = (text, ask)
+
+    def collect(self) -> Iterator[Metric]:
+        """The numbers as Prometheus knows them."""
+        for name, text in _COUNTERS.items():
+            yield CounterMetricFamily(f"pushsse_{name}", text, value=getattr(self, name))
+        for name, label, text in _LABELLED:
+            family = CounterMetricFamily(f"pushsse_{name}", text, labels=[label])
+            for value, count in getattr(self, name).items():
+                family.add_metric([value], count)
+            yield family
+        for name, (text, ask) in self.gauges.items():
+            yield GaugeMetricFamily(f"pushsse_{name}", text, value=ask())
+        lag = GaugeMetricFamily("pushsse_kafka_lag", "Records not read yet", labels=["topic", "partition"])
+        for labels, behind in self.lag.items():
+            lag.add_metric(labels, behind)
+        yield lag
+
+    def exposition(self) -> bytes:
+        """The text that /metrics answers with (Prometheus text format 0.0.4)."""
+        registry = CollectorRegistry()
+        registry.register(_Once(self))
+        return generate_latest(registry)
+
+
+@dataclass(slots=True)
+class _Once:
+    metrics: Metrics
+
+    def collect(self) -> Iterator[Metric]:
+        return self.metrics.collect()
+
+
+_COUNTERS = {
+    "deliveries": "Events written to streams",
+    "suppressed": "Events held back from a person by a switch",
+    "expired": "Events dropped because they were too old",
+    "fenced": "Publications skipped because the log had them already",
+    "repeated": "Events skipped because their producer repeated the id",
+    "appended": "Publications appended to the log",
+    "records": "Kafka records read",
+    "dead_letters": "Records sent to the dead-letter topic",
+    "unknown_members": "Members of events that were ignored",
+    "unfiltered": "Events published without asking the switches, because the database was away",
+    "gaps_filled": "Times that missed publications were read from the log",
+    "backplane_reconnects": "Connections to the backplane made anew",
+    "logs_lost": "Logs that went on in another epoch",
+    "streams_opened": "Streams opened",
+}
+_LABELLED = (
+    ("resumes", "outcome", "Streams by how their resume went"),
+    ("endings", "reason", "Streams ended, by reason"),
+    ("questions", "status", "Questions by the status they came to"),
+)
