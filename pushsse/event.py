@@ -123,14 +123,13 @@ def publication(event: Event, *, event_id: str, at: datetime, max_age_s: int) ->
     """
     ts = (event.ts or at).astimezone(UTC)
     ttl_s = event.ttl_s or max_age_s
-    made = encode(
+    return encode(
         event.type,
         _Delivered(event_id, event.type, event.message, event.desc, ts),
         users=event.users,
         switchable=True,
         expires_ms=int((ts.timestamp() + ttl_s) * 1000),
     )
-    return made
 
 
 def encode(

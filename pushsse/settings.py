@@ -22,9 +22,9 @@ _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZES = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 
 
-def describe(text: str, **limits: float) -> Meta:
+def describe(text: str, ge: float | None = None, le: float | None = None) -> Meta:
     """The help text of a setting, and its bounds."""
-    return Meta(description=text, **limits)  # type: ignore[arg-type]
+    return Meta(description=text, ge=ge, le=le)
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,0 +1,1 @@
+"""People's own switches: the catalogue of event types, and who has which of them off."""
