@@ -1,0 +1,1 @@
+"""The HTTP interface: who is asking, what they may, and one module for each group of calls."""

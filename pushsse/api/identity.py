@@ -1,0 +1,161 @@
+"""Who is asking, and what they may: a JWT in header or cookie, or the development identity on loopback.
+
+Every endpoint asks here first. What comes back is a name and its scopes; tokens go no further.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import jwt
+from starlette.requests import HTTPConnection
+
+from pushsse.api.problem import HttpProblem
+from pushsse.event import is_user
+
+STREAM, ASK, PREFERENCES, PUBLISH, ANSWER, ADMIN = (
+    "stream",
+    "ask",
+    "preferences",
+    "publish",
+    "answer",
+    "admin",
+)
+SCOPES = (STREAM, ASK, PREFERENCES, PUBLISH, ANSWER, ADMIN)
+DEFAULT_SCOPES = frozenset({STREAM, ASK, PREFERENCES})
+ALGORITHMS = ["HS256", "HS384", "HS512"]
+_PREFIX = "pushsse:"
+_LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+_PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A person and what he may do; `expires_at` in seconds since 1970, None for never."""
+
+    user: str
+    scopes: frozenset[str]
+    expires_at: float | None = None
+
+    @property
+    def expires_in_s(self) -> int | None:
+        """Whole seconds until the token ends."""
+        return None if self.expires_at is None else max(0, int(self.expires_at - time.time()))
+
+
+class Identifier(Protocol):
+    """Says who is asking. Raises HttpProblem 401 (with a code) or 403."""
+
+    def identify(self, request: HTTPConnection, scope: str) -> Identity:
+        """The identity behind a request that needs `scope`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIdentifier:
+    """Bearer header or cookie with a JWT (RFC 7519) signed with a shared secret."""
+
+    secret: str
+    cookie: str
+    user_claim: str
+
+    def identify(self, request: HTTPConnection, scope: str) -> Identity:
+        """Checks the token; the first place that has one decides."""
+        claims = self._claims(_token(request, self.cookie))
+        user = claims.get(self.user_claim)
+        if not isinstance(user, str) or not is_user(user):
+            raise _unauthorized("token_invalid", f"the claim {self.user_claim!r} doesn't name a user")
+        identity = Identity(user, _scopes(claims), float(claims["exp"]))
+        if scope not in identity.scopes and ADMIN not in identity.scopes:
+            raise HttpProblem(403, "scope_missing", f"this needs the scope {_PREFIX}{scope}")
+        return identity
+
+    def _claims(self, token: str) -> Mapping[str, Any]:
+        try:
+            claims: Mapping[str, Any] = jwt.decode(
+                token,
+                self.secret,
+                algorithms=ALGORITHMS,
+                options={"require": ["exp"], "verify_aud": False, "verify_sub": False},
+            )
+        except jwt.ExpiredSignatureError:
+            raise _unauthorized("token_expired", "the token has expired") from None
+        except jwt.ImmatureSignatureError:
+            raise _unauthorized("token_not_yet_valid", "the token isn't valid yet") from None
+        except jwt.MissingRequiredClaimError:
+            raise _unauthorized("token_invalid", "the token has no exp") from None
+        except jwt.InvalidSignatureError:
+            raise _unauthorized("token_invalid", "the token's signature is wrong") from None
+        except (jwt.InvalidTokenError, ValueError, RecursionError):
+            raise _unauthorized("token_invalid", "the token can't be read") from None
+        return claims
+
+
+@dataclass(frozen=True, slots=True)
+class DevelopmentIdentifier:
+    """`?user=NAME`, everything allowed, for a browser or a shell on this machine and nobody else."""
+
+    def identify(self, request: HTTPConnection, scope: str) -> Identity:
+        """The name in the query; a request from outside gets 403."""
+        refuse_strangers(request)
+        user = request.query_params.get("user", "dev")
+        if not is_user(user):
+            raise HttpProblem(
+                400, "user_invalid", f"user={user!r} isn't 1–128 characters without white space"
+            )
+        return Identity(user, frozenset(SCOPES))
+
+
+def refuse_strangers(request: HTTPConnection) -> None:
+    """Raises HttpProblem 403 unless the request came straight from this machine, meant for it."""
+    headers = request.headers
+    for name in _PROXY_HEADERS:
+        if name in headers:
+            raise HttpProblem(403, "development_only", f"development identity, and the request has {name}")
+    if _host(headers.get("host", "")) not in _LOOPBACK_HOSTS:
+        raise HttpProblem(403, "development_only", "development identity, and the Host isn't this machine")
+    origin = headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        raise HttpProblem(403, "development_only", "development identity, and the Origin is another one")
+    if request.client is not None and request.client.host not in ("127.0.0.1", "::1", ""):
+        if not request.client.host.startswith("127."):
+            raise HttpProblem(403, "development_only", "development identity, and the client is elsewhere")
+
+
+def _host(value: str) -> str:
+    try:
+        return (urlsplit(f"//{value}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _token(request: HTTPConnection, cookie: str) -> str:
+    authorization = request.headers.get("authorization")
+    if authorization is not None:
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() == "bearer" and token.strip():
+            return token.strip()
+        raise _unauthorized("token_invalid", "the Authorization header has no Bearer token")
+    if token := request.cookies.get(cookie, ""):
+        return token
+    raise _unauthorized("token_missing", "there is no token")
+
+
+def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
+    words: list[str] = []
+    for name in ("scope", "scp"):
+        value = claims.get(name)
+        if isinstance(value, str):
+            words += value.split()
+        elif isinstance(value, list):
+            words += [word for word in value if isinstance(word, str)]
+    named = frozenset(word.removeprefix(_PREFIX) for word in words if word.startswith(_PREFIX))
+    return named or DEFAULT_SCOPES
+
+
+def _unauthorized(code: str, detail: str) -> HttpProblem:
+    return HttpProblem(
+        401, code, detail, {"www-authenticate": f'Bearer error="invalid_token", error_description="{code}"'}
+    )

@@ -1,0 +1,126 @@
+"""Errors as `application/problem+json` (RFC 9457), and the bodies of requests read within their bounds.
+
+Endpoints raise; `app` registers the handlers below, which are the only place where an error becomes a response.
+"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import TypeVar
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from pushsse import strictjson
+from pushsse.errors import InvalidInput, NotJson, Unavailable
+from pushsse.errors import Problem as Fault
+
+T = TypeVar("T")
+MEDIA_TYPE = "application/problem+json"
+MAX_BODY = 64 * 1024
+MAX_EVENTS_BODY = 1024 * 1024
+
+
+class HttpProblem(Exception):
+    """A request that can't be served: its status, a code for programs, and a sentence for people."""
+
+    def __init__(self, status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.headers = headers
+
+
+def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON response of anything that msgspec encodes."""
+    return Response(msgspec.json.encode(value), status, headers, "application/json")
+
+
+def problem_response(
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    faults: tuple[Fault, ...] = (),
+) -> Response:
+    """One problem document."""
+    body: dict[str, object] = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "code": code,
+        "detail": detail,
+    }
+    if faults:
+        body["errors"] = [{"at": fault.at, "detail": fault.detail} for fault in faults]
+    return Response(msgspec.json.encode(body), status, headers, MEDIA_TYPE)
+
+
+async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
+    """The body of a request. Raises HttpProblem 413 as soon as it is over `limit` bytes."""
+    too_large = HttpProblem(413, "body_too_large", f"the body has more than {limit} bytes")
+    announced = request.headers.get("content-length", "0")
+    if announced.isdigit() and int(announced) > limit:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)
+
+
+async def read_json(request: Request, to: type[T], limit: int = MAX_BODY) -> T:
+    """The body as a checked type. Raises HttpProblem 413, NotJson (400), InvalidInput (422)."""
+    return strictjson.convert(strictjson.loads(await read_body(request, limit)), to)
+
+
+async def on_problem(_: Request, error: Exception) -> Response:
+    """HttpProblem."""
+    assert isinstance(error, HttpProblem)
+    return problem_response(error.status, error.code, error.detail, headers=error.headers)
+
+
+async def on_invalid(_: Request, error: Exception) -> Response:
+    """InvalidInput, and NotJson below it."""
+    assert isinstance(error, InvalidInput)
+    if isinstance(error, NotJson):
+        return problem_response(400, "not_json", str(error), faults=error.problems)
+    return problem_response(422, "invalid", str(error)[:1000], faults=error.problems)
+
+
+async def on_unavailable(_: Request, error: Exception) -> Response:
+    """Unavailable: which dependency it is goes to the log, not to the world."""
+    assert isinstance(error, Unavailable)
+    detail = "a part of the service doesn't answer just now, try again"
+    return problem_response(503, "unavailable", detail, headers={"retry-after": "2"})
+
+
+async def on_http_exception(_: Request, error: Exception) -> Response:
+    """Starlette's own: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "refused")
+    return problem_response(error.status_code, code, str(error.detail), headers=error.headers)
+
+
+async def on_disconnect(_: Request, error: Exception) -> Response:
+    """The client left before its body was whole; nobody reads this answer."""
+    return problem_response(400, "disconnected", "the request ended before its body did")
+
+
+async def on_bug(_: Request, error: Exception) -> Response:
+    """Anything else is a bug: Starlette logs the traceback, the world learns nothing of it."""
+    return problem_response(500, "internal", "an error of the server, it has been logged")
+
+
+HANDLERS = {
+    HttpProblem: on_problem,
+    InvalidInput: on_invalid,
+    Unavailable: on_unavailable,
+    HTTPException: on_http_exception,
+    ClientDisconnect: on_disconnect,
+    Exception: on_bug,
+}
