@@ -1,4 +1,7 @@
-"""The tables of the catalogue and the switches. Read and written by `store` alone."""
+"""The tables of the catalogue and the switches. Read and written by `store` alone.
+
+A table's docstring becomes its comment in the database: no semicolon there, Tortoise splits SQL at each.
+"""
 
 from tortoise import fields
 from tortoise.models import Model
@@ -21,7 +24,7 @@ class EventType(Model):
 
 
 class Switch(Model):
-    """What a person chose for one type; without a row the type's default holds."""
+    """What a person chose for one type. Without a row the type's default holds."""
 
     id = fields.BigIntField(primary_key=True)
     user = fields.CharField(max_length=128)
