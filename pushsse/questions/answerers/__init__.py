@@ -1,0 +1,1 @@
+"""What answers questions: chosen by PUSHSSE_ANSWERER, one module each, behind the protocol in `base`."""

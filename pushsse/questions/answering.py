@@ -1,0 +1,179 @@
+"""The answering on this node: which questions it holds, and one task for each that has its turn.
+
+Called by the service, which supervises `run`, and by the sweeper; asks the answerer, hands to `growing` and
+`life`. A question that can't be answered just now (a part is away) is taken anew when its lease has lapsed.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from contextlib import aclosing
+from datetime import UTC, datetime
+from functools import partial
+
+import msgspec
+
+from pushsse.errors import Unavailable
+from pushsse.questions.answerers.base import Answerer, Delta, SentOff
+from pushsse.questions.growing import Growing
+from pushsse.questions.life import Life
+from pushsse.questions.question import (
+    EXPIRED,
+    TOO_LONG,
+    Answered,
+    Ending,
+    Lost,
+    Question,
+    Unanswered,
+)
+from pushsse.questions.turns import Turns
+
+log = logging.getLogger(__name__)
+_FAILED = Unanswered("failed", "answerer_failed", "the answerer failed")
+_SILENT = Unanswered("failed", "answerer_failed", "the answerer ended without an answer")
+_CLOSE_S = 2.0
+
+
+class Answering:
+    """The questions that this node holds: waiting for their turn, or being answered."""
+
+    def __init__(self, life: Life, answerer: Answerer, turns: Turns) -> None:
+        self.turns = turns
+        self._life = life
+        self._answerer = answerer
+        self._held: dict[str, Question] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._group: asyncio.TaskGroup | None = None
+
+    @property
+    def held(self) -> Mapping[str, int]:
+        """The ids of the questions that this node holds, each with its taker's number."""
+        return {question.id: question.attempt for question in self._held.values()}
+
+    def put(self, question: Question) -> bool:
+        """Takes a question on; False if there is no room: another sweep, here or elsewhere, takes it."""
+        self.drop(question.id)
+        if not self.turns.put(question.user, question.id):
+            return False
+        self._held[question.id] = question
+        self._start()
+        return True
+
+    def drop(self, question_id: str) -> None:
+        """Stops answering a question, which has ended or is somebody else's."""
+        self._held.pop(question_id, None)
+        if (task := self._tasks.get(question_id)) is not None:
+            task.cancel()
+
+    async def run(self) -> None:
+        """Answers, for ever; what is still held at the end is given up, for another node to take at once."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                self._start()
+                await self._answerer.run(self._life)
+                await asyncio.Event().wait()
+        finally:
+            self._group = None
+            await self._give_up()
+
+    def _start(self) -> None:
+        while self._group is not None and (turn := self.turns.next()) is not None:
+            user, question_id = turn
+            task = self._group.create_task(self._turn(user, question_id), name=f"answer {question_id}")
+            task.add_done_callback(partial(self._over, user))
+
+    def _over(self, user: str, _: asyncio.Task[None]) -> None:
+        # In a callback, since a task that is cancelled before its first step runs no `finally`.
+        self.turns.done(user)
+        self._start()
+
+    async def _turn(self, user: str, question_id: str) -> None:
+        question = self._held.get(question_id)
+        task = asyncio.current_task()
+        if question is None or task is None:
+            return
+        self._tasks[question_id] = task
+        try:
+            await self._answer(question)
+        except Lost:
+            log.info("question %s has ended or is somebody else's", question_id)
+            self._forget(question)
+        except Unavailable as error:
+            log.warning("question %s can't be answered just now: %s", question_id, error)
+            self._forget(question)
+        except Exception:
+            # Taken anew when its lease lapses, a few times; it mustn't take node after node down.
+            log.exception("question %s: answering failed", question_id)
+            self._forget(question)
+        finally:
+            if self._tasks.get(question_id) is task:
+                del self._tasks[question_id]
+
+    async def _answer(self, question: Question) -> None:
+        question = await self._life.begin(question)
+        left_s = (question.deadline_at - datetime.now(UTC)).total_seconds()
+        limit = asyncio.timeout(left_s)
+        ending: Ending | SentOff = EXPIRED
+        try:
+            async with limit:
+                ending = await self._grown(question)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        # From here on neither a sweep nor a cancel may stop this task between a step and its telling.
+        if not self._forget(question):
+            raise Lost(question.id)
+        del self._tasks[question.id]
+        if isinstance(ending, SentOff):
+            await self._life.store.sent_off(question)
+        else:
+            await self._life.end(question.id, ending, attempt=question.attempt)
+
+    async def _grown(self, question: Question) -> Ending | SentOff:
+        growing = Growing(self._life, question)
+        try:
+            async with asyncio.TaskGroup() as group:
+                telling = group.create_task(growing.run(), name=f"tell {question.id}")
+                ending = await self._ask(question, growing)
+                telling.cancel()
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        await growing.finish()
+        if isinstance(ending, Answered) and ending.text is None:
+            return msgspec.structs.replace(ending, text=growing.text)
+        return ending
+
+    async def _ask(self, question: Question, growing: Growing) -> Ending | SentOff:
+        try:
+            async with aclosing(self._answerer.answer(question)) as pieces:
+                async for piece in pieces:
+                    if not isinstance(piece, Delta):
+                        return piece
+                    growing.add(piece.text)
+                    if growing.too_long:
+                        return TOO_LONG
+        except Unavailable:
+            raise
+        except Exception:
+            # An answerer's bug fails its question, not the node.
+            log.exception("question %s: the answerer failed", question.id)
+            return _FAILED
+        return _SILENT
+
+    def _forget(self, question: Question) -> bool:
+        """This node doesn't hold the question any more; False if it didn't, as this taker, before."""
+        held = self._held.get(question.id)
+        if held is None or held.attempt != question.attempt:
+            return False
+        del self._held[question.id]
+        return True
+
+    async def _give_up(self) -> None:
+        if not self._held:
+            return
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await self._life.store.lease(list(self._held), 0)
+        except (Unavailable, TimeoutError) as error:
+            log.warning("%d questions wait for their leases to lapse: %s", len(self._held), error)

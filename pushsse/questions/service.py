@@ -1,0 +1,143 @@
+"""Questions as the endpoints see them: ask, cancel, read; and what a stream that opens has to be told.
+
+Called by api/questions and, through `so_far`, by the stream; hands new questions to `answering`. `run` is
+supervised by the app.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from ulid import ULID
+
+from pushsse.errors import InvalidInput, Problem
+from pushsse.event import Publication
+from pushsse.questions import events
+from pushsse.questions.answering import Answering
+from pushsse.questions.life import Life
+from pushsse.questions.question import CANCELLED, Overloaded, Question, TooManyQuestions
+from pushsse.questions.store import KeyTaken
+from pushsse.questions.sweeper import Sweeper
+from pushsse.strictjson import shown
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What a person asks."""
+
+    text: str
+    conversation: str | None = None
+    context: dict[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """The questions of all people, from this node."""
+
+    life: Life
+    answering: Answering
+    sweeper: Sweeper
+    node: str
+    timeout_s: float
+    most_open: int = 20
+
+    async def run(self) -> None:
+        """Answers and sweeps, for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.answering.run(), name="answering")
+            group.create_task(self.sweeper.run(), name="sweeper")
+
+    async def ask(self, user: str, asking: Asking, *, idempotency_key: str | None = None) -> Question:
+        """Takes a question; with a key that the person has used before, returns the first.
+
+        Raises InvalidInput (the key was another question's), TooManyQuestions, Overloaded,
+        DatabaseUnavailable.
+        """
+        if idempotency_key is not None and (first := await self._first(user, idempotency_key, asking)):
+            return first
+        await self._admit(user)
+        question = self._new(user, asking)
+        pace = self.life.pace
+        try:
+            await self.life.store.create(
+                question,
+                key=idempotency_key,
+                owner=self.node,
+                lease_s=pace.lease_s,
+                announce_s=pace.announce_s,
+            )
+        except KeyTaken:
+            # Asked twice at once, and the other one was first.
+            if idempotency_key is None or not (first := await self._first(user, idempotency_key, asking)):
+                raise
+            return first
+        self.life.metrics.questions[question.status] += 1
+        await self.life.announce(question)
+        self.answering.put(question)
+        return question
+
+    async def cancel(self, user: str, question_id: str) -> Question | None:
+        """Ends a person's question if it is open; as it stands after that, None if there is no such one."""
+        question = await self.get(user, question_id)
+        if question is None or not question.is_open:
+            return question
+        if await self.life.end(question_id, CANCELLED):
+            self.answering.drop(question_id)
+        return await self.get(user, question_id)
+
+    async def get(self, user: str, question_id: str) -> Question | None:
+        """A person's question; None if there is none, or it is somebody else's."""
+        question = await self.life.find(question_id)
+        return question if question is not None and question.user == user else None
+
+    async def page(self, user: str, *, limit: int, before: str | None = None) -> Sequence[Question]:
+        """A person's questions, newest first, those before an id."""
+        return await self.life.store.page(user, limit=limit, before=before)
+
+    async def so_far(self, user: str) -> Sequence[Publication]:
+        """For whoever joins: the answers that are growing for this person, from their beginnings.
+
+        To be called after the stream hears live publications; a delta heard before may then be told again.
+        """
+        questions = await self.life.store.answering(user)
+        return [delta for question in questions for delta in grown(question)]
+
+    async def _first(self, user: str, key: str, asking: Asking) -> Question | None:
+        first = await self.life.store.by_key(user, key)
+        if first is None:
+            return None
+        same = (
+            first.text == asking.text
+            and first.context == asking.context
+            and asking.conversation in (None, first.conversation)
+        )
+        if not same:
+            raise InvalidInput(Problem("Idempotency-Key", f"{shown(key)} was used for another question"))
+        return first
+
+    async def _admit(self, user: str) -> None:
+        if not self.answering.turns.room:
+            raise Overloaded("too many questions wait for their turn")
+        if await self.life.store.count_open(user) >= self.most_open:
+            raise TooManyQuestions(f"{self.most_open} questions are open, wait for an answer or cancel one")
+
+    def _new(self, user: str, asking: Asking) -> Question:
+        now = datetime.now(UTC)
+        return Question(
+            id=str(ULID()),
+            user=user,
+            conversation=asking.conversation or str(ULID()),
+            text=asking.text,
+            context=asking.context,
+            status="pending",
+            asked_at=now,
+            updated_at=now,
+            deadline_at=now + timedelta(seconds=self.timeout_s),
+        )
+
+
+def grown(question: Question) -> Sequence[Publication]:
+    """An answer's deltas from its beginning, as far as it is stored; the last has the stored `seq`."""
+    first = max(0, question.seq - events.pieces(question.answer) + 1)
+    return list(events.deltas(question, question.answer, start=0, seq=first))

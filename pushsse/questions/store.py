@@ -1,0 +1,214 @@
+"""The SQL of the questions: every change of status is one conditional UPDATE, so that one node wins it.
+
+Called by `life`, the service and the sweeper. Raises DatabaseUnavailable.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal, cast
+
+import msgspec
+from tortoise.exceptions import IntegrityError
+
+from pushsse.database import Database
+from pushsse.questions import models
+from pushsse.questions.question import OPEN, Answered, By, Ending, Link, Question, Status
+
+
+class KeyTaken(Exception):
+    """The person has used this idempotency key before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The table, behind one method a step of a question's life."""
+
+    database: Database
+
+    async def create(
+        self, question: Question, *, key: str | None, owner: str, lease_s: float, announce_s: float
+    ) -> None:
+        """Writes a new question. Raises KeyTaken; the unique constraint decides when two ask at once."""
+        now = _now()
+        row = models.Question(
+            id=question.id,
+            user=question.user,
+            conversation=question.conversation,
+            text=question.text,
+            context=question.context,
+            status=question.status,
+            idempotency_key=key,
+            owner=owner,
+            attempts=question.attempt,
+            lease_until=now + timedelta(seconds=lease_s),
+            announce_by=now + timedelta(seconds=announce_s),
+            created_at=question.asked_at,
+            updated_at=question.updated_at,
+            deadline_at=question.deadline_at,
+        )
+        async with self.database.session():
+            try:
+                await row.save(force_create=True)
+            except IntegrityError:
+                raise KeyTaken from None
+
+    async def by_key(self, user: str, key: str) -> Question | None:
+        """The question that a person asked with an idempotency key."""
+        async with self.database.session():
+            return _value(await models.Question.get_or_none(user=user, idempotency_key=key))
+
+    async def one(self, question_id: str) -> Question | None:
+        """A question by its id."""
+        async with self.database.session():
+            return _value(await models.Question.get_or_none(id=question_id))
+
+    async def page(self, user: str, *, limit: int, before: str | None) -> Sequence[Question]:
+        """A person's questions, newest first, below the id `before`."""
+        rows = models.Question.filter(user=user)
+        if before is not None:
+            rows = rows.filter(id__lt=before)
+        async with self.database.session():
+            return [_question(row) for row in await rows.order_by("-id").limit(limit)]
+
+    async def count_open(self, user: str) -> int:
+        """How many questions of a person have no end yet."""
+        async with self.database.session():
+            return await models.Question.filter(user=user, status__in=OPEN).count()
+
+    async def answering(self, user: str) -> Sequence[Question]:
+        """A person's questions whose answers have begun to grow."""
+        async with self.database.session():
+            rows = (
+                await models.Question.filter(user=user, status="answering").exclude(answer="").order_by("id")
+            )
+            return [_question(row) for row in rows]
+
+    async def begin(self, question_id: str, attempt: int, *, announce_s: float) -> bool:
+        """pending → answering, for the taker numbered `attempt`."""
+        now = _now()
+        rows = models.Question.filter(id=question_id, attempts=attempt, status="pending")
+        async with self.database.session():
+            return bool(
+                await rows.update(
+                    status="answering", updated_at=now, announce_by=now + timedelta(seconds=announce_s)
+                )
+            )
+
+    async def grow(self, question: Question, text: str, seq: int, *, after: int | None = None) -> bool:
+        """Stores the answer so far, if this taker still holds the question (and its seq is `after`)."""
+        rows = models.Question.filter(id=question.id, attempts=question.attempt, status="answering")
+        if after is not None:
+            rows = rows.filter(answer_seq=after)
+        async with self.database.session():
+            return bool(await rows.update(answer=text, answer_seq=seq, updated_at=_now()))
+
+    async def end(self, question_id: str, ending: Ending, *, attempt: int | None, announce_s: float) -> bool:
+        """Open → ended; true for one caller over all nodes. `attempt` None for who isn't the taker."""
+        now = _now()
+        rows = models.Question.filter(id=question_id, status__in=OPEN)
+        if attempt is not None:
+            rows = rows.filter(attempts=attempt)
+        changes: dict[str, object] = {
+            "updated_at": now,
+            "announce_by": now + timedelta(seconds=announce_s),
+            "lease_until": None,
+        }
+        if isinstance(ending, Answered):
+            changes |= {"status": "answered", "by_kind": ending.by.kind, "by_name": ending.by.name}
+            changes |= {"links": msgspec.to_builtins(ending.links), "suggestions": list(ending.suggestions)}
+            if ending.text is not None:
+                changes["answer"] = ending.text
+        else:
+            changes |= {"status": ending.status, "error_code": ending.code, "error_detail": ending.detail}
+        async with self.database.session():
+            return bool(await rows.update(**changes))
+
+    async def announced(self, question: Question) -> None:
+        """The log has the question's status, if it is still this one."""
+        async with self.database.session():
+            await models.Question.filter(id=question.id, status=question.status).update(announce_by=None)
+
+    async def unannounced(self, limit: int) -> Sequence[Question]:
+        """Questions whose status should have come to the log by now."""
+        rows = models.Question.filter(announce_by__lt=_now()).order_by("announce_by").limit(limit)
+        async with self.database.session():
+            return [_question(row) for row in await rows]
+
+    async def overdue(self, limit: int) -> Sequence[Question]:
+        """Open questions after their deadline."""
+        rows = (
+            models.Question.filter(status__in=OPEN, deadline_at__lt=_now())
+            .order_by("deadline_at")
+            .limit(limit)
+        )
+        async with self.database.session():
+            return [_question(row) for row in await rows]
+
+    async def abandoned(self, limit: int) -> Sequence[Question]:
+        """Open questions whose taker has let its lease lapse."""
+        now = _now()
+        rows = models.Question.filter(status__in=OPEN, deadline_at__gt=now, lease_until__lt=now)
+        async with self.database.session():
+            return [_question(row) for row in await rows.order_by("id").limit(limit)]
+
+    async def take(self, question: Question, *, owner: str, lease_s: float) -> bool:
+        """Makes this node the next taker of an abandoned question; one of several nodes wins."""
+        now = _now()
+        rows = models.Question.filter(
+            id=question.id, attempts=question.attempt, status__in=OPEN, lease_until__lt=now
+        )
+        lease = now + timedelta(seconds=lease_s)
+        async with self.database.session():
+            return bool(await rows.update(attempts=question.attempt + 1, owner=owner, lease_until=lease))
+
+    async def held(self, ids: Collection[str]) -> dict[str, int]:
+        """Of these questions the open ones, with the number of their present taker."""
+        async with self.database.session():
+            rows = await models.Question.filter(id__in=list(ids), status__in=OPEN).values_list(
+                "id", "attempts"
+            )
+        return {str(row[0]): int(row[1]) for row in rows}
+
+    async def lease(self, ids: Collection[str], lease_s: float) -> None:
+        """Renews the leases of questions that this node holds; 0 gives them up."""
+        until = _now() + timedelta(seconds=lease_s)
+        rows = models.Question.filter(id__in=list(ids), status__in=OPEN, lease_until__isnull=False)
+        async with self.database.session():
+            await rows.update(lease_until=until)
+
+    async def sent_off(self, question: Question) -> None:
+        """The answer comes from elsewhere: nobody takes the question over any more, it can only expire."""
+        async with self.database.session():
+            await models.Question.filter(id=question.id, attempts=question.attempt).update(lease_until=None)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _value(row: models.Question | None) -> Question | None:
+    return None if row is None else _question(row)
+
+
+def _question(row: models.Question) -> Question:
+    kind: Literal["bot", "staff"] = "bot" if row.by_kind == "bot" else "staff"
+    return Question(
+        id=row.id,
+        user=row.user,
+        conversation=row.conversation,
+        text=row.text,
+        context=row.context,
+        status=cast(Status, row.status),
+        asked_at=row.created_at,
+        updated_at=row.updated_at,
+        deadline_at=row.deadline_at,
+        attempt=row.attempts,
+        answer=row.answer,
+        seq=row.answer_seq,
+        by=By(kind, row.by_name) if row.by_kind else None,
+        links=msgspec.convert(row.links or [], tuple[Link, ...]),
+        suggestions=tuple(row.suggestions or ()),
+        error_code=row.error_code,
+        error_detail=row.error_detail,
+    )
