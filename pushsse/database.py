@@ -31,7 +31,6 @@ from pushsse.errors import DatabaseUnavailable, SettingsError
 Value = str | int | float | bool | None | list[str]
 Row = TypeVar("Row")
 
-_CONNECTION = "default"
 _APP = "pushsse"
 # "pushsse" and a digit in ASCII, so that no other user of the same PostgreSQL server takes this lock.
 _MIGRATION_LOCK = 0x7075736873736531
@@ -83,7 +82,9 @@ def configuration(url: str, *, pool_size: int = 8, timeout_s: float = 1.5) -> di
     except (ConfigurationError, ValueError) as error:
         raise SettingsError(f"PUSHSSE_DATABASE_URL: {error}") from None
     credentials = connection["credentials"]
-    if connection["engine"] == "tortoise.backends.sqlite":
+    # Tortoise keeps prepared SQL per name of a connection, so each kind of database has a name of its own.
+    name = connection["engine"].rpartition(".")[2]
+    if name == "sqlite":
         # Less than a query's limit, so that a locked file is an error and not a thread that is stuck.
         credentials.setdefault("busy_timeout", int(timeout_s * 600))
     else:
@@ -91,8 +92,8 @@ def configuration(url: str, *, pool_size: int = 8, timeout_s: float = 1.5) -> di
         defaults = {"minsize": 0, "maxsize": pool_size, "timeout": timeout_s, "application_name": _APP}
         connection["credentials"] = defaults | credentials | {"reset": _keep}
     models = ["pushsse.preferences.models", "pushsse.questions.models"]
-    app = {"models": models, "default_connection": _CONNECTION, "migrations": "pushsse.migrations"}
-    return {"connections": {_CONNECTION: connection}, "apps": {_APP: app}}
+    app = {"models": models, "default_connection": name, "migrations": "pushsse.migrations"}
+    return {"connections": {name: connection}, "apps": {_APP: app}}
 
 
 # For Tortoise's command line: `tortoise -c pushsse.database.TORTOISE makemigrations`.
@@ -112,7 +113,7 @@ class Statement:
 
 
 _ONE = Statement("SELECT 1")
-_LOCK_MIGRATIONS = Statement("SELECT pg_advisory_xact_lock($1)")
+_LOCK = Statement("SELECT pg_advisory_xact_lock($1)")
 
 
 class Session:
@@ -133,6 +134,11 @@ class Session:
             found = await self._raw.fetch(statement.postgres, *values)
         return [make(*row) for row in found]
 
+    async def lock(self, number: int) -> None:
+        """Waits until no other transaction of any process holds this number; on SQLite none does anyway."""
+        if not self._sqlite:
+            await self.rows(str, _LOCK, number)
+
 
 class Database:
     """The database of one process, between `open` and `close`."""
@@ -152,7 +158,7 @@ class Database:
             await self._context.init(config=self._configuration)
         finally:
             _current_context.reset(entered)
-        self._client = self._context.connections.get(_CONNECTION)
+        self._client = self._context.db()
         self._sqlite = isinstance(self._client, SqliteClient)
         try:
             await self._client.create_connection(with_db=True)
@@ -214,8 +220,7 @@ class Database:
     async def migrate(self) -> tuple[str, ...]:
         """Applies what is pending, all or nothing, and says what; several processes may do so at once."""
         async with self.transaction(timeout_s=_MIGRATE_S) as session:
-            if not self._sqlite:
-                await session.rows(str, _LOCK_MIGRATIONS, _MIGRATION_LOCK)
+            await session.lock(_MIGRATION_LOCK)
             executor = self._executor()
             # First, since a query for a table that isn't there ends a transaction of PostgreSQL's.
             await executor.recorder.ensure_schema(executor._schema_editor(atomic=False))
@@ -224,7 +229,9 @@ class Database:
             return pending
 
     def _executor(self) -> MigrationExecutor:
-        return MigrationExecutor(self._context.connections.get(_CONNECTION), self._configuration["apps"])
+        return MigrationExecutor(
+            self._context.connections.get(self._client.connection_name), self._configuration["apps"]
+        )
 
     @asynccontextmanager
     async def _guard(self, timeout_s: float) -> AsyncIterator[None]:
@@ -283,7 +290,7 @@ class Database:
         wrapper = (_SqliteWrapper if self._sqlite else PostgresWrapper)(self._client)
         wrapper._connection = raw
         entered = _current_context.set(self._context)
-        token = self._context.connections.set(_CONNECTION, wrapper)
+        token = self._context.connections.set(self._client.connection_name, wrapper)
         try:
             yield
         finally:

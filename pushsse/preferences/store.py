@@ -1,0 +1,231 @@
+"""The catalogue and the switches in the database: asked by dispatch per batch, by streams when they open.
+
+Changes are numbered per person by their transaction, and leave a row in an outbox that `service` hands to the
+log. Nothing is cached here. Every call raises DatabaseUnavailable when the database is away.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from pushsse.database import Database, Session, Statement
+from pushsse.errors import InvalidInput, Problem
+from pushsse.position import Mark
+from pushsse.preferences.models import EventType, PreferenceChange, Switch
+from pushsse.preferences.views import PendingChange, Preference, Switches, TypeView
+
+MAX_TYPES = 1_000
+# "pushsse" and a digit in ASCII: of two nodes that join types, one waits.
+_CATALOGUE_LOCK = 0x7075736873736532
+
+# The empty user marks a type that is off by default; a person's row says the opposite of the default.
+_OFF_AMONG = Statement("""
+    SELECT '', t.name, t.default_on FROM pushsse_event_type t
+     WHERE t.name = ANY($2) AND NOT t.default_on AND NOT t.mandatory
+    UNION ALL
+    SELECT s."user", s.type, s.enabled
+      FROM pushsse_switch s LEFT JOIN pushsse_event_type t ON t.name = s.type
+     WHERE s."user" = ANY($1) AND s.type = ANY($2)
+       AND s.enabled <> coalesce(t.default_on, true) AND NOT coalesce(t.mandatory, false)""")
+# The first row, without a type, is about the person; the others are the types that are off.
+_SWITCHES = Statement("""
+    SELECT '', coalesce(p.version, 0), coalesce(p.logged_version, 0), coalesce(p.logged_epoch, ''),
+           coalesce(p.logged_number, 0),
+           EXISTS (SELECT 1 FROM pushsse_question q
+                    WHERE q."user" = $1 AND q.status IN ('pending', 'answering'))
+      FROM (SELECT 1) AS one LEFT JOIN pushsse_person p ON p."user" = $1
+    UNION ALL
+    SELECT s.type, 0, 0, '', 0, false
+      FROM pushsse_switch s LEFT JOIN pushsse_event_type t ON t.name = s.type
+     WHERE s."user" = $1 AND NOT s.enabled AND NOT coalesce(t.mandatory, false)
+    UNION ALL
+    SELECT t.name, 0, 0, '', 0, false FROM pushsse_event_type t
+     WHERE NOT t.default_on AND NOT t.mandatory
+       AND NOT EXISTS (SELECT 1 FROM pushsse_switch s WHERE s."user" = $1 AND s.type = t.name)""")
+_CATALOGUE = Statement("""
+    SELECT name, title, description, default_on, mandatory, hidden FROM pushsse_event_type ORDER BY id""")
+_PREFERENCES = Statement("""
+    SELECT t.name, t.title, t.description, t.default_on, t.mandatory, t.hidden, s.enabled
+      FROM pushsse_event_type t LEFT JOIN pushsse_switch s ON s.type = t.name AND s."user" = $1
+     ORDER BY t.id""")
+# An update that changes nothing, so that a row that is there is locked like one that is made.
+_LOCK_PERSON = Statement("""
+    INSERT INTO pushsse_person ("user") VALUES ($1)
+    ON CONFLICT ("user") DO UPDATE SET version = pushsse_person.version RETURNING version""")
+_SET_VERSION = Statement('UPDATE pushsse_person SET version = $2 WHERE "user" = $1')
+_SET_LOGGED = Statement("""
+    UPDATE pushsse_person SET logged_version = $2, logged_epoch = $3, logged_number = $4
+     WHERE "user" = $1 AND logged_version < $2""")
+_FORGET_CHANGES = Statement('DELETE FROM pushsse_preference_change WHERE "user" = $1 AND version <= $2')
+
+
+class _Person(NamedTuple):
+    type: str
+    version: int
+    logged_version: int
+    logged_epoch: str
+    logged_number: int
+    open_question: bool
+
+
+class _Choice(NamedTuple):
+    name: str
+    title: str
+    description: str
+    default_on: bool
+    mandatory: bool
+    hidden: bool
+    chosen: bool | None
+
+    @property
+    def enabled(self) -> bool:
+        return bool(self.mandatory or (self.default_on if self.chosen is None else self.chosen))
+
+
+class PreferenceStore:
+    """The tables of the preferences."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def off_among(self, users: Sequence[str], types: Sequence[str]) -> frozenset[tuple[str, str]]:
+        """Which of these types which of these people have off: by a switch, or by default without one."""
+        if not users or not types:
+            return frozenset()
+        rows = await self._database.rows(_pair, _OFF_AMONG, list(users), list(types))
+        off = {(user, name) for user, name, enabled in rows if user and not enabled}
+        if default_off := [name for user, name, _ in rows if not user]:
+            on = {(user, name) for user, name, enabled in rows if user and enabled}
+            off.update(pair for name in default_off for user in users if (pair := (user, name)) not in on)
+        return frozenset(off)
+
+    async def switches(self, user: str) -> Switches:
+        """What a stream needs to know about its person."""
+        person, *off = await self._database.rows(_Person, _SWITCHES, user)
+        logged = Mark(person.logged_epoch, person.logged_number) if person.logged_version else None
+        return Switches(
+            version=person.version,
+            off=frozenset([row.type for row in off]),
+            pending=person.version > person.logged_version,
+            logged=logged,
+            open_question=bool(person.open_question),
+        )
+
+    async def catalogue(self) -> tuple[TypeView, ...]:
+        """All types, in the order in which they joined."""
+        return tuple(await self._database.rows(_type, _CATALOGUE))
+
+    async def known(self) -> frozenset[str]:
+        """The names of all types."""
+        return frozenset(view.name for view in await self.catalogue())
+
+    async def preferences(self, user: str) -> tuple[Preference, ...]:
+        """The types that aren't hidden as this person has them, in the catalogue's order."""
+        rows = await self._database.rows(_Choice, _PREFERENCES, user)
+        return tuple(
+            Preference(
+                name=row.name,
+                title=row.title or row.name,
+                description=row.description,
+                category="",
+                enabled=row.enabled,
+                mandatory=bool(row.mandatory),
+            )
+            for row in rows
+            if not row.hidden
+        )
+
+    async def change(self, user: str, wanted: Mapping[str, bool]) -> list[PendingChange]:
+        """Switches types on and off, and returns all of the person's changes that may not be in the log yet.
+
+        Raises InvalidInput that names every type that isn't known, or is mandatory and was switched off.
+        """
+        async with self._database.transaction() as session:
+            version: int = (await session.rows(int, _LOCK_PERSON, user))[0]
+            rows = await session.rows(_Choice, _PREFERENCES, user)
+            _check({row.name: row for row in rows if not row.hidden}, wanted)
+            await _choose(
+                user, [row for row in rows if wanted.get(row.name, row.chosen) != row.chosen], wanted
+            )
+            changed = {row.name: wanted[row.name] for row in rows if _differs(row, wanted)}
+            if changed:
+                before = {row.name for row in rows if not row.enabled}
+                after = {name for name in before if name not in changed} | {
+                    n for n, on in changed.items() if not on
+                }
+                await _number(session, user, version + 1, changed, before, after)
+            return await _pending(user)
+
+    async def pending(self, user: str) -> list[PendingChange]:
+        """A person's changes that aren't known to be in the log, in order."""
+        async with self._database.session():
+            return await _pending(user)
+
+    async def pending_users(self, *, older_than_s: float, limit: int = 100) -> list[str]:
+        """People with changes that have waited for the log for so long, those who wait longest first."""
+        before = datetime.now(UTC) - timedelta(seconds=older_than_s)
+        async with self._database.session():
+            waiting = PreferenceChange.filter(created_at__lt=before).order_by("id").limit(limit)
+            return list(dict.fromkeys([row.user for row in await waiting]))
+
+    async def logged(self, user: str, version: int, mark: Mark) -> None:
+        """Notes that a person's changes up to `version` are in the log, up to `mark`; never backwards."""
+        async with self._database.transaction() as session:
+            await session.rows(str, _SET_LOGGED, user, version, mark.epoch, mark.number)
+            await session.rows(str, _FORGET_CHANGES, user, version)
+
+    async def join(self, names: Sequence[str], *, hidden: bool) -> None:
+        """Adds types to the catalogue, up to 1,000 in all; those that are there stay as they are."""
+        async with self._database.transaction() as session:
+            await session.lock(_CATALOGUE_LOCK)
+            known = {view.name for view in await session.rows(_type, _CATALOGUE)}
+            new = [name for name in dict.fromkeys(names) if name not in known][: MAX_TYPES - len(known)]
+            if new:
+                await EventType.bulk_create([EventType(name=name, hidden=hidden) for name in new])
+
+
+def _pair(user: str, name: str, enabled: bool) -> tuple[str, str, bool]:
+    return user, name, enabled
+
+
+def _type(
+    name: str, title: str, description: str, default_on: bool, mandatory: bool, hidden: bool
+) -> TypeView:
+    return TypeView(name, title or name, description, bool(default_on), bool(mandatory), bool(hidden))
+
+
+def _check(known: Mapping[str, _Choice], wanted: Mapping[str, bool]) -> None:
+    problems = []
+    for name, on in wanted.items():
+        at = f"$.types.{name}"
+        if name not in known:
+            problems.append(Problem(at, f"{name!r} is not a type of the catalogue"))
+        elif known[name].mandatory and not on:
+            problems.append(Problem(at, f"{name!r} is mandatory and can't be switched off, got false"))
+    if problems:
+        raise InvalidInput(*problems)
+
+
+def _differs(row: _Choice, wanted: Mapping[str, bool]) -> bool:
+    return row.name in wanted and wanted[row.name] != row.enabled
+
+
+async def _choose(user: str, rows: Sequence[_Choice], wanted: Mapping[str, bool]) -> None:
+    """Writes down what was chosen, also where it is the default, which may change."""
+    if rows:
+        chosen = [Switch(user=user, type=row.name, enabled=wanted[row.name]) for row in rows]
+        await Switch.bulk_create(chosen, on_conflict=("user", "type"), update_fields=("enabled",))
+
+
+async def _number(
+    session: Session, user: str, version: int, changed: dict[str, bool], before: set[str], after: set[str]
+) -> None:
+    await session.rows(str, _SET_VERSION, user, version)
+    await PreferenceChange.create(
+        user=user, version=version, changed=changed, before=sorted(before), after=sorted(after)
+    )
+
+
+async def _pending(user: str) -> list[PendingChange]:
+    rows = await PreferenceChange.filter(user=user).order_by("version")
+    return [PendingChange(r.user, r.version, r.changed, tuple(r.before), tuple(r.after)) for r in rows]
