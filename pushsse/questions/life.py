@@ -39,7 +39,7 @@ class Pace:
     """How often things happen, in seconds.
 
     A delta at most every `gather_s`; the answer so far stored every `store_s`; who holds a question renews
-    its lease of `lease_s` every `sweep_s`; what isn't in the log after `announce_s` is told by whoever sweeps.
+    its lease of `lease_s` every `sweep_s`; what isn't in the log after `announce_s` is told by who sweeps.
     """
 
     gather_s: float = 0.05

@@ -1,7 +1,8 @@
 """What every node does for all questions, every two seconds: none stays open, unanswered or untold for ever.
 
 Run by the service. Renews this node's leases, ends what is overdue, takes over what a dead node held, and
-tells what didn't get into the log. All steps are conditional in the database, so several nodes may do them at once.
+tells what didn't get into the log. All steps are conditional in the database, so several nodes may do them at
+once.
 """
 
 import asyncio

@@ -1,0 +1,141 @@
+"""`faq:FILE`: the best match from a question file, TOML or JSON; without FILE the one that pushsse ships.
+
+Loaded when the process starts, asked by `answering`. Never calls anything: what isn't in the file is answered
+with the closest questions.
+"""
+
+import asyncio
+import heapq
+import re
+import tomllib
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from msgspec import Meta, Struct
+
+from pushsse import strictjson
+from pushsse.errors import InvalidInput, SettingsError
+from pushsse.questions.answerers.base import Answers, Delta, Piece
+from pushsse.questions.answerers.matching import THRESHOLD, Text, closeness, is_ideographic, prepared
+from pushsse.questions.question import Answered, By, Link, Question
+
+SHIPPED = Path(__file__).parent.parent / "faq.toml"
+_SUGGESTED = 3
+_MAX_FILE_BYTES = 4 * 1024 * 1024
+_SENTENCE = re.compile(r".+?(?:[.!?:](?=\s)|[。！？：]|\Z)\s*", re.DOTALL)
+T = TypeVar("T")
+Line = Annotated[str, Meta(min_length=1, max_length=500)]
+Language = Annotated[str, Meta(pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*\Z")]
+
+
+class Wording(Struct, frozen=True, forbid_unknown_fields=True):
+    """A question in one language: how people ask it, and its answer."""
+
+    ask: Annotated[tuple[Line, ...], Meta(min_length=1, max_length=100)]
+    answer: Annotated[str, Meta(min_length=1, max_length=20_000)]
+    links: Annotated[tuple[Link, ...], Meta(max_length=10)] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Phrasing:
+    """One way to ask, with what it leads to."""
+
+    text: Text
+    language: str
+    wording: Wording
+
+
+@dataclass(frozen=True, slots=True)
+class Faq:
+    """Answers from a file; sentences follow each other at `pace_s`."""
+
+    name: str
+    phrasings: tuple[Phrasing, ...]
+    nothing: dict[str, str]
+    pace_s: float = 0.06
+
+    async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
+        """The answer of the closest question sentence by sentence; else a polite word and suggestions."""
+        found = self.match(question.text)
+        text = found.answer if isinstance(found, Wording) else found.text or ""
+        for sentence in _SENTENCE.findall(text):
+            yield Delta(sentence)
+            await asyncio.sleep(self.pace_s)
+        if isinstance(found, Wording):
+            yield Answered(By("bot", self.name), text, found.links)
+        else:
+            yield found
+
+    async def run(self, answers: Answers) -> None:
+        """Nothing besides."""
+
+    def match(self, text: str) -> Wording | Answered:
+        """The wording that a question is close enough to, or what is said when there is none."""
+        asked = prepared(text)
+        scored = [(closeness(asked, phrasing.text), phrasing) for phrasing in self.phrasings]
+        score, best = max(scored, key=lambda pair: pair[0])
+        if score >= THRESHOLD:
+            return best.wording
+        language = self._language(text)
+        closest: dict[str, None] = {}
+        alike = [pair for pair in scored if pair[1].language == language] or scored
+        for _, phrasing in heapq.nlargest(20, alike, key=lambda pair: pair[0]):
+            closest[phrasing.wording.ask[0]] = None
+        return Answered(By("bot", self.name), self.nothing[language], suggestions=tuple(closest)[:_SUGGESTED])
+
+    def _language(self, text: str) -> str:
+        """Of the file's languages the first that is written the way the question is."""
+        kind = is_ideographic(text)
+        fitting = (language for language, word in self.nothing.items() if is_ideographic(word) == kind)
+        return next(fitting, next(iter(self.nothing)))
+
+
+class _File(Struct, frozen=True, forbid_unknown_fields=True):
+    nothing: Annotated[dict[Language, Line], Meta(min_length=1)]
+    entry: Annotated[tuple[dict[str, object], ...], Meta(min_length=1, max_length=5_000)]
+    name: Annotated[str, Meta(min_length=1, max_length=128)] = "faq"
+
+
+def load(file: str) -> Faq:
+    """Reads a question file; "" is the shipped one. Raises SettingsError that names file and entry."""
+    path = Path(file) if file else SHIPPED
+    where = f"PUSHSSE_ANSWERER: {path}"
+    read = _convert(_read(path, where), _File, where)
+    phrasings: list[Phrasing] = []
+    for number, entry in enumerate(read.entry, 1):
+        name = entry.get("id", f"number {number}")
+        for language, wording in _wordings(entry, f"{where}: entry {name}").items():
+            if language not in read.nothing:
+                raise SettingsError(f"{where}: entry {name}: [nothing] has no {language!r}")
+            phrasings += [Phrasing(prepared(ask), language, wording) for ask in wording.ask]
+    return Faq(read.name, tuple(phrasings), read.nothing)
+
+
+def _wordings(entry: dict[str, object], where: str) -> dict[str, Wording]:
+    languages = {key: value for key, value in entry.items() if key != "id"}
+    if not languages:
+        raise SettingsError(f"{where}: has no language")
+    return {key: _convert(value, Wording, f"{where}: {key}") for key, value in languages.items()}
+
+
+def _read(path: Path, where: str) -> object:
+    try:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise SettingsError(f"{where}: has more than {_MAX_FILE_BYTES} bytes")
+        body = path.read_bytes()
+        if path.suffix == ".json":
+            return strictjson.loads(body)
+        return tomllib.loads(body.decode())
+    except OSError as error:
+        raise SettingsError(f"{where}: {error.strerror}") from None
+    except (InvalidInput, ValueError) as error:
+        raise SettingsError(f"{where}: {error}") from None
+
+
+def _convert(value: object, to: type[T], where: str) -> T:
+    try:
+        return strictjson.convert(value, to)
+    except InvalidInput as error:
+        raise SettingsError(f"{where}: {error}") from None
