@@ -10,11 +10,15 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from pushsse.event import Change, Publication
+from pushsse.metrics import Metrics
 from pushsse.position import Mark
 
 BROADCAST = "all"
 REMEMBER_MS = 600_000
 REMEMBER_MOST = 1_000_000
+BROADCAST_SHARE = 16  # times as many bytes as a shard's log
+TAIL_ENTRIES = 1000
+TAIL_BYTES = 1024 * 1024
 
 
 def log_of(user: str, shards: int) -> str:
@@ -23,7 +27,7 @@ def log_of(user: str, shards: int) -> str:
 
 
 class Source(NamedTuple):
-    """Where in Kafka a publication comes from; `owner` is the word that its reader claimed the partition by."""
+    """Where in Kafka a publication comes from; `owner` is the word that its reader claimed it by."""
 
     topic: str
     partition: int
@@ -57,6 +61,13 @@ class Receipt:
     expired: int = 0
     marks: dict[str, Mark] = field(default_factory=dict)
 
+    def count(self, metrics: Metrics) -> None:
+        """Adds it to the process's counts; every backplane does so with what it returns."""
+        metrics.appended += self.appended
+        metrics.fenced += self.fenced
+        metrics.repeated += self.repeated
+        metrics.expired += self.expired
+
 
 class Entry(NamedTuple):
     """A publication in its log. `order` grows over all logs; `at_ms` is the log's own clock."""
@@ -69,12 +80,16 @@ class Entry(NamedTuple):
 
 
 class Head(NamedTuple):
-    """A log as it stands: the last number, the oldest still held (`number + 1` for none), where it began."""
+    """A log as it stands: the last number, the oldest still held (`number + 1` for none), where it began.
+
+    `trimmed_ms` is the time of the newest entry that was trimmed away, 0 if none was.
+    """
 
     epoch: str
     number: int
     first: int
     base: int
+    trimmed_ms: int = 0
 
     @property
     def mark(self) -> Mark:
@@ -139,7 +154,7 @@ class Backplane(Protocol):
         ...
 
     async def publish_live(self, log: str, publication: Publication) -> None:
-        """Lets those who follow the log now hear a publication that isn't kept. Raises BackplaneUnavailable."""
+        """Lets those who follow the log now hear what isn't kept. Raises BackplaneUnavailable."""
         ...
 
     def listen(self) -> AsyncIterator[Hearing]:
@@ -151,7 +166,7 @@ class Backplane(Protocol):
         ...
 
     def follow(self, log: str) -> None:
-        """Asks for a log to be followed; `listen` yields Followed at the place from which it is. Idempotent."""
+        """Asks for a log to be followed; `listen` yields Followed at the place from which it is."""
         ...
 
     def unfollow(self, log: str) -> None:
@@ -171,7 +186,7 @@ class Backplane(Protocol):
         ...
 
     async def claim(self, topic: str, partition: int, owner: str) -> None:
-        """Makes `owner` the only one whose sources of this partition are taken. Raises BackplaneUnavailable."""
+        """Makes `owner` the only one whose sources of a partition are taken. Raises BackplaneUnavailable."""
         ...
 
     async def fence(self, topic: str, partition: int) -> tuple[int, int] | None:

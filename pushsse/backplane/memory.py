@@ -1,0 +1,264 @@
+"""The backplane of a single process: logs in memory, one listener, no outage; nothing is left after a restart.
+
+Called by whoever publishes; hands to `listen`. Deliberate: `publish` appends without suspending, so that it
+is atomic; it waits only while the listener is more than MOST_WAITING entries behind.
+"""
+
+import asyncio
+import secrets
+import string
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from heapq import merge
+from itertools import islice
+from typing import Self
+
+from pushsse.backplane.base import (
+    BROADCAST,
+    BROADCAST_SHARE,
+    REMEMBER_MOST,
+    REMEMBER_MS,
+    Call,
+    Draft,
+    Entry,
+    Followed,
+    Heard,
+    HeardLive,
+    Hearing,
+    Page,
+    Receipt,
+)
+from pushsse.backplane.kept import KeptLog
+from pushsse.errors import NotOwner
+from pushsse.event import Change, Publication
+from pushsse.metrics import Metrics
+
+MOST_WAITING = 10_000
+_WORD = string.ascii_lowercase + string.digits
+
+
+class MemoryBackplane:
+    """Keeps the contract of `Backplane`. `keep_bytes` bounds a shard's log, the broadcast log has more."""
+
+    def __init__(self, *, shards: int, keep_s: float, keep_bytes: int, metrics: Metrics) -> None:
+        self._keep_ms = int(keep_s * 1000)
+        self._keep_bytes = keep_bytes
+        self._metrics = metrics
+        self._epoch = "".join(secrets.choice(_WORD) for _ in range(8))
+        self._logs: dict[str, KeptLog] = {}
+        self._order = 0
+        self._seen: dict[tuple[str, str], int] = {}
+        self._fences: dict[tuple[str, str, int], tuple[int, int]] = {}
+        self._owners: dict[tuple[str, int], str] = {}
+        self._asked: dict[str, None] = {}
+        self._listening = False
+        self._waiting: deque[Hearing] = deque()
+        self._behind = 0
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._logs.clear()
+
+    # Publishing
+
+    async def publish(self, calls: Sequence[Call]) -> Receipt:
+        """Appends, call by call. Raises NotOwner once the other calls are in."""
+        await self._wait_for_room()
+        receipt = Receipt()
+        heard: list[Entry] = []
+        refused: list[Call] = []
+        for call in calls:
+            if self._is_foreign(call):
+                refused.append(call)
+                continue
+            appended = self._append(call, receipt)
+            if self._listening and call.log in self._asked:
+                heard += appended
+        if heard:
+            self._tell(Heard(tuple(heard)))
+        receipt.count(self._metrics)
+        if refused:
+            raise NotOwner(f"{len(refused)} of {len(calls)} calls come from partitions with another owner")
+        return receipt
+
+    async def publish_live(self, log: str, publication: Publication) -> None:
+        """Hands a publication to the listener, without the log."""
+        await self._wait_for_room()
+        if self._listening and log in self._asked:
+            self._tell(HeardLive(log, publication))
+
+    def _is_foreign(self, call: Call) -> bool:
+        return any(
+            draft.source is not None
+            and self._owners.get(draft.source[:2], draft.source.owner) != draft.source.owner
+            for draft in call.drafts
+        )
+
+    def _append(self, call: Call, receipt: Receipt) -> list[Entry]:
+        log = self._log(call.log)
+        now_ms = self.now_ms()
+        fences: dict[tuple[str, str, int], tuple[int, int]] = {}
+        appended: list[Entry] = []
+        for draft in call.drafts:
+            if draft.source is not None:
+                topic, partition, offset, timestamp_ms, _ = draft.source
+                place = (call.log, topic, partition)
+                # Against the fence as it was before the call: one record may have several drafts in it.
+                if offset <= self._fences.get(place, (-1, 0))[0]:
+                    receipt.fenced += 1
+                    continue
+                fences[place] = max(fences.get(place, (-1, 0)), (offset, timestamp_ms))
+            if 0 < draft.publication.expires_ms <= now_ms:
+                receipt.expired += 1
+            elif self._is_repeat(call.log, draft, now_ms):
+                receipt.repeated += 1
+            else:
+                self._order += 1
+                appended.append(log.append(self._order, now_ms, draft.publication))
+        self._fences.update(fences)
+        receipt.appended += len(appended)
+        receipt.marks[call.log] = log.head.mark
+        return appended
+
+    def _is_repeat(self, log: str, draft: Draft, now_ms: int) -> bool:
+        if not draft.once:
+            return False
+        seen, name = self._seen, (log, draft.once)
+        while seen and seen[oldest := next(iter(seen))] <= now_ms - REMEMBER_MS:
+            del seen[oldest]
+        if name in seen:
+            return True
+        seen[name] = now_ms
+        if len(seen) > REMEMBER_MOST:
+            del seen[next(iter(seen))]
+        return False
+
+    def _log(self, name: str) -> KeptLog:
+        log = self._logs.get(name)
+        if log is None:
+            share = BROADCAST_SHARE if name == BROADCAST else 1
+            keep_bytes = self._keep_bytes * share
+            log = self._logs[name] = KeptLog(name, self._epoch, keep_ms=self._keep_ms, keep_bytes=keep_bytes)
+        return log
+
+    # Listening
+
+    async def listen(self) -> AsyncGenerator[Hearing, None]:
+        """What is published to the followed logs from now on."""
+        if self._listening:
+            raise RuntimeError("the backplane has a listener already")
+        self._listening = True
+        for log in self._asked:
+            self._begin(log)
+        try:
+            while True:
+                while self._waiting:
+                    heard = self._waiting.popleft()
+                    self._behind -= _weight(heard)
+                    if self._behind < MOST_WAITING:
+                        self._room.set()
+                    yield heard
+                self._wake.clear()
+                await self._wake.wait()
+        finally:
+            self._listening = False
+            self._waiting.clear()
+            self._behind = 0
+            self._room.set()
+
+    def follow(self, log: str) -> None:
+        """Takes effect at once: what is appended after this call is heard."""
+        if log in self._asked:
+            return
+        self._asked[log] = None
+        if self._listening:
+            self._begin(log)
+
+    def unfollow(self, log: str) -> None:
+        """Takes effect at once: what waits for the listener is dropped."""
+        if self._asked.pop(log, log) is None:
+            kept = [left for heard in self._waiting if (left := _without(log, heard)) is not None]
+            self._waiting = deque(kept)
+            self._behind = sum(map(_weight, kept))
+
+    def _begin(self, name: str) -> None:
+        log = self._trimmed(name)
+        self._tell(Followed(name, log.head, log.tail()))
+
+    def _trimmed(self, name: str) -> KeptLog:
+        log = self._log(name)
+        log.trim(self.now_ms())
+        return log
+
+    def _tell(self, heard: Hearing) -> None:
+        self._waiting.append(heard)
+        self._behind += _weight(heard)
+        self._wake.set()
+
+    async def _wait_for_room(self) -> None:
+        while self._behind >= MOST_WAITING:
+            self._room.clear()
+            await self._room.wait()
+
+    # Reading
+
+    async def read(self, after: Mapping[str, int], *, limit: int) -> Page:
+        """Up to `limit` entries after these numbers."""
+        logs = {name: self._trimmed(name) for name in after}
+        found = [logs[name].after(number, limit + 1) for name, number in after.items()]
+        entries = tuple(islice(merge(*found, key=_order), limit))
+        heads = {name: log.head for name, log in logs.items()}
+        return Page(entries, heads, more=sum(map(len, found)) > limit)
+
+    async def since(self, logs: Iterable[str], at_ms: int) -> Mapping[str, int]:
+        """For each log the number before its first entry at or after a time."""
+        return {name: self._trimmed(name).before(at_ms) for name in logs}
+
+    async def first_change(self, log: str, user: str, after: int) -> Change | None:
+        """The first change of a person's switches in a log after a number."""
+        return self._trimmed(log).first_change(user, after)
+
+    # Kafka's partitions
+
+    async def claim(self, topic: str, partition: int, owner: str) -> None:
+        """Makes `owner` the only one whose sources of this partition are taken."""
+        self._owners[topic, partition] = owner
+
+    async def fence(self, topic: str, partition: int) -> tuple[int, int] | None:
+        """The highest offset that any log has of this partition, with its record's timestamp in ms."""
+        found = [fence for place, fence in self._fences.items() if place[1:] == (topic, partition)]
+        return max(found, default=None)
+
+    async def reset_fence(self, topic: str, partition: int) -> None:
+        """Forgets the fence of a partition."""
+        for place in [place for place in self._fences if place[1:] == (topic, partition)]:
+            del self._fences[place]
+
+    def now_ms(self) -> int:
+        """This machine's clock."""
+        return time.time_ns() // 1_000_000
+
+    @property
+    def available(self) -> bool:
+        """Always: it is in this process."""
+        return True
+
+
+def _weight(heard: Hearing) -> int:
+    return len(heard.entries) if isinstance(heard, Heard) else 1
+
+
+def _without(log: str, heard: Hearing) -> Hearing | None:
+    if not isinstance(heard, Heard):
+        return None if heard.log == log else heard
+    entries = tuple(entry for entry in heard.entries if entry.log != log)
+    return Heard(entries) if entries else None
+
+
+def _order(entry: Entry) -> int:
+    return entry.order
