@@ -71,10 +71,13 @@ class Answering:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 self._start()
-                await self._answerer.run(self._life)
-                await asyncio.Event().wait()
+                try:
+                    await self._answerer.run(self._life)
+                    await asyncio.Event().wait()
+                finally:
+                    # Before the tasks are cancelled, so that none of them makes room for another.
+                    self._group = None
         finally:
-            self._group = None
             await self._give_up()
 
     def _start(self) -> None:

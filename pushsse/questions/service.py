@@ -11,14 +11,18 @@ from datetime import UTC, datetime, timedelta
 
 from ulid import ULID
 
+from pushsse.backplane.base import Backplane
 from pushsse.errors import InvalidInput, Problem
 from pushsse.event import Publication
+from pushsse.metrics import Metrics
 from pushsse.questions import events
+from pushsse.questions.answerers.base import Answerer
 from pushsse.questions.answering import Answering
-from pushsse.questions.life import Life
+from pushsse.questions.life import Life, Pace
 from pushsse.questions.question import CANCELLED, Overloaded, Question, TooManyQuestions
-from pushsse.questions.store import KeyTaken
+from pushsse.questions.store import KeyTaken, Store
 from pushsse.questions.sweeper import Sweeper
+from pushsse.questions.turns import Turns
 from pushsse.strictjson import shown
 
 
@@ -141,3 +145,20 @@ def grown(question: Question) -> Sequence[Publication]:
     """An answer's deltas from its beginning, as far as it is stored; the last has the stored `seq`."""
     first = max(0, question.seq - events.pieces(question.answer) + 1)
     return list(events.deltas(question, question.answer, start=0, seq=first))
+
+
+def questions(
+    store: Store,
+    backplane: Backplane,
+    answerer: Answerer,
+    *,
+    node: str,
+    shards: int,
+    timeout_s: float,
+    metrics: Metrics,
+    pace: Pace | None = None,
+) -> Questions:
+    """The service of one node; `run` has to be supervised. A question expires after `timeout_s`."""
+    life = Life(store, backplane, shards, metrics, pace or Pace())
+    answering = Answering(life, answerer, Turns())
+    return Questions(life, answering, Sweeper(life, answering, node), node, timeout_s)

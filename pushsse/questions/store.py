@@ -31,23 +31,23 @@ class Store:
     ) -> None:
         """Writes a new question. Raises KeyTaken; the unique constraint decides when two ask at once."""
         now = _now()
-        row = models.Question(
-            id=question.id,
-            user=question.user,
-            conversation=question.conversation,
-            text=question.text,
-            context=question.context,
-            status=question.status,
-            idempotency_key=key,
-            owner=owner,
-            attempts=question.attempt,
-            lease_until=now + timedelta(seconds=lease_s),
-            announce_by=now + timedelta(seconds=announce_s),
-            created_at=question.asked_at,
-            updated_at=question.updated_at,
-            deadline_at=question.deadline_at,
-        )
         async with self.database.session():
+            row = models.Question(
+                id=question.id,
+                user=question.user,
+                conversation=question.conversation,
+                text=question.text,
+                context=question.context,
+                status=question.status,
+                idempotency_key=key,
+                owner=owner,
+                attempts=question.attempt,
+                lease_until=now + timedelta(seconds=lease_s),
+                announce_by=now + timedelta(seconds=announce_s),
+                created_at=question.asked_at,
+                updated_at=question.updated_at,
+                deadline_at=question.deadline_at,
+            )
             try:
                 await row.save(force_create=True)
             except IntegrityError:
@@ -65,10 +65,10 @@ class Store:
 
     async def page(self, user: str, *, limit: int, before: str | None) -> Sequence[Question]:
         """A person's questions, newest first, below the id `before`."""
-        rows = models.Question.filter(user=user)
-        if before is not None:
-            rows = rows.filter(id__lt=before)
         async with self.database.session():
+            rows = models.Question.filter(user=user)
+            if before is not None:
+                rows = rows.filter(id__lt=before)
             return [_question(row) for row in await rows.order_by("-id").limit(limit)]
 
     async def count_open(self, user: str) -> int:
@@ -87,8 +87,8 @@ class Store:
     async def begin(self, question_id: str, attempt: int, *, announce_s: float) -> bool:
         """pending → answering, for the taker numbered `attempt`."""
         now = _now()
-        rows = models.Question.filter(id=question_id, attempts=attempt, status="pending")
         async with self.database.session():
+            rows = models.Question.filter(id=question_id, attempts=attempt, status="pending")
             return bool(
                 await rows.update(
                     status="answering", updated_at=now, announce_by=now + timedelta(seconds=announce_s)
@@ -97,31 +97,21 @@ class Store:
 
     async def grow(self, question: Question, text: str, seq: int, *, after: int | None = None) -> bool:
         """Stores the answer so far, if this taker still holds the question (and its seq is `after`)."""
-        rows = models.Question.filter(id=question.id, attempts=question.attempt, status="answering")
-        if after is not None:
-            rows = rows.filter(answer_seq=after)
         async with self.database.session():
+            rows = models.Question.filter(id=question.id, attempts=question.attempt, status="answering")
+            if after is not None:
+                rows = rows.filter(answer_seq=after)
             return bool(await rows.update(answer=text, answer_seq=seq, updated_at=_now()))
 
     async def end(self, question_id: str, ending: Ending, *, attempt: int | None, announce_s: float) -> bool:
         """Open → ended; true for one caller over all nodes. `attempt` None for who isn't the taker."""
         now = _now()
-        rows = models.Question.filter(id=question_id, status__in=OPEN)
-        if attempt is not None:
-            rows = rows.filter(attempts=attempt)
-        changes: dict[str, object] = {
-            "updated_at": now,
-            "announce_by": now + timedelta(seconds=announce_s),
-            "lease_until": None,
-        }
-        if isinstance(ending, Answered):
-            changes |= {"status": "answered", "by_kind": ending.by.kind, "by_name": ending.by.name}
-            changes |= {"links": msgspec.to_builtins(ending.links), "suggestions": list(ending.suggestions)}
-            if ending.text is not None:
-                changes["answer"] = ending.text
-        else:
-            changes |= {"status": ending.status, "error_code": ending.code, "error_detail": ending.detail}
+        announce_by = now + timedelta(seconds=announce_s)
+        changes = _changes(ending) | {"updated_at": now, "announce_by": announce_by, "lease_until": None}
         async with self.database.session():
+            rows = models.Question.filter(id=question_id, status__in=OPEN)
+            if attempt is not None:
+                rows = rows.filter(attempts=attempt)
             return bool(await rows.update(**changes))
 
     async def announced(self, question: Question) -> None:
@@ -131,35 +121,31 @@ class Store:
 
     async def unannounced(self, limit: int) -> Sequence[Question]:
         """Questions whose status should have come to the log by now."""
-        rows = models.Question.filter(announce_by__lt=_now()).order_by("announce_by").limit(limit)
         async with self.database.session():
+            rows = models.Question.filter(announce_by__lt=_now()).order_by("announce_by").limit(limit)
             return [_question(row) for row in await rows]
 
     async def overdue(self, limit: int) -> Sequence[Question]:
         """Open questions after their deadline."""
-        rows = (
-            models.Question.filter(status__in=OPEN, deadline_at__lt=_now())
-            .order_by("deadline_at")
-            .limit(limit)
-        )
         async with self.database.session():
-            return [_question(row) for row in await rows]
+            rows = models.Question.filter(status__in=OPEN, deadline_at__lt=_now())
+            return [_question(row) for row in await rows.order_by("deadline_at").limit(limit)]
 
     async def abandoned(self, limit: int) -> Sequence[Question]:
         """Open questions whose taker has let its lease lapse."""
         now = _now()
-        rows = models.Question.filter(status__in=OPEN, deadline_at__gt=now, lease_until__lt=now)
         async with self.database.session():
+            rows = models.Question.filter(status__in=OPEN, deadline_at__gt=now, lease_until__lt=now)
             return [_question(row) for row in await rows.order_by("id").limit(limit)]
 
     async def take(self, question: Question, *, owner: str, lease_s: float) -> bool:
         """Makes this node the next taker of an abandoned question; one of several nodes wins."""
         now = _now()
-        rows = models.Question.filter(
-            id=question.id, attempts=question.attempt, status__in=OPEN, lease_until__lt=now
-        )
-        lease = now + timedelta(seconds=lease_s)
         async with self.database.session():
+            rows = models.Question.filter(
+                id=question.id, attempts=question.attempt, status__in=OPEN, lease_until__lt=now
+            )
+            lease = now + timedelta(seconds=lease_s)
             return bool(await rows.update(attempts=question.attempt + 1, owner=owner, lease_until=lease))
 
     async def held(self, ids: Collection[str]) -> dict[str, int]:
@@ -173,8 +159,8 @@ class Store:
     async def lease(self, ids: Collection[str], lease_s: float) -> None:
         """Renews the leases of questions that this node holds; 0 gives them up."""
         until = _now() + timedelta(seconds=lease_s)
-        rows = models.Question.filter(id__in=list(ids), status__in=OPEN, lease_until__isnull=False)
         async with self.database.session():
+            rows = models.Question.filter(id__in=list(ids), status__in=OPEN, lease_until__isnull=False)
             await rows.update(lease_until=until)
 
     async def sent_off(self, question: Question) -> None:
@@ -185,6 +171,21 @@ class Store:
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+def _changes(ending: Ending) -> dict[str, object]:
+    if not isinstance(ending, Answered):
+        return {"status": ending.status, "error_code": ending.code, "error_detail": ending.detail}
+    changes: dict[str, object] = {
+        "status": "answered",
+        "by_kind": ending.by.kind,
+        "by_name": ending.by.name,
+        "links": msgspec.to_builtins(ending.links),
+        "suggestions": list(ending.suggestions),
+    }
+    if ending.text is not None:
+        changes["answer"] = ending.text
+    return changes
 
 
 def _value(row: models.Question | None) -> Question | None:

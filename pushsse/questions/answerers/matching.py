@@ -15,9 +15,9 @@ THRESHOLD = 70.0
 # "on" and "off" aren't among them: they decide the meaning.
 _FILLERS = frozenset(
     """
-    a an and are at be by can could d did do does for from get have how i if in into is it its just ll m may me
-    my of or please re s so some t tell that the their them there this to us ve was we what when where which who
-    will with would you your
+    a an and are at be by can could d did do does for from get have how i if in into is it its just
+    ll m may me my of or please re s so some t tell that the their them there this to us ve was we
+    what when where which who will with would you your
     """.split()  # noqa: SIM905
 )
 _CHINESE_FILLERS = re.compile(

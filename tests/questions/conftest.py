@@ -1,0 +1,228 @@
+"""Databases, a backplane and nodes for the questions' tests; what a person hears is read from the log."""
+
+import asyncio
+import json
+import os
+import pwd
+import socket
+import subprocess
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from pushsse.backplane.base import HeardLive, log_of
+from pushsse.backplane.memory import MemoryBackplane
+from pushsse.database import Database
+from pushsse.event import Publication
+from pushsse.metrics import Metrics
+from pushsse.questions.answerers.base import Answerer, Answers, Piece
+from pushsse.questions.life import Pace
+from pushsse.questions.question import Question
+from pushsse.questions.service import Questions, questions
+from pushsse.questions.store import Store
+
+SHARDS = 8
+FAST = Pace(gather_s=0.02, store_s=0.06, sweep_s=0.05, lease_s=0.6, announce_s=0.3)
+LIMIT_S = 10.0
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A cluster of its own, on a free port of loopback, run by an unprivileged user."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not programs:
+        pytest.skip("PostgreSQL isn't installed")
+    data = tmp_path_factory.mktemp("postgres")
+    for directory in (data, *list(data.parents)[:2]):
+        directory.chmod(0o755)
+    user = _unprivileged()
+    if user is not None:
+        os.chown(data, user.pw_uid, user.pw_gid)
+    cluster = data / "cluster"
+    arguments: list[str] = [
+        "-D",
+        str(cluster),
+        "-U",
+        "test",
+        "-A",
+        "trust",
+        "-E",
+        "UTF8",
+        "--no-locale",
+        "-N",
+    ]
+    options = {"user": user.pw_uid, "group": user.pw_gid} if user is not None else {}
+    initdb = [str(programs[-1] / "initdb"), *arguments]
+    subprocess.run(initdb, check=True, capture_output=True, cwd=data, timeout=60, **options)  # type: ignore[call-overload]
+    port = free_port()
+    server = [str(programs[-1] / "postgres"), "-D", str(cluster), "-p", str(port), "-h", "127.0.0.1"]
+    with (data / "log").open("wb") as log:
+        process = subprocess.Popen(  # type: ignore[call-overload]
+            [*server, "-k", "", "-F"], stdout=log, stderr=log, cwd=data, **options
+        )
+    try:
+        until = time.monotonic() + 20
+        while subprocess.run(
+            [str(programs[-1] / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)],
+            check=False,
+            timeout=10,
+        ).returncode:
+            assert time.monotonic() < until, (data / "log").read_text()
+            time.sleep(0.05)
+        yield f"postgres://test@127.0.0.1:{port}/postgres"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
+    """A migrated, empty database of either kind."""
+    url = f"sqlite://{tmp_path}/questions.db"
+    if request.param == "postgres":
+        url = request.getfixturevalue("postgres_url")
+    async with Database(url) as opened:
+        await opened.migrate()
+        yield opened
+        if request.param == "postgres":
+            async with opened.session() as session:
+                await session._raw.execute("TRUNCATE pushsse_question")
+
+
+@pytest.fixture
+def backplane() -> MemoryBackplane:
+    return MemoryBackplane(shards=SHARDS, keep_s=3600, keep_bytes=4 * 1024**2, metrics=Metrics())
+
+
+@dataclass
+class Scripted:
+    """An answerer that says what it is told, and waits where it is told to."""
+
+    script: Callable[[Question], AsyncGenerator[Piece, None]]
+    asked: list[str] = field(default_factory=list)
+    attempts: list[int] = field(default_factory=list)
+
+    async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
+        self.asked.append(question.id)
+        self.attempts.append(question.attempt)
+        async for piece in self.script(question):
+            yield piece
+
+    async def run(self, answers: Answers) -> None:
+        pass
+
+
+@dataclass
+class World:
+    """One database and one backplane, any number of nodes."""
+
+    database: Database
+    backplane: MemoryBackplane
+    live: list[Publication] = field(default_factory=list)
+
+    def node(
+        self, answerer: Answerer, *, name: str = "one", timeout_s: float = 30.0, pace: Pace = FAST
+    ) -> Questions:
+        return questions(
+            Store(self.database),
+            self.backplane,
+            answerer,
+            node=name,
+            shards=SHARDS,
+            timeout_s=timeout_s,
+            metrics=Metrics(),
+            pace=pace,
+        )
+
+    def running(self, service: Questions) -> AbstractAsyncContextManager[asyncio.Task[None]]:
+        """Runs a node's service for the length of a block."""
+        return running(service.run())
+
+    async def logged(self, user: str) -> list[Publication]:
+        """What the person's log has for him."""
+        log = log_of(user, SHARDS)
+        page = await self.backplane.read({log: 0}, limit=10_000)
+        return [entry.publication for entry in page.entries if user in (entry.publication.users or ())]
+
+    async def told(self, user: str) -> list[tuple[str, dict[str, object]]]:
+        """The same as names and data."""
+        return [(publication.name, data(publication)) for publication in await self.logged(user)]
+
+    async def until_told(self, user: str, name: str, count: int = 1) -> list[dict[str, object]]:
+        """Waits until the person was told so many events of a name."""
+        found: list[dict[str, object]] = []
+
+        async def there() -> bool:
+            found[:] = [told for named, told in await self.told(user) if named == name]
+            return len(found) >= count
+
+        await eventually(there)
+        return found
+
+    async def hear(self, user: str) -> None:
+        """Collects the live publications of a person, for ever."""
+        self.backplane.follow(log_of(user, SHARDS))
+        async for hearing in self.backplane.listen():
+            if isinstance(hearing, HeardLive) and user in (hearing.publication.users or ()):
+                self.live.append(hearing.publication)
+
+
+@pytest.fixture
+def world(database: Database, backplane: MemoryBackplane) -> World:
+    return World(database, backplane)
+
+
+@asynccontextmanager
+async def running(forever: Awaitable[None]) -> AsyncIterator[asyncio.Task[None]]:
+    """Runs something for the length of a block; what it raises fails the test."""
+    task = asyncio.ensure_future(forever)
+    try:
+        yield task  # type: ignore[misc]
+    finally:
+        task.cancel()
+        done = await asyncio.gather(task, return_exceptions=True)
+        if isinstance(done[0], Exception):
+            raise done[0]
+
+
+async def eventually(check: Callable[[], Awaitable[bool]]) -> None:
+    """Waits until something is so, at most ten seconds."""
+    async with asyncio.timeout(LIMIT_S):
+        while not await check():
+            await asyncio.sleep(0.01)
+
+
+def data(publication: Publication) -> dict[str, object]:
+    """The data of a publication."""
+    found: dict[str, object] = json.loads(publication.body.removeprefix(b"data: "))
+    return found
+
+
+def grown_text(deltas: list[dict[str, object]]) -> str:
+    """What a client has after these deltas, by the rule text[:from] + delta, in UTF-16 code units."""
+    text = b""
+    for delta in deltas:
+        start = delta["from"]
+        assert isinstance(start, int)
+        assert 2 * start <= len(text), "a delta begins after what is there"
+        text = text[: 2 * start] + str(delta["text"]).encode("utf-16-le")
+    return text.decode("utf-16-le")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _unprivileged() -> pwd.struct_passwd | None:
+    return pwd.getpwnam("nobody") if os.getuid() == 0 else None
