@@ -19,7 +19,7 @@ MAX_FRAME_BYTES = 48 * 1024
 MAX_USERS = 10_000
 _ID_LINE_BYTES = 72
 RESERVED_TYPES = frozenset(
-    "ready preferences ack question answer.delta answer answer.error ping exception open error message".split()
+    ["ready", "preferences", "ack", "question", "answer.delta", "answer", "answer.error", "ping", "exception", "open", "error", "message"]
 )
 ALL: Literal["all"] = "all"
 

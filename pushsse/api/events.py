@@ -1,0 +1,197 @@
+"""`/v1/events`: events in (one, NDJSON, or plain text), and a person's events out as JSON.
+
+Wired by `app`. What comes in is checked here, whole, and handed to the intake; what goes out is read through
+the same replay as a stream's, with the same filter.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from ulid import ULID
+
+from pushsse import event, strictjson
+from pushsse.api import query
+from pushsse.api.identity import PUBLISH, STREAM, Identifier
+from pushsse.api.problem import MAX_EVENTS_BODY, HttpProblem, json_response, read_body
+from pushsse.api.stream import after
+from pushsse.errors import InvalidInput, NotJson, Problem
+from pushsse.event import Event
+from pushsse.hub.replay import Replay
+from pushsse.hub.resume import From, Opening, Resume, Resumer
+from pushsse.intake.base import Intake, Submitted
+from pushsse.position import Position
+from pushsse.stream.subscriber import Person
+
+_DATA = len(b"data: ")
+_LINES_TYPES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
+_JSON_TYPES = _LINES_TYPES | {"application/json"}
+# None, and what curl -d says when nothing else is given.
+_UNSAID_TYPES = frozenset({"", "application/x-www-form-urlencoded"})
+Line = bytes
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    """One line that isn't an event."""
+
+    line: int
+    errors: tuple[Mapping[str, str], ...]
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """What became of the events of one call."""
+
+    accepted: int
+    ids: tuple[str, ...]
+    rejected: tuple[Rejected, ...]
+
+
+class Told(msgspec.Struct, frozen=True):
+    """One event as JSON, as the stream would have had it."""
+
+    event: str
+    data: msgspec.Raw
+    id: str
+
+
+class Events(msgspec.Struct, frozen=True):
+    """A person's events after a position; `more` if it is worth asking again at once."""
+
+    events: tuple[Told, ...]
+    position: str
+    gap: bool
+    more: bool
+
+
+@dataclass(slots=True)
+class Reading:
+    """Somebody who reads events by calls: stands at a position, as a subscriber does."""
+
+    person: Person
+    held: frozenset[str]
+    position: Position | None
+    types: frozenset[str] | None
+    gap: bool = False
+
+    def wants(self, name: str, switchable: bool) -> bool:
+        """Whether events of this name were asked for."""
+        return not switchable or self.types is None or name in self.types
+
+
+@dataclass(frozen=True, slots=True)
+class EventsEndpoint:
+    """Events in and out by plain calls."""
+
+    identifier: Identifier
+    intake: Intake
+    resumer: Resumer
+    replay: Replay
+    max_age_s: int
+    admits: Callable[[str], bool]
+
+    async def post(self, request: Request) -> Response:
+        """Takes events; with at least one accepted it is a 202."""
+        self.identifier.identify(request, PUBLISH)
+        body = await read_body(request, MAX_EVENTS_BODY)
+        taken: list[Submitted] = []
+        rejected: list[Rejected] = []
+        problems: list[Problem] = []
+        for number, given in _given(request, body):
+            try:
+                taken.append(self._submitted(given))
+            except InvalidInput as error:
+                problems += error.problems
+                faults = tuple({"at": fault.at, "detail": fault.detail} for fault in error.problems)
+                rejected.append(Rejected(number, faults))
+        if not taken:
+            raise InvalidInput(*problems[:100])
+        await self.intake.accept(taken)
+        ids = tuple(submitted.event_id for submitted in taken)
+        return json_response(Accepted(len(taken), ids, tuple(rejected)), 202)
+
+    async def get(self, request: Request) -> Response:
+        """Events after a position, or since some time ago; neither: none, and now's position."""
+        who = self.identifier.identify(request, STREAM)
+        limit = query.number(request, "limit", default=100, most=1000)
+        types = query.types(request)
+        since_s = query.age(request, "since")
+        given = request.query_params.get("after")
+        wish = after(given) if given is not None else From(since_s=since_s)
+        async with self.resumer.opening(who.user, wish) as opening:
+            return json_response(await self._read(opening, types, limit))
+
+    async def _read(self, opening: Opening, types: frozenset[str] | None, limit: int) -> Events:
+        reading = Reading(opening.person, opening.held, opening.start, types)
+        told: list[Told] = []
+        gap = opening.resume is Resume.GAP
+        more = True
+        while more and len(told) < limit:
+            entries = await self.replay.entries(reading)
+            if reading.gap:
+                gap, reading.gap = True, False
+                continue
+            more = bool(entries)
+            for entry in entries:
+                if self.replay.advance(reading, entry):
+                    publication = entry.publication
+                    data = msgspec.Raw(publication.body[_DATA:-1])
+                    told.append(Told(publication.name, data, str(reading.position)))
+                    if len(told) == limit:
+                        break
+        return Events(tuple(told), str(reading.position), gap, more)
+
+    def _submitted(self, given: Event | Line) -> Submitted:
+        taken = given if isinstance(given, Event) else event.from_json(strictjson.loads(given))
+        if not self.admits(taken.type):
+            raise InvalidInput(Problem("$.type", f"{taken.type!r} isn't in the catalogue"))
+        event_id = taken.id or str(ULID())
+        made = event.publication(taken, event_id=event_id, at=datetime.now(UTC), max_age_s=self.max_age_s)
+        return Submitted(taken, event_id, made)
+
+
+def _given(request: Request, body: bytes) -> Iterable[tuple[int, Event | Line]]:
+    """What a body holds, by line: a text, one event, or one event a line. Raises NotJson, InvalidInput."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if "type" in request.query_params and kind not in _JSON_TYPES:
+        return [(1, _text(request, body))]
+    if kind not in _JSON_TYPES and kind not in _UNSAID_TYPES:
+        raise HttpProblem(415, "media_type", f"{kind[:80]!r} isn't JSON; for text give ?type=…&to=…")
+    lines = [(number, line) for number, line in enumerate(body.split(b"\n"), 1) if line.strip()]
+    if kind in _LINES_TYPES:
+        return lines
+    try:
+        return [(1, event.from_json(strictjson.loads(body)))]
+    except NotJson:
+        # Many events under the name of one: each line is JSON by itself.
+        if len(lines) < 2 or not _is_json(lines[0][1]):
+            raise
+        return lines
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        strictjson.loads(line)
+    except NotJson:
+        return False
+    except InvalidInput:
+        return True
+    return True
+
+
+def _text(request: Request, body: bytes) -> Event:
+    """`?type=T&to=all` with any other body: a text message."""
+    parameters = request.query_params
+    to = parameters.get("to")
+    if to is None:
+        raise HttpProblem(400, "parameter_missing", "type= needs to=all or to=USER beside it")
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise NotJson(Problem("$", f"isn't UTF-8: byte {error.start} is 0x{body[error.start]:02x}")) from None
+    if "\x00" in text:
+        raise InvalidInput(Problem("$.message", "has a NUL character"))
+    audience = "all" if to == "all" else {"users": [to]}
+    return event.from_json({"type": parameters["type"], "to": audience, "message": text})

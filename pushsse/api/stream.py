@@ -1,0 +1,93 @@
+"""`GET /v1/stream`: who, from where, what; then the stream begins, and the response has the connection.
+
+Wired by `app`. A node that can't serve a stream just now says so with a 200 and a later `retry`, because a
+browser's EventSource gives up for good on any other status.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from pushsse import position
+from pushsse.api import query
+from pushsse.api.identity import STREAM, Identifier, Identity
+from pushsse.errors import Unavailable
+from pushsse.event import Publication
+from pushsse.hub.resume import From, Opening, Resumer
+from pushsse.hub.streams import StreamOptions, Streams
+from pushsse.stream.eventsource import HEADERS, StreamResponse
+from pushsse.stream.frame import busy
+from pushsse.stream.subscriber import Sink, Subscriber
+
+log = logging.getLogger(__name__)
+MEDIA_TYPE = "text/event-stream"
+Begin = Callable[[Sink], Subscriber]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEndpoint:
+    """An ASGI endpoint, since the response may take the connection over."""
+
+    identifier: Identifier
+    resumer: Resumer
+    streams: Streams
+    so_far: Callable[[str], Awaitable[Sequence[Publication]]]
+    has_room: Callable[[], bool]
+    backlog_bytes: int
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        request = Request(scope, receive)
+        who = self.identifier.identify(request, STREAM)
+        wish, options = asked(request, who)
+        if request.method == "HEAD":
+            await Response(headers=HEADERS, media_type=MEDIA_TYPE)(scope, receive, send)
+            return
+        if not self.has_room():
+            await busy_response()(scope, receive, send)
+            return
+        try:
+            async with self.resumer.opening(who.user, wish) as opening:
+                response = await self._begun(opening, options)
+                # Until the response begins the stream, the person is held by this context.
+                await response(scope, receive, send)
+        except Unavailable as error:
+            log.warning("a stream can't begin: %s", error)
+            await busy_response()(scope, receive, send)
+
+    async def _begun(self, opening: Opening, options: StreamOptions) -> ASGIApp:
+        so_far = await self.so_far(opening.person.name) if opening.growing else ()
+
+        def begin(sink: Sink) -> Subscriber:
+            return self.streams.begin(opening, sink, options, so_far)
+
+        return StreamResponse(begin, backlog_bytes=self.backlog_bytes)
+
+
+def asked(request: Request, who: Identity) -> tuple[From, StreamOptions]:
+    """What a request says about where to begin and what to send. Raises HttpProblem 400."""
+    options = StreamOptions(
+        named=query.flag(request, "named", default=True),
+        types=query.types(request),
+        expires_at=who.expires_at,
+    )
+    # EventSource sends the header by itself, and an old address in its URL for ever: the header wins.
+    given = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
+    if given:
+        return after(given), options
+    return From(since_s=query.age(request, "since")), options
+
+
+def after(given: str) -> From:
+    """Where a client asks to go on from, by a position that it was given."""
+    found = position.parse(given)
+    return From(position=found, unreadable=found is None)
+
+
+def busy_response() -> Response:
+    """A stream that is over at once, and asks to come back later."""
+    return Response(busy(), headers=HEADERS, media_type=MEDIA_TYPE)

@@ -1,0 +1,67 @@
+"""The only wiring: parts, routes, lifespan, supervised services.
+
+`create_app` makes the ASGI application of one node out of Settings. Whatever runs for ever is a service in one
+task group; one that dies takes the process down, loudly.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from starlette.applications import Starlette
+
+from pushsse.api.problem import HANDLERS
+from pushsse.node import Node
+from pushsse.routes import middleware, routes
+from pushsse.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def die() -> None:
+    """Ends the process as a supervisor would: what is broken is started anew, not limped along."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def create_app(settings: Settings, *, on_failure: Callable[[], None] = die) -> Starlette:
+    """One node's application. `on_failure` is called when a service died."""
+    node = Node(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(node.parts())
+            await stack.enter_async_context(_supervised(node.services(), on_failure))
+            node.started = True
+            yield
+
+    app = Starlette(
+        routes=routes(node), middleware=middleware(settings), exception_handlers=HANDLERS, lifespan=lifespan
+    )
+    app.state.node = node
+    return app
+
+
+@asynccontextmanager
+async def _supervised(
+    services: dict[str, Callable[[], Awaitable[None]]], on_failure: Callable[[], None]
+) -> AsyncIterator[None]:
+    """Runs the services while the context lasts."""
+
+    async def run(name: str, service: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await service()
+        except Exception:
+            log.critical("service %s died, so this process ends", name, exc_info=True)
+            on_failure()
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(run(name, service), name=name) for name, service in services.items()]
+        try:
+            yield
+        finally:
+            for task in reversed(tasks):
+                task.cancel()

@@ -1,0 +1,41 @@
+"""Tortoise's configuration for a database URL. Used by `database`, and by Tortoise's command line."""
+
+from typing import Any
+
+from tortoise.backends.base.config_generator import expand_db_url
+from tortoise.exceptions import ConfigurationError
+
+from pushsse.errors import SettingsError
+
+APP = "pushsse"
+
+
+async def _keep(_connection: object) -> None:
+    """Nothing to put back: no session leaves settings behind, and asyncpg's reset is a round trip."""
+
+
+def configuration(url: str, *, pool_size: int = 8, timeout_s: float = 1.5) -> dict[str, Any]:
+    """Tortoise's configuration for a URL. Raises SettingsError."""
+    try:
+        connection = expand_db_url(url)
+    except (ConfigurationError, ValueError) as error:
+        raise SettingsError(f"PUSHSSE_DATABASE_URL: {error}") from None
+    credentials = connection["credentials"]
+    # Tortoise keeps prepared SQL per name of a connection, so each kind of database has a name of its own.
+    name = connection["engine"].rpartition(".")[2]
+    if name not in ("sqlite", "asyncpg"):
+        raise SettingsError(f"PUSHSSE_DATABASE_URL: {name} is neither SQLite nor PostgreSQL")
+    if name == "sqlite":
+        # Less than a query's limit, so that a locked file is an error and not a thread that is stuck.
+        credentials.setdefault("busy_timeout", int(timeout_s * 600))
+    else:
+        # No connection until the first query: a node starts while its database is away.
+        defaults = {"minsize": 0, "maxsize": pool_size, "timeout": timeout_s, "application_name": APP}
+        connection["credentials"] = defaults | credentials | {"reset": _keep}
+    models = ["pushsse.preferences.models", "pushsse.questions.models"]
+    app = {"models": models, "default_connection": name, "migrations": "pushsse.migrations"}
+    return {"connections": {name: connection}, "apps": {APP: app}}
+
+
+# For Tortoise's command line: `tortoise -c pushsse.database.TORTOISE makemigrations`.
+TORTOISE = configuration("sqlite://:memory:")

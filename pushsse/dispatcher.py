@@ -1,0 +1,98 @@
+"""Events become publications for the people who want them: audience, switches, shards. The heart; small.
+
+Called by the intake with a batch of drafts, in order; hands calls to `backplane.publish`. The switches are
+asked of the database once per batch, never of a cache; broadcasts are filtered at the streams.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+
+from pushsse.backplane.base import BROADCAST, Call, Draft, Receipt, log_of
+from pushsse.errors import DatabaseUnavailable
+from pushsse.metrics import Metrics
+
+log = logging.getLogger(__name__)
+Off = frozenset[tuple[str, str]]
+
+
+class Dispatcher:
+    """Turns batches of drafts into calls, one after the other."""
+
+    def __init__(
+        self,
+        *,
+        publish: Callable[[Sequence[Call]], Awaitable[Receipt]],
+        off_among: Callable[[Sequence[str], Sequence[str]], Awaitable[Off]],
+        seen: Callable[[Sequence[str]], None],
+        shards: int,
+        metrics: Metrics,
+    ) -> None:
+        self._publish = publish
+        self._off_among = off_among
+        self._seen = seen
+        self._shards = shards
+        self._metrics = metrics
+        self._unfiltered = False
+
+    async def dispatch(self, drafts: Sequence[Draft]) -> Receipt:
+        """Publishes a batch; when it returns, the log has everything.
+
+        Raises BackplaneUnavailable and NotOwner; dispatching the same batch again is then right.
+        """
+        self._seen(list({draft.publication.name for draft in drafts}))
+        calls = self._calls(drafts, await self._off(drafts))
+        receipt = await self._publish(calls) if calls else Receipt()
+        metrics = self._metrics
+        metrics.appended += receipt.appended
+        metrics.fenced += receipt.fenced
+        metrics.repeated += receipt.repeated
+        metrics.expired += receipt.expired
+        return receipt
+
+    async def _off(self, drafts: Sequence[Draft]) -> Off:
+        """Who has what off. Unknown, because the database is away, means nobody: the streams filter too."""
+        personal = [draft.publication for draft in drafts if draft.publication.users is not None]
+        if not personal:
+            return frozenset()
+        users = {user for publication in personal for user in publication.users or ()}
+        try:
+            off = await self._off_among(list(users), list({publication.name for publication in personal}))
+        except DatabaseUnavailable as error:
+            self._metrics.unfiltered += len(personal)
+            if not self._unfiltered:
+                log.warning("publishing without asking the switches: %s", error)
+            self._unfiltered = True
+            return frozenset()
+        if self._unfiltered:
+            log.info("asking the switches again")
+        self._unfiltered = False
+        return off
+
+    def _calls(self, drafts: Sequence[Draft], off: Off) -> list[Call]:
+        """Between two broadcasts, all drafts of one shard share a call."""
+        calls: list[Call] = []
+        run: dict[str, list[Draft]] = {}
+        for draft in drafts:
+            users = draft.publication.users
+            if (users is None) != (BROADCAST in run):
+                calls += (Call(name, tuple(group)) for name, group in run.items())
+                run = {}
+            if users is None:
+                run.setdefault(BROADCAST, []).append(draft)
+                continue
+            for name, wanted in self._by_shard(users, draft.publication.name, off).items():
+                publication = msgspec.structs.replace(draft.publication, users=tuple(wanted))
+                run.setdefault(name, []).append(draft._replace(publication=publication))
+        calls += (Call(name, tuple(group)) for name, group in run.items())
+        return calls
+
+    def _by_shard(self, users: Sequence[str], type_name: str, off: Off) -> dict[str, list[str]]:
+        shards: dict[str, list[str]] = {}
+        for user in users:
+            if (user, type_name) in off:
+                self._metrics.suppressed += 1
+            else:
+                shards.setdefault(log_of(user, self._shards), []).append(user)
+        return shards

@@ -1,0 +1,85 @@
+"""One log that this node follows: how far it has heard, and the tail of it that is kept in memory.
+
+Written by the hub as it hears, read by resume, so that a storm of reconnecting clients is served from memory.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from pushsse.backplane.base import Entry, Head
+from pushsse.position import Mark
+
+MAX_ENTRIES = 20_000
+_ENTRY_BYTES = 200
+
+
+class FollowedLog:
+    """The tail holds every number from `first` to `mark.number`; `first` is one above that where it is empty."""
+
+    __slots__ = ("_bytes", "_dropped", "_keep_bytes", "_tail", "advanced", "changes", "mark", "name", "ready")
+
+    def __init__(self, name: str, *, keep_bytes: int) -> None:
+        self.name = name
+        self.mark = Mark("", 0)
+        self.changes: deque[Entry] = deque()
+        self.ready = asyncio.Event()
+        self.advanced = asyncio.Event()
+        self._tail: list[Entry] = []
+        self._dropped = 0  # of the list's front: given up, and cut off now and then
+        self._keep_bytes = keep_bytes
+        self._bytes = 0
+
+    @property
+    def first(self) -> int:
+        """The oldest number of the tail."""
+        return self.mark.number + 1 - (len(self._tail) - self._dropped)
+
+    def begin(self, head: Head, tail: Sequence[Entry]) -> None:
+        """Starts over at a place of the log, with what it held just before."""
+        self._tail.clear()
+        self.changes.clear()
+        self._bytes = self._dropped = 0
+        self.mark = Mark(head.epoch, head.number - len(tail))
+        for entry in tail:
+            self.append(entry)
+        self.ready.set()
+        self._tell()
+
+    def append(self, entry: Entry) -> None:
+        """The next number was heard."""
+        self.mark = Mark(self.mark.epoch, entry.number)
+        self._tail.append(entry)
+        self._bytes += len(entry.publication.body) + _ENTRY_BYTES
+        if entry.publication.change is not None:
+            self.changes.append(entry)
+        while self._bytes > self._keep_bytes or len(self._tail) - self._dropped > MAX_ENTRIES:
+            self._drop_oldest()
+        self._tell()
+
+    def after(self, number: int, limit: int) -> list[Entry]:
+        """Up to `limit` entries after a number that the tail reaches back to."""
+        start = len(self._tail) - (self.mark.number - number)
+        return self._tail[start : start + limit]
+
+    def reaches(self, number: int) -> bool:
+        """Whether the tail has everything after a number."""
+        return number + 1 >= self.first
+
+    def changes_after(self, number: int) -> Iterator[Entry]:
+        """The entries of the tail that changed somebody's switches."""
+        return (entry for entry in self.changes if entry.number > number)
+
+    def _drop_oldest(self) -> None:
+        dropped = self._tail[self._dropped]
+        self._dropped += 1
+        self._bytes -= len(dropped.publication.body) + _ENTRY_BYTES
+        if self.changes and self.changes[0].number <= dropped.number:
+            self.changes.popleft()
+        if self._dropped > 1000 and self._dropped * 2 > len(self._tail):
+            del self._tail[: self._dropped]
+            self._dropped = 0
+
+    def _tell(self) -> None:
+        if not self.advanced.is_set():
+            self.advanced.set()

@@ -1,0 +1,88 @@
+"""How Kafka is reached: the one place where consumers and producers are made, with the settings they need.
+
+Called by every module of the intake that talks to Kafka. Deliberate: `auto_offset_reset="none"`, since aiokafka
+would go to another offset without a word, and a topic made anew would be missed; partition.py does it, aloud.
+"""
+
+import ssl
+from dataclasses import dataclass
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+from pushsse.settings import Settings
+
+# Over the session timeout: joining a group may be answered as late as that.
+REQUEST_TIMEOUT_MS = 12_000
+SESSION_TIMEOUT_MS = 10_000
+PRODUCE_TIMEOUT_MS = 5_000
+MAX_REQUEST_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """Where Kafka is and how to talk to it."""
+
+    bootstrap: str
+    security_protocol: str = "PLAINTEXT"
+    sasl_mechanism: str = "PLAIN"
+    sasl_username: str | None = None
+    sasl_password: str | None = None
+    ssl_cafile: str | None = None
+    session_timeout_ms: int = SESSION_TIMEOUT_MS
+
+    def consumer(self, group: str | None) -> AIOKafkaConsumer:
+        """A consumer that isn't started and has no topic; it takes bytes and commits nothing by itself."""
+        return AIOKafkaConsumer(
+            bootstrap_servers=self.bootstrap,
+            client_id="pushsse",
+            group_id=group,
+            auto_offset_reset="none",
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+            fetch_max_wait_ms=50,
+            fetch_max_bytes=4 * 1024 * 1024,
+            max_partition_fetch_bytes=1024 * 1024,
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
+            # A topic that is made, deleted or widened is noticed within this time.
+            metadata_max_age_ms=10_000,
+            session_timeout_ms=self.session_timeout_ms,
+            heartbeat_interval_ms=self.session_timeout_ms // 4,
+            security_protocol=self.security_protocol,
+            ssl_context=self._ssl_context(),
+            sasl_mechanism=self.sasl_mechanism,
+            sasl_plain_username=self.sasl_username,
+            sasl_plain_password=self.sasl_password,
+        )
+
+    def producer(self) -> AIOKafkaProducer:
+        """A producer that isn't started; what it acknowledged is on all in-sync replicas, once, in order."""
+        return AIOKafkaProducer(
+            bootstrap_servers=self.bootstrap,
+            client_id="pushsse",
+            acks="all",
+            enable_idempotence=True,
+            request_timeout_ms=PRODUCE_TIMEOUT_MS,
+            max_request_size=MAX_REQUEST_BYTES,
+            security_protocol=self.security_protocol,
+            ssl_context=self._ssl_context(),
+            sasl_mechanism=self.sasl_mechanism,
+            sasl_plain_username=self.sasl_username,
+            sasl_plain_password=self.sasl_password,
+        )
+
+    def _ssl_context(self) -> ssl.SSLContext | None:
+        if "SSL" not in self.security_protocol.split("_"):
+            return None
+        return ssl.create_default_context(cafile=self.ssl_cafile)
+
+
+def connection(settings: Settings) -> Connection:
+    """The connection that the settings ask for."""
+    return Connection(
+        bootstrap=settings.kafka_bootstrap,
+        security_protocol=settings.kafka_security_protocol,
+        sasl_mechanism=settings.kafka_sasl_mechanism,
+        sasl_username=settings.kafka_sasl_username or None,
+        sasl_password=settings.kafka_sasl_password or None,
+        ssl_cafile=settings.kafka_ssl_cafile or None,
+    )

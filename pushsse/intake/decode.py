@@ -1,0 +1,124 @@
+"""One Kafka record to one draft. Called by the intake for every record; what it refuses is a dead letter.
+
+A format is a `Decode`; `PushsseFormat` is the one where the value is the event's own JSON.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import NamedTuple, Protocol
+
+from pushsse import event, strictjson
+from pushsse.backplane.base import Draft, Source
+from pushsse.errors import InvalidInput, Problem
+from pushsse.metrics import Metrics
+
+
+class Record(Protocol):
+    """A Kafka record, as aiokafka hands it out; the timestamp is in milliseconds."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]: ...
+
+
+class Decode(Protocol):
+    """A format: reads one record, for the owner of its partition.
+
+    Pure and quick: it is called for thousands of records in a row. The draft's source is the record.
+    """
+
+    def __call__(self, record: Record, owner: str) -> Draft | None:
+        """None skips the record. Raises InvalidInput (NotJson is one) where it can't be used."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushsseFormat:
+    """The value is the event's JSON. Members that aren't known are ignored and counted; `admits` refuses types."""
+
+    metrics: Metrics
+    max_age_s: int
+    admits: Callable[[str], bool]
+
+    def __call__(self, record: Record, owner: str) -> Draft | None:
+        value = record.value
+        if value is None:
+            return None
+        loaded = strictjson.loads(value)
+        if isinstance(loaded, dict) and not event.FIELDS.issuperset(loaded):
+            known = {name: member for name, member in loaded.items() if name in event.FIELDS}
+            self.metrics.unknown_members += len(loaded) - len(known)
+            loaded = known
+        found = event.from_json(loaded)
+        if not self.admits(found.type):
+            raise InvalidInput(Problem("$.type", f"{found.type!r} isn't in the catalogue"))
+        topic, partition, offset, timestamp_ms = (
+            record.topic,
+            record.partition,
+            record.offset,
+            record.timestamp,
+        )
+        own_id = found.id or ""
+        publication = event.publication(
+            found,
+            event_id=own_id or f"{topic}-{partition}-{offset}",
+            at=_time(timestamp_ms),
+            max_age_s=self.max_age_s,
+        )
+        # Without an id of its own a record is known by its offset alone, and that is the fence's business.
+        once = f"{found.type}|{own_id}" if own_id else ""
+        return Draft(publication, Source(topic, partition, offset, timestamp_ms, owner), once)
+
+
+class Refused(NamedTuple):
+    """A record that can't be used, and why: `at` is safe to log, `error` may quote the record."""
+
+    record: Record
+    at: str
+    error: str
+
+
+class Decoded(NamedTuple):
+    """What became of a run of records of one partition, in order."""
+
+    drafts: list[Draft]
+    refused: list[Refused]
+
+
+def decode_all(decode: Decode, records: Sequence[Record], owner: str) -> Decoded:
+    """Decodes a run of records; none can stop the others."""
+    drafts: list[Draft] = []
+    refused: list[Refused] = []
+    for record in records:
+        try:
+            draft = decode(record, owner)
+        except InvalidInput as error:
+            refused.append(Refused(record, error.problems[0].at, str(error)))
+        except Exception as error:  # noqa: BLE001 - a record that trips a bug must not stop its partition for ever
+            refused.append(Refused(record, "$", f"the decoder failed: {type(error).__name__}: {error}"))
+        else:
+            if draft is not None:
+                drafts.append(draft)
+    return Decoded(drafts, refused)
+
+
+def _time(timestamp_ms: int) -> datetime:
+    """A record's time. Producers set it as they like, so it may be none (-1), or no date at all."""
+    if timestamp_ms < 0:
+        return datetime.now(UTC)
+    try:
+        return datetime.fromtimestamp(timestamp_ms / 1000, UTC)
+    except (OverflowError, ValueError, OSError):
+        raise InvalidInput(Problem("$.ts", f"the record's timestamp {timestamp_ms} isn't in ms")) from None

@@ -1,0 +1,101 @@
+"""A Kafka producer that comes up when it is first needed, and anew after a failure.
+
+Called by the dead-letter topic and by the HTTP intake; each has one of its own, so that neither's outage is
+the other's.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+
+from pushsse.errors import KafkaUnavailable, PushsseError
+from pushsse.intake.connection import Connection
+
+log = logging.getLogger(__name__)
+_STOP_S = 2.0
+
+
+class Outgoing(NamedTuple):
+    """A record on its way to Kafka."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class RecordTooLarge(PushsseError):
+    """Kafka doesn't take a record of this size."""
+
+
+class Producer:
+    """Sends records and waits until all in-sync replicas have them. Leave it by `async with`."""
+
+    def __init__(self, connection: Connection, *, timeout_s: float = 5.0) -> None:
+        self._connection = connection
+        self._timeout_s = timeout_s
+        self._starting = asyncio.Lock()
+        self._producer: AIOKafkaProducer | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        await self._drop(self._producer)
+
+    async def send(self, topic: str, records: Sequence[Outgoing]) -> None:
+        """Sends the records in order; within a key they stay in order.
+
+        Returns when all are acknowledged. Raises KafkaUnavailable after `timeout_s`, RecordTooLarge; any of
+        the records may have been taken then.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._send(await self._ready(), topic, records)
+        except MessageSizeTooLargeError:
+            raise RecordTooLarge(f"{topic}: a record is larger than Kafka takes") from None
+        except (KafkaError, TimeoutError) as error:
+            # An idempotent producer that has lost a record can't go on: the next try gets a new one.
+            await self._drop(self._producer)
+            why = str(error) or f"no answer within {self._timeout_s:g} s"
+            raise KafkaUnavailable(f"{topic} can't be written: {why}") from error
+
+    async def _send(self, producer: AIOKafkaProducer, topic: str, records: Sequence[Outgoing]) -> None:
+        pending: list[asyncio.Future[object]] = []
+        try:
+            for key, value, headers in records:
+                pending.append(await producer.send(topic, value, key=key, headers=list(headers)))
+            await asyncio.gather(*pending)
+        finally:
+            for each in pending:
+                each.cancel()
+
+    async def _ready(self) -> AIOKafkaProducer:
+        async with self._starting:
+            if self._producer is None:
+                producer = self._connection.producer()
+                try:
+                    await producer.start()
+                except BaseException:
+                    await self._stop(producer)
+                    raise
+                self._producer = producer
+            return self._producer
+
+    async def _drop(self, producer: AIOKafkaProducer | None) -> None:
+        if producer is not None and producer is self._producer:
+            self._producer = None
+            await self._stop(producer)
+
+    async def _stop(self, producer: AIOKafkaProducer) -> None:
+        try:
+            async with asyncio.timeout(_STOP_S):
+                await producer.stop()
+        except (KafkaError, TimeoutError) as error:
+            log.debug("a producer couldn't be stopped cleanly: %r", error)

@@ -1,0 +1,66 @@
+"""Which call goes where: the routes of a node, and the middleware around them. Used by `app`."""
+
+from collections.abc import Sequence
+
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute, Route
+
+from pushsse.api import page as h5
+from pushsse.api.events import EventsEndpoint
+from pushsse.api.health import HealthEndpoint
+from pushsse.api.preferences import PreferencesEndpoint
+from pushsse.api.stream import StreamEndpoint
+from pushsse.node import Node
+from pushsse.settings import Settings
+
+
+def routes(node: Node) -> Sequence[BaseRoute]:
+    """All calls, each endpoint with what it needs."""
+    settings, identifier = node.settings, node.identifier
+    stream = StreamEndpoint(
+        identifier=identifier,
+        resumer=node.resumer,
+        streams=node.streams,
+        so_far=node.questions.so_far,
+        has_room=node.has_room,
+        backlog_bytes=settings.backlog_bytes,
+    )
+    events = EventsEndpoint(
+        identifier=identifier,
+        intake=node.intake,
+        resumer=node.resumer,
+        replay=node.replay,
+        max_age_s=settings.event_max_age_s,
+        admits=node.catalogue.admits,
+    )
+    preferences = PreferencesEndpoint(identifier, node.preferences, node.store)
+    health = HealthEndpoint(unready=node.unready, parts=node.available, exposition=node.exposition)
+    page = h5.load()
+    return [
+        *(Route(path, page.get) for path in h5.PATHS),
+        Route("/v1/stream", stream, methods=["GET"]),
+        Route("/v1/events", events.get, methods=["GET"]),
+        Route("/v1/events", events.post, methods=["POST"]),
+        Route("/v1/preferences", preferences.get, methods=["GET"]),
+        Route("/v1/preferences", preferences.post, methods=["POST"]),
+        Route("/livez", health.live),
+        Route("/readyz", health.ready),
+        Route("/metrics", health.metrics),
+    ]
+
+
+def middleware(settings: Settings) -> Sequence[Middleware]:
+    """Browsers of other sites are let in by name only."""
+    if not settings.allowed_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "Idempotency-Key"],
+            allow_credentials=True,
+            max_age=600,
+        )
+    ]

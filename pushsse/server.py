@@ -1,0 +1,121 @@
+"""uvicorn around one node: how it is started, and how it leaves.
+
+Called by the command line. Deliberate: uvicorn waits for open connections before the lifespan ends, so the
+drain happens here, before uvicorn is told to exit.
+"""
+
+import asyncio
+import logging
+import socket
+from types import FrameType
+
+import uvicorn
+
+from pushsse.app import create_app
+from pushsse.hub.drain import drain
+from pushsse.node import Node
+from pushsse.settings import Settings
+
+log = logging.getLogger(__name__)
+GRACE_S = 5
+BACKLOG = 4096
+# Accepted sockets inherit these (tcp(7)): a peer that is gone, or doesn't read, is noticed.
+_SOCKET_OPTIONS = (
+    (socket.SOL_SOCKET, socket.SO_SNDBUF, 128 * 1024),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+)
+_LINUX_OPTIONS = (
+    ("TCP_KEEPIDLE", 20),
+    ("TCP_KEEPINTVL", 5),
+    ("TCP_KEEPCNT", 3),
+    ("TCP_USER_TIMEOUT", 30_000),
+)
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that drains its node first. `failed` says that a service died."""
+
+    def __init__(self, config: uvicorn.Config, node: Node) -> None:
+        super().__init__(config)
+        self.node = node
+        self.failed = False
+        self._leaving: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's, on the loop that `handle_exit` will need."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM or SIGINT: drains; a second one ends at once. May interrupt any code, so it only asks."""
+        if self._loop is None:
+            self.should_exit = True
+            return
+        self._loop.call_soon_threadsafe(self._leave)
+
+    def fail(self) -> None:
+        """A service died: everybody is told to go elsewhere, now."""
+        self.failed = True
+        self.node.draining = True
+        self.should_exit = True
+
+    def _leave(self) -> None:
+        if self._leaving is not None:
+            self.force_exit = self.should_exit = True
+            return
+        self._leaving = asyncio.create_task(self._drain(), name="drain")
+
+    async def _drain(self) -> None:
+        settings = self.node.settings
+        log.info("stopping: not ready any more, streams end from %.1f s on", settings.drain_delay_s)
+        self.node.draining = True
+        await asyncio.sleep(settings.drain_delay_s)
+        for server in self.servers:
+            server.close()
+        await drain(self.node.hub, window_s=settings.drain_window_s)
+        self.should_exit = True
+
+
+def listening_socket(settings: Settings) -> socket.socket:
+    """The socket to accept on. Raises OSError."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if settings.workers > 1:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    for level, option, value in _SOCKET_OPTIONS:
+        listener.setsockopt(level, option, value)
+    for name, value in _LINUX_OPTIONS:
+        if hasattr(socket, name):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    listener.bind((settings.host, settings.port))
+    return listener
+
+
+def serve(settings: Settings, listener: socket.socket) -> int:
+    """Runs one node until it is told to stop; the exit status."""
+    server: Server | None = None
+
+    def on_failure() -> None:
+        if server is not None:
+            server.fail()
+
+    app = create_app(settings, on_failure=on_failure)
+    config = uvicorn.Config(
+        app,
+        lifespan="on",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    server = Server(config, app.state.node)
+    server.run(sockets=[listener])
+    return 1 if server.failed or not server.started else 0
