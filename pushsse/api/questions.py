@@ -1,0 +1,197 @@
+"""`/v1/questions`: ask, read and cancel. Wired by `app`; the answer in the reply is `api/reply`'s.
+
+Raises what `problem` turns into responses. Losing the connection never stops an answer.
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pushsse.api.identity import ASK, Identifier
+from pushsse.api.problem import HttpProblem, json_response, read_json
+from pushsse.api.query import number, refused
+from pushsse.api.reply import Reply
+from pushsse.errors import InvalidInput, Problem
+from pushsse.questions.question import By, Link, Overloaded, Question, Status, TooManyQuestions
+from pushsse.questions.service import Asking, Questions
+from pushsse.strictjson import shown
+
+MAX_CONTEXT_BYTES = 16 * 1024
+LISTED_CHARACTERS = 4_000
+_RETRY_AFTER = {"retry-after": "5"}
+_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
+_KEY = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class QuestionRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """A question. A further one of the same conversation names it."""
+
+    text: Annotated[str, Meta(min_length=1, max_length=4_000, pattern=r"\S")]
+    conversation: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}\Z")] | None = None
+    context: Annotated[dict[str, Any], Meta(description="for the answerer, at most 16 KiB")] | None = None
+
+
+class Accepted(Struct, frozen=True):
+    """A question that was taken; its answer comes on the person's streams."""
+
+    id: str
+    conversation: str
+    status: Status
+
+
+class AnswerView(Struct, frozen=True):
+    """An answer, as far as it is there."""
+
+    text: str
+    seq: int
+    by: By | None
+    links: tuple[Link, ...]
+    suggestions: tuple[str, ...]
+    truncated: Annotated[bool, Meta(description="in the list, texts are cut at 4,000 characters")]
+
+
+class ErrorView(Struct, frozen=True):
+    """Why there is no answer."""
+
+    code: str
+    detail: str
+
+
+class QuestionView(Struct, frozen=True):
+    """A question with its answer so far."""
+
+    id: str
+    conversation: str
+    text: str
+    status: Status
+    asked_at: datetime
+    updated_at: datetime
+    context: dict[str, Any] | None
+    answer: AnswerView | None
+    error: ErrorView | None
+
+
+class QuestionList(Struct, frozen=True):
+    """A person's questions, newest first."""
+
+    questions: tuple[QuestionView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionsEndpoint:
+    """A person's own questions."""
+
+    identifier: Identifier
+    questions: Questions
+    reply: Reply
+
+    async def post(self, request: Request) -> Response:
+        """Asks: 202, or, for who accepts text/event-stream, the answer in the reply."""
+        who = self.identifier.identify(request, ASK)
+        key = _key(request)
+        asking = _asking(await read_json(request, QuestionRequest))
+        try:
+            question = await self.questions.ask(who.user, asking, idempotency_key=key)
+        except TooManyQuestions as error:
+            raise HttpProblem(429, "too_many_questions", str(error), _RETRY_AFTER) from None
+        except Overloaded as error:
+            raise HttpProblem(503, "overloaded", str(error), _RETRY_AFTER) from None
+        headers = {"location": f"/v1/questions/{question.id}"}
+        if _wants_stream(request):
+            return self.reply.response(question, headers)
+        return json_response(Accepted(question.id, question.conversation, question.status), 202, headers)
+
+    async def get_all(self, request: Request) -> Response:
+        """The newest `limit` questions, before the id `before`."""
+        who = self.identifier.identify(request, ASK)
+        limit = number(request, "limit", default=50, most=100)
+        before = request.query_params.get("before")
+        if before is not None and not _ID.fullmatch(before):
+            raise refused("before", before, "isn't the id of a question")
+        found = await self.questions.page(who.user, limit=limit, before=before)
+        views = tuple(_view(question, most=LISTED_CHARACTERS) for question in found)
+        return json_response(QuestionList(views))
+
+    async def get(self, request: Request) -> Response:
+        """One question with its whole answer so far."""
+        who = self.identifier.identify(request, ASK)
+        return json_response(_view(_found(await self.questions.get(who.user, _id(request)))))
+
+    async def cancel(self, request: Request) -> Response:
+        """Stops the answer; one that has ended stays as it is."""
+        who = self.identifier.identify(request, ASK)
+        return json_response(_view(_found(await self.questions.cancel(who.user, _id(request)))))
+
+
+def _asking(asked: QuestionRequest) -> Asking:
+    if asked.context is not None and (size := len(msgspec.json.encode(asked.context))) > MAX_CONTEXT_BYTES:
+        raise InvalidInput(Problem("$.context", f"has {size} bytes, over {MAX_CONTEXT_BYTES}"))
+    return Asking(asked.text, asked.conversation, asked.context)
+
+
+def _key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise InvalidInput(
+            Problem("Idempotency-Key", f"isn't 1–128 printable ASCII characters, got {shown(key)}")
+        )
+    return key
+
+
+def _id(request: Request) -> str:
+    given = str(request.path_params["id"])
+    if not _ID.fullmatch(given):
+        raise _not_found()
+    return given
+
+
+def _found(question: Question | None) -> Question:
+    if question is None:
+        raise _not_found()
+    return question
+
+
+def _not_found() -> HttpProblem:
+    return HttpProblem(404, "not_found", "you have no question with this id")
+
+
+def _wants_stream(request: Request) -> bool:
+    """Whether text/event-stream is named in Accept (RFC 9110, 12.5.1), without q=0."""
+    for part in ",".join(request.headers.getlist("accept")).split(","):
+        media, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        if media == "text/event-stream":
+            return not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
+    return False
+
+
+def _view(question: Question, *, most: int | None = None) -> QuestionView:
+    text = question.answer if most is None else question.answer[:most]
+    answer = error = None
+    if text or question.status == "answered":
+        answer = AnswerView(
+            text,
+            question.seq,
+            question.by,
+            question.links,
+            question.suggestions,
+            truncated=len(text) < len(question.answer),
+        )
+    if question.error_code:
+        error = ErrorView(question.error_code, question.error_detail)
+    return QuestionView(
+        id=question.id,
+        conversation=question.conversation,
+        text=question.text,
+        status=question.status,
+        asked_at=question.asked_at,
+        updated_at=question.updated_at,
+        context=question.context,
+        answer=answer,
+        error=error,
+    )
