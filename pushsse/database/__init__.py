@@ -1,7 +1,7 @@
 """The database. Used by the stores of preferences and questions, and by nobody else.
 
-A Database's `session` and `transaction` hand out one connection; Tortoise's models use it by themselves inside
-the block, and `rows` runs a statement directly. Whatever means that the database is away becomes
+A Database's `session` and `transaction` hand out one connection; Tortoise's models use it by themselves
+inside the block, and `rows` runs a statement directly. Whatever means that the database is away becomes
 DatabaseUnavailable here. Blocks don't nest: SQLite has one connection.
 """
 

@@ -15,13 +15,14 @@ _json = msgspec.json.Encoder()
 
 
 class Statement:
-    """One SQL text for both databases: `$1` is a parameter, `= ANY($1)` membership in a list of text."""
+    """One SQL text for both databases: `$1` is a parameter, `IN ($1)` membership in a list of text."""
 
     __slots__ = ("postgres", "sqlite")
 
     def __init__(self, text: str) -> None:
-        self.postgres = text
-        self.sqlite = re.sub(r"= ANY\((\$\d+)\)", r"IN (SELECT value FROM json_each(\1))", text).replace(
+        # Not `= ANY($1)`: where PostgreSQL takes that for a filter, it compares each row with each element.
+        self.postgres = re.sub(r"IN \((\$\d+)\)", r"IN (SELECT unnest(\1::text[]))", text)
+        self.sqlite = re.sub(r"IN \((\$\d+)\)", r"IN (SELECT value FROM json_each(\1))", text).replace(
             "$", "?"
         )
 

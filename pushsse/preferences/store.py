@@ -21,11 +21,11 @@ _CATALOGUE_LOCK = 0x7075736873736532
 # The empty user marks a type that is off by default; a person's row says the opposite of the default.
 _OFF_AMONG = Statement("""
     SELECT '', t.name, t.default_on FROM pushsse_event_type t
-     WHERE t.name = ANY($2) AND NOT t.default_on AND NOT t.mandatory
+     WHERE t.name IN ($2) AND NOT t.default_on AND NOT t.mandatory
     UNION ALL
     SELECT s."user", s.type, s.enabled
       FROM pushsse_switch s LEFT JOIN pushsse_event_type t ON t.name = s.type
-     WHERE s."user" = ANY($1) AND s.type = ANY($2)
+     WHERE s."user" IN ($1) AND s.type IN ($2)
        AND s.enabled <> coalesce(t.default_on, true) AND NOT coalesce(t.mandatory, false)""")
 # The first row, without a type, is about the person; the others are the types that are off.
 _SWITCHES = Statement("""

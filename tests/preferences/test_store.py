@@ -38,7 +38,12 @@ def counted() -> Iterator[list[Statement]]:
 async def test_nobody_has_anything_off_at_first(store: PreferenceStore) -> None:
     assert await store.off_among(["ann"], ["alarm"]) == frozenset()
     switches = await store.switches("ann")
-    assert (switches.version, switches.off, switches.pending, switches.logged) == (0, frozenset(), False, None)
+    assert (switches.version, switches.off, switches.pending, switches.logged) == (
+        0,
+        frozenset(),
+        False,
+        None,
+    )
     assert switches.open_question is False
 
 
@@ -54,7 +59,9 @@ async def test_a_switch_is_off_until_it_is_switched_on_again(store: PreferenceSt
     assert await store.off_among(["ann"], ["alarm", "news"]) == frozenset()
 
 
-async def test_what_changes_nothing_has_no_number_and_still_names_what_is_left(store: PreferenceStore) -> None:
+async def test_what_changes_nothing_has_no_number_and_still_names_what_is_left(
+    store: PreferenceStore,
+) -> None:
     await store.join(["alarm", "news"], hidden=False)
     assert await store.change("ann", {"alarm": True}) == []
     left = await store.change("ann", {"alarm": False})
@@ -72,7 +79,9 @@ async def test_a_choice_stays_when_the_default_changes(store: PreferenceStore, d
     assert (await store.switches("bo")).off == {"alarm"}
 
 
-async def test_all_that_is_wrong_with_a_change_is_said_at_once(store: PreferenceStore, database: Database) -> None:
+async def test_all_that_is_wrong_with_a_change_is_said_at_once(
+    store: PreferenceStore, database: Database
+) -> None:
     await add_types(database, alarm={}, law={"mandatory": True}, secret={"hidden": True})
     with pytest.raises(InvalidInput) as caught:
         await store.change("ann", {"alarm": False, "law": False, "secret": False, "nope": True})
@@ -112,7 +121,10 @@ async def test_preferences_come_in_the_order_of_the_catalogue_without_hidden_one
 
 async def test_the_catalogue_ends_at_a_thousand_types(store: PreferenceStore) -> None:
     await asyncio.gather(
-        *(store.join([f"t{i}" for i in range(start, start + 400)], hidden=False) for start in (0, 300, 600, 900))
+        *(
+            store.join([f"t{i}" for i in range(start, start + 400)], hidden=False)
+            for start in (0, 300, 600, 900)
+        )
     )
     assert len(await store.known()) == 1000
     await store.join(["one.more"], hidden=False)

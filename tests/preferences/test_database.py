@@ -1,0 +1,273 @@
+import asyncio
+import sqlite3
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from tortoise.exceptions import OperationalError
+
+from pushsse.database import Database, Statement
+from pushsse.errors import DatabaseUnavailable, SettingsError
+from pushsse.preferences.models import EventType
+from pushsse.preferences.store import PreferenceStore
+
+from .server import Delay, Server, binaries
+
+pytestmark = pytest.mark.anyio
+
+MIGRATE = """
+import asyncio, sys
+from pushsse.database import Database
+
+async def main() -> None:
+    async with Database(sys.argv[1]) as database:
+        print(" ".join(await database.migrate()) or "nothing")
+        assert await database.pending_migrations() == ()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    programs = binaries()
+    if programs is None:
+        pytest.skip("PostgreSQL's programs aren't installed")
+    server = Server(programs)
+    server.start()
+    yield server
+    server.remove()
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[tuple[Database, PreferenceStore]]:
+    async with Database(url) as database:
+        await database.migrate()
+        store = PreferenceStore(database)
+        await store.join(["alarm"], hidden=False)
+        await store.change("ann", {"alarm": False})
+        yield database, store
+
+
+async def in_a_process(url: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-W", "error", "-c", MIGRATE, url, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0
+    return out.decode().strip()
+
+
+async def until_back(database: Database, *, within_s: float) -> None:
+    """Polls as a node does; fails when the database isn't back in time."""
+    async with asyncio.timeout(within_s):
+        while True:
+            try:
+                return await database.check()
+            except DatabaseUnavailable:
+                await asyncio.sleep(0.05)
+
+
+async def unavailable_within(store: PreferenceStore, seconds: float) -> None:
+    began = time.monotonic()
+    with pytest.raises(DatabaseUnavailable):
+        await store.off_among(["ann"], ["alarm"])
+    assert time.monotonic() - began < seconds
+
+
+async def test_migrations_are_pending_until_they_are_applied(url: str) -> None:
+    async with Database(url) as database:
+        assert await database.pending_migrations() == ("0001_initial",)
+        assert await database.migrate() == ("0001_initial",)
+        assert await database.pending_migrations() == ()
+        assert await database.migrate() == ()
+    async with Database(url) as again:
+        assert await again.pending_migrations() == ()
+
+
+async def test_processes_that_migrate_at_once_share_the_work(url: str) -> None:
+    said = await asyncio.gather(*(in_a_process(url) for _ in range(4)))
+    assert sorted(said) == ["0001_initial", "nothing", "nothing", "nothing"]
+
+
+async def test_a_migration_that_fails_leaves_nothing_behind(url: str) -> None:
+    async with Database(url) as database:
+        await database.rows(str, Statement("CREATE TABLE pushsse_switch (id INT)"))
+        with pytest.raises(OperationalError, match="exists"):
+            await database.migrate()
+        assert await database.pending_migrations() == ("0001_initial",)
+        assert database.available
+        await database.rows(str, Statement("DROP TABLE pushsse_switch"))
+        assert await database.migrate() == ("0001_initial",)
+
+
+async def test_handlers_in_other_tasks_and_contexts_use_the_same_database(database: Database) -> None:
+    store = PreferenceStore(database)
+    await asyncio.create_task(store.join(["alarm"], hidden=False))
+    assert await asyncio.create_task(store.known()) == {"alarm"}
+
+
+async def test_memory_lasts_as_long_as_its_process(anyio_backend: str) -> None:
+    async with opened("sqlite://:memory:") as (_, store):
+        assert (await store.switches("ann")).off == {"alarm"}
+
+
+async def test_a_relative_path_is_relative(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anyio_backend: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with opened("sqlite://pushsse.db"):
+        assert (tmp_path / "pushsse.db").exists()
+
+
+@pytest.mark.parametrize("url", ["oracle://x", "sqlite://", "postgres://h:notaport/db"])
+def test_a_url_that_cannot_be_used_is_named(url: str) -> None:
+    with pytest.raises(SettingsError, match="PUSHSSE_DATABASE_URL"):
+        Database(url)
+
+
+async def test_a_file_that_cannot_be_opened_is_unavailable(tmp_path: Path, anyio_backend: str) -> None:
+    with pytest.raises(DatabaseUnavailable):
+        async with Database(f"sqlite://{tmp_path}/no/such/directory/x.db"):
+            pass
+
+
+async def test_before_the_migrations_the_tables_are_unavailable(url: str) -> None:
+    async with Database(url) as database:
+        with pytest.raises(DatabaseUnavailable):
+            await PreferenceStore(database).off_among(["ann"], ["alarm"])
+
+
+async def test_a_cancelled_caller_leaves_no_lock_and_no_connection_behind(database: Database) -> None:
+    store = PreferenceStore(database)
+    await store.join(["alarm"], hidden=False)
+    for tick in range(60):
+        task = asyncio.create_task(store.change("ann", {"alarm": tick % 2 == 0}))
+        for _ in range(tick % 12):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    versions = [change.version for change in await store.change("ann", {"alarm": False})]
+    assert versions == list(range(1, len(versions) + 1))
+
+
+async def test_a_mistake_in_a_block_is_no_outage_and_is_rolled_back(database: Database) -> None:
+    store = PreferenceStore(database)
+
+    async def mistaken() -> None:
+        async with database.transaction():
+            await EventType.create(name="alarm")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await mistaken()
+    assert database.available
+    assert await store.known() == frozenset()
+
+
+async def test_a_locked_sqlite_file_is_unavailable_within_two_seconds_and_recovers(
+    tmp_path: Path, anyio_backend: str
+) -> None:
+    async with opened(f"sqlite://{tmp_path}/x.db") as (database, store):
+        other = sqlite3.connect(tmp_path / "x.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        with pytest.raises(DatabaseUnavailable):
+            await store.change("ann", {"alarm": True})
+        assert time.monotonic() - began < 2
+        other.close()
+        await until_back(database, within_s=3)
+        await store.change("ann", {"alarm": True})
+
+
+async def test_a_frozen_postgres_is_unavailable_within_two_seconds_and_recovers(
+    own_server: Server, anyio_backend: str
+) -> None:
+    async with opened(own_server.url()) as (database, store):
+        own_server.freeze()
+        await asyncio.gather(*(unavailable_within(store, 2) for _ in range(20)))
+        assert not database.available
+        # Known to be away: the next batches don't wait.
+        began = time.monotonic()
+        for _ in range(10):
+            await unavailable_within(store, 0.1)
+        assert time.monotonic() - began < 0.5
+        # A moment later one of them tries again.
+        async with asyncio.timeout(5):
+            while time.monotonic() - began < 1:
+                await asyncio.sleep(0.02)
+                began = time.monotonic()
+                await unavailable_within(store, 2)
+        own_server.thaw()
+        await until_back(database, within_s=4)
+        assert await store.off_among(["ann"], ["alarm"]) == {("ann", "alarm")}
+
+
+async def test_a_stopped_postgres_is_unavailable_at_once_and_recovers_after_its_restart(
+    own_server: Server, anyio_backend: str
+) -> None:
+    async with opened(own_server.url()) as (database, store):
+        await asyncio.gather(*(store.switches("ann") for _ in range(8)))
+        await asyncio.to_thread(own_server.stop)
+        await unavailable_within(store, 2)
+        await asyncio.to_thread(own_server.start)
+        await until_back(database, within_s=4)
+        assert await store.off_among(["ann"], ["alarm"]) == {("ann", "alarm")}
+
+
+async def test_a_slow_postgres_is_unavailable_within_two_seconds_and_recovers(
+    own_server: Server, anyio_backend: str
+) -> None:
+    delay = Delay()
+    async with delay.before(own_server.port):
+        url = own_server.url().replace(str(own_server.port), str(delay.port))
+        async with opened(url) as (database, store):
+            delay.seconds = 5.0
+            await unavailable_within(store, 2)
+            await unavailable_within(store, 0.1)
+            with pytest.raises(DatabaseUnavailable):
+                await database.check()
+            delay.seconds = 0.0
+            await until_back(database, within_s=4)
+            assert (await store.switches("ann")).off == {"alarm"}
+
+
+async def test_a_change_that_waits_for_a_lock_does_not_stop_the_others(
+    own_server: Server, anyio_backend: str
+) -> None:
+    async with opened(own_server.url()) as (database, store):
+
+        async def hold() -> None:
+            async with database.transaction() as session:
+                await session.lock(1)
+                await asyncio.sleep(1.3)
+
+        async def wait() -> None:
+            async with database.transaction(timeout_s=0.5) as session:
+                await session.lock(1)
+
+        holding = asyncio.create_task(hold())
+        await asyncio.sleep(0.05)
+        waiting = asyncio.create_task(wait())
+        while not waiting.done():
+            await store.switches("ann")
+            await asyncio.sleep(0.01)
+        with pytest.raises(DatabaseUnavailable):
+            await waiting
+        assert database.available
+        await holding
+
+
+async def test_a_process_starts_while_its_postgres_is_away(own_server: Server, anyio_backend: str) -> None:
+    await asyncio.to_thread(own_server.stop)
+    async with Database(own_server.url()) as database:
+        with pytest.raises(DatabaseUnavailable):
+            await database.check()
+        with pytest.raises(DatabaseUnavailable):
+            await database.pending_migrations()
+        await asyncio.to_thread(own_server.start)
+        await until_back(database, within_s=4)
+        assert await database.pending_migrations() == ("0001_initial",)
