@@ -8,6 +8,7 @@ import asyncio
 import logging
 import socket
 from types import FrameType
+from typing import Literal
 
 import uvicorn
 
@@ -15,6 +16,7 @@ from pushsse.app import create_app
 from pushsse.hub.drain import drain
 from pushsse.node import Node
 from pushsse.settings import Settings
+from pushsse.stream.handover import HandoverHttp, unusable
 
 log = logging.getLogger(__name__)
 GRACE_S = 5
@@ -94,6 +96,13 @@ def listening_socket(settings: Settings) -> socket.socket:
     return listener
 
 
+def _http() -> type[asyncio.Protocol] | Literal["auto"]:
+    if reason := unusable():
+        log.warning("streams are written the portable way, which costs more: %s", reason)
+        return "auto"
+    return HandoverHttp
+
+
 def serve(settings: Settings, listener: socket.socket) -> int:
     """Runs one node until it is told to stop; the exit status."""
     server: Server | None = None
@@ -106,6 +115,7 @@ def serve(settings: Settings, listener: socket.socket) -> int:
     config = uvicorn.Config(
         app,
         lifespan="on",
+        http=_http(),
         ws="none",
         log_config=None,
         access_log=False,

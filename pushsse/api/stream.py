@@ -19,13 +19,11 @@ from pushsse.errors import Unavailable
 from pushsse.event import Publication
 from pushsse.hub.resume import From, Opening, Resumer
 from pushsse.hub.streams import StreamOptions, Streams
-from pushsse.stream.eventsource import HEADERS, StreamResponse
-from pushsse.stream.frame import busy
+from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy
+from pushsse.stream.response import StreamResponse
 from pushsse.stream.subscriber import Sink, Subscriber
 
 log = logging.getLogger(__name__)
-MEDIA_TYPE = "text/event-stream"
-Begin = Callable[[Sink], Subscriber]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class StreamEndpoint:
         who = self.identifier.identify(request, STREAM)
         wish, options = asked(request, who)
         if request.method == "HEAD":
-            await Response(headers=HEADERS, media_type=MEDIA_TYPE)(scope, receive, send)
+            await Response(headers=STREAM_HEADERS, media_type=MEDIA_TYPE)(scope, receive, send)
             return
         if not self.has_room():
             await busy_response()(scope, receive, send)
@@ -90,4 +88,4 @@ def after(given: str) -> From:
 
 def busy_response() -> Response:
     """A stream that is over at once, and asks to come back later."""
-    return Response(busy(), headers=HEADERS, media_type=MEDIA_TYPE)
+    return Response(busy(), headers=STREAM_HEADERS, media_type=MEDIA_TYPE)

@@ -6,18 +6,16 @@ Deliberate: its own pings and its shutdown are off, the hub's heartbeat and drai
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
 from starlette.types import Receive, Scope, Send
 
-from pushsse.stream.frame import Chunk
-from pushsse.stream.subscriber import Sink, Subscriber
+from pushsse.stream.frame import STREAM_HEADERS, Chunk
+from pushsse.stream.subscriber import Subscriber
 
-HEADERS = {"Cache-Control": "no-store, no-transform"}
-
-AppStatus.disable_automatic_graceful_drain()
+AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 
 class QueueSink:
@@ -75,7 +73,7 @@ class QueueSink:
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the body until it has ended, the client has gone, or `abort` was called."""
-        response = EventSourceResponse(self.body(), headers=HEADERS, ping=0)
+        response = EventSourceResponse(self.body(), headers=STREAM_HEADERS, ping=0)
         self._task = asyncio.ensure_future(response(scope, receive, send))
         try:
             await asyncio.wait((self._task,))
@@ -85,17 +83,3 @@ class QueueSink:
             self._task.cancel()
             if self.subscriber is not None:
                 self.subscriber.gone()
-
-
-class StreamResponse:
-    """Answers a stream request: `begin` is called with the sink when the response is to start."""
-
-    def __init__(self, begin: Callable[[Sink], Subscriber], *, backlog_bytes: int) -> None:
-        self._begin = begin
-        self._backlog_bytes = backlog_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        sink = QueueSink(backlog_bytes=self._backlog_bytes)
-        sink.subscriber = self._begin(sink)
-        await sink.respond(scope, receive, send)

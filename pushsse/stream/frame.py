@@ -11,6 +11,8 @@ import msgspec
 from pushsse.errors import CloseReason
 from pushsse.position import Position
 
+MEDIA_TYPE = "text/event-stream"
+STREAM_HEADERS = {"Cache-Control": "no-store, no-transform"}
 NEVER_MS = 300_000
 _json = msgspec.json.Encoder()
 
