@@ -1,7 +1,7 @@
 """An answer in the reply to its question: a finite stream that ends with `answer` or `answer.error`.
 
-Called by `api/questions`; hears what the hub delivers for the question, on whichever node it is answered. Now and
-then it also looks at the question itself, so that an end can't be missed.
+Called by `api/questions`; hears what the hub delivers for the question, on whichever node it is answered. Now
+and then it also looks at the question itself, so that an end can't be missed.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from pushsse.event import Publication, encode
 from pushsse.questions import events
 from pushsse.questions.question import Question
 from pushsse.questions.service import Questions, grown
-from pushsse.stream.eventsource import HEADERS
+from pushsse.stream.frame import STREAM_HEADERS as HEADERS
 
 # Every publication of one question of a person's, from the moment that the context is entered.
 Watch = Callable[[str, str], AbstractAsyncContextManager[AsyncIterator[Publication]]]

@@ -1,0 +1,219 @@
+"""Answer records put in order and applied to their questions; what can't be used is a dead letter.
+
+Called by `kafka` with what it consumed; hands to Answers. Everything may come twice: a piece is known by its
+`seq`, and nothing is committed before its effect is stored. A hole in the seqs is waited for, two seconds.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, NamedTuple
+
+from aiokafka import ConsumerRecord, TopicPartition
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from pushsse import strictjson
+from pushsse.errors import InvalidInput, Problem
+from pushsse.questions.answerers.base import Answers
+from pushsse.questions.question import Answered, By, Question, Unanswered
+
+log = logging.getLogger(__name__)
+HOLE_S = 2.0
+MOST_WAITING = 10_000
+_AT_ONCE = 16
+_TRIES = 5
+
+Batch = Mapping[TopicPartition, Sequence["ConsumerRecord[bytes, bytes]"]]
+# Writes records that can't be used, each with the reason; raises KafkaUnavailable.
+Letters = Callable[[Sequence[tuple["ConsumerRecord[bytes, bytes]", str]]], Awaitable[None]]
+
+
+class AnswerRecord(Struct, frozen=True):
+    """A piece of an answer (`delta`), all of it (`text`), or that there is none (`error`).
+
+    `text`, `error` and `done` end it. Pieces are numbered from 1 by `seq`; so is a `done` by itself.
+    """
+
+    question: Annotated[str, Meta(min_length=1, max_length=64)]
+    seq: Annotated[int, Meta(ge=1, le=2_000_000_000)] | UnsetType = UNSET
+    delta: str | UnsetType = UNSET
+    text: str | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+    handover: object = UNSET
+    done: bool = False
+
+
+class Piece(NamedTuple):
+    """A record that was understood, and where it is."""
+
+    record: "ConsumerRecord[bytes, bytes]"
+    says: AnswerRecord
+
+    @property
+    def seq(self) -> int:
+        """Its number; a text or an error doesn't need one."""
+        return self.says.seq or 0
+
+    @property
+    def is_end(self) -> bool:
+        """Whether it ends the answer whatever came before it."""
+        return self.says.text is not UNSET or self.says.error is not UNSET
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Pieces of one answer that came before others, by number, and since when."""
+
+    pieces: dict[int, Piece] = field(default_factory=dict)
+    since: float = field(default_factory=time.monotonic)
+
+
+class Applying:
+    """The answers that are growing through this consumer."""
+
+    def __init__(self, answers: Answers, letters: Letters, *, by: str) -> None:
+        self.committed: Mapping[TopicPartition, int] = {}
+        self._answers = answers
+        self._letters = letters
+        self._by = By("bot", by)
+        self._waiting: dict[str, _Waiting] = {}
+        self._done: dict[TopicPartition, int] = {}
+        self._limit = asyncio.Semaphore(_AT_ONCE)
+
+    @property
+    def waiting(self) -> int:
+        """Pieces that wait for the ones before them."""
+        return sum(len(waiting.pieces) for waiting in self._waiting.values())
+
+    async def apply(self, batch: Batch) -> None:
+        """Applies records. Raises Unavailable; it is right to apply the same batch again."""
+        refused: list[tuple[ConsumerRecord[bytes, bytes], str]] = []
+        answers: dict[str, list[Piece]] = {question: [] for question in self._waiting}
+        for record in (record for records in batch.values() for record in records):
+            try:
+                says = read(record.value)
+            except InvalidInput as error:
+                refused.append((record, str(error)))
+                continue
+            answers.setdefault(says.question, []).append(Piece(record, says))
+        # Not a group: a part that is away is raised as itself, and the others may finish.
+        results = await asyncio.gather(
+            *(self._one(question, pieces) for question, pieces in answers.items()), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            refused += result
+        if refused:
+            await self._letters(refused)
+        self._done |= {at: records[-1].offset + 1 for at, records in batch.items() if records}
+
+    def offsets(self) -> Mapping[TopicPartition, int]:
+        """What may be committed: nothing from the first waiting piece on."""
+        offsets = dict(self._done)
+        for piece in (piece for waiting in self._waiting.values() for piece in waiting.pieces.values()):
+            at = TopicPartition(piece.record.topic, piece.record.partition)
+            offsets[at] = min(offsets.get(at, piece.record.offset), piece.record.offset)
+        return offsets
+
+    def forget(self, partitions: Collection[TopicPartition]) -> None:
+        """The partitions are somebody else's: what waits of them is read again there."""
+        gone = {(at.topic, at.partition) for at in partitions}
+        for question, waiting in list(self._waiting.items()):
+            for seq, piece in list(waiting.pieces.items()):
+                if (piece.record.topic, piece.record.partition) in gone:
+                    del waiting.pieces[seq]
+            if not waiting.pieces:
+                del self._waiting[question]
+        for at in partitions:
+            self._done.pop(at, None)
+        self.committed = {}
+
+    async def _one(
+        self, question_id: str, pieces: Sequence[Piece]
+    ) -> Sequence[tuple["ConsumerRecord[bytes, bytes]", str]]:
+        """Applies what is there of one answer; what it returns can't be used."""
+        async with self._limit:
+            for _ in range(_TRIES):
+                question = await self._answers.find(question_id)
+                if question is None:
+                    self._waiting.pop(question_id, None)
+                    return [
+                        (piece.record, f"$.question: there is no question {question_id!r}")
+                        for piece in pieces
+                    ]
+                if not question.is_open:
+                    self._waiting.pop(question_id, None)
+                    return []
+                if await self._step(question, pieces):
+                    return []
+            return [
+                (piece.record, "the question is written by somebody else all the time") for piece in pieces
+            ]
+
+    async def _step(self, question: Question, pieces: Sequence[Piece]) -> bool:
+        """True when nothing more can be done now; False when the question was changed meanwhile."""
+        if end := next((piece for piece in pieces if piece.is_end), None):
+            await self._end(question, end)
+            return True
+        waiting = self._waiting.pop(question.id, None) or _Waiting()
+        pending = waiting.pieces | {piece.seq: piece for piece in reversed(pieces)}
+        pending = {seq: piece for seq, piece in sorted(pending.items()) if seq > question.seq}
+        late = time.monotonic() - waiting.since >= HOLE_S or self.waiting >= MOST_WAITING
+        run = _run(pending, after=question.seq, over_holes=late)
+        for piece in run:
+            del pending[piece.seq]
+        if run and late and run[-1].seq - question.seq > len(run):
+            log.warning("question %s: pieces before %d never came", question.id, run[-1].seq)
+        if pending and not (run and run[-1].says.done):
+            since = time.monotonic() if run else waiting.since
+            self._waiting[question.id] = _Waiting(pending, since)
+        if not run:
+            return True
+        text = "".join(piece.says.delta or "" for piece in run)
+        if not await self._answers.add(question, text, run[-1].seq):
+            self._waiting[question.id] = _Waiting(
+                pending | {piece.seq: piece for piece in run}, waiting.since
+            )
+            return False
+        if run[-1].says.done:
+            await self._answers.end(question.id, Answered(self._by))
+        return True
+
+    async def _end(self, question: Question, piece: Piece) -> None:
+        self._waiting.pop(question.id, None)
+        if piece.says.text is not UNSET:
+            await self._answers.end(question.id, Answered(self._by, piece.says.text))
+        else:
+            detail = str(piece.says.error)[:1000]
+            await self._answers.end(question.id, Unanswered("failed", "answerer_error", detail))
+
+
+def read(value: bytes | None) -> AnswerRecord:
+    """Reads one record; members that it doesn't know are ignored. Raises InvalidInput."""
+    says = strictjson.convert(strictjson.loads(value or b""), AnswerRecord)
+    given = [name for name in ("delta", "text", "error", "handover") if getattr(says, name) is not UNSET]
+    if len(given) > 1:
+        raise InvalidInput(Problem("$", f"has {' and '.join(given)}, and may have one of them"))
+    if given == ["handover"]:
+        raise InvalidInput(Problem("$.handover", "isn't possible yet"))
+    if not given and not says.done:
+        raise InvalidInput(Problem("$", "has neither delta, text, error nor done"))
+    if says.seq is UNSET and given not in (["text"], ["error"]):
+        raise InvalidInput(Problem("$.seq", "is required"))
+    return says
+
+
+def _run(pending: Mapping[int, Piece], *, after: int, over_holes: bool) -> Sequence[Piece]:
+    """The pieces that follow each other, up to the one that is the last."""
+    run: list[Piece] = []
+    for seq, piece in pending.items():
+        if seq != after + 1 and not over_holes:
+            break
+        run.append(piece)
+        after = seq
+        if piece.says.done:
+            break
+    return run
