@@ -26,7 +26,7 @@ _COMMIT_TIMEOUT_S = 3.0
 
 
 class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
-    """What this consumer may read. `idle` is set while no batch is in hand, `ended` when this share is gone."""
+    """What this consumer may read. `idle` is set while no batch is in hand, `ended` when it is gone."""
 
     def __init__(self, consumer: AIOKafkaConsumer, metrics: Metrics) -> None:
         self.partitions: dict[TopicPartition, Partition] = {}
@@ -44,12 +44,12 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         for at in sorted(assigned):
             self.partitions[at] = Partition(at, secrets.token_hex(8))
             self._consumer.pause(at)
-            # Any position will do: without one aiokafka looks for a committed offset, and raises if there is none.
+            # Any position will do: without one aiokafka asks for a committed offset, and raises without it.
             self._consumer.seek(at, 0)
         log.info("assigned: %s", ", ".join(each.name for each in self.partitions.values()) or "nothing")
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        """Our share ends: the batch in hand has 2 s to get through, then it is somebody else's to read again."""
+        """Our share ends: the batch in hand has 2 s to get through, else somebody else reads it again."""
         try:
             async with asyncio.timeout(_REVOKE_S):
                 await self.idle.wait()
@@ -73,6 +73,12 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         if partition.live:
             self._consumer.pause(partition.at)
 
+    def withhold_all(self) -> None:
+        """The same for the whole share."""
+        for partition in self.partitions.values():
+            if partition.ready:
+                self.withhold(partition)
+
     def hold(self, partition: Partition) -> None:
         """Reads nothing of a partition while it waits for the dead-letter topic."""
         partition.held = True
@@ -94,12 +100,12 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
             pass
 
     async def commit_due(self) -> None:
-        """Commits now and then: the fence makes reading a little again harmless, and a commit costs a round trip."""
+        """Commits now and then: a commit costs a round trip, and the fence skips what is read again."""
         if time.monotonic() >= self._commit_at:
             await self.commit()
 
     async def commit(self) -> None:
-        """Commits what is done, within bounded time. A failure is told once, and made good by the next commit."""
+        """Commits what is done, within bounded time. A failure is made good by the next commit."""
         self._commit_at = time.monotonic() + _COMMIT_EVERY_S
         due = {
             partition.at: partition.done

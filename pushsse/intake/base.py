@@ -1,4 +1,4 @@
-"""What the intakes share: what is submitted to them, what they hand on to, and what they need of the backplane.
+"""What the intakes share: what is submitted to them, where it goes, and what they need of the backplane.
 
 Called by the API (accept) and the composition root (dispatch); every intake ends in `Dispatch`.
 """

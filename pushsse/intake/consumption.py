@@ -43,6 +43,7 @@ class Consumption:
         onward: Onward,
         watch: Watch,
         metrics: Metrics,
+        kafka: Outage,
     ) -> None:
         self._consumer = consumer
         self._topic = topic
@@ -52,10 +53,11 @@ class Consumption:
         self._onward = onward
         self._watch = watch
         self._metrics = metrics
+        self._kafka = kafka
         self._outage = Outage(f"getting ready to read {topic}", log, Backoff(first_s=0.25))
 
     async def run(self) -> None:
-        """Returns when the consumer is stuck. Raises KafkaError when it can't go on; either way, take a new one."""
+        """Returns when the consumer is stuck, raises KafkaError when it can't go on: then take a new one."""
         self._consumer.subscribe([self._topic], listener=self._assignment)
         failed: KafkaError | None = None
         async with asyncio.TaskGroup() as tasks:
@@ -112,13 +114,14 @@ class Consumption:
             partition.not_before = time.monotonic() + wait_s
 
     async def _read(self) -> Mapping[TopicPartition, Sequence[Record]]:
-        """The next records; none after 200 ms without. Raises KafkaError where the consumer is beyond help."""
+        """The next records; none after 200 ms without. Raises KafkaError where the consumer can't go on."""
         try:
             # getmany alone waits without an end while the group is busy with itself.
             async with asyncio.timeout(_POLL_LIMIT_S):
                 found: Mapping[TopicPartition, Sequence[Record]] = await self._consumer.getmany(
                     timeout_ms=_POLL_MS, max_records=BATCH_RECORDS
                 )
+                self._kafka.over()
                 return found
         except TimeoutError:
             return {}
@@ -145,5 +148,4 @@ class Consumption:
         for partition in list(self._assignment.partitions.values()):
             if partition.ready and not partition.held and partition.live:
                 position = await self._consumer.position(partition.at)
-                if partition.live and partition.ready and position > (partition.done or 0):
-                    partition.done = position
+                partition.done = max(position, partition.done or 0)

@@ -46,7 +46,7 @@ class Decode(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushsseFormat:
-    """The value is the event's JSON. Members that aren't known are ignored and counted; `admits` refuses types."""
+    """The value is the event's JSON. Unknown members are ignored and counted; `admits` refuses types."""
 
     metrics: Metrics
     max_age_s: int

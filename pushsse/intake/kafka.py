@@ -32,7 +32,7 @@ class KafkaIntake:
     """Reads one topic in one group, hands its records on, and commits what the log has.
 
     Order: that of each partition. Guarantee: an offset is committed only once everything before it was
-    dispatched, skipped, or is in the dead-letter topic. A part that is away is waited for; nothing is dropped.
+    dispatched, skipped, or is in the dead-letter topic. What is away is waited for; nothing is dropped.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class KafkaIntake:
             onward=Onward(assignment, dispatch=self._dispatch, letters=letters, metrics=self._metrics),
             watch=Watch(consumer, assignment, topic=self._topic, group=self._group, metrics=self._metrics),
             metrics=self._metrics,
+            kafka=outage,
         )
         self._assignment = assignment
         try:
             await consumer.start()
-            outage.over()
             await self._topic_is_there(consumer)
             await consumption.run()
         finally:
@@ -111,6 +111,8 @@ class KafkaIntake:
     async def _topic_is_there(self, consumer: AIOKafkaConsumer) -> None:
         """Waits for the topic; the service stays up meanwhile."""
         missing = Outage(f"topic {self._topic}", log, Backoff(first_s=0.5, most_s=3.0))
-        while self._topic not in await consumer.topics():
+        while True:
+            if self._topic in await consumer.topics():
+                missing.over()
+                return
             await asyncio.sleep(missing.hit("isn't there, or may not be read"))
-        missing.over()

@@ -1,8 +1,8 @@
 """Hands a batch on, and doesn't let go of it before the log and the dead-letter topic have it.
 
 Called by the consumption with decoded records; calls the dispatcher and the dead-letter topic.
-Deliberate: a partition with dead letters to write is paused alone until they are acknowledged. What came after
-them in the same batch is dispatched already, its offset isn't committed, and the fence skips it if it is read again.
+Deliberate: a partition with dead letters to write is paused, alone, until they are acknowledged. What came
+after them in the same batch is dispatched already but not committed; the fence skips it if it is read again.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ class Onward:
         self._writing: set[asyncio.Task[None]] = set()
 
     async def hand_on(self, batch: Sequence[Work], tasks: asyncio.TaskGroup) -> None:
-        """Returns when the batch is dispatched, or its partitions are gone. Dead letters are written meanwhile."""
+        """Returns when the batch is dispatched, or its partitions are gone; dead letters may take longer."""
         for work in await self._dispatched(batch):
             if not work.refused:
                 work.partition.done = work.end
@@ -81,8 +81,7 @@ class Onward:
             else:
                 if self._outage.over() > _RECHECK_AFTER_S:
                     # Nothing was fetched for a while, and a topic made anew meanwhile would go unnoticed.
-                    for work in live:
-                        self._assignment.withhold(work.partition)
+                    self._assignment.withhold_all()
                 return [work for work in live if work.partition.live]
         return []
 

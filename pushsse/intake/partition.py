@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError
 
 from pushsse.intake.base import Fences
 from pushsse.intake.connection import Connection
+from pushsse.intake.decode import Record
 from pushsse.settings import seconds
 
 log = logging.getLogger(__name__)
@@ -70,13 +71,14 @@ class Preparation:
         await consumer.commit(wanted)
         for partition in partitions:
             await self.fences.claim(partition.at.topic, partition.at.partition, partition.owner)
-        anew = await self._made_anew(partitions, ranges)
+        anew = await self._made_anew(consumer, partitions)
         for partition in partitions:
-            partition.committed = wanted[partition.at]
-            partition.done = ranges[partition.at].first if partition.at in anew else wanted[partition.at]
-            consumer.seek(partition.at, partition.done)
-            partition.ready = True
-            log.info("%s is read from offset %d on", partition.name, partition.done)
+            if partition.live:
+                partition.committed = wanted[partition.at]
+                partition.done = anew.get(partition.at, wanted[partition.at])
+                consumer.seek(partition.at, partition.done)
+                partition.ready = True
+                log.info("%s is read from offset %d on", partition.name, partition.done)
 
     async def _wanted(
         self, consumer: AIOKafkaConsumer, partition: Partition, ranges: Mapping[TopicPartition, Range]
@@ -107,57 +109,73 @@ class Preparation:
         return held.end if found is None else int(found.offset)
 
     async def _made_anew(
-        self, partitions: Sequence[Partition], ranges: Mapping[TopicPartition, Range]
-    ) -> set[TopicPartition]:
-        """The partitions that aren't those whose records the log has; their fences are reset."""
-        anew: set[TopicPartition] = set()
-        for partition in partitions:
-            fence = await self.fences.fence(partition.at.topic, partition.at.partition)
-            if fence is None:
+        self, consumer: AIOKafkaConsumer, partitions: Sequence[Partition]
+    ) -> Mapping[TopicPartition, int]:
+        """The partitions that aren't those whose records the log has, and where they begin; fences are reset."""
+        fences: dict[TopicPartition, tuple[int, int]] = {}
+        for at in [partition.at for partition in partitions]:
+            if (fence := await self.fences.fence(at.topic, at.partition)) is not None:
+                fences[at] = fence
+        # Only now, after the claims: the owner before us may have published what is newer than an earlier look.
+        ranges = await _ranges(consumer, list(fences))
+        to_read = {at: fences[at][0] for at, held in ranges.items() if held.first <= fences[at][0] < held.end}
+        found = await self._timestamps_ms(to_read)
+        anew: dict[TopicPartition, int] = {}
+        for at, (offset, timestamp_ms) in fences.items():
+            if offset < ranges[at].end and found.get(at) in (None, timestamp_ms):
                 continue
-            offset, timestamp_ms = fence
-            held = ranges[partition.at]
-            if offset < held.first:
-                continue
-            found_ms = None if offset >= held.end else await self._timestamp_ms(partition.at, offset)
-            if offset < held.end and found_ms in (None, timestamp_ms):
-                continue
-            await self.fences.reset_fence(partition.at.topic, partition.at.partition)
-            anew.add(partition.at)
+            await self.fences.reset_fence(at.topic, at.partition)
+            anew[at] = ranges[at].first
             log.warning(
-                "%s was made anew: offset %d is %s. Its fence starts over, and it is read from the beginning",
-                partition.name,
+                "%s-%d was made anew: offset %d %s. Its fence starts over, and it is read from the beginning",
+                at.topic,
+                at.partition,
                 offset,
-                "beyond the end" if found_ms is None else "another record than the one published",
+                "is another record than the one published" if at in to_read else "is beyond the end",
             )
         return anew
 
-    async def _timestamp_ms(self, at: TopicPartition, offset: int) -> int | None:
-        """The timestamp of the record at an offset; None where there is none (compacted, or a control record).
+    async def _timestamps_ms(self, offsets: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int]:
+        """The timestamps of the records at these offsets, where there are any.
 
         By a consumer without a group, so that the group's own isn't moved. Raises KafkaError.
         """
+        if not offsets:
+            return {}
         probe = self.connection.consumer(None)
+        found: dict[TopicPartition, int] = {}
         try:
             await probe.start()
-            probe.assign([at])
-            probe.seek(at, offset)
-            until = time.monotonic() + _PROBE_S
-            while time.monotonic() < until:
-                found = await probe.getmany(at, timeout_ms=500, max_records=1)
-                if found:
-                    record = found[at][0]
-                    return int(record.timestamp) if record.offset == offset else None
-                if await probe.position(at) > offset:
-                    return None
-            raise KafkaTimeoutError(f"the record at offset {offset} couldn't be read")
+            for at, offset in offsets.items():
+                record = await _record(probe, at, offset)
+                if record is not None:
+                    found[at] = record.timestamp
         finally:
             await stop(probe)
+        return found
+
+
+async def _record(probe: AIOKafkaConsumer, at: TopicPartition, offset: int) -> Record | None:
+    """The record at an offset; None where there is none now (compacted, or a transaction's marker)."""
+    probe.assign([at])
+    probe.seek(at, offset)
+    until = time.monotonic() + _PROBE_S
+    while time.monotonic() < until:
+        found: Mapping[TopicPartition, Sequence[Record]] = await probe.getmany(
+            at, timeout_ms=500, max_records=1
+        )
+        if found:
+            return found[at][0] if found[at][0].offset == offset else None
+        if await probe.position(at) > offset:
+            return None
+    raise KafkaTimeoutError(f"{at.topic}-{at.partition}: the record at {offset} couldn't be read")
 
 
 async def _ranges(
     consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]
 ) -> Mapping[TopicPartition, Range]:
+    if not ats:
+        return {}
     first, end = await asyncio.gather(consumer.beginning_offsets(ats), consumer.end_offsets(ats))
     return {at: Range(first[at], end[at]) for at in ats}
 

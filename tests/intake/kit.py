@@ -1,0 +1,209 @@
+"""What the tests over a real Kafka share: topics, producing, a recording dispatch, a running intake."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError
+
+from pushsse.backplane.base import Call, Draft, Receipt
+from pushsse.backplane.memory import MemoryBackplane
+from pushsse.errors import Unavailable
+from pushsse.intake.connection import Connection
+from pushsse.intake.decode import PushsseFormat
+from pushsse.intake.kafka import KafkaIntake
+from pushsse.metrics import Metrics
+
+
+async def until(true: Callable[[], object], limit_s: float = 20.0) -> None:
+    """Waits for a state, with a limit."""
+    end = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < end, f"not within {limit_s} s"
+        await asyncio.sleep(0.02)
+
+
+def value(number: int, **more: object) -> bytes:
+    return json.dumps({"type": "alarm", "message": {"n": number}, "to": "all"} | more).encode()
+
+
+class Recorder:
+    """A dispatch that publishes to one log and remembers; `failures` of its calls fail first."""
+
+    def __init__(self, backplane: MemoryBackplane) -> None:
+        self.backplane = backplane
+        self.calls: list[list[Draft]] = []
+        self.receipts: list[Receipt] = []
+        self.failures = 0
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def __call__(self, drafts: Sequence[Draft]) -> Receipt:
+        self.calls.append(list(drafts))
+        await self.open.wait()
+        if self.failures:
+            self.failures -= 1
+            raise Unavailable("not now")
+        receipt = await self.backplane.publish([Call("all", tuple(drafts))])
+        self.receipts.append(receipt)
+        return receipt
+
+    @property
+    def appended(self) -> int:
+        return sum(receipt.appended for receipt in self.receipts)
+
+    @property
+    def fenced(self) -> int:
+        return sum(receipt.fenced for receipt in self.receipts)
+
+    def offsets(self, partition: int = 0) -> list[int]:
+        """The offsets that were dispatched, in order of dispatch."""
+        sources = [draft.source for call in self.calls for draft in call]
+        return [source.offset for source in sources if source and source.partition == partition]
+
+    async def bodies(self) -> list[bytes]:
+        """What is in the log."""
+        page = await self.backplane.read({"all": 0}, limit=100_000)
+        return [entry.publication.body for entry in page.entries]
+
+    async def numbers(self) -> list[int]:
+        """The events in the log, by their number."""
+        return [json.loads(body.removeprefix(b"data: "))["message"]["n"] for body in await self.bodies()]
+
+
+@dataclass
+class Kit:
+    bootstrap: str
+    admin: AIOKafkaAdminClient
+    topic: str = field(default_factory=lambda: f"events-{uuid4().hex[:8]}")
+    group: str = field(default_factory=lambda: f"group-{uuid4().hex[:8]}")
+    metrics: Metrics = field(default_factory=Metrics)
+    backplane: MemoryBackplane = field(init=False)
+    recorder: Recorder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.backplane = MemoryBackplane(
+            shards=64, keep_s=3600, keep_bytes=64 * 1024**2, metrics=self.metrics
+        )
+        self.recorder = Recorder(self.backplane)
+
+    @property
+    def dlq(self) -> str:
+        return f"{self.topic}.dlq"
+
+    @property
+    def connection(self) -> Connection:
+        return Connection(bootstrap=self.bootstrap, session_timeout_ms=6000)
+
+    async def create(self, *topics: str, partitions: int = 1) -> None:
+        end = time.monotonic() + 20
+        while True:
+            answer = await self.admin.create_topics(
+                [NewTopic(name, num_partitions=partitions, replication_factor=1) for name in topics]
+            )
+            if all(error[1] == 0 for error in answer.topic_errors):
+                break
+            # A topic of that name is still being deleted.
+            assert time.monotonic() < end, answer.topic_errors
+            await asyncio.sleep(0.05)
+        async with self.consumer() as consumer:
+            for name in topics:
+                while not consumer.partitions_for_topic(name):
+                    await consumer._client.force_metadata_update()
+                    consumer._client.add_topic(name)
+
+    async def delete(self) -> None:
+        await self.admin.delete_topics([self.topic])
+
+    async def produce(self, values: Sequence[bytes | None], **more: Any) -> None:
+        """One after another into a partition (0 if none is given)."""
+        producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap, linger_ms=2)
+        await producer.start()
+        try:
+            topic = more.pop("topic", self.topic)
+            where = {"partition": 0} | more
+            await asyncio.gather(*[await producer.send(topic, each, **where) for each in values])
+        finally:
+            await producer.stop()
+
+    @asynccontextmanager
+    async def consumer(self) -> AsyncIterator[AIOKafkaConsumer]:
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.bootstrap, enable_auto_commit=False)
+        await consumer.start()
+        try:
+            yield consumer
+        finally:
+            await consumer.stop()
+
+    async def read_all(self, topic: str, partition: int = 0) -> list[ConsumerRecord[bytes, bytes]]:
+        """Everything that a partition holds."""
+        at = TopicPartition(topic, partition)
+        found: list[ConsumerRecord[bytes, bytes]] = []
+        async with self.consumer() as consumer:
+            consumer.assign([at])
+            await consumer.seek_to_beginning(at)
+            end = (await consumer.end_offsets([at]))[at]
+            while await consumer.position(at) < end:
+                for records in (await consumer.getmany(timeout_ms=200)).values():
+                    found += records
+        return found
+
+    async def committed(self, partition: int = 0) -> int:
+        """What the group has committed, -1 for nothing."""
+        offsets = await self.admin.list_consumer_group_offsets(self.group)
+        found = offsets.get(TopicPartition(self.topic, partition))
+        return -1 if found is None else int(found.offset)
+
+    async def until_committed(self, offset: int, partition: int = 0) -> None:
+        end = time.monotonic() + 20
+        while (found := await self.committed(partition)) != offset:
+            assert time.monotonic() < end, f"{found} is committed, not {offset}"
+            await asyncio.sleep(0.05)
+
+    async def rewind(self, offset: int, partition: int = 0) -> None:
+        """Sets the group's offset, while it has no member."""
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.bootstrap, group_id=self.group)
+        consumer.assign([TopicPartition(self.topic, partition)])
+        await consumer.start()
+        try:
+            await consumer.commit({TopicPartition(self.topic, partition): offset})
+        except KafkaError as error:
+            raise AssertionError("the group still has members") from error
+        finally:
+            await consumer.stop()
+
+    def intake(self, recorder: Recorder | None = None, *, start: str = "earliest") -> KafkaIntake:
+        return KafkaIntake(
+            self.connection,
+            topic=self.topic,
+            group=self.group,
+            dlq_topic=self.dlq,
+            start=start,
+            decode=PushsseFormat(metrics=self.metrics, max_age_s=86_400, admits=lambda name: name != "no"),
+            dispatch=recorder or self.recorder,
+            fences=self.backplane,
+            metrics=self.metrics,
+        )
+
+    @asynccontextmanager
+    async def running(
+        self, recorder: Recorder | None = None, *, start: str = "earliest"
+    ) -> AsyncIterator[KafkaIntake]:
+        """An intake that runs, and is cancelled at the end; that it died before is an error."""
+        intake = self.intake(recorder, start=start)
+        task = asyncio.create_task(intake.run())
+        try:
+            yield intake
+            assert not task.done(), task
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.result()

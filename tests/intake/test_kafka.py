@@ -1,0 +1,296 @@
+import asyncio
+import logging
+import time
+
+import pytest
+
+from pushsse.intake.connection import Connection
+
+from .broker import free_port
+from .kit import Kit, Recorder, until, value
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_records_are_dispatched_in_order_and_only_poison_goes_to_the_dead_letters(kit: Kit) -> None:
+    await kit.create(kit.topic, partitions=3)
+    await kit.create(kit.dlq)
+    poison = {7: b"{", 150: b'{"type": "a b"}', 290: value(0, type="no")}
+    for partition in range(3):
+        await kit.produce(
+            [poison.get(n, value(n, id=f"{partition}-{n}")) for n in range(300)],
+            partition=partition,
+            key=b"k",
+            headers=[("trace", b"t-1")],
+        )
+    async with kit.running():
+        for partition in range(3):
+            await kit.until_committed(300, partition)
+    for partition in range(3):
+        assert kit.recorder.offsets(partition) == [n for n in range(300) if n not in poison]
+    letters = await kit.read_all(kit.dlq)
+    assert len(letters) == 9 == kit.metrics.dead_letters
+    for letter in letters:
+        headers = dict(letter.headers)
+        assert letter.value == poison[int(headers["offset"])]
+        assert letter.key == b"k"
+        assert headers["topic"] == kit.topic.encode()
+        assert headers["partition"] in {b"0", b"1", b"2"}
+        assert headers["error"]
+        assert headers["trace"] == b"t-1"
+        assert "truncated" not in headers
+    assert kit.recorder.appended == 3 * 297
+    assert kit.metrics.records == 900
+
+
+async def test_offsets_are_committed_only_after_the_dispatch(kit: Kit) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([value(n) for n in range(10)])
+    kit.recorder.open.clear()
+    async with kit.running():
+        await until(lambda: kit.recorder.calls)
+        assert await kit.committed() == 0
+        kit.recorder.open.set()
+        await kit.until_committed(10)
+
+
+async def test_tombstones_are_skipped_and_committed(kit: Kit) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([None, value(1), None])
+    async with kit.running():
+        await kit.until_committed(3)
+    assert kit.recorder.offsets() == [1]
+    assert await kit.read_all(kit.dlq) == []
+
+
+async def test_a_restart_goes_on_where_it_stopped(kit: Kit) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([value(n) for n in range(100)])
+    async with kit.running():
+        await until(lambda: kit.recorder.appended == 100)
+    assert await kit.committed() == 100
+    await kit.produce([value(n) for n in range(100, 150)])
+    second = Recorder(kit.backplane)
+    async with kit.running(second):
+        await until(lambda: second.appended == 50)
+    assert second.offsets() == list(range(100, 150))
+    assert await kit.recorder.numbers() == list(range(150))
+
+
+async def test_an_unavailable_dispatch_gets_the_same_records_again(kit: Kit) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([value(n) for n in range(200)])
+    kit.recorder.failures = 4
+    async with kit.running():
+        await kit.until_committed(200)
+    assert len({tuple(call) for call in kit.recorder.calls[:5]}) == 1
+    assert await kit.recorder.numbers() == list(range(200))
+
+
+async def test_a_dead_letter_topic_that_cant_be_written_holds_up_its_partition_alone(kit: Kit) -> None:
+    await kit.create(kit.topic, partitions=2)
+    await kit.produce([value(0), b"poison", value(2)], partition=0)
+    await kit.produce([value(n) for n in range(10)], partition=1)
+    async with kit.running() as intake:
+        await kit.until_committed(10, 1)
+        await kit.until_committed(1, 0)
+        assert intake.held == 1
+        await kit.produce([value(3)], partition=0)
+        await kit.produce([value(10)], partition=1)
+        await kit.until_committed(11, 1)
+        assert await kit.committed(0) == 1
+        assert b"pushsse_kafka_held_partitions 1.0" in kit.metrics.exposition()
+        await kit.create(kit.dlq)
+        await kit.until_committed(4, 0)
+        assert intake.held == 0
+    assert kit.recorder.offsets(0) == [0, 2, 3]
+    assert [letter.value for letter in await kit.read_all(kit.dlq)] == [b"poison"]
+
+
+async def test_offsets_set_back_are_fenced(kit: Kit) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([value(n) for n in range(1500)])
+    async with kit.running():
+        await until(lambda: kit.recorder.appended == 1500)
+    await kit.rewind(500)
+    await kit.produce([value(1500)])
+    second = Recorder(kit.backplane)
+    async with kit.running(second):
+        await until(lambda: second.appended == 1)
+    assert second.fenced == 1000
+    assert await kit.recorder.numbers() == list(range(1501))
+
+
+async def test_a_start_age_skips_what_is_older(kit: Kit) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    now_ms = int(time.time() * 1000)
+    await kit.produce([value(n) for n in range(5)], timestamp_ms=now_ms - 3_600_000)
+    await kit.produce([value(n) for n in range(5, 8)], timestamp_ms=now_ms - 60_000)
+    async with kit.running(start="10m"):
+        await kit.until_committed(8)
+    assert await kit.recorder.numbers() == [5, 6, 7]
+
+
+async def test_a_start_at_the_latest_survives_a_restart_before_the_first_record(kit: Kit) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([value(n) for n in range(5)])
+    async with kit.running(start="latest"):
+        await kit.until_committed(5)
+    await kit.produce([value(5)])
+    async with kit.running(start="latest"):
+        await kit.until_committed(6)
+    assert await kit.recorder.numbers() == [5]
+
+
+async def test_an_offset_out_of_range_starts_at_the_earliest(
+    kit: Kit, caplog: pytest.LogCaptureFixture
+) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([value(n) for n in range(5)])
+    await kit.rewind(500)
+    async with kit.running():
+        await kit.until_committed(5)
+    assert await kit.recorder.numbers() == list(range(5))
+    assert "offset 500 is out of range (0 to 5)" in caplog.text
+
+
+@pytest.mark.parametrize("anew", [3, 10, 40])
+async def test_a_topic_made_anew_while_stopped_is_read_from_its_beginning(kit: Kit, anew: int) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([value(n) for n in range(10)])
+    async with kit.running():
+        await kit.until_committed(10)
+    await kit.delete()
+    await kit.create(kit.topic)
+    await kit.produce([value(n) for n in range(100, 100 + anew)])
+    # The worst case: a committed offset of the old topic is still there.
+    await kit.rewind(min(10, anew))
+    async with kit.running(start="latest"):
+        await until(lambda: kit.recorder.appended == 10 + anew)
+    assert await kit.recorder.numbers() == [*range(10), *range(100, 100 + anew)]
+
+
+@pytest.mark.parametrize("anew", [3, 10])
+async def test_a_topic_made_anew_while_running_is_read_from_its_beginning(kit: Kit, anew: int) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([value(n) for n in range(10)])
+    async with kit.running():
+        await kit.until_committed(10)
+        await kit.delete()
+        await kit.create(kit.topic)
+        await kit.produce([value(n) for n in range(100, 100 + anew)])
+        await until(lambda: kit.recorder.appended == 10 + anew, 40)
+        await kit.produce([value(200)])
+        await until(lambda: kit.recorder.appended == 11 + anew)
+    assert await kit.recorder.numbers() == [*range(10), *range(100, 100 + anew), 200]
+
+
+async def test_a_partition_claimed_by_somebody_else_is_dropped_and_later_claimed_anew(kit: Kit) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([value(0)])
+    async with kit.running():
+        await kit.until_committed(1)
+        await kit.backplane.claim(kit.topic, 0, "somebody else")
+        await kit.produce([value(n) for n in range(1, 5)])
+        await until(lambda: kit.recorder.offsets() == [0, 1, 2, 3, 4])
+        assert kit.recorder.appended == 1
+        await until(lambda: kit.recorder.appended == 5)
+    assert await kit.recorder.numbers() == list(range(5))
+
+
+async def test_a_second_member_shares_the_partitions_and_nothing_comes_twice(kit: Kit) -> None:
+    await kit.create(kit.topic, partitions=4)
+    await kit.create(kit.dlq)
+    second = Recorder(kit.backplane)
+    async with kit.running():
+        for partition in range(4):
+            await kit.produce([value(n) for n in range(100)], partition=partition)
+        await until(lambda: kit.recorder.appended == 400)
+        async with kit.running(second):
+            for turn in range(1, 40):
+                for partition in range(4):
+                    await kit.produce([value(100 + turn)], partition=partition)
+                if second.appended and turn > 10:
+                    break
+            sent = 400 + 4 * turn
+            await until(lambda: kit.recorder.appended + second.appended == sent)
+        await kit.produce([value(1000)], partition=3)
+        await until(lambda: kit.recorder.appended + second.appended == sent + 1)
+    assert second.appended
+    assert len(await kit.recorder.bodies()) == sent + 1
+
+
+async def test_a_topic_that_isnt_there_yet_is_waited_for(kit: Kit, caplog: pytest.LogCaptureFixture) -> None:
+    async with kit.running():
+        await until(lambda: f"topic {kit.topic}: isn't there" in caplog.text)
+        await kit.create(kit.topic, kit.dlq)
+        await kit.produce([value(1)])
+        await until(lambda: kit.recorder.appended == 1)
+
+
+async def test_a_kafka_that_is_away_is_waited_for_and_named_once(
+    kit: Kit, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = free_port()
+    caplog.set_level(logging.CRITICAL, "aiokafka")
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([value(1)])
+    forward: asyncio.Server | None = None
+    intake = kit.intake()
+    intake._connection = Connection(bootstrap=f"127.0.0.1:{port}")
+    task = asyncio.create_task(intake.run())
+    try:
+        await until(lambda: f"Kafka at 127.0.0.1:{port}" in caplog.text)
+        await asyncio.sleep(1)
+        assert caplog.text.count("Kafka at") == 1
+        assert not task.done()
+        forward = await asyncio.start_server(_forward_to(kit.bootstrap), "127.0.0.1", port)
+        await until(lambda: kit.recorder.appended == 1)
+        assert "works again" in caplog.text
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        if forward is not None:
+            forward.close()
+
+
+async def test_stopping_is_bounded_even_while_the_dispatch_hangs(kit: Kit) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([value(1)])
+    kit.recorder.open.clear()
+    task = asyncio.create_task(kit.intake().run())
+    await until(lambda: kit.recorder.calls)
+    began = time.monotonic()
+    task.cancel()
+    await asyncio.wait([task])
+    assert time.monotonic() - began < 5
+    assert await kit.committed() == 0
+
+
+async def test_lag_is_measured(kit: Kit) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([value(n) for n in range(10)])
+    kit.recorder.open.clear()
+    async with kit.running():
+        await until(lambda: kit.metrics.lag.get((kit.topic, "0")) == 10)
+        kit.recorder.open.set()
+        await until(lambda: kit.metrics.lag.get((kit.topic, "0")) == 0)
+    assert kit.metrics.lag == {}
+
+
+def _forward_to(bootstrap: str):  # type: ignore[no-untyped-def]
+    """Lets a connection through to Kafka; only the first one, since Kafka then names its own address."""
+    host, _, port = bootstrap.partition(":")
+
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while part := await source.read(65536):
+                sink.write(part)
+        finally:
+            sink.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(pump(reader, back), pump(there, writer), return_exceptions=True)
+
+    return connected
