@@ -1,0 +1,224 @@
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+import pytest
+
+from pushsse.backplane.base import Call, Entry, Receipt, log_of
+from pushsse.backplane.memory import MemoryBackplane
+from pushsse.database import Database
+from pushsse.errors import BackplaneUnavailable, InvalidInput
+from pushsse.event import Change
+from pushsse.metrics import Metrics
+from pushsse.position import Mark
+from pushsse.preferences.catalogue import Catalogue
+from pushsse.preferences.models import EventType
+from pushsse.preferences.service import Preferences
+from pushsse.preferences.store import PreferenceStore
+
+pytestmark = pytest.mark.anyio
+SHARDS = 4
+
+
+class Log:
+    """A backplane in memory that can be away."""
+
+    def __init__(self) -> None:
+        self.backplane = MemoryBackplane(shards=SHARDS, keep_s=600, keep_bytes=1 << 22, metrics=Metrics())
+        self.away = False
+        self.loses_answers = False
+
+    async def publish(self, calls: Sequence[Call]) -> Receipt:
+        if self.away:
+            raise BackplaneUnavailable("away")
+        receipt = await self.backplane.publish(calls)
+        if self.loses_answers:
+            raise BackplaneUnavailable("no answer")
+        return receipt
+
+    async def entries(self, user: str) -> tuple[Entry, ...]:
+        return (await self.backplane.read({log_of(user, SHARDS): 0}, limit=1000)).entries
+
+    async def changes(self, user: str) -> list[Change]:
+        found = [entry.publication.change for entry in await self.entries(user)]
+        return [change for change in found if change is not None and change.user == user]
+
+
+async def until(reached: Callable[[], Awaitable[bool]], *, within_s: float) -> None:
+    """Polls; fails when it isn't so in time."""
+    async with asyncio.timeout(within_s):
+        while True:
+            if await reached():
+                return
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def log(anyio_backend: str) -> Log:
+    return Log()
+
+
+@pytest.fixture
+async def preferences(store: PreferenceStore, log: Log) -> Preferences:
+    await store.join(["alarm", "news"], hidden=False)
+    return Preferences(store, publish=log.publish, shards=SHARDS)
+
+
+async def test_a_change_is_in_the_log_when_the_caller_is_answered(
+    preferences: Preferences, store: PreferenceStore, log: Log
+) -> None:
+    seen = await preferences.change("ann", {"alarm": False})
+    assert {p.name: p.enabled for p in seen} == {"alarm": False, "news": True}
+    [entry] = await log.entries("ann")
+    publication = entry.publication
+    assert publication.name == "preferences"
+    assert publication.body == b'data: {"types":{"alarm":false}}\n'
+    assert (publication.users, publication.switchable) == (("ann",), False)
+    assert publication.change == Change("ann", 1, (), ("alarm",))
+    switches = await store.switches("ann")
+    assert not switches.pending
+    assert switches.logged is not None
+    assert switches.logged.number == 1
+
+
+async def test_a_change_that_changes_nothing_is_not_published(preferences: Preferences, log: Log) -> None:
+    await preferences.change("ann", {"alarm": True})
+    assert await log.entries("ann") == ()
+
+
+async def test_a_change_waits_while_the_log_is_away_and_goes_first_afterwards(
+    preferences: Preferences, store: PreferenceStore, log: Log
+) -> None:
+    log.away = True
+    with pytest.raises(BackplaneUnavailable):
+        await preferences.change("ann", {"alarm": False})
+    assert (await store.switches("ann")).pending
+    log.away = False
+    await preferences.change("ann", {"news": False})
+    assert await log.changes("ann") == [
+        Change("ann", 1, (), ("alarm",)),
+        Change("ann", 2, ("alarm",), ("alarm", "news")),
+    ]
+    assert await store.pending("ann") == []
+
+
+async def test_a_change_repeated_after_a_lost_answer_is_in_the_log_once(
+    preferences: Preferences, store: PreferenceStore, log: Log
+) -> None:
+    log.loses_answers = True
+    with pytest.raises(BackplaneUnavailable):
+        await preferences.change("ann", {"alarm": False})
+    log.loses_answers = False
+    await preferences.change("ann", {"alarm": False})
+    assert [change.version for change in await log.changes("ann")] == [1]
+    assert not (await store.switches("ann")).pending
+
+
+async def test_an_opening_stream_settles_what_was_left(
+    preferences: Preferences, store: PreferenceStore, log: Log
+) -> None:
+    await store.change("ann", {"alarm": False})
+    await preferences.settle("ann")
+    await preferences.settle("ann")
+    assert await log.changes("ann") == [Change("ann", 1, (), ("alarm",))]
+    assert not (await store.switches("ann")).pending
+
+
+async def test_the_relay_publishes_what_a_crash_left(
+    preferences: Preferences, store: PreferenceStore, log: Log
+) -> None:
+    await store.change("ann", {"alarm": False})
+    await store.change("bo", {"news": False})
+
+    async def nothing_waits() -> bool:
+        return await store.pending_users(older_than_s=-60) == []
+
+    running = asyncio.create_task(preferences.run())
+    await until(nothing_waits, within_s=15)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert await log.changes("ann") == [Change("ann", 1, (), ("alarm",))]
+
+
+async def test_changes_of_a_person_at_once_are_in_the_log_in_order(
+    preferences: Preferences, store: PreferenceStore, log: Log
+) -> None:
+    await asyncio.gather(*(preferences.change("ann", {"alarm": i % 2 == 0}) for i in range(20)))
+    versions = [change.version for change in await log.changes("ann")]
+    assert versions == list(range(1, (await store.switches("ann")).version + 1))
+    assert await store.pending("ann") == []
+
+
+async def test_a_thousand_long_names_fit_into_frames(store: PreferenceStore, log: Log) -> None:
+    names = [f"{i:04d}".ljust(64, "x") for i in range(1000)]
+    await store.join(names, hidden=False)
+    await Preferences(store, publish=log.publish, shards=SHARDS).change("ann", dict.fromkeys(names, False))
+    entries = await log.entries("ann")
+    told: dict[str, bool] = {}
+    for entry in entries:
+        told |= msgspec.json.decode(entry.publication.body.removeprefix(b"data: "))["types"]
+        assert entry.publication.change is not None
+        assert entry.publication.change.after == tuple(names)
+    assert told == dict.fromkeys(names, False)
+    assert len(entries) == 3
+
+
+async def test_an_unknown_type_is_refused_and_nothing_is_published(
+    preferences: Preferences, log: Log
+) -> None:
+    with pytest.raises(InvalidInput):
+        await preferences.change("ann", {"alarm": False, "nope": False})
+    assert await log.entries("ann") == ()
+
+
+@pytest.mark.parametrize(("new_types", "hidden"), [("list", False), ("hide", True)])
+async def test_a_new_type_joins_in_the_background(
+    store: PreferenceStore, new_types: str, hidden: bool
+) -> None:
+    catalogue = Catalogue(store, new_types=new_types)  # type: ignore[arg-type]
+    running = asyncio.create_task(catalogue.run())
+    catalogue.notice(["alarm", "alarm", "news"])
+    assert catalogue.admits("alarm")
+
+    async def both_joined() -> bool:
+        return len(await store.catalogue()) == 2
+
+    await until(both_joined, within_s=3)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert [(t.name, t.hidden) for t in await store.catalogue()] == [("alarm", hidden), ("news", hidden)]
+
+
+async def test_unknown_types_are_refused_once_the_catalogue_was_read(
+    store: PreferenceStore, database: Database
+) -> None:
+    async with database.session():
+        await EventType.create(name="alarm")
+    catalogue = Catalogue(store, new_types="refuse")
+    assert catalogue.admits("nope")
+    catalogue.notice(["nope"])
+    await catalogue.refresh()
+    assert catalogue.admits("alarm")
+    assert not catalogue.admits("nope")
+    assert await store.known() == {"alarm"}
+
+
+async def test_more_new_types_than_fit_are_not_remembered(store: PreferenceStore) -> None:
+    catalogue = Catalogue(store, new_types="list")
+    catalogue.notice([f"t{i}" for i in range(1500)])
+    await catalogue.refresh()
+    assert len(await store.known()) == 1000
+    catalogue.notice(["another"])
+    await catalogue.refresh()
+    assert len(await store.known()) == 1000
+
+
+async def test_the_mark_of_a_repeated_change_is_a_place_at_or_after_it(
+    preferences: Preferences, store: PreferenceStore, log: Log
+) -> None:
+    await preferences.change("ann", {"alarm": False})
+    first = (await store.switches("ann")).logged
+    await preferences.change("ann", {"alarm": True})
+    second = (await store.switches("ann")).logged
+    assert first is not None
+    assert second == Mark(first.epoch, 2)
