@@ -197,7 +197,7 @@ async def running(forever: Awaitable[None]) -> AsyncIterator[asyncio.Task[None]]
 async def eventually(check: Callable[[], Awaitable[bool]]) -> None:
     """Waits until something is so, at most ten seconds."""
     async with asyncio.timeout(LIMIT_S):
-        while not await check():
+        while not await check():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

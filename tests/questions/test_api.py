@@ -1,0 +1,298 @@
+"""`/v1/questions` over HTTP: validation, paging, the answer in the reply."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+
+import httpx
+import httpx_sse
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from pushsse.api.identity import DevelopmentIdentifier
+from pushsse.api.problem import HANDLERS
+from pushsse.api.questions import QuestionsEndpoint
+from pushsse.api.reply import Reply
+from pushsse.backplane.base import Heard, HeardLive, log_of
+from pushsse.backplane.memory import MemoryBackplane
+from pushsse.event import Publication
+from pushsse.questions.answerers.base import Delta, Piece
+from pushsse.questions.question import Answered, By, Question
+from pushsse.questions.service import Questions
+from tests.questions.conftest import SHARDS, Scripted, World, free_port, grown_text
+
+pytestmark = pytest.mark.anyio
+ANN = {"user": "ann"}
+
+
+class Hearing:
+    """Hands what the backplane lets a node hear to whoever watches a question."""
+
+    def __init__(self, backplane: MemoryBackplane) -> None:
+        self.backplane = backplane
+        self.watching: dict[asyncio.Queue[Publication], str] = {}
+
+    @asynccontextmanager
+    async def watch(self, user: str, question_id: str) -> AsyncIterator[AsyncIterator[Publication]]:
+        heard: asyncio.Queue[Publication] = asyncio.Queue()
+        self.backplane.follow(log_of(user, SHARDS))
+        self.watching[heard] = question_id
+
+        async def each() -> AsyncGenerator[Publication, None]:
+            while True:
+                yield await heard.get()
+
+        try:
+            yield each()
+        finally:
+            del self.watching[heard]
+
+    async def run(self) -> None:
+        async for hearing in self.backplane.listen():
+            found: tuple[Publication, ...] = ()
+            if isinstance(hearing, Heard):
+                found = tuple(entry.publication for entry in hearing.entries)
+            elif isinstance(hearing, HeardLive):
+                found = (hearing.publication,)
+            for publication in found:
+                for queue, question_id in self.watching.items():
+                    if publication.subject == question_id:
+                        queue.put_nowait(publication)
+
+
+class Gate:
+    """An answerer that says half of its answer, and the rest when it may."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def script(self, question: Question) -> AsyncGenerator[Piece, None]:
+        yield Delta("one ")
+        await self.open.wait()
+        yield Delta("two")
+        yield Answered(By("bot", "test"))
+
+
+class Site:
+    """A server, its service, and what a test turns."""
+
+    def __init__(self, client: httpx.AsyncClient, service: Questions, gate: Gate) -> None:
+        self.client = client
+        self.service = service
+        self.gate = gate
+        self.stopping = False
+
+    async def ask(self, body: object, **options: object) -> httpx.Response:
+        return await self.client.post("/v1/questions", params=ANN, json=body, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def site(world: World) -> AsyncIterator[Site]:
+    gate = Gate()
+    service = world.node(Scripted(gate.script))
+    hearing = Hearing(world.backplane)
+    port = free_port()
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+        found = Site(client, service, gate)
+        reply = Reply(service, hearing.watch, lambda: found.stopping, heartbeat_s=0.6)
+        endpoint = QuestionsEndpoint(DevelopmentIdentifier(), service, reply)
+        routes = [
+            Route("/v1/questions", endpoint.post, methods=["POST"]),
+            Route("/v1/questions", endpoint.get_all, methods=["GET"]),
+            Route("/v1/questions/{id}", endpoint.get, methods=["GET"]),
+            Route("/v1/questions/{id}/cancel", endpoint.cancel, methods=["POST"]),
+        ]
+        app = Starlette(routes=routes, exception_handlers=HANDLERS)  # type: ignore[arg-type]
+        server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", lifespan="off"))
+        server.capture_signals = nullcontext  # type: ignore[method-assign]
+        tasks = [asyncio.create_task(each) for each in (service.run(), hearing.run(), server.serve())]
+        try:
+            async with asyncio.timeout(10):
+                while not server.started:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            yield found
+        finally:
+            server.should_exit = True
+            await tasks[2]
+            for task in tasks[:2]:
+                task.cancel()
+            await asyncio.gather(*tasks[:2], return_exceptions=True)
+
+
+def problem(response: httpx.Response, status: int, code: str) -> dict[str, object]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body: dict[str, object] = response.json()
+    assert body["code"] == code
+    return body
+
+
+async def until_answered(site: Site, location: str) -> dict[str, object]:
+    async with asyncio.timeout(10):
+        while True:
+            body: dict[str, object] = (await site.client.get(location, params=ANN)).json()
+            if body["status"] not in ("pending", "answering"):
+                return body
+            await asyncio.sleep(0.02)
+
+
+async def test_a_question_is_accepted_and_its_answer_can_be_read(site: Site) -> None:
+    response = await site.ask({"text": "hello?", "conversation": "c-1", "context": {"page": "/cart"}})
+    assert response.status_code == 202
+    body = response.json()
+    assert set(body) == {"id", "conversation", "status"}
+    assert (body["conversation"], body["status"]) == ("c-1", "pending")
+    assert response.headers["location"] == f"/v1/questions/{body['id']}"
+    found = await until_answered(site, response.headers["location"])
+    assert found["context"] == {"page": "/cart"}
+    assert found["error"] is None
+    assert found["answer"] == {
+        "text": "one two",
+        "seq": found["answer"]["seq"],  # type: ignore[index]
+        "by": {"kind": "bot", "name": "test"},
+        "links": [],
+        "suggestions": [],
+        "truncated": False,
+    }
+
+
+async def test_the_answer_streams_in_the_reply_and_the_reply_ends(site: Site) -> None:
+    site.gate.open.clear()
+    stream = httpx_sse.aconnect_sse(site.client, "POST", "/v1/questions", params=ANN, json={"text": "hello?"})
+    heard: list[tuple[str, dict[str, object]]] = []
+    async with stream as source:
+        assert source.response.status_code == 200
+        assert source.response.headers["content-type"].startswith("text/event-stream")
+        location = source.response.headers["location"]
+        async for event in source.aiter_sse():
+            if event.event != "ping":
+                heard.append((event.event, json.loads(event.data)))
+            if event.event == "answer.delta":
+                site.gate.open.set()
+    assert heard[0][0] == "question"
+    assert location.endswith(str(heard[0][1]["id"]))
+    assert heard[-1][0] == "answer"
+    assert heard[-1][1]["text"] == "one two"
+    assert grown_text([found for name, found in heard if name == "answer.delta"]) == "one two"
+
+
+async def test_a_quiet_reply_pings_and_a_lost_one_stops_nothing(site: Site) -> None:
+    site.gate.open.clear()
+    stream = httpx_sse.aconnect_sse(site.client, "POST", "/v1/questions", params=ANN, json={"text": "wait"})
+    async with stream as source:
+        location = source.response.headers["location"]
+        async for event in source.aiter_sse():
+            if event.event == "ping":
+                break
+    site.gate.open.set()
+    assert (await until_answered(site, location))["status"] == "answered"
+
+
+async def test_a_repeat_with_the_same_key_streams_the_end_at_once(site: Site) -> None:
+    headers = {"Idempotency-Key": "k-1"}
+    first = await site.ask({"text": "hello?"}, headers=headers)
+    await until_answered(site, first.headers["location"])
+    again = await site.ask({"text": "hello?"}, headers=headers | {"Accept": "text/event-stream"})
+    assert again.headers["location"] == first.headers["location"]
+    assert [line for line in again.text.split("\n") if line.startswith("event:")] == [
+        "event: question",
+        "event: answer",
+    ]
+    problem(await site.ask({"text": "other"}, headers=headers), 422, "invalid")
+
+
+async def test_a_stopping_node_says_so_in_the_reply(site: Site) -> None:
+    site.gate.open.clear()
+    stream = httpx_sse.aconnect_sse(site.client, "POST", "/v1/questions", params=ANN, json={"text": "wait"})
+    names: list[str] = []
+    async with stream as source:
+        async for event in source.aiter_sse():
+            names.append(event.event)
+            site.stopping = True
+    assert names[-1] == "exception"
+
+
+async def test_cancelling_ends_the_reply_with_an_error(site: Site) -> None:
+    site.gate.open.clear()
+    stream = httpx_sse.aconnect_sse(site.client, "POST", "/v1/questions", params=ANN, json={"text": "wait"})
+    events: list[httpx_sse.ServerSentEvent] = []
+    async with stream as source:
+        location = source.response.headers["location"]
+        async for event in source.aiter_sse():
+            events.append(event)
+            if event.event == "answer.delta":
+                cancelled = await site.client.post(f"{location}/cancel", params=ANN)
+                assert cancelled.json()["status"] == "cancelled"
+    assert events[-1].event == "answer.error"
+    assert json.loads(events[-1].data)["code"] == "cancelled"
+    again = await site.client.post(f"{location}/cancel", params=ANN)
+    assert (again.status_code, again.json()["error"]["code"]) == (200, "cancelled")
+
+
+async def test_pages_are_bounded_and_newest_first(site: Site) -> None:
+    ids = [(await site.ask({"text": f"number {number}"})).json()["id"] for number in range(3)]
+    page = (await site.client.get("/v1/questions", params=ANN | {"limit": "2"})).json()
+    assert [question["id"] for question in page["questions"]] == [ids[2], ids[1]]
+    rest = await site.client.get("/v1/questions", params=ANN | {"before": ids[1]})
+    assert [question["id"] for question in rest.json()["questions"]] == [ids[0]]
+    for wrong in ({"limit": "0"}, {"limit": "101"}, {"limit": "x"}, {"before": "x"}):
+        problem(await site.client.get("/v1/questions", params=ANN | wrong), 400, "parameter_invalid")
+
+
+@pytest.mark.parametrize("wrong", ["01ARZ3NDEKTSV4RRFFQ69G5FAV", "x", "%00", "a%20b"])
+async def test_what_isnt_ones_own_isnt_there(site: Site, wrong: str) -> None:
+    asked = (await site.ask({"text": "mine"})).headers["location"]
+    problem(await site.client.get(asked, params={"user": "bo"}), 404, "not_found")
+    problem(await site.client.post(f"{asked}/cancel", params={"user": "bo"}), 404, "not_found")
+    problem(await site.client.get(f"/v1/questions/{wrong}", params=ANN), 404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("body", "at"),
+    [
+        ({}, "$.text"),
+        ({"text": ""}, "$.text"),
+        ({"text": " \n\t"}, "$.text"),
+        ({"text": "x" * 4_001}, "$.text"),
+        ({"text": 1}, "$.text"),
+        ({"text": "a\x00b"}, "$.text"),
+        ({"text": "x", "conversation": "a b"}, "$.conversation"),
+        ({"text": "x", "conversation": "a\n"}, "$.conversation"),
+        ({"text": "x", "conversation": "x" * 65}, "$.conversation"),
+        ({"text": "x", "context": []}, "$.context"),
+        ({"text": "x", "context": {"a": "x" * 17_000}}, "$.context"),
+        ({"text": "x", "more": 1}, "$.more"),
+        ([], "$"),
+    ],
+)
+async def test_a_bad_question_is_refused_and_the_field_named(site: Site, body: object, at: str) -> None:
+    found = problem(await site.ask(body), 422, "invalid")
+    errors = found["errors"]
+    assert isinstance(errors, list)
+    assert errors[0]["at"] == at
+
+
+async def test_what_isnt_json_or_too_large_is_refused(site: Site) -> None:
+    for wrong in (b"", b"{", b'{"text": NaN}', b"\xff"):
+        response = await site.client.post("/v1/questions", params=ANN, content=wrong)
+        problem(response, 400, "not_json")
+    response = await site.client.post("/v1/questions", params=ANN, content=b" " * 70_000)
+    problem(response, 413, "body_too_large")
+    problem(await site.ask({"text": "x"}, headers={"Idempotency-Key": "a b"}), 422, "invalid")
+
+
+async def test_too_many_open_questions_are_refused_for_that_person_alone(site: Site) -> None:
+    site.gate.open.clear()
+    for number in range(site.service.most_open):
+        assert (await site.ask({"text": f"number {number}"})).status_code == 202
+    response = await site.ask({"text": "one too many"})
+    problem(response, 429, "too_many_questions")
+    assert int(response.headers["retry-after"]) > 0
+    other = await site.client.post("/v1/questions", params={"user": "bo"}, json={"text": "me"})
+    assert other.status_code == 202
+    site.service.answering.turns.most_waiting = 0
+    problem(await site.ask({"text": "busy"}), 503, "overloaded")
