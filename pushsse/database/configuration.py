@@ -8,6 +8,25 @@ from tortoise.exceptions import ConfigurationError
 from pushsse.errors import SettingsError
 
 APP = "pushsse"
+_POSTGRES = frozenset(
+    [
+        "user",
+        "password",
+        "database",
+        "host",
+        "port",
+        "ssl",
+        "schema",
+        "application_name",
+        "minsize",
+        "maxsize",
+        "timeout",
+        "command_timeout",
+        "statement_cache_size",
+        "max_inactive_connection_lifetime",
+        "target_session_attrs",
+    ]
+)
 
 
 async def _keep(_connection: object) -> None:
@@ -29,12 +48,21 @@ def configuration(url: str, *, pool_size: int = 8, timeout_s: float = 1.5) -> di
         # Less than a query's limit, so that a locked file is an error and not a thread that is stuck.
         credentials.setdefault("busy_timeout", int(timeout_s * 600))
     else:
-        # No connection until the first query: a node starts while its database is away.
-        defaults = {"minsize": 0, "maxsize": pool_size, "timeout": timeout_s, "application_name": APP}
-        connection["credentials"] = defaults | credentials | {"reset": _keep}
+        connection["credentials"] = _postgres(credentials, pool_size=pool_size, timeout_s=timeout_s)
     models = ["pushsse.preferences.models", "pushsse.questions.models"]
     app = {"models": models, "default_connection": name, "migrations": "pushsse.migrations"}
     return {"connections": {name: connection}, "apps": {APP: app}}
+
+
+def _postgres(given: dict[str, Any], *, pool_size: int, timeout_s: float) -> dict[str, Any]:
+    if "sslmode" in given:
+        # libpq's word; asyncpg takes its values as `ssl`.
+        given["ssl"] = given.pop("sslmode")
+    if unknown := given.keys() - _POSTGRES:
+        raise SettingsError(f"PUSHSSE_DATABASE_URL: unknown parameter {min(unknown)!r}")
+    # No connection until the first query: a node starts while its database is away.
+    defaults = {"minsize": 0, "maxsize": pool_size, "timeout": timeout_s, "application_name": APP}
+    return defaults | given | {"reset": _keep}
 
 
 # For Tortoise's command line: `tortoise -c pushsse.database.TORTOISE makemigrations`.

@@ -164,18 +164,17 @@ class Database:
     @asynccontextmanager
     async def _begun(self, raw: Any) -> AsyncIterator[None]:
         if not self._sqlite:
-            async with raw.transaction():
+            async with _postgres_transaction(raw):
                 yield
             return
         try:
             await raw.execute("BEGIN IMMEDIATE")
             yield
+            await raw.commit()
         except BaseException:
-            # Also when BEGIN itself was cancelled: SQLite's thread may have come to it all the same.
+            # Also when BEGIN itself was cancelled: SQLite's thread may come to it all the same.
             await raw.rollback()
             raise
-        else:
-            await raw.commit()
 
     @contextmanager
     def _current(self, raw: Any) -> Iterator[None]:
@@ -195,3 +194,26 @@ class Database:
         if not self._sqlite and self._client._pool is not None:
             self._client._pool.terminate()
             await self._client.create_connection(with_db=True)
+
+
+@asynccontextmanager
+async def _postgres_transaction(raw: Any) -> AsyncIterator[None]:
+    transaction = raw.transaction()
+    # Where BEGIN is cancelled, the pool rolls back when it gets the connection again.
+    await transaction.__aenter__()
+    try:
+        yield
+    except BaseException as error:
+        undone = False
+        try:
+            with suppress(*AWAY):
+                async with asyncio.timeout(_RELEASE_S):
+                    await transaction.__aexit__(type(error), error, error.__traceback__)
+                    undone = True
+        finally:
+            # asyncpg would wait for the server; without the connection the server rolls back by itself.
+            if not undone:
+                raw.terminate()
+        raise
+    else:
+        await transaction.__aexit__(None, None, None)

@@ -10,6 +10,7 @@ import pytest
 from tortoise.exceptions import OperationalError
 
 from pushsse.database import Database, Statement
+from pushsse.database.configuration import configuration
 from pushsse.errors import DatabaseUnavailable, SettingsError
 from pushsse.preferences.models import EventType
 from pushsse.preferences.store import PreferenceStore
@@ -123,10 +124,17 @@ async def test_a_relative_path_is_relative(
         assert (tmp_path / "pushsse.db").exists()
 
 
-@pytest.mark.parametrize("url", ["oracle://x", "sqlite://", "postgres://h:notaport/db"])
+@pytest.mark.parametrize(
+    "url", ["oracle://x", "sqlite://", "postgres://h:notaport/db", "postgres://h/db?nope=1"]
+)
 def test_a_url_that_cannot_be_used_is_named(url: str) -> None:
     with pytest.raises(SettingsError, match="PUSHSSE_DATABASE_URL"):
         Database(url)
+
+
+def test_the_url_says_how_to_encrypt() -> None:
+    given = configuration("postgresql://u:p@h/db?sslmode=verify-full&maxsize=3")["connections"]["asyncpg"]
+    assert (given["credentials"]["ssl"], int(given["credentials"]["maxsize"])) == ("verify-full", 3)
 
 
 async def test_a_file_that_cannot_be_opened_is_unavailable(tmp_path: Path, anyio_backend: str) -> None:
@@ -195,7 +203,16 @@ async def test_a_frozen_postgres_is_unavailable_within_two_seconds_and_recovers(
         for _ in range(10):
             await unavailable_within(store, 0.1)
         assert time.monotonic() - began < 0.5
+        # In a transaction neither, whose rollback gets no answer.
+        async with asyncio.timeout(5):
+            while time.monotonic() - began < 1:
+                await asyncio.sleep(0.02)
+                began = time.monotonic()
+                with pytest.raises(DatabaseUnavailable):
+                    await store.change("ann", {"alarm": True})
+                assert time.monotonic() - began < 2
         # A moment later one of them tries again.
+        began = time.monotonic()
         async with asyncio.timeout(5):
             while time.monotonic() - began < 1:
                 await asyncio.sleep(0.02)
