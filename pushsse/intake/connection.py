@@ -44,7 +44,7 @@ class Connection:
             max_partition_fetch_bytes=1024 * 1024,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
             # A topic that is made, deleted or widened is noticed within this time.
-            metadata_max_age_ms=10_000,
+            metadata_max_age_ms=5_000,
             session_timeout_ms=self.session_timeout_ms,
             heartbeat_interval_ms=self.session_timeout_ms // 4,
             security_protocol=self.security_protocol,

@@ -24,7 +24,7 @@ from pushsse.metrics import Metrics
 log = logging.getLogger(__name__)
 _LETTERS_AT_ONCE = 100
 _LOST_S = 4.0
-_RECHECK_AFTER_S = 5.0
+RECHECK_AFTER_S = 5.0
 
 
 class Work(NamedTuple):
@@ -79,7 +79,7 @@ class Onward:
             except Unavailable as error:
                 await self._assignment.pause(self._outage.hit(error))
             else:
-                if self._outage.over() > _RECHECK_AFTER_S:
+                if self._outage.over() > RECHECK_AFTER_S:
                     # Nothing was fetched for a while, and a topic made anew meanwhile would go unnoticed.
                     self._assignment.withhold_all()
                 return [work for work in live if work.partition.live]

@@ -111,12 +111,12 @@ class Preparation:
     async def _made_anew(
         self, consumer: AIOKafkaConsumer, partitions: Sequence[Partition]
     ) -> Mapping[TopicPartition, int]:
-        """The partitions that aren't those whose records the log has, and where they begin; fences are reset."""
+        """The partitions that aren't those whose records the log has, and where they begin; resets fences."""
         fences: dict[TopicPartition, tuple[int, int]] = {}
         for at in [partition.at for partition in partitions]:
             if (fence := await self.fences.fence(at.topic, at.partition)) is not None:
                 fences[at] = fence
-        # Only now, after the claims: the owner before us may have published what is newer than an earlier look.
+        # Only now, after the claims: the owner before us may have published what an earlier look missed.
         ranges = await _ranges(consumer, list(fences))
         to_read = {at: fences[at][0] for at, held in ranges.items() if held.first <= fences[at][0] < held.end}
         found = await self._timestamps_ms(to_read)

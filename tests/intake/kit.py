@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError
+from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 
 from pushsse.backplane.base import Call, Draft, Receipt
 from pushsse.backplane.memory import MemoryBackplane
@@ -157,7 +157,11 @@ class Kit:
 
     async def committed(self, partition: int = 0) -> int:
         """What the group has committed, -1 for nothing."""
-        offsets = await self.admin.list_consumer_group_offsets(self.group)
+        try:
+            offsets = await self.admin.list_consumer_group_offsets(self.group)
+        except GroupCoordinatorNotAvailableError:
+            # The first group of a new broker has to wait for the topic that offsets are kept in.
+            return -1
         found = offsets.get(TopicPartition(self.topic, partition))
         return -1 if found is None else int(found.offset)
 

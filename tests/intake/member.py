@@ -1,0 +1,38 @@
+"""A member of the group in a process of its own, to be killed: its first dispatch never returns."""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from pushsse.backplane.base import Draft, Receipt
+from pushsse.backplane.memory import MemoryBackplane
+from pushsse.intake.connection import Connection
+from pushsse.intake.decode import PushsseFormat
+from pushsse.intake.kafka import KafkaIntake
+from pushsse.metrics import Metrics
+
+
+async def hang(drafts: Sequence[Draft]) -> Receipt:
+    print("dispatching", flush=True)
+    await asyncio.Event().wait()
+    return Receipt()
+
+
+async def main(bootstrap: str, topic: str, group: str) -> None:
+    metrics = Metrics()
+    intake = KafkaIntake(
+        Connection(bootstrap=bootstrap, session_timeout_ms=6000),
+        topic=topic,
+        group=group,
+        dlq_topic=f"{topic}.dlq",
+        start="earliest",
+        decode=PushsseFormat(metrics=metrics, max_age_s=86_400, admits=lambda name: True),
+        dispatch=hang,
+        fences=MemoryBackplane(shards=64, keep_s=60, keep_bytes=1024**2, metrics=metrics),
+        metrics=metrics,
+    )
+    await intake.run()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

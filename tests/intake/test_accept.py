@@ -1,0 +1,87 @@
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import pytest
+
+from pushsse import event
+from pushsse.backplane.base import Draft, Receipt
+from pushsse.errors import KafkaUnavailable
+from pushsse.intake.base import Submitted
+from pushsse.intake.connection import Connection
+from pushsse.intake.embedded import EmbeddedIntake
+from pushsse.intake.produce import KafkaProducerIntake
+from pushsse.intake.producer import Producer
+
+from .broker import free_port
+from .kit import Kit
+
+pytestmark = pytest.mark.anyio
+
+
+def submitted(name: str, **more: object) -> Submitted:
+    given = event.from_json({"type": "alarm", "message": name, "to": "all"} | more)
+    return Submitted(given, name, event.publication(given, event_id=name, at=datetime.now(UTC), max_age_s=60))
+
+
+async def test_events_go_into_the_topic_with_their_id_under_the_key_that_keeps_them_in_order(
+    kit: Kit,
+) -> None:
+    await kit.create(kit.topic)
+    async with Producer(kit.connection) as producer:
+        await KafkaProducerIntake(producer, topic=kit.topic).accept(
+            [
+                submitted("a"),
+                submitted("b", key="k"),
+                submitted("c", to={"users": ["ann"]}),
+                submitted("d", to={"users": ["ann", "bo"]}),
+            ]
+        )
+        records = await kit.read_all(kit.topic)
+    assert [record.key for record in records] == [b"all", b"k", b"ann", b"all"]
+    assert [json.loads(record.value or b"")["id"] for record in records] == list("abcd")
+
+
+async def test_what_was_produced_comes_back_through_the_intake_once(kit: Kit) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    async with Producer(kit.connection) as producer, kit.running():
+        intake = KafkaProducerIntake(producer, topic=kit.topic)
+        await intake.accept([submitted(str(n)) for n in range(500)])
+        await intake.accept([submitted("7")])
+        await kit.until_committed(501)
+    names = [json.loads(body.removeprefix(b"data: "))["id"] for body in await kit.recorder.bodies()]
+    assert names == [str(n) for n in range(500)]
+
+
+async def test_a_kafka_that_is_away_is_told_in_time_and_is_used_again_when_it_is_back(kit: Kit) -> None:
+    await kit.create(kit.topic)
+    async with Producer(Connection(bootstrap=f"127.0.0.1:{free_port()}"), timeout_s=1) as producer:
+        began = time.monotonic()
+        with pytest.raises(KafkaUnavailable, match=kit.topic):
+            await KafkaProducerIntake(producer, topic=kit.topic).accept([submitted("a")])
+        assert time.monotonic() - began < 4
+
+
+async def test_a_topic_that_isnt_there_is_unavailable_until_it_is(kit: Kit) -> None:
+    async with Producer(kit.connection, timeout_s=1) as producer:
+        intake = KafkaProducerIntake(producer, topic=kit.topic)
+        with pytest.raises(KafkaUnavailable, match=kit.topic):
+            await intake.accept([submitted("a")])
+        await kit.create(kit.topic)
+        await intake.accept([submitted("a")])
+    assert len(await kit.read_all(kit.topic)) == 1
+
+
+async def test_the_embedded_intake_dispatches_in_order_of_acceptance() -> None:
+    seen: list[str] = []
+
+    async def dispatch(drafts: Sequence[Draft]) -> Receipt:
+        await asyncio.sleep(0.01 if not seen else 0)
+        seen.extend(draft.once for draft in drafts)
+        return Receipt()
+
+    intake = EmbeddedIntake(dispatch)
+    await asyncio.gather(*[intake.accept([submitted(f"{n}a"), submitted(f"{n}b")]) for n in range(20)])
+    assert seen == [f"alarm|{n}{part}" for n in range(20) for part in "ab"]
