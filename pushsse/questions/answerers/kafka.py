@@ -32,6 +32,7 @@ from pushsse.questions.question import Question
 log = logging.getLogger(__name__)
 _ROUND_S = 0.05
 _POLL_MS = 250
+_POLL_LIMIT_S = 2.0
 _MOST_RECORDS = 1_000
 _STOP_S = 2.0
 
@@ -93,8 +94,9 @@ class KafkaAnswerer:
             consumer = self.consumer()
             try:
                 await consumer.start()
-                consumer.subscribe([self.topic], listener=_Assignment(consumer, applying, self.start_age_s))
-                await _consume(consumer, applying, backoff)
+                assignment = _Assignment(consumer, applying, self.start_age_s)
+                consumer.subscribe([self.topic], listener=assignment)
+                await _consume(consumer, applying, assignment, backoff)
             except KafkaError as error:
                 log.warning("answers from %s: %r; trying again", self.topic, error)
                 await asyncio.sleep(backoff.next_s())
@@ -102,22 +104,36 @@ class KafkaAnswerer:
                 await _stop(consumer)
 
 
-async def _consume(consumer: AIOKafkaConsumer, applying: Applying, backoff: Backoff) -> None:
+async def _consume(
+    consumer: AIOKafkaConsumer, applying: Applying, assignment: "_Assignment", backoff: Backoff
+) -> None:
     """Rounds of: take what is there, apply it, commit. Raises KafkaError."""
     while True:
         began = time.monotonic()
-        try:
-            batch: Batch = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MOST_RECORDS)
-        except OffsetOutOfRangeError as error:
-            log.warning("answers: %s is out of range, starting at the earliest", error)
-            await consumer.seek_to_beginning(*error.args[0])
-            continue
+        await assignment.prepare()
+        found = await _read(consumer, assignment)
         backoff.reset()
+        # What was fetched before its partition was assigned anew is read again from where it should be.
+        batch: Batch = {at: records for at, records in found.items() if at not in assignment.unready}
         await _apply(applying, batch)
         if batch or applying.waiting:
             await _commit(consumer, applying)
         # One round gathers what comes within 50 ms, so that an answer grows at most twenty times a second.
         await asyncio.sleep(max(0.0, _ROUND_S - (time.monotonic() - began)))
+
+
+async def _read(consumer: AIOKafkaConsumer, assignment: "_Assignment") -> Batch:
+    try:
+        # getmany alone waits without an end while the group is busy with itself.
+        async with asyncio.timeout(_POLL_LIMIT_S):
+            found: Batch = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MOST_RECORDS)
+            return found
+    except TimeoutError:
+        return {}
+    except OffsetOutOfRangeError as error:
+        log.warning("answers: %s is out of range, starting at the earliest", error)
+        await consumer.seek_to_beginning(*error.args[0])
+        return {}
 
 
 async def _apply(applying: Applying, batch: Batch) -> None:
@@ -145,29 +161,48 @@ async def _commit(consumer: AIOKafkaConsumer, applying: Applying) -> None:
         log.info("answers: offsets aren't committed: %r", error)
 
 
-@dataclass(frozen=True, slots=True)
 class _Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Where reading of a partition begins, and what is forgotten when it goes."""
+    """Where reading of a partition begins, and what is forgotten when it goes.
 
-    consumer: AIOKafkaConsumer
-    applying: Applying
-    start_age_s: float
+    Deliberate: a rebalance only notes and pauses what is assigned, and gives it some position, so that the
+    consumer doesn't look for one by itself; `prepare` finds the right one.
+    """
 
-    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+    def __init__(self, consumer: AIOKafkaConsumer, applying: Applying, start_age_s: float) -> None:
+        self.unready: set[TopicPartition] = set()
+        self._consumer = consumer
+        self._applying = applying
+        self._start_age_s = start_age_s
+
+    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Another node reads them from what was committed."""
-        self.applying.forget(revoked)
+        self._applying.forget(revoked)
+        self.unready -= set(revoked)
 
-    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        """From what was committed, else from as far back as an open question may reach."""
-        since_ms = int((time.time() - self.start_age_s) * 1000)
+    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        """They are ours, and not read yet."""
         for at in assigned:
-            if await self.consumer.committed(at) is not None:
-                continue
-            found = (await self.consumer.offsets_for_times({at: since_ms}))[at]
-            if found is None:
-                await self.consumer.seek_to_end(at)
-            else:
-                self.consumer.seek(at, found.offset)
+            self._consumer.pause(at)
+            self._consumer.seek(at, 0)
+            self.unready.add(at)
+
+    async def prepare(self) -> None:
+        """From what was committed, else from as far back as an open question may reach. Raises KafkaError."""
+        for at in tuple(self.unready):
+            offset = await self._consumer.committed(at)
+            if offset is None:
+                offset = await self._beginning(at)
+            if at in self.unready:
+                self._consumer.seek(at, offset)
+                self._consumer.resume(at)
+                self.unready.discard(at)
+
+    async def _beginning(self, at: TopicPartition) -> int:
+        since_ms = int((time.time() - self._start_age_s) * 1000)
+        found = (await self._consumer.offsets_for_times({at: since_ms}))[at]
+        if found is not None:
+            return int(found.offset)
+        return int((await self._consumer.end_offsets([at]))[at])
 
 
 async def _stop(consumer: AIOKafkaConsumer) -> None:
