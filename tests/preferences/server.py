@@ -39,7 +39,11 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
-        self._run("initdb", "-D", "data", "-A", "trust", "-U", "postgres", "--no-sync")
+        try:
+            self._run("initdb", "-D", "data", "-A", "trust", "-U", "postgres", "--no-sync")
+        except subprocess.SubprocessError:
+            shutil.rmtree(self._directory)
+            raise
 
     def url(self, database: str = "postgres") -> str:
         # Not the default `prefer`: where a connection is cancelled amid its TLS question, asyncpg leaves a
