@@ -6,9 +6,7 @@ Constructing only stores; `parts` opens what has to be closed, `services` names 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from pushsse.api.identity import DevelopmentIdentifier, Identifier, TokenIdentifier
-from pushsse.backplane.base import Backplane
-from pushsse.backplane.memory import MemoryBackplane
+from pushsse import wiring
 from pushsse.database import Database
 from pushsse.dispatcher import Dispatcher
 from pushsse.hub.feed import Feed
@@ -16,21 +14,16 @@ from pushsse.hub.heartbeat import Heartbeat
 from pushsse.hub.hub import Hub
 from pushsse.hub.replay import Replay
 from pushsse.hub.resume import Resumer
-from pushsse.hub.streams import StreamLimits, Streams
-from pushsse.intake.base import Intake
-from pushsse.intake.embedded import EmbeddedIntake
+from pushsse.hub.streams import Streams
+from pushsse.hub.watch import Watch
 from pushsse.metrics import Metrics
 from pushsse.preferences.catalogue import Catalogue
 from pushsse.preferences.service import Preferences
 from pushsse.preferences.store import PreferenceStore
-from pushsse.questions.answerers import faq
-from pushsse.questions.answering import Answering
-from pushsse.questions.life import Life, Pace
-from pushsse.questions.service import Questions
+from pushsse.questions.service import questions
 from pushsse.questions.store import Store
-from pushsse.questions.sweeper import Sweeper
-from pushsse.questions.turns import Turns
 from pushsse.settings import Settings
+from pushsse.workers.worker import Worker
 
 Service = Callable[[], Awaitable[None]]
 
@@ -43,10 +36,11 @@ class Node:
         self.metrics = Metrics()
         self.started = False
         self.draining = False
+        self.worker: Worker | None = None
         self.database = Database(settings.database_url)
         store = self.store = PreferenceStore(self.database)
         self.catalogue = Catalogue(store, new_types=settings.new_types)
-        self.backplane = _backplane(settings, self.metrics)
+        self.backplane = wiring.backplane(settings, self.metrics)
         self.preferences = Preferences(store, publish=self.backplane.publish, shards=settings.shards)
         self.dispatcher = Dispatcher(
             publish=self.backplane.publish,
@@ -66,13 +60,29 @@ class Node:
         )
         self.feed = Feed(self.backplane, self.hub)
         self.replay = Replay(self.hub, self.backplane)
-        self.streams = Streams(self.hub, self.replay, limits=_limits(settings), switches=store.switches)
+        self.streams = Streams(self.hub, self.replay, limits=wiring.limits(settings), switches=store.switches)
         self.resumer = Resumer(
             self.hub, self.backplane, switches=store.switches, settle=self.preferences.settle
         )
-        self.questions = _questions(settings, self.database, self.backplane, self.metrics)
-        self.identifier = _identifier(settings)
-        self.intake: Intake = EmbeddedIntake(self.dispatcher.dispatch)
+        self._answering = wiring.answering(settings)
+        self.questions = questions(
+            Store(self.database),
+            self.backplane,
+            self._answering.answerer,
+            node=settings.node,
+            shards=settings.shards,
+            timeout_s=settings.answer_timeout_s,
+            metrics=self.metrics,
+        )
+        self.watch = Watch(self.hub)
+        self.identifier = wiring.identifier(settings)
+        self.intakes = wiring.intakes(
+            settings,
+            self.backplane,
+            dispatch=self.dispatcher.dispatch,
+            admits=self.catalogue.admits,
+            metrics=self.metrics,
+        )
         self._gauges()
 
     @asynccontextmanager
@@ -83,17 +93,22 @@ class Node:
             if self.settings.database_url.startswith("sqlite"):
                 await self.database.migrate()
             await stack.enter_async_context(self.backplane)
+            for producer in (*self.intakes.producers, *self._answering.producers):
+                await stack.enter_async_context(producer)
             yield
 
     def services(self) -> dict[str, Service]:
         """What runs for as long as the node does, in the order in which it starts."""
+        worker = self.worker
         return {
+            **({"worker": lambda: worker.run(self.metrics.collect)} if worker is not None else {}),
             "streams": self.streams.run,
             "feed": self.feed.run,
             "heartbeat": lambda: self.heartbeat.run(self.hub),
             "catalogue": self.catalogue.run,
             "preferences": self.preferences.run,
             "questions": self.questions.run,
+            **({"intake": self.intakes.consumer.run} if self.intakes.consumer is not None else {}),
         }
 
     def unready(self) -> str:
@@ -112,7 +127,9 @@ class Node:
         return {"database": self.database.available, "backplane": self.backplane.available}
 
     async def exposition(self) -> bytes:
-        """This process's metrics."""
+        """The metrics of this process, or of all workers."""
+        if self.worker is not None:
+            return await self.worker.exposition(self.metrics.collect)
         return self.metrics.exposition()
 
     def _gauges(self) -> None:
@@ -126,36 +143,3 @@ class Node:
         gauge("hearings_waiting", "What the node heard and hasn't delivered", lambda: self.feed.waiting)
         gauge("backplane_available", "Whether the backplane answers", lambda: self.backplane.available)
         gauge("database_available", "Whether the database answers", lambda: self.database.available)
-
-
-def _backplane(settings: Settings, metrics: Metrics) -> MemoryBackplane:
-    return MemoryBackplane(
-        shards=settings.shards,
-        keep_s=settings.log_keep_s,
-        keep_bytes=settings.log_keep_bytes,
-        metrics=metrics,
-    )
-
-
-def _limits(settings: Settings) -> StreamLimits:
-    return StreamLimits(
-        node=settings.node,
-        heartbeat_s=settings.heartbeat_s,
-        window_s=settings.log_keep_s,
-        send_timeout_s=settings.send_timeout_s,
-        lifetime_s=settings.stream_lifetime_s,
-    )
-
-
-def _identifier(settings: Settings) -> Identifier:
-    if settings.development:
-        return DevelopmentIdentifier()
-    return TokenIdentifier(settings.jwt_secret, settings.auth_cookie, settings.auth_user_claim)
-
-
-def _questions(settings: Settings, database: Database, backplane: Backplane, metrics: Metrics) -> Questions:
-    life = Life(Store(database), backplane, settings.shards, metrics, Pace())
-    answerer = faq.load(settings.answerer.partition(":")[2])
-    answering = Answering(life, answerer, Turns())
-    sweeper = Sweeper(life, answering, settings.node)
-    return Questions(life, answering, sweeper, settings.node, settings.answer_timeout_s)

@@ -10,6 +10,8 @@ from pushsse.api import page as h5
 from pushsse.api.events import EventsEndpoint
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.preferences import PreferencesEndpoint
+from pushsse.api.questions import QuestionsEndpoint
+from pushsse.api.reply import Reply
 from pushsse.api.stream import StreamEndpoint
 from pushsse.node import Node
 from pushsse.settings import Settings
@@ -28,13 +30,15 @@ def routes(node: Node) -> Sequence[BaseRoute]:
     )
     events = EventsEndpoint(
         identifier=identifier,
-        intake=node.intake,
+        intake=node.intakes.accepting,
         resumer=node.resumer,
         replay=node.replay,
         max_age_s=settings.event_max_age_s,
         admits=node.catalogue.admits,
     )
     preferences = PreferencesEndpoint(identifier, node.preferences, node.store)
+    reply = Reply(node.questions, node.watch, lambda: node.draining, settings.heartbeat_s)
+    questions = QuestionsEndpoint(identifier, node.questions, reply)
     health = HealthEndpoint(unready=node.unready, parts=node.available, exposition=node.exposition)
     page = h5.load()
     return [
@@ -44,6 +48,10 @@ def routes(node: Node) -> Sequence[BaseRoute]:
         Route("/v1/events", events.post, methods=["POST"]),
         Route("/v1/preferences", preferences.get, methods=["GET"]),
         Route("/v1/preferences", preferences.post, methods=["POST"]),
+        Route("/v1/questions", questions.get_all, methods=["GET"]),
+        Route("/v1/questions", questions.post, methods=["POST"]),
+        Route("/v1/questions/{id}", questions.get, methods=["GET"]),
+        Route("/v1/questions/{id}/cancel", questions.cancel, methods=["POST"]),
         Route("/livez", health.live),
         Route("/readyz", health.ready),
         Route("/metrics", health.metrics),

@@ -7,6 +7,7 @@ drain happens here, before uvicorn is told to exit.
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 from types import FrameType
 from typing import Literal
 
@@ -17,8 +18,10 @@ from pushsse.hub.drain import drain
 from pushsse.node import Node
 from pushsse.settings import Settings
 from pushsse.stream.handover import HandoverHttp, unusable
+from pushsse.workers.worker import Worker
 
 log = logging.getLogger(__name__)
+Http = type[asyncio.Protocol] | Literal["auto", "h11", "httptools"]
 GRACE_S = 5
 BACKLOG = 4096
 # Accepted sockets inherit these (tcp(7)): a peer that is gone, or doesn't read, is noticed.
@@ -42,6 +45,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.node = node
         self.failed = False
+        self.ready: Callable[[], None] | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -49,13 +53,15 @@ class Server(uvicorn.Server):
         """uvicorn's, on the loop that `handle_exit` will need."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        if self.started and self.ready is not None:
+            self.ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM or SIGINT: drains; a second one ends at once. May interrupt any code, so it only asks."""
         if self._loop is None:
             self.should_exit = True
             return
-        self._loop.call_soon_threadsafe(self._leave)
+        self._loop.call_soon_threadsafe(self.leave)
 
     def fail(self) -> None:
         """A service died: everybody is told to go elsewhere, now."""
@@ -63,7 +69,8 @@ class Server(uvicorn.Server):
         self.node.draining = True
         self.should_exit = True
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Begins to stop; asked a second time, stops at once."""
         if self._leaving is not None:
             self.force_exit = self.should_exit = True
             return
@@ -96,15 +103,16 @@ def listening_socket(settings: Settings) -> socket.socket:
     return listener
 
 
-def _http() -> type[asyncio.Protocol] | Literal["auto"]:
+def best_http() -> Http:
+    """The protocol that can hand streams over, if uvicorn's insides are as they were tested."""
     if reason := unusable():
         log.warning("streams are written the portable way, which costs more: %s", reason)
         return "auto"
     return HandoverHttp
 
 
-def serve(settings: Settings, listener: socket.socket) -> int:
-    """Runs one node until it is told to stop; the exit status."""
+def make_server(settings: Settings, *, http: Http | None = None) -> Server:
+    """A server for one node, on sockets that it is given when it runs. Raises SettingsError."""
     server: Server | None = None
 
     def on_failure() -> None:
@@ -115,7 +123,7 @@ def serve(settings: Settings, listener: socket.socket) -> int:
     config = uvicorn.Config(
         app,
         lifespan="on",
-        http=_http(),
+        http=http or best_http(),
         ws="none",
         log_config=None,
         access_log=False,
@@ -127,5 +135,19 @@ def serve(settings: Settings, listener: socket.socket) -> int:
         timeout_graceful_shutdown=GRACE_S,
     )
     server = Server(config, app.state.node)
+    return server
+
+
+def serve(
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    ready: Callable[[], None] | None = None,
+    worker: Worker | None = None,
+) -> int:
+    """Runs one node until it is told to stop; the exit status. `ready` is called when it serves."""
+    server = make_server(settings)
+    server.ready = ready
+    server.node.worker = worker
     server.run(sockets=[listener])
     return 1 if server.failed or not server.started else 0

@@ -1,1 +1,1 @@
-"""The node's side of the logs: what it has heard lately, who is here, and how each gets to where the node is."""
+"""The node's side of the logs: what it heard lately, who is here, how each gets to where it is."""

@@ -1,7 +1,7 @@
-"""Ends a node's streams when it stops: in random order, over a window, so that they don't all come back at once.
+"""Ends a node's streams when it stops: in random order, over a window, lest all come back at once.
 
-Called by the server between SIGTERM and exit. Each stream gets `exception` `shutdown`, a random `retry`, and a
-clean end of the body; who doesn't read can't hold it up.
+Called by the server between SIGTERM and exit. Each stream gets `exception` `shutdown`, a random `retry`, and
+a clean end of the body; who doesn't read can't hold it up.
 """
 
 import asyncio

@@ -15,7 +15,7 @@ _ENTRY_BYTES = 200
 
 
 class FollowedLog:
-    """The tail holds every number from `first` to `mark.number`; `first` is one above that where it is empty."""
+    """The tail holds all numbers from `first` to `mark.number`; `first` is one above that if it is empty."""
 
     __slots__ = ("_bytes", "_dropped", "_keep_bytes", "_tail", "advanced", "changes", "mark", "name", "ready")
 

@@ -1,7 +1,8 @@
 """Where a stream begins: its person's switches, its place in the logs, and the verdict on its position.
 
 Called by the stream and the events endpoint before anything is written. A position of another epoch, one
-that was trimmed away or one that never was is a gap, told in band; only a log that can't be asked is an error.
+that was trimmed away or one that never was is a gap, told in band; only a log that can't be asked is an
+error.
 """
 
 import asyncio

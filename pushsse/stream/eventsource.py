@@ -19,7 +19,7 @@ AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 
 class QueueSink:
-    """A queue between the hub and one response; full above `backlog_bytes`, it has room again when it is empty."""
+    """A queue between the hub and one response; full above `backlog_bytes`, with room again when empty."""
 
     def __init__(self, *, backlog_bytes: int) -> None:
         self.subscriber: Subscriber | None = None

@@ -53,7 +53,7 @@ def ending(reason: CloseReason, position: Position) -> bytes:
 
 
 def busy() -> bytes:
-    """A whole body for a stream that can't be served now: EventSource gives up for good on any status but 200."""
+    """The body for a stream that can't be served now: EventSource gives up for good on other statuses."""
     reason = CloseReason.OVERLOADED
     data = {"code": reason.code, "detail": reason.detail, "retry": True}
     return b"retry: %d\nevent: exception\ndata: %b\n\n" % (random.randint(5_000, 15_000), _json.encode(data))

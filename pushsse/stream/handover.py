@@ -3,7 +3,7 @@
 uvicorn gives a connection to one protocol object, which parses requests and runs the application for each. It
 already knows how to pass a connection on (to its WebSocket protocol); the same is done here for streams.
 `HandoverHttp` is what uvicorn is given as `http=`: it offers a function in the request's scope. The response
-calls it once the head has left; then `StreamProtocol` owns the transport, and parser, scope and task are free.
+calls it once the head has left; then `StreamProtocol` owns the transport, and parser, scope and task go.
 
 Deliberate: it leans on the insides that `unusable` checks; where they have changed, streams are written the
 portable way. What a client sends after its request is read and dropped, so that its leaving is noticed.
@@ -11,7 +11,9 @@ portable way. What a client sends after its request is read and dropped, so that
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from inspect import signature
+from typing import cast
 
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -95,7 +97,8 @@ class HandoverHttp(HttpToolsProtocol):
         """A request begins: uvicorn makes its scope, to which the offer is added."""
         super().on_message_begin()
         scope = self.scope
-        scope["extensions"] = {EXTENSION: lambda backlog_bytes: self._hand_over(scope, backlog_bytes)}
+        offer: Handover = partial(self._hand_over, scope)
+        cast(Scope, scope)["extensions"] = {EXTENSION: offer}
 
     def _hand_over(self, scope: object, backlog_bytes: int) -> StreamProtocol | None:
         """The connection, from now on the caller's; None if it can't be had.
@@ -110,7 +113,7 @@ class HandoverHttp(HttpToolsProtocol):
         transport = self.transport
         self._unset_keepalive_if_required()
         self.connections.discard(self)
-        stream = StreamProtocol(transport, self.connections)
+        stream = StreamProtocol(transport, cast(set[object], self.connections))
         transport.set_write_buffer_limits(high=backlog_bytes)
         transport.set_protocol(stream)
         self.flow.resume_reading()
@@ -118,7 +121,7 @@ class HandoverHttp(HttpToolsProtocol):
         cycle.disconnected = True
         cycle.message_event.set()
         # The parser and this object hold each other.
-        self.parser = None
+        self.parser = None  # type: ignore[assignment]
         if self.flow.write_paused:
             stream.pause_writing()
         return stream

@@ -35,7 +35,7 @@ class StreamResponse:
         await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
         stream = hand_over(self._backlog_bytes)
         if stream is None:
-            # The client has gone, or has sent another request behind this one: an empty stream, it comes back.
+            # The client has gone, or has sent a request behind this one: an empty stream, it comes back.
             await send({"type": "http.response.body", "body": b""})
             return
         stream.subscriber = self._begin(stream)

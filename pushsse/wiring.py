@@ -1,0 +1,127 @@
+"""How a node's parts are made out of Settings: which backplane, which intake, which answerer, who is asking.
+
+Called by `node` alone. Siblings don't know each other; here is where one is handed to another, as a callable.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pushsse.api.identity import DevelopmentIdentifier, Identifier, TokenIdentifier
+from pushsse.backplane.base import Backplane
+from pushsse.backplane.memory import MemoryBackplane
+from pushsse.hub.streams import StreamLimits
+from pushsse.intake.base import Dispatch, Intake
+from pushsse.intake.connection import Connection, connection
+from pushsse.intake.deadletter import DeadLetters
+from pushsse.intake.decode import PushsseFormat, Record, Refused
+from pushsse.intake.embedded import EmbeddedIntake
+from pushsse.intake.kafka import KafkaIntake
+from pushsse.intake.produce import KafkaProducerIntake
+from pushsse.intake.producer import Outgoing, Producer
+from pushsse.metrics import Metrics
+from pushsse.questions.answerers import faq
+from pushsse.questions.answerers.base import Answerer
+from pushsse.questions.answerers.kafka import KafkaAnswerer
+from pushsse.settings import Settings, seconds
+
+
+def backplane(settings: Settings, metrics: Metrics) -> MemoryBackplane:
+    """Redis where it is configured, else memory."""
+    return MemoryBackplane(
+        shards=settings.shards,
+        keep_s=settings.log_keep_s,
+        keep_bytes=settings.log_keep_bytes,
+        metrics=metrics,
+    )
+
+
+def limits(settings: Settings) -> StreamLimits:
+    """What streams are told and allowed."""
+    return StreamLimits(
+        node=settings.node,
+        heartbeat_s=settings.heartbeat_s,
+        window_s=settings.log_keep_s,
+        send_timeout_s=settings.send_timeout_s,
+        lifetime_s=settings.stream_lifetime_s,
+    )
+
+
+def identifier(settings: Settings) -> Identifier:
+    """Tokens where there is a key, else the development identity."""
+    if settings.development:
+        return DevelopmentIdentifier()
+    return TokenIdentifier(settings.jwt_secret, settings.auth_cookie, settings.auth_user_claim)
+
+
+@dataclass(frozen=True, slots=True)
+class Intakes:
+    """The way in: what POST /v1/events hands its events to, what has to be closed, what runs for ever."""
+
+    accepting: Intake
+    producers: Sequence[Producer] = ()
+    consumer: KafkaIntake | None = None
+
+
+def intakes(
+    settings: Settings,
+    backplane: Backplane,
+    *,
+    dispatch: Dispatch,
+    admits: Callable[[str], bool],
+    metrics: Metrics,
+) -> Intakes:
+    """Kafka where it is configured, else HTTP straight into the dispatcher."""
+    if not settings.kafka_bootstrap:
+        return Intakes(EmbeddedIntake(dispatch))
+    reached = connection(settings)
+    producer = Producer(reached)
+    consumer = KafkaIntake(
+        reached,
+        topic=settings.kafka_topic,
+        group=settings.kafka_group,
+        dlq_topic=settings.dlq_topic,
+        start=settings.kafka_start,
+        decode=PushsseFormat(metrics=metrics, max_age_s=settings.event_max_age_s, admits=admits),
+        dispatch=dispatch,
+        fences=backplane,
+        metrics=metrics,
+    )
+    return Intakes(KafkaProducerIntake(producer, topic=settings.kafka_topic), (producer,), consumer)
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """Who answers, and the producers that have to be closed."""
+
+    answerer: Answerer
+    producers: Sequence[Producer] = ()
+
+
+def answering(settings: Settings) -> Answering:
+    """The answerer that the setting names. Raises SettingsError."""
+    kind, _, rest = settings.answerer.partition(":")
+    if kind == "faq":
+        return Answering(faq.load(rest))
+    reached = connection(settings)
+    questions, letters = Producer(reached), Producer(reached)
+    return Answering(_kafka_answerer(settings, reached, questions, letters), (questions, letters))
+
+
+def _kafka_answerer(
+    settings: Settings, reached: Connection, questions: Producer, letters: Producer
+) -> KafkaAnswerer:
+    async def send(key: bytes, value: bytes) -> None:
+        await questions.send(settings.questions_topic, [Outgoing(key, value)])
+
+    dead_letters = DeadLetters(letters, topic=f"{settings.answers_topic}.dlq")
+
+    async def bury(unusable: Sequence[tuple[Record, str]]) -> None:
+        await dead_letters.write([Refused(record, "$", error) for record, error in unusable])
+
+    return KafkaAnswerer(
+        send=send,
+        consumer=lambda: reached.consumer(f"{settings.kafka_group}.answers"),
+        topic=settings.answers_topic,
+        letters=bury,
+        start_age_s=max(settings.answer_timeout_s, seconds("10m")),
+    )

@@ -1,0 +1,141 @@
+"""A whole node under a real uvicorn on a free port, in the test's own loop, and a client that reads streams."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from httpx_sse import ServerSentEvent
+from httpx_sse._decoders import SSEDecoder
+
+from pushsse.node import Node
+from pushsse.server import Http, listening_socket, make_server
+from pushsse.settings import load
+
+LIMIT_S = 10.0
+
+
+@dataclass
+class Running:
+    """A node that serves."""
+
+    url: str
+    node: Node
+    http: httpx.AsyncClient
+    stop: Any
+
+    async def publish(self, type_: str, message: object, to: object = "all", **more: object) -> str:
+        users = to if to == "all" else {"users": [to] if isinstance(to, str) else to}
+        reply = await self.http.post("/v1/events", json={"type": type_, "message": message, "to": users, **more})
+        assert reply.status_code == 202, reply.text
+        return str(reply.json()["ids"][0])
+
+    async def switch(self, user: str, **types: bool) -> None:
+        reply = await self.http.post(f"/v1/preferences?user={user}", json={"types": types})
+        assert reply.status_code == 200, reply.text
+
+    def stream(self, user: str, query: str = "", **headers: str) -> "Stream":
+        return Stream(self.url, f"/v1/stream?user={user}&{query}", headers)
+
+
+@dataclass
+class Stream:
+    """One EventSource-like reader; `raw` has every byte of the body."""
+
+    url: str
+    path: str
+    headers: dict[str, str]
+    raw: bytearray = field(default_factory=bytearray)
+    ended: bool = False
+    last_id: str = ""
+
+    async def __aenter__(self) -> "Stream":
+        self._client = httpx.AsyncClient(base_url=self.url, timeout=httpx.Timeout(LIMIT_S), trust_env=False)
+        headers = {name.replace("_", "-"): value for name, value in self.headers.items()}
+        request = self._client.build_request("GET", self.path, headers=headers)
+        self.response = await self._client.send(request, stream=True)
+        self._events = self._decode()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._events.aclose()  # type: ignore[attr-defined]
+        await self.response.aclose()
+        await self._client.aclose()
+
+    async def _decode(self) -> AsyncIterator[ServerSentEvent]:
+        decoder = SSEDecoder()
+        rest = b""
+        async for piece in self.response.aiter_bytes():
+            self.raw += piece
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                if (event := decoder.decode(line.decode())) is not None:
+                    yield event
+        self.ended = True
+
+    async def next(self) -> ServerSentEvent:
+        event = await asyncio.wait_for(anext(self._events), LIMIT_S)
+        self.last_id = event.id
+        return event
+
+    async def ready(self) -> dict[str, Any]:
+        event = await self.next()
+        assert event.event == "ready"
+        return dict(json.loads(event.data))
+
+    async def until(self, name: str) -> ServerSentEvent:
+        while (event := await self.next()).event != name:
+            pass
+        return event
+
+    async def messages(self, count: int) -> list[Any]:
+        """The messages of the next people's events."""
+        found: list[Any] = []
+        while len(found) < count:
+            event = await self.next()
+            data = json.loads(event.data)
+            if "message" in data:
+                found.append(data["message"])
+        return found
+
+    async def rest(self) -> list[ServerSentEvent]:
+        """Everything up to the end of the body."""
+        found = []
+        try:
+            while True:
+                found.append(await self.next())
+        except StopAsyncIteration:
+            return found
+
+
+@asynccontextmanager
+async def serving(folder: Path, *, http: Http | None = None, **options: object) -> AsyncIterator[Running]:
+    """Serves while the context lasts."""
+    given: dict[str, object] = {"port": 0, "drain_delay_s": 0.0, "drain_window_s": 0.1, **options}
+    given.setdefault("database_url", f"sqlite://{folder}/node.db")
+    settings = load({}, given)
+    listener = listening_socket(settings)
+    port = listener.getsockname()[1]
+    server = make_server(settings, http=http)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        while not server.started:
+            assert not task.done(), "the server didn't start"
+            await asyncio.sleep(0.01)
+        url = f"http://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S, trust_env=False) as client:
+            yield Running(url, server.node, client, server.leave)
+    finally:
+        server.leave()
+        await asyncio.wait_for(task, 20)
+
+
+async def eventually(check: Any, what: str = "") -> None:
+    """Polls until something holds, within the limit."""
+    async with asyncio.timeout(LIMIT_S):
+        while not check():
+            await asyncio.sleep(0.01)

@@ -1,0 +1,341 @@
+"""What a stream does, whichever way it is written: over the connection itself, and over sse-starlette."""
+
+import asyncio
+import json
+import re
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import jwt
+import pytest
+
+from pushsse.position import parse
+from pushsse.server import Http
+from pushsse.stream.handover import HandoverHttp, StreamProtocol
+from tests.serving import Running, eventually, serving
+
+pytestmark = pytest.mark.anyio
+SECRET = "a secret of thirty-two bytes and more"
+
+
+@pytest.fixture(params=[HandoverHttp, "h11", "httptools"], ids=["handover", "h11", "httptools"])
+def http(request: pytest.FixtureRequest) -> Http:
+    found: Http = request.param
+    return found
+
+
+@pytest.fixture
+async def node(http: Http, tmp_path: Path) -> AsyncIterator[Running]:
+    async with serving(tmp_path, http=http) as running:
+        yield running
+
+
+async def test_the_handover_is_used_where_it_is_offered_and_only_there(node: Running, http: Http) -> None:
+    async with node.stream("ann") as stream:
+        await stream.ready()
+        (subscriber,) = node.node.hub.subscribers
+        assert isinstance(subscriber.sink, StreamProtocol) == (http is HandoverHttp)
+
+
+async def test_a_stream_begins_with_ready_and_carries_what_is_for_its_person(node: Running) -> None:
+    async with node.stream("ann") as ann, node.stream("bo") as bo:
+        assert ann.response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert "no-store" in ann.response.headers["cache-control"]
+        ready = await ann.ready()
+        assert ready["user"] == "ann"
+        assert ready["resume"] == "new"
+        assert ready["window_s"] == 86_400
+        assert ready["expires_in_s"] is None
+        await bo.ready()
+        first = await node.publish("news", {"to": "everybody"})
+        await node.publish("alarm", "for bo", "bo")
+        await node.publish("alarm", "for ann", "ann", desc="one line", id="a-1", ts="2026-11-23T08:00:00Z", ttl_s=10**7)
+        event = await ann.next()
+        assert event.event == "news"
+        assert json.loads(event.data)["id"] == first
+        event = await ann.next()
+        assert json.loads(event.data) == {
+            "id": "a-1",
+            "type": "alarm",
+            "message": "for ann",
+            "desc": "one line",
+            "ts": "2026-11-23T08:00:00Z",
+        }
+        assert await bo.messages(2) == [{"to": "everybody"}, "for bo"]
+
+
+async def test_a_frame_is_event_data_id_and_nothing_else(node: Running) -> None:
+    async with node.stream("ann") as stream:
+        await stream.ready()
+        await node.publish("news", "line one\nline two\r\u2028")
+        await node.publish("news", "two")
+        await stream.messages(2)
+        blocks = stream.raw.split(b"\n\n")
+        assert blocks.pop() == b""
+        assert re.fullmatch(rb"retry: [2-5]\d{3}\nevent: ready\ndata: .*\nid: [A-Za-z0-9._-]{1,64}", blocks[0])
+        for block in blocks[1:]:
+            assert re.fullmatch(rb"event: news\ndata: [^\n\r]*\nid: [A-Za-z0-9._-]{1,64}", block)
+        assert len({parse(block.rsplit(b"id: ")[1].decode()) for block in blocks}) == 3
+
+
+async def test_types_narrow_a_stream_and_named_0_unnames_peoples_events_only(node: Running) -> None:
+    async with node.stream("ann", "types=news&named=0") as stream:
+        await stream.ready()
+        await node.publish("alarm", 1)
+        await node.publish("news", 2)
+        await node.switch("ann", alarm=False)
+        event = await stream.next()
+        assert (event.event, json.loads(event.data)["type"]) == ("message", "news")
+        assert (await stream.next()).event == "preferences"
+
+
+async def test_a_switch_acts_on_all_open_streams_of_a_person_and_on_nobody_elses(node: Running) -> None:
+    await node.publish("alarm", 0)
+    await eventually(lambda: "alarm" in (node.node.catalogue._known or ()))
+    async with node.stream("ann") as one, node.stream("ann") as two, node.stream("bo") as other:
+        for stream in (one, two, other):
+            await stream.ready()
+        await node.switch("ann", alarm=False)
+        await node.publish("alarm", "off")
+        await node.publish("alarm", "off by name", "ann")
+        await node.switch("ann", alarm=True)
+        await node.publish("alarm", "on")
+        for stream in (one, two):
+            assert json.loads((await stream.next()).data) == {"types": {"alarm": False}}
+            assert json.loads((await stream.next()).data) == {"types": {"alarm": True}}
+            assert await stream.messages(1) == ["on"]
+        assert await other.messages(2) == ["off", "on"]
+
+
+async def test_who_comes_back_gets_what_was_missed_in_order_and_once(node: Running) -> None:
+    async with node.stream("ann") as stream:
+        await stream.ready()
+        await node.publish("news", 0)
+        await stream.messages(1)
+    for number in range(1, 50):
+        await node.publish("news", number, "all" if number % 3 else "ann")
+        await node.publish("news", "not for ann", "bo")
+    async with node.stream("ann", Last_Event_ID=stream.last_id) as again:
+        assert (await again.ready())["resume"] == "complete"
+        found: list[object] = []
+        while len(found) < 49:
+            found += [m for m in await again.messages(1) if m != "not for ann"]
+        assert found == list(range(1, 50))
+        half = again.last_id
+    async with node.stream("ann", f"last_event_id={half}") as last:
+        assert (await last.ready())["resume"] == "complete"
+        await node.publish("news", "now")
+        assert await last.messages(1) == ["now"]
+
+
+async def test_a_replay_knows_which_switches_held_at_each_point(node: Running) -> None:
+    await node.publish("alarm", "first", "ann")
+    await node.publish("news", "first")
+    await eventually(lambda: {"alarm", "news"} <= (node.node.catalogue._known or set()))
+    async with node.stream("ann") as stream:
+        await stream.ready()
+    await node.publish("alarm", "while on")
+    await node.publish("news", "news while on")
+    await node.switch("ann", alarm=False)
+    await node.publish("alarm", "while off")
+    await node.switch("ann", alarm=True, news=False)
+    await node.publish("alarm", "on again")
+    await node.publish("news", "off")
+    async with node.stream("ann", Last_Event_ID=stream.last_id) as again:
+        await again.ready()
+        # What was on then and is on now: the news of before were switched off since.
+        assert await again.messages(2) == ["while on", "on again"]
+        await node.switch("ann", news=True)
+        await node.publish("news", "end")
+        assert await again.messages(1) == ["end"]
+
+
+@pytest.mark.parametrize(
+    "position", ["forged", "x" * 500, "aaaaaaaa-1.aaaaaaaa-1", "aaaaaaaa-999999999999999.aaaaaaaa-0", "-", "é"]
+)
+async def test_a_position_that_cannot_be_used_is_told_as_a_gap(node: Running, position: str) -> None:
+    async with node.stream("ann", f"last_event_id={position}") as stream:
+        assert stream.response.status_code == 200
+        assert (await stream.ready())["resume"] == "gap"
+        await node.publish("news", "now")
+        assert await stream.messages(1) == ["now"]
+
+
+async def test_a_number_that_never_was_is_a_gap(node: Running) -> None:
+    async with node.stream("ann") as stream:
+        await stream.ready()
+    ahead = re.sub(r"-0\b", "-7", stream.last_id)
+    async with node.stream("ann", Last_Event_ID=ahead) as stream:
+        assert (await stream.ready())["resume"] == "gap"
+
+
+async def test_somebody_elses_position_gives_only_ones_own_events(node: Running) -> None:
+    async with node.stream("bo") as stream:
+        await stream.ready()
+    await node.publish("alarm", "for bo", "bo")
+    await node.publish("alarm", "for ann", "ann")
+    await node.publish("alarm", "for all")
+    async with node.stream("ann", Last_Event_ID=stream.last_id) as ann:
+        await ann.ready()
+        assert (await ann.messages(1))[-1] in ("for ann", "for all")
+        assert b"for bo" not in ann.raw
+
+
+async def test_since_starts_in_the_past(node: Running) -> None:
+    await node.publish("news", "before")
+    async with node.stream("ann", "since=10m") as stream:
+        assert (await stream.ready())["resume"] == "complete"
+        assert await stream.messages(1) == ["before"]
+
+
+async def test_a_healthy_client_that_resumes_5000_events_is_not_cut(node: Running) -> None:
+    async with node.stream("ann") as stream:
+        await stream.ready()
+    lines = "\n".join(json.dumps({"type": "news", "to": "all", "message": [n, "x" * 150]}) for n in range(5000))
+    for start in range(0, 5000, 2500):
+        body = "\n".join(lines.split("\n")[start : start + 2500])
+        assert (await node.http.post("/v1/events", content=body)).status_code == 202
+    async with node.stream("ann", Last_Event_ID=stream.last_id) as again:
+        assert [m[0] for m in await again.messages(5000)] == list(range(5000))
+        assert node.node.metrics.endings["slow"] == 0
+
+
+async def test_a_slow_reader_is_cut_told_so_and_resumes(http: Http, tmp_path: Path) -> None:
+    async with serving(tmp_path, http=http, send_timeout_s=0.5, backlog_bytes=4096) as node:
+        slow = socket.socket()
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", int(node.url.rsplit(":", 1)[1])))
+        slow.sendall(b"GET /v1/stream?user=ann HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        async with node.stream("bo") as bo:
+            await bo.ready()
+            await eventually(lambda: len(node.node.hub.subscribers) == 2)
+            for number in range(400):
+                await node.publish("news", [number, "x" * 4000])
+            assert [m[0] for m in await bo.messages(400)] == list(range(400))
+            await eventually(lambda: node.node.metrics.endings["slow"] == 1)
+            assert len(node.node.hub.subscribers) == 1
+        raw = await asyncio.to_thread(_everything, slow)
+        body = re.sub(rb"\r\n[0-9a-f]+\r\n", b"", raw)
+        ids = re.findall(rb"id: (\S+)", body)
+        seen = [int(n) for n in re.findall(rb'"message":\[(\d+)', body)]
+        assert seen == list(range(len(seen)))
+        if http is HandoverHttp:
+            assert b'event: exception\ndata: {"code":"slow"' in body
+            assert raw.endswith(b"\r\n0\r\n\r\n")
+        async with node.stream("ann", Last_Event_ID=ids[-1].decode()) as again:
+            assert (await again.ready())["resume"] == "complete"
+            assert (await again.messages(1))[0][0] == len(seen)
+
+
+async def test_a_quiet_stream_gets_pings_that_carry_its_position(http: Http, tmp_path: Path) -> None:
+    async with serving(tmp_path, http=http, heartbeat_s=0.3) as node, node.stream("ann") as stream:
+        await stream.ready()
+        event = await stream.next()
+        assert (event.event, event.data) == ("ping", "{}")
+        for _ in range(3):
+            await node.publish("news", 1, "bo")
+        await node.publish("news", 2)
+        await stream.messages(1)
+        assert parse((await stream.until("ping")).id) == parse(stream.last_id)
+
+
+async def test_head_returns_at_once(node: Running) -> None:
+    reply = await node.http.head("/v1/stream?user=ann")
+    assert reply.status_code == 200
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    assert not node.node.hub.subscribers
+
+
+async def test_a_client_that_leaves_is_forgotten(node: Running) -> None:
+    async with node.stream("ann") as stream:
+        await stream.ready()
+        assert len(node.node.hub.subscribers) == 1
+    await eventually(lambda: not node.node.hub.subscribers)
+    assert node.node.metrics.endings["disconnected"] == 1
+    assert all(not shard.people for shard in node.node.hub.shards.values())
+
+
+async def test_a_drain_ends_streams_with_shutdown_and_a_clean_end(node: Running) -> None:
+    async with node.stream("ann") as stream:
+        await stream.ready()
+        node.stop()
+        events = await stream.rest()
+        assert events[-1].event == "exception"
+        assert json.loads(events[-1].data)["code"] == "shutdown"
+        assert json.loads(events[-1].data)["retry"] is True
+        assert stream.ended
+
+
+async def test_a_stream_ends_with_its_token(http: Http, tmp_path: Path) -> None:
+    async with serving(tmp_path, http=http, jwt_secret=SECRET) as node:
+        import time
+
+        token = jwt.encode({"sub": "ann", "exp": time.time() + 2}, SECRET)
+        async with node.stream("ann", Authorization=f"Bearer {token}") as stream:
+            assert (await stream.ready())["expires_in_s"] in (1, 2)
+            events = await stream.rest()
+            assert json.loads(events[-1].data) == {
+                "code": "token_expired",
+                "detail": "the token has expired, come back with a new one",
+                "retry": False,
+            }
+            assert b"retry: 300000\nevent: exception" in stream.raw
+        assert (await node.http.get("/v1/stream")).json()["code"] == "token_missing"
+
+
+async def test_a_full_node_asks_to_come_back_later_with_a_200(http: Http, tmp_path: Path) -> None:
+    async with serving(tmp_path, http=http, max_streams=1) as node, node.stream("ann") as stream:
+        await stream.ready()
+        reply = await node.http.get("/v1/stream?user=bo")
+        assert reply.status_code == 200
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        assert re.match(r"retry: \d{4,5}\nevent: exception\ndata: \{\"code\":\"overloaded\"", reply.text)
+
+
+@pytest.mark.parametrize("query", ["since=soon", "types=,", "types=a%20b", "named=2"])
+async def test_a_request_that_can_never_work_is_a_400_that_names_it(node: Running, query: str) -> None:
+    reply = await node.http.get(f"/v1/stream?user=ann&{query}")
+    assert reply.status_code == 400
+    assert query.split("=")[0] in reply.json()["detail"]
+
+
+async def test_two_requests_on_one_connection_do_not_confuse_the_stream(node: Running) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(node.url.rsplit(":", 1)[1]))
+    writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert b"200" in await reader.readline()
+    await reader.readuntil(b'"alive"}')
+    writer.write(b"GET /v1/stream?user=ann HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await reader.readuntil(b"event: ready")
+    await node.publish("news", "after")
+    await asyncio.wait_for(reader.readuntil(b"after"), 5)
+    writer.close()
+    await eventually(lambda: not node.node.hub.subscribers)
+
+
+def _everything(connection: socket.socket) -> bytes:
+    connection.settimeout(5)
+    found = b""
+    try:
+        while piece := connection.recv(65536):
+            found += piece
+    except (TimeoutError, ConnectionResetError):
+        pass
+    connection.close()
+    return found
+
+
+async def test_browsers_of_named_origins_are_let_in(http: Http, tmp_path: Path) -> None:
+    options = {"jwt_secret": SECRET, "allowed_origins": "https://h5.example"}
+    async with serving(tmp_path, http=http, **options) as node:
+        import time
+
+        token = jwt.encode({"sub": "ann", "exp": time.time() + 60}, SECRET)
+        headers = {"Authorization": f"Bearer {token}", "Origin": "https://h5.example"}
+        async with node.stream("ann", **headers) as stream:
+            await stream.ready()
+            assert stream.response.headers["access-control-allow-origin"] == "https://h5.example"
+        reply = await node.http.get("/v1/preferences", headers=headers | {"Origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in reply.headers
+        assert isinstance(reply, httpx.Response)
