@@ -1,4 +1,4 @@
-"""The backplane of a single process: logs in memory, one listener, no outage; nothing is left after a restart.
+"""The backplane of a single process: logs in memory, one listener, no outage, nothing left after a restart.
 
 Called by whoever publishes; hands to `listen`. Deliberate: `publish` appends without suspending, so that it
 is atomic; it waits only while the listener is more than MOST_WAITING entries behind.

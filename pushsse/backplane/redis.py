@@ -1,0 +1,203 @@
+"""The backplane of many nodes: logs in Redis, written by one script, heard by pub/sub, read where that drops.
+
+Called by whoever publishes; `listen` is the listener's. Deliberate: one connection publishes, so that what
+is published one after another is appended in that order, and a publish is a run of the script, or few.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from typing import Self, cast
+
+from pushsse.backplane import codec
+from pushsse.backplane.base import (
+    BROADCAST,
+    BROADCAST_SHARE,
+    REMEMBER_MOST,
+    REMEMBER_MS,
+    Call,
+    Hearing,
+    Page,
+    Receipt,
+)
+from pushsse.backplane.redis_link import Connector, Link, script
+from pushsse.backplane.redis_listen import TIMEOUT_S, Listener
+from pushsse.backplane.redis_portion import Portion
+from pushsse.backplane.redis_read import LogReader, Want, fresh_epoch, merged
+from pushsse.backplane.redis_watch import Watch
+from pushsse.errors import NotOwner
+from pushsse.event import Change, Publication
+from pushsse.metrics import Metrics
+from pushsse.position import Mark
+
+_READ_TIMEOUT_S = 3.0
+_PUBLISH = script("publish")
+
+
+class RedisBackplane:
+    """Keeps the contract of `Backplane`. All keys begin with the prefix and the number of shards."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str,
+        node: str,
+        shards: int,
+        keep_s: float,
+        keep_bytes: int,
+        metrics: Metrics,
+    ) -> None:
+        connector = Connector(url, timeout_s=TIMEOUT_S)
+        self._names = f"{prefix}{shards}:"
+        self._logs = (BROADCAST, *map(str, range(shards)))
+        self._keep_ms = int(keep_s * 1000)
+        self._keep_bytes = keep_bytes
+        self._metrics = metrics
+        # Channels are shared by all databases of a Redis.
+        database = str(connector.database or "")
+        self._channel = f"{self._names}live{database}:"
+        canary = f"{self._names}canary{database}:{node}".encode()
+        self._published: dict[str, Mark] = {}
+        self._publisher = Link(connector, "publishing", timeout_s=TIMEOUT_S)
+        self._reads = Link(connector, "reading", timeout_s=_READ_TIMEOUT_S)
+        self._looks = Link(connector, "canary", timeout_s=TIMEOUT_S)
+        self._reader = LogReader(self._reads, names=self._names)
+        self._listener = Listener(
+            connector, self._reader, channel=self._channel, canary=canary, metrics=metrics
+        )
+        self._watch = Watch(self._looks, names=self._names, canary=canary, logs=self._listener.logs)
+        self._tasks = asyncio.TaskGroup()
+        self._watching: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        self._watching = self._tasks.create_task(self._watch.run(), name="backplane canary")
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        await self._listener.close()
+        for link in (self._publisher, self._reads, self._looks):
+            await link.close()
+        await self._tasks.__aexit__(None, None, None)
+
+    # Publishing
+
+    async def publish(self, calls: Sequence[Call]) -> Receipt:
+        """Appends, call by call. Raises BackplaneUnavailable; NotOwner once the other calls are in."""
+        receipt = Receipt()
+        refused = 0
+        for portion in self._portions(calls):
+            replies = await self._publisher.run(
+                _PUBLISH,
+                self._names,
+                self._keep_ms,
+                REMEMBER_MS,
+                REMEMBER_MOST,
+                fresh_epoch(),
+                self._channel,
+                codec.pack(portion.calls),
+                *portion.blobs,
+            )
+            for log, reply in zip(portion.logs, cast(list[list[int | bytes]], replies), strict=True):
+                refused += not self._receive(log, reply, receipt)
+        receipt.count(self._metrics)
+        if refused:
+            raise NotOwner(f"{refused} of {len(calls)} calls come from partitions with another owner")
+        return receipt
+
+    async def publish_live(self, log: str, publication: Publication) -> None:
+        """Lets those who follow the log now hear what isn't kept. Raises BackplaneUnavailable."""
+        await self._publisher.call("PUBLISH", self._channel + log, codec.live(publication))
+
+    def _portions(self, calls: Sequence[Call]) -> Iterator[Portion]:
+        """As many calls at once as one run of the script should take."""
+        portion = Portion()
+        for call in calls:
+            keep_bytes = self._keep_bytes * (BROADCAST_SHARE if call.log == BROADCAST else 1)
+            portion.add(call, self._known(call.log), keep_bytes=keep_bytes)
+            if portion.is_full:
+                yield portion
+                portion = Portion()
+        if portion.logs:
+            yield portion
+
+    def _known(self, log: str) -> Mark:
+        """The furthest place of a log that this node knows of: a log that is behind it has gone back."""
+        published, heard = self._published.get(log), self._listener.mark(log)
+        if published is None or heard is None:
+            return published or heard or Mark("", 0)
+        return heard if heard.epoch == published.epoch and heard.number > published.number else published
+
+    def _receive(self, log: str, reply: list[int | bytes], receipt: Receipt) -> bool:
+        taken, epoch, number, appended, fenced, repeated, expired = reply
+        if not taken:
+            return False
+        mark = Mark(cast(bytes, epoch).decode(), cast(int, number))
+        self._published[log] = receipt.marks[log] = mark
+        receipt.appended += cast(int, appended)
+        receipt.fenced += cast(int, fenced)
+        receipt.repeated += cast(int, repeated)
+        receipt.expired += cast(int, expired)
+        return True
+
+    # Listening
+
+    def listen(self) -> AsyncIterator[Hearing]:
+        """What is published to the followed logs, for ever."""
+        return self._listener.listen(self._tasks)
+
+    def follow(self, log: str) -> None:
+        """Asks for a log to be followed."""
+        self._listener.follow(log)
+
+    def unfollow(self, log: str) -> None:
+        """Ends following a log."""
+        self._listener.unfollow(log)
+
+    # Reading
+
+    async def read(self, after: Mapping[str, int], *, limit: int) -> Page:
+        """What the logs hold after these numbers. Raises BackplaneUnavailable."""
+        wants = [Want(log, number=number) for log, number in after.items()]
+        found = await self._reader.read(wants, limit=limit)
+        entries, more = merged(found)
+        return Page(entries, {one.log: one.head for one in found}, more)
+
+    async def since(self, logs: Iterable[str], at_ms: int) -> Mapping[str, int]:
+        """For each log the number before its first entry at or after a time. Raises BackplaneUnavailable."""
+        return await self._reader.since(tuple(logs), at_ms)
+
+    async def first_change(self, log: str, user: str, after: int) -> Change | None:
+        """The first change of a person's switches in a log after a number. Raises BackplaneUnavailable."""
+        return await self._reader.first_change(log, user, after)
+
+    # Kafka's partitions
+
+    async def claim(self, topic: str, partition: int, owner: str) -> None:
+        """Makes `owner` the only one whose sources of a partition are taken. Raises BackplaneUnavailable."""
+        await self._publisher.call("HSET", f"{self._names}owner", f"{topic}/{partition}", owner)
+
+    async def fence(self, topic: str, partition: int) -> tuple[int, int] | None:
+        """The highest offset of a partition that any log has, and its time. Raises BackplaneUnavailable."""
+        field = f"{topic}/{partition}"
+        found = await self._publisher.pipeline(
+            [("HGET", f"{self._names}fence:{log}", field) for log in self._logs]
+        )
+        fences = [cast(bytes, one).split(b":") for one in found if one is not None]
+        return max(((int(offset), int(at_ms)) for offset, at_ms in fences), default=None)
+
+    async def reset_fence(self, topic: str, partition: int) -> None:
+        """Forgets the fence of a partition. Raises BackplaneUnavailable."""
+        field = f"{topic}/{partition}"
+        await self._publisher.pipeline([("HDEL", f"{self._names}fence:{log}", field) for log in self._logs])
+
+    def now_ms(self) -> int:
+        """Redis's clock."""
+        return self._watch.now_ms()
+
+    @property
+    def available(self) -> bool:
+        """Whether Redis answered a moment ago."""
+        return self._watch.available

@@ -1,0 +1,153 @@
+"""One connection to Redis: commands with one limit of time, no retry, and dropped after anything doubtful.
+
+Used by the Redis backplane, which has one for publishing, one for reading, one for the canary and one that
+listens. Deliberate: redis-py's client isn't used, only its connection, since the client repeats writes.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeAlias, cast
+
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from pushsse.errors import BackplaneUnavailable
+
+Reply: TypeAlias = "int | bytes | list[Reply] | None"
+Argument = str | bytes | int
+_log = logging.getLogger(__name__)
+
+
+class Script(NamedTuple):
+    """A script of this folder, with what all of them begin with."""
+
+    source: str
+    sha: str
+
+
+def script(name: str) -> Script:
+    """Reads a script."""
+    here = Path(__file__).parent
+    source = (here / "meta.lua").read_text() + (here / f"{name}.lua").read_text()
+    return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+class Connector:
+    """Makes connections to one Redis, which isn't asked for anything yet."""
+
+    def __init__(self, url: str, *, timeout_s: float) -> None:
+        self._pool: ConnectionPool = ConnectionPool.from_url(
+            url,
+            protocol=2,
+            decode_responses=False,
+            retry=Retry(NoBackoff(), 0),
+            retry_on_error=[],
+            socket_timeout=None,
+            socket_connect_timeout=timeout_s,
+            socket_keepalive=True,
+            health_check_interval=0,
+        )
+
+    @property
+    def database(self) -> int:
+        """The number of the database, which channels don't know by themselves."""
+        return int(self._pool.connection_kwargs.get("db") or 0)
+
+    def connection(self) -> AbstractConnection:
+        """A connection that isn't open yet."""
+        return cast(AbstractConnection, self._pool.make_connection())  # type: ignore[no-untyped-call]
+
+
+async def connect(connection: AbstractConnection) -> None:
+    """Opens a connection. Raises RedisError, OSError."""
+    await connection.connect()  # type: ignore[no-untyped-call]
+
+
+class Link:
+    """Commands one after another. Every failure is BackplaneUnavailable; each kind is logged once."""
+
+    def __init__(self, connector: Connector, purpose: str, *, timeout_s: float) -> None:
+        self._connector = connector
+        self._purpose = purpose
+        self._timeout_s = timeout_s
+        self._connection: AbstractConnection | None = None
+        self._lock = asyncio.Lock()
+        self._trouble = ""
+
+    async def run(self, wanted: Script, *arguments: Argument) -> Reply:
+        """Runs a script; `arguments` begin with its only key. Raises BackplaneUnavailable."""
+        try:
+            return (await self._timed((("EVALSHA", wanted.sha, 1, *arguments),)))[0]
+        except NoScriptError:
+            # It didn't run, so it is no repetition; EVAL leaves it there for the next time.
+            return await self.call("EVAL", wanted.source, 1, *arguments)
+
+    async def call(self, *command: Argument) -> Reply:
+        """Runs a command. Raises BackplaneUnavailable."""
+        return (await self.pipeline((command,)))[0]
+
+    async def pipeline(self, commands: Sequence[Sequence[Argument]]) -> list[Reply]:
+        """Runs commands in one go. Raises BackplaneUnavailable."""
+        try:
+            return await self._timed(commands)
+        except NoScriptError as error:
+            raise BackplaneUnavailable(str(error)) from error
+
+    async def close(self) -> None:
+        """Drops the connection; the next command opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+
+    async def _timed(self, commands: Sequence[Sequence[Argument]]) -> list[Reply]:
+        try:
+            async with asyncio.timeout(self._timeout_s), self._lock:
+                replies = await self._exchange(commands)
+        except NoScriptError:
+            raise
+        except TimeoutError as error:
+            raise self._away(f"no answer within {self._timeout_s} s") from error
+        except (RedisError, OSError) as error:
+            raise self._away(str(error) or type(error).__name__) from error
+        if self._trouble:
+            _log.info("Redis answers again (%s)", self._purpose)
+            self._trouble = ""
+        return replies
+
+    async def _exchange(self, commands: Sequence[Sequence[Argument]]) -> list[Reply]:
+        try:
+            if self._connection is None:
+                self._connection = self._connector.connection()
+                await connect(self._connection)
+            connection = self._connection
+            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            return await self._replies(connection, len(commands))
+        except NoScriptError:
+            raise
+        except BaseException:
+            # A late reply must never be taken for that of a later command, whatever ended the wait.
+            await self.close()
+            raise
+
+    async def _replies(self, connection: AbstractConnection, count: int) -> list[Reply]:
+        replies: list[Reply] = []
+        refused: ResponseError | None = None
+        for _ in range(count):
+            try:
+                replies.append(await connection.read_response(disconnect_on_error=False))
+            except ResponseError as error:
+                refused = refused or error
+        if refused is not None:
+            raise refused
+        return replies
+
+    def _away(self, reason: str) -> BackplaneUnavailable:
+        if reason != self._trouble:
+            _log.warning("Redis doesn't answer as it should (%s): %s", self._purpose, reason)
+            self._trouble = reason
+        return BackplaneUnavailable(reason)

@@ -1,0 +1,128 @@
+"""Reads several logs at one moment, and merges what they hold by its order.
+
+Used by the Redis backplane (resume) and by its listener, when it follows a log or has missed something.
+"""
+
+import secrets
+import string
+from collections.abc import Iterable, Sequence
+from heapq import merge
+from typing import NamedTuple, cast
+
+from pushsse.backplane import codec
+from pushsse.backplane.base import TAIL_BYTES, TAIL_ENTRIES, Entry, Head
+from pushsse.backplane.redis_link import Link, Reply, script
+from pushsse.event import Change
+
+_MOST_BYTES = 4 * 1024 * 1024
+_WORD = string.ascii_lowercase + string.digits
+_READ, _RENEW, _SINCE, _CHANGE = (script(name) for name in ("read", "renew", "since", "first_change"))
+
+
+def fresh_epoch() -> str:
+    """A word for a log that begins. Drawn here: a script in Redis has no randomness of its own."""
+    return "".join(secrets.choice(_WORD) for _ in range(8))
+
+
+class Want(NamedTuple):
+    """What is wanted of a log: what comes after a place, or its newest entries (`tail`, how many)."""
+
+    log: str
+    epoch: str = ""
+    number: int = 0
+    at_ms: int = 0
+    tail: int = 0
+
+
+class Found(NamedTuple):
+    """What there was: entries after `start`, without a hole. `went_back` if the place isn't in this log."""
+
+    log: str
+    head: Head
+    at_ms: int
+    start: int
+    went_back: bool
+    entries: tuple[Entry, ...]
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether there is more after these entries."""
+        return bool(self.entries) and self.entries[-1].number < self.head.number
+
+
+def tail_of(log: str) -> Want:
+    """The newest entries of a log."""
+    return Want(log, tail=TAIL_ENTRIES)
+
+
+def merged(found: Iterable[Found]) -> tuple[tuple[Entry, ...], bool]:
+    """The entries of all by order, and whether there is more.
+
+    Where a log was cut, nothing may overtake what it still has: only what is in order up to the first cut.
+    """
+    found = tuple(found)
+    entries = merge(*(one.entries for one in found), key=_order)
+    cuts = [one.entries[-1].order for one in found if one.is_cut]
+    if not cuts:
+        return tuple(entries), False
+    return tuple(entry for entry in entries if entry.order <= min(cuts)), True
+
+
+class LogReader:
+    """Runs the reading scripts. Everything raises BackplaneUnavailable."""
+
+    def __init__(self, link: Link, *, names: str) -> None:
+        self._link = link
+        self._names = names
+
+    async def read(self, wants: Sequence[Want], *, limit: int) -> tuple[Found, ...]:
+        """What the logs hold, at one moment; logs that aren't there begin. About 4 MiB at most."""
+        most_bytes = TAIL_BYTES if any(want.tail for want in wants) else _MOST_BYTES
+        replies = await self._link.run(
+            _READ, self._names, fresh_epoch(), limit, most_bytes, codec.pack(wants)
+        )
+        rows = cast(list[list[Reply]], replies)
+        return tuple(_found(want, row) for want, row in zip(wants, rows, strict=True))
+
+    async def renew(self, want: Want) -> None:
+        """Gives a log that went back behind a place a new epoch, unless another node did so before."""
+        await self._link.run(
+            _RENEW, self._names, fresh_epoch(), want.log, want.epoch, want.number, want.at_ms
+        )
+
+    async def since(self, logs: Sequence[str], at_ms: int) -> dict[str, int]:
+        """For each log the number before its first entry at or after a time."""
+        numbers = await self._link.run(_SINCE, self._names, at_ms, *logs)
+        return dict(zip(logs, cast(list[int], numbers), strict=True))
+
+    async def first_change(self, log: str, user: str, after: int) -> Change | None:
+        """The first change of a person's switches in a log after a number."""
+        blob = await self._link.run(_CHANGE, self._names, log, user, after)
+        return codec.decode_change(blob) if isinstance(blob, bytes) else None
+
+
+def _found(want: Want, row: list[Reply]) -> Found:
+    epoch, *numbers, items = row
+    number, first, base, trimmed_ms, at_ms, start, back = cast(list[int], numbers)
+    head = Head(cast(bytes, epoch).decode(), number, first, base, trimmed_ms)
+    entries = tuple(_entry(want.log, cast(list[Reply], item)) for item in cast(list[Reply], items))
+    if want.tail or start >= number:
+        return Found(want.log, head, at_ms, max(start, 0), bool(back), entries)
+    if not entries:
+        # Somebody deleted what the log should hold: told as lost, never passed over.
+        return Found(want.log, head._replace(first=number + 1), at_ms, number, bool(back), ())
+    if entries[-1].number - start != len(entries):
+        last = entries[-1].number
+        entries = tuple(e for i, e in enumerate(reversed(entries)) if e.number == last - i)[::-1]
+        start = entries[0].number - 1
+    return Found(want.log, head, at_ms, start, bool(back), entries)
+
+
+def _entry(log: str, item: list[Reply]) -> Entry:
+    name, fields = cast(tuple[bytes, list[bytes]], item)
+    _, order, _, at_ms, _, blob, *_ = fields
+    return Entry(log, int(name.partition(b"-")[0]), int(order), int(at_ms), codec.decode(blob))
+
+
+def _order(entry: Entry) -> int:
+    return entry.order

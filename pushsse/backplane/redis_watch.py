@@ -1,0 +1,51 @@
+"""The canary: once a second Redis tells this node's own listener how its logs stand, over another connection.
+
+A service of the Redis backplane. It keeps Redis's clock as well, and whether Redis answered a moment ago.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import cast
+
+from pushsse.backplane.redis_link import Link, script
+from pushsse.errors import BackplaneUnavailable
+
+EVERY_S = 1.0
+_SURE_WITHIN_S = 0.25
+_CHECK = script("check")
+
+
+class Watch:
+    """`run` for ever; the rest is what it has found out."""
+
+    def __init__(self, link: Link, *, names: str, canary: bytes, logs: Callable[[], Iterable[str]]) -> None:
+        self.available = False
+        self._link = link
+        self._names = names
+        self._canary = canary
+        self._logs = logs
+        self._ahead_ms: float | None = None  # of the monotonic clock, which never jumps
+
+    def now_ms(self) -> int:
+        """Redis's clock, as far as known; until it has answered once, this machine's."""
+        if self._ahead_ms is None:
+            return time.time_ns() // 1_000_000
+        return int(time.monotonic() * 1000 + self._ahead_ms)
+
+    async def run(self) -> None:
+        """Looks once a second."""
+        while True:
+            try:
+                await self._look()
+                self.available = True
+            except BackplaneUnavailable:
+                self.available = False
+            await asyncio.sleep(EVERY_S)
+
+    async def _look(self) -> None:
+        asked = time.monotonic()
+        time_ms = cast(int, await self._link.run(_CHECK, self._names, self._canary, *self._logs()))
+        took = time.monotonic() - asked
+        if took < _SURE_WITHIN_S or self._ahead_ms is None:
+            self._ahead_ms = time_ms - (asked + took / 2) * 1000
