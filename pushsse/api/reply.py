@@ -61,16 +61,19 @@ class Reply:
                 return
             for delta in grown(now):
                 yield _frame(delta)
-            async for frame in self._rest(question, heard):
+            async for frame in self._rest(question, heard, _frame(events.status_changed(now))):
                 yield frame
 
     async def _rest(
-        self, question: Question, heard: AsyncIterator[Publication] | None
+        self, question: Question, heard: AsyncIterator[Publication] | None, first: bytes
     ) -> AsyncGenerator[bytes, None]:
+        """What comes after the `question` that was sent `first`, which may be heard once more."""
         wrote = looked = time.monotonic()
         async for publication in _ticking(heard):
             now = time.monotonic()
             if publication is not None:
+                if _frame(publication) == first:
+                    continue
                 yield _frame(publication)
                 wrote = now
                 if publication.name in ENDINGS:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
+from typing import NoReturn
 
 import httpx
 import httpx_sse
@@ -18,10 +19,11 @@ from pushsse.api.questions import QuestionsEndpoint
 from pushsse.api.reply import Reply
 from pushsse.backplane.base import Heard, HeardLive, log_of
 from pushsse.backplane.memory import MemoryBackplane
+from pushsse.errors import BackplaneUnavailable
 from pushsse.event import Publication
 from pushsse.questions.answerers.base import Delta, Piece
 from pushsse.questions.question import Answered, By, Question
-from pushsse.questions.service import Questions
+from pushsse.questions.service import Asking, Questions
 from tests.questions.conftest import SHARDS, Scripted, World, free_port, grown_text
 
 pytestmark = pytest.mark.anyio
@@ -174,6 +176,8 @@ async def test_the_answer_streams_in_the_reply_and_the_reply_ends(site: Site) ->
             if event.event == "answer.delta":
                 site.gate.open.set()
     assert heard[0][0] == "question"
+    statuses = [found["status"] for name, found in heard if name == "question"]
+    assert len(statuses) == len(set(statuses))
     assert location.endswith(str(heard[0][1]["id"]))
     assert heard[-1][0] == "answer"
     assert heard[-1][1]["text"] == "one two"
@@ -296,3 +300,18 @@ async def test_too_many_open_questions_are_refused_for_that_person_alone(site: S
     assert other.status_code == 202
     site.service.answering.turns.most_waiting = 0
     problem(await site.ask({"text": "busy"}), 503, "overloaded")
+
+
+async def test_a_reply_without_the_backplane_finds_its_end_by_looking(site: Site) -> None:
+    def away(user: str, question_id: str) -> NoReturn:
+        raise BackplaneUnavailable("away")
+
+    site.gate.open.clear()
+    question = await site.service.ask("ann", Asking("hello?"))
+    reply = Reply(site.service, away, lambda: False)
+    frames: list[bytes] = []
+    async for frame in reply.frames(question):
+        frames.append(frame)
+        site.gate.open.set()
+    assert frames[0].startswith(b"event: question\n")
+    assert frames[-1].startswith(b"event: answer\n")

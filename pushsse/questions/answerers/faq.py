@@ -24,7 +24,7 @@ from pushsse.questions.question import Answered, By, Link, Question
 SHIPPED = Path(__file__).parent.parent / "faq.toml"
 _SUGGESTED = 3
 _MAX_FILE_BYTES = 4 * 1024 * 1024
-_SENTENCE = re.compile(r".+?(?:[.!?:](?=\s)|[。！？：]|\Z)\s*", re.DOTALL)
+_SENTENCE = re.compile(r".+?(?:[.!?](?=\s)|[。！？]|\Z)\s*", re.DOTALL)
 T = TypeVar("T")
 Line = Annotated[str, Meta(min_length=1, max_length=500)]
 Language = Annotated[str, Meta(pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*\Z")]
