@@ -6,8 +6,9 @@ context, which is entered for the length of a block.
 """
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from typing import Any, Self, TypeVar
 
 import asyncpg
@@ -54,6 +55,8 @@ class Database:
         self._client = self._context.db()
         self._sqlite = isinstance(self._client, SqliteClient)
         try:
+            if self._sqlite:
+                await asyncio.to_thread(_try_file, self._client.filename)
             await self._client.create_connection(with_db=True)
         except AWAY as error:
             raise DatabaseUnavailable(f"the database can't be opened: {error}") from error
@@ -194,6 +197,12 @@ class Database:
         if not self._sqlite and self._client._pool is not None:
             self._client._pool.terminate()
             await self._client.create_connection(with_db=True)
+
+
+def _try_file(name: str) -> None:
+    """Before aiosqlite does: where it can't open a file, its thread outlives the error, and the event loop."""
+    with closing(sqlite3.connect(name)) as connection:
+        connection.execute("PRAGMA schema_version")
 
 
 @asynccontextmanager
