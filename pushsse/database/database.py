@@ -200,7 +200,7 @@ class Database:
 
 
 def _try_file(name: str) -> None:
-    """Before aiosqlite does: where it can't open a file, its thread outlives the error, and the event loop."""
+    """Before aiosqlite does: where that fails, its thread outlives the error, and the event loop."""
     with closing(sqlite3.connect(name)) as connection:
         connection.execute("PRAGMA schema_version")
 
