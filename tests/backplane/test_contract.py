@@ -1,0 +1,404 @@
+"""What a backplane promises, of either kind."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+import pytest
+
+from pushsse.backplane.base import BROADCAST, REMEMBER_MS, Backplane, Call, Draft, HeardLive, Source
+from pushsse.errors import NotOwner
+from pushsse.event import Change, Publication
+from pushsse.position import Mark
+
+from .ear import Ear, bodies, call, publication, sourced
+
+pytestmark = pytest.mark.anyio
+Make = Callable[..., AbstractAsyncContextManager[Backplane]]
+
+
+async def everything(backplane: Backplane, log: str) -> list[str]:
+    return bodies((await backplane.read({log: 0}, limit=1000)).entries)
+
+
+# Publishing
+
+
+async def test_numbers_begin_at_one_and_have_no_hole(backplane: Backplane) -> None:
+    first = await backplane.publish([call("1", "a", "b")])
+    second = await backplane.publish([call("1", "c"), call("2", "d")])
+    page = await backplane.read({"1": 0, "2": 0}, limit=100)
+    assert [entry.number for entry in page.entries] == [1, 2, 3, 1]
+    assert bodies(page.entries) == ["a", "b", "c", "d"]
+    assert first.appended == second.appended == 2
+    epoch = page.heads["1"].epoch
+    assert first.marks == {"1": Mark(epoch, 2)}
+    assert second.marks == {"1": Mark(epoch, 3), "2": Mark(page.heads["2"].epoch, 1)}
+
+
+async def test_order_grows_over_all_logs(backplane: Backplane) -> None:
+    for i in range(10):
+        await backplane.publish([call(BROADCAST, f"all {i}"), call(str(i % 3), f"one {i}")])
+    page = await backplane.read({BROADCAST: 0, "0": 0, "1": 0, "2": 0}, limit=100)
+    assert bodies(page.entries) == [f"{to} {i}" for i in range(10) for to in ("all", "one")]
+    orders = [entry.order for entry in page.entries]
+    assert orders == sorted(set(orders))
+
+
+async def test_what_is_at_or_below_the_fence_is_skipped(backplane: Backplane) -> None:
+    await backplane.publish([sourced("1", 5, 6)])
+    receipt = await backplane.publish([sourced("1", 5, 6, 7)])
+    assert (receipt.appended, receipt.fenced) == (1, 2)
+    assert await everything(backplane, "1") == ["5", "6", "7"]
+
+
+async def test_each_log_and_partition_has_its_own_fence(backplane: Backplane) -> None:
+    await backplane.publish([sourced("1", 5)])
+    await backplane.publish([sourced("2", 5), sourced("1", 5, partition=1)])
+    assert await everything(backplane, "1") == ["5", "5"]
+    assert await everything(backplane, "2") == ["5"]
+
+
+async def test_one_record_may_have_several_drafts_in_a_call(backplane: Backplane) -> None:
+    receipt = await backplane.publish([sourced("1", 5, 5)])
+    assert receipt.appended == 2
+    assert (await backplane.publish([sourced("1", 5, 5)])).fenced == 2
+
+
+async def test_the_fence_is_the_highest_offset_of_any_log(backplane: Backplane) -> None:
+    assert await backplane.fence("topic", 0) is None
+    await backplane.publish([sourced("1", 5, 9, 7), sourced("2", 8)])
+    assert await backplane.fence("topic", 0) == (9, 1009)
+    assert await backplane.fence("topic", 1) is None
+
+
+async def test_a_fence_that_was_reset_starts_over(backplane: Backplane) -> None:
+    await backplane.publish([sourced("1", 5), sourced("2", 6)])
+    await backplane.reset_fence("topic", 0)
+    assert await backplane.fence("topic", 0) is None
+    assert (await backplane.publish([sourced("1", 0)])).appended == 1
+
+
+async def test_a_repeated_name_is_skipped_within_its_log(backplane: Backplane) -> None:
+    draft = Draft(publication("a"), once="order-1")
+    receipt = await backplane.publish([Call("1", (draft, draft)), Call("1", (draft,)), Call("2", (draft,))])
+    assert (receipt.appended, receipt.repeated) == (2, 2)
+    assert (await backplane.publish([Call("1", (draft,))])).repeated == 1
+    assert await everything(backplane, "1") == ["a"]
+
+
+async def test_what_is_expired_is_skipped_and_its_fence_advances(backplane: Backplane) -> None:
+    now_ms = backplane.now_ms()
+    source = Source("topic", 0, 5, 1005, "me")
+    old = Draft(publication("old", expires_ms=now_ms - 60_000), source, once="order-1")
+    new = Draft(publication("new", expires_ms=now_ms + 60_000), once="order-1")
+    receipt = await backplane.publish([Call("1", (old, new))])
+    assert (receipt.expired, receipt.appended) == (1, 1)
+    assert await everything(backplane, "1") == ["new"]
+    assert await backplane.fence("topic", 0) == (5, 1005)
+
+
+async def test_a_claimed_partition_takes_nothing_from_another_owner(backplane: Backplane) -> None:
+    await backplane.publish([sourced("1", 1, owner="before")])
+    await backplane.claim("topic", 0, "after")
+    with pytest.raises(NotOwner):
+        await backplane.publish([sourced("1", 2, owner="before")])
+    await backplane.publish([sourced("1", 2, owner="after"), call("1", "by itself")])
+    assert await everything(backplane, "1") == ["1", "2", "by itself"]
+
+
+async def test_a_refused_call_appends_nothing_and_the_others_are_taken(backplane: Backplane) -> None:
+    await backplane.claim("topic", 0, "after")
+    mixed = Call("1", (Draft(publication("a")), *sourced("1", 2, owner="before").drafts))
+    with pytest.raises(NotOwner):
+        await backplane.publish([call("2", "x"), mixed, call("3", "y")])
+    assert await everything(backplane, "1") == []
+    assert await everything(backplane, "2") == ["x"]
+    assert await everything(backplane, "3") == ["y"]
+    assert await backplane.fence("topic", 0) is None
+
+
+async def test_concurrent_publishers_leave_no_hole(backplane: Backplane) -> None:
+    async with Ear(backplane) as ear:
+        await ear.follow("1", "2", BROADCAST)
+
+        async def publish(name: int) -> None:
+            for i in range(50):
+                await backplane.publish([call(("1", "2", BROADCAST)[(name + i) % 3], f"{name}/{i}")])
+
+        await asyncio.gather(*map(publish, range(8)))
+        await ear.until(lambda: len(ear.entries) == 400)
+    heard = bodies(ear.entries)
+    assert len(set(heard)) == 400
+    for name in range(8):
+        assert [b for b in heard if b.startswith(f"{name}/")] == [f"{name}/{i}" for i in range(50)]
+
+
+# Listening
+
+
+async def test_what_is_heard_is_what_was_published(backplane: Backplane) -> None:
+    change = Change("ann", 7, ("news",), ())
+    full = Publication("preferences", b"data: {}\n", ("ann", "bo"), False, 2**42, "q1", change)
+    async with Ear(backplane) as ear:
+        await ear.follow("1")
+        await backplane.publish([Call("1", (Draft(full), Draft(publication("x"))))])
+        await ear.until(lambda: len(ear.entries) == 2)
+    assert ear.entries[0].publication == full
+    assert abs(ear.entries[0].at_ms - backplane.now_ms()) < 60_000
+    assert (await backplane.read({"1": 0}, limit=5)).entries == tuple(ear.entries)
+
+
+async def test_calls_are_heard_in_the_order_in_which_they_were_published(backplane: Backplane) -> None:
+    logs = [BROADCAST, "0", "1", "2"]
+    async with Ear(backplane) as ear:
+        await ear.follow(*logs)
+        for i in range(200):
+            await backplane.publish([call(log, f"{i} {log}") for log in logs])
+        await ear.until(lambda: len(ear.entries) == 800)
+    assert bodies(ear.entries) == [f"{i} {log}" for i in range(200) for log in logs]
+
+
+async def test_a_log_that_isnt_followed_isnt_heard(backplane: Backplane) -> None:
+    async with Ear(backplane) as ear:
+        await ear.follow("1")
+        await backplane.publish([call("2", "not this"), call("1", "this")])
+        await ear.until_body("this")
+    assert bodies(ear.entries) == ["this"]
+
+
+async def test_following_gives_what_the_log_held_before(backplane: Backplane) -> None:
+    await backplane.publish([call("1", "a", "b")])
+    async with Ear(backplane) as ear:
+        await ear.follow("1", "2")
+        followed = ear.followed["1"]
+        assert bodies(followed.tail) == ["a", "b"]
+        assert (followed.head.number, followed.head.first, followed.head.base) == (2, 1, 0)
+        assert (ear.followed["2"].head.number, ear.followed["2"].tail) == (0, ())
+        await backplane.publish([call("1", "c"), call("2", "d")])
+        await ear.until_body("d")
+    assert bodies(ear.entries) == ["c", "d"]
+
+
+async def test_the_tail_is_bounded(backplane: Backplane) -> None:
+    await backplane.publish([call("1", *map(str, range(1500)))])
+    await backplane.publish([call("2", *(str(i) + "x" * 40_000 for i in range(50)))])
+    async with Ear(backplane) as ear:
+        await ear.follow("1", "2")
+    assert bodies(ear.followed["1"].tail) == [str(i) for i in range(500, 1500)]
+    assert 20 <= len(ear.followed["2"].tail) <= 27
+    assert ear.followed["2"].tail[-1].number == 50
+
+
+async def test_following_in_the_middle_of_traffic_misses_and_doubles_nothing(backplane: Backplane) -> None:
+    logs = [BROADCAST, *map(str, range(8))]
+    done = asyncio.Event()
+    sent = 0
+
+    async def publish() -> None:
+        nonlocal sent
+        while not done.is_set():
+            await backplane.publish([call(log, f"{log} {sent}") for log in logs])
+            sent += 1
+            await asyncio.sleep(0)
+
+    async with Ear(backplane) as ear, asyncio.TaskGroup() as tasks:
+        tasks.create_task(publish())
+        for log in logs:
+            before = sent
+            await ear.follow(log)
+            await ear.until(lambda before=before: sent > before and len(ear.entries) > 0)
+        done.set()
+        await ear.until(lambda: all(len(ear.of(log)) == sent for log in logs))
+    for log in logs:
+        assert ear.of(log) == [f"{log} {i}" for i in range(sent)]
+
+
+async def test_after_unfollow_nothing_is_heard_until_it_is_followed_anew(backplane: Backplane) -> None:
+    async with Ear(backplane) as ear:
+        await ear.follow("1", "2")
+        await backplane.publish([call("1", "a")])
+        await ear.until_body("a")
+        backplane.unfollow("1")
+        await backplane.publish([call("1", "b"), call("2", "c")])
+        await ear.until_body("c")
+        assert "b" not in bodies(ear.entries)
+        del ear.followed["1"]
+        await ear.follow("1")
+        assert bodies(ear.followed["1"].tail) == ["a", "b"]
+        await backplane.publish([call("1", "d")])
+        await ear.until_body("d")
+    assert bodies(ear.entries) == ["a", "c", "d"]
+
+
+async def test_unfollow_and_follow_at_once_begins_anew(backplane: Backplane) -> None:
+    async with Ear(backplane) as ear:
+        await ear.follow("1")
+        await backplane.publish([call("1", "a")])
+        backplane.unfollow("1")
+        del ear.followed["1"]
+        await ear.follow("1")
+        await backplane.publish([call("1", "b")])
+        await ear.until_body("b")
+        assert ear.of("1")[-1] == "b"
+        assert bodies(ear.followed["1"].tail) == ["a"]
+
+
+async def test_whoever_listens_anew_follows_what_was_asked_for(backplane: Backplane) -> None:
+    async with Ear(backplane) as ear:
+        await ear.follow("1")
+    await backplane.publish([call("1", "between")])
+    async with Ear(backplane) as again:
+        await again.until(lambda: "1" in again.followed)
+        assert bodies(again.followed["1"].tail) == ["between"]
+
+
+async def test_live_publications_are_heard_in_their_order_and_not_kept(backplane: Backplane) -> None:
+    async with Ear(backplane) as ear:
+        await ear.follow("1")
+        await backplane.publish([call("1", "a")])
+        await backplane.publish_live("1", publication("growing"))
+        await backplane.publish_live("2", publication("elsewhere"))
+        await backplane.publish([call("1", "b")])
+        await ear.until_body("b")
+    assert ear.live == [publication("growing")]
+    live = next(i for i, hearing in enumerate(ear.hearings) if isinstance(hearing, HeardLive))
+    assert 0 < live < len(ear.hearings) - 1
+    assert await everything(backplane, "1") == ["a", "b"]
+
+
+async def test_a_slow_listener_gets_everything(backplane: Backplane) -> None:
+    async def publish() -> None:
+        for i in range(150):
+            await backplane.publish([call("1", *(f"{i}/{j}" + "x" * 500 for j in range(100)))])
+
+    async with Ear(backplane) as ear, asyncio.TaskGroup() as tasks:
+        await ear.follow("1")
+        ear.open.clear()
+        publishing = tasks.create_task(publish())
+        await asyncio.wait([publishing], timeout=0.5)  # memory waits for its listener, Redis doesn't
+        ear.open.set()
+        await ear.until(lambda: len(ear.entries) == 15_000, limit_s=30)
+
+
+# Reading
+
+
+async def test_reading_in_pages_merges_by_order_and_misses_nothing(backplane: Backplane) -> None:
+    await backplane.publish([call(BROADCAST, *(f"b{i}" for i in range(40)))])
+    for i in range(30):
+        await backplane.publish([call("1", f"p{i}"), call(BROADCAST, f"m{i}"), call("2", "z")])
+    after = {BROADCAST: 3, "1": 0, "2": 29}
+    heard: list[str] = []
+    pages = 0
+    more = True
+    while more:
+        page = await backplane.read(after, limit=7)
+        assert len(page.entries) <= 7
+        assert page.entries
+        for entry in page.entries:
+            assert entry.number == after[entry.log] + 1
+            after[entry.log] = entry.number
+        heard += bodies(page.entries)
+        more = page.more
+        pages += 1
+    assert pages >= 14
+    mixed = [body for i in range(30) for body in (f"p{i}", f"m{i}")]
+    assert heard == [f"b{i}" for i in range(3, 40)] + mixed + ["z"]
+    assert after == {log: head.number for log, head in page.heads.items()}
+
+
+async def test_reading_at_the_end_or_beyond_gives_nothing(backplane: Backplane) -> None:
+    await backplane.publish([call("1", "a")])
+    for number in (1, 2, 10**14):
+        page = await backplane.read({"1": number, "2": number}, limit=10)
+        assert (page.entries, page.more) == ((), False)
+        assert (page.heads["1"].number, page.heads["2"].number) == (1, 0)
+
+
+async def test_since_gives_the_number_before_the_first_entry_at_or_after_a_time(backplane: Backplane) -> None:
+    for i in range(6):
+        await backplane.publish([call("1", str(i))])
+        await asyncio.sleep(0.003)  # so that entries differ in their time
+    entries = (await backplane.read({"1": 0}, limit=10)).entries
+    for entry in entries:
+        before = [e.number for e in entries if e.at_ms < entry.at_ms]
+        assert await backplane.since(["1"], entry.at_ms) == {"1": max(before, default=0)}
+    logs = ("1", "2")
+    assert await backplane.since(logs, 0) == {"1": 0, "2": 0}
+    assert await backplane.since(logs, entries[-1].at_ms + 1) == {"1": 6, "2": 0}
+
+
+async def test_the_first_change_of_a_person_after_a_number(backplane: Backplane) -> None:
+    def changed(user: str, version: int) -> Draft:
+        change = Change(user, version, ("news",), ("news", "alarm"))
+        return Draft(Publication("preferences", b"data: {}\n", (user,), change=change))
+
+    for version in range(300):
+        await backplane.publish([Call("1", (changed("bo", version),))])
+    await backplane.publish([Call("1", (Draft(publication("x")), changed("ann", 7), changed("ann", 8)))])
+    found = await backplane.first_change("1", "ann", 0)
+    assert found == Change("ann", 7, ("news",), ("news", "alarm"))
+    assert (await backplane.first_change("1", "ann", 301)) == found
+    later = await backplane.first_change("1", "ann", 302)
+    assert later is not None
+    assert later.version == 8
+    assert await backplane.first_change("1", "ann", 303) is None
+    assert await backplane.first_change("2", "ann", 0) is None
+
+
+# Trimming
+
+
+async def test_a_log_keeps_so_many_bytes_and_numbers_go_on(make: Make) -> None:
+    async with make(keep_bytes=70_000) as backplane:
+        for i in range(40):
+            await backplane.publish([call("1", *(f"{i}" + "x" * 1000 for _ in range(10)))])
+        page = await backplane.read({"1": 0}, limit=1000)
+        head = page.heads["1"]
+        assert 50 <= len(page.entries) <= 70
+        assert (head.number, head.first) == (400, 401 - len(page.entries))
+        assert [entry.number for entry in page.entries] == list(range(head.first, 401))
+        assert 0 < head.trimmed_ms <= page.entries[0].at_ms
+        assert (await backplane.since(["1"], 0)) == {"1": head.first - 1}
+
+
+async def test_the_broadcast_log_keeps_sixteen_times_as_much(make: Make) -> None:
+    async with make(keep_bytes=65_536) as backplane:
+        for _ in range(15):
+            await backplane.publish([call(BROADCAST, *("x" * 1000 for _ in range(100)))])
+        assert 930 <= len((await backplane.read({BROADCAST: 0}, limit=1500)).entries) <= 1040
+
+
+async def test_changes_are_trimmed_with_their_log(make: Make) -> None:
+    change = Publication("preferences", b"data: {}\n", ("ann",), change=Change("ann", 1, (), ("news",)))
+    async with make(keep_bytes=65_536) as backplane:
+        await backplane.publish([Call("1", (Draft(change),))])
+        assert await backplane.first_change("1", "ann", 0) == change.change
+        for _ in range(4):
+            await backplane.publish([call("1", *("x" * 10_000 for _ in range(6)))])
+        assert await backplane.first_change("1", "ann", 0) is None
+
+
+async def test_a_log_keeps_what_is_not_too_old(make: Make) -> None:
+    async with make(keep_s=0.3) as backplane:
+        await backplane.publish([call("1", "old"), call("2", "old")])
+        first = (await backplane.read({"1": 0}, limit=10)).heads["1"]
+        async with asyncio.timeout(10):
+            while (await backplane.read({"1": 0, "2": 0}, limit=10)).entries:
+                await asyncio.sleep(0.02)  # noqa: ASYNC110 - only reading shows it
+        head = (await backplane.read({"1": 0}, limit=10)).heads["1"]
+        assert (head.epoch, head.number, head.first) == (first.epoch, 1, 2)
+        assert head.trimmed_ms > 0
+        await backplane.publish([call("1", "new")])
+        page = await backplane.read({"1": 0}, limit=10)
+        assert (bodies(page.entries), page.entries[0].number) == (["new"], 2)
+
+
+def test_the_memory_of_repeats_is_ten_minutes() -> None:
+    assert REMEMBER_MS == 10 * 60 * 1000
+
+
+async def test_the_clock_is_close_to_this_machines(backplane: Backplane) -> None:
+    assert abs(backplane.now_ms() - time.time() * 1000) < 1000

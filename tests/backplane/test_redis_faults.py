@@ -1,0 +1,423 @@
+"""Redis breaks under a listener and a publisher: everything is heard in order and once, or told as lost."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from pushsse.backplane.base import BROADCAST, Call, Draft
+from pushsse.backplane.redis import RedisBackplane
+from pushsse.errors import BackplaneUnavailable
+from pushsse.metrics import Metrics
+
+from .ear import Ear, bodies, call, publication, sourced
+from .redis_server import RedisServer
+
+pytestmark = pytest.mark.anyio
+LOGS = (BROADCAST, "1", "2")
+
+
+def node(server: RedisServer, name: str = "here", *, keep_bytes: int = 64 * 1024**2) -> RedisBackplane:
+    return RedisBackplane(
+        server.url, prefix="test:", node=name, shards=8, keep_s=600, keep_bytes=keep_bytes, metrics=Metrics()
+    )
+
+
+def unheard(server: RedisServer, *, keep_bytes: int = 64 * 1024**2) -> RedisBackplane:
+    """A node whose messages get lost: what it publishes is in the log, and nobody hears of it."""
+    other = node(server, "unheard", keep_bytes=keep_bytes)
+    other._channel = "nowhere:"
+    return other
+
+
+async def until_taken(backplane: RedisBackplane, *calls: Call, limit_s: float = 20) -> None:
+    """Publishes the same calls until they are taken, as every publisher does."""
+    async with asyncio.timeout(limit_s):
+        while True:
+            try:
+                await backplane.publish(calls)
+                return
+            except BackplaneUnavailable:
+                await asyncio.sleep(0.05)  # as a publisher waits between its tries
+
+
+class Publisher:
+    """Publishes one record after another to each log, as Kafka's reader does, until it is stopped."""
+
+    def __init__(self, backplane: RedisBackplane) -> None:
+        self.sent = 0
+        self._backplane = backplane
+        self._stop = False
+
+    async def run(self) -> None:
+        while not self._stop:
+            await until_taken(self._backplane, *(sourced(log, self.sent) for log in LOGS))
+            self.sent += 1
+
+    def stop(self) -> None:
+        self._stop = True
+
+
+@asynccontextmanager
+async def traffic(backplane: RedisBackplane, ear: Ear) -> AsyncIterator[Publisher]:
+    """A publisher at work; at the end everything must have been heard, in order and once."""
+    publisher = Publisher(backplane)
+    await ear.follow(*LOGS)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(publisher.run())
+        await ear.until_body("20")
+        yield publisher
+        publisher.stop()
+    await ear.until(lambda: all(len(ear.of(log)) >= publisher.sent for log in LOGS))
+    if not ear.lost:
+        for log in LOGS:
+            assert ear.of(log) == [str(i) for i in range(publisher.sent)]
+
+
+async def goes_on(ear: Ear, publisher: Publisher) -> None:
+    """Waits until what is published from now on is heard."""
+    await ear.until_body(str(publisher.sent + 20), limit_s=20)
+
+
+async def test_a_cut_subscription_misses_nothing(own_server: RedisServer) -> None:
+    async with node(own_server) as backplane, Ear(backplane) as ear:
+        async with traffic(backplane, ear) as publisher:
+            for _ in range(5):
+                await asyncio.to_thread(own_server.admin.execute_command, "CLIENT KILL TYPE pubsub")
+                await goes_on(ear, publisher)
+        assert not ear.lost
+        assert backplane._metrics.backplane_reconnects >= 4
+
+
+async def test_a_frozen_redis_misses_and_doubles_nothing(own_server: RedisServer) -> None:
+    async with node(own_server) as backplane, Ear(backplane) as ear:
+        async with traffic(backplane, ear) as publisher:
+            own_server.freeze()
+            async with asyncio.timeout(10):
+                while backplane.available:
+                    await asyncio.sleep(0.05)  # noqa: ASYNC110 - a plain property
+            await asyncio.sleep(3)  # longer than the canary may be silent
+            own_server.thaw()
+            await goes_on(ear, publisher)
+        assert not ear.lost
+
+
+async def test_a_killed_redis_with_its_file_misses_and_doubles_nothing(own_server: RedisServer) -> None:
+    async with node(own_server) as backplane, Ear(backplane) as ear:
+        async with traffic(backplane, ear) as publisher:
+            for _ in range(2):
+                own_server.kill()
+                own_server.start()
+                await goes_on(ear, publisher)
+        assert not ear.lost
+
+
+async def test_paused_writes_miss_and_double_nothing(own_server: RedisServer) -> None:
+    async with node(own_server) as backplane, Ear(backplane) as ear:
+        async with traffic(backplane, ear) as publisher:
+            own_server.admin.execute_command("CLIENT PAUSE 4000 WRITE")
+            await goes_on(ear, publisher)
+        assert not ear.lost
+
+
+async def test_an_overflowing_output_buffer_misses_nothing(own_server: RedisServer) -> None:
+    own_server.admin.config_set("client-output-buffer-limit", "pubsub 65536 65536 1")
+    async with node(own_server) as backplane, Ear(backplane) as ear:
+        await ear.follow(*LOGS)
+        ear.open.clear()
+        for i in range(40):
+            await backplane.publish([call(log, *(f"{i} " + "x" * 10_000 for _ in range(20))) for log in LOGS])
+        ear.open.set()
+        await ear.until(lambda: len(ear.entries) == 40 * 20 * 3)
+        assert not ear.lost
+        assert backplane._metrics.backplane_reconnects >= 1
+
+
+async def test_an_emptied_redis_is_told_without_traffic(own_server: RedisServer) -> None:
+    async with node(own_server) as backplane, Ear(backplane) as ear:
+        await ear.follow(*LOGS)
+        await backplane.publish([call(log, "before") for log in LOGS])
+        await ear.until(lambda: len(ear.entries) == 3)
+        own_server.admin.flushall()
+        await ear.until(lambda: len(ear.lost) == 3, limit_s=4)
+        await backplane.publish([call("1", "after")])
+        await ear.until_body("after", limit_s=2)
+        assert ear.epochs["1"] == (await backplane.read({"1": 0}, limit=1)).heads["1"].epoch
+
+
+async def test_an_emptied_redis_under_traffic_is_told_and_what_comes_after_is_heard(
+    own_server: RedisServer,
+) -> None:
+    async with node(own_server) as backplane, Ear(backplane) as ear:
+        await ear.follow(*LOGS)
+        await backplane.publish([call(log, "before") for log in LOGS])
+        await ear.until(lambda: len(ear.entries) == 3)
+        own_server.admin.flushall()
+        for i in range(10):
+            await backplane.publish([call(log, str(i)) for log in LOGS])
+        await ear.until(lambda: len(ear.entries) == 33)
+        assert {lost.log for lost in ear.lost} == set(LOGS)
+        assert bodies(ear.entries[3:]) == [str(i) for i in range(10) for _ in LOGS]
+
+
+async def older_state(server: RedisServer, backplane: RedisBackplane, ear: Ear, folder: Path) -> None:
+    """Five entries are heard, of which only the first two are there after this."""
+    await ear.follow("1", "2")
+    await backplane.publish([call("1", "a", "b")])
+    await ear.until_body("b")
+    server.save_to(folder)
+    await backplane.publish([call("1", "c", "d", "e")])
+    await ear.until_body("e")
+    server.kill()
+    server.restore(folder)
+
+
+async def test_an_older_state_is_told_without_traffic(own_server: RedisServer, tmp_path: Path) -> None:
+    async with node(own_server) as backplane, Ear(backplane) as ear:
+        await older_state(own_server, backplane, ear, tmp_path.parent / f"{tmp_path.name}-older")
+        own_server.start()
+        await ear.until(lambda: len(ear.lost) == 1, limit_s=6)
+        assert (ear.lost[0].log, ear.lost[0].head.base) == ("1", 2)
+        page = await backplane.read({"1": 0}, limit=9)
+        assert bodies(page.entries) == ["a", "b"]
+        await backplane.publish([call("1", "f")])
+        await ear.until_body("f")
+
+
+async def test_a_publisher_tells_by_its_own_knowledge_that_a_log_went_back(
+    own_server: RedisServer, tmp_path: Path
+) -> None:
+    older = tmp_path.parent / f"{tmp_path.name}-older"
+    async with node(own_server) as listening, node(own_server, "publishing") as backplane:
+        async with Ear(listening) as ear:
+            await older_state(own_server, backplane, ear, older)
+        own_server.start()
+        before = (await listening.read({"1": 0}, limit=9)).heads["1"]
+        await until_taken(backplane, call("1", "f"))
+        after = (await listening.read({"1": 0}, limit=9)).heads["1"]
+    assert after.epoch != before.epoch
+    assert (after.number, after.base) == (3, 2)
+
+
+async def test_an_older_state_that_has_gone_on_already_is_told(
+    own_server: RedisServer, tmp_path: Path
+) -> None:
+    async with node(own_server) as backplane, Ear(backplane) as ear:
+        await older_state(own_server, backplane, ear, tmp_path.parent / f"{tmp_path.name}-older")
+        aside = RedisServer(own_server.folder, "--appendonly", "yes", "--appendfsync", "always")
+        aside.start()
+        async with node(aside, "aside") as other:
+            await other.publish([call("1", "C", "D", "E", "F", "G")])
+        aside.close()
+        own_server.start()
+        await ear.until(lambda: len(ear.lost) == 1, limit_s=6)
+        await until_taken(backplane, call("1", "H"))
+        await ear.until_body("H")
+        assert bodies(ear.entries) == ["a", "b", "c", "d", "e", "H"]
+
+
+async def test_two_nodes_agree_on_one_new_epoch(own_server: RedisServer, tmp_path: Path) -> None:
+    older = tmp_path.parent / f"{tmp_path.name}-older"
+    async with (
+        node(own_server) as backplane,
+        node(own_server, "there") as other,
+        Ear(other) as there,
+        Ear(backplane) as ear,
+    ):
+        await there.follow("1")
+        await older_state(own_server, backplane, ear, older)
+        own_server.start()
+        await ear.until(lambda: bool(ear.lost), limit_s=6)
+        await there.until(lambda: bool(there.lost), limit_s=6)
+        await until_taken(backplane, call("1", "f"))
+        await ear.until_body("f")
+        await there.until_body("f")
+        assert ear.epochs["1"] == there.epochs["1"]
+        assert len(ear.lost) == len(there.lost) == 1
+
+
+async def test_a_hole_is_filled_when_the_next_publication_shows_it(own_server: RedisServer) -> None:
+    async with node(own_server) as backplane, unheard(own_server) as other, Ear(backplane) as ear:
+        await ear.follow(*LOGS)
+        for i in range(50):
+            await other.publish([call(BROADCAST, f"b{i}"), call("1", f"p{i}")])
+        await backplane.publish([call("2", "elsewhere"), call("1", "last")])
+        await ear.until_body("last", limit_s=2)
+    missed = [body for i in range(50) for body in (f"b{i}", f"p{i}")]
+    heard = bodies(ear.entries)
+    assert [body for body in heard if body != "elsewhere"] == [*missed, "last"]
+
+
+async def test_a_hole_at_the_end_is_filled_without_traffic(own_server: RedisServer) -> None:
+    async with node(own_server) as backplane, unheard(own_server) as other, Ear(backplane) as ear:
+        await ear.follow(*LOGS)
+        await other.publish([call("1", *map(str, range(5000))), call(BROADCAST, "end")])
+        await ear.until_body("end", limit_s=4)
+        assert bodies(ear.entries) == [*map(str, range(5000)), "end"]
+        assert not ear.lost
+
+
+async def test_a_hole_that_was_trimmed_away_is_told_and_the_rest_is_heard(own_server: RedisServer) -> None:
+    keep = 65_536
+    async with (
+        node(own_server, keep_bytes=keep) as backplane,
+        unheard(own_server, keep_bytes=keep) as other,
+        Ear(backplane) as ear,
+    ):
+        await ear.follow("1", "2")
+        await backplane.publish([call("1", "heard")])
+        for i in range(30):
+            await other.publish([call("1", f"{i} " + "x" * 10_000)])
+        await ear.until(lambda: any(body.startswith("29 ") for body in ear.of("1")))
+        assert [lost.log for lost in ear.lost] == ["1"]
+        head = ear.lost[0].head
+        assert head.epoch == ear.followed["1"].head.epoch
+        assert head.base == head.first - 1 == 31 - len(ear.entries[1:])
+
+
+async def test_a_log_whose_meta_is_gone_begins_anew(own_server: RedisServer) -> None:
+    async with node(own_server) as backplane, Ear(backplane) as ear:
+        await ear.follow("1")
+        await backplane.publish([call("1", "a", "b")])
+        await ear.until_body("b")
+        own_server.admin.delete("test:8:meta:1")
+        await backplane.publish([call("1", "c")])
+        await ear.until_body("c")
+        page = await backplane.read({"1": 0}, limit=9)
+        assert (bodies(page.entries), page.heads["1"].number) == (["c"], 1)
+        assert len(ear.lost) == 1
+
+
+async def test_a_stream_beyond_its_meta_begins_anew(own_server: RedisServer) -> None:
+    async with node(own_server) as backplane, node(own_server, "there") as other, Ear(other) as ear:
+        await ear.follow("1")
+        await other.publish([call("1", "a", "b", "c")])
+        await ear.until_body("c")
+        own_server.admin.hset("test:8:meta:1", "number", "1")
+        await backplane.publish([call("1", "d")])
+        await ear.until_body("d")
+        page = await backplane.read({"1": 0}, limit=9)
+        assert (bodies(page.entries), page.heads["1"].number) == (["d"], 2)
+        assert len(ear.lost) == 1
+
+
+async def test_entries_that_somebody_deleted_are_told(own_server: RedisServer) -> None:
+    async with node(own_server) as backplane, unheard(own_server) as other, Ear(backplane) as ear:
+        await ear.follow("1")
+        await other.publish([call("1", "a", "b", "c")])
+        own_server.admin.delete("test:8:log:1")
+        await ear.until(lambda: len(ear.lost) == 1, limit_s=4)
+        assert ear.lost[0].head.base == 3
+        await backplane.publish([call("1", "d")])
+        await ear.until_body("d")
+
+
+async def test_an_entry_that_cannot_be_read_is_for_nobody_and_its_number_counts(
+    own_server: RedisServer,
+) -> None:
+    async with node(own_server) as backplane, Ear(backplane) as ear:
+        await ear.follow("1")
+        await backplane.publish([call("1", "a")])
+        await ear.until_body("a")
+        own_server.admin.xadd("test:8:log:1", {"o": 2, "t": ear.entries[0].at_ms, "b": b"\xff"}, id="2-0")
+        own_server.admin.hset("test:8:meta:1", "number", "2")
+        await ear.until(lambda: len(ear.entries) == 2, limit_s=4)
+        assert ear.entries[1].publication.users == ()
+
+
+async def test_scripts_that_redis_forgot_are_sent_again(own_server: RedisServer) -> None:
+    async with node(own_server) as backplane:
+        await backplane.publish([call("1", "a")])
+        own_server.admin.script_flush()
+        await backplane.publish([call("1", "b")])
+        own_server.admin.script_flush()
+        assert bodies((await backplane.read({"1": 0}, limit=9)).entries) == ["a", "b"]
+
+
+async def test_without_memory_nothing_is_half_appended(own_server: RedisServer) -> None:
+    async with node(own_server) as backplane, Ear(backplane) as ear:
+        await ear.follow("1")
+        own_server.admin.config_set("maxmemory", 1)
+        for _ in range(3):
+            with pytest.raises(BackplaneUnavailable, match="OOM"):
+                await backplane.publish([sourced("1", 1, 2)])
+        own_server.admin.config_set("maxmemory", 0)
+        assert (await backplane.publish([sourced("1", 1, 2)])).appended == 2
+        await ear.until_body("2")
+        assert ear.of("1") == ["1", "2"]
+
+
+async def test_a_late_reply_is_never_taken_for_another(own_server: RedisServer) -> None:
+    async with node(own_server) as backplane:
+        await backplane.publish([sourced("1", 1)])
+        own_server.freeze()
+        with pytest.raises(BackplaneUnavailable):
+            await backplane.publish([sourced("1", 2)])
+        publishing = asyncio.create_task(backplane.publish([sourced("2", 1)]))
+        done, _ = await asyncio.wait([publishing], timeout=0.1)
+        assert not done
+        publishing.cancel()
+        await asyncio.wait([publishing])
+        own_server.thaw()
+        await until_taken(backplane, sourced("1", 2, 3))
+        receipt = await backplane.publish([sourced("1", 3), sourced("2", 4)])
+        assert (receipt.appended, receipt.fenced) == (1, 1)
+        assert bodies((await backplane.read({"1": 0}, limit=9)).entries) == ["1", "2", "3"]
+
+
+async def test_a_redis_that_comes_late_is_listened_to(own_server: RedisServer) -> None:
+    own_server.kill()
+    async with node(own_server) as backplane, Ear(backplane) as ear:
+        backplane.follow("1")
+        with pytest.raises(BackplaneUnavailable):
+            await backplane.publish([call("1", "a")])
+        with pytest.raises(BackplaneUnavailable):
+            await backplane.read({"1": 0}, limit=1)
+        assert not backplane.available
+        own_server.start()
+        await ear.until(lambda: "1" in ear.followed)
+        await until_taken(backplane, call("1", "b"))
+        await ear.until_body("b")
+
+
+async def test_two_databases_of_one_redis_do_not_hear_each_other(own_server: RedisServer) -> None:
+    url = own_server.url
+    async with node(own_server) as backplane, Ear(backplane) as ear:
+        await ear.follow("1")
+        own_server.url = url.replace("/0", "/5")
+        async with node(own_server, "there") as other:
+            await other.publish([call("1", "not this"), Call("1", (Draft(publication("x")),))])
+            await other.publish_live("1", publication("nor this"))
+        await backplane.publish([call("1", "this")])
+        await ear.until_body("this")
+        assert (bodies(ear.entries), ear.live, ear.lost) == (["this"], [], [])
+
+
+async def test_trouble_is_logged_once_and_so_is_its_end(
+    own_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lines(text: str) -> int:
+        return sum(text in record.getMessage() for record in caplog.records)
+
+    caplog.set_level("INFO", "pushsse.backplane")
+    async with node(own_server) as backplane, Ear(backplane) as ear:
+        await ear.follow("1")
+        own_server.kill()
+        for _ in range(5):
+            with pytest.raises(BackplaneUnavailable):
+                await backplane.publish([call("1", "a")])
+        await until(lambda: lines("listens to Redis is lost") == 1)
+        own_server.start()
+        await until_taken(backplane, call("1", "b"))
+        await ear.until_body("b")
+        await until(lambda: lines("listening to Redis again") == 1)
+        assert lines("(publishing)") <= 4
+        assert lines("answers again (publishing)") == 1
+
+
+async def until(reached: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not reached():
+            await asyncio.sleep(0.02)  # noqa: ASYNC110 - log lines wake nobody
