@@ -18,6 +18,7 @@ from pushsse.hub.streams import Streams
 from pushsse.hub.watch import Watch
 from pushsse.metrics import Metrics
 from pushsse.preferences.catalogue import Catalogue
+from pushsse.preferences.reading import Reading
 from pushsse.preferences.service import Preferences
 from pushsse.preferences.store import PreferenceStore
 from pushsse.questions.service import questions
@@ -39,6 +40,7 @@ class Node:
         self.worker: Worker | None = None
         self.database = Database(settings.database_url)
         store = self.store = PreferenceStore(self.database)
+        self.reading = Reading(store.switches)
         self.catalogue = Catalogue(store, new_types=settings.new_types)
         self.backplane = wiring.backplane(settings, self.metrics)
         self.preferences = Preferences(store, publish=self.backplane.publish, shards=settings.shards)
@@ -60,9 +62,11 @@ class Node:
         )
         self.feed = Feed(self.backplane, self.hub)
         self.replay = Replay(self.hub, self.backplane)
-        self.streams = Streams(self.hub, self.replay, limits=wiring.limits(settings), switches=store.switches)
+        self.streams = Streams(
+            self.hub, self.replay, limits=wiring.limits(settings), switches=self.reading.switches
+        )
         self.resumer = Resumer(
-            self.hub, self.backplane, switches=store.switches, settle=self.preferences.settle
+            self.hub, self.backplane, switches=self.reading.switches, settle=self.preferences.settle
         )
         self._answering = wiring.answering(settings)
         self.questions = questions(
@@ -106,6 +110,7 @@ class Node:
             "feed": self.feed.run,
             "heartbeat": lambda: self.heartbeat.run(self.hub),
             "catalogue": self.catalogue.run,
+            "switches": self.reading.run,
             "preferences": self.preferences.run,
             "questions": self.questions.run,
             **({"intake": self.intakes.consumer.run} if self.intakes.consumer is not None else {}),

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from pushsse.database import Database, Session, Statement
 from pushsse.errors import InvalidInput, Problem
 from pushsse.position import Mark
@@ -27,21 +29,22 @@ _OFF_AMONG = Statement("""
       FROM pushsse_switch s LEFT JOIN pushsse_event_type t ON t.name = s.type
      WHERE s."user" IN ($1) AND s.type IN ($2)
        AND s.enabled <> coalesce(t.default_on, true) AND NOT coalesce(t.mandatory, false)""")
-# The first row, without a type, is about the person; the others are the types that are off.
+# Rows of four kinds, so that it is one question: a type off by default (without a user), a person's numbers,
+# a type chosen otherwise than by default, an open question. Most people have none.
 _SWITCHES = Statement("""
-    SELECT '', coalesce(p.version, 0), coalesce(p.logged_version, 0), coalesce(p.logged_epoch, ''),
-           coalesce(p.logged_number, 0),
-           EXISTS (SELECT 1 FROM pushsse_question q
-                    WHERE q."user" = $1 AND q.status IN ('pending', 'answering'))
-      FROM (SELECT 1) AS one LEFT JOIN pushsse_person p ON p."user" = $1
-    UNION ALL
-    SELECT s.type, 0, 0, '', 0, false
-      FROM pushsse_switch s LEFT JOIN pushsse_event_type t ON t.name = s.type
-     WHERE s."user" = $1 AND NOT s.enabled AND NOT coalesce(t.mandatory, false)
-    UNION ALL
-    SELECT t.name, 0, 0, '', 0, false FROM pushsse_event_type t
+    SELECT 'default', '', t.name, false, 0, 0, '', 0 FROM pushsse_event_type t
      WHERE NOT t.default_on AND NOT t.mandatory
-       AND NOT EXISTS (SELECT 1 FROM pushsse_switch s WHERE s."user" = $1 AND s.type = t.name)""")
+    UNION ALL
+    SELECT 'person', p."user", '', false, p.version, p.logged_version, p.logged_epoch, p.logged_number
+      FROM pushsse_person p WHERE p."user" IN ($1)
+    UNION ALL
+    SELECT 'chosen', s."user", s.type, s.enabled, 0, 0, '', 0
+      FROM pushsse_switch s LEFT JOIN pushsse_event_type t ON t.name = s.type
+     WHERE s."user" IN ($1)
+       AND s.enabled <> coalesce(t.default_on, true) AND NOT coalesce(t.mandatory, false)
+    UNION ALL
+    SELECT DISTINCT 'asked', q."user", '', false, 0, 0, '', 0
+      FROM pushsse_question q WHERE q."user" IN ($1) AND q.status IN ('pending', 'answering')""")
 _CATALOGUE = Statement("""
     SELECT name, title, description, default_on, mandatory, hidden FROM pushsse_event_type ORDER BY id""")
 _PREFERENCES = Statement("""
@@ -59,13 +62,15 @@ _SET_LOGGED = Statement("""
 _FORGET_CHANGES = Statement('DELETE FROM pushsse_preference_change WHERE "user" = $1 AND version <= $2')
 
 
-class _Person(NamedTuple):
+class _Fact(NamedTuple):
+    kind: str
+    user: str
     type: str
+    enabled: bool
     version: int
     logged_version: int
     logged_epoch: str
     logged_number: int
-    open_question: bool
 
 
 class _Choice(NamedTuple):
@@ -99,17 +104,16 @@ class PreferenceStore:
             off.update(pair for name in default_off for user in users if (pair := (user, name)) not in on)
         return frozenset(off)
 
-    async def switches(self, user: str) -> Switches:
-        """What a stream needs to know about its person."""
-        person, *off = await self._database.rows(_Person, _SWITCHES, user)
-        logged = Mark(person.logged_epoch, person.logged_number) if person.logged_version else None
-        return Switches(
-            version=person.version,
-            off=frozenset([row.type for row in off]),
-            pending=person.version > person.logged_version,
-            logged=logged,
-            open_question=bool(person.open_question),
-        )
+    async def switches(self, users: Sequence[str]) -> dict[str, Switches]:
+        """What streams need to know about their people when they open; each of `users` is in it."""
+        facts = await self._database.rows(_Fact, _SWITCHES, list(users))
+        default_off = frozenset(fact.type for fact in facts if fact.kind == "default")
+        unchanged = Switches(version=0, off=default_off, pending=False, logged=None, open_question=False)
+        found = dict.fromkeys(users, unchanged)
+        for fact in facts:
+            if fact.user:
+                found[fact.user] = _with(found[fact.user], fact)
+        return found
 
     async def catalogue(self) -> tuple[TypeView, ...]:
         """All types, in the order in which they joined."""
@@ -182,6 +186,21 @@ class PreferenceStore:
             new = [name for name in dict.fromkeys(names) if name not in known][: MAX_TYPES - len(known)]
             if new:
                 await EventType.bulk_create([EventType(name=name, hidden=hidden) for name in new])
+
+
+def _with(switches: Switches, fact: _Fact) -> Switches:
+    """A person's switches with one more fact about him."""
+    if fact.kind == "asked":
+        return replace(switches, open_question=True)
+    if fact.kind == "chosen":
+        off = switches.off - {fact.type} if fact.enabled else switches.off | {fact.type}
+        return replace(switches, off=off)
+    return replace(
+        switches,
+        version=fact.version,
+        pending=fact.version > fact.logged_version,
+        logged=Mark(fact.logged_epoch, fact.logged_number) if fact.logged_version else None,
+    )
 
 
 def _pair(user: str, name: str, enabled: bool) -> tuple[str, str, bool]:

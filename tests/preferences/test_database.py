@@ -113,7 +113,7 @@ async def test_handlers_in_other_tasks_and_contexts_use_the_same_database(databa
 
 async def test_memory_lasts_as_long_as_its_process(anyio_backend: str) -> None:
     async with opened("sqlite://:memory:") as (_, store):
-        assert (await store.switches("ann")).off == {"alarm"}
+        assert (await store.switches(["ann"]))["ann"].off == {"alarm"}
 
 
 async def test_a_relative_path_is_relative(
@@ -227,7 +227,7 @@ async def test_a_stopped_postgres_is_unavailable_at_once_and_recovers_after_its_
     own_server: Server, anyio_backend: str
 ) -> None:
     async with opened(own_server.url()) as (database, store):
-        await asyncio.gather(*(store.switches("ann") for _ in range(8)))
+        await asyncio.gather(*(store.switches(["ann"]) for _ in range(8)))
         await asyncio.to_thread(own_server.stop)
         await unavailable_within(store, 2)
         await asyncio.to_thread(own_server.start)
@@ -249,7 +249,7 @@ async def test_a_slow_postgres_is_unavailable_within_two_seconds_and_recovers(
                 await database.check()
             delay.seconds = 0.0
             await until_back(database, within_s=4)
-            assert (await store.switches("ann")).off == {"alarm"}
+            assert (await store.switches(["ann"]))["ann"].off == {"alarm"}
 
 
 async def test_a_change_that_waits_for_a_lock_does_not_stop_the_others(
@@ -270,7 +270,7 @@ async def test_a_change_that_waits_for_a_lock_does_not_stop_the_others(
         await asyncio.sleep(0.05)
         waiting = asyncio.create_task(wait())
         while not waiting.done():
-            await store.switches("ann")
+            await store.switches(["ann"])
             await asyncio.sleep(0.01)
         with pytest.raises(DatabaseUnavailable):
             await waiting

@@ -75,7 +75,7 @@ async def test_a_change_is_in_the_log_when_the_caller_is_answered(
     assert publication.body == b'data: {"types":{"alarm":false}}\n'
     assert (publication.users, publication.switchable) == (("ann",), False)
     assert publication.change == Change("ann", 1, (), ("alarm",))
-    switches = await store.switches("ann")
+    switches = (await store.switches(["ann"]))["ann"]
     assert not switches.pending
     assert switches.logged is not None
     assert switches.logged.number == 1
@@ -92,7 +92,7 @@ async def test_a_change_waits_while_the_log_is_away_and_goes_first_afterwards(
     log.away = True
     with pytest.raises(BackplaneUnavailable):
         await preferences.change("ann", {"alarm": False})
-    assert (await store.switches("ann")).pending
+    assert (await store.switches(["ann"]))["ann"].pending
     log.away = False
     await preferences.change("ann", {"news": False})
     assert await log.changes("ann") == [
@@ -111,7 +111,7 @@ async def test_a_change_repeated_after_a_lost_answer_is_in_the_log_once(
     log.loses_answers = False
     await preferences.change("ann", {"alarm": False})
     assert [change.version for change in await log.changes("ann")] == [1]
-    assert not (await store.switches("ann")).pending
+    assert not (await store.switches(["ann"]))["ann"].pending
 
 
 async def test_an_opening_stream_settles_what_was_left(
@@ -121,7 +121,7 @@ async def test_an_opening_stream_settles_what_was_left(
     await preferences.settle("ann")
     await preferences.settle("ann")
     assert await log.changes("ann") == [Change("ann", 1, (), ("alarm",))]
-    assert not (await store.switches("ann")).pending
+    assert not (await store.switches(["ann"]))["ann"].pending
 
 
 async def test_the_relay_publishes_what_a_crash_left(
@@ -145,7 +145,7 @@ async def test_changes_of_a_person_at_once_are_in_the_log_in_order(
 ) -> None:
     await asyncio.gather(*(preferences.change("ann", {"alarm": i % 2 == 0}) for i in range(20)))
     versions = [change.version for change in await log.changes("ann")]
-    assert versions == list(range(1, (await store.switches("ann")).version + 1))
+    assert versions == list(range(1, (await store.switches(["ann"]))["ann"].version + 1))
     assert await store.pending("ann") == []
 
 
@@ -217,8 +217,8 @@ async def test_the_mark_of_a_repeated_change_is_a_place_at_or_after_it(
     preferences: Preferences, store: PreferenceStore, log: Log
 ) -> None:
     await preferences.change("ann", {"alarm": False})
-    first = (await store.switches("ann")).logged
+    first = (await store.switches(["ann"]))["ann"].logged
     await preferences.change("ann", {"alarm": True})
-    second = (await store.switches("ann")).logged
+    second = (await store.switches(["ann"]))["ann"].logged
     assert first is not None
     assert second == Mark(first.epoch, 2)

@@ -37,7 +37,7 @@ def counted() -> Iterator[list[Statement]]:
 
 async def test_nobody_has_anything_off_at_first(store: PreferenceStore) -> None:
     assert await store.off_among(["ann"], ["alarm"]) == frozenset()
-    switches = await store.switches("ann")
+    switches = (await store.switches(["ann"]))["ann"]
     assert (switches.version, switches.off, switches.pending, switches.logged) == (
         0,
         frozenset(),
@@ -51,7 +51,7 @@ async def test_a_switch_is_off_until_it_is_switched_on_again(store: PreferenceSt
     await store.join(["alarm", "news"], hidden=False)
     [first] = await store.change("ann", {"alarm": False})
     assert (first.version, first.changed, first.before, first.after) == (1, {"alarm": False}, (), ("alarm",))
-    assert (await store.switches("ann")).off == {"alarm"}
+    assert (await store.switches(["ann"]))["ann"].off == {"alarm"}
     assert await store.off_among(["ann", "bo"], ["alarm", "news"]) == {("ann", "alarm")}
     changes = await store.change("ann", {"alarm": True, "news": True})
     assert [c.version for c in changes] == [1, 2]
@@ -66,7 +66,7 @@ async def test_what_changes_nothing_has_no_number_and_still_names_what_is_left(
     assert await store.change("ann", {"alarm": True}) == []
     left = await store.change("ann", {"alarm": False})
     assert await store.change("ann", {"alarm": False}) == left
-    assert (await store.switches("ann")).version == 1
+    assert (await store.switches(["ann"]))["ann"].version == 1
 
 
 async def test_a_choice_stays_when_the_default_changes(store: PreferenceStore, database: Database) -> None:
@@ -75,8 +75,8 @@ async def test_a_choice_stays_when_the_default_changes(store: PreferenceStore, d
     async with database.session():
         await EventType.filter(name="alarm").update(default_on=False)
     assert await store.off_among(["ann", "bo"], ["alarm"]) == {("bo", "alarm")}
-    assert (await store.switches("ann")).off == frozenset()
-    assert (await store.switches("bo")).off == {"alarm"}
+    assert (await store.switches(["ann"]))["ann"].off == frozenset()
+    assert (await store.switches(["bo"]))["bo"].off == {"alarm"}
 
 
 async def test_all_that_is_wrong_with_a_change_is_said_at_once(
@@ -86,8 +86,8 @@ async def test_all_that_is_wrong_with_a_change_is_said_at_once(
     with pytest.raises(InvalidInput) as caught:
         await store.change("ann", {"alarm": False, "law": False, "secret": False, "nope": True})
     assert [p.at for p in caught.value.problems] == ["$.types.law", "$.types.secret", "$.types.nope"]
-    assert (await store.switches("ann")).version == 0
-    assert (await store.switches("ann")).off == frozenset()
+    assert (await store.switches(["ann"]))["ann"].version == 0
+    assert (await store.switches(["ann"]))["ann"].off == frozenset()
 
 
 async def test_a_mandatory_type_is_never_off(store: PreferenceStore, database: Database) -> None:
@@ -96,7 +96,7 @@ async def test_a_mandatory_type_is_never_off(store: PreferenceStore, database: D
     async with database.session():
         await EventType.filter(name="alarm").update(mandatory=True)
     assert await store.off_among(["ann"], ["law", "alarm"]) == frozenset()
-    assert (await store.switches("ann")).off == frozenset()
+    assert (await store.switches(["ann"]))["ann"].off == frozenset()
     assert [(p.name, p.enabled, p.mandatory) for p in await store.preferences("ann")] == [
         ("law", True, True),
         ("alarm", True, True),
@@ -147,31 +147,31 @@ async def test_changes_at_once_are_numbered_without_a_hole_and_chain(store: Pref
         expected -= {n for n, on in change.changed.items() if on}
         assert set(change.after) == expected != set(off)
         off = change.after
-    assert (await store.switches("ann")).off == set(off)
-    assert (await store.switches("ann")).version == len(changes)
+    assert (await store.switches(["ann"]))["ann"].off == set(off)
+    assert (await store.switches(["ann"]))["ann"].version == len(changes)
 
 
 async def test_first_changes_of_many_people_at_once(store: PreferenceStore) -> None:
     await store.join(["alarm"], hidden=False)
     people = [f"user{i}" for i in range(20)] * 2
     await asyncio.gather(*(store.change(user, {"alarm": False}) for user in people))
-    assert {(await store.switches(user)).version for user in people} == {1}
+    assert {(await store.switches([user]))[user].version for user in people} == {1}
 
 
 async def test_what_is_logged_is_forgotten_and_never_goes_back(store: PreferenceStore) -> None:
     await store.join(["alarm"], hidden=False)
     for on in (False, True, False):
         await store.change("ann", {"alarm": on})
-    assert (await store.switches("ann")).pending
+    assert (await store.switches(["ann"]))["ann"].pending
     assert await store.pending_users(older_than_s=0) == ["ann"]
     assert await store.pending_users(older_than_s=60) == []
     await store.logged("ann", 2, Mark("abcd", 5))
     assert [c.version for c in await store.pending("ann")] == [3]
-    assert (await store.switches("ann")).logged == Mark("abcd", 5)
-    assert (await store.switches("ann")).pending
+    assert (await store.switches(["ann"]))["ann"].logged == Mark("abcd", 5)
+    assert (await store.switches(["ann"]))["ann"].pending
     await store.logged("ann", 3, Mark("efgh", 1))
     await store.logged("ann", 2, Mark("abcd", 5))
-    switches = await store.switches("ann")
+    switches = (await store.switches(["ann"]))["ann"]
     assert (switches.pending, switches.logged, await store.pending("ann")) == (False, Mark("efgh", 1), [])
 
 
@@ -202,7 +202,7 @@ async def test_off_among_agrees_with_a_model_of_it(store: PreferenceStore, datab
         assert await store.off_among(some, asked) == off
     for user in users:
         expected = {n for n in types if (user, n) in await store.off_among([user], list(types))}
-        assert (await store.switches(user)).off == expected
+        assert (await store.switches([user]))[user].off == expected
 
 
 async def test_dispatch_and_an_opening_stream_ask_one_question_each(store: PreferenceStore) -> None:
@@ -212,5 +212,5 @@ async def test_dispatch_and_an_opening_stream_ask_one_question_each(store: Prefe
         await store.off_among([f"user{i}" for i in range(20_000)] + ["ann"], ["alarm", "news"])
     assert len(asked) == 1
     with counted() as asked:
-        await store.switches("ann")
+        await store.switches(["ann"])
     assert len(asked) == 1
