@@ -65,7 +65,7 @@ class Metrics:
         return generate_latest(registry)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Once:
     metrics: Metrics
 

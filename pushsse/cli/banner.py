@@ -1,0 +1,80 @@
+"""What `pushsse serve` prints when it is ready: addresses, the parts in use, two lines to paste."""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pushsse import __version__
+from pushsse.settings import Settings
+
+
+def banner(settings: Settings, port: int) -> str:
+    """A few lines for whoever started it."""
+    url = base_url(settings, port)
+    listen, publish = _curl(settings, url)
+    return "\n".join(
+        (
+            f"pushsse {__version__} is ready: {url}/  (stream: {url}/v1/stream)",
+            f"  {_parts(settings)}",
+            f"  listen:   {listen}",
+            f"  publish:  {publish}",
+        )
+    )
+
+
+def base_url(settings: Settings, port: int) -> str:
+    """Where a client on this machine finds it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+    if ":" in host and not host.startswith("["):
+        host = f"[{host}]"
+    return f"http://{host}:{port}"
+
+
+def place(url: str) -> str:
+    """A URL without its password, for people."""
+    parts = urlsplit(url)
+    if not parts.hostname:
+        return url
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+
+
+def _parts(settings: Settings) -> str:
+    backplane = place(settings.redis_url) if settings.redis_url else "memory"
+    intake = (
+        f"Kafka {settings.kafka_bootstrap} topic {settings.kafka_topic}"
+        if settings.kafka_bootstrap
+        else "POST /v1/events"
+    )
+    answerer = "faq: (the example file)" if settings.answerer == "faq:" else settings.answerer
+    identity = "development (?user=NAME)" if settings.development else "JWT"
+    workers = f" · workers: {settings.workers}" if settings.workers > 1 else ""
+    return (
+        f"database: {place(settings.database_url)} · backplane: {backplane} · intake: {intake}"
+        f" · answerer: {answerer} · identity: {identity}{workers}"
+    )
+
+
+def _curl(settings: Settings, url: str) -> tuple[str, str]:
+    if settings.development:
+        return (
+            f'curl -N "{url}/v1/stream?user=ann"',
+            f'curl -d "hello" "{url}/v1/events?user=ann&type=news&to=all"',
+        )
+    # With the secret in the environment, these lines want the same environment; no token is printed.
+    token = f"$({_program()} token --user {{}} --scope {{}})"
+    return (
+        f'curl -N -H "Authorization: Bearer {token.format("ann", "stream")}" "{url}/v1/stream"',
+        f'curl -H "Authorization: Bearer {token.format("ops", "publish")}" -d "hello"'
+        f' "{url}/v1/events?type=news&to=all"',
+    )
+
+
+def _program() -> str:
+    """How this program is called from the shell that started it."""
+    here = Path(sys.executable).with_name("pushsse")
+    if shutil.which("pushsse") == str(here):
+        return "pushsse"
+    return shlex.quote(str(here)) if here.exists() else f"{shlex.quote(sys.executable)} -m pushsse"

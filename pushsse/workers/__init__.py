@@ -1,0 +1,1 @@
+"""Several processes that share a port: the supervisor, what it hears, and its workers' side of it."""
