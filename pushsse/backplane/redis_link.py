@@ -121,6 +121,9 @@ class Link:
 
     async def _exchange(self, commands: Sequence[Sequence[Argument]]) -> list[Reply]:
         try:
+            if self._connection is not None and await self._connection.can_read():
+                # Redis has closed it meanwhile, or says what nobody asked for.
+                await self.close()
             if self._connection is None:
                 self._connection = self._connector.connection()
                 await connect(self._connection)

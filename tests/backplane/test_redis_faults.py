@@ -76,16 +76,21 @@ async def traffic(backplane: RedisBackplane, ear: Ear) -> AsyncIterator[Publishe
             assert ear.of(log) == [str(i) for i in range(publisher.sent)]
 
 
+def cut(server: RedisServer) -> None:
+    server.admin.execute_command("CLIENT KILL TYPE pubsub")  # type: ignore[no-untyped-call]
+
+
 async def goes_on(ear: Ear, publisher: Publisher) -> None:
     """Waits until what is published from now on is heard."""
-    await ear.until_body(str(publisher.sent + 20), limit_s=20)
+    wanted = publisher.sent + 20
+    await ear.until(lambda: int(bodies(ear.entries[-1:])[0]) >= wanted, limit_s=20)
 
 
 async def test_a_cut_subscription_misses_nothing(own_server: RedisServer) -> None:
     async with node(own_server) as backplane, Ear(backplane) as ear:
         async with traffic(backplane, ear) as publisher:
             for _ in range(5):
-                await asyncio.to_thread(own_server.admin.execute_command, "CLIENT KILL TYPE pubsub")
+                cut(own_server)
                 await goes_on(ear, publisher)
         assert not ear.lost
         assert backplane._metrics.backplane_reconnects >= 4
@@ -96,8 +101,8 @@ async def test_a_frozen_redis_misses_and_doubles_nothing(own_server: RedisServer
         async with traffic(backplane, ear) as publisher:
             own_server.freeze()
             async with asyncio.timeout(10):
-                while backplane.available:
-                    await asyncio.sleep(0.05)  # noqa: ASYNC110 - a plain property
+                while backplane.available:  # noqa: ASYNC110 - a plain property
+                    await asyncio.sleep(0.05)
             await asyncio.sleep(3)  # longer than the canary may be silent
             own_server.thaw()
             await goes_on(ear, publisher)
@@ -117,7 +122,7 @@ async def test_a_killed_redis_with_its_file_misses_and_doubles_nothing(own_serve
 async def test_paused_writes_miss_and_double_nothing(own_server: RedisServer) -> None:
     async with node(own_server) as backplane, Ear(backplane) as ear:
         async with traffic(backplane, ear) as publisher:
-            own_server.admin.execute_command("CLIENT PAUSE 4000 WRITE")
+            own_server.admin.client_pause(4000, all=False)
             await goes_on(ear, publisher)
         assert not ear.lost
 
@@ -243,11 +248,10 @@ async def test_a_hole_is_filled_when_the_next_publication_shows_it(own_server: R
         await ear.follow(*LOGS)
         for i in range(50):
             await other.publish([call(BROADCAST, f"b{i}"), call("1", f"p{i}")])
-        await backplane.publish([call("2", "elsewhere"), call("1", "last")])
-        await ear.until_body("last", limit_s=2)
+        await backplane.publish([call("1", "last"), call("2", "after")])
+        await ear.until_body("after", limit_s=2)
     missed = [body for i in range(50) for body in (f"b{i}", f"p{i}")]
-    heard = bodies(ear.entries)
-    assert [body for body in heard if body != "elsewhere"] == [*missed, "last"]
+    assert bodies(ear.entries) == [*missed, "last", "after"]
 
 
 async def test_a_hole_at_the_end_is_filled_without_traffic(own_server: RedisServer) -> None:
@@ -341,7 +345,7 @@ async def test_without_memory_nothing_is_half_appended(own_server: RedisServer) 
         await ear.follow("1")
         own_server.admin.config_set("maxmemory", 1)
         for _ in range(3):
-            with pytest.raises(BackplaneUnavailable, match="OOM"):
+            with pytest.raises(BackplaneUnavailable, match="maxmemory"):
                 await backplane.publish([sourced("1", 1, 2)])
         own_server.admin.config_set("maxmemory", 0)
         assert (await backplane.publish([sourced("1", 1, 2)])).appended == 2
@@ -419,5 +423,5 @@ async def test_trouble_is_logged_once_and_so_is_its_end(
 
 async def until(reached: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not reached():
-            await asyncio.sleep(0.02)  # noqa: ASYNC110 - log lines wake nobody
+        while not reached():  # noqa: ASYNC110 - log lines wake nobody
+            await asyncio.sleep(0.02)
