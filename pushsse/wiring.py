@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pushsse.api.identity import DevelopmentIdentifier, Identifier, TokenIdentifier
 from pushsse.backplane.base import Backplane
 from pushsse.backplane.memory import MemoryBackplane
+from pushsse.backplane.redis import RedisBackplane
 from pushsse.hub.streams import StreamLimits
 from pushsse.intake.base import Dispatch, Intake
 from pushsse.intake.connection import Connection, connection
@@ -25,9 +26,19 @@ from pushsse.questions.answerers.kafka import KafkaAnswerer
 from pushsse.settings import Settings, seconds
 
 
-def backplane(settings: Settings, metrics: Metrics) -> MemoryBackplane:
+def backplane(settings: Settings, metrics: Metrics) -> MemoryBackplane | RedisBackplane:
     """Redis where it is configured, else memory."""
-    return MemoryBackplane(
+    if not settings.redis_url:
+        return MemoryBackplane(
+            shards=settings.shards,
+            keep_s=settings.log_keep_s,
+            keep_bytes=settings.log_keep_bytes,
+            metrics=metrics,
+        )
+    return RedisBackplane(
+        settings.redis_url,
+        prefix=settings.redis_prefix,
+        node=settings.node,
         shards=settings.shards,
         keep_s=settings.log_keep_s,
         keep_bytes=settings.log_keep_bytes,

@@ -1,4 +1,4 @@
-"""A whole node under a real uvicorn on a free port, in the test's own loop, and a client that reads streams."""
+"""A whole node under a real uvicorn on a free port, in the test's own loop, and a client of streams."""
 
 import asyncio
 import json
@@ -30,7 +30,9 @@ class Running:
 
     async def publish(self, type_: str, message: object, to: object = "all", **more: object) -> str:
         users = to if to == "all" else {"users": [to] if isinstance(to, str) else to}
-        reply = await self.http.post("/v1/events", json={"type": type_, "message": message, "to": users, **more})
+        reply = await self.http.post(
+            "/v1/events", json={"type": type_, "message": message, "to": users, **more}
+        )
         assert reply.status_code == 202, reply.text
         return str(reply.json()["ids"][0])
 

@@ -1,0 +1,255 @@
+"""The whole path on real parts: Kafka, PostgreSQL, Redis, two nodes, ten people with different switches."""
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+from pushsse.database import Database
+from tests.serving import LIMIT_S, Running, Stream, eventually, serving
+
+pytestmark = pytest.mark.anyio
+TYPES = ("alarm", "news", "order", "offer", "chat")
+PEOPLE = tuple(f"person{n}" for n in range(10))
+PARTITIONS = 4
+POISON = (
+    b"{",
+    b"[]",
+    b"\xff",
+    b'{"type":"news"}',
+    b'{"type":"a b","message":1,"to":"all"}',
+    b'{"type":"ping","message":1,"to":"all"}',
+    b'{"type":"news","message":NaN,"to":"all"}',
+    b'{"type":"news","message":"\\ud800","to":{"users":["person1"]}}',
+)
+
+
+@dataclass
+class Reader:
+    """A client that keeps everything it gets."""
+
+    user: str
+    stream: Stream
+    got: list[dict[str, object]] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+
+    async def read(self) -> None:
+        while True:
+            event = await self.stream.next()
+            data = json.loads(event.data)
+            if "message" in data:
+                self.got.append(data)
+            else:
+                self.told.append(event.event)
+
+
+@dataclass
+class World:
+    """Two nodes on the same parts, a producer, and what was produced."""
+
+    nodes: tuple[Running, Running]
+    producer: AIOKafkaProducer
+    bootstrap: str
+    topic: str
+    count: int = 0
+
+    async def produce(self, events: Sequence[dict[str, object] | bytes]) -> dict[str, int]:
+        """Produces in turn to all partitions; the partition of each event."""
+        where = {}
+        for event in events:
+            self.count += 1
+            partition = self.count % PARTITIONS
+            value = event if isinstance(event, bytes) else json.dumps(event).encode()
+            await self.producer.send(self.topic, value, partition=partition)
+            if isinstance(event, dict):
+                where[str(event["id"])] = partition
+        await self.producer.flush()
+        return where
+
+
+@pytest.fixture
+async def world(
+    kafka_topic: tuple[str, str], redis_url: str, postgres_url: str, tmp_path: Path
+) -> AsyncIterator[World]:
+    bootstrap, topic = kafka_topic
+    shared = {
+        "redis_url": redis_url,
+        "database_url": postgres_url,
+        "kafka_bootstrap": bootstrap,
+        "kafka_topic": topic,
+        "kafka_group": topic,
+        "kafka_start": "earliest",
+    }
+    async with Database(postgres_url) as database:
+        await database.migrate()
+    async with AsyncExitStack() as stack:
+        nodes = [
+            await stack.enter_async_context(serving(tmp_path, node=name, **shared))
+            for name in ("node1", "node2")
+        ]
+        producer = AIOKafkaProducer(bootstrap_servers=bootstrap)
+        await producer.start()
+        stack.push_async_callback(producer.stop)
+        yield World((nodes[0], nodes[1]), producer, bootstrap, topic)
+
+
+def event(number: int) -> dict[str, object]:
+    """One of many: every seventh for everybody, the others for one to three people."""
+    users = [PEOPLE[(number * step + number // 5) % 10] for step in range(1, 2 + number % 3)]
+    to = "all" if number % 7 == 0 else {"users": users}
+    return {"id": f"e{number}", "type": TYPES[number % 5], "message": number, "to": to}
+
+
+def wanted(events: Sequence[dict[str, object]], user: str, off: set[str]) -> list[str]:
+    """The ids of what one person is to get."""
+    return [
+        str(e["id"])
+        for e in events
+        if e["type"] not in off and (e["to"] == "all" or user in e["to"]["users"])  # type: ignore[index]
+    ]
+
+
+def check(reader: Reader, expected: list[str], where: dict[str, int]) -> None:
+    """Exactly these, each once, in the order of each partition."""
+    got = [str(data["id"]) for data in reader.got]
+    assert sorted(got) == sorted(expected), reader.user
+    by_partition: dict[int, list[str]] = defaultdict(list)
+    for name in got:
+        by_partition[where[name]].append(name)
+    for partition, names in by_partition.items():
+        assert names == [name for name in expected if where[name] == partition]
+
+
+async def catalogue(world: World) -> None:
+    """Lets all types join the catalogue, so that they can be switched."""
+    for type_ in TYPES:
+        await world.nodes[0].publish(type_, "hello", "nobody")
+    # Whichever node read them has them joined; the database is the same for both.
+    known = [node.node.catalogue for node in world.nodes]
+    await eventually(lambda: any(set(TYPES) <= (catalogue._known or set()) for catalogue in known))
+
+
+async def test_each_stream_gets_exactly_what_it_should_in_order_and_once(world: World) -> None:
+    await catalogue(world)
+    off = {user: {t for n, t in enumerate(TYPES) if (index >> n) & 1} for index, user in enumerate(PEOPLE)}
+    for index, user in enumerate(PEOPLE):
+        if off[user]:
+            await world.nodes[index % 2].switch(user, **dict.fromkeys(off[user], False))
+    async with AsyncExitStack() as stack:
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        readers = []
+        for user in PEOPLE:
+            for node in world.nodes:
+                stream = await stack.enter_async_context(node.stream(user))
+                assert (await stream.ready())["resume"] == "new"
+                readers.append(Reader(user, stream))
+        reading = [tasks.create_task(reader.read()) for reader in readers]
+
+        events = [event(n) for n in range(400)]
+        mixed: list[dict[str, object] | bytes] = list(events)
+        for n, poison in enumerate(POISON * 3):
+            mixed.insert(n * 17, poison)
+        where = await world.produce(mixed)
+        for reader in readers:
+            expected = wanted(events, reader.user, off[reader.user])
+            await eventually(lambda r=reader, e=expected: len(r.got) >= len(e))
+        for reader in readers:
+            check(reader, wanted(events, reader.user, off[reader.user]), where)
+        assert await dead_letters(world, len(POISON) * 3) == sorted(POISON * 3)
+
+        # Switches flipped in the middle, both ways, each on one node: in force on both.
+        for user in PEOPLE[:5]:
+            flipped = {t: t in off[user] for t in ("alarm", "news")}
+            await world.nodes[1].switch(user, **flipped)
+            off[user] = (off[user] - {t for t, on in flipped.items() if on}) | {
+                t for t, on in flipped.items() if not on
+            }
+        for reader in readers:
+            reader.got.clear()
+        events = [event(n) for n in range(400, 700)]
+        where = await world.produce(events)
+        for reader in readers:
+            expected = wanted(events, reader.user, off[reader.user])
+            await eventually(lambda r=reader, e=expected: len(r.got) >= len(e))
+        for reader in readers:
+            check(reader, wanted(events, reader.user, off[reader.user]), where)
+            assert (reader.told.count("preferences") == 1) == (reader.user in PEOPLE[:5])
+        for task in reading:
+            task.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
+
+
+async def test_a_client_dropped_on_one_node_resumes_on_the_other_and_misses_nothing(world: World) -> None:
+    await catalogue(world)
+    events = [event(n) for n in range(300)]
+    expected = wanted(events, "person3", set())
+    async with world.nodes[0].stream("person3") as stream:
+        await stream.ready()
+        await world.produce(events[:150])
+        first = [
+            str(json.loads((await stream.next()).data)["id"]) for _ in wanted(events[:100], "person3", set())
+        ]
+    await world.produce(events[150:])
+    async with world.nodes[1].stream("person3", Last_Event_ID=stream.last_id) as again:
+        assert (await again.ready())["resume"] == "complete"
+        rest = [str(json.loads((await again.next()).data)["id"]) for _ in range(len(expected) - len(first))]
+    assert sorted(first + rest) == sorted(expected)
+    reply = await world.nodes[1].http.get(f"/v1/events?user=person3&after={stream.last_id}&limit=1000")
+    assert [e["data"]["id"] for e in reply.json()["events"]] == rest
+
+
+async def test_events_posted_to_a_node_go_through_kafka_and_come_out_on_the_other(world: World) -> None:
+    await catalogue(world)
+    async with world.nodes[1].stream("person1") as stream:
+        await stream.ready()
+        lines = "\n".join(
+            json.dumps({"type": "chat", "message": n, "to": {"users": ["person1"]}}) for n in range(20)
+        )
+        reply = await world.nodes[0].http.post("/v1/events", content=lines)
+        assert reply.json()["accepted"] == 20
+        assert await stream.messages(20) == list(range(20))
+
+
+async def test_a_question_asked_on_one_node_is_answered_on_the_streams_of_the_other(world: World) -> None:
+    async with world.nodes[1].stream("person1") as stream:
+        await stream.ready()
+        reply = await world.nodes[0].http.post(
+            "/v1/questions?user=person1", json={"text": "How do I switch an event type off?"}
+        )
+        assert reply.status_code == 202
+        asked = json.loads((await stream.until("question")).data)
+        assert asked["id"] == reply.json()["id"]
+        text = ""
+        while (heard := await stream.next()).event != "answer":
+            data = json.loads(heard.data)
+            if heard.event == "answer.delta":
+                text = text[: data["from"]] + data["text"]
+        assert text == json.loads(heard.data)["text"]
+        assert text
+
+
+async def dead_letters(world: World, count: int) -> list[bytes]:
+    """What the dead-letter topic has, once it has that many."""
+    found: list[bytes] = []
+    consumer = AIOKafkaConsumer(
+        f"{world.topic}.dlq", bootstrap_servers=world.bootstrap, auto_offset_reset="earliest"
+    )
+    await consumer.start()
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            while len(found) < count:
+                for records in (await consumer.getmany(timeout_ms=200)).values():
+                    for record in records:
+                        assert {"error", "topic", "partition", "offset"} <= {
+                            name for name, _ in record.headers
+                        }
+                        found.append(record.value or b"")
+    finally:
+        await consumer.stop()
+    return sorted(found)
