@@ -6,6 +6,7 @@ is published one after another is appended in that order, and a publish is a run
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
 from typing import Self, cast
 
 from pushsse.backplane import codec
@@ -74,13 +75,19 @@ class RedisBackplane:
         self._watching = self._tasks.create_task(self._watch.run(), name="backplane canary")
         return self
 
-    async def __aexit__(self, *error: object) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._watching is not None:
             self._watching.cancel()
         await self._listener.close()
         for link in (self._publisher, self._reads, self._looks):
             await link.close()
-        await self._tasks.__aexit__(None, None, None)
+        if isinstance(error, asyncio.CancelledError):
+            # Perhaps the group's own: it knows, and raises what ended its task.
+            await self._tasks.__aexit__(kind, error, trace)
+        else:
+            await self._tasks.__aexit__(None, None, None)
 
     # Publishing
 

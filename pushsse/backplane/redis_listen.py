@@ -6,15 +6,17 @@ is sorted, and where a number is missing, the connection is new or the canary sa
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable
+from functools import partial
 
 from redis.exceptions import RedisError
 
 from pushsse.backoff import Backoff
 from pushsse.backplane import codec
-from pushsse.backplane.base import Entry, Followed, Heard, HeardLive, Hearing, Lost
+from pushsse.backplane.base import Entry, Heard, HeardLive, Hearing
 from pushsse.backplane.redis_link import Connector
-from pushsse.backplane.redis_read import Found, LogReader, Want, merged, tail_of
+from pushsse.backplane.redis_places import Places
+from pushsse.backplane.redis_read import LogReader
 from pushsse.backplane.redis_subscription import Subscription
 from pushsse.errors import BackplaneUnavailable
 from pushsse.metrics import Metrics
@@ -22,23 +24,11 @@ from pushsse.position import Mark
 
 TIMEOUT_S = 1.5
 _CATCH_UP = 2000
-_FOLLOW_AT_ONCE = 8
 _log = logging.getLogger(__name__)
 
 
-class Place:
-    """How far one followed log was heard; no epoch until it was read for the first time."""
-
-    __slots__ = ("at_ms", "epoch", "number")
-
-    def __init__(self) -> None:
-        self.epoch = ""
-        self.number = 0
-        self.at_ms = 0
-
-
 class Listener:
-    """The followed logs, and the way back into step after anything."""
+    """Keeps in step with the followed logs, and finds the way back into step after anything."""
 
     def __init__(
         self, connector: Connector, reader: LogReader, *, channel: str, canary: bytes, metrics: Metrics
@@ -48,38 +38,30 @@ class Listener:
         self._channel = channel.encode()
         self._canary = canary
         self._metrics = metrics
-        self._places: dict[str, Place] = {}
-        self._new: dict[str, None] = {}
-        self._left = False
+        self._places = Places(metrics)
         self._subscription: Subscription | None = None
         self._wake = asyncio.Event()
         self._backoff = Backoff(first_s=0.05, most_s=1.0)
-        self._behind = False
         self._listening = False
         self._trouble = False
 
     def follow(self, log: str) -> None:
         """Asks for a log."""
-        if log not in self._places:
-            self._places[log] = Place()
-            self._new[log] = None
+        if self._places.add(log):
             self._wake.set()
 
     def unfollow(self, log: str) -> None:
         """Nothing of the log is yielded from now on."""
-        if self._places.pop(log, None) is not None:
-            self._new.pop(log, None)
-            self._left = True
+        if self._places.remove(log):
             self._wake.set()
 
     def mark(self, log: str) -> Mark | None:
         """How far a log was heard; None before it is followed."""
-        place = self._places.get(log)
-        return Mark(place.epoch, place.number) if place is not None and place.epoch else None
+        return self._places.mark(log)
 
     def logs(self) -> Iterable[str]:
         """The logs that are followed by now."""
-        return [log for log, place in self._places.items() if place.epoch]
+        return self._places.followed
 
     async def listen(self, tasks: asyncio.TaskGroup) -> AsyncGenerator[Hearing, None]:
         """For ever. Whoever ends it may begin anew: everything that is asked for is then followed anew."""
@@ -88,16 +70,16 @@ class Listener:
         self._listening = True
         try:
             while True:
-                self._left = False
-                for hearing in await self._step(tasks):
-                    heard = self._still_followed(hearing) if self._left else hearing
-                    if heard is not None:
-                        yield heard
+                for step in (partial(self._hear, tasks), self._catch_up):
+                    self._places.left = False
+                    for hearing in await step():
+                        heard = self._places.still(hearing) if self._places.left else hearing
+                        if heard is not None:
+                            yield heard
         finally:
             self._listening = False
             await self.close()
-            self._places = {log: Place() for log in self._places}
-            self._new = dict.fromkeys(self._places)
+            self._places.reset()
 
     async def close(self) -> None:
         """Drops the connection."""
@@ -105,34 +87,28 @@ class Listener:
         if subscription is not None:
             await subscription.close()
 
-    async def _step(self, tasks: asyncio.TaskGroup) -> list[Hearing]:
+    # The connection
+
+    async def _hear(self, tasks: asyncio.TaskGroup) -> list[Hearing]:
+        """Waits until something came, or is to be read."""
         try:
             subscription = self._subscription or await self._open(tasks)
             if subscription.broken:
                 raise ConnectionError(subscription.broken)
             await self._ask(subscription)
-            if not self._must_read(subscription):
+            if not subscription.has_waiting and not self._must_read():
                 await self._wake.wait()
-                self._wake.clear()
+            self._wake.clear()
         except (RedisError, OSError, TimeoutError) as error:
             await self._lose_connection(error)
             return []
-        hearings = self._sort(subscription)
-        if self._must_read(subscription):
-            try:
-                hearings += await self._read()
-            except BackplaneUnavailable:
-                # Logged by the link. What comes meanwhile is in the log as well.
-                await asyncio.sleep(self._backoff.next_s())
-        return hearings
-
-    # The connection
+        return self._sort(subscription)
 
     async def _open(self, tasks: asyncio.TaskGroup) -> Subscription:
         subscription = Subscription(self._connector.connection(), canary=self._canary, wake=self._wake)
         self._subscription = subscription
         await subscription.open(tasks, timeout_s=TIMEOUT_S)
-        self._behind = True
+        self._places.behind = True
         if self._trouble:
             _log.info("listening to Redis again")
             self._metrics.backplane_reconnects += 1
@@ -147,9 +123,7 @@ class Listener:
         await asyncio.sleep(self._backoff.next_s())
 
     async def _ask(self, subscription: Subscription) -> None:
-        wanted = self._places.keys()
-        if wanted == subscription.sent:
-            return
+        wanted = self._places.names
         for logs, end in ((subscription.sent - wanted, True), (wanted - subscription.sent, False)):
             if logs:
                 channels = [self._channel + log.encode() for log in logs]
@@ -163,15 +137,14 @@ class Listener:
         entries: list[Entry] = []
         for kind, channel, payload in subscription.take():
             log = channel[len(self._channel) :].decode()
-            place = self._places.get(log)
-            if channel == self._canary:
-                self._check(payload)
-            elif isinstance(payload, int):
+            if isinstance(payload, int):
                 subscription.confirm(kind, log)
-            elif place is not None and place.epoch:
+            elif channel == self._canary:
+                self._places.check(payload)
+            elif self._places.mark(log) is not None:
                 message = codec.message(payload)
                 if isinstance(message, codec.Appended):
-                    entries += self._entries(log, place, message)
+                    entries += self._places.take(log, message)
                 elif message is not None:
                     if entries:
                         hearings.append(Heard(tuple(entries)))
@@ -181,92 +154,29 @@ class Listener:
             hearings.append(Heard(tuple(entries)))
         return hearings
 
-    def _entries(self, log: str, place: Place, message: codec.Appended) -> list[Entry]:
-        """What of a message goes on from where the log was heard; a hole puts the node behind."""
-        if message.epoch != place.epoch or message.first > place.number + 1:
-            self._behind = True
-        if self._behind or message.last <= place.number:
-            # Behind: it will be read, in its order with what is missing.
-            return []
-        entries = [
-            Entry(log, number, message.order + i, message.at_ms, codec.decode(blob))
-            for i, blob in enumerate(message.blobs)
-            if (number := message.first + i) > place.number
-        ]
-        place.number = message.last
-        place.at_ms = message.at_ms
-        return entries
-
-    def _check(self, canary: bytes | int) -> None:
-        for line in canary.decode().splitlines() if isinstance(canary, bytes) else ():
-            log, epoch, number = line.split(" ")
-            place = self._places.get(log)
-            if place is not None and place.epoch and (epoch, int(number)) != (place.epoch, place.number):
-                self._behind = True
-
     # What is missing
 
-    def _must_read(self, subscription: Subscription) -> bool:
-        if not self._behind and not self._new:
+    def _must_read(self) -> bool:
+        """Whether to read now: only once Redis sends all that comes after the reading."""
+        subscription = self._subscription
+        if subscription is None or not self._places.is_incomplete:
             return False
-        return subscription.sent == self._places.keys() and subscription.sent <= subscription.confirmed
+        return subscription.sent == self._places.names and subscription.sent <= subscription.confirmed
 
-    async def _read(self) -> list[Hearing]:
+    async def _catch_up(self) -> list[Hearing]:
         """Reads all followed logs at one moment, and with them the tails of some new ones."""
-        places = {log: place for log, place in self._places.items() if place.epoch}
-        wants = [Want(log, place.epoch, place.number, place.at_ms) for log, place in places.items()]
-        new = {log: self._places[log] for log in list(self._new)[:_FOLLOW_AT_ONCE]}
-        every = await self._reader.read([*wants, *map(tail_of, new)], limit=_CATCH_UP)
-        found, tails = every[: len(wants)], every[len(wants) :]
-        back = [want for want, one in zip(wants, found, strict=True) if one.went_back]
-        for want in back:
-            await self._reader.renew(want)
-        if back:
-            self._behind = True
+        if not self._must_read():
+            return []
+        reading = self._places.reading()
+        try:
+            found = await self._reader.read(reading.wants, limit=_CATCH_UP)
+            if back := reading.went_back(found):
+                for want in back:
+                    await self._reader.renew(want)
+                found = await self._reader.read(reading.wants, limit=_CATCH_UP)
+        except BackplaneUnavailable:
+            # Logged by the link. What comes meanwhile is in the log as well.
+            await asyncio.sleep(self._backoff.next_s())
             return []
         self._backoff.reset()
-        hearings = self._lost(found, places)
-        entries, self._behind = merged(found)
-        hearings += self._missed(entries, places)
-        if not self._behind:
-            hearings += self._begin(tails, new)
-        return hearings
-
-    def _lost(self, found: Sequence[Found], places: dict[str, Place]) -> list[Hearing]:
-        hearings: list[Hearing] = []
-        for one in found:
-            place = places[one.log]
-            if self._places.get(one.log) is not place:
-                continue
-            if one.head.epoch == place.epoch and one.start <= place.number:
-                continue
-            _log.warning("log %s: what came after %s-%d is lost", one.log, place.epoch, place.number)
-            place.epoch, place.number, place.at_ms = one.head.epoch, one.start, 0
-            hearings.append(Lost(one.log, one.head._replace(base=one.start)))
-        return hearings
-
-    def _missed(self, entries: Sequence[Entry], places: dict[str, Place]) -> list[Hearing]:
-        kept = tuple(entry for entry in entries if self._places.get(entry.log) is places[entry.log])
-        for entry in kept:
-            places[entry.log].number = entry.number
-            places[entry.log].at_ms = entry.at_ms
-        if not kept:
-            return []
-        self._metrics.gaps_filled += 1
-        return [Heard(kept)]
-
-    def _begin(self, tails: Sequence[Found], new: dict[str, Place]) -> list[Hearing]:
-        hearings: list[Hearing] = []
-        for one in tails:
-            place = new[one.log]
-            if self._places.get(one.log) is place:
-                place.epoch, place.number, place.at_ms = one.head.epoch, one.head.number, one.at_ms
-                del self._new[one.log]
-                hearings.append(Followed(one.log, one.head, one.entries))
-        return hearings
-
-    def _still_followed(self, hearing: Hearing) -> Hearing | None:
-        if not isinstance(hearing, Heard):
-            return hearing if self.mark(hearing.log) is not None else None
-        entries = tuple(entry for entry in hearing.entries if self.mark(entry.log) is not None)
-        return Heard(entries) if entries else None
+        return list(self._places.apply(reading, found))

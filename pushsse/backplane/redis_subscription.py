@@ -17,6 +17,7 @@ from pushsse.backplane.redis_link import connect
 SILENT_S = 3.0
 _MOST_WAITING_BYTES = 8 * 1024 * 1024
 _MESSAGE_BYTES = 100
+_AT_ONCE = 500
 
 
 class Message(NamedTuple):
@@ -60,11 +61,18 @@ class Subscription:
         async with asyncio.timeout(timeout_s):
             await self._send("UNSUBSCRIBE" if end else "SUBSCRIBE", channels)
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether something waits to be taken."""
+        return bool(self._waiting)
+
     def take(self) -> list[Message]:
-        """What has come since the last time."""
-        taken, self._waiting = self._waiting, []
-        self._bytes = 0
-        self._room.set()
+        """What has come, oldest first; not all at once, so that taking never stops everything else."""
+        taken = self._waiting[:_AT_ONCE]
+        del self._waiting[:_AT_ONCE]
+        if not self._waiting:
+            self._bytes = 0
+            self._room.set()
         return taken
 
     def confirm(self, kind: bytes, log: str) -> None:

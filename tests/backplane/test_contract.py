@@ -387,7 +387,7 @@ async def test_a_log_keeps_what_is_not_too_old(make: Make) -> None:
         await backplane.publish([call("1", "old"), call("2", "old")])
         first = (await backplane.read({"1": 0}, limit=10)).heads["1"]
         async with asyncio.timeout(10):
-            while (await backplane.read({"1": 0, "2": 0}, limit=10)).entries:  # noqa: ASYNC110
+            while (await backplane.read({"1": 0, "2": 0}, limit=10)).entries:
                 await asyncio.sleep(0.02)
         head = (await backplane.read({"1": 0}, limit=10)).heads["1"]
         assert (head.epoch, head.number, head.first) == (first.epoch, 1, 2)

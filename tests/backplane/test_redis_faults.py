@@ -101,7 +101,7 @@ async def test_a_frozen_redis_misses_and_doubles_nothing(own_server: RedisServer
         async with traffic(backplane, ear) as publisher:
             own_server.freeze()
             async with asyncio.timeout(10):
-                while backplane.available:  # noqa: ASYNC110 - a plain property
+                while backplane.available:
                     await asyncio.sleep(0.05)
             await asyncio.sleep(3)  # longer than the canary may be silent
             own_server.thaw()
@@ -423,5 +423,5 @@ async def test_trouble_is_logged_once_and_so_is_its_end(
 
 async def until(reached: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not reached():  # noqa: ASYNC110 - log lines wake nobody
+        while not reached():
             await asyncio.sleep(0.02)
