@@ -8,7 +8,13 @@ import sys
 import click
 
 from pushsse import __version__
+from pushsse.cli.ask import ask
+from pushsse.cli.listen import listen
+from pushsse.cli.migrate import migrate
+from pushsse.cli.prefs import prefs
+from pushsse.cli.publish import publish
 from pushsse.cli.serve import serve, worker
+from pushsse.cli.token import token
 from pushsse.errors import PushsseError
 
 
@@ -18,7 +24,7 @@ def cli() -> None:
     """pushsse: events from Kafka to people's open streams, through their own switches."""
 
 
-for command in (serve, worker):
+for command in (serve, worker, publish, listen, ask, prefs, token, migrate):
     cli.add_command(command)
 
 

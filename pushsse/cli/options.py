@@ -4,7 +4,7 @@ Settings are options here, variables (PUSHSSE_*) or lines of pushsse.toml; see s
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -74,5 +74,5 @@ def _option(name: str) -> Callable[[Command], Command]:
     )
 
 
-def _are_words(arguments: Iterable[object]) -> bool:
-    return all(isinstance(argument, str) for argument in arguments)
+def _are_words(arguments: tuple[object, ...]) -> bool:
+    return bool(arguments) and all(isinstance(argument, str) for argument in arguments)

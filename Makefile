@@ -1,0 +1,70 @@
+# One venv, made by uv where it is on PATH and by Python itself elsewhere. `make help` lists the targets.
+SHELL := /bin/sh
+PYTHON3 ?= python3
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+ARGS ?=
+# Only a whole run says something about coverage.
+COVERAGE = $(if $(ARGS),,--cov=pushsse --cov-branch --cov-report=term:skip-covered --cov-fail-under=90)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format stack faults bench lock clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+run: $(STAMP) ## serve on http://127.0.0.1:8000 with nothing else installed; ARGS="--port 9000"
+	@exec $(VENV)/bin/pushsse serve $(ARGS)
+
+test: $(DEV_STAMP) ## all tests with coverage; ARGS="tests/cli -k listen" narrows
+	$(PYTHON) -m pytest $(COVERAGE) $(ARGS)
+
+check: $(DEV_STAMP) ## format, lint, types, imports
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy --strict -p pushsse
+	@if [ -f deploy/__init__.py ]; then set -x; $(VENV)/bin/mypy --strict -p deploy; fi
+	$(VENV)/bin/lint-imports
+
+format: $(DEV_STAMP) ## formats, and repairs what lint can
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+stack: $(DEV_STAMP) ## the whole deployment on this machine: Kafka, Redis, PostgreSQL, two nodes, nginx
+	@exec $(PYTHON) -m deploy.stack $(ARGS)
+
+faults: $(DEV_STAMP) ## parts are killed, stalled and emptied under load
+	@exec $(PYTHON) tests/faults/run.py $(ARGS)
+
+bench: $(DEV_STAMP) ## measures throughput, latency and memory
+	@exec $(PYTHON) bench/run.py $(ARGS)
+
+lock: ## pins all dependencies anew; needs uv
+	uv pip compile -q --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
+	  --group dev pyproject.toml -o requirements.lock
+	@! grep -nE '://|--(extra-)?index-url|--find-links' requirements.lock
+
+clean: ## removes the venv, caches and what was built
+	rm -rf $(VENV) .parts .stack dist build htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The second time this is instant. The lock holds binary packages for Python 3.11 to 3.13, with their hashes.
+$(STAMP): pyproject.toml requirements.lock
+	@if command -v uv >/dev/null 2>&1; then set -ex; \
+	  [ -x $(PYTHON) ] || uv venv -q --python '>=3.11,<3.14' $(VENV); \
+	  uv pip install -q --python $(PYTHON) --require-hashes --only-binary :all: -r requirements.lock; \
+	  uv pip install -q --python $(PYTHON) --no-deps -e .; \
+	else set -ex; \
+	  $(PYTHON3) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "pushsse needs Python 3.11 to 3.13")'; \
+	  [ -x $(PYTHON) ] || $(PYTHON3) -m venv $(VENV); \
+	  $(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m ensurepip -q; \
+	  $(PYTHON) -m pip install -q --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock; \
+	  $(PYTHON) -m pip install -q --disable-pip-version-check --no-deps -e .; \
+	fi
+	@touch $@
+
+# The lock has the tools of development, too.
+$(DEV_STAMP): $(STAMP)
+	@touch $@

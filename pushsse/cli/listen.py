@@ -1,0 +1,142 @@
+"""`pushsse listen`: a person's stream in the shell. It comes back by itself, as a browser does.
+
+Deliberate: an answer that isn't 200 to the first call ends the command, so that a script notices.
+"""
+
+import json
+import random
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+import httpx
+from httpx_sse import ServerSentEvent, SSEError, connect_sse
+
+from pushsse.cli.client import Target, one_line, problem, with_target
+from pushsse.cli.options import Failed
+from pushsse.event import RESERVED_TYPES
+
+_SERVICE = frozenset(
+    {"ready", "preferences", "ack", "question", "answer.delta", "answer", "answer.error", "ping"}
+)
+# Three heartbeats of the default, and then some: a stream that is quieter than this is gone.
+_READ_TIMEOUT_S = 60.0
+_MOST_RETRY_S = 60.0
+_BUSY = frozenset({502, 503, 504})
+
+
+class Over(Exception):
+    """The command has done what it was asked to."""
+
+
+@dataclass(slots=True)
+class Listener:
+    """Where a stream has got, and what is still wanted of it."""
+
+    params: Mapping[str, str]
+    count: int | None
+    as_json: bool
+    position: str = ""
+    retry_s: float = 3.0
+    failures: int = 0
+    read_timeout_s: float = _READ_TIMEOUT_S
+    seen: dict[str, None] = field(default_factory=dict)
+
+    def listen(self, target: Target) -> None:
+        """For ever, or until `count` events are there. Raises Over, Failed."""
+        while True:
+            try:
+                with target.client(read_timeout_s=self.read_timeout_s) as client:
+                    self._one_stream(client)
+            except Failed as error:
+                if not isinstance(error.__context__, httpx.TransportError) or not self.position:
+                    raise
+                click.echo(f"{error.message}: coming back", err=True)
+            self.failures += 1
+            time.sleep(
+                min(_MOST_RETRY_S, self.retry_s * random.uniform(0.8, 1.2) * 1.5 ** min(self.failures - 1, 8))
+            )
+
+    def _one_stream(self, client: httpx.Client) -> None:
+        headers = {"last-event-id": self.position} if self.position else {}
+        with connect_sse(client, "GET", "/v1/stream", headers=headers, params=dict(self.params)) as source:
+            response = source.response
+            if response.status_code in _BUSY and self.position:
+                return
+            if response.status_code != httpx.codes.OK:
+                response.read()
+                raise Failed(problem(response))
+            try:
+                for event in source.iter_sse():
+                    self._hear(event)
+            except SSEError as error:
+                raise Failed(str(error)) from None
+
+    def _hear(self, event: ServerSentEvent) -> None:
+        self.position = event.id or self.position
+        if event.retry is not None:
+            self.retry_s = event.retry / 1000
+        try:
+            data = json.loads(event.data)
+        except ValueError:
+            return
+        if event.event == "ready":
+            self.failures = 0
+            self.read_timeout_s = max(_READ_TIMEOUT_S, 3 * float(data.get("heartbeat_s", 0)))
+        if event.event in _SERVICE or event.event == "exception":
+            self._service(event.event, data)
+        elif self._is_new(str(data.get("id", ""))):
+            self._show(event, data)
+
+    def _service(self, name: str, data: Any) -> None:
+        if self.as_json and name != "ping":
+            click.echo(one_line({"event": name, "data": data, "id": self.position}))
+        elif name == "ready" and data.get("resume") == "gap":
+            click.echo("gap: events were missed that the server no longer has", err=True)
+        elif name == "exception":
+            click.echo(f"{data.get('code')}: {data.get('detail')}", err=True)
+        if name == "exception" and not data.get("retry", True):
+            raise Failed(f"the stream ended for good: {data.get('code')}")
+
+    def _is_new(self, event_id: str) -> bool:
+        if event_id in self.seen:
+            return False
+        self.seen[event_id] = None
+        if len(self.seen) > 10_000:
+            del self.seen[next(iter(self.seen))]
+        return True
+
+    def _show(self, event: ServerSentEvent, data: Any) -> None:
+        if self.as_json:
+            click.echo(one_line({"event": event.event, "data": data, "id": self.position}))
+        else:
+            message = data.get("message")
+            text = message if isinstance(message, str) else one_line(message)
+            desc = f"  ({data['desc']})" if data.get("desc") else ""
+            click.echo(f"{data.get('ts', '')}  {data.get('type', event.event)}  {text}{desc}")
+        sys.stdout.flush()
+        if self.count is not None:
+            self.count -= 1
+            if self.count <= 0:
+                raise Over
+
+
+@click.command()
+@click.option("--since", default=None, metavar="AGE", help="begin in the past, such as 30m")
+@click.option("--types", default=None, metavar="A,B", help="these types of events only")
+@click.option("--count", type=click.IntRange(min=1), default=None, help="end after so many events")
+@click.option("--json", "as_json", is_flag=True, help="each event as one line of JSON, service events too")
+@with_target
+def listen(target: Target, since: str | None, types: str | None, count: int | None, as_json: bool) -> None:
+    """Print a person's events as they come, for ever or --count of them."""
+    wanted = {"since": since, "types": types}
+    params = {name: value for name, value in wanted.items() if value is not None}
+    try:
+        Listener(params, count, as_json).listen(target)
+    except Over:
+        return
+    except KeyboardInterrupt:
+        sys.exit(130)
