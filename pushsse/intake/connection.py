@@ -1,9 +1,11 @@
-"""How Kafka is reached: the one place where consumers and producers are made, with the settings they need.
+"""How Kafka is reached: the one place where consumers and producers are made, and stopped.
 
 Called by every module of the intake that talks to Kafka. Deliberate: `auto_offset_reset="none"`. aiokafka
 would go to another offset without a word, and a topic made anew be missed; partition.py does it, aloud.
 """
 
+import asyncio
+import logging
 import ssl
 from dataclasses import dataclass
 
@@ -16,6 +18,9 @@ REQUEST_TIMEOUT_MS = 12_000
 SESSION_TIMEOUT_MS = 10_000
 PRODUCE_TIMEOUT_MS = 5_000
 MAX_REQUEST_BYTES = 1024 * 1024
+_STOP_S = 2.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,3 +91,25 @@ def connection(settings: Settings) -> Connection:
         sasl_password=settings.kafka_sasl_password or None,
         ssl_cafile=settings.kafka_ssl_cafile or None,
     )
+
+
+async def stop(member: AIOKafkaConsumer | AIOKafkaProducer) -> None:
+    """Stops a consumer or a producer within bounded time, whatever state Kafka is in.
+
+    In a task of its own: aiokafka cancels tasks of its own and lets that out of `stop` as a CancelledError,
+    which would pass for ours, and a task group takes a cancelled service for one that ended well. It skips
+    the closing of the client then, so that is done here, a second time where it wasn't skipped.
+    """
+    for closing in (member.stop, member._client.close if hasattr(member, "_client") else member.client.close):
+        task = asyncio.ensure_future(closing())
+        await asyncio.wait([task], timeout=_STOP_S)
+        if not task.done():
+            task.cancel()
+        elif not task.cancelled() and task.exception() is not None:
+            log.debug("Kafka's client couldn't be stopped cleanly: %r", task.exception())
+
+
+def cancellation_is_ours() -> bool:
+    """Whether the CancelledError being handled was asked for; if not, it leaked out of aiokafka."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0

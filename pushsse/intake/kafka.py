@@ -14,13 +14,13 @@ from pushsse.backoff import Backoff
 from pushsse.errors import SettingsError
 from pushsse.intake.assignment import Assignment
 from pushsse.intake.base import Dispatch, Fences
-from pushsse.intake.connection import Connection
+from pushsse.intake.connection import Connection, cancellation_is_ours, stop
 from pushsse.intake.consumption import Consumption
 from pushsse.intake.deadletter import DeadLetters
 from pushsse.intake.decode import Decode
 from pushsse.intake.onward import Onward
 from pushsse.intake.outage import Outage
-from pushsse.intake.partition import Preparation, stop
+from pushsse.intake.partition import Preparation
 from pushsse.intake.producer import Producer
 from pushsse.intake.watch import Watch
 from pushsse.metrics import Metrics
@@ -76,6 +76,11 @@ class KafkaIntake:
                     await self._consume(letters, outage)
                 except KafkaError as error:
                     await asyncio.sleep(outage.hit(error))
+                except asyncio.CancelledError:
+                    if cancellation_is_ours():
+                        raise
+                    # Ending here would pass for a service that was told to stop, and nothing be read again.
+                    await asyncio.sleep(outage.hit("its client gave up"))
 
     async def _consume(self, letters: DeadLetters, outage: Outage) -> None:
         """One consumer's life."""

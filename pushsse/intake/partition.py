@@ -11,16 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError, KafkaTimeoutError
+from aiokafka.errors import KafkaTimeoutError
 
 from pushsse.intake.base import Fences
-from pushsse.intake.connection import Connection
+from pushsse.intake.connection import Connection, stop
 from pushsse.intake.decode import Record
 from pushsse.settings import seconds
 
 log = logging.getLogger(__name__)
 _PROBE_S = 5.0
-_STOP_S = 2.0
 
 
 @dataclass(slots=True, eq=False)
@@ -178,12 +177,3 @@ async def _ranges(
         return {}
     first, end = await asyncio.gather(consumer.beginning_offsets(ats), consumer.end_offsets(ats))
     return {at: Range(first[at], end[at]) for at in ats}
-
-
-async def stop(consumer: AIOKafkaConsumer) -> None:
-    """Stops a consumer within bounded time, whatever state Kafka is in."""
-    try:
-        async with asyncio.timeout(_STOP_S):
-            await consumer.stop()
-    except (KafkaError, TimeoutError) as error:
-        log.debug("a consumer couldn't be stopped cleanly: %r", error)

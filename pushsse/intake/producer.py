@@ -5,7 +5,6 @@ the other's.
 """
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -14,10 +13,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from pushsse.errors import KafkaUnavailable, PushsseError
-from pushsse.intake.connection import Connection
-
-log = logging.getLogger(__name__)
-_STOP_S = 2.0
+from pushsse.intake.connection import Connection, cancellation_is_ours, stop
 
 
 class Outgoing(NamedTuple):
@@ -65,6 +61,11 @@ class Producer:
             await self._drop(self._producer)
             why = str(error) or f"no answer within {self._timeout_s:g} s"
             raise KafkaUnavailable(f"{topic} can't be written: {why}") from error
+        except asyncio.CancelledError:
+            if cancellation_is_ours():
+                raise
+            # Another send failed and took the producer down, and what was in it with it.
+            raise KafkaUnavailable(f"{topic} can't be written: the producer was stopped") from None
 
     async def _send(self, producer: AIOKafkaProducer, topic: str, records: Sequence[Outgoing]) -> None:
         pending: list[asyncio.Future[object]] = []
@@ -83,7 +84,7 @@ class Producer:
                 try:
                     await producer.start()
                 except BaseException:
-                    await self._stop(producer)
+                    await stop(producer)
                     raise
                 self._producer = producer
             return self._producer
@@ -91,11 +92,4 @@ class Producer:
     async def _drop(self, producer: AIOKafkaProducer | None) -> None:
         if producer is not None and producer is self._producer:
             self._producer = None
-            await self._stop(producer)
-
-    async def _stop(self, producer: AIOKafkaProducer) -> None:
-        try:
-            async with asyncio.timeout(_STOP_S):
-                await producer.stop()
-        except (KafkaError, TimeoutError) as error:
-            log.debug("a producer couldn't be stopped cleanly: %r", error)
+            await stop(producer)

@@ -14,7 +14,7 @@ from pushsse.intake.assignment import Assignment
 from pushsse.metrics import Metrics
 
 LOOK_S = 2.0
-_STUCK_S = 30.0
+STUCK_S = 30.0
 _SPARE_S = 60.0
 
 
@@ -58,8 +58,8 @@ class Watch:
             known = self._polled.get(at)
             if known is None or known[0] != polled:
                 self._polled[at] = (polled, now)
-            elif now - known[1] > _STUCK_S:
-                self.stuck = f"no fetch of {at.topic}-{at.partition} was answered for {_STUCK_S:g} s"
+            elif now - known[1] > STUCK_S:
+                self.stuck = f"no fetch of {at.topic}-{at.partition} was answered for {STUCK_S:g} s"
 
     async def _measure_lag(self) -> None:
         done = {each.at: each.done for each in self._assignment.partitions.values() if each.done is not None}

@@ -57,11 +57,24 @@ class Broker:
         subprocess.run(
             [*self._java, *format_storage, str(properties)], check=True, capture_output=True, timeout=60
         )
-        with (self._folder / "kafka.log").open("wb") as log:
+        self.run()
+
+    def run(self) -> None:
+        """Runs Kafka on what its folder holds."""
+        with (self._folder / "kafka.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._java, "kafka.Kafka", str(properties)], stdout=log, stderr=subprocess.STDOUT
+                [*self._java, "kafka.Kafka", str(self._folder / "server.properties")],
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
         self._wait()
+
+    def kill(self) -> None:
+        """Ends it as a crash would; its data stays."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
+            self._process = None
 
     def _wait(self) -> None:
         until = time.monotonic() + 60
@@ -74,7 +87,5 @@ class Broker:
         raise RuntimeError("Kafka didn't come up: " + (self._folder / "kafka.log").read_text()[-2000:])
 
     def remove(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(10)
+        self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -205,9 +205,9 @@ class Kit:
         task = asyncio.create_task(intake.run())
         try:
             yield intake
-            assert not task.done(), task
         finally:
+            ended = task.done()
             task.cancel()
             await asyncio.wait([task])
-            if not task.cancelled():
-                task.result()
+            assert not ended, f"the intake ended by itself: {task}"
+            assert task.cancelled(), task
