@@ -127,7 +127,10 @@ class Followed(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A log was lost and goes on in another epoch, from `head.base`; entries from there on follow."""
+    """What a log had after the last entry heard is lost; it goes on from `head.base`, and that is heard.
+
+    It goes on in another epoch, or in the same one where what was missed had been trimmed away.
+    """
 
     log: str
     head: Head
@@ -146,7 +149,7 @@ class Backplane(Protocol):
     """
 
     async def publish(self, calls: Sequence[Call]) -> Receipt:
-        """Appends, call by call; a call is atomic.
+        """Appends, call by call; a call is atomic. One record's drafts for a log belong in one call.
 
         Skips what is expired by the log's clock. Raises BackplaneUnavailable, NotOwner (a source's partition
         was claimed by another owner; nothing of that call was appended).

@@ -17,10 +17,7 @@ from typing import Self
 from pushsse.backplane.base import (
     BROADCAST,
     BROADCAST_SHARE,
-    REMEMBER_MOST,
-    REMEMBER_MS,
     Call,
-    Draft,
     Entry,
     Followed,
     Heard,
@@ -30,6 +27,7 @@ from pushsse.backplane.base import (
     Receipt,
 )
 from pushsse.backplane.kept import KeptLog
+from pushsse.backplane.taken import Taken
 from pushsse.errors import NotOwner
 from pushsse.event import Change, Publication
 from pushsse.metrics import Metrics
@@ -48,9 +46,7 @@ class MemoryBackplane:
         self._epoch = "".join(secrets.choice(_WORD) for _ in range(8))
         self._logs: dict[str, KeptLog] = {}
         self._order = 0
-        self._seen: dict[tuple[str, str], int] = {}
-        self._fences: dict[tuple[str, str, int], tuple[int, int]] = {}
-        self._owners: dict[tuple[str, int], str] = {}
+        self._taken = Taken()
         self._asked: dict[str, None] = {}
         self._listening = False
         self._waiting: deque[Hearing] = deque()
@@ -73,7 +69,7 @@ class MemoryBackplane:
         heard: list[Entry] = []
         refused: list[Call] = []
         for call in calls:
-            if self._is_foreign(call):
+            if self._taken.is_foreign(call):
                 refused.append(call)
                 continue
             appended = self._append(call, receipt)
@@ -92,51 +88,23 @@ class MemoryBackplane:
         if self._listening and log in self._asked:
             self._tell(HeardLive(log, publication))
 
-    def _is_foreign(self, call: Call) -> bool:
-        return any(
-            draft.source is not None
-            and self._owners.get(draft.source[:2], draft.source.owner) != draft.source.owner
-            for draft in call.drafts
-        )
-
     def _append(self, call: Call, receipt: Receipt) -> list[Entry]:
         log = self._log(call.log)
         now_ms = self.now_ms()
-        fences: dict[tuple[str, str, int], tuple[int, int]] = {}
+        drafts = self._taken.unfenced(call)
+        receipt.fenced += len(call.drafts) - len(drafts)
         appended: list[Entry] = []
-        for draft in call.drafts:
-            if draft.source is not None:
-                topic, partition, offset, timestamp_ms, _ = draft.source
-                place = (call.log, topic, partition)
-                # Against the fence as it was before the call: one record may have several drafts in it.
-                if offset <= self._fences.get(place, (-1, 0))[0]:
-                    receipt.fenced += 1
-                    continue
-                fences[place] = max(fences.get(place, (-1, 0)), (offset, timestamp_ms))
+        for draft in drafts:
             if 0 < draft.publication.expires_ms <= now_ms:
                 receipt.expired += 1
-            elif self._is_repeat(call.log, draft, now_ms):
+            elif draft.once and self._taken.is_repeat(call.log, draft.once, now_ms):
                 receipt.repeated += 1
             else:
                 self._order += 1
                 appended.append(log.append(self._order, now_ms, draft.publication))
-        self._fences.update(fences)
         receipt.appended += len(appended)
         receipt.marks[call.log] = log.head.mark
         return appended
-
-    def _is_repeat(self, log: str, draft: Draft, now_ms: int) -> bool:
-        if not draft.once:
-            return False
-        seen, name = self._seen, (log, draft.once)
-        while seen and seen[oldest := next(iter(seen))] <= now_ms - REMEMBER_MS:
-            del seen[oldest]
-        if name in seen:
-            return True
-        seen[name] = now_ms
-        if len(seen) > REMEMBER_MOST:
-            del seen[next(iter(seen))]
-        return False
 
     def _log(self, name: str) -> KeptLog:
         log = self._logs.get(name)
@@ -227,17 +195,15 @@ class MemoryBackplane:
 
     async def claim(self, topic: str, partition: int, owner: str) -> None:
         """Makes `owner` the only one whose sources of this partition are taken."""
-        self._owners[topic, partition] = owner
+        self._taken.claim(topic, partition, owner)
 
     async def fence(self, topic: str, partition: int) -> tuple[int, int] | None:
         """The highest offset that any log has of this partition, with its record's timestamp in ms."""
-        found = [fence for place, fence in self._fences.items() if place[1:] == (topic, partition)]
-        return max(found, default=None)
+        return self._taken.fence(topic, partition)
 
     async def reset_fence(self, topic: str, partition: int) -> None:
         """Forgets the fence of a partition."""
-        for place in [place for place in self._fences if place[1:] == (topic, partition)]:
-            del self._fences[place]
+        self._taken.reset_fence(topic, partition)
 
     def now_ms(self) -> int:
         """This machine's clock."""

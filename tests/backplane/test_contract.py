@@ -397,6 +397,20 @@ async def test_a_log_keeps_what_is_not_too_old(make: Make) -> None:
         assert (bodies(page.entries), page.entries[0].number) == (["new"], 2)
 
 
+async def test_a_busy_log_keeps_what_is_not_too_old(make: Make) -> None:
+    async with make(keep_s=0.3) as backplane:
+        started = time.monotonic()
+        while time.monotonic() < started + 0.8:
+            receipt = await backplane.publish([call("1", "a")])
+            await asyncio.sleep(0.001)  # so that times differ
+        page = await backplane.read({"1": 0}, limit=5000)
+        first, last = page.entries[0], page.entries[-1]
+        assert last.number == receipt.marks["1"].number
+        assert 100 <= last.at_ms - first.at_ms <= 320
+        assert page.heads["1"].first == first.number
+        assert first.at_ms - 100 <= page.heads["1"].trimmed_ms <= first.at_ms
+
+
 def _more_than(ear: Ear, heard: int) -> bool:
     return len(ear.entries) > heard
 

@@ -1,0 +1,69 @@
+"""What the embedded backplane has taken already: fences, the owners of partitions, and names of drafts.
+
+Used by `memory` alone.
+"""
+
+from pushsse.backplane.base import REMEMBER_MOST, REMEMBER_MS, Call, Draft
+
+_NOTHING = (-1, 0)
+
+
+class Taken:
+    """Fences by log, topic and partition; owners by topic and partition; names by log, oldest first."""
+
+    __slots__ = ("_fences", "_names", "_owners")
+
+    def __init__(self) -> None:
+        self._fences: dict[tuple[str, str, int], tuple[int, int]] = {}
+        self._owners: dict[tuple[str, int], str] = {}
+        self._names: dict[tuple[str, str], int] = {}
+
+    def claim(self, topic: str, partition: int, owner: str) -> None:
+        """Makes `owner` the only one of a partition."""
+        self._owners[topic, partition] = owner
+
+    def is_foreign(self, call: Call) -> bool:
+        """Whether a source of the call is from a partition that has another owner."""
+        sources = [draft.source for draft in call.drafts if draft.source is not None]
+        return any(self._owners.get(source[:2], source.owner) != source.owner for source in sources)
+
+    def unfenced(self, call: Call) -> list[Draft]:
+        """The drafts above their fence, which advances past them.
+
+        Against the fence as it was before the call: one record may have several drafts in it.
+        """
+        fences = self._fences
+        found: list[Draft] = []
+        highest: dict[tuple[str, str, int], tuple[int, int]] = {}
+        for draft in call.drafts:
+            source = draft.source
+            if source is not None:
+                place = (call.log, source.topic, source.partition)
+                if source.offset <= fences.get(place, _NOTHING)[0]:
+                    continue
+                highest[place] = max(highest.get(place, _NOTHING), (source.offset, source.timestamp_ms))
+            found.append(draft)
+        fences.update(highest)
+        return found
+
+    def fence(self, topic: str, partition: int) -> tuple[int, int] | None:
+        """The highest offset that any log has of a partition, with its record's time."""
+        found = [fence for place, fence in self._fences.items() if place[1:] == (topic, partition)]
+        return max(found, default=None)
+
+    def reset_fence(self, topic: str, partition: int) -> None:
+        """Forgets the fence of a partition."""
+        for place in [place for place in self._fences if place[1:] == (topic, partition)]:
+            del self._fences[place]
+
+    def is_repeat(self, log: str, once: str, now_ms: int) -> bool:
+        """Whether a name is known from the last ten minutes; if not, it is from now on."""
+        names, name = self._names, (log, once)
+        while names and names[oldest := next(iter(names))] <= now_ms - REMEMBER_MS:
+            del names[oldest]
+        if name in names:
+            return True
+        names[name] = now_ms
+        if len(names) > REMEMBER_MOST:
+            del names[next(iter(names))]
+        return False
