@@ -170,7 +170,8 @@ class RedisBackplane:
         wants = [Want(log, number=number) for log, number in after.items()]
         found = await self._reader.read(wants, limit=limit)
         entries, more = merged(found)
-        return Page(entries, {one.log: one.head for one in found}, more)
+        heads = {one.log: one.head for one in found}
+        return Page(entries[:limit], heads, more or len(entries) > limit)
 
     async def since(self, logs: Iterable[str], at_ms: int) -> Mapping[str, int]:
         """For each log the number before its first entry at or after a time. Raises BackplaneUnavailable."""

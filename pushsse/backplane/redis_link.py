@@ -77,7 +77,7 @@ class Link:
         self._timeout_s = timeout_s
         self._connection: AbstractConnection | None = None
         self._lock = asyncio.Lock()
-        self._trouble = ""
+        self._troubles: set[str] = set()
 
     async def run(self, wanted: Script, *arguments: Argument) -> Reply:
         """Runs a script; `arguments` begin with its only key. Raises BackplaneUnavailable."""
@@ -114,9 +114,9 @@ class Link:
             raise self._away(f"no answer within {self._timeout_s} s") from error
         except (RedisError, OSError) as error:
             raise self._away(str(error) or type(error).__name__) from error
-        if self._trouble:
+        if self._troubles:
             _log.info("Redis answers again (%s)", self._purpose)
-            self._trouble = ""
+            self._troubles.clear()
         return replies
 
     async def _exchange(self, commands: Sequence[Sequence[Argument]]) -> list[Reply]:
@@ -150,7 +150,7 @@ class Link:
         return replies
 
     def _away(self, reason: str) -> BackplaneUnavailable:
-        if reason != self._trouble:
+        if reason not in self._troubles:
             _log.warning("Redis doesn't answer as it should (%s): %s", self._purpose, reason)
-            self._trouble = reason
+            self._troubles.add(reason)
         return BackplaneUnavailable(reason)

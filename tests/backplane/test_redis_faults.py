@@ -331,6 +331,35 @@ async def test_an_entry_that_cannot_be_read_is_for_nobody_and_its_number_counts(
         assert ear.entries[1].publication.users == ()
 
 
+async def test_names_are_forgotten_after_ten_minutes(own_server: RedisServer) -> None:
+    async with node(own_server) as backplane:
+        await backplane.publish([Call("1", (Draft(publication("a"), once="new"),))])
+        seen = "test:8:seen"
+        new_ms = own_server.admin.zscore(seen, "1|new")
+        assert isinstance(new_ms, float)
+        own_server.admin.zadd(seen, {f"1|{i}": new_ms - 600_100 for i in range(150)})
+        own_server.admin.zadd(seen, {"1|just": new_ms - 590_000})
+        drafts = [Draft(publication(name), once=name) for name in ("149", "just", "new")]
+        receipt = await backplane.publish([Call("1", tuple(drafts))])
+        assert (receipt.appended, receipt.repeated) == (1, 2)
+        await backplane.publish([Call("1", (Draft(publication("b"), once="b"),))])
+        assert own_server.admin.zcard(seen) == 4
+
+
+async def fails_within(server: RedisServer) -> None:
+    async with node(server) as backplane, Ear(backplane) as ear:
+        await ear.follow("1")
+        server.freeze()
+        raise LookupError("mine")
+
+
+async def test_an_error_inside_goes_out_as_it_is_and_at_once(own_server: RedisServer) -> None:
+    async with asyncio.timeout(1):
+        with pytest.raises(LookupError, match="mine"):
+            await fails_within(own_server)
+    own_server.thaw()
+
+
 async def test_scripts_that_redis_forgot_are_sent_again(own_server: RedisServer) -> None:
     async with node(own_server) as backplane:
         await backplane.publish([call("1", "a")])
