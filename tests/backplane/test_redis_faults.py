@@ -254,6 +254,22 @@ async def test_a_hole_is_filled_when_the_next_publication_shows_it(own_server: R
     assert bodies(ear.entries) == [*missed, "last", "after"]
 
 
+async def test_what_was_missed_while_cut_comes_before_what_is_new(own_server: RedisServer) -> None:
+    def subscribed() -> bool:
+        return all(
+            count == 1 for _, count in own_server.admin.pubsub_numsub("test:8:live:1", "test:8:live:2")
+        )
+
+    async with node(own_server) as backplane, unheard(own_server) as other, Ear(backplane) as ear:
+        await ear.follow("1", "2")
+        cut(own_server)
+        await other.publish([call("1", "missed")])
+        await until(subscribed)
+        await backplane.publish([call("2", "new")])
+        await ear.until(lambda: len(ear.entries) == 2)
+        assert bodies(ear.entries) == ["missed", "new"]
+
+
 async def test_a_hole_at_the_end_is_filled_without_traffic(own_server: RedisServer) -> None:
     async with node(own_server) as backplane, unheard(own_server) as other, Ear(backplane) as ear:
         await ear.follow(*LOGS)
