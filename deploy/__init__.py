@@ -1,0 +1,1 @@
+"""How pushsse is deployed: nginx's configuration, the real parts around the nodes, and `make stack`."""

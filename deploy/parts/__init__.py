@@ -1,0 +1,15 @@
+"""The real parts that nodes lean on, as processes of our own: `make stack`, the tests and the fault runs use them.
+
+Each part has a port of loopback and a folder, and both stay the same when it is started again. Only the standard
+library. `part` has what all of them can do.
+"""
+
+from deploy.parts.kafka import Kafka
+from deploy.parts.missing import PartMissing
+from deploy.parts.nginx import Nginx
+from deploy.parts.node import Node
+from deploy.parts.part import Part, PartFailed
+from deploy.parts.postgres import Postgres
+from deploy.parts.redis import Redis
+
+__all__ = ["Kafka", "Nginx", "Node", "Part", "PartFailed", "PartMissing", "Postgres", "Redis"]

@@ -1,0 +1,132 @@
+"""nginx with the very file that is used in production; what differs is in small files beside it."""
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from deploy.parts.certificate import Certificate, make_certificate
+from deploy.parts.packages import program
+from deploy.parts.part import Part, PartFailed
+from deploy.parts.ports import answers, free_port
+
+CONFIGURATION = Path(__file__).resolve().parents[1] / "nginx-sse.conf"
+# From this version on, HTTP/2 is a directive of its own; before, it is a word after `listen`.
+_HTTP2_DIRECTIVE = (1, 25, 1)
+
+
+class Nginx(Part):
+    """One nginx, HTTP on `port` and HTTPS on `tls_port`, before `upstreams` (`host:port`).
+
+    `connections_per_address` is generous, since all clients of a test have one address.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        upstreams: Sequence[str],
+        *,
+        port: int | None = None,
+        tls_port: int | None = None,
+        log: Path | None = None,
+        connections_per_address: int = 20_000,
+        certificate: Certificate | None = None,
+    ) -> None:
+        super().__init__("nginx", folder, port=port, log=log)
+        self.tls_port = tls_port or free_port()
+        self._upstreams = tuple(upstreams)
+        self._connections = connections_per_address
+        self._certificate = certificate
+        self._program = ""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def tls_url(self) -> str:
+        """With HTTP/2; `certificate.authority` vouches for it."""
+        return f"https://localhost:{self.tls_port}"
+
+    @property
+    def certificate(self) -> Certificate:
+        """What it shows to clients. Raises PartFailed before the first start."""
+        if self._certificate is None:
+            raise PartFailed("nginx has no certificate yet")
+        return self._certificate
+
+    @property
+    def access_log(self) -> Path:
+        """The log of requests."""
+        return self.folder / "access.log"
+
+    def prepare(self) -> None:
+        self._program = self._program or program("nginx", "nginx")
+        self._certificate = self._certificate or make_certificate(self.folder / "tls")
+        beside = self.folder / "nginx-sse.d"
+        beside.mkdir(exist_ok=True)
+        (self.folder / "temp").mkdir(exist_ok=True)
+        configuration = self.folder / CONFIGURATION.name
+        if not configuration.is_symlink():
+            configuration.symlink_to(CONFIGURATION)
+        for name, lines in self._files(self._certificate).items():
+            (beside / f"{name}.conf").write_text("\n".join(lines) + "\n")
+        self._check()
+
+    def command(self) -> Sequence[str]:
+        return [*self._nginx(), "-g", "daemon off;"]
+
+    def is_ready(self) -> bool:
+        # Any answer will do: the nodes may be away, and the health of theirs is not ours.
+        request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        return answers(self.port, request).startswith(b"HTTP/1.1 404")
+
+    def reload(self) -> None:
+        """Reads its files again; old workers stay until their streams end."""
+        self.send(signal.SIGHUP)
+
+    def _nginx(self) -> list[str]:
+        return [self._program, "-p", f"{self.folder}/", "-c", str(self.folder / CONFIGURATION.name)]
+
+    def _check(self) -> None:
+        checked = subprocess.run(
+            [*self._nginx(), "-t"], check=False, capture_output=True, text=True, timeout=20
+        )
+        if checked.returncode:
+            raise PartFailed(f"nginx refuses its configuration: {checked.stderr.strip()}")
+
+    def _files(self, certificate: Certificate) -> dict[str, list[str]]:
+        """The small files: name and lines."""
+        folder = self.folder
+        temporary = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        return {
+            # As root it would become another user, who may not be let into our folder.
+            "main": [
+                *(["user root;"] if os.getuid() == 0 else []),
+                f"pid {folder}/nginx.pid;",
+                f"error_log {self.log} warn;",
+            ],
+            "http": [f"access_log {self.access_log} pushsse;"]
+            + [f"{name}_temp_path {folder}/temp/{name};" for name in temporary],
+            "upstream": [f"server {upstream} max_fails=1 fail_timeout=2s;" for upstream in self._upstreams],
+            "server": [
+                f"listen 127.0.0.1:{self.port} backlog=4096;",
+                *self._listen_tls(),
+                f"ssl_certificate {certificate.chain};",
+                f"ssl_certificate_key {certificate.key};",
+                f"limit_conn per_address {self._connections};",
+            ],
+        }
+
+    def _listen_tls(self) -> list[str]:
+        said = subprocess.run(
+            [self._program, "-v"], check=True, capture_output=True, text=True, timeout=10
+        ).stderr
+        found = re.search(r"nginx/(\d+)\.(\d+)\.(\d+)", said)
+        version = tuple(int(number) for number in found.groups()) if found else (0, 0, 0)
+        where = f"127.0.0.1:{self.tls_port}"
+        if version >= _HTTP2_DIRECTIVE:
+            return [f"listen {where} ssl backlog=4096;", "http2 on;"]
+        return [f"listen {where} ssl http2 backlog=4096;"]

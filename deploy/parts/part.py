@@ -1,0 +1,221 @@
+"""One server process of our own: started until it is ready, stopped, killed, paused, started again.
+
+Its port, folder and data stay the same over all of that. The classes beside it say what is run.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from deploy.parts.ports import free_port
+
+_POLL_S = 0.02
+
+
+class PartFailed(Exception):
+    """A part didn't start or stop in time, or died. The message ends with its log's last lines."""
+
+
+class Part(ABC):
+    """A process with its descendants; its output goes to `log`."""
+
+    start_limit_s = 30.0
+    stop_limit_s = 10.0
+
+    def __init__(self, name: str, folder: Path, *, port: int | None = None, log: Path | None = None) -> None:
+        self.name = name
+        self.folder = folder
+        self.port = port or free_port()
+        self.log = log or folder / f"{name}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """Where clients find it."""
+
+    @property
+    def pid(self) -> int:
+        """The main process. Raises PartFailed where it doesn't run."""
+        if self._process is None:
+            raise PartFailed(f"{self.name} isn't running")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether its process is there, paused or not."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Starts it, and returns when it serves. Raises PartMissing, PartFailed."""
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Starts it without waiting until it serves."""
+        if self.running:
+            raise PartFailed(f"{self.name} is already running")
+        for folder in (self.folder, self.log.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.prepare()
+        with self.log.open("ab") as log:
+            # A session of its own: Ctrl-C in the terminal is ours to pass on, in order.
+            self._process = subprocess.Popen(
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                env=self.environment(),
+                start_new_session=True,
+                user=self.user(),
+                group=self.group(),
+                extra_groups=None if self.user() is None else [],
+            )
+
+    def wait_ready(self) -> None:
+        """Returns when it serves. Raises PartFailed when it died or the time is over."""
+        end = time.monotonic() + self.start_limit_s
+        while not self.is_ready():
+            if not self.running:
+                raise self.failure("died while starting")
+            if time.monotonic() > end:
+                self.kill()
+                raise self.failure(f"didn't serve within {self.start_limit_s:.0f} s")
+            time.sleep(_POLL_S)
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL when that takes too long. Nothing where it doesn't run."""
+        if not self.running:
+            self.kill()
+            return
+        self.terminate()
+        try:
+            self.wait(self.stop_limit_s)
+        except PartFailed:
+            self.kill()
+
+    def terminate(self) -> None:
+        """Asks it to stop, without waiting."""
+        self.resume()
+        self.send(self.stop_signal())
+
+    def kill(self) -> None:
+        """SIGKILL to it and all its descendants, as if the machine had lost power."""
+        if self._process is None:
+            return
+        if self.running:
+            descendants = _descendants(self._process.pid)
+            for pid in (self._process.pid, *descendants):
+                _send(pid, signal.SIGKILL)
+        self._process.wait(10)
+        self._process = None
+
+    def pause(self) -> None:
+        """SIGSTOP to it and its descendants: connections stay, nothing answers."""
+        for pid in (self.pid, *_descendants(self.pid)):
+            _send(pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        for pid in (self.pid, *_descendants(self.pid)):
+            _send(pid, signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Stops it and starts it again, with the same data on the same port."""
+        self.stop()
+        self.start()
+
+    def wait(self, limit_s: float) -> int:
+        """Waits for its end; the exit status, negative for a signal. Raises PartFailed when it takes longer."""
+        if self._process is None:
+            raise PartFailed(f"{self.name} isn't running")
+        try:
+            status = self._process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            raise self.failure(f"still runs after {limit_s:.0f} s") from None
+        self._process = None
+        return status
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal to the main process alone."""
+        _send(self.pid, number)
+
+    def tail(self, lines: int = 15) -> str:
+        """The end of its log."""
+        try:
+            with self.log.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - 16_384))
+                return "\n".join(log.read().decode(errors="replace").split("\n")[-lines - 1 :]).strip()
+        except OSError:
+            return ""
+
+    def failure(self, what: str) -> PartFailed:
+        """The exception that says what happened, with the end of the log."""
+        return PartFailed(f"{self.name} {what}; the end of {self.log}:\n{self.tail()}")
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Ends it for good, with what it keeps outside its folder."""
+        self.stop()
+
+    def prepare(self) -> None:  # noqa: B027 (nothing, for most)
+        """What has to be there before each start: programs, data, settings. Finds what it made before."""
+
+    @abstractmethod
+    def command(self) -> Sequence[str]:
+        """The process to run."""
+
+    @abstractmethod
+    def is_ready(self) -> bool:
+        """Whether it serves. Returns within about two seconds."""
+
+    def environment(self) -> Mapping[str, str] | None:
+        """The process's environment; None is ours."""
+        return None
+
+    def user(self) -> int | None:
+        """The user that it runs as; None is ours."""
+        return None
+
+    def group(self) -> int | None:
+        """The group that it runs as; None is ours."""
+        return None
+
+    def stop_signal(self) -> signal.Signals:
+        """What asks it to stop."""
+        return signal.SIGTERM
+
+
+def _descendants(pid: int) -> list[int]:
+    """Children, their children and so on; PostgreSQL's are in sessions of their own, so no group has them."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = [int(child) for child in task.read_text().split()]
+        except OSError:
+            continue
+        for child in children:
+            found += [child, *_descendants(child)]
+    return found
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
