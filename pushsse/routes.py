@@ -6,6 +6,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Route
 
+from pushsse.api import openapi
 from pushsse.api import page as h5
 from pushsse.api.events import EventsEndpoint
 from pushsse.api.health import HealthEndpoint
@@ -41,6 +42,7 @@ def routes(node: Node) -> Sequence[BaseRoute]:
     questions = QuestionsEndpoint(identifier, node.questions, reply)
     health = HealthEndpoint(unready=node.unready, parts=node.available, exposition=node.exposition)
     page = h5.load()
+    interface = openapi.load()
     return [
         *(Route(path, page.get) for path in h5.PATHS),
         Route("/v1/stream", stream, methods=["GET"]),
@@ -55,6 +57,7 @@ def routes(node: Node) -> Sequence[BaseRoute]:
         Route("/livez", health.live),
         Route("/readyz", health.ready),
         Route("/metrics", health.metrics),
+        Route("/openapi.json", interface.get),
     ]
 
 

@@ -9,6 +9,7 @@ import click
 
 from pushsse import __version__
 from pushsse.cli.ask import ask
+from pushsse.cli.doctor import doctor
 from pushsse.cli.listen import listen
 from pushsse.cli.migrate import migrate
 from pushsse.cli.prefs import prefs
@@ -24,7 +25,7 @@ def cli() -> None:
     """pushsse: events from Kafka to people's open streams, through their own switches."""
 
 
-for command in (serve, worker, publish, listen, ask, prefs, token, migrate):
+for command in (serve, worker, publish, listen, ask, prefs, token, migrate, doctor):
     cli.add_command(command)
 
 

@@ -24,7 +24,7 @@ async def wait(settings: Settings, say: Say) -> None:
     Kafka is waited for by the node itself, which serves streams meanwhile.
     """
     if not settings.database_url.startswith("sqlite"):
-        async with Database(settings.database_url) as database:
+        async with Database(settings.database_url, cool_s=0.0) as database:
             await _wait(lambda: _database(database, place(settings.database_url)), say)
     if settings.redis_url:
         async with redis.Redis.from_url(
@@ -37,9 +37,10 @@ async def _wait(probe: Probe, say: Say) -> None:
     backoff = Backoff(first_s=0.2, most_s=2.0)
     said = ""
     while missing := await probe():
-        if missing != said:
+        what, _, _ = missing.partition(": ")
+        if what != said:
             say(f"waiting for {missing}")
-            said = missing
+            said = what
         await asyncio.sleep(backoff.next_s())
 
 
@@ -47,8 +48,7 @@ async def _database(database: Database, where: str) -> str:
     try:
         pending = await database.pending_migrations()
     except DatabaseUnavailable as error:
-        # A breaker's words would come and go with each try.
-        return f"the database at {where}: {error.__cause__ or 'it does not answer'}"
+        return f"the database at {where}: {error}"
     return f"`pushsse migrate`: {where} lacks {', '.join(pending)}" if pending else ""
 
 

@@ -19,9 +19,7 @@ from pushsse.cli.client import Target, one_line, problem, with_target
 from pushsse.cli.options import Failed
 from pushsse.event import RESERVED_TYPES
 
-_SERVICE = frozenset(
-    {"ready", "preferences", "ack", "question", "answer.delta", "answer", "answer.error", "ping"}
-)
+_SERVICE = RESERVED_TYPES - {"exception"}
 # Three heartbeats of the default, and then some: a stream that is quieter than this is gone.
 _READ_TIMEOUT_S = 60.0
 _MOST_RETRY_S = 60.0
@@ -56,9 +54,8 @@ class Listener:
                     raise
                 click.echo(f"{error.message}: coming back", err=True)
             self.failures += 1
-            time.sleep(
-                min(_MOST_RETRY_S, self.retry_s * random.uniform(0.8, 1.2) * 1.5 ** min(self.failures - 1, 8))
-            )
+            pause_s = self.retry_s * random.uniform(0.8, 1.2) * 1.5 ** min(self.failures - 1, 8)
+            time.sleep(min(_MOST_RETRY_S, pause_s))
 
     def _one_stream(self, client: httpx.Client) -> None:
         headers = {"last-event-id": self.position} if self.position else {}

@@ -1,0 +1,181 @@
+"""`pushsse doctor`: tries each dependency that is configured, one line each, with what to do.
+
+Each check yields Findings; a fault makes the exit status 1. Nothing is changed anywhere.
+"""
+
+import asyncio
+import logging
+import resource
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import click
+import redis.asyncio as redis
+from redis.exceptions import RedisError
+
+from pushsse.cli.banner import place
+from pushsse.cli.options import BadSetting, read_settings, with_settings
+from pushsse.database import Database
+from pushsse.errors import DatabaseUnavailable, SettingsError
+from pushsse.intake.probe import topics
+from pushsse.settings import Settings
+
+_REDIS_S = 3.0
+_CHECK_S = 20.0
+_SECRET_BYTES = 32
+_FILES = 4096
+_OLDEST_REDIS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    part: str
+    verdict: Literal["ok", "warning", "fault"]
+    text: str
+
+
+Check = Callable[[Settings], AsyncIterator[Finding]]
+
+
+@click.command()
+@with_settings()
+def doctor(config: Path | None, **options: object) -> None:
+    """Try each dependency and say what is wrong."""
+    settings = read_settings(config, options)
+    # What the libraries log, the findings say.
+    logging.disable()
+    faulty = asyncio.run(_examine(settings))
+    sys.exit(1 if faulty else 0)
+
+
+async def _examine(settings: Settings) -> bool:
+    faulty = False
+    for part, check in _CHECKS.items():
+        try:
+            async with asyncio.timeout(_CHECK_S):
+                async for finding in check(settings):
+                    _print(finding)
+                    faulty = faulty or finding.verdict == "fault"
+        except SettingsError as error:
+            raise BadSetting(str(error)) from None
+        except TimeoutError:
+            _print(Finding(part, "fault", f"no answer within {_CHECK_S:.0f} s"))
+            faulty = True
+    return faulty
+
+
+def _print(finding: Finding) -> None:
+    colour = {"ok": "green", "warning": "yellow", "fault": "red"}[finding.verdict]
+    click.echo(f"{click.style(f'{finding.verdict:<8}', fg=colour)}{finding.part:<10}{finding.text}")
+
+
+async def _database(settings: Settings) -> AsyncIterator[Finding]:
+    url = settings.database_url
+    where = place(url)
+    try:
+        async with Database(url, timeout_s=5.0) as database:
+            await database.check()
+            pending = await database.pending_migrations()
+    except DatabaseUnavailable as error:
+        yield Finding("database", "fault", f"{where}: {error}")
+        return
+    if not pending:
+        yield Finding("database", "ok", f"{where} answers and is up to date")
+    elif url.startswith("sqlite"):
+        yield Finding("database", "ok", f"{where}: `pushsse serve` will apply {', '.join(pending)}")
+    else:
+        yield Finding("database", "fault", f"{where} lacks {', '.join(pending)}: run `pushsse migrate`")
+
+
+async def _redis(settings: Settings) -> AsyncIterator[Finding]:
+    if not settings.redis_url:
+        yield Finding("redis", "ok", "not set: one process, logs in memory, which a restart forgets")
+        return
+    where = place(settings.redis_url)
+    try:
+        async with redis.Redis.from_url(
+            settings.redis_url,
+            socket_timeout=_REDIS_S,
+            socket_connect_timeout=_REDIS_S,
+            decode_responses=True,
+        ) as client:
+            found: Mapping[str, object] = await client.info()
+    except (RedisError, OSError) as error:
+        yield Finding("redis", "fault", f"{where}: {error}")
+        return
+    for finding in _about_redis(found, where):
+        yield finding
+
+
+def _about_redis(found: Mapping[str, object], where: str) -> list[Finding]:
+    version = str(found.get("redis_version", "0"))
+    findings = []
+    if int(version.partition(".")[0]) < _OLDEST_REDIS:
+        findings.append(Finding("redis", "fault", f"{where} is version {version}: it has to be 7 or newer"))
+    policy = found.get("maxmemory_policy")
+    if policy != "noeviction":
+        text = f"{where} has maxmemory-policy {policy}: set it to noeviction, or logs vanish under load"
+        findings.append(Finding("redis", "fault", text))
+    if str(found.get("aof_enabled")) != "1":
+        text = f"{where} has no append-only file: a restart forgets the logs; set appendonly yes"
+        findings.append(Finding("redis", "warning", text))
+    return findings or [
+        Finding("redis", "ok", f"{where} answers, version {version}, noeviction, append-only")
+    ]
+
+
+async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
+    if not settings.kafka_bootstrap:
+        yield Finding("kafka", "ok", "not set: POST /v1/events is the intake")
+        return
+    where = settings.kafka_bootstrap
+    try:
+        there = await topics(settings)
+    except OSError as error:
+        yield Finding("kafka", "fault", f"{where}: {error}")
+        return
+    yield Finding("kafka", "ok", f"{where} answers")
+    wanted = [settings.kafka_topic, settings.dlq_topic]
+    if settings.answerer.startswith("kafka"):
+        wanted += [settings.questions_topic, settings.answers_topic]
+    for topic in wanted:
+        if topic not in there:
+            text = f"the topic {topic} isn't there, or may not be read: make it"
+            yield Finding("kafka", "fault", text)
+        else:
+            yield Finding("kafka", "ok", f"the topic {topic} has {there[topic]} partitions")
+
+
+async def _identity(settings: Settings) -> AsyncIterator[Finding]:
+    size = len(settings.jwt_secret.encode())
+    if settings.development:
+        yield Finding("identity", "warning", "development: everybody on this machine may do everything")
+    elif size < _SECRET_BYTES:
+        text = f"PUSHSSE_JWT_SECRET has {size} bytes: take at least {_SECRET_BYTES}, at random"
+        yield Finding("identity", "fault", text)
+    else:
+        yield Finding("identity", "ok", f"JWT, a secret of {size} bytes")
+
+
+async def _files(settings: Settings) -> AsyncIterator[Finding]:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    wanted = max(_FILES, settings.max_streams + 100)
+    if limit != resource.RLIM_INFINITY and limit < wanted:
+        text = f"{limit} open files, so fewer streams: raise the limit to {wanted} or more (ulimit -n)"
+        yield Finding("files", "warning", text)
+    else:
+        yield Finding("files", "ok", f"{limit} open files, one for each stream")
+
+
+_CHECKS: Mapping[str, Check] = {
+    "database": _database,
+    "redis": _redis,
+    "kafka": _kafka,
+    "identity": _identity,
+    "files": _files,
+}
