@@ -54,9 +54,16 @@ async def _supervised(
     async def run(name: str, service: Callable[[], Awaitable[None]]) -> None:
         try:
             await service()
+            log.critical("service %s ended by itself, so this process ends", name)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # A library let a cancellation of its own out: nobody asked this service to stop.
+            log.critical("service %s was cancelled from inside, so this process ends", name, exc_info=True)
         except Exception:
             log.critical("service %s died, so this process ends", name, exc_info=True)
-            on_failure()
+        on_failure()
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(run(name, service), name=name) for name, service in services.items()]

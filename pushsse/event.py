@@ -18,9 +18,10 @@ from pushsse.errors import InvalidInput, Problem
 MAX_FRAME_BYTES = 48 * 1024
 MAX_USERS = 10_000
 _ID_LINE_BYTES = 72
-RESERVED_TYPES = frozenset(
-    ["ready", "preferences", "ack", "question", "answer.delta", "answer", "answer.error", "ping", "exception", "open", "error", "message"]
+_RESERVED = (
+    "ready preferences ack question answer.delta answer answer.error ping exception open error message"
 )
+RESERVED_TYPES = frozenset(_RESERVED.split())
 ALL: Literal["all"] = "all"
 
 # \Z, not $: the latter also matches before a line end.
@@ -121,7 +122,10 @@ def publication(event: Event, *, event_id: str, at: datetime, max_age_s: int) ->
     `at` is the record's time, used where the event has no `ts`; without `ttl_s` it expires `max_age_s`
     after its time. Raises InvalidInput where the frame would be over 48 KiB.
     """
-    ts = (event.ts or at).astimezone(UTC)
+    try:
+        ts = (event.ts or at).astimezone(UTC)
+    except OverflowError:
+        raise InvalidInput(Problem("$.ts", f"isn't a date that can be used, got {event.ts}")) from None
     ttl_s = event.ttl_s or max_age_s
     return encode(
         event.type,

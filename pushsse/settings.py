@@ -208,6 +208,10 @@ def _check(settings: Settings) -> None:
             seconds(settings.kafka_start)
         except ValueError as error:
             raise SettingsError(f"PUSHSSE_KAFKA_START: {error}, latest or earliest") from None
+    if settings.dlq_topic == settings.kafka_topic:
+        raise SettingsError(
+            f"PUSHSSE_KAFKA_DLQ_TOPIC: {settings.dlq_topic!r} is the topic of the events itself"
+        )
     answerer = settings.answerer.partition(":")[0]
     if answerer not in ("faq", "kafka"):
         raise SettingsError(f"PUSHSSE_ANSWERER: {settings.answerer!r} is neither faq:FILE nor kafka:")

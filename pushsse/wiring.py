@@ -12,7 +12,7 @@ from pushsse.backplane.memory import MemoryBackplane
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.hub.streams import StreamLimits
 from pushsse.intake.base import Dispatch, Intake
-from pushsse.intake.connection import Connection, connection
+from pushsse.kafka import Connection, connection
 from pushsse.intake.deadletter import DeadLetters
 from pushsse.intake.decode import PushsseFormat, Record, Refused
 from pushsse.intake.embedded import EmbeddedIntake

@@ -14,7 +14,7 @@ from pushsse.backoff import Backoff
 from pushsse.errors import SettingsError
 from pushsse.intake.assignment import Assignment
 from pushsse.intake.base import Dispatch, Fences
-from pushsse.intake.connection import Connection, cancellation_is_ours, stop
+from pushsse.kafka import Connection, cancellation_is_ours, stop
 from pushsse.intake.consumption import Consumption
 from pushsse.intake.deadletter import DeadLetters
 from pushsse.intake.decode import Decode

@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaTimeoutError
 
 from pushsse.intake.base import Fences
-from pushsse.intake.connection import Connection, stop
+from pushsse.kafka import Connection, stop
 from pushsse.intake.decode import Record
 from pushsse.settings import seconds
 

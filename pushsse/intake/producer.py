@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from pushsse.errors import KafkaUnavailable, PushsseError
-from pushsse.intake.connection import Connection, cancellation_is_ours, stop
+from pushsse.kafka import Connection, cancellation_is_ours, stop
 
 
 class Outgoing(NamedTuple):

@@ -10,7 +10,7 @@ from pushsse import event
 from pushsse.backplane.base import Draft, Receipt
 from pushsse.errors import KafkaUnavailable
 from pushsse.intake.base import Submitted
-from pushsse.intake.connection import Connection
+from pushsse.kafka import Connection
 from pushsse.intake.embedded import EmbeddedIntake
 from pushsse.intake.produce import KafkaProducerIntake
 from pushsse.intake.producer import Producer

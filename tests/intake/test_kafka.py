@@ -5,7 +5,7 @@ import time
 import pytest
 
 from pushsse.intake import onward
-from pushsse.intake.connection import Connection
+from pushsse.kafka import Connection
 from pushsse.intake.onward import RECHECK_AFTER_S
 
 from .broker import free_port

@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from ulid import ULID
 
 from pushsse.errors import InvalidInput
-from pushsse.intake.connection import Connection
+from pushsse.kafka import Connection
 from pushsse.intake.producer import Outgoing, Producer
 from pushsse.questions.answerers.kafka import KafkaAnswerer
 from pushsse.questions.answerers.kafka_answers import read

@@ -25,6 +25,7 @@ from msgspec import Struct
 
 from pushsse.backoff import Backoff
 from pushsse.errors import KafkaUnavailable, Unavailable
+from pushsse.kafka import cancellation_is_ours, stop
 from pushsse.questions.answerers.base import Answers, Piece, SentOff
 from pushsse.questions.answerers.kafka_answers import Applying, Batch, Letters
 from pushsse.questions.question import Question
@@ -34,7 +35,6 @@ _ROUND_S = 0.05
 _POLL_MS = 250
 _POLL_LIMIT_S = 2.0
 _MOST_RECORDS = 1_000
-_STOP_S = 2.0
 
 # Sends one record (key, value) to the questions' topic; raises KafkaUnavailable.
 Send = Callable[[bytes, bytes], Awaitable[None]]
@@ -100,8 +100,13 @@ class KafkaAnswerer:
             except KafkaError as error:
                 log.warning("answers from %s: %r; trying again", self.topic, error)
                 await asyncio.sleep(backoff.next_s())
+            except asyncio.CancelledError:
+                if cancellation_is_ours():
+                    raise
+                log.warning("answers from %s: the client gave up; trying again", self.topic)
+                await asyncio.sleep(backoff.next_s())
             finally:
-                await _stop(consumer)
+                await stop(consumer)
 
 
 async def _consume(
@@ -203,11 +208,3 @@ class _Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         if found is not None:
             return int(found.offset)
         return int((await self._consumer.end_offsets([at]))[at])
-
-
-async def _stop(consumer: AIOKafkaConsumer) -> None:
-    try:
-        async with asyncio.timeout(_STOP_S):
-            await consumer.stop()
-    except (KafkaError, TimeoutError) as error:
-        log.debug("a consumer couldn't be stopped cleanly: %r", error)
