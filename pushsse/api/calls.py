@@ -59,7 +59,7 @@ CALLS = (
         path="/v1/stream",
         name="stream",
         summary="The person's stream",
-        text="Begins with `ready`; each event's `id` is where the stream has got. A service that is only busy "
+        text="Begins with `ready`; each event's `id` is where the stream has got. A service that is busy "
         "answers 200 with a later `retry` and `exception`.",
         scope=STREAM,
         parameters=(

@@ -1,4 +1,4 @@
-"""`/openapi.json`: the interface, from the types that validate it and the table of calls. Wired by `routes`."""
+"""`/openapi.json`: the interface, from the types that validate it and a table of calls. Wired by `routes`."""
 
 import re
 from collections.abc import Iterable, Mapping

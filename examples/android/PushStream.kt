@@ -1,0 +1,86 @@
+// A person's stream in an Android app, with okhttp-sse (com.squareup.okhttp3:okhttp-sse:4.12.0).
+// Call start() in onStart and stop() in onStop. okhttp-sse doesn't reconnect by itself, so this does.
+
+import android.content.SharedPreferences
+import android.os.Handler
+import android.os.Looper
+import java.util.concurrent.TimeUnit
+import kotlin.random.Random
+import okhttp3.OkHttpClient
+import okhttp3.Request
+import okhttp3.Response
+import okhttp3.sse.EventSource
+import okhttp3.sse.EventSourceListener
+import okhttp3.sse.EventSources
+import org.json.JSONObject
+
+class PushStream(
+    private val url: String, // https://…/v1/stream?named=0
+    private val token: () -> String,
+    private val store: SharedPreferences,
+    private val show: (JSONObject) -> Unit,
+) {
+    // okhttp's default of 10 s would end every quiet stream: three heartbeats of 15 s, and some.
+    private val http = OkHttpClient.Builder().readTimeout(60, TimeUnit.SECONDS).build()
+    private val main = Handler(Looper.getMainLooper())
+    private val seen = LinkedHashSet<String>()
+    private var source: EventSource? = null
+    private var failures = 0
+    private var stopped = true
+
+    fun start() {
+        stopped = false
+        open()
+    }
+
+    fun stop() {
+        stopped = true
+        main.removeCallbacksAndMessages(null)
+        source?.cancel()
+        source = null
+    }
+
+    private fun open() {
+        if (stopped || source != null) return
+        val request = Request.Builder().url(url).header("Authorization", "Bearer ${token()}")
+        store.getString(LAST_ID, null)?.let { request.header("Last-Event-ID", it) }
+        source = EventSources.createFactory(http).newEventSource(request.build(), Listener())
+    }
+
+    private fun again() {
+        source = null
+        if (stopped) return
+        val ceilingMs = minOf(60_000L, 3_000L shl minOf(failures++, 5))
+        main.postDelayed({ open() }, ceilingMs / 2 + Random.nextLong(ceilingMs / 2))
+    }
+
+    private inner class Listener : EventSourceListener() {
+        override fun onEvent(eventSource: EventSource, id: String?, type: String?, data: String) {
+            main.post { if (eventSource === source) hear(id, type, data) }
+        }
+
+        override fun onClosed(eventSource: EventSource) {
+            main.post { if (eventSource === source) again() }
+        }
+
+        override fun onFailure(eventSource: EventSource, t: Throwable?, response: Response?) {
+            val refused = response?.code == 401 || response?.code == 403
+            main.post { if (eventSource === source) if (refused) stop() else again() }
+        }
+    }
+
+    private fun hear(id: String?, type: String?, data: String) {
+        val json = JSONObject(data)
+        when (type) {
+            "ready" -> failures = 0
+            "exception" -> if (!json.getBoolean("retry")) stop() // get a new token, then start() again
+            null, "message" -> if (seen.add(json.getString("id"))) show(json)
+        }
+        if (seen.size > 1000) seen.remove(seen.first())
+        if (id != null) store.edit().putString(LAST_ID, id).apply()
+    }
+
+    private companion object {
+        const val LAST_ID = "pushsse.last-event-id"
+    }
+}
