@@ -43,13 +43,7 @@ class Dispatcher:
         """
         self._seen(list({draft.publication.name for draft in drafts}))
         calls = self._calls(drafts, await self._off(drafts))
-        receipt = await self._publish(calls) if calls else Receipt()
-        metrics = self._metrics
-        metrics.appended += receipt.appended
-        metrics.fenced += receipt.fenced
-        metrics.repeated += receipt.repeated
-        metrics.expired += receipt.expired
-        return receipt
+        return await self._publish(calls) if calls else Receipt()
 
     async def _off(self, drafts: Sequence[Draft]) -> Off:
         """Who has what off. Unknown, because the database is away, means nobody: the streams filter too."""

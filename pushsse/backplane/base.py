@@ -5,7 +5,7 @@ The dispatcher, preferences and questions publish; the hub listens; resume reads
 """
 
 import zlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -160,7 +160,7 @@ class Backplane(Protocol):
         """Lets those who follow the log now hear what isn't kept. Raises BackplaneUnavailable."""
         ...
 
-    def listen(self) -> AsyncIterator[Hearing]:
+    def listen(self) -> AsyncGenerator[Hearing, None]:
         """What is published to the followed logs, for ever: in order, without a gap, each once.
 
         One listener at a time. An outage of the backplane isn't raised: it goes on when that is back,

@@ -5,7 +5,7 @@ is published one after another is appended in that order, and a publish is a run
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self, cast
 
@@ -151,7 +151,7 @@ class RedisBackplane:
 
     # Listening
 
-    def listen(self) -> AsyncIterator[Hearing]:
+    def listen(self) -> AsyncGenerator[Hearing, None]:
         """What is published to the followed logs, for ever."""
         return self._listener.listen(self._tasks)
 

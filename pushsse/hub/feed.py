@@ -5,6 +5,7 @@ meanwhile leaves in one write per stream. Full, it stops reading: the log keeps 
 """
 
 import asyncio
+from contextlib import aclosing
 
 from pushsse.backplane.base import Backplane, Hearing
 from pushsse.hub.hub import Hub
@@ -33,8 +34,9 @@ class Feed:
             tasks.create_task(self._deliver(), name="deliver")
 
     async def _listen(self) -> None:
-        async for hearing in self._backplane.listen():
-            await self._queue.put(hearing)
+        async with aclosing(self._backplane.listen()) as hearings:
+            async for hearing in hearings:
+                await self._queue.put(hearing)
 
     async def _deliver(self) -> None:
         loop = asyncio.get_running_loop()

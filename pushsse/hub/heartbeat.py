@@ -12,6 +12,7 @@ from pushsse.errors import CloseReason
 from pushsse.stream.subscriber import Subscriber
 
 LINGER_S = 10.0
+PRUNE_TICKS = 20
 
 
 class Beaten(Protocol):
@@ -23,6 +24,10 @@ class Beaten(Protocol):
 
     def end(self, subscriber: Subscriber, reason: CloseReason) -> None:
         """Ends a stream."""
+        ...
+
+    def prune(self) -> None:
+        """Gives up what nobody has needed for a while."""
         ...
 
 
@@ -72,6 +77,8 @@ class Heartbeat:
                     subscriber.wrote = self.now
                 self._schedule(subscriber)
         hub.ping(quiet)
+        if self.now % PRUNE_TICKS == 0:
+            hub.prune()
 
     def _schedule(self, subscriber: Subscriber) -> None:
         at = max(subscriber.wrote + self._period, self.now + 1)

@@ -28,6 +28,7 @@ from pushsse.position import Mark, Position
 from pushsse.stream.frame import Chunk, chunk, ending, ping
 from pushsse.stream.subscriber import Person, Subscriber
 
+IDLE_S = 60.0
 TAIL_BYTES = 512 * 1024
 BROADCAST_TAIL_BYTES = 8 * 1024 * 1024
 Tap = Callable[[Publication, Position], None]
@@ -36,9 +37,10 @@ Tap = Callable[[Publication, Position], None]
 class Shard:
     """One shard's log, and the live subscribers who stand where it does."""
 
-    __slots__ = ("live", "log", "people")
+    __slots__ = ("idle_since", "live", "log", "people")
 
     def __init__(self, name: str) -> None:
+        self.idle_since = 0
         self.log = FollowedLog(name, keep_bytes=TAIL_BYTES)
         self.live: dict[Subscriber, None] = {}
         self.people: dict[str, Person] = {}
@@ -88,7 +90,9 @@ class Hub:
         """Ends one hold; a person without any is forgotten."""
         person.holds -= 1
         if person.holds == 0:
-            del self.shards[person.log].people[person.name]
+            shard = self.shards[person.log]
+            del shard.people[person.name]
+            shard.idle_since = self.heartbeat.now
 
     async def followed(self, person: Person) -> None:
         """Waits until the node hears the person's logs."""
@@ -167,6 +171,14 @@ class Hub:
             if not taps:
                 del self._taps[subject]
 
+    def prune(self) -> None:
+        """Stops following the shards that nobody here has needed for a minute."""
+        before = self.heartbeat.now - IDLE_S / self.heartbeat.tick_s
+        for name, shard in list(self.shards.items()):
+            if not shard.people and shard.idle_since < before:
+                self.backplane.unfollow(name)
+                del self.shards[name]
+
     # What is heard
 
     def deliver(self, hearings: Iterable[Hearing]) -> None:
@@ -234,6 +246,7 @@ class Hub:
     def _write(self, batch: Batch) -> None:
         for name in self.shards if batch.broadcasts else batch.personal:
             shard = self.shards[name]
+            # Nobody's shard costs nothing.
             if shard.people:
                 self._write_shard(shard, batch)
 

@@ -1,0 +1,212 @@
+"""What reaches a stream: every place it may stop at, every pace it may have, every switch on the way."""
+
+import asyncio
+import json
+import random
+
+import pytest
+
+from pushsse.backplane.base import Lost, log_of
+from pushsse.errors import CloseReason
+from pushsse.hub.resume import From
+from tests.hub.world import SHARDS, world
+
+pytestmark = pytest.mark.anyio
+PEOPLE = tuple(f"p{n}" for n in range(12))
+
+
+async def test_every_id_is_a_place_to_go_on_from_without_a_loss_or_a_repeat() -> None:
+    draw = random.Random(1)
+    async with world() as w:
+        whole = await w.open("p1")
+        other = await w.open("p2")
+        wanted: list[str] = []
+        for number in range(300):
+            users = draw.sample(PEOPLE, draw.randint(1, 3)) if draw.random() < 0.7 else []
+            if not users or "p1" in users:
+                wanted.append(str(number))
+            await w.publish("news", number, *users)
+            if draw.random() < 0.05:
+                await w.settled()
+        await w.settled()
+        assert whole.data() == wanted
+        assert len(other.data()) > 50
+        for _, data, place in draw.sample(whole.frames, 40):
+            again = await w.open("p1", place)
+            await w.settled()
+            rest = wanted[wanted.index(data) + 1 :] if data in wanted else wanted
+            assert again.data() == rest
+            assert json.loads(again.frames[0][1])["resume"] == "complete"
+
+
+async def test_streams_of_any_pace_get_the_same_in_the_same_order() -> None:
+    draw = random.Random(2)
+    async with world() as w:
+        steady = await w.open("p1")
+        uneven = [await w.open("p1") for _ in range(5)]
+        for number in range(400):
+            await w.publish("news", number, *(["p1"] if number % 3 else []))
+            for sink in uneven:
+                assert sink.subscriber is not None
+                if draw.random() < 0.2 and sink.subscriber.room:
+                    sink.pause_after = draw.randint(1, 3)
+                elif draw.random() < 0.3 and not sink.subscriber.room:
+                    sink.resume()
+            if number % 20 == 0:
+                await asyncio.sleep(0.003)
+        for sink in uneven:
+            sink.resume()
+        await w.settled()
+        assert steady.data() == [str(n) for n in range(400)]
+        for sink in uneven:
+            assert sink.data() == steady.data()
+
+
+async def test_switches_hold_at_their_place_whatever_the_pace() -> None:
+    draw = random.Random(3)
+    async with world() as w:
+        live = await w.open("p1")
+        start = live.frames[0][2]
+        slow = await w.open("p1")
+        slow.pause_after = 1
+        off: set[str] = set()
+        expected: list[tuple[str, str]] = []
+        for number in range(200):
+            if draw.random() < 0.1:
+                before = set(off)
+                off ^= {draw.choice(("a", "b"))}
+                await w.switch("p1", number, before, off)
+            name = draw.choice(("a", "b"))
+            if name not in off:
+                expected.append((name, str(number)))
+            await w.publish(name, number, *(["p1"] if number % 2 else []))
+        await w.settled()
+        assert [(n, d) for n, d, _ in live.frames if n in ("a", "b")] == expected
+        slow.resume()
+        again = await w.open("p1", start)
+        await w.settled()
+        # In a replay also what has been switched off since is held back.
+        still = [(n, d) for n, d in expected if n not in off]
+        assert [(n, d) for n, d, _ in again.frames if n in ("a", "b")] == still
+        assert [(n, d) for n, d, _ in slow.frames if n in ("a", "b")][-len(still) :] == still
+
+
+async def test_a_person_with_a_narrow_and_a_wide_stream_gets_nothing_twice() -> None:
+    async with world() as w:
+        wide = await w.open("p1")
+        narrow = await w.open("p1", types=frozenset({"a"}))
+        unnamed = await w.open("p1", named=False)
+        for number in range(10):
+            await w.publish("a" if number % 2 else "b", number)
+        await w.settled()
+        assert wide.data() == [str(n) for n in range(10)]
+        assert narrow.data() == [str(n) for n in range(1, 10, 2)]
+        assert unnamed.data() == wide.data()
+        assert {name for name, _, _ in unnamed.frames} == {"ready", ""}
+
+
+async def test_a_lost_log_is_told_as_a_gap_and_streams_go_on_in_the_new_epoch() -> None:
+    async with world() as w:
+        live = await w.open("p1")
+        behind = await w.open("p1")
+        await w.publish("news", 1)
+        await w.settled()
+        behind.pause_after = 1
+        await w.publish("news", 2)
+        await w.settled()
+        for log in ("all", log_of("p1", SHARDS)):
+            head = w.backplane._logs[log].head._replace(epoch="another1")
+            w.hub.deliver([Lost(log, head._replace(base=head.number))])
+        behind.resume()
+        async with asyncio.timeout(5):
+            while not all(s.live for s in w.hub.subscribers):
+                await asyncio.sleep(0.001)
+        for sink in (live, behind):
+            ready = [json.loads(data)["resume"] for name, data, _ in sink.frames if name == "ready"]
+            assert ready == ["new", "gap"]
+            assert sink.frames[-1][2].startswith("another1-")
+        assert w.hub.metrics.logs_lost == 2
+        # A client with a position of the old epoch is told so, too, and goes on from now.
+        w.hub.backplane._logs["all"].head._replace(epoch="another1")
+
+
+async def test_a_position_trimmed_away_is_a_gap_and_then_what_is_left() -> None:
+    async with world(keep_bytes=4096) as w:
+        first = await w.open("p1")
+        start = first.frames[0][2]
+        w.hub.end(next(iter(w.hub.subscribers)), CloseReason.LIFETIME)
+        for number in range(200):
+            await w.publish("news", [number, "x" * 100], "p1")
+        await w.settled()
+        # The node's own memory is larger than such a small log: as if it had been started since.
+        log = w.hub.shards[log_of("p1", SHARDS)].log
+        log.begin(w.backplane._logs[log.name].head, ())
+        again = await w.open("p1", start)
+        await w.settled()
+        assert json.loads(again.frames[0][1])["resume"] == "gap"
+        numbers = [json.loads(data)[0] for data in again.data()]
+        assert numbers == list(range(numbers[0], 200))
+        assert 0 < numbers[0] < 199
+
+
+async def test_who_makes_no_progress_is_cut_as_slow() -> None:
+    async with world(send_timeout_s=0.1) as w:
+        sink = await w.open("p1")
+        sink.pause_after = 1
+        await w.publish("news", 1)
+        async with asyncio.timeout(5):
+            while not sink.ended:
+                await asyncio.sleep(0.01)
+        name, data, place = sink.frames[-1]
+        assert (name, json.loads(data)["code"]) == ("exception", "slow")
+        await w.publish("news", 2)
+        again = await w.open("p1", place)
+        await w.settled()
+        assert again.data() == ["2"]
+
+
+async def test_the_wheel_pings_the_quiet_ends_the_old_and_buries_the_ended() -> None:
+    async with world() as w:
+        heartbeat = w.hub.heartbeat
+        quiet = await w.open("p1")
+        busy = await w.open("p2")
+        short = await w.open("p3", expires_at=1.0)
+        heartbeat.turn(w.hub)
+        assert json.loads(short.frames[-1][1])["code"] == "token_expired"
+        for _ in range(20):
+            heartbeat.turn(w.hub)
+        await w.publish("news", 1, "p2")
+        await w.settled()
+        for _ in range(12):
+            heartbeat.turn(w.hub)
+        assert short.aborted
+        assert [name for name, _, _ in quiet.frames] == ["ready", "ping"]
+        assert [name for name, _, _ in busy.frames] == ["ready", "news"]
+        for _ in range(30):
+            heartbeat.turn(w.hub)
+        assert [name for name, _, _ in busy.frames] == ["ready", "news", "ping"]
+
+
+async def test_a_shard_that_nobody_needs_is_left_and_can_be_followed_again() -> None:
+    async with world() as w:
+        sink = await w.open("p1")
+        await w.publish("news", 1, "p1")
+        await w.settled()
+        w.hub.left(next(iter(w.hub.subscribers)))
+        assert w.hub.shards
+        for _ in range(200):
+            w.hub.heartbeat.turn(w.hub)
+        assert not w.hub.shards
+        await w.publish("news", 2, "p1")
+        again = await w.open("p1", sink.frames[-1][2])
+        await w.settled()
+        assert again.data() == ["2"]
+
+
+async def test_since_begins_at_a_time() -> None:
+    async with world() as w:
+        await w.publish("news", 1)
+        sink = await w.open("p1", From(since_s=60))
+        await w.settled()
+        assert sink.data() == ["1"]
+        assert json.loads(sink.frames[0][1])["resume"] == "complete"
