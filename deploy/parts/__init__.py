@@ -1,7 +1,7 @@
-"""The real parts that nodes lean on, as processes of our own: `make stack`, the tests and the fault runs use them.
+"""The real parts around nodes, as processes of our own, for `make stack`, the tests and the fault runs.
 
-Each part has a port of loopback and a folder, and both stay the same when it is started again. Only the standard
-library. `part` has what all of them can do.
+Each part has a port of loopback and a folder, and both stay the same when it is started again. `part` has
+what all of them can do. Only the standard library.
 """
 
 from deploy.parts.kafka import Kafka

@@ -133,7 +133,7 @@ class Part(ABC):
         self.start()
 
     def wait(self, limit_s: float) -> int:
-        """Waits for its end; the exit status, negative for a signal. Raises PartFailed when it takes longer."""
+        """Waits for its end; the exit status, negative for a signal. Raises PartFailed if it runs on."""
         if self._process is None:
             raise PartFailed(f"{self.name} isn't running")
         try:

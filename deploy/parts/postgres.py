@@ -1,4 +1,4 @@
-"""PostgreSQL: a cluster of our own on loopback, behind a password, run by an unprivileged user, as it insists."""
+"""PostgreSQL: a cluster of our own on loopback, with a password, run by an unprivileged user (it insists)."""
 
 import os
 import pwd
@@ -20,7 +20,7 @@ _USER = "pushsse"
 class Postgres(Part):
     """One cluster with the database `pushsse`; `create_database` makes more.
 
-    Deliberate: as root the data are in a temporary directory, since the server's user may not be let into ours.
+    Deliberate: as root the data are in a temporary directory, since the server's user may not reach ours.
     It doesn't wait for the disk (-F): data survive a kill of the server, not of the machine.
     """
 

@@ -9,7 +9,7 @@ from deploy.parts.ports import answers
 
 
 class Redis(Part):
-    """One redis-server. `appendonly` keeps its data over a stop; with `appendfsync` "always" also over a kill."""
+    """One redis-server. `appendonly` keeps its data over a stop, `appendfsync="always"` also over a kill."""
 
     def __init__(
         self,
