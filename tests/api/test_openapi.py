@@ -1,0 +1,89 @@
+"""The interface's document against the routes, and against the shape of OpenAPI 3.1."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from starlette.routing import Route
+
+from pushsse.api.openapi import document, load
+from pushsse.node import Node
+from pushsse.routes import routes
+from pushsse.settings import load as load_settings
+
+METHODS = {"get", "post", "put", "delete", "patch"}
+
+
+def _references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for inner in node.values():
+            yield from _references(inner)
+    elif isinstance(node, list):
+        for inner in node:
+            yield from _references(inner)
+
+
+def _operations() -> Iterator[tuple[str, str, Any]]:
+    for path, calls in document()["paths"].items():
+        for method, operation in calls.items():
+            yield path, method, operation
+
+
+def test_every_route_is_in_the_document_and_nothing_else(tmp_path: Path) -> None:
+    settings = load_settings({"PUSHSSE_DATABASE_URL": f"sqlite://{tmp_path}/x.db"})
+    there = {
+        (route.path, method.lower())
+        for route in routes(Node(settings))
+        if isinstance(route, Route) and not re.search(r"\.(js|css)$", route.path)
+        for method in (route.methods or {"GET"}) - {"HEAD"}
+    }
+    assert {(path, method) for path, method, _ in _operations()} == there
+
+
+def test_document_has_the_shape_of_openapi() -> None:
+    found = json.loads(load().content)
+    assert found["openapi"].startswith("3.1.")
+    assert found["info"]["title"]
+    assert found["info"]["version"]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in found["components"]["schemas"])
+    names = []
+    for path, method, operation in _operations():
+        assert path.startswith("/")
+        assert method in METHODS
+        names.append(operation["operationId"])
+        assert operation["responses"]
+        for status, response in operation["responses"].items():
+            assert re.fullmatch(r"[1-5]\d\d", status)
+            assert response["description"]
+        for parameter in operation.get("parameters", []):
+            assert parameter["in"] in {"path", "query", "header", "cookie"}
+            assert parameter["schema"]
+        declared = {each["name"] for each in operation.get("parameters", []) if each["in"] == "path"}
+        assert declared == set(re.findall(r"{(\w+)}", path))
+    assert len(set(names)) == len(names)
+
+
+def test_every_reference_leads_somewhere() -> None:
+    found = document()
+    references = set(_references(found))
+    assert references
+    for reference in references:
+        place: Any = found
+        for step in reference.removeprefix("#/").split("/"):
+            place = place[step]
+        assert place["type"]
+
+
+def test_patterns_are_those_of_json_schema() -> None:
+    assert r"\\Z" not in load().content.decode()
+
+
+def test_refusals_are_problems() -> None:
+    for _, _, operation in _operations():
+        for status, response in operation["responses"].items():
+            if status.startswith("4"):
+                assert list(response["content"]) == ["application/problem+json"]

@@ -1,0 +1,108 @@
+"""pushsse as a process of its own: started as its users start it, and what it prints."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+LIMIT_S = 30.0
+PROGRAM = (sys.executable, "-m", "pushsse")
+QUICK = {"PUSHSSE_DRAIN_DELAY_S": "0", "PUSHSSE_DRAIN_WINDOW_S": "0.2"}
+
+
+def environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """The test's own, without any settings but these."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("PUSHSSE_")}
+    return plain | QUICK | dict(settings)
+
+
+def pushsse(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end."""
+    return subprocess.run(
+        [*PROGRAM, *arguments],
+        cwd=folder,
+        env=environment(settings),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+
+
+def until(found: Callable[[], object], what: str, *, limit_s: float = LIMIT_S) -> None:
+    """Looks again and again until it is so."""
+    end = time.monotonic() + limit_s
+    while not found():
+        assert time.monotonic() < end, f"no {what} within {limit_s} s"
+        time.sleep(0.02)
+
+
+@dataclass
+class Served:
+    """A `pushsse serve` that is ready."""
+
+    process: "subprocess.Popen[str]"
+    folder: Path
+    url: str
+
+    @property
+    def printed(self) -> str:
+        return (self.folder / "out.log").read_text()
+
+    @property
+    def logged(self) -> str:
+        return (self.folder / "err.log").read_text()
+
+    def run(self, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+        return pushsse(self.folder, *arguments, PUSHSSE_URL=self.url, **settings)
+
+
+@contextmanager
+def process(
+    folder: Path, *arguments: str, program: Sequence[str] = PROGRAM, **settings: str
+) -> "Iterator[subprocess.Popen[str]]":
+    """A command that goes on, its output in out.log and err.log; ended by SIGTERM."""
+    with (folder / "out.log").open("w") as out, (folder / "err.log").open("w") as err:
+        started = subprocess.Popen(
+            [*program, *arguments],
+            cwd=folder,
+            env=environment(settings),
+            stdout=out,
+            stderr=err,
+            text=True,
+        )
+        try:
+            yield started
+        finally:
+            if started.poll() is None:
+                started.send_signal(signal.SIGTERM)
+                try:
+                    started.wait(LIMIT_S)
+                except subprocess.TimeoutExpired:
+                    started.kill()
+                    started.wait()
+                    raise
+
+
+@contextmanager
+def served(
+    folder: Path, *arguments: str, program: Sequence[str] = PROGRAM, **settings: str
+) -> Iterator[Served]:
+    """`pushsse serve` on a free port, ready."""
+    with process(folder, "serve", "--port", "0", *arguments, program=program, **settings) as started:
+        log = folder / "out.log"
+
+        def is_ready() -> bool:
+            assert started.poll() is None, (folder / "err.log").read_text()
+            return "publish:" in log.read_text()
+
+        until(is_ready, "banner")
+        found = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
+        assert found is not None
+        yield Served(started, folder, found[0])

@@ -1,0 +1,184 @@
+"""The commands that are clients, against a service in a process of its own."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jwt
+import pytest
+
+from tests.cli.running import LIMIT_S, Served, environment, pushsse, served, until
+from tests.cli.test_serve import SECRET
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(tmp_path_factory.mktemp("node")) as running:
+        yield running
+
+
+@contextmanager
+def listening(node: Served, name: str, *arguments: str) -> "Iterator[tuple[subprocess.Popen[bytes], Path]]":
+    out = node.folder / name
+    with out.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pushsse", "listen", "--json", "--url", node.url, *arguments],
+            stdout=file,
+            cwd=node.folder,
+            env=environment({}),
+        )
+    try:
+        until(lambda: '"event":"ready"' in out.read_text(), "ready")
+        yield process, out
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _messages(out: Path) -> list[object]:
+    # Whole lines alone, and U+2028 doesn't end one.
+    heard = [json.loads(line) for line in out.read_text().split("\n")[:-1]]
+    return [each["data"]["message"] for each in heard if "message" in each["data"]]
+
+
+def test_published_events_are_listened_to_in_order(node: Served) -> None:
+    with listening(node, "ann", "--user", "ann", "--count", "4") as (process, out):
+        assert node.run("publish", "news", "one", "--to", "all", "--desc", "first").returncode == 0
+        assert node.run("publish", "news", '{"n": 2}', "--json", "--to", "ann,bo").returncode == 0
+        assert node.run("publish", "news", "for bo", "--to", "bo").returncode == 0
+        lines = node.folder / "events.ndjson"
+        lines.write_text('{"type":"a","to":"all","message":"\\u2028"}\n{"type":"b","to":"all","message":4}\n')
+        assert len(node.run("publish", "--file", str(lines)).stdout.split()) == 2
+        assert process.wait(LIMIT_S) == 0
+        assert _messages(out) == ["one", {"n": 2}, "\u2028", 4]
+
+
+def test_own_id_makes_a_repeat_harmless(node: Served) -> None:
+    with listening(node, "id", "--user", "ida") as (_, out):
+        for text in ("once", "twice"):
+            assert node.run("publish", "news", text, "--to", "ida", "--id", "same").stdout.strip() == "same"
+        node.run("publish", "news", "end", "--to", "ida")
+        until(lambda: "end" in _messages(out), "end")
+        assert _messages(out) == ["once", "end"]
+
+
+def test_what_is_refused_is_one_line_and_status_1(node: Served) -> None:
+    ended = node.run("publish", "bad type", "x", "--to", "all")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("pushsse: invalid: $.type")
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_refused_lines_of_a_file_are_named(node: Served) -> None:
+    lines = node.folder / "mixed.ndjson"
+    lines.write_text('{"type":"a","to":"all","message":1}\n\n{"type":1}\n')
+    ended = node.run("publish", "--file", str(lines))
+    assert ended.returncode == 1
+    assert len(ended.stdout.split()) == 1
+    assert ended.stderr.startswith("line 3: ")
+
+
+def test_service_that_is_away_is_one_line(tmp_path: Path) -> None:
+    ended = pushsse(tmp_path, "prefs", "--url", "http://127.0.0.1:1")
+    assert ended.returncode == 1
+    assert ended.stderr == "pushsse: http://127.0.0.1:1: [Errno 111] Connection refused\n"
+
+
+def test_switched_off_type_stays_away(node: Served) -> None:
+    node.run("publish", "sport", "x", "--to", "all")
+    until(lambda: "sport" in node.run("prefs", "--user", "cy").stdout, "type in the catalogue")
+    assert "off        sport" in node.run("prefs", "off", "sport", "--user", "cy").stdout
+    with listening(node, "cy", "--user", "cy") as (_, out):
+        node.run("publish", "sport", "unseen", "--to", "all")
+        assert "on         sport" in node.run("prefs", "on", "sport", "--user", "cy").stdout
+        node.run("publish", "sport", "seen", "--to", "all")
+        until(lambda: "seen" in _messages(out), "event")
+        assert _messages(out) == ["seen"]
+
+
+def test_listener_comes_back_and_misses_nothing(tmp_path: Path) -> None:
+    with (
+        served(tmp_path, PUSHSSE_STREAM_LIFETIME_S="1") as node,
+        listening(node, "dee", "--user", "dee", "--count", "8") as (process, out),
+    ):
+        for number in range(8):
+            node.run("publish", "news", str(number), "--to", "dee")
+        assert process.wait(LIMIT_S) == 0
+        assert _messages(out) == [str(number) for number in range(8)]
+        assert out.read_text().count('"event":"ready"') > 1
+
+
+def test_answer_is_printed(node: Served) -> None:
+    ended = node.run("ask", "How do I switch an event type off?", "--user", "ann")
+    assert ended.returncode == 0
+    assert "switch" in ended.stdout
+    assert "POST /v1/preferences" in ended.stdout
+
+
+def test_question_without_text_is_refused(node: Served) -> None:
+    ended = node.run("ask", " ")
+    assert ended.returncode == 1
+    assert "$.text" in ended.stderr
+
+
+def test_token_opens_what_its_scope_says(tmp_path: Path) -> None:
+    with served(tmp_path, PUSHSSE_JWT_SECRET=SECRET) as node:
+        made = node.run(
+            "token", "--user", "ops", "--scope", "publish", PUSHSSE_JWT_SECRET=SECRET
+        ).stdout.strip()
+        assert jwt.decode(made, SECRET, algorithms=["HS256"])["scope"] == "pushsse:publish"
+        assert node.run("publish", "news", "x", "--to", "all", PUSHSSE_TOKEN=made).returncode == 0
+        assert "scope_missing" in node.run("prefs", PUSHSSE_TOKEN=made).stderr
+        assert "token_missing" in node.run("listen").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "secret", "word"),
+    [
+        (["--user", "a b"], SECRET, "white space"),
+        (["--user", "ann", "--scope", "king"], SECRET, "king"),
+        (["--user", "ann", "--expires", "late"], SECRET, "late"),
+        (["--user", "ann"], "short", "32"),
+        (["--user", "ann"], "", "PUSHSSE_JWT_SECRET"),
+    ],
+)
+def test_token_that_would_not_work_is_not_made(
+    tmp_path: Path, arguments: list[str], secret: str, word: str
+) -> None:
+    ended = pushsse(tmp_path, "token", *arguments, PUSHSSE_JWT_SECRET=secret)
+    assert ended.returncode in (1, 2)
+    assert word in ended.stderr
+    assert not ended.stdout
+
+
+def test_migrate_says_what_it_applied(tmp_path: Path) -> None:
+    first, second = pushsse(tmp_path, "migrate"), pushsse(tmp_path, "migrate")
+    assert first.stdout.startswith("applied 0001_")
+    assert second.stdout == "nothing to do: the database is up to date\n"
+
+
+def test_doctor_is_content_with_the_embedded_parts(tmp_path: Path) -> None:
+    ended = pushsse(tmp_path, "doctor")
+    assert ended.returncode == 0
+    assert [line.split()[1] for line in ended.stdout.splitlines()] == [
+        "database", "redis", "kafka", "identity", "files",
+    ]  # fmt: skip
+
+
+def test_doctor_finds_what_is_away_and_hides_passwords(tmp_path: Path) -> None:
+    ended = pushsse(
+        tmp_path,
+        "doctor",
+        PUSHSSE_DATABASE_URL="postgres://pushsse:hidden@127.0.0.1:1/pushsse",
+        PUSHSSE_REDIS_URL="redis://:hidden@127.0.0.1:1",
+        PUSHSSE_KAFKA_BOOTSTRAP="127.0.0.1:1",
+        PUSHSSE_JWT_SECRET="short",
+    )
+    assert ended.returncode == 1
+    faults = [line.split()[1] for line in ended.stdout.splitlines() if line.startswith("fault")]
+    assert faults == ["database", "redis", "kafka", "identity"]
+    assert "hidden" not in ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr

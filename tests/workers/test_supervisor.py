@@ -1,0 +1,157 @@
+"""`pushsse serve --workers`: one port, one scrape, a worker that dies is replaced."""
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.backplane.redis_server import RedisServer
+from tests.cli.running import LIMIT_S, Served, process, pushsse, served, until
+
+SERVED = re.compile(r"Started server process \[(\d+)\]")
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server.url
+    server.close()
+
+
+@contextmanager
+def two_workers(folder: Path, redis_url: str) -> Iterator[Served]:
+    settings = {"PUSHSSE_REDIS_URL": redis_url, "PUSHSSE_REDIS_PREFIX": f"{folder.name}:"}
+    with served(folder, "--workers", "2", **settings) as running:
+        yield running
+
+
+def _scraped(node: Served) -> dict[str, float]:
+    text = httpx.get(f"{node.url}/metrics", trust_env=False).text
+    lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}
+
+
+def _publish(node: Served, times: int) -> None:
+    for number in range(times):
+        # A connection each, so that both workers get some.
+        event = {"type": "news", "to": "all", "message": number}
+        assert httpx.post(f"{node.url}/v1/events", json=event, trust_env=False).status_code == 202
+
+
+def _nodes(node: Served, wanted: int) -> set[str]:
+    """The names of the workers that answer streams on the one port."""
+    found: set[str] = set()
+
+    def more() -> bool:
+        with httpx.stream("GET", f"{node.url}/v1/stream", trust_env=False) as response:
+            data = next(line for line in response.iter_lines() if line.startswith("data: "))
+            found.add(str(json.loads(data[6:])["node"]))
+        return len(found) == wanted
+
+    until(more, "all workers")
+    return found
+
+
+def test_workers_share_the_port_and_hear_each_other(tmp_path: Path, redis_url: str) -> None:
+    with two_workers(tmp_path, redis_url) as node:
+        assert "workers: 2" in node.printed
+        assert len(_nodes(node, 2)) == 2
+        streams = [httpx.stream("GET", f"{node.url}/v1/stream?user=u{n}", trust_env=False) for n in range(8)]
+        opened = [stream.__enter__() for stream in streams]
+        try:
+            lines = [response.iter_lines() for response in opened]
+            for each in lines:
+                assert any("event: ready" in line for line in each)
+            assert _scraped(node)["pushsse_connections"] == len(opened)
+            _publish(node, 1)
+            for each in lines:
+                assert any(line == "event: news" for line in each)
+        finally:
+            for stream in streams:
+                stream.__exit__(None, None, None)
+
+
+def test_counters_of_a_dead_worker_are_kept(tmp_path: Path, redis_url: str) -> None:
+    with two_workers(tmp_path, redis_url) as node:
+        _publish(node, 20)
+        before = _scraped(node)
+        assert before["pushsse_workers"] == 2
+        assert before["pushsse_appended_total"] >= 20
+        os.kill(int(SERVED.findall(node.logged)[0]), signal.SIGKILL)
+        until(lambda: _scraped(node)["pushsse_worker_restarts_total"] == 1, "restart")
+        until(lambda: _scraped(node)["pushsse_workers"] == 2, "second worker")
+        after = _scraped(node)
+        assert all(after[name] >= value for name, value in before.items() if name.endswith("_total"))
+        assert len(_nodes(node, 2)) == 2
+
+
+def test_worker_that_does_not_answer_is_left_out_and_counted(tmp_path: Path, redis_url: str) -> None:
+    with two_workers(tmp_path, redis_url) as node:
+        _publish(node, 10)
+        before = _scraped(node)
+        stopped = int(SERVED.findall(node.logged)[0])
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            # The port's connections go to both: those of the stopped one wait in vain.
+            found: dict[str, float] = {}
+
+            def answered() -> bool:
+                try:
+                    found.update(_scraped(node))
+                except httpx.TimeoutException:
+                    return False
+                return found["pushsse_workers_unanswered"] == 1
+
+            until(answered, "scrape", limit_s=60)
+            assert found["pushsse_appended_total"] >= before["pushsse_appended_total"]
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+
+
+def test_sigterm_ends_all_of_them_cleanly(tmp_path: Path, redis_url: str) -> None:
+    with two_workers(tmp_path, redis_url) as node:
+        workers = [int(found) for found in SERVED.findall(node.logged)]
+        node.process.send_signal(signal.SIGTERM)
+        assert node.process.wait(LIMIT_S) == 0
+        assert "Traceback" not in node.logged
+        for worker in workers:
+            with pytest.raises(ProcessLookupError):
+                os.kill(worker, 0)
+
+
+def test_workers_do_not_outlive_their_supervisor(tmp_path: Path, redis_url: str) -> None:
+    with two_workers(tmp_path, redis_url) as node:
+        workers = [int(found) for found in SERVED.findall(node.logged)]
+        node.process.kill()
+        node.process.wait()
+
+        def gone() -> bool:
+            return not any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers)
+
+        until(gone, "end of the workers")
+
+
+def test_worker_that_cannot_start_ends_the_service(tmp_path: Path, redis_url: str) -> None:
+    settings = {"PUSHSSE_REDIS_URL": redis_url, "PUSHSSE_ANSWERER": "faq:nowhere.toml"}
+    ended = pushsse(tmp_path, "serve", "--port", "0", "--workers", "2", **settings)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    assert "nowhere.toml" in ended.stderr
+    assert "can't be started" in ended.stderr
+
+
+def test_port_of_another_service_is_not_shared(tmp_path: Path, redis_url: str) -> None:
+    with two_workers(tmp_path, redis_url) as node:
+        other = tmp_path / "other"
+        other.mkdir()
+        port = node.url.rpartition(":")[2]
+        with process(other, "serve", "--port", port, "--workers", "2", PUSHSSE_REDIS_URL=redis_url) as second:
+            assert second.wait(LIMIT_S) == 1
+        assert "Address already in use" in (other / "err.log").read_text()
