@@ -1,0 +1,67 @@
+"""nginx with the file that is deployed, before two tiny upstreams."""
+
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from deploy.parts import Nginx, PartMissing
+from tests.deployed.upstream import Upstream
+from tests.parts import missing
+
+LIMIT_S = 10.0
+
+
+@dataclass
+class Front:
+    """nginx and what is behind it; `http` and `tls` are clients, `tls` speaks HTTP/2."""
+
+    nginx: Nginx
+    first: Upstream
+    second: Upstream
+    http: httpx.AsyncClient
+    tls: httpx.AsyncClient
+
+    @property
+    def requests(self) -> int:
+        """How many reached any of the two."""
+        return len(self.first.requests) + len(self.second.requests)
+
+
+def trusting(authority: Path) -> ssl.SSLContext:
+    """What a client needs to believe nginx."""
+    return ssl.create_default_context(cafile=str(authority))
+
+
+def run_nginx(nginx: Nginx) -> Iterator[Nginx]:
+    """Runs it; a machine without nginx is told of."""
+    try:
+        nginx.start()
+    except PartMissing as error:
+        missing(error)
+    try:
+        yield nginx
+    finally:
+        nginx.remove()
+
+
+@pytest.fixture
+async def front(anyio_backend: str, tmp_path: Path) -> AsyncIterator[Front]:
+    """A fresh nginx: which upstream counts as down is remembered by nobody."""
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(Upstream().serving())
+        second = await stack.enter_async_context(Upstream().serving())
+        servers = [f"127.0.0.1:{upstream.port}" for upstream in (first, second)]
+        for nginx in run_nginx(Nginx(tmp_path / "nginx", servers)):
+            http = httpx.AsyncClient(base_url=nginx.url, timeout=LIMIT_S, trust_env=False)
+            trust = trusting(nginx.certificate.authority)
+            tls = httpx.AsyncClient(
+                base_url=nginx.tls_url, timeout=LIMIT_S, trust_env=False, verify=trust, http2=True
+            )
+            await stack.enter_async_context(http)
+            await stack.enter_async_context(tls)
+            yield Front(nginx, first, second, http, tls)
