@@ -1,7 +1,7 @@
 """The only wiring: parts, routes, lifespan, supervised services.
 
-`create_app` makes the ASGI application of one node out of Settings. Whatever runs for ever is a service in one
-task group; one that dies takes the process down, loudly.
+`create_app` makes the ASGI application of one node out of Settings. Whatever runs for ever is a service in
+one task group; one that dies takes the process down, loudly.
 """
 
 import asyncio

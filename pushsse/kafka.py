@@ -1,7 +1,7 @@
 """How Kafka is reached: consumers and producers are made here, with the settings they need, and stopped.
 
-Called by the intake and by the answerer that goes through Kafka. Deliberate: `auto_offset_reset="none"`, since
-aiokafka would go to another offset without a word, and a topic made anew would be missed; the intake does it.
+Called by the intake and by the answerer that goes through Kafka. Deliberate: `auto_offset_reset="none"`,
+since aiokafka would go to another offset without a word, and a topic made anew be missed; the intake does it.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Counters of the path as plain integers, and their exposition for Prometheus.
 
-Counted by every hop, scraped by `api/health`. Deliberate: no library object on the hot path; prometheus_client
-sees the numbers only when somebody asks.
+Counted by every hop, scraped by `api/health`. Deliberate: no library object on the hot path, where
+prometheus_client sees the numbers only when somebody asks.
 """
 
 from collections import Counter

@@ -12,13 +12,13 @@ from pushsse.backplane.memory import MemoryBackplane
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.hub.streams import StreamLimits
 from pushsse.intake.base import Dispatch, Intake
-from pushsse.kafka import Connection, connection
 from pushsse.intake.deadletter import DeadLetters
 from pushsse.intake.decode import PushsseFormat, Record, Refused
 from pushsse.intake.embedded import EmbeddedIntake
 from pushsse.intake.kafka import KafkaIntake
 from pushsse.intake.produce import KafkaProducerIntake
 from pushsse.intake.producer import Outgoing, Producer
+from pushsse.kafka import Connection, connection
 from pushsse.metrics import Metrics
 from pushsse.questions.answerers import faq
 from pushsse.questions.answerers.base import Answerer

@@ -119,9 +119,9 @@ def refuse_strangers(request: HTTPConnection) -> None:
     origin = headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != headers.get("host"):
         raise HttpProblem(403, "development_only", "development identity, and the Origin is another one")
-    if request.client is not None and request.client.host not in ("127.0.0.1", "::1", ""):
-        if not request.client.host.startswith("127."):
-            raise HttpProblem(403, "development_only", "development identity, and the client is elsewhere")
+    client = request.client.host if request.client is not None else ""
+    if client not in ("", "::1") and not client.startswith("127."):
+        raise HttpProblem(403, "development_only", "development identity, and the client is elsewhere")
 
 
 def _host(value: str) -> str:

@@ -1,6 +1,6 @@
 """Errors as `application/problem+json` (RFC 9457), and the bodies of requests read within their bounds.
 
-Endpoints raise; `app` registers the handlers below, which are the only place where an error becomes a response.
+Endpoints raise; `app` registers the handlers below, the only place where an error becomes a response.
 """
 
 from collections.abc import Mapping
@@ -61,7 +61,9 @@ def problem_response(
 
 async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
     """The body of a request. Raises HttpProblem 413 as soon as it is over `limit` bytes."""
-    too_large = HttpProblem(413, "body_too_large", f"the body has more than {limit} bytes")
+    # Closed, since the rest of the body is still on its way, and may never end.
+    close = {"connection": "close"}
+    too_large = HttpProblem(413, "body_too_large", f"the body has more than {limit} bytes", close)
     announced = request.headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > limit:
         raise too_large

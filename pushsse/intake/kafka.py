@@ -14,7 +14,6 @@ from pushsse.backoff import Backoff
 from pushsse.errors import SettingsError
 from pushsse.intake.assignment import Assignment
 from pushsse.intake.base import Dispatch, Fences
-from pushsse.kafka import Connection, cancellation_is_ours, stop
 from pushsse.intake.consumption import Consumption
 from pushsse.intake.deadletter import DeadLetters
 from pushsse.intake.decode import Decode
@@ -23,6 +22,7 @@ from pushsse.intake.outage import Outage
 from pushsse.intake.partition import Preparation
 from pushsse.intake.producer import Producer
 from pushsse.intake.watch import Watch
+from pushsse.kafka import Connection, cancellation_is_ours, stop
 from pushsse.metrics import Metrics
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaTimeoutError
 
 from pushsse.intake.base import Fences
-from pushsse.kafka import Connection, stop
 from pushsse.intake.decode import Record
+from pushsse.kafka import Connection, stop
 from pushsse.settings import seconds
 
 log = logging.getLogger(__name__)
