@@ -59,7 +59,7 @@ $(STAMP): pyproject.toml requirements.lock
 	else set -ex; \
 	  $(PYTHON3) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "pushsse needs Python 3.11 to 3.13")'; \
 	  [ -x $(PYTHON) ] || $(PYTHON3) -m venv $(VENV); \
-	  $(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m ensurepip -q; \
+	  $(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m ensurepip >/dev/null; \
 	  $(PYTHON) -m pip install -q --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock; \
 	  $(PYTHON) -m pip install -q --disable-pip-version-check --no-deps -e .; \
 	fi

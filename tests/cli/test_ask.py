@@ -1,0 +1,34 @@
+"""How a growing answer is printed."""
+
+import pytest
+
+from pushsse.cli.ask import Printed
+
+
+def test_growing_answer_is_printed_piece_by_piece(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = Printed()
+    printed.grow(0, "Hello")
+    printed.grow(5, ", Ann")
+    assert capsys.readouterr().out == "Hello, Ann"
+
+
+def test_characters_beyond_the_basic_plane_count_as_two(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = Printed()
+    printed.grow(0, "😀")
+    printed.grow(2, "!")
+    assert capsys.readouterr().out == "😀!"
+
+
+def test_answer_that_is_taken_back_begins_on_a_new_line(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = Printed()
+    printed.grow(0, "No, yes")
+    printed.grow(0, "Yes")
+    assert capsys.readouterr().out == "No, yes\nYes"
+
+
+def test_answer_ends_with_links_and_suggestions(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = Printed()
+    printed.grow(0, "Ye")
+    link = {"title": "More", "url": "/more"}
+    printed.end({"text": "Yes", "links": [link], "suggestions": ["And no?"]})
+    assert capsys.readouterr().out == "Yes\n  More: /more\n  - And no?\n"
