@@ -12,6 +12,11 @@ local function id(number)
   return string.format('%.0f-0', number)
 end
 
+-- A fresh word with the log's name, so that no place in one log can be taken for a place in another.
+local function epoch_of(log, fresh)
+  return fresh .. log
+end
+
 local function load(log, fresh)
   local found = redis.call('HMGET', K .. 'meta:' .. log, unpack(FIELDS))
   local meta = {log = log, stream = K .. 'log:' .. log, changes = K .. 'changes:' .. log}
@@ -21,7 +26,7 @@ local function load(log, fresh)
   meta.epoch = found[1]
   if not meta.epoch then
     meta.new = true
-    meta.epoch = fresh
+    meta.epoch = epoch_of(log, fresh)
     meta.first = 1
   elseif redis.call('EXISTS', meta.stream) == 0 then
     -- A quiet log's stream goes away as a whole.

@@ -59,7 +59,7 @@ local function add(meta, number, order, draft)
   if type(added) == 'table' and added.err then
     if not string.find(added.err, 'equal or smaller', 1, true) then error(added.err) end
     -- The stream is further than its meta says: what it holds is of another life.
-    meta.epoch = FRESH
+    meta.epoch = epoch_of(meta.log, FRESH)
     meta.base = meta.number
     clear(meta)
     redis.call('XADD', meta.stream, id(number), 'o', order, 't', meta.at, 'b', ARGV[draft[1]])
@@ -142,7 +142,7 @@ for _, call in ipairs(cmsgpack.unpack(ARGV[6])) do
     local meta = load(log, FRESH)
     local renewed = call[2] == meta.epoch and meta.number < call[3]
     if renewed then
-      meta.epoch = FRESH
+      meta.epoch = epoch_of(log, FRESH)
       meta.base = meta.number
     end
     local found = sift(log, sources, call[6])
