@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
 import httpx
@@ -11,13 +11,13 @@ import pytest
 
 from deploy.parts.nginx import CONFIGURATION, Nginx
 from tests.deployed.conftest import Front, run_nginx
-from tests.deployed.upstream import Request, hang_up, whole
+from tests.deployed.upstream import Request, Upstream, hang_up, whole
 
 pytestmark = pytest.mark.anyio
 KIB = 1024
 
 
-async def events(response: httpx.Response) -> AsyncIterator[str]:
+async def events(response: httpx.Response) -> AsyncGenerator[str, None]:
     """The pieces of a stream, as they come."""
     async for piece in response.aiter_text():
         yield piece
@@ -97,6 +97,27 @@ async def test_a_stream_is_offered_to_the_other_node(front: Front) -> None:
     for _ in range(3):
         response = await front.http.get("/v1/stream")
         assert response.text == "data: 1\n\ndata: 2\n\n"
+
+
+async def test_a_node_that_is_back_takes_all_streams_at_once(front: Front) -> None:
+    """As when nodes are restarted one after the other: the second leaves soon after the first is back."""
+    first, second = Upstream(), Upstream()
+    first.answer, second.answer = first.stream, second.stream
+    async with AsyncExitStack() as nodes:
+        async with first.serving(), second.serving():
+            servers = [f"127.0.0.1:{upstream.port}" for upstream in (first, second)]
+        for nginx in run_nginx(Nginx(front.nginx.folder.parent / "rolling", servers)):
+            http = await nodes.enter_async_context(httpx.AsyncClient(base_url=nginx.url, trust_env=False))
+            async with second.serving():
+                for _ in range(4):
+                    async with http.stream("GET", "/v1/stream") as response:
+                        assert await anext(events(response)) == "data: 1\n\n"
+            async with first.serving():
+                responses = [
+                    await nodes.enter_async_context(http.stream("GET", "/v1/stream")) for _ in range(20)
+                ]
+                for response in responses:
+                    assert await anext(events(response)) == "data: 1\n\n"
 
 
 @pytest.mark.parametrize("status", [400, 401, 403])

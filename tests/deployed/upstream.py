@@ -49,12 +49,14 @@ class Upstream:
     port: int = 0
     requests: list[Request] = field(default_factory=list)
     release: asyncio.Event = field(default_factory=asyncio.Event)
+    _open: set[asyncio.StreamWriter] = field(default_factory=set)
 
     async def stream(self, _: Request, writer: asyncio.StreamWriter) -> None:
         """One event at once, another after `release`."""
         writer.write(STREAM + chunk(b"data: 1\n\n"))
         await writer.drain()
-        await self.release.wait()
+        while not self.release.is_set() and not writer.is_closing():
+            await asyncio.sleep(0.01)
         writer.write(chunk(b"data: 2\n\n") + chunk(b""))
         await writer.drain()
 
@@ -66,10 +68,14 @@ class Upstream:
         try:
             yield self
         finally:
-            self.release.set()
             server.close()
+            for writer in self._open:
+                writer.transport.abort()
+            while self._open:
+                await asyncio.sleep(0.01)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
         try:
             while not writer.is_closing():
                 request = await _request(reader)
@@ -79,6 +85,7 @@ class Upstream:
             pass
         finally:
             writer.close()
+            self._open.discard(writer)
 
 
 async def _request(reader: asyncio.StreamReader) -> Request:

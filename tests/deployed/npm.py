@@ -1,0 +1,77 @@
+"""The npm package `eventsource`, installed once into the folder of downloaded parts."""
+
+import asyncio
+import json
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deploy.parts import PartMissing
+from deploy.parts.java import parts_folder
+
+VERSION = "3.0.7"
+_LIMIT_S = 120
+
+
+def eventsource() -> Path:
+    """The folder where Node.js finds it. Raises PartMissing."""
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        raise PartMissing("Node.js with npm isn't installed")
+    folder = parts_folder() / f"eventsource-{VERSION}"
+    if not (folder / "node_modules" / "eventsource").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [
+            "npm",
+            "install",
+            "--no-audit",
+            "--no-fund",
+            "--prefix",
+            str(folder),
+            f"eventsource@{VERSION}",
+        ]
+        try:
+            done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            raise PartMissing(f"npm didn't install eventsource within {_LIMIT_S} s") from None
+        if done.returncode:
+            raise PartMissing(f"npm can't install eventsource: {done.stderr[-500:].strip()}")
+    return folder
+
+
+@dataclass
+class Page:
+    """What the client printed: names and data."""
+
+    told: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def count(self, name: str) -> int:
+        """How many events of a name came."""
+        return sum(1 for each, _ in self.told if each == name)
+
+
+@asynccontextmanager
+async def page(folder: Path, url: str, token: str) -> AsyncIterator[Page]:
+    """The client in a Node.js of its own, while the context lasts."""
+    script = Path(__file__).with_name("eventsource.mjs")
+    process = await asyncio.create_subprocess_exec(
+        "node", str(script), str(folder), url, token, stdout=asyncio.subprocess.PIPE
+    )
+    found = Page()
+
+    async def read() -> None:
+        assert process.stdout is not None
+        async for line in process.stdout:
+            told = json.loads(line)
+            found.told.append((told["name"], told["data"]))
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(read())
+        try:
+            yield found
+        finally:
+            process.kill()
+            await process.wait()
