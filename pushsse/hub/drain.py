@@ -6,17 +6,21 @@ a clean end of the body; who doesn't read can't hold it up.
 
 import asyncio
 import random
+from collections.abc import Sequence
 
 from pushsse.errors import CloseReason
 from pushsse.hub.hub import Hub
+from pushsse.stream.subscriber import Subscriber
 
 STEP_S = 0.05
+FLUSH_S = 1.0
 
 
 async def drain(hub: Hub, *, window_s: float) -> None:
     """Ends all streams within `window_s` seconds."""
     loop = asyncio.get_running_loop()
     leaving = list(hub.subscribers)
+    ended = tuple(leaving)
     random.shuffle(leaving)
     began, whole = loop.time(), len(leaving)
     while leaving:
@@ -26,6 +30,18 @@ async def drain(hub: Hub, *, window_s: float) -> None:
             hub.end(leaving.pop(), CloseReason.SHUTDOWN)
         if leaving:
             await asyncio.sleep(STEP_S)
-    # Those that came in the meantime.
-    for subscriber in list(hub.subscribers):
+    late = list(hub.subscribers)
+    for subscriber in late:
         hub.end(subscriber, CloseReason.SHUTDOWN)
+    await _flush([*ended, *late])
+
+
+async def _flush(ended: Sequence[Subscriber]) -> None:
+    """Lets last words leave; whoever hasn't read them after a second is dropped."""
+    waiting = [subscriber for subscriber in ended if not subscriber.over]
+    deadline = asyncio.get_running_loop().time() + FLUSH_S
+    while waiting and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(STEP_S)
+        waiting = [subscriber for subscriber in waiting if not subscriber.over]
+    for subscriber in waiting:
+        subscriber.sink.abort()

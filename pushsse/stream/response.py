@@ -38,7 +38,12 @@ class StreamResponse:
             # The client has gone, or has sent a request behind this one: an empty stream, it comes back.
             await send({"type": "http.response.body", "body": b""})
             return
-        stream.subscriber = self._begin(stream)
+        try:
+            stream.subscriber = self._begin(stream)
+        except BaseException:
+            # Nobody else knows of the connection by now.
+            stream.abort()
+            raise
 
     async def _portable(self, scope: Scope, receive: Receive, send: Send) -> None:
         sink = QueueSink(backlog_bytes=self._backlog_bytes)

@@ -70,12 +70,12 @@ class Subscriber:
 
     `gap`: it is owed a `ready` with `gap`. `plain`: it takes whatever its shard gets, since no type is off,
     none was selected, and names are on.
-    `wrote` and `ends_at` are ticks of the node's heartbeat.
+    `over`: its connection is gone. `wrote` and `ends_at` are ticks of the node's heartbeat.
     """
 
     __slots__ = (
-        "attendant", "ends_at", "ends_for", "gap", "held", "id", "live", "named", "person", "plain",
-        "position", "reason", "room", "sink", "types", "wake", "wrote",
+        "attendant", "ends_at", "ends_for", "gap", "held", "id", "live", "named", "over", "person",
+        "plain", "position", "reason", "room", "sink", "types", "wake", "wrote",
     )  # fmt: skip
 
     def __init__(
@@ -100,6 +100,7 @@ class Subscriber:
         self.types = types
         self.gap = False
         self.live = False
+        self.over = False
         self.room = True
         self.plain = False
         self.wrote = 0
@@ -131,6 +132,7 @@ class Subscriber:
 
     def gone(self) -> None:
         """From the sink: nobody is there any more."""
+        self.over = True
         self.reason = self.reason or CloseReason.DISCONNECTED
         self.attendant.left(self)
         if self.wake is not None:

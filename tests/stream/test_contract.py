@@ -214,9 +214,10 @@ async def test_a_slow_reader_is_cut_told_so_and_resumes(http: Http, tmp_path: Pa
         async with node.stream("bo") as bo:
             await bo.ready()
             await eventually(lambda: len(node.node.hub.subscribers) == 2)
+            reading = asyncio.create_task(bo.messages(400))
             for number in range(400):
                 await node.publish("news", [number, "x" * 4000])
-            assert [m[0] for m in await bo.messages(400)] == list(range(400))
+            assert [m[0] for m in await reading] == list(range(400))
             await eventually(lambda: node.node.metrics.endings["slow"] == 1)
             assert len(node.node.hub.subscribers) == 1
         raw = await asyncio.to_thread(_everything, slow)
@@ -269,6 +270,20 @@ async def test_a_drain_ends_streams_with_shutdown_and_a_clean_end(node: Running)
         assert json.loads(events[-1].data)["code"] == "shutdown"
         assert json.loads(events[-1].data)["retry"] is True
         assert stream.ended
+
+
+async def test_a_client_that_does_not_read_cannot_hold_the_end_up(http: Http, tmp_path: Path) -> None:
+    deaf = socket.socket()
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    async with serving(tmp_path, http=http, send_timeout_s=60) as node:
+        deaf.connect(("127.0.0.1", int(node.url.rsplit(":", 1)[1])))
+        deaf.sendall(b"GET /v1/stream?user=ann HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await eventually(lambda: node.node.hub.subscribers)
+        for number in range(100):
+            await node.publish("news", [number, "x" * 20_000])
+        began = asyncio.get_running_loop().time()
+    assert asyncio.get_running_loop().time() - began < 8
+    deaf.close()
 
 
 async def test_a_stream_ends_with_its_token(http: Http, tmp_path: Path) -> None:
