@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pushsse import wiring
 from pushsse.database import Database
 from pushsse.dispatcher import Dispatcher
+from pushsse.hub.delivery import Delivery
 from pushsse.hub.feed import Feed
 from pushsse.hub.heartbeat import Heartbeat
 from pushsse.hub.hub import Hub
@@ -60,7 +61,7 @@ class Node:
             behind=lambda subscriber: self.streams.serve(subscriber),
             lost=lambda people: self.streams.refresh(people),
         )
-        self.feed = Feed(self.backplane, self.hub)
+        self.feed = Feed(self.backplane, Delivery(self.hub))
         self.replay = Replay(self.hub, self.backplane)
         self.streams = Streams(
             self.hub, self.replay, limits=wiring.limits(settings), switches=self.reading.switches

@@ -27,6 +27,7 @@ class Running:
     node: Node
     http: httpx.AsyncClient
     stop: Any
+    connections: set[Any]
 
     async def publish(self, type_: str, message: object, to: object = "all", **more: object) -> str:
         users = to if to == "all" else {"users": [to] if isinstance(to, str) else to}
@@ -130,7 +131,7 @@ async def serving(folder: Path, *, http: Http | None = None, **options: object) 
             await asyncio.sleep(0.01)
         url = f"http://127.0.0.1:{port}"
         async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S, trust_env=False) as client:
-            yield Running(url, server.node, client, server.leave)
+            yield Running(url, server.node, client, server.leave, server.server_state.connections)
     finally:
         server.leave()
         await asyncio.wait_for(task, 20)

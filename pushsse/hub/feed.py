@@ -1,4 +1,4 @@
-"""The node's one in-process queue, between what the backplane lets it hear and the hub.
+"""The node's one in-process queue, between what the backplane lets it hear and its delivery.
 
 A service. Idle, it delivers at once; under load it waits a moment after each delivery, so that what arrives
 meanwhile leaves in one write per stream. Full, it stops reading: the log keeps what isn't read.
@@ -8,7 +8,7 @@ import asyncio
 from contextlib import aclosing
 
 from pushsse.backplane.base import Backplane, Hearing
-from pushsse.hub.hub import Hub
+from pushsse.hub.delivery import Delivery
 
 GATHER_S = 0.0015
 QUEUE_LENGTH = 10_000
@@ -17,9 +17,9 @@ QUEUE_LENGTH = 10_000
 class Feed:
     """Listens, and hands on in order."""
 
-    def __init__(self, backplane: Backplane, hub: Hub) -> None:
+    def __init__(self, backplane: Backplane, delivery: Delivery) -> None:
         self._backplane = backplane
-        self._hub = hub
+        self._delivery = delivery
         self._queue: asyncio.Queue[Hearing] = asyncio.Queue(QUEUE_LENGTH)
 
     @property
@@ -47,7 +47,7 @@ class Feed:
                 await asyncio.sleep(wait_s)
             while not self._queue.empty():
                 batch.append(self._queue.get_nowait())
-            self._hub.deliver(batch)
+            self._delivery.deliver(batch)
             # The sockets are written to when the loop turns: the rest begins after that.
             await asyncio.sleep(0)
             rested_at = loop.time() + GATHER_S

@@ -1,37 +1,30 @@
-"""The node's table of open streams: shard and person to subscribers. What the node hears is delivered here.
+"""The node's table of open streams: shard and person to subscribers, and what may happen to one.
 
-Called by the feed with what the backplane let the node hear; writes to live subscribers. Those who fall
-behind it gives to `catch_up`. `deliver` is synchronous, so nothing can come between a place and its filter.
+Asked and told by delivery, resume, streams and heartbeat. Those who fall behind are given to `behind`; whose
+log was lost, to `lost`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from pushsse.backplane.base import (
     BROADCAST,
     Backplane,
-    Entry,
-    Followed,
-    Heard,
-    HeardLive,
-    Hearing,
-    Lost,
     log_of,
 )
 from pushsse.errors import CloseReason
 from pushsse.event import Publication
-from pushsse.hub.batch import Batch, Item, together
 from pushsse.hub.followed import FollowedLog
 from pushsse.hub.heartbeat import Heartbeat
 from pushsse.metrics import Metrics
-from pushsse.position import Mark, Position
+from pushsse.position import Position
 from pushsse.stream.frame import Chunk, chunk, ending, ping
 from pushsse.stream.subscriber import Person, Subscriber
 
 IDLE_S = 60.0
 TAIL_BYTES = 512 * 1024
 BROADCAST_TAIL_BYTES = 8 * 1024 * 1024
-Tap = Callable[[Publication, Position], None]
+Tap = Callable[[Publication], None]
 
 
 class Shard:
@@ -68,7 +61,7 @@ class Hub:
         self._taps: dict[str, list[Tap]] = {}
         self._shard_count = shards
         self._behind = behind
-        self._lost = lost
+        self.lost = lost
 
     # Who is here
 
@@ -159,6 +152,11 @@ class Hub:
         reason = subscriber.reason or CloseReason.DISCONNECTED
         self.metrics.endings[reason.code] += 1
 
+    def tapped(self, publication: Publication) -> None:
+        """Shows a publication of some subject to those who asked for it."""
+        for tap in tuple(self._taps.get(publication.subject, ())):
+            tap(publication)
+
     @contextmanager
     def tap(self, subject: str, tap: Tap) -> Iterator[None]:
         """Lets a function see every publication of one subject (a question) while the context lasts."""
@@ -178,130 +176,6 @@ class Hub:
             if not shard.people and shard.idle_since < before:
                 self.backplane.unfollow(name)
                 del self.shards[name]
-
-    # What is heard
-
-    def deliver(self, hearings: Iterable[Hearing]) -> None:
-        """Takes what the backplane let the node hear, in order, and writes it to the live subscribers."""
-        batch = Batch(self.broadcast.mark)
-        for hearing in hearings:
-            if isinstance(hearing, Heard):
-                for entry in hearing.entries:
-                    self._hear(entry, batch)
-            elif isinstance(hearing, HeardLive):
-                if (shard := self.shards.get(hearing.log)) is not None:
-                    self._keep(batch, shard, hearing.publication, shard.log.mark)
-            else:
-                self._write(batch)
-                self._begin(hearing)
-                batch = Batch(self.broadcast.mark)
-        self._write(batch)
-
-    def _hear(self, entry: Entry, batch: Batch) -> None:
-        if entry.log == BROADCAST:
-            self.broadcast.append(entry)
-            batch.add_broadcast(entry.publication, self.broadcast.mark)
-        elif (shard := self.shards.get(entry.log)) is not None:
-            before = shard.log.mark
-            shard.log.append(entry)
-            self._keep(batch, shard, entry.publication, before)
-
-    def _keep(self, batch: Batch, shard: Shard, publication: Publication, before: Mark) -> None:
-        batch.add(shard.log.name, publication, shard.log.mark, before=before)
-        if publication.subject:
-            place = Position(self.broadcast.mark, shard.log.mark)
-            for tap in tuple(self._taps.get(publication.subject, ())):
-                tap(publication, place)
-
-    def _begin(self, hearing: Followed | Lost) -> None:
-        """A log is followed from a place on, or was lost and goes on in another epoch."""
-        shard = self.shards.get(hearing.log)
-        if shard is None and hearing.log != BROADCAST:
-            return
-        log = shard.log if shard is not None else self.broadcast
-        if isinstance(hearing, Followed):
-            log.begin(hearing.head, hearing.tail)
-            return
-        self.metrics.logs_lost += 1
-        log.begin(hearing.head._replace(number=hearing.head.base), ())
-        for concerned in (shard,) if shard is not None else tuple(self.shards.values()):
-            self._owe_gap(concerned, at=log)
-        if shard is not None:
-            # Changes of switches may have been among what was lost.
-            self._lost(tuple(shard.people.values()))
-
-    def _owe_gap(self, shard: Shard, *, at: FollowedLog) -> None:
-        """Everybody of a shard goes on from where a lost log begins anew, and is told so."""
-        for person in tuple(shard.people.values()):
-            for subscriber in tuple(person.subscribers):
-                subscriber.gap = True
-                if subscriber.live:
-                    self.fell_behind(subscriber)
-                elif subscriber.position is not None:
-                    part = "broadcast" if at is self.broadcast else "shard"
-                    subscriber.position = subscriber.position._replace(**{part: at.mark})
-
-    # What is written
-
-    def _write(self, batch: Batch) -> None:
-        for name in self.shards if batch.broadcasts else batch.personal:
-            shard = self.shards[name]
-            # Nobody's shard costs nothing.
-            if shard.people:
-                self._write_shard(shard, batch)
-
-    def _write_shard(self, shard: Shard, batch: Batch) -> None:
-        items = batch.items(shard.log.name, shard.log.mark)
-        touched = self._touched(shard, items)
-        if batch.broadcasts and shard.live:
-            self._write_broadcasts(shard, [item for item in items if item.publication.users is None], touched)
-        for person, own in touched.items():
-            wanted = [item for item in items if item.publication.users is None or item in own]
-            live = [subscriber for subscriber in person.subscribers if subscriber.live]
-            self._write_items(person, live, wanted)
-
-    def _touched(self, shard: Shard, items: Sequence[Item]) -> dict[Person, set[Item]]:
-        """The people here for whom there is something of their own."""
-        found: dict[Person, set[Item]] = {}
-        for item in items:
-            for user in item.publication.users or ():
-                if (person := shard.people.get(user)) is not None:
-                    found.setdefault(person, set()).add(item)
-        return found
-
-    def _write_broadcasts(
-        self, shard: Shard, items: Sequence[Item], touched: Mapping[Person, set[Item]]
-    ) -> None:
-        """To everybody but those who get something of their own with it."""
-        everything = together(items)
-        now = self.heartbeat.now
-        written = 0
-        for subscriber in tuple(shard.live):
-            if touched and subscriber.person in touched:
-                continue
-            if subscriber.plain:
-                subscriber.wrote = now
-                subscriber.sink.write(everything)
-                written += 1
-            else:
-                self._write_items(subscriber.person, (subscriber,), items)
-        self.metrics.deliveries += written * len(items)
-
-    def _write_items(self, person: Person, subscribers: Sequence[Subscriber], items: Sequence[Item]) -> None:
-        frames: list[list[bytes]] = [[] for _ in subscribers]
-        for item in items:
-            publication = item.publication
-            if publication.switchable and publication.name in person.off:
-                self.metrics.suppressed += 1
-                continue
-            if publication.change is not None:
-                person.learn(publication.change.version, frozenset(publication.change.after))
-            for subscriber, chosen in zip(subscribers, frames, strict=True):
-                if subscriber.wants(publication.name, publication.switchable):
-                    chosen.append(item.frame(named=subscriber.named))
-        for subscriber, chosen in zip(subscribers, frames, strict=True):
-            if chosen:
-                self.write(subscriber, b"".join(chosen), events=len(chosen))
 
     def write(self, subscriber: Subscriber, raw: bytes, *, events: int) -> None:
         """Writes frames to one subscriber."""

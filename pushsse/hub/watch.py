@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from pushsse.errors import BackplaneUnavailable
 from pushsse.event import Publication
 from pushsse.hub.hub import Hub
-from pushsse.position import Position
 
 PATIENCE_S = 5.0
 MOST_WAITING = 10_000
@@ -24,7 +23,7 @@ class Watch:
         """Everything from now on, in order. Raises BackplaneUnavailable."""
         heard: asyncio.Queue[Publication] = asyncio.Queue(MOST_WAITING)
 
-        def tap(publication: Publication, _: Position) -> None:
+        def tap(publication: Publication) -> None:
             # Full only for a reader that is cut by its send timeout anyway.
             if not heard.full():
                 heard.put_nowait(publication)

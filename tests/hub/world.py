@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pushsse.backplane.base import Call, Draft, log_of
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.event import Change, encode
+from pushsse.hub.delivery import Delivery
 from pushsse.hub.feed import Feed
 from pushsse.hub.heartbeat import Heartbeat
 from pushsse.hub.hub import Hub
@@ -75,6 +76,7 @@ class World:
 
     backplane: MemoryBackplane
     hub: Hub
+    delivery: Delivery
     streams: Streams
     resumer: Resumer
     feed: Feed
@@ -150,11 +152,12 @@ async def world(*, send_timeout_s: float = 5.0, keep_bytes: int = 4 * 1024**2) -
     limits = StreamLimits("here", 15, 600, send_timeout_s, 0)
     streams = Streams(hub, Replay(hub, backplane), limits=limits, switches=switches)
     resumer = Resumer(hub, backplane, switches=switches, settle=settle)
-    feed = Feed(backplane, hub)
+    delivery = Delivery(hub)
+    feed = Feed(backplane, delivery)
     async with backplane, asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(streams.run()), tasks.create_task(feed.run())]
         try:
-            yield World(backplane, hub, streams, resumer, feed, switched)
+            yield World(backplane, hub, delivery, streams, resumer, feed, switched)
         finally:
             for task in running:
                 task.cancel()

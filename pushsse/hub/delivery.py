@@ -1,0 +1,140 @@
+"""Delivers what the node hears: keeps it in the logs' tails, and writes it to the live subscribers.
+
+Called by the feed with what the backplane let the node hear, in order. `deliver` is synchronous, so nothing
+can come between the place of an event and the filter before its write.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from pushsse.backplane.base import BROADCAST, Entry, Followed, Heard, HeardLive, Hearing, Lost
+from pushsse.event import Publication
+from pushsse.hub.batch import Batch, Item, together
+from pushsse.hub.followed import FollowedLog
+from pushsse.hub.hub import Hub, Shard
+from pushsse.position import Mark
+from pushsse.stream.subscriber import Person, Subscriber
+
+
+class Delivery:
+    """From what was heard to what is written, for all streams of the node at once."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def deliver(self, hearings: Iterable[Hearing]) -> None:
+        """Takes what the backplane let the node hear, in order, and writes it to the live subscribers."""
+        batch = Batch(self._hub.broadcast.mark)
+        for hearing in hearings:
+            if isinstance(hearing, Heard):
+                for entry in hearing.entries:
+                    self._hear(entry, batch)
+            elif isinstance(hearing, HeardLive):
+                if (shard := self._hub.shards.get(hearing.log)) is not None:
+                    self._keep(batch, shard, hearing.publication, shard.log.mark)
+            else:
+                self._write(batch)
+                self._begin(hearing)
+                batch = Batch(self._hub.broadcast.mark)
+        self._write(batch)
+
+    def _hear(self, entry: Entry, batch: Batch) -> None:
+        if entry.log == BROADCAST:
+            self._hub.broadcast.append(entry)
+            batch.add_broadcast(entry.publication, self._hub.broadcast.mark)
+        elif (shard := self._hub.shards.get(entry.log)) is not None:
+            before = shard.log.mark
+            shard.log.append(entry)
+            self._keep(batch, shard, entry.publication, before)
+
+    def _keep(self, batch: Batch, shard: Shard, publication: Publication, before: Mark) -> None:
+        batch.add(shard.log.name, publication, shard.log.mark, before=before)
+        if publication.subject:
+            self._hub.tapped(publication)
+
+    def _begin(self, hearing: Followed | Lost) -> None:
+        """A log is followed from a place on, or was lost and goes on in another epoch."""
+        shard = self._hub.shards.get(hearing.log)
+        if shard is None and hearing.log != BROADCAST:
+            return
+        log = shard.log if shard is not None else self._hub.broadcast
+        if isinstance(hearing, Followed):
+            log.begin(hearing.head, hearing.tail)
+            return
+        self._hub.metrics.logs_lost += 1
+        log.begin(hearing.head._replace(number=hearing.head.base), ())
+        for concerned in (shard,) if shard is not None else tuple(self._hub.shards.values()):
+            self._owe_gap(concerned, at=log)
+        if shard is not None:
+            # Changes of switches may have been among what was lost.
+            self._hub.lost(tuple(shard.people.values()))
+
+    def _owe_gap(self, shard: Shard, *, at: FollowedLog) -> None:
+        """Everybody of a shard goes on from where a lost log begins anew, and is told so."""
+        for person in tuple(shard.people.values()):
+            for subscriber in tuple(person.subscribers):
+                subscriber.gap = True
+                if subscriber.live:
+                    self._hub.fell_behind(subscriber)
+                elif subscriber.position is not None:
+                    part = "broadcast" if at is self._hub.broadcast else "shard"
+                    subscriber.position = subscriber.position._replace(**{part: at.mark})
+
+    def _write(self, batch: Batch) -> None:
+        for name in self._hub.shards if batch.broadcasts else batch.personal:
+            shard = self._hub.shards[name]
+            # Nobody's shard costs nothing.
+            if shard.people:
+                self._write_shard(shard, batch)
+
+    def _write_shard(self, shard: Shard, batch: Batch) -> None:
+        items = batch.items(shard.log.name, shard.log.mark)
+        touched = self._touched(shard, items)
+        if batch.broadcasts and shard.live:
+            self._write_broadcasts(shard, [item for item in items if item.publication.users is None], touched)
+        for person, own in touched.items():
+            wanted = [item for item in items if item.publication.users is None or item in own]
+            live = [subscriber for subscriber in person.subscribers if subscriber.live]
+            self._write_items(person, live, wanted)
+
+    def _touched(self, shard: Shard, items: Sequence[Item]) -> dict[Person, set[Item]]:
+        """The people here for whom there is something of their own."""
+        found: dict[Person, set[Item]] = {}
+        for item in items:
+            for user in item.publication.users or ():
+                if (person := shard.people.get(user)) is not None:
+                    found.setdefault(person, set()).add(item)
+        return found
+
+    def _write_broadcasts(
+        self, shard: Shard, items: Sequence[Item], touched: Mapping[Person, set[Item]]
+    ) -> None:
+        """To everybody but those who get something of their own with it."""
+        everything = together(items)
+        now = self._hub.heartbeat.now
+        written = 0
+        for subscriber in tuple(shard.live):
+            if touched and subscriber.person in touched:
+                continue
+            if subscriber.plain:
+                subscriber.wrote = now
+                subscriber.sink.write(everything)
+                written += 1
+            else:
+                self._write_items(subscriber.person, (subscriber,), items)
+        self._hub.metrics.deliveries += written * len(items)
+
+    def _write_items(self, person: Person, subscribers: Sequence[Subscriber], items: Sequence[Item]) -> None:
+        frames: list[list[bytes]] = [[] for _ in subscribers]
+        for item in items:
+            publication = item.publication
+            if publication.switchable and publication.name in person.off:
+                self._hub.metrics.suppressed += 1
+                continue
+            if publication.change is not None:
+                person.learn(publication.change.version, frozenset(publication.change.after))
+            for subscriber, chosen in zip(subscribers, frames, strict=True):
+                if subscriber.wants(publication.name, publication.switchable):
+                    chosen.append(item.frame(named=subscriber.named))
+        for subscriber, chosen in zip(subscribers, frames, strict=True):
+            if chosen:
+                self._hub.write(subscriber, b"".join(chosen), events=len(chosen))

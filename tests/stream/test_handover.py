@@ -1,0 +1,67 @@
+"""The handover's edges: what it leans on, and when it doesn't happen."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from pushsse.server import best_http
+from pushsse.stream.handover import HandoverHttp, StreamProtocol, unusable
+from tests.serving import eventually, serving
+
+pytestmark = pytest.mark.anyio
+
+
+def test_the_insides_that_it_leans_on_are_there() -> None:
+    assert unusable() == ""
+    assert best_http() is HandoverHttp
+
+
+def test_changed_insides_are_noticed_and_streams_written_the_portable_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(HttpToolsProtocol, "_unset_keepalive_if_required")
+    assert "_unset_keepalive_if_required" in unusable()
+    assert best_http() == "auto"
+
+
+async def test_a_request_behind_the_stream_s_own_ends_it_cleanly_and_is_answered(tmp_path: Path) -> None:
+    async with serving(tmp_path) as node:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(node.url.rsplit(":", 1)[1]))
+        stream = b"GET /v1/stream?user=ann HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        writer.write(stream + b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answered = await asyncio.wait_for(reader.readuntil(b'"alive"}'), 5)
+        assert answered.count(b"HTTP/1.1 200") == 2
+        assert not node.node.hub.subscribers
+        writer.close()
+
+
+async def test_what_a_client_says_after_its_request_is_dropped(tmp_path: Path) -> None:
+    async with serving(tmp_path) as node:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(node.url.rsplit(":", 1)[1]))
+        writer.write(b"GET /v1/stream?user=ann HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await reader.readuntil(b"event: ready")
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await node.publish("news", "still here")
+        await asyncio.wait_for(reader.readuntil(b"still here"), 5)
+        writer.write_eof()
+        await eventually(lambda: not node.node.hub.subscribers)
+        writer.close()
+
+
+async def test_a_connection_is_dropped_when_its_stream_cannot_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path) as node:
+
+        def broken(*_: object) -> None:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(node.node.hub, "add", broken)
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(node.url.rsplit(":", 1)[1]))
+        writer.write(b"GET /v1/stream?user=ann HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
+            await asyncio.wait_for(reader.readuntil(b"event: ready"), 5)
+        assert not any(isinstance(each, StreamProtocol) for each in node.connections)
+        writer.close()
