@@ -17,7 +17,9 @@ from pathlib import Path
 from types import FrameType
 
 from deploy.parts import Part, PartFailed, PartMissing
+from deploy.parts.part import kill_family
 from deploy.parts.ports import is_free
+from deploy.parts.postgres import is_home
 from deploy.whole import TOPIC, Stack
 
 FOLDER = Path(__file__).resolve().parents[1] / ".stack"
@@ -145,18 +147,19 @@ def _port(variable: str, default: int) -> int:
 
 def _end_leftovers() -> None:
     """Ends what a stack that was killed has left running here."""
-    for file in sorted((FOLDER / "pids").glob("*")):
-        pid = int(file.read_text())
-        process = Path(f"/proc/{pid}")
+    for file in (FOLDER / "pids").glob("*"):
+        process = Path("/proc", file.read_text().strip())
         try:
-            ours = Path(os.readlink(process / "cwd"))
-            line = (process / "cmdline").read_bytes()
+            place = Path(os.readlink(process / "cwd"))
         except OSError:
             continue
-        # By now the number may be another process's.
-        if ours.is_relative_to(FOLDER) or b"pushsse-postgres-" in line:
-            os.kill(pid, signal.SIGCONT)
-            os.kill(pid, signal.SIGINT if file.name == "postgres" else signal.SIGKILL)
+        # By now the number may be another process's: ours are known by where they run.
+        if place.is_relative_to(FOLDER) or is_home(place.parent):
+            kill_family(int(process.name))
+            while process.exists():
+                time.sleep(_LOOK_S / 10)
+        if is_home(place.parent):
+            shutil.rmtree(place.parent, ignore_errors=True)
 
 
 def _empty() -> None:

@@ -111,20 +111,18 @@ class Part(ABC):
         if self._process is None:
             return
         if self.running:
-            descendants = _descendants(self._process.pid)
-            for pid in (self._process.pid, *descendants):
-                _send(pid, signal.SIGKILL)
+            kill_family(self._process.pid)
         self._process.wait(10)
         self._process = None
 
     def pause(self) -> None:
         """SIGSTOP to it and its descendants: connections stay, nothing answers."""
-        for pid in (self.pid, *_descendants(self.pid)):
+        for pid in (self.pid, *descendants(self.pid)):
             _send(pid, signal.SIGSTOP)
 
     def resume(self) -> None:
         """SIGCONT."""
-        for pid in (self.pid, *_descendants(self.pid)):
+        for pid in (self.pid, *descendants(self.pid)):
             _send(pid, signal.SIGCONT)
 
     def restart(self) -> None:
@@ -201,7 +199,13 @@ class Part(ABC):
         return signal.SIGTERM
 
 
-def _descendants(pid: int) -> list[int]:
+def kill_family(pid: int) -> None:
+    """SIGKILL to a process and its descendants, looked up before they are orphans."""
+    for each in (pid, *descendants(pid)):
+        _send(each, signal.SIGKILL)
+
+
+def descendants(pid: int) -> list[int]:
     """Children, their children and so on; PostgreSQL's are in sessions of their own, so no group has them."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -210,7 +214,7 @@ def _descendants(pid: int) -> list[int]:
         except OSError:
             continue
         for child in children:
-            found += [child, *_descendants(child)]
+            found += [child, *descendants(child)]
     return found
 
 

@@ -15,6 +15,7 @@ from deploy.parts.part import Part, PartFailed
 
 _LIMIT_S = 60
 _USER = "pushsse"
+_PREFIX = "pushsse-postgres-"
 
 
 class Postgres(Part):
@@ -90,7 +91,7 @@ class Postgres(Part):
     def _make_home(self) -> Path:
         if self._runs_as is None:
             return self.folder
-        home = Path(tempfile.mkdtemp(prefix="pushsse-postgres-"))
+        home = Path(tempfile.mkdtemp(prefix=_PREFIX))
         os.chown(home, self._runs_as.pw_uid, self._runs_as.pw_gid)
         return home
 
@@ -118,6 +119,11 @@ class Postgres(Part):
         )
         if done.returncode:
             raise PartFailed(f"{program} failed: {(done.stderr or done.stdout).strip()}")
+
+
+def is_home(folder: Path) -> bool:
+    """Whether a folder is a temporary one of some cluster of ours."""
+    return folder.name.startswith(_PREFIX) and folder.parent == Path(tempfile.gettempdir())
 
 
 def _programs() -> Path:
