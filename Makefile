@@ -36,7 +36,7 @@ stack: $(DEV_STAMP) ## the whole deployment on this machine: Kafka, Redis, Postg
 	@exec $(PYTHON) -m deploy.stack $(ARGS)
 
 faults: $(DEV_STAMP) ## parts are killed, stalled and emptied under load
-	@exec $(PYTHON) tests/faults/run.py $(ARGS)
+	@exec $(PYTHON) -m tests.faults.run $(ARGS)
 
 bench: $(DEV_STAMP) ## measures throughput, latency and memory
 	@exec $(PYTHON) bench/run.py $(ARGS)

@@ -1,0 +1,81 @@
+"""Rows of the table: what was done, what was measured, whether it is as promised."""
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FILE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
+_HEAD = """\
+# Faults
+
+What the guarantees are worth is shown by breaking things. `make faults` starts the whole deployment on one
+machine (Kafka with four partitions, Redis with its append-only file, PostgreSQL, nginx with the configuration
+that is deployed, three nodes), opens 300 streams through nginx that behave as `EventSource` does, and sends
+200 events a second, 5 % of them for everybody. Then it does to the parts what the table says.
+
+The producer keeps a ledger of what Kafka acknowledged, every client one of what it got. After each fault the
+two are compared. A row passes when
+
+- nothing is lost: every event that a client was to get has come, or lies in an interval that the client was
+  told about as a `gap`, and a gap is told only where a log itself was lost;
+- nothing is out of the order of its Kafka partition, comes twice to a client, or comes to somebody else;
+- nothing comes against a switch, and nothing is held back that was on (guarantee 3);
+- all clients are connected, and none was refused in a way that ends an `EventSource` for good;
+- the nodes' open files are back to where they were, resident memory is within 10 % + 5 MB of what it was when
+  the nodes were warm, and no node has logged a traceback;
+- what the row itself promises holds.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One promise: what it is about, what was measured, whether it holds."""
+
+    name: str
+    figure: str
+    ok: bool
+
+
+@dataclass(slots=True)
+class Row:
+    """One fault, or one variant of it. `gaps` says that logs are lost in it, so that gaps are told."""
+
+    number: int
+    what: str
+    gaps: bool = False
+    began: float = 0.0
+    checks: list[Check] = field(default_factory=list)
+    examples: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether all of it holds."""
+        return all(check.ok for check in self.checks)
+
+    def check(self, name: str, figure: object, ok: object) -> None:
+        """Adds what was measured."""
+        self.checks.append(Check(name, str(figure), bool(ok)))
+
+    @property
+    def figures(self) -> str:
+        """All figures; those that fail stand out."""
+        return "; ".join(f"{c.name} {c.figure}" if c.ok else f"**{c.name} {c.figure}**" for c in self.checks)
+
+
+def line(row: Row) -> str:
+    """A row for the terminal."""
+    verdict = "pass" if row.ok else "FAIL"
+    examples = "".join(f"\n       {example}" for example in row.examples)
+    return f"{verdict}  {row.number:2d}  {row.what}: {row.figures}{examples}"
+
+
+def write(rows: Sequence[Row], *, took_s: float, command: str, file: Path = FILE) -> None:
+    """Writes the table."""
+    table = ["| fault | measured | |", "|---|---|---|"]
+    table += [f"| {r.number}. {r.what} | {r.figures} | {'pass' if r.ok else '**FAIL**'} |" for r in rows]
+    machine = f"Python {platform.python_version()}, {platform.system()} on {platform.machine()}"
+    when = time.strftime("%Y-%m-%d")
+    shown = f"`{command}` on {when}, {took_s / 60:.0f} minutes, {machine}, all parts on two shared cores:"
+    file.write_text("\n".join([_HEAD, shown, "", *table, ""]), encoding="utf-8")

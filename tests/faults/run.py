@@ -1,0 +1,76 @@
+"""`make faults`: runs the faults one after another, prints a row for each, and writes docs/faults.md.
+
+Exit status 1 when a row fails. Everything is on loopback and ends with the run.
+"""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import uvloop
+
+from tests.faults import report
+from tests.faults.faults import FAULTS, Fault
+from tests.faults.report import Row
+from tests.faults.world import World, world
+
+_FAULT_LIMIT_S = 400
+
+
+def main() -> int:
+    """Parses the command line, and runs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="numbers of faults, comma-separated")
+    parser.add_argument("--list", action="store_true", help="lists the faults, and runs none")
+    parser.add_argument("--keep", action="store_true", help="keeps the folder with data and logs")
+    options = parser.parse_args()
+    wanted = {int(number) for number in options.only.split(",") if number} or set(FAULTS)
+    if unknown := wanted - set(FAULTS):
+        parser.error(f"there is no fault {', '.join(map(str, sorted(unknown)))}")
+    if options.list:
+        for number, fault in FAULTS.items():
+            print(f"{number:3d}  {fault.__doc__ or fault.__name__}")
+        return 0
+    begun = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="pushsse-faults-"))
+    print(f"logs are in {folder}/logs", flush=True)
+    rows = uvloop.run(_run(folder, sorted(wanted)))
+    took_s = time.monotonic() - begun
+    if wanted == set(FAULTS):
+        report.write(rows, took_s=took_s, command="make faults")
+    failed = sum(not row.ok for row in rows)
+    print(f"{len(rows)} rows, {failed} failed, {took_s:.0f} s", flush=True)
+    return 1 if failed else 0
+
+
+async def _run(folder: Path, numbers: list[int]) -> list[Row]:
+    rows: list[Row] = []
+    async with world(folder) as made:
+        made.finished = lambda row: _show(rows, row)
+        for number in numbers:
+            await _one(number, FAULTS[number], made, rows)
+    return rows
+
+
+async def _one(number: int, fault: Fault, made: World, rows: list[Row]) -> None:
+    try:
+        async with asyncio.timeout(_FAULT_LIMIT_S):
+            await fault(made)
+    except Exception as error:  # noqa: BLE001 (the other faults are still to be run)
+        traceback.print_exc()
+        row = Row(number, fault.__doc__ or fault.__name__)
+        row.check("ended with", repr(error), ok=False)
+        _show(rows, row)
+
+
+def _show(rows: list[Row], row: Row) -> None:
+    rows.append(row)
+    print(report.line(row), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""The cluster under its steady load: clients, producer, switches; and what is looked at after each fault."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+
+from deploy.whole import TOPIC
+from tests.faults.clients import Client, Crowd
+from tests.faults.cluster import Cluster
+from tests.faults.ledger import Account, Flip, Ledger, Verdict
+from tests.faults.producer import TYPES, Producer
+from tests.faults.report import Row
+
+PEOPLE = tuple(f"person{number}" for number in range(240))
+STREAMS = 300
+RATE = 200.0
+WARM_EVENTS = 40_000
+_WARM_RATE = 4_000
+_LEAD_S = 3.0
+_QUIET_S = 3.0
+_RESOURCES_S = 45.0
+_FILES_SPARE = 3
+# Of the people, every tenth has one type off from the beginning.
+_TENTH = 10
+
+
+class World:
+    """What every fault is given."""
+
+    def __init__(self, cluster: Cluster, crowd: Crowd, producer: Producer) -> None:
+        self.cluster = cluster
+        self.crowd = crowd
+        self.producer = producer
+        self.flips: dict[tuple[str, str], list[Flip]] = {}
+        self.finished: Callable[[Row], None] = lambda row: None
+        self._files = 0
+        self._rss: Mapping[str, int] = {}
+        self._round = 0
+
+    def client(self, user: str, *, query: str = "", types: Iterable[str] = (), port: int = 0) -> Client:
+        """A client that isn't connected yet; without a port through nginx."""
+        narrowed = frozenset(types) or None
+        if narrowed is not None:
+            query = f"?types={','.join(sorted(narrowed))}"
+        port = port or self.cluster.stack.nginx.port
+        tag = self.producer.ledger.tag.encode()
+        return Client(Account(user, narrowed), port, self.cluster.token(user), query, tag)
+
+    async def warm(self) -> None:
+        """Opens the streams, sets the switches, fills what nodes keep; then notes their files and memory."""
+        self._new_ledger()
+        # The first events let their types join the catalogue.
+        for type_ in (*TYPES, "calm"):
+            await self.producer.send(["nobody"], type_)
+        users = [*PEOPLE, *PEOPLE[: STREAMS - len(PEOPLE)]]
+        await self.crowd.open(self.client(user) for user in users)
+        await asyncio.sleep(1)
+        for number, user in enumerate(PEOPLE):
+            if number % _TENTH == 0:
+                await self.switch(user, random.choice(TYPES), on=False)
+        self.producer.load(_WARM_RATE, broadcasts=0.002)
+        await asyncio.sleep(WARM_EVENTS / _WARM_RATE)
+        verdict = await self.settle()
+        if not verdict.clean:
+            raise AssertionError(f"not even the warm-up is clean: {verdict}")
+        self.cluster.tracebacks()
+        self._files, self._rss = await self.cluster.files(), self.cluster.rss()
+
+    @asynccontextmanager
+    async def row(self, number: int, what: str, *, gaps: bool = False) -> AsyncIterator[Row]:
+        """A fault under load: the load runs within; after it everything is compared."""
+        self._new_ledger()
+        row = Row(number, what, gaps, time.monotonic())
+        self.producer.load(RATE)
+        await asyncio.sleep(_LEAD_S)
+        yield row
+        await self._close(row)
+        self.finished(row)
+
+    async def settle(self, limit_s: float = 45) -> Verdict:
+        """Ends the load, and waits until nothing more comes and nothing is missing."""
+        await self.producer.pause()
+        begun = time.monotonic()
+        count, since = -1, begun
+        while True:
+            await asyncio.sleep(0.25)
+            now = sum(len(client.account.receipts) for client in self.crowd.clients)
+            if now != count or any(c.ready_at is None and not c.refused for c in self.crowd.clients):
+                count, since = now, time.monotonic()
+            elif time.monotonic() - since > _QUIET_S:
+                verdict = self.compare()
+                if verdict.lost == 0 or time.monotonic() - begun > limit_s:
+                    return verdict
+                since += 1.0
+            if time.monotonic() - begun > 2 * limit_s:
+                return self.compare()
+
+    def compare(self) -> Verdict:
+        """The two ledgers."""
+        return self.producer.ledger.compare([client.account for client in self.crowd.clients], self.flips)
+
+    async def switch(self, user: str, type_: str, *, on: bool, port: int = 0) -> int:
+        """Flips a switch through nginx, and notes when; the status of the answer, 0 for none."""
+        flip = Flip(on, time.monotonic())
+        self.flips.setdefault((user, type_), []).append(flip)
+        try:
+            reply = await self.post(user, "/v1/preferences", {"types": {type_: on}}, port=port)
+        except httpx.HTTPError:
+            return 0
+        if reply.status_code == 200:
+            flip.done = time.monotonic()
+        return reply.status_code
+
+    async def post(self, user: str, path: str, body: object, *, port: int = 0) -> httpx.Response:
+        """A POST by a person."""
+        port = port or self.cluster.stack.nginx.port
+        headers = {"Authorization": f"Bearer {self.cluster.token(user)}"}
+        return await self.cluster.http.post(f"http://127.0.0.1:{port}{path}", json=body, headers=headers)
+
+    def heard_again_s(self, since: float) -> float:
+        """Seconds from then until the last of the clients heard something; infinite if one never did."""
+        firsts = []
+        for client in self.crowd.clients:
+            if client.account.types is None:
+                later = (receipt.at for receipt in client.account.receipts if receipt.at > since)
+                firsts.append(next(later, float("inf")))
+        return max(firsts) - since
+
+    def cuts(self) -> int:
+        """How often a stream ended since the row began."""
+        return sum(len(client.endings) for client in self.crowd.clients)
+
+    def _new_ledger(self) -> None:
+        self._round += 1
+        tag = f"r{self._round}"
+        self.producer.ledger = Ledger(tag)
+        for client in self.crowd.clients:
+            client.tag = tag.encode()
+            client.account.receipts.clear()
+            client.account.told.clear()
+            client.account.foreign = 0
+            client.endings.clear()
+            client.opened.clear()
+            client.readies.clear()
+        # Of what was flipped before, only how it stands now is of interest.
+        for flips in self.flips.values():
+            del flips[:-1]
+
+    async def _close(self, row: Row) -> None:
+        verdict = await self.settle()
+        row.check("sent", len(self.producer.ledger.sent), self.producer.ledger.sent)
+        row.check("received", verdict.received, verdict.received)
+        row.check("lost", verdict.lost, not verdict.lost)
+        row.check("reordered", verdict.reordered, not verdict.reordered)
+        row.check("repeated", verdict.repeated, not verdict.repeated)
+        row.check("wrong person", verdict.wrong, not verdict.wrong)
+        row.check("against a switch", verdict.against, not verdict.against)
+        if row.gaps or verdict.gaps:
+            row.check("gaps told", f"{verdict.gaps} ({verdict.excused} events in them)", row.gaps)
+        refused = [client.refused for client in self.crowd.clients if client.refused]
+        away = sum(client.ready_at is None for client in self.crowd.clients)
+        if refused or away:
+            row.check("refused for good", f"{len(refused)} {set(refused)}, away {away}", ok=False)
+        row.examples += verdict.examples
+        await self._look_at_resources(row)
+
+    async def _look_at_resources(self, row: Row) -> None:
+        files, grown = 0, 0.0
+        # Idle connections between nginx and the nodes, and pools, are given up after a while.
+        await poll(self._is_lean, limit_s=_RESOURCES_S)
+        files = await self.cluster.files() - self._files_due()
+        row.check("files", f"{files:+d}", files <= _FILES_SPARE)
+        grown = max(rss / self._base(name) for name, rss in self.cluster.rss().items()) - 1
+        row.check("memory", f"{grown:+.0%}", self._memory_is_back())
+        tracebacks = self.cluster.tracebacks()
+        if tracebacks:
+            row.check("tracebacks", tracebacks, ok=False)
+
+    async def _is_lean(self) -> bool:
+        return self._memory_is_back() and await self.cluster.files() - self._files_due() <= _FILES_SPARE
+
+    def _memory_is_back(self) -> bool:
+        return all(rss <= self._base(name) * 1.1 + 5 * 1024**2 for name, rss in self.cluster.rss().items())
+
+    def _files_due(self) -> int:
+        return self._files
+
+    def _base(self, name: str) -> int:
+        return self._rss.get(name) or max(self._rss.values())
+
+
+async def poll(check: Callable[[], Awaitable[bool]], *, limit_s: float, step_s: float = 0.5) -> float:
+    """Asks until it holds or the limit is reached; seconds that it took."""
+    begun = time.monotonic()
+    while not await check() and time.monotonic() - begun < limit_s:
+        await asyncio.sleep(step_s)
+    return time.monotonic() - begun
+
+
+@asynccontextmanager
+async def world(folder: Path) -> AsyncIterator[World]:
+    """Everything, warm and quiet."""
+    async with (
+        Cluster(folder) as cluster,
+        Producer(cluster.stack.kafka.url, TOPIC, PEOPLE) as producer,
+        Crowd() as crowd,
+    ):
+        made = World(cluster, crowd, producer)
+        await made.warm()
+        yield made
