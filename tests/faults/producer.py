@@ -13,6 +13,8 @@ from aiokafka import AIOKafkaProducer
 from tests.faults.ledger import PARTITIONS, Ledger, Sent
 
 TYPES = ("alarm", "chat", "news", "offer", "order")
+# Less than a clock may be off, more than an outage lasts.
+TTL_S = 240
 _STEP_S = 0.02
 
 
@@ -118,4 +120,4 @@ def encode(tag: str, sent: Sent, *, pad: int = 0) -> bytes:
     to = "all" if sent.users is None else {"users": sorted(sent.users)}
     name = f"{tag}|{sent.key.partition}|{sent.key.number}"
     message = {"text": "something happened", "pad": "x" * pad}
-    return json.dumps({"id": name, "type": sent.type, "message": message, "to": to}).encode()
+    return json.dumps({"id": name, "type": sent.type, "message": message, "to": to, "ttl_s": TTL_S}).encode()

@@ -3,12 +3,15 @@
 import asyncio
 import shutil
 import time
+from collections.abc import Sequence
 
 from aiokafka.admin import AIOKafkaAdminClient
 
+from pushsse.backplane.base import log_of
 from tests.faults.report import Row
-from tests.faults.world import World, poll
+from tests.faults.world import PEOPLE, World, poll
 
+_SHARDS = 64
 _BACK_S = 5.0
 _NOTICED_S = 5.0
 _TOLD_S = 10.0
@@ -75,7 +78,8 @@ async def stalled(world: World) -> None:
         await redis.config_set("client-output-buffer-limit", "pubsub 1048576 1048576 1")
         node = world.cluster.stack.node(1)
         node.pause()
-        await _burst(world, 2_000, pad=12_000)
+        # 3 MB for each of eight people: what a shard's log keeps, so that all of it is still there.
+        await _burst(world, 2_000, pad=12_000, people=_people_of(world, node.name)[:8])
         await asyncio.sleep(2)
         node.resume()
         await asyncio.sleep(4)
@@ -128,8 +132,14 @@ async def committed(world: World) -> int:
         await admin.close()
 
 
-async def _burst(world: World, events: int, *, pad: int = 0) -> None:
+def _people_of(world: World, node: str) -> list[str]:
+    """People with a stream at a node, each of another shard."""
+    users = (client.account.user for client in world.crowd.clients if client.node == node)
+    return list({log_of(user, _SHARDS): user for user in users}.values())
+
+
+async def _burst(world: World, events: int, *, pad: int = 0, people: Sequence[str] = PEOPLE) -> None:
     for number in range(events):
-        await world.producer.send([world.producer.people[number % 240]], "news", pad=pad)
+        await world.producer.send([people[number % len(people)]], "news", pad=pad)
         if number % 20 == 0:
             await asyncio.sleep(0.01)

@@ -1,0 +1,171 @@
+"""Faults of nodes: killed, restarted one after another, a clock that is off, two releases side by side."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from deploy.parts import Node
+from deploy.parts.packages import program
+from tests.faults.clients import Client
+from tests.faults.cluster import node_environment
+from tests.faults.report import Row
+from tests.faults.shaking import shake
+from tests.faults.sleeper import Sleeper
+from tests.faults.world import PEOPLE, World, poll
+
+_SLACK_S = 5.0
+_QUIET_CLIENTS = 600
+_WINDOW_S = 10.0
+# Two seconds unready, ten for the streams, five for what else is open, and two of grace.
+_EXIT_S = 19.0
+
+
+async def killed(world: World) -> None:
+    """A node killed (-9) with its clients."""
+    async with world.row(7, "node killed (-9) with its clients") as row:
+        node = world.cluster.stack.node(1)
+        victims = [client for client in world.crowd.clients if client.node == node.name]
+        node.kill()
+        await asyncio.sleep(14)
+        late = sorted(_late_s(world, client) for client in victims)
+        in_time = sum(each <= _SLACK_S for each in late) / len(late)
+        row.check("its clients", len(victims), len(victims) > 50)
+        row.check(f"caught up elsewhere within retry + {_SLACK_S:.0f} s", f"{in_time:.1%}", in_time >= 0.99)
+        row.check("the last after retry +", f"{late[-1]:.1f} s", ok=True)
+        await asyncio.to_thread(node.start)
+        await asyncio.sleep(3)
+
+
+def _late_s(world: World, client: Client) -> float:
+    """How long after its `retry` a client got the first event that was sent after it was back."""
+    if not client.endings or client.ready_at is None:
+        return float("inf")
+    ended, ready_at = client.endings[0], client.readies[0][0]
+    for receipt in client.account.receipts:
+        if world.producer.ledger.sent[receipt.key].at > ready_at:
+            return receipt.at - ended.at - ended.retry_s
+    return float("inf")
+
+
+async def restarted(world: World) -> None:
+    """A rolling restart of all nodes with SIGTERM."""
+    quiet = [world.client(f"quiet{number}", types=["calm"]) for number in range(_QUIET_CLIENTS)]
+    await world.crowd.open(quiet)
+    async with world.row(8, f"rolling restart (SIGTERM) of all nodes, {300 + _QUIET_CLIENTS} streams") as row:
+        peaks: list[float] = []
+        exits: list[float] = []
+        for node in world.cluster.stack.nodes:
+            theirs = [client for client in world.crowd.clients if client.node == node.name]
+            token = world.cluster.token("sleeper")
+            async with Sleeper(node.port, token) as one, Sleeper(node.port, token) as other:
+                # The second fills what buffers there are, and more.
+                await world.producer.send(["sleeper"], "news", pad=30_000)
+                await asyncio.sleep(1)
+                for _ in range(16):
+                    await world.producer.send(["sleeper"], "news", pad=30_000)
+                await asyncio.sleep(0.3)
+                begun = time.monotonic()
+                node.terminate()
+                status = await asyncio.to_thread(node.wait, 40)
+                exits.append(time.monotonic() - begun)
+                row.check(f"{node.name} ended with", status, status == 0)
+                assert one.port == other.port
+            await asyncio.to_thread(node.start)
+            await asyncio.sleep(3)
+            _check_leaving(row, theirs)
+            peaks.append(_peak(theirs, begun) / (1.5 * len(theirs) / _WINDOW_S))
+        row.check("exit after at most", f"{max(exits):.1f} s", max(exits) <= _EXIT_S)
+        row.check("peak of reconnects, of what is allowed", f"{max(peaks):.0%}", max(peaks) < 1)
+        _send_calm = [await world.producer.send(None, "calm") for _ in range(3)]
+        assert _send_calm
+        await asyncio.sleep(1)
+    world.crowd.close(quiet)
+
+
+def _check_leaving(row: Row, clients: Iterable[Client]) -> None:
+    endings = [client.endings[-1] for client in clients if client.endings]
+    told = sum(ending.code == "shutdown" and ending.clean for ending in endings)
+    times = sorted(ending.at for ending in endings)
+    spread_s = times[-1] - times[0] if times else 0.0
+    row.check("told shutdown", f"{told} of {len(endings)}", told == len(endings))
+    row.check("over", f"{spread_s:.1f} s", 0.7 * _WINDOW_S < spread_s < 1.2 * _WINDOW_S)
+
+
+def _peak(clients: Iterable[Client], since: float) -> int:
+    """The most connections opened in any one second."""
+    times = sorted(at for client in clients for at in client.opened if at > since)
+    return max((sum(at <= other < at + 1 for other in times) for at in times), default=0)
+
+
+class ClockNode(Node):
+    """A node whose clock is off; time that only measures durations is left alone."""
+
+    offset = "+300"
+
+    def command(self) -> Sequence[str]:
+        return [program("faketime", "faketime"), "-f", self.offset, *super().command()]
+
+    def environment(self) -> Mapping[str, str]:
+        return node_environment(self, DONT_FAKE_MONOTONIC="1", FAKETIME_DONT_FAKE_MONOTONIC="1")
+
+
+class SlowClockNode(ClockNode):
+    """The same, behind."""
+
+    offset = "-300"
+
+
+class NextNode(Node):
+    """A node of the next release."""
+
+    def command(self) -> Sequence[str]:
+        python, _, _, *arguments = super().command()
+        return [python, "-m", "tests.faults.next_version", *arguments]
+
+
+async def clock(world: World) -> None:
+    """The clock of one node is five minutes off, ahead and behind."""
+    for make, word in ((ClockNode, "ahead"), (SlowClockNode, "behind")):
+        await _exchange(world, 2, make)
+        async with world.row(16, f"clock of one node 5 minutes {word}; events worth 4 minutes") as row:
+            await _shaken(world, row, 2)
+    await _exchange(world, 2, Node)
+
+
+async def side_by_side(world: World) -> None:
+    """A node and its next version on one Redis."""
+    await _exchange(world, 1, NextNode)
+    async with world.row(17, "a node and its next version side by side on one Redis") as row:
+        await _shaken(world, row, 1)
+    await _exchange(world, 1, Node)
+
+
+async def _shaken(world: World, row: Row, number: int) -> None:
+    """Clients come and go between the strange node and the others, and flip switches."""
+    node = world.cluster.stack.node(number)
+    before = (await world.cluster.metrics(node)).get("appended", 0)
+    flips = await shake(world, 15, people=PEOPLE[:60], flips_per_s=4, drops_per_s=10)
+    now = await world.cluster.metrics(node)
+    row.check("flips", flips, flips > 20)
+    row.check("streams at the strange node", int(now["connections"]), now["connections"] > 20)
+    appended = int(now["appended"] - before)
+    row.check("appended by it", appended, appended > 100)
+
+
+async def _exchange(world: World, number: int, make: Callable[..., Node]) -> None:
+    """Puts another kind of node in a node's place; its clients come back."""
+    world.cluster.stack.node(number).kill()
+    node = world.cluster.replace(number, make)
+    await asyncio.to_thread(node.start)
+
+    async def whole() -> bool:
+        return all(client.ready_at is not None for client in world.crowd.clients)
+
+    await poll(whole, limit_s=20)
+    # The other members of the group wait for the dead one to be given up.
+    await asyncio.sleep(12)
+    # Least connections: who comes now goes to the new one.
+    for client in world.crowd.clients[::6]:
+        world.crowd.drop(client)
+    await asyncio.sleep(1)
+    await poll(whole, limit_s=20)
