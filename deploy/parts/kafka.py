@@ -87,7 +87,8 @@ class Kafka(Part):
         return self.folder / "server.properties"
 
     def _format(self) -> None:
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # A name that began with "-" would be taken for an option.
+        cluster = "A" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
         tool = (
             "kafka.tools.StorageTool",
             "format",
