@@ -5,6 +5,7 @@ Each writes what it gets into its account of the ledger. Used by the world; told
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import httptools
 from tests.faults.ledger import Account, Key, Receipt, Told
 
 DEFAULT_RETRY_S = 3.0
+_NARROW = 2048
 _ID = b'"id":"'
 
 
@@ -31,7 +33,10 @@ class Ending:
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """One EventSource. `account` is its side of the ledger; the rest is what happened to its connections."""
+    """One EventSource. `account` is its side of the ledger; the rest is what happened to its connections.
+
+    `impatient`: it doesn't wait for `retry`. `slow_s`: it takes some two kB each time these seconds are over.
+    """
 
     account: Account
     port: int
@@ -50,6 +55,8 @@ class Client:
     code: str = ""
     pings: int = 0
     reconnects: bool = True
+    impatient: bool = False
+    slow_s: float = 0.0
     wire: "_Wire | None" = None
     heard: Callable[[Receipt], None] | None = None
 
@@ -167,7 +174,9 @@ class Crowd:
         client.wire, client.ready_at = None, None
         client.endings.append(Ending(time.monotonic(), client.code, clean, client.retry_s))
         if client.reconnects and not client.refused and not self._closing:
-            self._loop.call_later(client.retry_s, self.connect, client)
+            # Who was slow is healthy when he comes back.
+            client.slow_s = 0.0
+            self._loop.call_later(0 if client.impatient else client.retry_s, self.connect, client)
 
     async def _connect(self, client: Client) -> None:
         client.connection += 1
@@ -175,7 +184,14 @@ class Crowd:
         client.opened.append(time.monotonic())
         wire = client.wire = _Wire(client, self)
         try:
-            await self._loop.create_connection(lambda: wire, "127.0.0.1", client.port)
+            if client.slow_s:
+                narrow = socket.socket()
+                narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NARROW)
+                narrow.setblocking(False)
+                await self._loop.sock_connect(narrow, ("127.0.0.1", client.port))
+                await self._loop.create_connection(lambda: wire, sock=narrow)
+            else:
+                await self._loop.create_connection(lambda: wire, "127.0.0.1", client.port)
         except OSError:
             self.ended(client, clean=False)
 
@@ -201,12 +217,19 @@ class _Wire(asyncio.Protocol):
         self.transport.write(self._client.request())
 
     def data_received(self, data: bytes) -> None:
+        if self._client.slow_s and self.transport is not None:
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_later(self._client.slow_s, self._read_on)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._client.refused = f"not HTTP: {error}"
             if self.transport is not None:
                 self.transport.abort()
+
+    def _read_on(self) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"content-type":

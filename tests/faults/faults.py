@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 
-from tests.faults import kafka_faults, node_faults, redis_faults
+from tests.faults import client_faults, database_faults, edges, kafka_faults, node_faults, redis_faults
 from tests.faults.world import World
 
 Fault = Callable[[World], Awaitable[None]]
@@ -17,8 +17,13 @@ FAULTS: Mapping[int, Fault] = MappingProxyType(
         6: kafka_faults.rebalanced,
         7: node_faults.killed,
         8: node_faults.restarted,
+        9: client_faults.slow,
+        10: database_faults.away,
         11: kafka_faults.dead_letters_refused,
         12: kafka_faults.repeated,
+        13: edges.around,
+        14: database_faults.flipped,
+        15: client_faults.dropped,
         16: node_faults.clock,
         17: node_faults.side_by_side,
     }

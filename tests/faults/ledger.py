@@ -59,11 +59,15 @@ class Flip:
 
 @dataclass(slots=True)
 class Account:
-    """One client's side. `since` is when its stream first began, `types` narrows it."""
+    """One client's side. `since` is when its stream first began, `types` narrows it.
+
+    `until` is when it left: what came too late for it isn't missed.
+    """
 
     user: str
     types: frozenset[str] | None = None
     since: float | None = None
+    until: float = float("inf")
     receipts: list[Receipt] = field(default_factory=list)
     told: list[Told] = field(default_factory=list)
     foreign: int = 0
@@ -193,7 +197,7 @@ def _is_due(account: Account, sent: Sent) -> bool:
     return (
         sent.acked is not None
         and account.since is not None
-        and sent.at >= account.since
+        and account.since <= sent.at < account.until
         and (account.types is None or sent.type in account.types)
     )
 

@@ -58,6 +58,7 @@ class Producer:
             max_batch_size=1024 * 1024,
             request_timeout_ms=90_000,
             metadata_max_age_ms=5_000,
+            retry_backoff_ms=250,
         )
         await self._kafka.start()
 

@@ -73,13 +73,13 @@ async def stalled(world: World) -> None:
         await burst
         row.check("listeners cut off", cut, cut)
         row.check("streams cut", world.cuts(), world.cuts() == 0)
-    async with world.row(3, "output buffer limit of 1 MB, and a burst of 24 MB at a node that sleeps") as row:
+    async with world.row(3, "output buffer limit of 1 MB, and a burst of 14 MB at a node that sleeps") as row:
         before = await world.cluster.total("backplane_reconnects")
         await redis.config_set("client-output-buffer-limit", "pubsub 1048576 1048576 1")
         node = world.cluster.stack.node(1)
         node.pause()
-        # 3 MB for each of eight people: what a shard's log keeps, so that all of it is still there.
-        await _burst(world, 2_000, pad=12_000, people=_people_of(world, node.name)[:8])
+        # 3 MB for each of five people: what a shard's log keeps, so that all of it is still there.
+        await _burst(world, 1_200, pad=12_000, people=_people_of(world, node.name)[:5])
         await asyncio.sleep(2)
         node.resume()
         await asyncio.sleep(4)

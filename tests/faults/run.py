@@ -5,6 +5,7 @@ Exit status 1 when a row fails. Everything is on loopback and ends with the run.
 
 import argparse
 import asyncio
+import logging
 import sys
 import tempfile
 import time
@@ -35,6 +36,8 @@ def main() -> int:
         for number, fault in FAULTS.items():
             print(f"{number:3d}  {fault.__doc__ or fault.__name__}")
         return 0
+    # Of the producer's own troubles while Kafka is away.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     begun = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="pushsse-faults-"))
     print(f"logs are in {folder}/logs", flush=True)

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -27,6 +27,7 @@ _RESOURCES_S = 45.0
 _FILES_SPARE = 3
 # Of the people, every tenth has one type off from the beginning.
 _TENTH = 10
+_UNDER_WAY_S = 1.4
 
 
 class World:
@@ -37,6 +38,7 @@ class World:
         self.crowd = crowd
         self.producer = producer
         self.flips: dict[tuple[str, str], list[Flip]] = {}
+        self.departed: list[Account] = []
         self.finished: Callable[[Row], None] = lambda row: None
         self._files = 0
         self._rss: Mapping[str, int] = {}
@@ -102,7 +104,8 @@ class World:
 
     def compare(self) -> Verdict:
         """The two ledgers."""
-        return self.producer.ledger.compare([client.account for client in self.crowd.clients], self.flips)
+        accounts = [*self.departed, *(client.account for client in self.crowd.clients)]
+        return self.producer.ledger.compare(accounts, self.flips)
 
     async def switch(self, user: str, type_: str, *, on: bool, port: int = 0) -> int:
         """Flips a switch through nginx, and notes when; the status of the answer, 0 for none."""
@@ -122,6 +125,14 @@ class World:
         headers = {"Authorization": f"Bearer {self.cluster.token(user)}"}
         return await self.cluster.http.post(f"http://127.0.0.1:{port}{path}", json=body, headers=headers)
 
+    def leave(self, clients: Sequence[Client], *, all_until_now: bool = False) -> None:
+        """Clients leave for good; what they got still counts. Nothing that was sent may be under way."""
+        if all_until_now:
+            for client in clients:
+                client.account.until = time.monotonic() - _UNDER_WAY_S
+        self.departed += [client.account for client in clients]
+        self.crowd.close(clients)
+
     def heard_again_s(self, since: float) -> float:
         """Seconds from then until the last of the clients heard something; infinite if one never did."""
         firsts = []
@@ -137,6 +148,7 @@ class World:
 
     def _new_ledger(self) -> None:
         self._round += 1
+        self.departed.clear()
         tag = f"r{self._round}"
         self.producer.ledger = Ledger(tag)
         for client in self.crowd.clients:
@@ -170,13 +182,14 @@ class World:
         await self._look_at_resources(row)
 
     async def _look_at_resources(self, row: Row) -> None:
-        files, grown = 0, 0.0
         # Idle connections between nginx and the nodes, and pools, are given up after a while.
         await poll(self._is_lean, limit_s=_RESOURCES_S)
         files = await self.cluster.files() - self._files_due()
         row.check("files", f"{files:+d}", files <= _FILES_SPARE)
-        grown = max(rss / self._base(name) for name, rss in self.cluster.rss().items()) - 1
-        row.check("memory", f"{grown:+.0%}", self._memory_is_back())
+        now = self.cluster.rss()
+        most = max(now, key=lambda name: now[name] / self._base(name))
+        grown = now[most] / self._base(most) - 1
+        row.check("memory", f"{grown:+.0%} to {now[most] / 1e6:.0f} MB", self._memory_is_back())
         tracebacks = self.cluster.tracebacks()
         if tracebacks:
             row.check("tracebacks", tracebacks, ok=False)
