@@ -22,9 +22,9 @@ class Statement:
     def __init__(self, text: str) -> None:
         # Not `= ANY($1)`: where PostgreSQL takes that for a filter, it compares each row with each element.
         self.postgres = re.sub(r"IN \((\$\d+)\)", r"IN (SELECT unnest(\1::text[]))", text)
-        self.sqlite = re.sub(r"IN \((\$\d+)\)", r"IN (SELECT value FROM json_each(\1))", text).replace(
-            "$", "?"
-        )
+        # By name: from Python 3.12 on, numbered parameters don't go with a sequence.
+        named = text.replace("$", ":p")
+        self.sqlite = re.sub(r"IN \((:p\d+)\)", r"IN (SELECT value FROM json_each(\1))", named)
 
 
 _LOCK = Statement("SELECT pg_advisory_xact_lock($1)")
@@ -42,7 +42,10 @@ class Session:
     async def rows(self, make: Callable[..., Row], statement: Statement, *values: Value) -> list[Row]:
         """Runs a statement; `make` gets the columns of each row (SQLite's booleans are 0 and 1)."""
         if self._sqlite:
-            given = [_json.encode(value).decode() if isinstance(value, list) else value for value in values]
+            given = {
+                f"p{at}": _json.encode(value).decode() if isinstance(value, list) else value
+                for at, value in enumerate(values, 1)
+            }
             found = await self._raw.execute_fetchall(statement.sqlite, given)
         else:
             found = await self._raw.fetch(statement.postgres, *values)
