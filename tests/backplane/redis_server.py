@@ -1,65 +1,42 @@
-"""A redis-server of the tests' own: on a free port, in a folder of its own, started, frozen, killed."""
+"""A redis-server of the tests' own, to be broken, with a client to look into it."""
 
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-from redis import Redis
-from redis.exceptions import RedisError
+from redis import Redis as Client
+
+from deploy.parts import PartMissing, Redis
+from tests.parts import missing
 
 
-def program() -> str:
-    """redis-server; skips without it, except in CI, where it must be there."""
-    found = shutil.which("redis-server")
-    if found is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("redis-server isn't installed")
-        pytest.skip("redis-server isn't installed")
-    return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class RedisServer:
-    """One process; its data stay in `folder` over restarts."""
+class RedisServer(Redis):
+    """`options` are redis-server's own, such as `--appendonly yes`; they outweigh the part's."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self.folder = folder
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.admin = Redis(port=self.port, socket_timeout=10)
+        super().__init__(folder)
+        self.admin = Client(port=self.port, socket_timeout=10)
+        self.database = 0
         self._options = options
-        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return super().url.removesuffix("0") + str(self.database)
+
+    def command(self) -> Sequence[str]:
+        return [*super().command(), *self._options]
 
     def start(self) -> None:
-        command = [program(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
-        command += ["--save", "", "--loglevel", "warning", *self._options]
-        with open(self.folder / "redis.log", "ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        limit = time.monotonic() + 10
-        while True:
-            try:
-                self.admin.ping()
-                return
-            except RedisError:
-                if time.monotonic() > limit:
-                    raise
-                time.sleep(0.02)  # between two tries, never instead of looking
+        try:
+            super().start()
+        except PartMissing as error:
+            missing(error)
 
     def freeze(self) -> None:
-        self._signal(signal.SIGSTOP)
+        self.pause()
 
     def thaw(self) -> None:
-        self._signal(signal.SIGCONT)
+        self.resume()
 
     def save_to(self, folder: Path) -> None:
         """Copies what is on disk by now."""
@@ -72,17 +49,9 @@ class RedisServer:
 
     def kill(self) -> None:
         """As if the machine had gone away."""
-        if self._process is not None:
-            self.thaw()
-            self._process.kill()
-            self._process.wait(10)
-            self._process = None
-            self.admin.connection_pool.disconnect()
+        super().kill()
+        self.admin.connection_pool.disconnect()
 
     def close(self) -> None:
         self.kill()
         self.admin.close()
-
-    def _signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)

@@ -432,10 +432,9 @@ async def test_a_redis_that_comes_late_is_listened_to(own_server: RedisServer) -
 
 
 async def test_two_databases_of_one_redis_do_not_hear_each_other(own_server: RedisServer) -> None:
-    url = own_server.url
     async with node(own_server) as backplane, Ear(backplane) as ear:
         await ear.follow("1")
-        own_server.url = url.replace("/0", "/5")
+        own_server.database = 5
         async with node(own_server, "there") as other:
             await other.publish([call("1", "not this"), Call("1", (Draft(publication("x")),))])
             await other.publish_live("1", publication("nor this"))

@@ -1,10 +1,10 @@
-import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
-from .broker import Broker, jars
+from deploy.parts import Kafka
+
 from .kit import Kit
 
 
@@ -14,20 +14,9 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def bootstrap() -> Iterator[str]:
-    """The address of a Kafka: the one that is named, else one of our own."""
-    if named := os.environ.get("PUSHSSE_TEST_KAFKA"):
-        yield named
-        return
-    libs = jars()
-    if not libs:
-        pytest.skip("neither PUSHSSE_TEST_KAFKA names a Kafka, nor KAFKA_LIBS the folder of its jars")
-    broker = Broker(libs)
-    try:
-        broker.start()
-        yield broker.bootstrap
-    finally:
-        broker.remove()
+def bootstrap(kafka_part: Kafka) -> str:
+    """The address of a Kafka."""
+    return kafka_part.url
 
 
 @pytest.fixture

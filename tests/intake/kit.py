@@ -16,9 +16,9 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 from pushsse.backplane.base import Call, Draft, Receipt
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.errors import Unavailable
-from pushsse.kafka import Connection
 from pushsse.intake.decode import PushsseFormat
 from pushsse.intake.kafka import KafkaIntake
+from pushsse.kafka import Connection
 from pushsse.metrics import Metrics
 
 

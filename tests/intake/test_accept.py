@@ -6,16 +6,16 @@ from datetime import UTC, datetime
 
 import pytest
 
+from deploy.parts.ports import free_port
 from pushsse import event
 from pushsse.backplane.base import Draft, Receipt
 from pushsse.errors import KafkaUnavailable
 from pushsse.intake.base import Submitted
-from pushsse.kafka import Connection
 from pushsse.intake.embedded import EmbeddedIntake
 from pushsse.intake.produce import KafkaProducerIntake
 from pushsse.intake.producer import Producer
+from pushsse.kafka import Connection
 
-from .broker import free_port
 from .kit import Kit
 
 pytestmark = pytest.mark.anyio

@@ -1,41 +1,35 @@
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
+from deploy.parts import Kafka
 from pushsse.intake import watch
+from tests.parts import running
 
-from .broker import Broker, jars
 from .kit import Kit, until, value
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 @pytest.fixture
-def broker() -> Iterator[Broker]:
+def broker(tmp_path: Path) -> Iterator[Kafka]:
     """A Kafka of the test's own, since it is killed."""
-    libs = jars()
-    if not libs:
-        pytest.skip("KAFKA_LIBS doesn't name the folder of Kafka's jars")
-    broker = Broker(libs)
-    try:
-        broker.start()
-        yield broker
-    finally:
-        broker.remove()
+    yield from running(Kafka(tmp_path))
 
 
 @pytest.mark.parametrize("away_s", [1, 20])
 async def test_a_kafka_that_crashes_and_comes_back_is_read_on(
-    broker: Broker, away_s: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    broker: Kafka, away_s: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once shorter and once longer than it takes until the consumer is given up and replaced."""
     monkeypatch.setattr(watch, "STUCK_S", 8.0)
-    admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap)
+    admin = AIOKafkaAdminClient(bootstrap_servers=broker.url)
     await admin.start()
     try:
-        kit = Kit(broker.bootstrap, admin)
+        kit = Kit(broker.url, admin)
         await kit.create(kit.topic, kit.dlq)
         await kit.produce([value(n) for n in range(100)])
         async with kit.running():
@@ -43,7 +37,7 @@ async def test_a_kafka_that_crashes_and_comes_back_is_read_on(
             broker.kill()
             await asyncio.sleep(away_s)
             assert ("the consumer is replaced" in caplog.text) == (away_s > watch.STUCK_S)
-            await asyncio.to_thread(broker.run)
+            await asyncio.to_thread(broker.start)
             await kit.produce([value(n) for n in range(100, 200)])
             await until(lambda: kit.recorder.appended == 200, 60)
             await kit.until_committed(200)

@@ -4,11 +4,11 @@ import time
 
 import pytest
 
+from deploy.parts.ports import free_port
 from pushsse.intake import onward
-from pushsse.kafka import Connection
 from pushsse.intake.onward import RECHECK_AFTER_S
+from pushsse.kafka import Connection
 
-from .broker import free_port
 from .kit import Kit, Recorder, until, value
 
 pytestmark = pytest.mark.anyio

@@ -6,12 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from deploy.parts import Kafka, Postgres
 from tests.backplane.redis_server import RedisServer
-from tests.intake.conftest import bootstrap
-from tests.preferences.conftest import postgres_server
-from tests.preferences.server import Server
-
-__all__ = ["bootstrap", "postgres_server"]
 
 
 @pytest.fixture(scope="session")
@@ -29,18 +25,18 @@ def redis_url(redis_server: RedisServer) -> str:
 
 
 @pytest.fixture
-async def postgres_url(postgres_server: Server, anyio_backend: str) -> str:
-    return await postgres_server.database()
+def postgres_url(postgres_part: Postgres) -> str:
+    return postgres_part.create_database(f"path_{secrets.token_hex(6)}")
 
 
 @pytest.fixture
-async def kafka_topic(bootstrap: str, anyio_backend: str) -> AsyncIterator[tuple[str, str]]:
+async def kafka_topic(kafka_part: Kafka, anyio_backend: str) -> AsyncIterator[tuple[str, str]]:
     topic = f"events-{secrets.token_hex(4)}"
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_part.url)
     await admin.start()
     try:
         await admin.create_topics([NewTopic(topic, 4, 1), NewTopic(f"{topic}.dlq", 1, 1)])
-        yield bootstrap, topic
+        yield kafka_part.url, topic
         await admin.delete_topics([topic, f"{topic}.dlq"])
     finally:
         await admin.close()

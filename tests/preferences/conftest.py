@@ -1,12 +1,13 @@
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from deploy.parts import Postgres
 from pushsse.database import Database
 from pushsse.preferences.store import PreferenceStore
-
-from .server import Server, binaries
 
 
 @pytest.fixture
@@ -14,24 +15,13 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[Server]:
-    programs = binaries()
-    if programs is None:
-        pytest.skip("PostgreSQL's programs aren't installed")
-    server = Server(programs)
-    server.start()
-    yield server
-    server.remove()
-
-
 @pytest.fixture(params=["sqlite", "postgres"])
 async def url(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: str) -> str:
     """The URL of a new, empty database, of either kind."""
     if request.param == "sqlite":
         return f"sqlite://{tmp_path}/test.db"
-    server: Server = request.getfixturevalue("postgres_server")
-    return await server.database()
+    server: Postgres = request.getfixturevalue("postgres_part")
+    return await asyncio.to_thread(server.create_database, f"test_{secrets.token_hex(6)}")
 
 
 @pytest.fixture

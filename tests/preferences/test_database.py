@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 from tortoise.exceptions import OperationalError
 
+from deploy.parts import Postgres
 from pushsse.database import Database, Statement
 from pushsse.database.configuration import configuration
 from pushsse.errors import DatabaseUnavailable, SettingsError
 from pushsse.preferences.models import EventType
 from pushsse.preferences.store import PreferenceStore
+from tests.parts import running
 
-from .server import Delay, Server, binaries
+from .delay import Delay
 
 pytestmark = pytest.mark.anyio
 
@@ -33,14 +35,8 @@ asyncio.run(main())
 
 
 @pytest.fixture
-def own_server() -> Iterator[Server]:
-    programs = binaries()
-    if programs is None:
-        pytest.skip("PostgreSQL's programs aren't installed")
-    server = Server(programs)
-    server.start()
-    yield server
-    server.remove()
+def own_server(tmp_path: Path) -> Iterator[Postgres]:
+    yield from running(Postgres(tmp_path / "postgres"))
 
 
 @asynccontextmanager
@@ -192,10 +188,10 @@ async def test_a_locked_sqlite_file_is_unavailable_within_two_seconds_and_recove
 
 
 async def test_a_frozen_postgres_is_unavailable_within_two_seconds_and_recovers(
-    own_server: Server, anyio_backend: str
+    own_server: Postgres, anyio_backend: str
 ) -> None:
-    async with opened(own_server.url()) as (database, store):
-        own_server.freeze()
+    async with opened(own_server.url) as (database, store):
+        own_server.pause()
         await asyncio.gather(*(unavailable_within(store, 2) for _ in range(20)))
         assert not database.available
         # Known to be away: the next batches don't wait.
@@ -218,15 +214,15 @@ async def test_a_frozen_postgres_is_unavailable_within_two_seconds_and_recovers(
                 await asyncio.sleep(0.02)
                 began = time.monotonic()
                 await unavailable_within(store, 2)
-        own_server.thaw()
+        own_server.resume()
         await until_back(database, within_s=4)
         assert await store.off_among(["ann"], ["alarm"]) == {("ann", "alarm")}
 
 
 async def test_a_stopped_postgres_is_unavailable_at_once_and_recovers_after_its_restart(
-    own_server: Server, anyio_backend: str
+    own_server: Postgres, anyio_backend: str
 ) -> None:
-    async with opened(own_server.url()) as (database, store):
+    async with opened(own_server.url) as (database, store):
         await asyncio.gather(*(store.switches(["ann"]) for _ in range(8)))
         await asyncio.to_thread(own_server.stop)
         await unavailable_within(store, 2)
@@ -236,11 +232,11 @@ async def test_a_stopped_postgres_is_unavailable_at_once_and_recovers_after_its_
 
 
 async def test_a_slow_postgres_is_unavailable_within_two_seconds_and_recovers(
-    own_server: Server, anyio_backend: str
+    own_server: Postgres, anyio_backend: str
 ) -> None:
     delay = Delay()
     async with delay.before(own_server.port):
-        url = own_server.url().replace(str(own_server.port), str(delay.port))
+        url = own_server.url.replace(f":{own_server.port}/", f":{delay.port}/")
         async with opened(url) as (database, store):
             delay.seconds = 5.0
             await unavailable_within(store, 2)
@@ -253,9 +249,9 @@ async def test_a_slow_postgres_is_unavailable_within_two_seconds_and_recovers(
 
 
 async def test_a_change_that_waits_for_a_lock_does_not_stop_the_others(
-    own_server: Server, anyio_backend: str
+    own_server: Postgres, anyio_backend: str
 ) -> None:
-    async with opened(own_server.url()) as (database, store):
+    async with opened(own_server.url) as (database, store):
 
         async def hold() -> None:
             async with database.transaction() as session:
@@ -278,9 +274,9 @@ async def test_a_change_that_waits_for_a_lock_does_not_stop_the_others(
         await holding
 
 
-async def test_a_process_starts_while_its_postgres_is_away(own_server: Server, anyio_backend: str) -> None:
+async def test_a_process_starts_while_its_postgres_is_away(own_server: Postgres, anyio_backend: str) -> None:
     await asyncio.to_thread(own_server.stop)
-    async with Database(own_server.url()) as database:
+    async with Database(own_server.url) as database:
         with pytest.raises(DatabaseUnavailable):
             await database.check()
         with pytest.raises(DatabaseUnavailable):

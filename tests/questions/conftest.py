@@ -5,15 +5,14 @@ import json
 import os
 import pwd
 import socket
-import subprocess
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from deploy.parts import Postgres
 from pushsse.backplane.base import HeardLive, log_of
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database
@@ -36,52 +35,9 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A cluster of its own, on a free port of loopback, run by an unprivileged user."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not programs:
-        pytest.skip("PostgreSQL isn't installed")
-    data = tmp_path_factory.mktemp("postgres")
-    for directory in (data, *list(data.parents)[:2]):
-        directory.chmod(0o755)
-    user = _unprivileged()
-    if user is not None:
-        os.chown(data, user.pw_uid, user.pw_gid)
-    cluster = data / "cluster"
-    arguments: list[str] = [
-        "-D",
-        str(cluster),
-        "-U",
-        "test",
-        "-A",
-        "trust",
-        "-E",
-        "UTF8",
-        "--no-locale",
-        "-N",
-    ]
-    options = {"user": user.pw_uid, "group": user.pw_gid} if user is not None else {}
-    initdb = [str(programs[-1] / "initdb"), *arguments]
-    subprocess.run(initdb, check=True, capture_output=True, cwd=data, timeout=60, **options)  # type: ignore[call-overload]
-    port = free_port()
-    server = [str(programs[-1] / "postgres"), "-D", str(cluster), "-p", str(port), "-h", "127.0.0.1"]
-    with (data / "log").open("wb") as log:
-        process = subprocess.Popen(  # type: ignore[call-overload]
-            [*server, "-k", "", "-F"], stdout=log, stderr=log, cwd=data, **options
-        )
-    try:
-        until = time.monotonic() + 20
-        while subprocess.run(
-            [str(programs[-1] / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)],
-            check=False,
-            timeout=10,
-        ).returncode:
-            assert time.monotonic() < until, (data / "log").read_text()
-            time.sleep(0.05)
-        yield f"postgres://test@127.0.0.1:{port}/postgres"
-    finally:
-        process.terminate()
-        process.wait(20)
+def postgres_url(postgres_part: Postgres) -> str:
+    """A database of their own for all tests of questions."""
+    return postgres_part.create_database("questions")
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -197,7 +153,7 @@ async def running(forever: Awaitable[None]) -> AsyncIterator[asyncio.Task[None]]
 async def eventually(check: Callable[[], Awaitable[bool]]) -> None:
     """Waits until something is so, at most ten seconds."""
     async with asyncio.timeout(LIMIT_S):
-        while not await check():  # noqa: ASYNC110
+        while not await check():
             await asyncio.sleep(0.01)
 
 

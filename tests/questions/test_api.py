@@ -114,7 +114,7 @@ async def site(world: World) -> AsyncIterator[Site]:
         tasks = [asyncio.create_task(each) for each in (service.run(), hearing.run(), server.serve())]
         try:
             async with asyncio.timeout(10):
-                while not server.started:  # noqa: ASYNC110
+                while not server.started:
                     await asyncio.sleep(0.01)
             yield found
         finally:

@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -11,34 +10,23 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from ulid import ULID
 
+from deploy.parts import Kafka
 from pushsse.errors import InvalidInput
-from pushsse.kafka import Connection
 from pushsse.intake.producer import Outgoing, Producer
+from pushsse.kafka import Connection
 from pushsse.questions.answerers.kafka import KafkaAnswerer
 from pushsse.questions.answerers.kafka_answers import read
 from pushsse.questions.question import Question
 from pushsse.questions.service import Asking, Questions
-from tests.intake.broker import Broker, jars
 from tests.questions.conftest import World, data, eventually, grown_text
 
 PARTITIONS = 3
 
 
 @pytest.fixture(scope="module")
-def bootstrap() -> Iterator[str]:
-    """The address of a Kafka: the one that is named, else one of our own."""
-    if named := os.environ.get("PUSHSSE_TEST_KAFKA"):
-        yield named
-        return
-    libs = jars()
-    if not libs:
-        pytest.skip("neither PUSHSSE_TEST_KAFKA names a Kafka, nor KAFKA_LIBS the folder of its jars")
-    broker = Broker(libs)
-    try:
-        broker.start()
-        yield broker.bootstrap
-    finally:
-        broker.remove()
+def bootstrap(kafka_part: Kafka) -> str:
+    """The address of a Kafka."""
+    return kafka_part.url
 
 
 @dataclass
