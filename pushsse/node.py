@@ -64,7 +64,11 @@ class Node:
         self.feed = Feed(self.backplane, Delivery(self.hub))
         self.replay = Replay(self.hub, self.backplane)
         self.streams = Streams(
-            self.hub, self.replay, limits=wiring.limits(settings), switches=self.reading.switches
+            self.hub,
+            self.replay,
+            limits=wiring.limits(settings),
+            switches=self.reading.switches,
+            so_far=lambda user: self.questions.so_far(user),
         )
         self.resumer = Resumer(
             self.hub, self.backplane, switches=self.reading.switches, settle=self.preferences.settle

@@ -25,7 +25,6 @@ def routes(node: Node) -> Sequence[BaseRoute]:
         identifier=identifier,
         resumer=node.resumer,
         streams=node.streams,
-        so_far=node.questions.so_far,
         has_room=node.has_room,
         backlog_bytes=settings.backlog_bytes,
     )

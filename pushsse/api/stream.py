@@ -5,7 +5,7 @@ browser's EventSource gives up for good on any other status.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -16,12 +16,10 @@ from pushsse import position
 from pushsse.api import query
 from pushsse.api.identity import STREAM, Identifier, Identity
 from pushsse.errors import Unavailable
-from pushsse.event import Publication
 from pushsse.hub.resume import From, Opening, Resumer
 from pushsse.hub.streams import StreamOptions, Streams
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy
 from pushsse.stream.response import StreamResponse
-from pushsse.stream.subscriber import Sink, Subscriber
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +31,6 @@ class StreamEndpoint:
     identifier: Identifier
     resumer: Resumer
     streams: Streams
-    so_far: Callable[[str], Awaitable[Sequence[Publication]]]
     has_room: Callable[[], bool]
     backlog_bytes: int
 
@@ -50,20 +47,16 @@ class StreamEndpoint:
             return
         try:
             async with self.resumer.opening(who.user, wish) as opening:
-                response = await self._begun(opening, options)
                 # Until the response begins the stream, the person is held by this context.
-                await response(scope, receive, send)
+                await self._response(opening, options)(scope, receive, send)
         except Unavailable as error:
             log.warning("a stream can't begin: %s", error)
             await busy_response()(scope, receive, send)
 
-    async def _begun(self, opening: Opening, options: StreamOptions) -> ASGIApp:
-        so_far = await self.so_far(opening.person.name) if opening.growing else ()
-
-        def begin(sink: Sink) -> Subscriber:
-            return self.streams.begin(opening, sink, options, so_far)
-
-        return StreamResponse(begin, backlog_bytes=self.backlog_bytes)
+    def _response(self, opening: Opening, options: StreamOptions) -> ASGIApp:
+        return StreamResponse(
+            lambda sink: self.streams.begin(opening, sink, options), backlog_bytes=self.backlog_bytes
+        )
 
 
 def asked(request: Request, who: Identity) -> tuple[From, StreamOptions]:

@@ -56,11 +56,13 @@ class Streams:
         *,
         limits: StreamLimits,
         switches: Callable[[str], Awaitable[Switches]],
+        so_far: Callable[[str], Awaitable[Sequence[Publication]]],
     ) -> None:
         self._hub = hub
         self._replay = replay
         self._limits = limits
         self._switches = switches
+        self._so_far = so_far
         self._tasks: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
@@ -68,9 +70,7 @@ class Streams:
         async with asyncio.TaskGroup() as self._tasks:
             await asyncio.Event().wait()
 
-    def begin(
-        self, opening: Opening, sink: Sink, options: StreamOptions, so_far: Sequence[Publication] = ()
-    ) -> Subscriber:
+    def begin(self, opening: Opening, sink: Sink, options: StreamOptions) -> Subscriber:
         """Begins a stream with its `ready`. It is live at once if there is nothing to replay."""
         person, start = opening.person, opening.start
         subscriber = Subscriber(
@@ -86,12 +86,14 @@ class Streams:
         self._limit_life(subscriber, options.expires_at)
         self._hub.add(subscriber)
         self._hub.metrics.resumes[opening.resume.value] += 1
-        growing = b"".join(with_id(publication, start) for publication in so_far)
-        sink.write(chunk(self._ready(subscriber, opening.resume, start) + growing))
+        sink.write(chunk(self._ready(subscriber, opening.resume, start)))
         if start == self._hub.place(person) and subscriber.room:
             self._hub.go_live(subscriber)
         else:
             self.serve(subscriber)
+        if opening.growing:
+            assert self._tasks is not None
+            self._tasks.create_task(self._tell_growing(subscriber), name=f"so far {subscriber.id}")
         return subscriber
 
     def serve(self, subscriber: Subscriber) -> None:
@@ -145,6 +147,18 @@ class Streams:
         finally:
             subscriber.wake = None
         return True
+
+    async def _tell_growing(self, subscriber: Subscriber) -> None:
+        """The answers that are growing, from their beginnings; read once their next pieces are heard."""
+        try:
+            so_far = await self._so_far(subscriber.person.name)
+        except Unavailable:
+            # The next piece but few reaches back, and the whole answer comes at the end.
+            return
+        if so_far and subscriber.reason is None:
+            position = self._hub.position(subscriber)
+            frames = [with_id(publication, position) for publication in so_far]
+            self._hub.write(subscriber, b"".join(frames), events=len(frames))
 
     async def _refresh(self, people: Sequence[Person]) -> None:
         backoff = Backoff()

@@ -9,6 +9,7 @@ import pytest
 from pushsse.backplane.base import Lost, log_of
 from pushsse.errors import CloseReason
 from pushsse.hub.resume import From
+from pushsse.preferences.views import Switches
 from tests.hub.world import SHARDS, world
 
 pytestmark = pytest.mark.anyio
@@ -210,3 +211,14 @@ async def test_since_begins_at_a_time() -> None:
         await w.settled()
         assert sink.data() == ["1"]
         assert json.loads(sink.frames[0][1])["resume"] == "complete"
+
+
+async def test_who_joins_while_an_answer_grows_gets_it_from_its_beginning() -> None:
+    async with world() as w:
+        w.switched["p1"] = Switches(0, frozenset(), False, None, True)
+        sink = await w.open("p1")
+        other = await w.open("p2")
+        await w.publish("news", 1)
+        await w.settled()
+        assert sorted(name for name, _, _ in sink.frames) == ["answer.delta", "news", "ready"]
+        assert [name for name, _, _ in other.frames] == ["ready", "news"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from pushsse.backplane.base import Call, Draft, log_of
 from pushsse.backplane.memory import MemoryBackplane
-from pushsse.event import Change, encode
+from pushsse.event import Change, Publication, encode
 from pushsse.hub.delivery import Delivery
 from pushsse.hub.feed import Feed
 from pushsse.hub.heartbeat import Heartbeat
@@ -150,7 +150,11 @@ async def world(*, send_timeout_s: float = 5.0, keep_bytes: int = 4 * 1024**2) -
         lost=lambda people: streams.refresh(people),
     )
     limits = StreamLimits("here", 15, 600, send_timeout_s, 0)
-    streams = Streams(hub, Replay(hub, backplane), limits=limits, switches=switches)
+
+    async def so_far(_: str) -> list[Publication]:
+        return [encode("answer.delta", "so far", users=())]
+
+    streams = Streams(hub, Replay(hub, backplane), limits=limits, switches=switches, so_far=so_far)
     resumer = Resumer(hub, backplane, switches=switches, settle=settle)
     delivery = Delivery(hub)
     feed = Feed(backplane, delivery)
