@@ -11,7 +11,8 @@ from pushsse.backplane.base import Entry, Head
 from pushsse.position import Mark
 
 MAX_ENTRIES = 20_000
-_ENTRY_BYTES = 200
+# Besides the body: the entry, the publication, their numbers and names (CPython 3.11, one recipient).
+_ENTRY_BYTES = 520
 
 
 class FollowedLog:

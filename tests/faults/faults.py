@@ -1,5 +1,6 @@
 """All faults by their numbers."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 
@@ -7,8 +8,18 @@ from tests.faults import client_faults, database_faults, edges, kafka_faults, no
 from tests.faults.world import World
 
 Fault = Callable[[World], Awaitable[None]]
+
+
+async def control(world: World) -> None:
+    """Nothing at all, for comparison."""
+    async with world.row(0, "nothing at all for 20 s") as row:
+        await asyncio.sleep(20)
+        row.check("streams cut", world.cuts(), world.cuts() == 0)
+
+
 FAULTS: Mapping[int, Fault] = MappingProxyType(
     {
+        0: control,
         1: redis_faults.killed,
         2: redis_faults.stopped,
         3: redis_faults.stalled,

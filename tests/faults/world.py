@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 
 from deploy.whole import TOPIC
+from pushsse.backplane.base import TAIL_ENTRIES, log_of
 from tests.faults.clients import Client, Crowd
 from tests.faults.cluster import Cluster
 from tests.faults.ledger import Account, Flip, Ledger, Verdict
@@ -19,8 +20,8 @@ from tests.faults.report import Row
 PEOPLE = tuple(f"person{number}" for number in range(240))
 STREAMS = 300
 RATE = 200.0
-WARM_EVENTS = 40_000
-_WARM_RATE = 4_000
+_SHARDS = 64
+_AT_ONCE = 16
 _LEAD_S = 3.0
 _QUIET_S = 3.0
 _RESOURCES_S = 45.0
@@ -65,13 +66,27 @@ class World:
         for number, user in enumerate(PEOPLE):
             if number % _TENTH == 0:
                 await self.switch(user, random.choice(TYPES), on=False)
-        self.producer.load(_WARM_RATE, broadcasts=0.002)
-        await asyncio.sleep(WARM_EVENTS / _WARM_RATE)
+        await self._fill()
         verdict = await self.settle()
         if not verdict.clean:
             raise AssertionError(f"not even the warm-up is clean: {verdict}")
         self.cluster.tracebacks()
         self._files, self._rss = await self.cluster.files(), self.cluster.rss()
+
+    async def _fill(self) -> None:
+        """Fills the tails that nodes keep of each log, so that memory doesn't grow for that later on."""
+        by_log: dict[str, list[str]] = {}
+        for user in PEOPLE:
+            by_log.setdefault(log_of(user, _SHARDS), []).append(user)
+        logs = list(by_log.values())
+        for number in range(TAIL_ENTRIES + 50):
+            for start in range(0, len(logs), _AT_ONCE):
+                users = [people[number % len(people)] for people in logs[start : start + _AT_ONCE]]
+                await self.producer.send(users, random.choice(TYPES))
+            await self.producer.send(None, random.choice(TYPES))
+            await asyncio.sleep(0.01)
+        self.producer.load(10 * RATE, broadcasts=0.01)
+        await asyncio.sleep(5)
 
     @asynccontextmanager
     async def row(self, number: int, what: str, *, gaps: bool = False) -> AsyncIterator[Row]:

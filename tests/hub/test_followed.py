@@ -1,0 +1,29 @@
+"""The tail of a log that a node keeps in memory."""
+
+import tracemalloc
+from datetime import UTC, datetime
+
+from pushsse import event
+from pushsse.backplane import codec
+from pushsse.backplane.base import Entry, Head
+from pushsse.hub.followed import FollowedLog
+
+_KEEP_BYTES = 512 * 1024
+
+
+def test_a_tail_of_small_events_takes_no_more_memory_than_it_is_allowed_to_keep() -> None:
+    small = event.decode(b'{"type": "alarm", "message": {"text": "fire"}, "to": {"users": ["person12"]}}')
+    made = event.publication(small, event_id="order-981", at=datetime.now(UTC), max_age_s=60)
+    blob = codec.encode(made)
+    log = FollowedLog("12", keep_bytes=_KEEP_BYTES)
+    log.begin(Head("epoch", 0, 1, 0), ())
+    tracemalloc.start()
+    try:
+        for number in range(1, 10_001):
+            at_ms = 1_790_000_000_000 + number
+            log.append(Entry("12", number, 10_000 + number, at_ms, codec.decode(bytes(blob))))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # A fifth: the list's front is cut off now and then only.
+    assert _KEEP_BYTES / 2 < held < _KEEP_BYTES * 1.2
