@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from pushsse.backplane.base import Entry, Head
 from pushsse.position import Mark
 
-MAX_ENTRIES = 20_000
+# Long enough for a storm of clients that come back after a node, or the way to it, was away.
+TAIL_MS = 60_000
 # Besides the body: the entry, the publication, their numbers and names (CPython 3.11, one recipient).
 _ENTRY_BYTES = 520
 
@@ -54,9 +55,15 @@ class FollowedLog:
         self._bytes += len(entry.publication.body) + _ENTRY_BYTES
         if entry.publication.change is not None:
             self.changes.append(entry)
-        while self._bytes > self._keep_bytes or len(self._tail) - self._dropped > MAX_ENTRIES:
+        while self._bytes > self._keep_bytes:
             self._drop_oldest()
+        self.forget(entry.at_ms - TAIL_MS)
         self._tell()
+
+    def forget(self, before_ms: int) -> None:
+        """Gives up what is older than this."""
+        while self._dropped < len(self._tail) and self._tail[self._dropped].at_ms < before_ms:
+            self._drop_oldest()
 
     def after(self, number: int, limit: int) -> list[Entry]:
         """Up to `limit` entries after a number that the tail reaches back to."""
@@ -77,7 +84,7 @@ class FollowedLog:
         self._bytes -= len(dropped.publication.body) + _ENTRY_BYTES
         if self.changes and self.changes[0].number <= dropped.number:
             self.changes.popleft()
-        if self._dropped > 1000 and self._dropped * 2 > len(self._tail):
+        if self._dropped > 100 and self._dropped * 2 > len(self._tail):
             del self._tail[: self._dropped]
             self._dropped = 0
 

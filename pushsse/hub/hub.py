@@ -14,7 +14,7 @@ from pushsse.backplane.base import (
 )
 from pushsse.errors import CloseReason
 from pushsse.event import Publication
-from pushsse.hub.followed import FollowedLog
+from pushsse.hub.followed import TAIL_MS, FollowedLog
 from pushsse.hub.heartbeat import Heartbeat
 from pushsse.metrics import Metrics
 from pushsse.position import Position
@@ -170,9 +170,12 @@ class Hub:
                 del self._taps[subject]
 
     def prune(self) -> None:
-        """Stops following the shards that nobody here has needed for a minute."""
+        """Gives up old entries, and the shards that nobody here has needed for a minute."""
+        old_ms = self.backplane.now_ms() - TAIL_MS
+        self.broadcast.forget(old_ms)
         before = self.heartbeat.now - IDLE_S / self.heartbeat.tick_s
         for name, shard in list(self.shards.items()):
+            shard.log.forget(old_ms)
             if not shard.people and shard.idle_since < before:
                 self.backplane.unfollow(name)
                 del self.shards[name]

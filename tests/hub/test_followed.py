@@ -27,3 +27,19 @@ def test_a_tail_of_small_events_takes_no_more_memory_than_it_is_allowed_to_keep(
         tracemalloc.stop()
     # A fifth: the list's front is cut off now and then only.
     assert _KEEP_BYTES / 2 < held < _KEEP_BYTES * 1.2
+
+
+def test_what_is_older_than_a_minute_is_forgotten_and_the_place_stays() -> None:
+    made = event.encode("news", 1, users=("ann",))
+    log = FollowedLog("12", keep_bytes=_KEEP_BYTES)
+    log.begin(Head("epoch", 0, 1, 0), ())
+    for number in range(1, 301):
+        log.append(Entry("12", number, number, 1_790_000_000_000 + number * 1000, made))
+    assert log.first == 300 - 60
+    assert [entry.number for entry in log.after(290, 100)] == list(range(291, 301))
+    assert not log.reaches(200)
+    log.forget(1_790_000_000_000 + 400_000)
+    assert (log.first, log.mark.number) == (301, 300)
+    assert log.reaches(300)
+    assert log.after(300, 10) == []
+    assert not log.reaches(299)
