@@ -1,8 +1,8 @@
 """One answer while it grows on this node: pieces are gathered into deltas, and now and then stored.
 
 Made by `answering` for each question of this node; hands deltas to `life`. Deliberate: whoever joins reads
-what is stored, so the first delta after each storing reaches back to where the storing before it ended: what
-was told before somebody joined, and not stored yet, can't be missing for longer than that.
+what is stored, so each delta begins where the last storing ended, and the first after a storing where the one
+before it ended. Whenever somebody joins, the next delta goes on from what he has.
 """
 
 import asyncio
@@ -73,10 +73,10 @@ class Growing:
             pass
 
     async def _tell(self, *, since: _Place | None = None) -> None:
-        start = self._told if since is None else since
-        text = self.text[start.characters :]
-        if not text:
+        if since is None and self._told.characters == len(self.text):
             return
+        start = self._stored if since is None else since
+        text = self.text[start.characters :]
         deltas = events.deltas(self._question, text, start=start.units, seq=self._seq + 1)
         try:
             for delta in deltas:
