@@ -6,6 +6,7 @@ was at that event, so it is the same for every stream of a shard.
 
 from collections.abc import Sequence
 from heapq import merge
+from typing import NamedTuple
 
 from pushsse.event import Publication
 from pushsse.position import Mark, Position
@@ -79,6 +80,32 @@ def _order(item: tuple[int, Publication, Mark, bool]) -> int:
     return item[0]
 
 
-def together(items: Sequence[Item]) -> Chunk:
-    """Several frames as one chunk."""
-    return chunk(b"".join([item.frame() for item in items]))
+class Chosen(NamedTuple):
+    """Those of a batch's broadcasts that one person gets: how many, and their frames as one chunk."""
+
+    many: int
+    chunk: Chunk
+
+
+class Broadcasts:
+    """A batch's broadcasts for one shard, joined once for each set of its types that somebody has off."""
+
+    __slots__ = ("_items", "_made", "_types")
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self._items = items
+        self._types = frozenset(i.publication.name for i in items if i.publication.switchable)
+        self._made: dict[frozenset[str], Chosen] = {}
+
+    def without(self, off: frozenset[str]) -> Chosen:
+        """What somebody gets who has these types off."""
+        off = off & self._types
+        chosen = self._made.get(off)
+        if chosen is None:
+            frames = [
+                i.frame()
+                for i in self._items
+                if not i.publication.switchable or i.publication.name not in off
+            ]
+            chosen = self._made[off] = Chosen(len(frames), chunk(b"".join(frames)))
+        return chosen

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pushsse.backplane.base import BROADCAST, Entry, Followed, Heard, HeardLive, Hearing, Lost
 from pushsse.event import Publication
-from pushsse.hub.batch import Batch, Item, together
+from pushsse.hub.batch import Batch, Broadcasts, Item
 from pushsse.hub.followed import FollowedLog
 from pushsse.hub.hub import Hub, Shard
 from pushsse.position import Mark
-from pushsse.stream.subscriber import Person, Subscriber
+from pushsse.stream.subscriber import NOTHING_OFF, Person, Subscriber
 
 
 class Delivery:
@@ -109,19 +109,28 @@ class Delivery:
         self, shard: Shard, items: Sequence[Item], touched: Mapping[Person, set[Item]]
     ) -> None:
         """To everybody but those who get something of their own with it."""
-        everything = together(items)
+        broadcasts = Broadcasts(items)
+        everything = broadcasts.without(NOTHING_OFF).chunk
         now = self._hub.heartbeat.now
-        written = 0
+        whole = partly = held_back = 0
         for subscriber in tuple(shard.live):
             if touched and subscriber.person in touched:
                 continue
             if subscriber.plain:
                 subscriber.wrote = now
                 subscriber.sink.write(everything)
-                written += 1
+                whole += 1
+            elif subscriber.named and subscriber.types is None:
+                count, chosen = broadcasts.without(subscriber.person.off)
+                held_back += len(items) - count
+                if count:
+                    subscriber.wrote = now
+                    subscriber.sink.write(chosen)
+                    partly += count
             else:
                 self._write_items(subscriber.person, (subscriber,), items)
-        self._hub.metrics.deliveries += written * len(items)
+        self._hub.metrics.deliveries += whole * len(items) + partly
+        self._hub.metrics.suppressed += held_back
 
     def _write_items(self, person: Person, subscribers: Sequence[Subscriber], items: Sequence[Item]) -> None:
         frames: list[list[bytes]] = [[] for _ in subscribers]
