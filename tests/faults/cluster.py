@@ -112,9 +112,12 @@ class Cluster:
         return sum([(await self.metrics(node)).get(name, 0) for node in self.nodes])
 
     async def files(self) -> int:
-        """The open files of all nodes but for those of open streams."""
+        """The open files of all nodes but for those of open streams, and of the pools towards the database.
+
+        Pools have a bound, and give connections up after minutes only.
+        """
         opened = sum(len(os.listdir(f"/proc/{node.pid}/fd")) for node in self.nodes)
-        return opened - int(await self.total("connections"))
+        return opened - int(await self.total("connections")) - self.relay.sessions
 
     def rss(self) -> Mapping[str, int]:
         """The resident memory of each node in bytes."""
