@@ -111,7 +111,9 @@ class MemoryBackplane:
         if log is None:
             share = BROADCAST_SHARE if name == BROADCAST else 1
             keep_bytes = self._keep_bytes * share
-            log = self._logs[name] = KeptLog(name, self._epoch + name, keep_ms=self._keep_ms, keep_bytes=keep_bytes)
+            log = self._logs[name] = KeptLog(
+                name, self._epoch + name, keep_ms=self._keep_ms, keep_bytes=keep_bytes
+            )
         return log
 
     # Listening
