@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from pushsse.errors import CloseReason
 from pushsse.hub.hub import Hub
+from pushsse.stream.frame import spread_retries_ms
 from pushsse.stream.subscriber import Subscriber
 
 STEP_S = 0.05
@@ -22,17 +23,19 @@ async def drain(hub: Hub, *, window_s: float) -> None:
     leaving = list(hub.subscribers)
     ended = tuple(leaving)
     random.shuffle(leaving)
+    # Even ends and even waits make even returns, for whichever node gets them.
+    retries = spread_retries_ms()
     began, whole = loop.time(), len(leaving)
     while leaving:
         spent = (loop.time() - began) / window_s if window_s > 0 else 1.0
         due = whole - round(whole * min(1.0, spent))
         while len(leaving) > due:
-            hub.end(leaving.pop(), CloseReason.SHUTDOWN)
+            hub.end(leaving.pop(), CloseReason.SHUTDOWN, retry_ms=next(retries))
         if leaving:
             await asyncio.sleep(STEP_S)
     late = list(hub.subscribers)
     for subscriber in late:
-        hub.end(subscriber, CloseReason.SHUTDOWN)
+        hub.end(subscriber, CloseReason.SHUTDOWN, retry_ms=next(retries))
     await _flush([*ended, *late])
 
 

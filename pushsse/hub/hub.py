@@ -126,12 +126,12 @@ class Hub:
         del self.shards[subscriber.person.log].live[subscriber]
         self._behind(subscriber)
 
-    def end(self, subscriber: Subscriber, reason: CloseReason) -> None:
+    def end(self, subscriber: Subscriber, reason: CloseReason, *, retry_ms: int | None = None) -> None:
         """Ends a stream for a reason, which the client learns in band."""
         if subscriber.reason is not None:
             return
         subscriber.reason = reason
-        last = chunk(ending(reason, self.position(subscriber)))
+        last = chunk(ending(reason, self.position(subscriber), retry_ms=retry_ms))
         self.left(subscriber)
         self.heartbeat.bury(subscriber)
         subscriber.sink.end(last)

@@ -4,6 +4,7 @@ Made by the hub and by resume, written by a sink. A frame is `event`, `data`, `i
 """
 
 import random
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -14,6 +15,9 @@ from pushsse.position import Position
 MEDIA_TYPE = "text/event-stream"
 STREAM_HEADERS = {"Cache-Control": "no-store, no-transform"}
 NEVER_MS = 300_000
+RETRY_MS = (2_000, 5_000)
+# Steps of this part of a circle never come close to where one was before (Weyl).
+_GOLDEN = 0.6180339887
 _json = msgspec.json.Encoder()
 
 
@@ -45,9 +49,12 @@ def ping(position: Position) -> bytes:
     return b"event: ping\ndata: {}\nid: %b\n\n" % str(position).encode()
 
 
-def ending(reason: CloseReason, position: Position) -> bytes:
-    """The last frame before the server ends a stream."""
-    retry_ms = random_retry_ms() if reason.retry else NEVER_MS
+def ending(reason: CloseReason, position: Position, *, retry_ms: int | None = None) -> bytes:
+    """The last frame before the server ends a stream; without `retry_ms` that is drawn at random."""
+    if not reason.retry:
+        retry_ms = NEVER_MS
+    elif retry_ms is None:
+        retry_ms = random_retry_ms()
     data = {"code": reason.code, "detail": reason.detail, "retry": reason.retry}
     return event("exception", data, position, retry_ms=retry_ms)
 
@@ -61,4 +68,13 @@ def busy() -> bytes:
 
 def random_retry_ms() -> int:
     """How long a client waits before it comes back: 2–5 s, so that they don't all come at once."""
-    return random.randint(2_000, 5_000)
+    return random.randint(*RETRY_MS)
+
+
+def spread_retries_ms() -> Iterator[int]:
+    """Such waits for many in a row, from a random one on: any few of them cover the range evenly."""
+    least, most = RETRY_MS
+    at = random.random()
+    while True:
+        yield least + int(at * (most - least))
+        at = (at + _GOLDEN) % 1
