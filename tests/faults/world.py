@@ -13,7 +13,7 @@ from deploy.whole import TOPIC
 from pushsse.backplane.base import TAIL_ENTRIES, log_of
 from tests.faults.clients import Client, Crowd
 from tests.faults.cluster import Cluster
-from tests.faults.ledger import Account, Flip, Ledger, Verdict
+from tests.faults.ledger import PARTITIONS, Account, Flip, Ledger, Verdict
 from tests.faults.producer import TYPES, Producer
 from tests.faults.report import Row
 
@@ -66,6 +66,9 @@ class World:
         for number, user in enumerate(PEOPLE):
             if number % _TENTH == 0:
                 await self.switch(user, random.choice(TYPES), on=False)
+        # Each node that reads a partition has a producer of its own for what can't be used.
+        for partition in range(PARTITIONS):
+            await self.producer.raw(b"{", partition=partition)
         await self._fill()
         verdict = await self.settle()
         if not verdict.clean:
