@@ -4,7 +4,7 @@ import asyncio
 
 from aiokafka.errors import KafkaError
 
-from pushsse.kafka import connection
+from pushsse.kafka import connection, stop
 from pushsse.settings import Settings
 
 _TIMEOUT_S = 10.0
@@ -16,10 +16,11 @@ async def topics(settings: Settings) -> dict[str, int]:
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             await consumer.start()
-            return {name: len(consumer.partitions_for_topic(name) or ()) for name in await consumer.topics()}
+            cluster = await consumer._client.fetch_all_metadata()
+            return {name: len(cluster.partitions_for_topic(name) or ()) for name in cluster.topics()}
     except KafkaError as error:
         raise OSError(f"{error}") from error
     except TimeoutError as error:
         raise OSError(f"no answer within {_TIMEOUT_S:.0f} s") from error
     finally:
-        await consumer.stop()
+        await stop(consumer)
