@@ -1,0 +1,88 @@
+"""Fan-out: one round of one contestant, from no streams up to the most and down again.
+
+On the way up: memory per stream and the cost of accepting. On the way down: the cost of a delivery, one event
+at a time and in bursts; at a thousand streams also latency at a steady rate, sizes of events, switches.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from bench.contestants import BenchNode, Contestant
+from bench.generator import Figures, Generator
+from bench.switches import Seen, measure
+
+STEADY_STREAMS = 1_000
+STEADY_RATE = 50
+STEADY_EVENTS = 120
+SIZES = (100, 1_000, 10_000)
+SIZED_STREAMS = 1_000
+BURST_STREAMS = (1_000, 5_000)
+WINDOW = 64
+BURST_DELIVERIES = 320_000
+_DELIVERIES = 60_000
+
+
+@dataclass
+class Round:
+    """What one contestant did in one round; by number of streams, or by size."""
+
+    kb_per_stream: dict[int, float] = field(default_factory=dict)
+    accept_us: float = 0.0
+    each: dict[int, Figures] = field(default_factory=dict)
+    burst: dict[int, Figures] = field(default_factory=dict)
+    sizes: dict[int, Figures] = field(default_factory=dict)
+    steady: Figures | None = None
+    switches: Seen | None = None
+
+    def figures(self) -> list[Figures]:
+        """All that was measured, to see whether everything arrived."""
+        found = [*self.each.values(), *self.burst.values(), *self.sizes.values()]
+        return [*found, self.steady] if self.steady is not None else found
+
+
+def one_round(
+    contestant: Contestant, counts: Sequence[int], *, people: bool, told: Callable[[str], None]
+) -> Round:
+    """Measures a contestant that isn't started yet; `people` switch, too. Raises PartFailed, LoadFailed."""
+    seen = Round()
+    with contestant, contestant.generator(max(counts)) as load:
+        # The first stream pays for what all share.
+        load.open(1)
+        kb = 0.0
+        opened, accept_s = 1, 0.0
+        for count in sorted(counts):
+            spent = load.open(count)
+            kb += spent.rss_kb
+            accept_s += spent.cpu_s
+            opened = count
+            seen.kb_per_stream[count] = kb / count
+            told(f"{count} streams open")
+        seen.accept_us = accept_s / opened * 1e6
+        for count in sorted(counts, reverse=True):
+            load.keep(count)
+            _at(contestant, load, count, seen)
+            if people and count == SIZED_STREAMS and isinstance(contestant, BenchNode):
+                seen.switches = measure(contestant, load, count)
+            told(f"{count} streams: {seen.each[count].us_each:.2f} µs a delivery")
+    return seen
+
+
+def _at(contestant: Contestant, load: Generator, count: int, seen: Round) -> None:
+    publish = contestant.publish()
+    load.each(publish, events=3, reach=count)
+    seen.each[count] = load.each(publish, events=max(8, _DELIVERIES // count), reach=count)
+    if count in BURST_STREAMS:
+        seen.burst[count] = load.burst(
+            publish, events=BURST_DELIVERIES // count // WINDOW * WINDOW, reach=count, window=WINDOW
+        )
+    if count == STEADY_STREAMS:
+        seen.steady = load.steady(publish, events=STEADY_EVENTS, reach=count, rate=STEADY_RATE)
+    if count == SIZED_STREAMS:
+        for size in SIZES:
+            seen.sizes[size] = load.each(publish, events=30, reach=count, size=size)
+
+
+def median(values: Sequence[float]) -> float:
+    """The median; 0 of nothing."""
+    return statistics.median(values) if values else 0.0

@@ -1,0 +1,57 @@
+"""Everything that one run has measured; `rows` makes the table of it, `plots` the pictures."""
+
+from dataclasses import dataclass, field
+
+from bench.fanout import Round, median
+from bench.generator import Figures
+from bench.path import Throughput
+from bench.workers import Seen as Workers
+
+
+@dataclass
+class Idle:
+    """What streams cost that get nothing but pings."""
+
+    streams: int
+    seconds: float
+    percent: float
+
+
+@dataclass
+class Measured:
+    """Rounds by contestant, and the single measurements; what is missing says why in `skipped`."""
+
+    machine: dict[str, str] = field(default_factory=dict)
+    rounds: dict[str, list[Round]] = field(default_factory=dict)
+    idle: Idle | None = None
+    accept_us: dict[str, float] = field(default_factory=dict)
+    throughput: list[Throughput] = field(default_factory=list)
+    latency: list[tuple[Figures, Figures]] = field(default_factory=list)
+    workers: dict[int, list[Workers]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    incomplete: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def us(self, name: str, kind: str, at: int) -> float:
+        """CPU per delivery: the median over the rounds. `kind` is each, burst or sizes."""
+        return median(
+            [getattr(r, kind)[at].us_each for r in self.rounds.get(name, ()) if at in getattr(r, kind)]
+        )
+
+    def ratio(self, peer: str, kind: str, at: int) -> float:
+        """The node's CPU per delivery over a peer's: the median of the rounds' ratios."""
+        pairs = zip(self.rounds.get("node", ()), self.rounds.get(peer, ()), strict=False)
+        found = [(getattr(ours, kind).get(at), getattr(theirs, kind).get(at)) for ours, theirs in pairs]
+        return median(
+            [a.us_each / b.us_each for a, b in found if a is not None and b is not None and b.us_each]
+        )
+
+    def p99_ratio(self, peer: str) -> float:
+        """The node's p99 latency at the steady rate over a peer's."""
+        pairs = zip(self.rounds.get("node", ()), self.rounds.get(peer, ()), strict=False)
+        found = [(ours.steady, theirs.steady) for ours, theirs in pairs]
+        return median([a.p99_ms / b.p99_ms for a, b in found if a is not None and b is not None and b.p99_ms])
+
+    def kb(self, name: str, count: int) -> float:
+        """Memory per stream."""
+        return median([r.kb_per_stream[count] for r in self.rounds.get(name, ()) if count in r.kb_per_stream])

@@ -1,0 +1,154 @@
+"""The table: each figure with what it must reach, what it should, and what was seen."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bench.fanout import median
+from bench.measured import Measured
+
+
+class Row(NamedTuple):
+    """One line; `seen` 0 means that it wasn't measured. Smaller is better unless `rising`."""
+
+    figure: str
+    reach: float | None
+    aim: float | None
+    seen: float
+    unit: str = ""
+    rising: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """How far it got."""
+        if not self.seen:
+            return "not measured"
+        if self.reach is None or self.aim is None:
+            return ""
+        if self.good(self.aim):
+            return "aim"
+        return "reach" if self.good(self.reach) else "missed"
+
+    def good(self, bound: float) -> bool:
+        """Whether what was seen keeps a bound."""
+        return self.seen >= bound if self.rising else self.seen <= bound
+
+
+def rows(seen: Measured) -> Sequence[Row]:
+    """All lines, in the order of the path."""
+    return [*_fanout(seen), *_streams(seen), *_path(seen), *_workers(seen), *_people(seen)]
+
+
+def _fanout(seen: Measured) -> list[Row]:
+    found = []
+    for count in (1_000, 5_000):
+        at = f"{count:,} streams"
+        found += [
+            Row(
+                f"CPU per delivery / floor, one event at a time, {at}",
+                1.5,
+                1.2,
+                seen.ratio("floor", "each", count),
+            ),
+            Row(
+                f"CPU per delivery / floor, bursts of 64, {at}", 0.4, 0.1, seen.ratio("floor", "burst", count)
+            ),
+            Row(
+                f"CPU per delivery / nchan, one event at a time, {at}",
+                0.8,
+                0.6,
+                seen.ratio("nchan", "each", count),
+            ),
+            Row(
+                f"CPU per delivery / nchan, bursts of 64, {at}", 0.8, 0.6, seen.ratio("nchan", "burst", count)
+            ),
+        ]
+    found.append(Row("p99 latency / nchan, 50 events/s, 1,000 streams", 1.2, 0.9, seen.p99_ratio("nchan")))
+    return found
+
+
+def _streams(seen: Measured) -> list[Row]:
+    found = [
+        Row("memory per stream, 5,000 streams, each its own user", 3.0, 2.0, seen.kb("node", 5_000), "kB")
+    ]
+    counts = sorted(
+        {count for r in seen.rounds.get("node", ()) for count in r.kb_per_stream if count >= 1_000}
+    )
+    if len(counts) > 1 and seen.kb("node", counts[0]):
+        most = seen.kb("node", counts[-1]) / seen.kb("node", counts[0])
+        found.append(Row(f"memory per stream, {counts[-1]:,} / {counts[0]:,} streams", 1.1, 1.1, most))
+    for what, us in seen.accept_us.items():
+        found.append(
+            Row(f"CPU to accept a stream, token checked, switches read ({what})", 300, 150, us, "µs")
+        )
+    if seen.idle is not None:
+        what = f"idle, {seen.idle.streams:,} streams for {seen.idle.seconds:.0f} s, a ping each 15 s"
+        found.append(Row(what, 3.0, 1.5, seen.idle.percent, "% of a core"))
+    return found
+
+
+def _path(seen: Measured) -> list[Row]:
+    per_s = median([one.per_s for one in seen.throughput])
+    ratio = median([a.p99_ms / b.p99_ms for a, b in seen.latency if b.p99_ms])
+    return [
+        Row(
+            "Kafka to log, one person each, 4 partitions, PostgreSQL",
+            15_000,
+            40_000,
+            per_s,
+            "/s",
+            rising=True,
+        ),
+        Row("Kafka to client, 1,000 streams, 500/s: p99 / a bare loop's", 3.0, 1.5, ratio),
+    ]
+
+
+def _workers(seen: Measured) -> list[Row]:
+    one, two = seen.workers.get(1, []), seen.workers.get(2, [])
+    ratio = median([b.us_each / a.us_each for a, b in zip(one, two, strict=False)])
+    share = 100 * min((w.least_share for w in two), default=0.0)
+    return [
+        Row("two workers / one: CPU per delivery, 5,000 streams", 1.15, 1.05, ratio),
+        Row("two workers: the smaller share of the streams", 35, 35, share, "%", rising=True),
+    ]
+
+
+def _people(seen: Measured) -> list[Row]:
+    rounds = [r.switches for r in seen.rounds.get("node", ()) if r.switches is not None]
+    found = []
+    for share in (50, 90):
+        ratios = [r.off[share].spent.cpu_s / r.off[0].spent.cpu_s for r in rounds if share in r.off]
+        found.append(
+            Row(
+                f"an event that {share} % have switched off / one that nobody has", None, None, median(ratios)
+            )
+        )
+    others = [r.other_off.us_each / r.off[0].us_each for r in rounds if r.other_off is not None]
+    found.append(Row("a delivery where 90 % have other types off / nobody has", None, None, median(others)))
+    return found
+
+
+def markdown(found: Sequence[Row]) -> str:
+    """The table for people."""
+    lines = ["| figure | reach | aim | seen | |", "|---|---|---|---|---|"]
+    for row in found:
+        bounds = [_number(row.reach), _number(row.aim)]
+        seen = f"**{_number(row.seen)}**{' ' + row.unit if row.unit else ''}" if row.seen else "–"
+        lines.append(f"| {row.figure} | {bounds[0]} | {bounds[1]} | {seen} | {row.verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def text(found: Sequence[Row]) -> str:
+    """The table for a terminal."""
+    width = max(len(row.figure) for row in found)
+    lines = [f"{'':{width}}  {'reach':>8} {'aim':>8} {'seen':>9}"]
+    for row in found:
+        seen = _number(row.seen) if row.seen else "-"
+        bounds = f"{_number(row.reach):>8} {_number(row.aim):>8}"
+        lines.append(f"{row.figure:{width}}  {bounds} {seen:>9} {row.unit:<11} {row.verdict}")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}".rstrip("0").rstrip(".")
