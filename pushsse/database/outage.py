@@ -11,6 +11,8 @@ AWAY: tuple[type[Exception], ...] = (
     DBConnectionError,
     sqlite3.OperationalError,
     asyncpg.InterfaceError,
+    # A connection is used while the server is ending it: its last words are there, its end is not.
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,

@@ -6,10 +6,11 @@ from contextlib import asynccontextmanager
 
 
 class Delay:
-    """A TCP relay in front of a server, whose answers it holds back for `seconds`."""
+    """A TCP relay in front of a server; it holds answers back for `seconds`, and the end for `end_s`."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self.end_s = 0.0
         self.port = 0
 
     @asynccontextmanager
@@ -36,5 +37,7 @@ class Delay:
                 if slow and self.seconds:
                     await asyncio.sleep(self.seconds)
                 writer.write(read)
+            if slow and self.end_s:
+                await asyncio.sleep(self.end_s)
         finally:
             writer.close()

@@ -231,6 +231,22 @@ async def test_a_stopped_postgres_is_unavailable_at_once_and_recovers_after_its_
         assert await store.off_among(["ann"], ["alarm"]) == {("ann", "alarm")}
 
 
+async def test_a_connection_that_postgres_is_just_ending_means_unavailable(
+    own_server: Postgres, anyio_backend: str
+) -> None:
+    delay = Delay()
+    async with delay.before(own_server.port):
+        url = own_server.url.replace(f":{own_server.port}/", f":{delay.port}/")
+        async with opened(url) as (database, store):
+            # The last words of the server are there before the end of the connection is.
+            delay.end_s = 1.0
+            await asyncio.to_thread(own_server.stop)
+            with pytest.raises(DatabaseUnavailable):
+                await store.switches(["ann"])
+            await asyncio.to_thread(own_server.start)
+            await until_back(database, within_s=4)
+
+
 async def test_a_slow_postgres_is_unavailable_within_two_seconds_and_recovers(
     own_server: Postgres, anyio_backend: str
 ) -> None:
