@@ -74,6 +74,8 @@ class Generator:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(_LIMIT_S)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
         self._folder.cleanup()
 
     def open(self, count: int) -> Usage:

@@ -1,0 +1,100 @@
+"""The benchmark counts right: marks split over reads, what is missing, bounds, pictures."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from bench.contestants import Floor, floor_program
+from bench.generator import Generator, LoadFailed
+from bench.load import MARK, Load
+from bench.plots import lines
+from bench.rows import Row, markdown
+
+STREAMS = 20
+
+
+@pytest.fixture(params=["compiled", "python"])
+def floor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Floor]:
+    in_python = [sys.executable, str(Path(floor_program.__code__.co_filename).with_name("floor.py"))]
+    with Floor(
+        tmp_path / "work", floor_program(tmp_path) if request.param == "compiled" else in_python
+    ) as floor:
+        yield floor
+
+
+def test_every_delivery_is_counted_one_at_a_time_in_bursts_and_at_a_rate(floor: Floor) -> None:
+    with floor.generator(STREAMS) as load:
+        load.open(STREAMS)
+        publish = floor.publish()
+        for figures in (
+            load.each(publish, events=10, reach=STREAMS),
+            load.burst(publish, events=64, reach=STREAMS, window=16),
+            load.burst(publish, events=8, reach=STREAMS, size=10_000),
+            load.steady(publish, events=10, reach=STREAMS, rate=100),
+        ):
+            assert figures.complete
+        assert figures.delivered == 10 * STREAMS
+        assert 0 < figures.p50_ms <= figures.p99_ms < 5_000
+        assert figures.us_each > 0
+
+
+def test_streams_that_get_more_than_their_share_are_noticed(floor: Floor) -> None:
+    with floor.generator(STREAMS) as load:
+        load.open(STREAMS)
+        figures = load.each(floor.publish(), events=3, reach=STREAMS - 1)
+        assert not figures.complete
+        assert figures.delivered > figures.expected
+
+
+def test_closed_streams_get_nothing_and_the_others_everything(floor: Floor) -> None:
+    with floor.generator(STREAMS) as load:
+        load.open(STREAMS)
+        load.keep(5)
+        assert load.each(floor.publish(), events=4, reach=5).complete
+
+
+def test_a_refused_stream_fails_the_measurement(floor: Floor) -> None:
+    wrong = ["POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n"]
+    with Generator(floor.port, floor.pid, wrong) as load, pytest.raises(LoadFailed, match="refused"):
+        load.open(1)
+
+
+@pytest.mark.parametrize("cut", range(1, len(MARK) + 2))
+def test_a_mark_that_two_reads_share_counts_once(cut: int) -> None:
+    load, text = Load(), b"data: " + MARK + b"0" * 19 + b"\n\n" + b"mail@example @@ " + MARK + b"1" * 19
+    at = text.index(MARK) + cut
+    load.delivered[7] = 0
+    for part in (text[:at], text[at:]):
+
+        def receive(view: memoryview, part: bytes = part) -> int:
+            view[: len(part)] = part
+            return len(part)
+
+        load.receive[7] = receive
+        load.read(7)
+    assert load.total == load.delivered[7] == 2
+    load.poll.close()
+
+
+def test_a_row_says_how_far_it_got() -> None:
+    assert [Row("x", 3, 2, seen).verdict for seen in (4, 2.5, 1.9, 0)] == [
+        "missed",
+        "reach",
+        "aim",
+        "not measured",
+    ]
+    assert Row("x", 15_000, 40_000, 20_000, rising=True).verdict == "reach"
+    assert "| x | 3 | 2 | **2.5** kB | reach |" in markdown([Row("x", 3, 2, 2.5, "kB")])
+
+
+def test_a_picture_is_well_formed_and_has_every_series() -> None:
+    drawn = lines(
+        "CPU <each>", "streams", "µs", {"floor": {100: 4.0, 5000: 6.5}, "pushsse": {100: 9.0}, "none": {}}
+    )
+    assert ElementTree.fromstring(drawn).tag.endswith("svg")
+    assert ">floor<" in drawn
+    assert ">pushsse<" in drawn
+    assert ">none<" not in drawn
