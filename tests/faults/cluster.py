@@ -81,6 +81,16 @@ class Cluster:
         self.extra.append(node)
         return node
 
+    async def mend(self) -> None:
+        """Starts what a fault that failed has left dead or asleep."""
+        self.relay.delay_s = 0.0
+        for part in self.stack.parts:
+            if part.running:
+                part.resume()
+            else:
+                part.kill()
+                await asyncio.to_thread(part.start)
+
     def replace(self, number: int, make: Callable[..., Node]) -> Node:
         """Puts a node of another kind in the place of one that has ended, on its port."""
         old = self.stack.node(number)

@@ -64,10 +64,11 @@ async def _one(number: int, fault: Fault, made: World, rows: list[Row]) -> None:
         async with asyncio.timeout(_FAULT_LIMIT_S):
             await fault(made)
     except Exception as error:  # noqa: BLE001 (the other faults are still to be run)
-        traceback.print_exc()
+        traceback.print_exc(limit=-4)
         row = Row(number, fault.__doc__ or fault.__name__)
         row.check("ended with", repr(error), ok=False)
         _show(rows, row)
+        await made.cluster.mend()
 
 
 def _show(rows: list[Row], row: Row) -> None:

@@ -98,7 +98,11 @@ class World:
         row = Row(number, what, gaps, time.monotonic())
         self.producer.load(RATE)
         await asyncio.sleep(_LEAD_S)
-        yield row
+        try:
+            yield row
+        except BaseException:
+            await self.producer.pause()
+            raise
         await self._close(row)
         self.finished(row)
 
