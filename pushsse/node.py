@@ -9,13 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pushsse import wiring
 from pushsse.database import Database
 from pushsse.dispatcher import Dispatcher
-from pushsse.hub.delivery import Delivery
-from pushsse.hub.feed import Feed
-from pushsse.hub.heartbeat import Heartbeat
-from pushsse.hub.hub import Hub
-from pushsse.hub.replay import Replay
-from pushsse.hub.resume import Resumer
-from pushsse.hub.streams import Streams
+from pushsse.hub.inside import inside
 from pushsse.hub.watch import Watch
 from pushsse.metrics import Metrics
 from pushsse.preferences.catalogue import Catalogue
@@ -52,27 +46,16 @@ class Node:
             shards=settings.shards,
             metrics=self.metrics,
         )
-        self.heartbeat = Heartbeat(heartbeat_s=settings.heartbeat_s)
-        self.hub = Hub(
+        self.inside = inside(
             self.backplane,
             shards=settings.shards,
-            heartbeat=self.heartbeat,
-            metrics=self.metrics,
-            behind=lambda subscriber: self.streams.serve(subscriber),
-            lost=lambda people: self.streams.refresh(people),
-        )
-        self.feed = Feed(self.backplane, Delivery(self.hub))
-        self.replay = Replay(self.hub, self.backplane)
-        self.streams = Streams(
-            self.hub,
-            self.replay,
             limits=wiring.limits(settings),
             switches=self.reading.switches,
+            settle=self.preferences.settle,
             so_far=lambda user: self.questions.so_far(user),
+            metrics=self.metrics,
         )
-        self.resumer = Resumer(
-            self.hub, self.backplane, switches=self.reading.switches, settle=self.preferences.settle
-        )
+        self.hub = self.inside.hub
         self._answering = wiring.answering(settings)
         self.questions = questions(
             Store(self.database),
@@ -111,9 +94,9 @@ class Node:
         worker = self.worker
         return {
             **({"worker": lambda: worker.run(self.metrics.collect)} if worker is not None else {}),
-            "streams": self.streams.run,
-            "feed": self.feed.run,
-            "heartbeat": lambda: self.heartbeat.run(self.hub),
+            "streams": self.inside.streams.run,
+            "feed": self.inside.feed.run,
+            "heartbeat": lambda: self.inside.heartbeat.run(self.hub),
             "catalogue": self.catalogue.run,
             "switches": self.reading.run,
             "preferences": self.preferences.run,
@@ -150,6 +133,6 @@ class Node:
             "People with a stream here",
             lambda: sum(len(s.people) for s in self.hub.shards.values()),
         )
-        gauge("hearings_waiting", "What the node heard and hasn't delivered", lambda: self.feed.waiting)
+        gauge("hearings_waiting", "What was heard and not delivered", lambda: self.inside.feed.waiting)
         gauge("backplane_available", "Whether the backplane answers", lambda: self.backplane.available)
         gauge("database_available", "Whether the database answers", lambda: self.database.available)

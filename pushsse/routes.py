@@ -23,16 +23,16 @@ def routes(node: Node) -> Sequence[BaseRoute]:
     settings, identifier = node.settings, node.identifier
     stream = StreamEndpoint(
         identifier=identifier,
-        resumer=node.resumer,
-        streams=node.streams,
+        resumer=node.inside.resumer,
+        streams=node.inside.streams,
         has_room=node.has_room,
         backlog_bytes=settings.backlog_bytes,
     )
     events = EventsEndpoint(
         identifier=identifier,
         intake=node.intakes.accepting,
-        resumer=node.resumer,
-        replay=node.replay,
+        resumer=node.inside.resumer,
+        replay=node.inside.replay,
         max_age_s=settings.event_max_age_s,
         admits=node.catalogue.admits,
     )

@@ -117,7 +117,7 @@ async def test_a_lost_log_is_told_as_a_gap_and_streams_go_on_in_the_new_epoch() 
         await w.settled()
         for log in ("all", log_of("p1", SHARDS)):
             head = w.backplane._logs[log].head._replace(epoch="another1")
-            w.delivery.deliver([Lost(log, head._replace(base=head.number))])
+            w.inside.delivery.deliver([Lost(log, head._replace(base=head.number))])
         behind.resume()
         async with asyncio.timeout(5):
             while not all(s.live for s in w.hub.subscribers):

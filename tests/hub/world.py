@@ -9,13 +9,10 @@ from dataclasses import dataclass, field
 from pushsse.backplane.base import Call, Draft, log_of
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.event import Change, Publication, encode
-from pushsse.hub.delivery import Delivery
-from pushsse.hub.feed import Feed
-from pushsse.hub.heartbeat import Heartbeat
 from pushsse.hub.hub import Hub
-from pushsse.hub.replay import Replay
-from pushsse.hub.resume import From, Resumer
-from pushsse.hub.streams import StreamLimits, StreamOptions, Streams
+from pushsse.hub.inside import Inside, inside
+from pushsse.hub.resume import From
+from pushsse.hub.streams import StreamLimits, StreamOptions
 from pushsse.metrics import Metrics
 from pushsse.position import parse
 from pushsse.preferences.views import Switches
@@ -75,20 +72,20 @@ class World:
     """One node's inside."""
 
     backplane: MemoryBackplane
-    hub: Hub
-    delivery: Delivery
-    streams: Streams
-    resumer: Resumer
-    feed: Feed
+    inside: Inside
     switched: dict[str, Switches] = field(default_factory=dict)
     sinks: list[ListSink] = field(default_factory=list)
+
+    @property
+    def hub(self) -> Hub:
+        return self.inside.hub
 
     async def open(self, user: str, wish: From | str = "", **options: object) -> ListSink:
         if isinstance(wish, str):
             wish = From(position=parse(wish), unreadable=bool(wish) and parse(wish) is None)
         sink = ListSink()
-        async with self.resumer.opening(user, wish) as opening:
-            sink.subscriber = self.streams.begin(opening, sink, StreamOptions(**options))  # type: ignore[arg-type]
+        async with self.inside.resumer.opening(user, wish) as opening:
+            sink.subscriber = self.inside.streams.begin(opening, sink, StreamOptions(**options))  # type: ignore[arg-type]
         self.sinks.append(sink)
         return sink
 
@@ -116,7 +113,7 @@ class World:
             return here and hub.broadcast.mark.number == heads.get("all", 0) and not waiting
 
         async with asyncio.timeout(LIMIT_S):
-            while not done() or self.feed.waiting:
+            while not done() or self.inside.feed.waiting:
                 await asyncio.sleep(0.001)
             await asyncio.sleep(0.002)
 
@@ -141,27 +138,24 @@ async def world(*, send_timeout_s: float = 5.0, keep_bytes: int = 4 * 1024**2) -
         raise AssertionError("nothing is pending here")
 
     backplane = MemoryBackplane(shards=SHARDS, keep_s=600, keep_bytes=keep_bytes, metrics=metrics)
-    hub = Hub(
-        backplane,
-        shards=SHARDS,
-        heartbeat=Heartbeat(heartbeat_s=15),
-        metrics=metrics,
-        behind=lambda subscriber: streams.serve(subscriber),
-        lost=lambda people: streams.refresh(people),
-    )
-    limits = StreamLimits("here", 15, 600, send_timeout_s, 0)
 
     async def so_far(_: str) -> list[Publication]:
         return [encode("answer.delta", "so far", users=())]
 
-    streams = Streams(hub, Replay(hub, backplane), limits=limits, switches=switches, so_far=so_far)
-    resumer = Resumer(hub, backplane, switches=switches, settle=settle)
-    delivery = Delivery(hub)
-    feed = Feed(backplane, delivery)
+    limits = StreamLimits("here", 15, 600, send_timeout_s, 0)
+    made = inside(
+        backplane,
+        shards=SHARDS,
+        limits=limits,
+        switches=switches,
+        settle=settle,
+        so_far=so_far,
+        metrics=metrics,
+    )
     async with backplane, asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(streams.run()), tasks.create_task(feed.run())]
+        running = [tasks.create_task(made.streams.run()), tasks.create_task(made.feed.run())]
         try:
-            yield World(backplane, hub, delivery, streams, resumer, feed, switched)
+            yield World(backplane, made, switched)
         finally:
             for task in running:
                 task.cancel()
