@@ -72,7 +72,7 @@ class Run:
         try:
             measure()
         except (LoadFailed, PartFailed, OSError, RuntimeError, ExceptionGroup) as error:
-            self.seen.skipped[what] = str(error).splitlines()[0]
+            self.seen.skipped[what] = str(error).splitlines()[0].partition("; the end of ")[0]
             self.told(f"{what}: left out: {error}")
 
     def contestants(self, number: int, program: Sequence[str]) -> list[Contestant]:
