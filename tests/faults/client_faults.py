@@ -6,9 +6,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tests.faults.clients import Client
+from tests.faults.client import Client
 from tests.faults.report import Row
-from tests.faults.world import STREAMS, World, poll
+from tests.faults.resources import poll
+from tests.faults.world import World
 
 _PAIRS = 5
 _RUN_S = 9.0
@@ -90,7 +91,7 @@ def _latencies(world: World, begin: float, end: float, but: set[str]) -> Sequenc
 
 async def dropped(world: World) -> None:
     """8,000 clients dropped at once."""
-    quiet = [world.client(f"quiet{number}", types=["calm"]) for number in range(_MANY - STREAMS)]
+    quiet = [world.client(f"quiet{number}", types=["calm"]) for number in range(_MANY - world.scale.streams)]
     await world.crowd.open(quiet, per_second=500, limit_s=120)
     async with world.row(15, "8,000 clients dropped at once (nginx killed, back after 1 s)") as row:
         await _drop(world, row, quiet)

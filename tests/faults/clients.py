@@ -4,120 +4,17 @@ Each writes what it gets into its account of the ledger. Used by the world; told
 """
 
 import asyncio
-import json
 import socket
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self, cast
 
 import httptools
 
-from tests.faults.ledger import Account, Key, Receipt, Told
+from tests.faults.client import Client, Ending
 
-DEFAULT_RETRY_S = 3.0
 _NARROW = 2048
-_ID = b'"id":"'
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """A connection's end: the code of the `exception` before it, "" for a cut; whether the body was whole."""
-
-    at: float
-    code: str
-    clean: bool
-    retry_s: float
-
-
-@dataclass(slots=True, eq=False)
-class Client:
-    """One EventSource. `account` is its side of the ledger; the rest is what happened to its connections.
-
-    `impatient`: it doesn't wait for `retry`. `slow_s`: it takes some two kB each time these seconds are over.
-    """
-
-    account: Account
-    port: int
-    token: str
-    query: str = ""
-    tag: bytes = b""
-    last_id: bytes = b""
-    retry_s: float = DEFAULT_RETRY_S
-    connection: int = 0
-    ready_at: float | None = None
-    node: str = ""
-    refused: str = ""
-    opened: list[float] = field(default_factory=list)
-    readies: list[tuple[float, str]] = field(default_factory=list)
-    endings: list[Ending] = field(default_factory=list)
-    code: str = ""
-    pings: int = 0
-    reconnects: bool = True
-    impatient: bool = False
-    slow_s: float = 0.0
-    wire: "_Wire | None" = None
-    heard: Callable[[Receipt], None] | None = None
-
-    def request(self) -> bytes:
-        """The bytes of the request, as EventSource sends it."""
-        last = b"Last-Event-ID: %b\r\n" % self.last_id if self.last_id else b""
-        return (
-            f"GET /v1/stream{self.query} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
-            f"Accept: text/event-stream\r\nAuthorization: Bearer {self.token}\r\n"
-        ).encode() + b"%b\r\n" % last
-
-    def frame(self, block: bytes) -> None:
-        """One event of the stream."""
-        name, data, position, retry = b"", b"", b"", b""
-        for line in block.split(b"\n"):
-            if line.startswith(b"data: "):
-                data = line[6:]
-            elif line.startswith(b"event: "):
-                name = line[7:]
-            elif line.startswith(b"id: "):
-                position = line[4:]
-            elif line.startswith(b"retry: "):
-                retry = line[7:]
-        if retry:
-            self.retry_s = int(retry) / 1000
-        before = self.last_id
-        self.last_id = position or self.last_id
-        if data.startswith(b'{"id":"'):
-            self._event(data, position)
-        elif name == b"ready":
-            self._ready(json.loads(data), before, position)
-        elif name == b"exception":
-            self.code = json.loads(data)["code"]
-        elif name == b"ping":
-            self.pings += 1
-
-    def _event(self, data: bytes, position: bytes) -> None:
-        start = len(_ID) + 1
-        tag, _, rest = data[start : data.index(b'"', start)].partition(b"|")
-        if tag != self.tag:
-            # Everything of an earlier round was there before this one began.
-            self.account.foreign += tag[:1] == self.tag[:1]
-            return
-        partition, _, number = rest.partition(b"|")
-        receipt = Receipt(Key(int(partition), int(number)), time.monotonic(), self.connection, position)
-        self.account.receipts.append(receipt)
-        if self.heard is not None:
-            self.heard(receipt)
-
-    def _ready(self, data: dict[str, str], before: bytes, position: bytes) -> None:
-        now = time.monotonic()
-        self.ready_at = now
-        self.node = data["node"]
-        self.readies.append((now, data["resume"]))
-        if self.account.since is None:
-            self.account.since = now
-        if data["resume"] == "gap":
-            old, new = before.partition(b"."), position.partition(b".")
-            broadcasts, personal = (old[at].split(b"-")[0] != new[at].split(b"-")[0] for at in (0, 2))
-            both = broadcasts == personal
-            self.account.told.append(Told(now, broadcasts or both, personal or both))
 
 
 class Crowd:
@@ -161,8 +58,8 @@ class Crowd:
 
     def drop(self, client: Client) -> None:
         """Cuts a client's connection, as a network does; it comes back by itself."""
-        if client.wire is not None and client.wire.transport is not None:
-            client.wire.transport.abort()
+        if client.transport is not None:
+            client.transport.abort()
 
     def connect(self, client: Client) -> None:
         """Opens a client's next connection."""
@@ -171,7 +68,7 @@ class Crowd:
 
     def ended(self, client: Client, *, clean: bool) -> None:
         """From the wire: it comes back after `retry`, as EventSource does."""
-        client.wire, client.ready_at = None, None
+        client.wire, client.transport, client.ready_at = None, None, None
         client.endings.append(Ending(time.monotonic(), client.code, clean, client.retry_s))
         if client.reconnects and not client.refused and not self._closing:
             # Who was slow is healthy when he comes back.
@@ -211,6 +108,8 @@ class _Wire(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's are asyncio's in deed, not by birth.
         self.transport = cast(asyncio.Transport, transport)
+        if self._client.wire is self:
+            self._client.transport = self.transport
         if not self._client.reconnects:
             self.transport.abort()
             return

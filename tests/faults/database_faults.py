@@ -77,9 +77,10 @@ async def flipped(world: World) -> None:
     """Switches flipped at random under load, with reconnects and resumes."""
     async with world.row(14, "switches flipped at random, 30/s, under 100 events/s for those people") as row:
         people = PEOPLE[:24]
-        flips = await shake(world, 40, people=people, flips_per_s=30, drops_per_s=3, aimed_per_s=100)
-        row.check("flips", flips, flips > 500)
-        row.check("reconnects", world.cuts(), world.cuts() > 60)
+        seconds = 8 if world.scale.fast else 40
+        flips = await shake(world, seconds, people=people, flips_per_s=30, drops_per_s=3, aimed_per_s=100)
+        row.check("flips", flips, flips > 12 * seconds)
+        row.check("reconnects", world.cuts(), world.cuts() > 1.5 * seconds)
         # So that the next faults have people who get something.
         for (user, type_), flips_of in list(world.flips.items()):
             if user in people and not flips_of[-1].on:

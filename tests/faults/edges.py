@@ -6,8 +6,8 @@ import time
 from bisect import bisect_left
 from itertools import pairwise
 
-from tests.faults.clients import Client
-from tests.faults.ledger import Key
+from tests.faults.client import Client
+from tests.faults.records import Key
 from tests.faults.world import World
 
 _USER = "edge"

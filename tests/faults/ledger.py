@@ -1,81 +1,22 @@
-"""What was produced, what every client got, and the comparison of the two.
+"""The comparison of what was produced with what every client got.
 
-The producer writes `Sent`, clients write `Receipt` and `Told`, whoever flips a switch writes `Flip`. Times
-are those of `time.monotonic` in the one process that produces and receives.
+The producer enters `Sent`, clients write `Receipt` and `Told`, whoever flips a switch writes `Flip`.
 """
 
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-PARTITIONS = 4
-
-
-class Key(NamedTuple):
-    """An event's place in the ledger: its Kafka partition, and its number among what was sent there."""
-
-    partition: int
-    number: int
-
-
-@dataclass(slots=True)
-class Sent:
-    """One event. `users` None is everybody; `acked` is when Kafka had it, None if it never said so."""
-
-    key: Key
-    type: str
-    users: frozenset[str] | None
-    at: float
-    acked: float | None = None
-
-
-class Receipt(NamedTuple):
-    """One event as a client got it."""
-
-    key: Key
-    at: float
-    connection: int
-    position: bytes
-
-
-class Told(NamedTuple):
-    """A `ready` with `gap`: which of the client's two logs it is about."""
-
-    at: float
-    broadcasts: bool
-    personal: bool
-
-
-@dataclass(slots=True)
-class Flip:
-    """A switch being set: asked for, and answered with a 2xx (None: not, so that either may hold)."""
-
-    on: bool
-    asked: float
-    done: float | None = None
-
-
-@dataclass(slots=True)
-class Account:
-    """One client's side. `since` is when its stream first began, `types` narrows it.
-
-    `until` is when it left: what came too late for it isn't missed.
-    """
-
-    user: str
-    types: frozenset[str] | None = None
-    since: float | None = None
-    until: float = float("inf")
-    receipts: list[Receipt] = field(default_factory=list)
-    told: list[Told] = field(default_factory=list)
-    foreign: int = 0
+from tests.faults.records import PARTITIONS, Account, Flip, Key, Receipt, Sent
+from tests.faults.switches import Switches, Times
 
 
 @dataclass(slots=True)
 class Verdict:
-    """What a comparison found. `examples` says of the first few what is wrong with them."""
+    """What a comparison found. `examples` says of the first few what is wrong with them.
+
+    `excused` is what a gap was told for, `withheld` what rightly didn't come because it was switched off.
+    """
 
     expected: int = 0
     received: int = 0
@@ -85,6 +26,7 @@ class Verdict:
     wrong: int = 0
     against: int = 0
     excused: int = 0
+    withheld: int = 0
     gaps: int = 0
     examples: list[str] = field(default_factory=list)
 
@@ -127,12 +69,12 @@ class Ledger:
     ) -> Verdict:
         """Holds every client's receipts against what it was to get."""
         verdict = Verdict()
-        switches = _Switches(flips or {}, accounts)
+        switches = Switches(flips or {}, accounts)
         for account in accounts:
             self._judge(account, switches, verdict)
         return verdict
 
-    def _judge(self, account: Account, switches: "_Switches", verdict: Verdict) -> None:
+    def _judge(self, account: Account, switches: Switches, verdict: Verdict) -> None:
         got: dict[Key, Receipt] = {}
         last = [-1] * PARTITIONS
         for receipt in account.receipts:
@@ -159,9 +101,9 @@ class Ledger:
         self._look_for_missing(account, got, switches, verdict)
 
     def _look_for_missing(
-        self, account: Account, got: Mapping[Key, Receipt], switches: "_Switches", verdict: Verdict
+        self, account: Account, got: Mapping[Key, Receipt], switches: Switches, verdict: Verdict
     ) -> None:
-        times = _Times(account.receipts)
+        times = Times(account.receipts)
         for wanted in (self.broadcasts, self.personal.get(account.user, [])):
             for sent in wanted:
                 if not _is_due(account, sent):
@@ -175,6 +117,8 @@ class Ledger:
                     else:
                         verdict.lost += 1
                         verdict.note(f"{account.user} (stream since {account.since}) never got {sent}")
+                elif switches.forbid(account.user, sent):
+                    verdict.withheld += 1
 
     def _is_excused(self, account: Account, missing: Sent) -> bool:
         """Whether a gap was told that has the event in it: after the last receipt of that log before it."""
@@ -200,62 +144,3 @@ def _is_due(account: Account, sent: Sent) -> bool:
         and account.since <= sent.at < account.until
         and (account.types is None or sent.type in account.types)
     )
-
-
-class _Times:
-    """When something later than an event was there: by then the event itself had been, or would never be."""
-
-    def __init__(self, receipts: Iterable[Receipt]) -> None:
-        first: list[dict[int, float]] = [{} for _ in range(PARTITIONS)]
-        for receipt in receipts:
-            seen = first[receipt.key.partition]
-            seen[receipt.key.number] = min(receipt.at, seen.get(receipt.key.number, receipt.at))
-        self._numbers: list[list[int]] = []
-        self._times: list[list[float]] = []
-        for seen in first:
-            numbers = sorted(seen)
-            times = [seen[number] for number in numbers]
-            for index in range(len(times) - 2, -1, -1):
-                times[index] = min(times[index], times[index + 1])
-            self._numbers.append(numbers)
-            self._times.append(times)
-
-    def after(self, key: Key) -> float:
-        """The first receipt of it or of anything later in its partition; infinite if there is none."""
-        index = bisect_left(self._numbers[key.partition], key.number)
-        times = self._times[key.partition]
-        return times[index] if index < len(times) else float("inf")
-
-
-class _Switches:
-    """Guarantee 3 with the times that are known: where a flip was under way, either is right."""
-
-    def __init__(self, flips: Mapping[tuple[str, str], Sequence[Flip]], accounts: Sequence[Account]) -> None:
-        self._flips = flips
-        self._published = _Times(each for account in accounts for each in account.receipts) if flips else None
-
-    def demand(self, user: str, sent: Sent, written: float) -> bool:
-        """Whether the event had to come: on since before it was sent, until something later was written."""
-        flips = self._flips.get((user, sent.type))
-        return flips is None or _certain(flips, sent.at, written) is True
-
-    def forbid(self, user: str, sent: Sent) -> bool:
-        """Whether the event must not come: off since before it was sent, until it was published."""
-        flips = self._flips.get((user, sent.type))
-        if flips is None or self._published is None:
-            return False
-        return _certain(flips, sent.at, self._published.after(sent.key)) is False
-
-
-def _certain(flips: Sequence[Flip], begin: float, end: float) -> bool | None:
-    """How a switch stood all the time from `begin` to `end`; None where it isn't known or changed."""
-    state: bool | None = True
-    for flip in flips:
-        if flip.asked > end:
-            break
-        if flip.done is not None and flip.done < begin:
-            state = flip.on
-        elif state is not flip.on:
-            # Under way, never answered, or within the time: nobody can say.
-            state = None
-    return state

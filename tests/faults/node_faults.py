@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from deploy.parts import Node
 from deploy.parts.packages import program
-from tests.faults.clients import Client
+from tests.faults.client import Client
 from tests.faults.cluster import node_environment
 from tests.faults.report import Row
+from tests.faults.resources import poll
 from tests.faults.shaking import shake
 from tests.faults.sleeper import Sleeper
-from tests.faults.world import PEOPLE, World, poll
+from tests.faults.world import PEOPLE, World
 
 _SLACK_S = 5.0
 _QUIET_CLIENTS = 1_200
@@ -29,7 +30,7 @@ async def killed(world: World) -> None:
         await asyncio.sleep(14)
         late = sorted(_late_s(world, client) for client in victims)
         in_time = sum(each <= _SLACK_S for each in late) / len(late)
-        row.check("its clients", len(victims), len(victims) > 50)
+        row.check("its clients", len(victims), len(victims) > world.scale.streams / 6)
         row.check(f"caught up elsewhere within retry + {_SLACK_S:.0f} s", f"{in_time:.1%}", in_time >= 0.99)
         row.check("the last after retry +", f"{late[-1]:.1f} s", ok=True)
         await asyncio.to_thread(node.start)
@@ -51,7 +52,9 @@ async def restarted(world: World) -> None:
     """A rolling restart of all nodes with SIGTERM."""
     quiet = [world.client(f"quiet{number}", types=["calm"]) for number in range(_QUIET_CLIENTS)]
     await world.crowd.open(quiet)
-    async with world.row(8, f"rolling restart (SIGTERM) of all nodes, {300 + _QUIET_CLIENTS} streams") as row:
+    async with world.row(
+        8, f"rolling restart (SIGTERM) of all nodes, {world.scale.streams + _QUIET_CLIENTS} streams"
+    ) as row:
         peaks: list[tuple[float, str]] = []
         exits: list[float] = []
         for node in world.cluster.stack.nodes:

@@ -1,11 +1,12 @@
 """`make faults`: runs the faults one after another, prints a row for each, and writes docs/faults.md.
 
-Exit status 1 when a row fails. Everything is on loopback and ends with the run.
+Exit status 1 when a row fails, 3 when a part can't be had. Everything is on loopback and ends with the run.
 """
 
 import argparse
 import asyncio
 import logging
+import shutil
 import sys
 import tempfile
 import time
@@ -14,11 +15,14 @@ from pathlib import Path
 
 import uvloop
 
+from deploy.parts import PartMissing
 from tests.faults import report
 from tests.faults.faults import FAULTS, Fault
 from tests.faults.report import Row
+from tests.faults.scale import FAST, WHOLE, Scale
 from tests.faults.world import World, world
 
+MISSING = 3
 _FAULT_LIMIT_S = 400
 
 
@@ -27,6 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="numbers of faults, comma-separated")
     parser.add_argument("--list", action="store_true", help="lists the faults, and runs none")
+    parser.add_argument("--fast", action="store_true", help="the small scale of the ordinary tests")
     parser.add_argument("--keep", action="store_true", help="keeps the folder with data and logs")
     options = parser.parse_args()
     wanted = {int(number) for number in options.only.split(",") if number} or set(FAULTS)
@@ -41,18 +46,24 @@ def main() -> int:
     begun = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="pushsse-faults-"))
     print(f"logs are in {folder}/logs", flush=True)
-    rows = uvloop.run(_run(folder, sorted(wanted)))
+    try:
+        rows = uvloop.run(_run(folder, sorted(wanted), FAST if options.fast else WHOLE))
+    except PartMissing as error:
+        print(f"a part is missing: {error}", flush=True)
+        return MISSING
     took_s = time.monotonic() - begun
-    if wanted == set(FAULTS):
+    if wanted == set(FAULTS) and not options.fast:
         report.write(rows, took_s=took_s, command="make faults")
     failed = sum(not row.ok for row in rows)
     print(f"{len(rows)} rows, {failed} failed, {took_s:.0f} s", flush=True)
+    if not failed and not options.keep:
+        shutil.rmtree(folder, ignore_errors=True)
     return 1 if failed else 0
 
 
-async def _run(folder: Path, numbers: list[int]) -> list[Row]:
+async def _run(folder: Path, numbers: list[int], scale: Scale) -> list[Row]:
     rows: list[Row] = []
-    async with world(folder) as made:
+    async with world(folder, scale) as made:
         made.finished = lambda row: _show(rows, row)
         for number in numbers:
             await _one(number, FAULTS[number], made, rows)

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,21 +11,19 @@ import httpx
 
 from deploy.whole import TOPIC
 from pushsse.backplane.base import TAIL_ENTRIES, log_of
-from tests.faults.clients import Client, Crowd
+from tests.faults.client import Client
+from tests.faults.clients import Crowd
 from tests.faults.cluster import Cluster
-from tests.faults.ledger import PARTITIONS, Account, Flip, Ledger, Verdict
+from tests.faults.ledger import Ledger, Verdict
 from tests.faults.producer import TYPES, Producer
+from tests.faults.records import PARTITIONS, Account, Flip
 from tests.faults.report import Row
+from tests.faults.resources import Resources
+from tests.faults.scale import WHOLE, Scale
 
 PEOPLE = tuple(f"person{number}" for number in range(240))
-STREAMS = 300
-RATE = 200.0
 _SHARDS = 64
 _AT_ONCE = 16
-_LEAD_S = 3.0
-_QUIET_S = 3.0
-_RESOURCES_S = 45.0
-_FILES_SPARE = 3
 # Of the people, every tenth has one type off from the beginning.
 _TENTH = 10
 _UNDER_WAY_S = 1.4
@@ -34,15 +32,15 @@ _UNDER_WAY_S = 1.4
 class World:
     """What every fault is given."""
 
-    def __init__(self, cluster: Cluster, crowd: Crowd, producer: Producer) -> None:
+    def __init__(self, cluster: Cluster, crowd: Crowd, producer: Producer, scale: Scale) -> None:
+        self.scale = scale
         self.cluster = cluster
         self.crowd = crowd
         self.producer = producer
         self.flips: dict[tuple[str, str], list[Flip]] = {}
         self.departed: list[Account] = []
         self.finished: Callable[[Row], None] = lambda row: None
-        self._files = 0
-        self._rss: Mapping[str, int] = {}
+        self._resources = Resources(cluster)
         self._round = 0
 
     def client(self, user: str, *, query: str = "", types: Iterable[str] = (), port: int = 0) -> Client:
@@ -60,7 +58,7 @@ class World:
         # The first events let their types join the catalogue.
         for type_ in (*TYPES, "calm"):
             await self.producer.send(["nobody"], type_)
-        users = [*PEOPLE, *PEOPLE[: STREAMS - len(PEOPLE)]]
+        users = [PEOPLE[number % len(PEOPLE)] for number in range(self.scale.streams)]
         await self.crowd.open(self.client(user) for user in users)
         await asyncio.sleep(1)
         for number, user in enumerate(PEOPLE):
@@ -69,12 +67,12 @@ class World:
         # Each node that reads a partition has a producer of its own for what can't be used.
         for partition in range(PARTITIONS):
             await self.producer.raw(b"{", partition=partition)
-        await self._fill()
+        if not self.scale.fast:
+            await self._fill()
         verdict = await self.settle()
         if not verdict.clean:
             raise AssertionError(f"not even the warm-up is clean: {verdict}")
-        self.cluster.tracebacks()
-        self._files, self._rss = await self.cluster.files(), self.cluster.rss()
+        await self._resources.note()
 
     async def _fill(self) -> None:
         """Fills the tails that nodes keep of each log, so that memory doesn't grow for that later on."""
@@ -88,7 +86,7 @@ class World:
                 await self.producer.send(users, random.choice(TYPES))
             await self.producer.send(None, random.choice(TYPES))
             await asyncio.sleep(0.01)
-        self.producer.load(10 * RATE, broadcasts=0.01)
+        self.producer.load(10 * self.scale.rate, broadcasts=0.01)
         await asyncio.sleep(5)
 
     @asynccontextmanager
@@ -96,8 +94,8 @@ class World:
         """A fault under load: the load runs within; after it everything is compared."""
         self._new_ledger()
         row = Row(number, what, gaps, time.monotonic())
-        self.producer.load(RATE)
-        await asyncio.sleep(_LEAD_S)
+        self.producer.load(self.scale.rate)
+        await asyncio.sleep(self.scale.lead_s)
         try:
             yield row
         except BaseException:
@@ -116,7 +114,7 @@ class World:
             now = sum(len(client.account.receipts) for client in self.crowd.clients)
             if now != count or any(c.ready_at is None and not c.refused for c in self.crowd.clients):
                 count, since = now, time.monotonic()
-            elif time.monotonic() - since > _QUIET_S:
+            elif time.monotonic() - since > self.scale.quiet_s:
                 verdict = self.compare()
                 if verdict.lost == 0 or time.monotonic() - begun > limit_s:
                     return verdict
@@ -201,50 +199,21 @@ class World:
         if refused or away:
             row.check("refused for good", f"{len(refused)} {set(refused)}, away {away}", ok=False)
         row.examples += verdict.examples
-        await self._look_at_resources(row)
-
-    async def _look_at_resources(self, row: Row) -> None:
-        # Idle connections between nginx and the nodes, and pools, are given up after a while.
-        await poll(self._is_lean, limit_s=_RESOURCES_S)
-        files = await self.cluster.files() - self._files_due()
-        row.check("files", f"{files:+d}", files <= _FILES_SPARE)
-        now = self.cluster.rss()
-        most = max(now, key=lambda name: now[name] / self._base(name))
-        grown = now[most] / self._base(most) - 1
-        row.check("memory", f"{grown:+.0%} to {now[most] / 1e6:.0f} MB", self._memory_is_back())
-        tracebacks = self.cluster.tracebacks()
-        if tracebacks:
-            row.check("tracebacks", tracebacks, ok=False)
-
-    async def _is_lean(self) -> bool:
-        return self._memory_is_back() and await self.cluster.files() - self._files_due() <= _FILES_SPARE
-
-    def _memory_is_back(self) -> bool:
-        return all(rss <= self._base(name) * 1.1 + 5 * 1024**2 for name, rss in self.cluster.rss().items())
-
-    def _files_due(self) -> int:
-        return self._files
-
-    def _base(self, name: str) -> int:
-        return self._rss.get(name) or max(self._rss.values())
-
-
-async def poll(check: Callable[[], Awaitable[bool]], *, limit_s: float, step_s: float = 0.5) -> float:
-    """Asks until it holds or the limit is reached; seconds that it took."""
-    begun = time.monotonic()
-    while not await check() and time.monotonic() - begun < limit_s:
-        await asyncio.sleep(step_s)
-    return time.monotonic() - begun
+        if verdict.withheld:
+            row.check("withheld by a switch", verdict.withheld, ok=True)
+        if not self.scale.fast:
+            await self._resources.look(row)
+        self._resources.look_for_tracebacks(row)
 
 
 @asynccontextmanager
-async def world(folder: Path) -> AsyncIterator[World]:
+async def world(folder: Path, scale: Scale = WHOLE) -> AsyncIterator[World]:
     """Everything, warm and quiet."""
     async with (
         Cluster(folder) as cluster,
         Producer(cluster.stack.kafka.url, TOPIC, PEOPLE) as producer,
         Crowd() as crowd,
     ):
-        made = World(cluster, crowd, producer)
+        made = World(cluster, crowd, producer, scale)
         await made.warm()
         yield made
