@@ -1,7 +1,7 @@
 """Reads the switches of all people who open a stream at about the same time with one question.
 
 Asked by resume for each stream; a service. A storm of reconnecting clients costs the database one query per
-thousand people, and nobody waits behind everybody else's.
+hundred people: more at once would keep the event loop with their streams for too long.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pushsse.errors import DatabaseUnavailable
 from pushsse.preferences.views import Switches
 
-MOST_AT_ONCE = 1_000
+MOST_AT_ONCE = 100
 Answer = asyncio.Future[Switches]
 
 
