@@ -12,7 +12,10 @@ A write goes straight to the socket while nothing waits in the transport, which 
 
 import asyncio
 import os
+import socket
+import struct
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from inspect import signature
 from typing import cast
@@ -25,6 +28,8 @@ from pushsse.stream.frame import Chunk
 from pushsse.stream.subscriber import Subscriber
 
 EXTENSION = "pushsse.handover"
+# struct linger: on, 0 seconds. Closing sends a reset (socket(7)).
+_DROP = struct.pack("ii", 1, 0)
 LAST_CHUNK = b"0\r\n\r\n"
 Handover = Callable[[int], "StreamProtocol | None"]
 
@@ -78,8 +83,12 @@ class StreamProtocol(asyncio.Protocol):
             self._transport.close()
 
     def abort(self) -> None:
-        """Closes now, with all that waits."""
+        """Closes now, with all that waits, also in the kernel: a slow reader would hold it there for minutes."""
         self._over = True
+        if self._fd >= 0:
+            connection = self._transport.get_extra_info("socket")
+            with suppress(OSError):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
         self._transport.abort()
 
     # What the event loop tells
@@ -105,6 +114,7 @@ class StreamProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone, for whatever reason."""
         self._over = True
+        self._fd = -1
         self._connections.discard(self)
         if self.subscriber is not None:
             self.subscriber.gone()

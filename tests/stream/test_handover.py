@@ -1,6 +1,7 @@
 """The handover's edges: what it leans on, and when it doesn't happen."""
 
 import asyncio
+import socket
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pushsse.server import best_http
 from pushsse.stream.handover import HandoverHttp, StreamProtocol, unusable
-from tests.serving import eventually, serving
+from tests.serving import LIMIT_S, eventually, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -65,3 +66,27 @@ async def test_a_connection_is_dropped_when_its_stream_cannot_begin(
             await asyncio.wait_for(reader.readuntil(b"event: ready"), 5)
         assert not any(isinstance(each, StreamProtocol) for each in node.connections)
         writer.close()
+
+
+async def test_an_aborted_stream_is_gone_with_all_that_a_slow_reader_has_not_read(tmp_path: Path) -> None:
+    async with serving(tmp_path) as node:
+        slow = socket.socket()
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.settimeout(LIMIT_S)
+        slow.connect(("127.0.0.1", int(node.url.rsplit(":", 1)[1])))
+        slow.sendall(b"GET /v1/stream?user=ann HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await eventually(lambda: len(node.node.hub.subscribers) == 1)
+        (subscriber,) = node.node.hub.subscribers
+        # More than the client's side of the connection takes, less than the kernel holds on ours.
+        await node.publish("news", "x" * 40_000)
+        await eventually(lambda: subscriber.live)
+        subscriber.sink.abort()
+        await eventually(lambda: not node.node.hub.subscribers)
+        with slow, pytest.raises(ConnectionResetError):
+            read_to_the_end(slow)
+
+
+def read_to_the_end(connection: socket.socket) -> None:
+    """Reads until the other side ends the connection."""
+    while connection.recv(1024):
+        pass
