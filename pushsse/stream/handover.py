@@ -83,7 +83,7 @@ class StreamProtocol(asyncio.Protocol):
             self._transport.close()
 
     def abort(self) -> None:
-        """Closes now, with all that waits, also in the kernel: a slow reader would hold it there for minutes."""
+        """Closes now, with all that waits, also in the kernel, where a slow reader would hold it for long."""
         self._over = True
         if self._fd >= 0:
             connection = self._transport.get_extra_info("socket")
