@@ -52,6 +52,10 @@ class KafkaUnavailable(Unavailable):
     """Kafka didn't take a record in time."""
 
 
+class Overloaded(Unavailable):
+    """This node has more to do than it can just now."""
+
+
 class NotOwner(PushsseError):
     """The partition has a newer owner: what was read under the old assignment must not be published."""
 

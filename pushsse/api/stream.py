@@ -6,7 +6,7 @@ browser's EventSource gives up for good on any other status.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,12 +15,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pushsse import position
 from pushsse.api import query
 from pushsse.api.identity import STREAM, Identifier, Identity
+from pushsse.api.queue import Queue
 from pushsse.errors import Unavailable
 from pushsse.hub.resume import From, Opening, Resumer
 from pushsse.hub.streams import StreamOptions, Streams
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy
 from pushsse.stream.response import StreamResponse
+from pushsse.stream.subscriber import Sink, Subscriber
 
+OPENING_AT_ONCE = 16
 log = logging.getLogger(__name__)
 
 
@@ -33,6 +36,7 @@ class StreamEndpoint:
     streams: Streams
     has_room: Callable[[], bool]
     backlog_bytes: int
+    queue: Queue = field(default_factory=lambda: Queue(OPENING_AT_ONCE))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -46,17 +50,20 @@ class StreamEndpoint:
             await busy_response()(scope, receive, send)
             return
         try:
-            async with self.resumer.opening(who.user, wish) as opening:
+            async with self.queue.turn() as begun, self.resumer.opening(who.user, wish) as opening:
                 # Until the response begins the stream, the person is held by this context.
-                await self._response(opening, options)(scope, receive, send)
+                await self._response(opening, options, begun)(scope, receive, send)
         except Unavailable as error:
             log.warning("a stream can't begin: %s", error)
             await busy_response()(scope, receive, send)
 
-    def _response(self, opening: Opening, options: StreamOptions) -> ASGIApp:
-        return StreamResponse(
-            lambda sink: self.streams.begin(opening, sink, options), backlog_bytes=self.backlog_bytes
-        )
+    def _response(self, opening: Opening, options: StreamOptions, begun: Callable[[], None]) -> ASGIApp:
+        def begin(sink: Sink) -> Subscriber:
+            # The portable response lasts as long as the stream does.
+            begun()
+            return self.streams.begin(opening, sink, options)
+
+        return StreamResponse(begin, backlog_bytes=self.backlog_bytes)
 
 
 def asked(request: Request, who: Identity) -> tuple[From, StreamOptions]:

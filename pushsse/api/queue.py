@@ -1,0 +1,40 @@
+"""Lets few streams begin at a time: a storm of clients waits here, and the event loop has time for others.
+
+Used by the stream endpoint.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from pushsse.errors import Overloaded
+
+PATIENCE_S = 15.0
+
+
+class Queue:
+    """At most `at_once` have a turn; the others wait in the order in which they came."""
+
+    def __init__(self, at_once: int) -> None:
+        self._room = asyncio.Semaphore(at_once)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[Callable[[], None]]:
+        """A turn; it ends with the context, or before, when what is yielded is called. Raises Overloaded."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self._room.acquire()
+        except TimeoutError:
+            raise Overloaded(f"others have been opening streams for {PATIENCE_S:.0f} s") from None
+        over = False
+
+        def end() -> None:
+            nonlocal over
+            if not over:
+                over = True
+                self._room.release()
+
+        try:
+            yield end
+        finally:
+            end()

@@ -1,0 +1,52 @@
+"""Many clients that open streams at once: few have a turn at a time, and everybody's comes."""
+
+import asyncio
+
+import pytest
+
+from pushsse.api import queue
+from pushsse.api.queue import Queue
+from pushsse.errors import Overloaded
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_few_have_a_turn_at_a_time_and_the_others_follow_in_order() -> None:
+    waiting = Queue(3)
+    inside: list[int] = []
+    done: list[int] = []
+
+    async def enter(number: int) -> None:
+        async with waiting.turn():
+            inside.append(number)
+            assert len(inside) <= 3
+            await asyncio.sleep(0)
+            inside.remove(number)
+            done.append(number)
+
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        for number in range(50):
+            group.create_task(enter(number))
+    assert done == sorted(done)
+
+
+async def test_a_turn_that_was_ended_early_is_the_next_one_s_and_is_not_given_back_twice() -> None:
+    waiting = Queue(1)
+    async with asyncio.timeout(5), waiting.turn() as end:
+        end()
+        async with waiting.turn():
+            end()
+            assert waiting._room.locked()
+
+
+async def test_who_waits_too_long_is_told_that_the_node_is_overloaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(queue, "PATIENCE_S", 0.05)
+    waiting = Queue(1)
+    async with waiting.turn():
+        with pytest.raises(Overloaded):
+            async with waiting.turn():
+                pass
+    async with asyncio.timeout(5), waiting.turn():
+        pass
