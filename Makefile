@@ -39,7 +39,7 @@ faults: $(DEV_STAMP) ## parts are killed, stalled and emptied under load
 	@exec $(PYTHON) -m tests.faults.run $(ARGS)
 
 bench: $(DEV_STAMP) ## measures throughput, latency and memory
-	@exec $(PYTHON) bench/run.py $(ARGS)
+	@exec $(PYTHON) -m bench $(ARGS)
 
 lock: ## pins all dependencies anew; needs uv
 	uv pip compile -q --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \

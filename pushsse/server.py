@@ -5,6 +5,7 @@ drain happens here, before uvicorn is told to exit.
 """
 
 import asyncio
+import gc
 import logging
 import socket
 from collections.abc import Callable
@@ -138,6 +139,16 @@ def make_server(settings: Settings, *, http: Http | None = None) -> Server:
     return server
 
 
+def settle_memory() -> None:
+    """Takes what start-up has left out of the garbage collector's sight, and lets it look less often.
+
+    A stream leaves hardly any cycles; what the collector spends is spent on walking what stays anyway.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
+
+
 def serve(
     settings: Settings,
     listener: socket.socket,
@@ -147,7 +158,13 @@ def serve(
 ) -> int:
     """Runs one node until it is told to stop; the exit status. `ready` is called when it serves."""
     server = make_server(settings)
-    server.ready = ready
+
+    def on_ready() -> None:
+        settle_memory()
+        if ready is not None:
+            ready()
+
+    server.ready = on_ready
     server.node.worker = worker
     server.run(sockets=[listener])
     return 1 if server.failed or not server.started else 0
