@@ -23,7 +23,7 @@ from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy
 from pushsse.stream.response import StreamResponse
 from pushsse.stream.subscriber import Sink, Subscriber
 
-OPENING_AT_ONCE = 16
+OPENING_AT_ONCE = 64
 log = logging.getLogger(__name__)
 
 
