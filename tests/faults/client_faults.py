@@ -72,14 +72,19 @@ async def _run(world: World, *, slow: bool, to_the_end: bool = False) -> float:
             count += 1
             await world.producer.send([client.account.user for client in clients], "news", pad=8_000)
         await asyncio.sleep(0.02)
+    last = await world.producer.send([client.account.user for client in clients], "news")
     latencies = _latencies(world, begun, begun + _RUN_S, {client.account.user for client in clients})
 
     async def cut() -> bool:
-        return all(client.connection > 1 and client.ready_at for client in clients)
+        return all(
+            client.connection > 1
+            and any(receipt.key == last.key for receipt in client.account.receipts[-99:])
+            for client in clients
+        )
 
     # Ended after 5 s without progress, dropped 10 s later, back after `retry`.
     if to_the_end:
-        await poll(cut, limit_s=30)
+        await poll(cut, limit_s=40)
     await asyncio.sleep(1.5)
     if slow and not to_the_end:
         world.crowd.close(clients)

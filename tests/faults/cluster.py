@@ -83,7 +83,7 @@ class Cluster:
 
     async def mend(self) -> None:
         """Starts what a fault that failed has left dead or asleep."""
-        self.relay.delay_s = 0.0
+        self.relay.delay(0.0)
         for part in self.stack.parts:
             if part.running:
                 part.resume()

@@ -29,9 +29,9 @@ async def away(world: World) -> None:
         postgres.resume()
         await _with_database(world, row)
     async with world.row(10, "PostgreSQL takes 5 s a query, for 12 s") as row:
-        world.cluster.relay.delay_s = 5.0
+        world.cluster.relay.delay(5.0)
         await _without_database(world, row)
-        world.cluster.relay.delay_s = 0.0
+        world.cluster.relay.delay(0.0)
         await _with_database(world, row)
 
 

@@ -1,65 +1,92 @@
-"""A relay before PostgreSQL, so that every query can be made slow. The cluster starts it."""
+"""A relay before PostgreSQL, so that every query can be made slow. The cluster starts it.
+
+A process of its own, since the loop with all the clients would make every query slow: `python -m
+tests.faults.relay PORT TARGET` reads seconds of delay from its input, a line each.
+"""
 
 import asyncio
+import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import uvloop
+
 _CHUNK = 65_536
+_ESTABLISHED = "01"
 
 
 class Relay:
-    """Passes bytes on between `port` and `target`, those towards the target after `delay_s`."""
+    """Passes bytes on between `port` and `target`, those towards the target after a delay."""
 
     def __init__(self, port: int, target: int) -> None:
         self.port = port
-        self.delay_s = 0.0
         self._target = target
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", __name__, str(self.port), str(self._target), stdin=asyncio.subprocess.PIPE
+        )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._server is not None:
-            self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            await self._process.wait()
+
+    def delay(self, seconds: float) -> None:
+        """From now on whatever goes to the target waits so long."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{seconds}\n".encode())
 
     @property
     def sessions(self) -> int:
-        """How many connections are open."""
-        return len(self._tasks)
+        """How many connections to it are open."""
+        suffix = f":{self.port:04X}"
+        rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return sum(row[2].endswith(suffix) and row[3] == _ESTABLISHED for row in rows)
+
+
+class _Passing:
+    """The process's side."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._delay_s = 0.0
+
+    async def run(self, port: int) -> None:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", port)
+        loop = asyncio.get_running_loop()
+        while line := await loop.run_in_executor(None, sys.stdin.readline):
+            self._delay_s = float(line)
+        server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
         try:
             there, onward = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
             writer.close()
-            self._tasks.discard(task)
             return
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._pass(reader, onward, slow=True))
-                group.create_task(self._pass(there, writer, slow=False))
-        finally:
-            self._tasks.discard(task)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._pass(reader, onward, slow=True))
+            group.create_task(self._pass(there, writer, slow=False))
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, slow: bool) -> None:
         try:
             while data := await reader.read(_CHUNK):
-                if slow and self.delay_s:
-                    await asyncio.sleep(self.delay_s)
+                if slow and self._delay_s:
+                    await asyncio.sleep(self._delay_s)
                 writer.write(data)
                 await writer.drain()
         except OSError:
             pass
         finally:
             writer.close()
+
+
+if __name__ == "__main__":
+    uvloop.run(_Passing(int(sys.argv[2])).run(int(sys.argv[1])))
