@@ -27,7 +27,7 @@ async def killed(world: World) -> None:
             await asyncio.sleep(away_s)
             await asyncio.to_thread(redis.start)
             back = time.monotonic()
-            await asyncio.sleep(_BACK_S + 1)
+            await asyncio.sleep(2 if world.scale.fast else _BACK_S + 1)
             heard_s = world.heard_again_s(back)
             row.check("on after", f"{heard_s:.1f} s", heard_s <= _BACK_S)
             row.check("streams cut", world.cuts(), world.cuts() == 0)
@@ -102,7 +102,7 @@ async def emptied(world: World) -> None:
     async with world.row(4, "FLUSHALL", gaps=True) as row:
         begun = time.monotonic()
         await world.cluster.redis.flushall()
-        await asyncio.sleep(4 if world.scale.fast else _TOLD_S + 2)
+        await asyncio.sleep(2 if world.scale.fast else _TOLD_S + 2)
         _check_told(world, row, begun)
     if world.scale.fast:
         return

@@ -15,4 +15,4 @@ class Scale:
 
 
 WHOLE = Scale()
-FAST = Scale(streams=60, rate=100.0, lead_s=1.0, quiet_s=1.5, fast=True)
+FAST = Scale(streams=60, rate=100.0, lead_s=1.0, quiet_s=1.0, fast=True)
