@@ -208,7 +208,7 @@ async def test_a_healthy_client_that_resumes_5000_events_is_not_cut(node: Runnin
 async def test_a_slow_reader_is_cut_told_so_and_resumes(http: Http, tmp_path: Path) -> None:
     async with serving(tmp_path, http=http, send_timeout_s=2, backlog_bytes=4096) as node:
         slow = socket.socket()
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
         slow.connect(("127.0.0.1", int(node.url.rsplit(":", 1)[1])))
         slow.sendall(b"GET /v1/stream?user=ann HTTP/1.1\r\nHost: localhost\r\n\r\n")
         async with node.stream("bo") as bo:
