@@ -155,8 +155,10 @@ class HandoverHttp(HttpToolsProtocol):
         # For uvicorn the client has gone: nothing more is sent, and nothing is missed.
         cycle.disconnected = True
         cycle.message_event.set()
-        # The parser and this object hold each other.
+        # The parser and this object hold each other, and so do the scope and the offer in it: in a storm of
+        # clients that would wait, thousandfold, for the collector of cycles.
         self.parser = None  # type: ignore[assignment]
+        cast(Scope, scope)["extensions"] = {}
         if self.flow.write_paused:
             stream.pause_writing()
         return stream
