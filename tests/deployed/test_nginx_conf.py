@@ -11,7 +11,7 @@ import pytest
 
 from deploy.parts.nginx import CONFIGURATION, Nginx
 from tests.deployed.conftest import Front, run_nginx
-from tests.deployed.upstream import Request, Upstream, hang_up, whole
+from tests.deployed.upstream import Request, Upstream, echo, hang_up, whole
 
 pytestmark = pytest.mark.anyio
 KIB = 1024
@@ -99,6 +99,22 @@ async def test_a_stream_is_offered_to_the_other_node(front: Front) -> None:
         assert response.text == "data: 1\n\ndata: 2\n\n"
 
 
+@pytest.mark.parametrize("call", ["GET /v1/stream", "GET /v1/preferences", "POST /v1/events"])
+async def test_the_only_node_of_many_that_is_left_serves_everybody(front: Front, call: str) -> None:
+    """A node that is away has the fewest connections, so nginx asks it first, each time."""
+    front.second.answer = front.second.stream if "stream" in call else echo
+    servers = [*(f"127.0.0.1:{number}" for number in range(1, 5)), f"127.0.0.1:{front.second.port}"]
+    method, path = call.split()
+    async with AsyncExitStack() as several:
+        for nginx in run_nginx(Nginx(front.nginx.folder.parent / "many", servers)):
+            http = await several.enter_async_context(httpx.AsyncClient(base_url=nginx.url, trust_env=False))
+            for _ in range(6):
+                response = await several.enter_async_context(http.stream(method, path))
+                # The streams stay open: the one that is there has more connections each time.
+                assert await anext(events(response)) == ("data: 1\n\n" if "stream" in call else "0")
+    assert len(front.second.requests) == 6
+
+
 async def test_a_node_that_is_back_takes_all_streams_at_once(front: Front) -> None:
     """As when nodes are restarted one after the other: the second leaves soon after the first is back."""
     first, second = Upstream(), Upstream()
@@ -170,6 +186,12 @@ async def test_a_body_has_a_limit(front: Front, path: str, limit: int) -> None:
     assert front.requests == 2
 
 
+async def test_a_body_where_a_stream_is_asked_for_has_a_limit_too(front: Front) -> None:
+    too_large = await front.http.post("/v1/stream", content=b"x" * (64 * KIB + 1))
+    assert (too_large.status_code, too_large.json()["code"]) == (413, "too_large")
+    assert front.requests == 0
+
+
 async def test_nodes_learn_the_clients_address_from_nginx_alone(front: Front) -> None:
     claims = {"X-Forwarded-For": "6.6.6.6", "X-Real-IP": "6.6.6.6", "Forwarded": "for=6.6.6.6"}
     for path in ("/v1/stream", "/v1/events", "/v1/questions", "/v1/preferences"):
@@ -191,6 +213,14 @@ async def test_the_access_log_has_no_queries(front: Front) -> None:
     assert '"GET /v1/preferences HTTP/1.1" 200' in log
     assert '"GET /v1/stream HTTP/1.1" 200' in log
     assert "secret" not in log
+
+
+async def test_whether_a_node_is_ready_is_for_the_balancer_alone(front: Front) -> None:
+    hidden = await front.http.get("/readyz")
+    assert (hidden.status_code, hidden.json()["code"]) == (404, "not_found")
+    assert front.requests == 0
+    # Which node answers is no secret, and what watches nginx from outside has to ask something.
+    assert (await front.http.get("/livez")).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/metrics?x=1", "//metrics", "/v1/../metrics", "/%6detrics"])
