@@ -4,6 +4,7 @@ A part that can't be had skips the tests that need it, by name; in CI (CI=true) 
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import NoReturn, TypeVar
 
@@ -12,6 +13,11 @@ import pytest
 from deploy.parts import Kafka, Part, PartMissing, Postgres, Redis
 
 P = TypeVar("P", bound=Part)
+
+
+def pytest_configure() -> None:
+    """Ended by SIGTERM (a time limit, a cancelled run) the tests stop their parts as on Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

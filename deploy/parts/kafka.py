@@ -9,7 +9,7 @@ from pathlib import Path
 from deploy.parts import kafka_wire
 from deploy.parts.java import java, kafka_jars
 from deploy.parts.part import Part, PartFailed
-from deploy.parts.ports import free_port
+from deploy.parts.ports import take_port
 
 _PROPERTIES = """\
 process.roles=broker,controller
@@ -51,7 +51,7 @@ class Kafka(Part):
 
     def __init__(self, folder: Path, *, port: int | None = None, log: Path | None = None) -> None:
         super().__init__("kafka", folder, port=port, log=log)
-        self._controller = free_port()
+        self._controller = take_port(self)
         self._java: tuple[str, ...] = ()
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 from deploy.parts.certificate import Certificate, make_certificate
 from deploy.parts.packages import program
 from deploy.parts.part import Part, PartFailed
-from deploy.parts.ports import answers, free_port
+from deploy.parts.ports import answers, take_port
 
 CONFIGURATION = Path(__file__).resolve().parents[1] / "nginx-sse.conf"
 # From this version on, HTTP/2 is a directive of its own; before, it is a word after `listen`.
@@ -35,7 +35,7 @@ class Nginx(Part):
         certificate: Certificate | None = None,
     ) -> None:
         super().__init__("nginx", folder, port=port, log=log)
-        self.tls_port = tls_port or free_port()
+        self.tls_port = tls_port or take_port(self)
         self._upstreams = tuple(upstreams)
         self._connections = connections_per_address
         self._certificate = certificate

@@ -13,9 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deploy.parts.ports import free_port
+from deploy.parts.ports import take_port
 
 _POLL_S = 0.02
+_KILL_LIMIT_S = 10.0
 
 
 class PartFailed(Exception):
@@ -31,7 +32,7 @@ class Part(ABC):
     def __init__(self, name: str, folder: Path, *, port: int | None = None, log: Path | None = None) -> None:
         self.name = name
         self.folder = folder
-        self.port = port or free_port()
+        self.port = port or take_port(self)
         self.log = log or folder / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -112,7 +113,7 @@ class Part(ABC):
             return
         if self.running:
             kill_family(self._process.pid)
-        self._process.wait(10)
+        self._process.wait(_KILL_LIMIT_S)
         self._process = None
 
     def pause(self) -> None:
@@ -200,9 +201,26 @@ class Part(ABC):
 
 
 def kill_family(pid: int) -> None:
-    """SIGKILL to a process and its descendants, looked up before they are orphans."""
-    for each in (pid, *descendants(pid)):
+    """SIGKILL to a process and its descendants, looked up before they are orphans. Returns at their end.
+
+    Only then are ports (nginx's workers have them, too) and PostgreSQL's shared memory free for a new start.
+    """
+    family = (pid, *descendants(pid))
+    for each in family:
         _send(each, signal.SIGKILL)
+    end = time.monotonic() + _KILL_LIMIT_S
+    while any(is_alive(each) for each in family) and time.monotonic() < end:
+        time.sleep(_POLL_S)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process holds anything yet: not one that has ended, whether or not its status was fetched."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        # The first thread may have ended while others are still on their way out.
+        return state not in "ZX" or len(os.listdir(f"/proc/{pid}/task")) > 1
+    except OSError:
+        return False
 
 
 def descendants(pid: int) -> list[int]:

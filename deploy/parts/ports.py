@@ -2,6 +2,7 @@
 
 import random
 import socket
+import weakref
 
 # Below the range that the kernel takes for outgoing connections (32768 and up), or a client's connection
 # could sit on the port of a part that is just being restarted.
@@ -9,9 +10,22 @@ _FIRST, _LAST = 20_000, 32_000
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A port that nobody listens on, and no part has taken."""
     for port in random.sample(range(_FIRST, _LAST), 200):
-        if is_free(port):
+        if (claim := _claim(port)) is not None:
+            claim.close()
+            return port
+    raise OSError("no free port")
+
+
+def take_port(holder: object) -> int:
+    """A port that nobody listens on, and that nobody else gets while the holder is there.
+
+    A part draws its port long before it listens, and doesn't listen while it is being restarted.
+    """
+    for port in random.sample(range(_FIRST, _LAST), 200):
+        if (claim := _claim(port)) is not None:
+            weakref.finalize(holder, claim.close)
             return port
     raise OSError("no free port")
 
@@ -27,6 +41,23 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def _claim(port: int) -> socket.socket | None:
+    """Takes a port until the socket is closed; None where it isn't free.
+
+    By a name in Linux's abstract namespace: it holds between processes, and ends with ours however that ends.
+    """
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        claim.bind(f"\0pushsse-port-{port}")
+    except OSError:
+        claim.close()
+        return None
+    if is_free(port):
+        return claim
+    claim.close()
+    return None
 
 
 def answers(port: int, request: bytes = b"", limit_s: float = 2.0) -> bytes:
