@@ -22,26 +22,26 @@ from deploy.parts.ports import is_free
 from deploy.parts.postgres import is_home
 from deploy.whole import TOPIC, Stack
 
-FOLDER = Path(__file__).resolve().parents[1] / ".stack"
 _LOCK = "lock"
 _LOOK_S = 0.3
 
 
 def main() -> int:
     """Runs it; the exit status."""
-    FOLDER.mkdir(exist_ok=True)
-    with (FOLDER / _LOCK).open("w") as lock:
+    folder = _folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return _fail("it runs already; stop that one first")
-        _end_leftovers()
+        _end_leftovers(folder)
         try:
             ports = _port("STACK_PORT", 8080), _port("STACK_TLS_PORT", 8443)
         except ValueError as error:
             return _fail(str(error))
-        _empty()
-        stack = Stack(FOLDER, port=ports[0], tls_port=ports[1])
+        _empty(folder)
+        stack = Stack(folder, port=ports[0], tls_port=ports[1])
         return _run(stack)
 
 
@@ -145,25 +145,29 @@ def _port(variable: str, default: int) -> int:
     return int(text)
 
 
-def _end_leftovers() -> None:
+def _folder() -> Path:
+    """Where all of it is: STACK_DIR, else `.stack` in the repository."""
+    named = os.environ.get("STACK_DIR")
+    return Path(named).resolve() if named else Path(__file__).resolve().parents[1] / ".stack"
+
+
+def _end_leftovers(folder: Path) -> None:
     """Ends what a stack that was killed has left running here."""
-    for file in (FOLDER / "pids").glob("*"):
+    for file in (folder / "pids").glob("*"):
         process = Path("/proc", file.read_text().strip())
         try:
             place = Path(os.readlink(process / "cwd"))
         except OSError:
             continue
         # By now the number may be another process's: ours are known by where they run.
-        if place.is_relative_to(FOLDER) or is_home(place.parent):
+        if place.is_relative_to(folder) or is_home(place.parent):
             kill_family(int(process.name))
-            while process.exists():
-                time.sleep(_LOOK_S / 10)
         if is_home(place.parent):
             shutil.rmtree(place.parent, ignore_errors=True)
 
 
-def _empty() -> None:
-    for path in FOLDER.iterdir():
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         elif path.name != _LOCK:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -79,17 +80,18 @@ class Stack:
 
     def start(self) -> None:
         """Starts everything; returns when the nodes are ready. Raises PartMissing, PartFailed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._pids.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(make_certificate(self.nginx.folder / "tls").authority, self.authority)
-        _together([self._start_kafka, self._start_postgres, self.redis.start, self.nginx.start])
-        _together([node.start for node in self.nodes])
+        others = (partial(self._start, part) for part in (self.redis, self.nginx))
+        _together([self._start_kafka, self._start_postgres, *others])
+        _together([partial(self._start, node) for node in self.nodes])
         self.write_files()
 
     def stop(self) -> None:
         """Stops everything: first the nodes, so that they can say goodbye; then what they lean on."""
         _together([node.stop for node in self.nodes])
         _together([self.nginx.stop, self.kafka.stop, self.redis.stop, self.postgres.remove])
-        shutil.rmtree(self.folder / "pids", ignore_errors=True)
+        shutil.rmtree(self._pids, ignore_errors=True)
 
     def kill(self) -> None:
         """Ends everything at once."""
@@ -101,11 +103,9 @@ class Stack:
         """`env`, and `pids/NAME` of what runs."""
         lines = [f"{name}={value}\n" for name, value in self.env.items()]
         (self.folder / "env").write_text("".join(lines))
-        pids = self.folder / "pids"
-        pids.mkdir(exist_ok=True)
         for part in self.parts:
             if part.running:
-                (pids / part.name).write_text(f"{part.pid}\n")
+                self._note(part)
 
     def token(self, user: str, scope: str = "stream ask preferences", expires: str = "12h") -> str:
         """A token of this stack's nodes. Raises PartFailed."""
@@ -128,14 +128,27 @@ class Stack:
         settings = {**self.settings, **self._extra}
         return Node(name, self.folder / name, settings, log=self.logs / f"{name}.log")
 
+    @property
+    def _pids(self) -> Path:
+        return self.folder / "pids"
+
+    def _start(self, part: Part) -> None:
+        part.launch()
+        # Before it serves: were we killed now, the next stack has to know what is still there.
+        self._note(part)
+        part.wait_ready()
+
+    def _note(self, part: Part) -> None:
+        (self._pids / part.name).write_text(f"{part.pid}\n")
+
     def _start_kafka(self) -> None:
-        self.kafka.start()
+        self._start(self.kafka)
         self.kafka.create_topic(TOPIC, PARTITIONS)
         for name in _OTHER_TOPICS:
             self.kafka.create_topic(name)
 
     def _start_postgres(self) -> None:
-        self.postgres.start()
+        self._start(self.postgres)
         self._run("migrate")
 
     def _run(self, *arguments: str) -> str:
