@@ -1,7 +1,8 @@
 """Fan-out: one round of one contestant, from no streams up to the most and down again.
 
-On the way up: memory per stream and the cost of accepting. On the way down: the cost of a delivery, one event
-at a time and in bursts; at a thousand streams also latency at a steady rate, sizes of events, switches.
+On the way up: memory and the cost of accepting. On the way down: the cost of a delivery, one event at a time
+and in bursts, and of an event for somebody elsewhere; at a thousand streams also latency at a steady rate,
+sizes of events, switches.
 """
 
 import statistics
@@ -21,23 +22,31 @@ BURST_STREAMS = (1_000, 5_000)
 WINDOW = 64
 BURST_DELIVERIES = 320_000
 _DELIVERIES = 60_000
+_ACKED_DELIVERIES = 200_000
+_ELSEWHERE = 300
 
 
 @dataclass
 class Round:
-    """What one contestant did in one round; by number of streams, or by size."""
+    """What one contestant did in one round; by number of streams, or by size.
 
-    kb_per_stream: dict[int, float] = field(default_factory=dict)
+    `kb` is what the streams have added to the server's memory. `each` waits for the arrival of the last
+    event everywhere, `acked` only for its acknowledgement. `elsewhere`: µs of an event for nobody here.
+    """
+
+    kb: dict[int, float] = field(default_factory=dict)
     accept_us: float = 0.0
     each: dict[int, Figures] = field(default_factory=dict)
+    acked: dict[int, Figures] = field(default_factory=dict)
     burst: dict[int, Figures] = field(default_factory=dict)
     sizes: dict[int, Figures] = field(default_factory=dict)
+    elsewhere: dict[int, float] = field(default_factory=dict)
     steady: Figures | None = None
     switches: Seen | None = None
 
     def figures(self) -> list[Figures]:
         """All that was measured, to see whether everything arrived."""
-        found = [*self.each.values(), *self.burst.values(), *self.sizes.values()]
+        found = [*self.each.values(), *self.acked.values(), *self.burst.values(), *self.sizes.values()]
         return [*found, self.steady] if self.steady is not None else found
 
 
@@ -56,7 +65,7 @@ def one_round(
             kb += spent.rss_kb
             accept_s += spent.cpu_s
             opened = count
-            seen.kb_per_stream[count] = kb / count
+            seen.kb[count] = kb
             told(f"{count} streams open")
         seen.accept_us = accept_s / opened * 1e6
         for count in sorted(counts, reverse=True):
@@ -72,7 +81,11 @@ def _at(contestant: Contestant, load: Generator, count: int, seen: Round) -> Non
     publish = contestant.publish()
     load.each(publish, events=3, reach=count)
     seen.each[count] = load.each(publish, events=max(8, _DELIVERIES // count), reach=count)
+    if isinstance(contestant, BenchNode):
+        nobody = load.acked(contestant.publish('{"users":["nobody"]}'), events=_ELSEWHERE, reach=0)
+        seen.elsewhere[count] = nobody.spent.cpu_s / _ELSEWHERE * 1e6
     if count in BURST_STREAMS:
+        seen.acked[count] = load.acked(publish, events=_ACKED_DELIVERIES // count, reach=count)
         seen.burst[count] = load.burst(
             publish, events=BURST_DELIVERIES // count // WINDOW * WINDOW, reach=count, window=WINDOW
         )

@@ -13,6 +13,7 @@ from bench.processors import LOAD, pinned
 from bench.usage import Usage, usage
 
 _LIMIT_S = 10
+_ROOT = Path(__file__).parent.parent
 
 
 class Publish(NamedTuple):
@@ -58,8 +59,10 @@ class Generator:
         self._folder = tempfile.TemporaryDirectory(prefix="pushsse-bench-")
         self._requests = Path(self._folder.name) / "requests.json"
         self._requests.write_text(json.dumps(list(streams)))
-        command = pinned([sys.executable, str(Path(__file__).with_name("load.py"))], LOAD)
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = pinned([sys.executable, "-m", "bench.load"], LOAD)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_ROOT
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -93,6 +96,10 @@ class Generator:
     def each(self, publish: Publish, *, events: int, reach: int, size: int = 300) -> Figures:
         """One event at a time: the next when the last has arrived everywhere."""
         return self._publish(publish, events, reach, size, window=1, paced=True)
+
+    def acked(self, publish: Publish, *, events: int, reach: int, size: int = 300) -> Figures:
+        """One request at a time: the next when the last is acknowledged."""
+        return self._publish(publish, events, reach, size, window=1)
 
     def burst(
         self, publish: Publish, *, events: int, reach: int, size: int = 300, window: int = 64

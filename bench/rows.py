@@ -1,10 +1,19 @@
 """The table: each figure with what it must reach, what it should, and what was seen."""
 
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 from bench.fanout import median
 from bench.measured import Measured
+
+_WAYS = {
+    "acked": "one event at a time",
+    "each": "each when the last has arrived everywhere",
+    "burst": "bursts of 64",
+}
+# What fewer streams need, a node has free after its start.
+_FEWEST = 1_000
 
 
 class Row(NamedTuple):
@@ -40,46 +49,25 @@ def rows(seen: Measured) -> Sequence[Row]:
 
 def _fanout(seen: Measured) -> list[Row]:
     found = []
-    for count in (1_000, 5_000):
-        at = f"{count:,} streams"
-        found += [
-            Row(
-                f"CPU per delivery / floor, one event at a time, {at}",
-                1.5,
-                1.2,
-                seen.ratio("floor", "each", count),
-            ),
-            Row(
-                f"CPU per delivery / floor, bursts of 64, {at}", 0.4, 0.1, seen.ratio("floor", "burst", count)
-            ),
-            Row(
-                f"CPU per delivery / nchan, one event at a time, {at}",
-                0.8,
-                0.6,
-                seen.ratio("nchan", "each", count),
-            ),
-            Row(
-                f"CPU per delivery / nchan, bursts of 64, {at}", 0.8, 0.6, seen.ratio("nchan", "burst", count)
-            ),
-        ]
+    bounds = {"floor": {"acked": (1.5, 1.2), "burst": (0.4, 0.1)}, "nchan": dict.fromkeys(_WAYS, (0.8, 0.6))}
+    for count, peer, kind in product((1_000, 5_000), ("floor", "nchan"), _WAYS):
+        reach, aim = bounds[peer].get(kind, (None, None)) if kind != "each" else (None, None)
+        what = f"CPU per delivery / {peer}, {_WAYS[kind]}, {count:,} streams"
+        found.append(Row(what, reach, aim, seen.ratio(peer, kind, count)))
     found.append(Row("p99 latency / nchan, 50 events/s, 1,000 streams", 1.2, 0.9, seen.p99_ratio("nchan")))
     return found
 
 
 def _streams(seen: Measured) -> list[Row]:
-    found = [
-        Row("memory per stream, 5,000 streams, each its own user", 3.0, 2.0, seen.kb("node", 5_000), "kB")
-    ]
-    counts = sorted(
-        {count for r in seen.rounds.get("node", ()) for count in r.kb_per_stream if count >= 1_000}
-    )
-    if len(counts) > 1 and seen.kb("node", counts[0]):
-        most = seen.kb("node", counts[-1]) / seen.kb("node", counts[0])
-        found.append(Row(f"memory per stream, {counts[-1]:,} / {counts[0]:,} streams", 1.1, 1.1, most))
-    for what, us in seen.accept_us.items():
-        found.append(
-            Row(f"CPU to accept a stream, token checked, switches read ({what})", 300, 150, us, "µs")
-        )
+    what = "memory per stream, 5,000 streams, each its own user"
+    found = [Row(what, 3.0, 2.0, seen.kb("node", 5_000), "kB")]
+    counts = [count for count in seen.counts() if count >= _FEWEST]
+    if len(counts) > 2 and (early := seen.kb_of_further("node", *counts[:2])):
+        what = f"memory of a further stream, up to {counts[-1]:,} / up to {counts[1]:,}"
+        found.append(Row(what, 1.1, 1.1, seen.kb_of_further("node", counts[1], counts[-1]) / early))
+    for where, us in seen.accept_us.items():
+        what = f"CPU to accept a stream, token checked, switches read ({where})"
+        found.append(Row(what, 300, 150, us, "µs"))
     if seen.idle is not None:
         what = f"idle, {seen.idle.streams:,} streams for {seen.idle.seconds:.0f} s, a ping each 15 s"
         found.append(Row(what, 3.0, 1.5, seen.idle.percent, "% of a core"))
@@ -117,13 +105,14 @@ def _people(seen: Measured) -> list[Row]:
     found = []
     for share in (50, 90):
         ratios = [r.off[share].spent.cpu_s / r.off[0].spent.cpu_s for r in rounds if share in r.off]
-        found.append(
-            Row(
-                f"an event that {share} % have switched off / one that nobody has", None, None, median(ratios)
-            )
-        )
+        what = f"an event that {share} % have switched off / one that nobody has"
+        found.append(Row(what, None, None, median(ratios)))
     others = [r.other_off.us_each / r.off[0].us_each for r in rounds if r.other_off is not None]
     found.append(Row("a delivery where 90 % have other types off / nobody has", None, None, median(others)))
+    if counts := seen.counts():
+        most, few = seen.elsewhere_us(counts[-1]), seen.elsewhere_us(counts[0])
+        what = f"an event for somebody elsewhere, {counts[-1]:,} streams here / {counts[0]:,}"
+        found.append(Row(what, None, None, most / few if few else 0.0))
     return found
 
 

@@ -1,6 +1,8 @@
 """The benchmark counts right: marks split over reads, what is missing, bounds, pictures."""
 
+import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -9,7 +11,7 @@ import pytest
 
 from bench.contestants import Floor, floor_program
 from bench.generator import Generator, LoadFailed
-from bench.load import MARK, Load
+from bench.held import DIGITS, MARK, Held
 from bench.plots import lines
 from bench.rows import Row, markdown
 
@@ -31,6 +33,7 @@ def test_every_delivery_is_counted_one_at_a_time_in_bursts_and_at_a_rate(floor: 
         publish = floor.publish()
         for figures in (
             load.each(publish, events=10, reach=STREAMS),
+            load.acked(publish, events=10, reach=STREAMS),
             load.burst(publish, events=64, reach=STREAMS, window=16),
             load.burst(publish, events=8, reach=STREAMS, size=10_000),
             load.steady(publish, events=10, reach=STREAMS, rate=100),
@@ -64,19 +67,23 @@ def test_a_refused_stream_fails_the_measurement(floor: Floor) -> None:
 
 @pytest.mark.parametrize("cut", range(1, len(MARK) + 2))
 def test_a_mark_that_two_reads_share_counts_once(cut: int) -> None:
-    load, text = Load(), b"data: " + MARK + b"0" * 19 + b"\n\n" + b"mail@example @@ " + MARK + b"1" * 19
+    text = b"data: " + MARK + b"0" * DIGITS + b"\n\n" + b"mail@example @@ " + MARK + b"1" * DIGITS
     at = text.index(MARK) + cut
-    load.delivered[7] = 0
-    for part in (text[:at], text[at:]):
-
-        def receive(view: memoryview, part: bytes = part) -> int:
-            view[: len(part)] = part
-            return len(part)
-
-        load.receive[7] = receive
-        load.read(7)
-    assert load.total == load.delivered[7] == 2
-    load.poll.close()
+    held = Held()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        opening = threading.Thread(target=held.open, args=(listener.getsockname()[1], ["GET /"]))
+        opening.start()
+        server, _ = listener.accept()
+        with server:
+            server.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            opening.join(20)
+            for part in (text[:at], text[at:]):
+                server.sendall(part)
+                held.rest(0.05)
+            assert held.total == 2
+            assert list(held.delivered.values()) == [2]
+            held.keep(0)
+    held.poll.close()
 
 
 def test_a_row_says_how_far_it_got() -> None:

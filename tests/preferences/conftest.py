@@ -26,7 +26,8 @@ async def url(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: str
 
 @pytest.fixture
 async def database(url: str) -> AsyncIterator[Database]:
-    async with Database(url) as database:
+    # A busy machine may stand still for longer than people are to wait.
+    async with Database(url, timeout_s=10) as database:
         await database.migrate()
         yield database
 

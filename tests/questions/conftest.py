@@ -46,12 +46,12 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
     url = f"sqlite://{tmp_path}/questions.db"
     if request.param == "postgres":
         url = request.getfixturevalue("postgres_url")
-    async with Database(url) as opened:
+    async with Database(url, timeout_s=LIMIT_S) as opened:
         await opened.migrate()
         yield opened
         if request.param == "postgres":
             async with opened.session() as session:
-                await session._raw.execute("TRUNCATE pushsse_question")
+                await session._raw.execute("DELETE FROM pushsse_question")
 
 
 @pytest.fixture
