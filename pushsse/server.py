@@ -5,10 +5,12 @@ drain happens here, before uvicorn is told to exit.
 """
 
 import asyncio
+import ctypes
 import gc
 import logging
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Literal
 
@@ -142,11 +144,14 @@ def make_server(settings: Settings, *, http: Http | None = None) -> Server:
 def settle_memory() -> None:
     """Takes what start-up has left out of the garbage collector's sight, and lets it look less often.
 
-    A stream leaves hardly any cycles; what the collector spends is spent on walking what stays anyway.
+    A stream leaves hardly any cycles; what the collector spends is spent on walking what stays anyway. What
+    start-up needed for a moment only, some 9 MB, goes back to the system (malloc_trim(3), glibc alone).
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def serve(

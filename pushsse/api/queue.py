@@ -21,11 +21,11 @@ class Queue:
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[Callable[[], None]]:
         """A turn; it ends with the context, or before, when what is yielded is called. Raises Overloaded."""
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                await self._room.acquire()
-        except TimeoutError:
-            raise Overloaded(f"others have been opening streams for {PATIENCE_S:.0f} s") from None
+        if self._room.locked():
+            await self._wait()
+        else:
+            # At once, and without a timer.
+            await self._room.acquire()
         over = False
 
         def end() -> None:
@@ -38,3 +38,10 @@ class Queue:
             yield end
         finally:
             end()
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self._room.acquire()
+        except TimeoutError:
+            raise Overloaded(f"others have been opening streams for {PATIENCE_S:.0f} s") from None

@@ -6,6 +6,7 @@ hundred people: more at once would keep the event loop with their streams for to
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
 
 from pushsse.errors import DatabaseUnavailable
 from pushsse.preferences.views import Switches
@@ -19,37 +20,40 @@ class Reading:
 
     def __init__(self, read: Callable[[Sequence[str]], Awaitable[dict[str, Switches]]]) -> None:
         self._read = read
-        self._waiting: dict[str, Answer] = {}
+        self._waiting: dict[str, list[Answer]] = {}
         self._asked = asyncio.Event()
 
     async def switches(self, user: str) -> Switches:
         """One person's switches, as they are now. Raises DatabaseUnavailable."""
-        answer = self._waiting.get(user)
-        if answer is None:
-            answer = self._waiting[user] = asyncio.get_running_loop().create_future()
-            self._asked.set()
-        # Shielded, since somebody else may wait for the same answer.
-        return await asyncio.shield(answer)
+        answer: Answer = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(user, []).append(answer)
+        self._asked.set()
+        return await answer
 
     async def run(self) -> None:
         """Reads for whoever waits, for ever."""
         while True:
             await self._asked.wait()
-            waiting = dict(list(self._waiting.items())[:MOST_AT_ONCE])
+            waiting = dict(islice(self._waiting.items(), MOST_AT_ONCE))
             for user in waiting:
                 del self._waiting[user]
             if not self._waiting:
                 self._asked.clear()
             await self._answer(waiting)
 
-    async def _answer(self, waiting: dict[str, Answer]) -> None:
+    async def _answer(self, waiting: dict[str, list[Answer]]) -> None:
+        found: dict[str, Switches] = {}
+        failure: DatabaseUnavailable | None = None
         try:
             found = await self._read(list(waiting))
         except DatabaseUnavailable as error:
-            for answer in waiting.values():
-                answer.set_exception(error)
-                # Whoever asked may have gone: then nobody looks at it, and that is right.
-                answer.exception()
-            return
-        for user, answer in waiting.items():
-            answer.set_result(found[user])
+            failure = error
+        for user, answers in waiting.items():
+            for answer in answers:
+                # Whoever asked may have gone.
+                if answer.done():
+                    continue
+                if failure is None:
+                    answer.set_result(found[user])
+                else:
+                    answer.set_exception(failure)

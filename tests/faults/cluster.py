@@ -18,7 +18,6 @@ import redis.asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.parts import Node
-from deploy.parts.node import environment
 from deploy.parts.ports import free_port
 from deploy.whole import Stack
 from tests.faults.relay import Relay
@@ -30,12 +29,13 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 class Cluster:
     """Starts everything on entering, ends everything on leaving."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, make: Callable[..., Node] = Node) -> None:
+        self.make = make
         self.stack = Stack(folder, nodes=NODES)
         self.relay = Relay(free_port(), self.stack.postgres.port)
         self.extra: list[Node] = []
-        for node in self.stack.nodes:
-            node.settings.update(self.settings)
+        for number in range(1, NODES + 1):
+            self.replace(number, make).settings.update(self.settings)
         self.redis = redis.asyncio.Redis.from_url(self.stack.redis.url, socket_timeout=5)
         self.http = httpx.AsyncClient(timeout=10, trust_env=False)
         self._logs_read: dict[Path, int] = {}
@@ -77,7 +77,7 @@ class Cluster:
 
     def add_node(self, name: str) -> Node:
         """One more node, which takes its share of Kafka but has no streams; not started yet."""
-        node = Node(name, self.stack.folder / name, self.settings, log=self.stack.logs / f"{name}.log")
+        node = self.make(name, self.stack.folder / name, self.settings, log=self.stack.logs / f"{name}.log")
         self.extra.append(node)
         return node
 
@@ -145,8 +145,3 @@ class Cluster:
                 found += file.read().count(b"Traceback (most recent call last)")
                 self._logs_read[log] = file.tell()
         return found
-
-
-def node_environment(node: Node, **more: str) -> Mapping[str, str]:
-    """The environment of a node of a special kind."""
-    return {**environment({**node.settings, "PUSHSSE_NODE": node.name}), **more}

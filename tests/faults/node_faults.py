@@ -2,13 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 from deploy.parts import Node
-from deploy.parts.packages import program
 from tests.faults.client import Client
-from tests.faults.cluster import node_environment
+from tests.faults.nodes import ClockNode, NextNode, SlowClockNode
 from tests.faults.report import Row
 from tests.faults.resources import poll
 from tests.faults.shaking import shake
@@ -25,7 +24,9 @@ _EXIT_S = 19.0
 async def killed(world: World) -> None:
     """A node killed (-9) with its clients."""
     async with world.row(7, "node killed (-9) with its clients") as row:
-        node = world.cluster.stack.node(1)
+        # A node that was away has none: who left it stays where he went.
+        by_node = Counter(client.node for client in world.crowd.clients)
+        node = max(world.cluster.stack.nodes, key=lambda node: by_node[node.name])
         victims = [client for client in world.crowd.clients if client.node == node.name]
         node.kill()
 
@@ -105,39 +106,13 @@ def _peak(clients: Iterable[Client], since: float) -> int:
     return max((sum(at <= other < at + 1 for other in times) for at in times), default=0)
 
 
-class ClockNode(Node):
-    """A node whose clock is off; time that only measures durations is left alone."""
-
-    offset = "+300"
-
-    def environment(self) -> Mapping[str, str]:
-        # By the library itself: the program would stay, as the parent of the node.
-        program("faketime", "faketime")
-        library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
-        return node_environment(self, LD_PRELOAD=str(library), FAKETIME=self.offset, DONT_FAKE_MONOTONIC="1")
-
-
-class SlowClockNode(ClockNode):
-    """The same, behind."""
-
-    offset = "-300"
-
-
-class NextNode(Node):
-    """A node of the next release."""
-
-    def command(self) -> Sequence[str]:
-        python, _, _, *arguments = super().command()
-        return [python, "-m", "tests.faults.next_version", *arguments]
-
-
 async def clock(world: World) -> None:
     """The clock of one node is five minutes off, ahead and behind."""
     for make, word in ((ClockNode, "ahead"), (SlowClockNode, "behind")):
         await _exchange(world, 2, make)
         async with world.row(16, f"clock of one node 5 minutes {word}; events worth 4 minutes") as row:
             await _shaken(world, row, 2)
-    await _exchange(world, 2, Node)
+    await _exchange(world, 2, world.cluster.make)
 
 
 async def side_by_side(world: World) -> None:
@@ -145,7 +120,7 @@ async def side_by_side(world: World) -> None:
     await _exchange(world, 1, NextNode)
     async with world.row(17, "a node and its next version side by side on one Redis") as row:
         await _shaken(world, row, 1)
-    await _exchange(world, 1, Node)
+    await _exchange(world, 1, world.cluster.make)
 
 
 async def _shaken(world: World, row: Row, number: int) -> None:

@@ -27,6 +27,11 @@ two are compared. A row passes when
   the nodes were warm, and no node has logged a traceback;
 - what the row itself promises holds.
 """
+_TITLE = "## "
+_WAYS = {
+    False: ("Streams handed over by uvicorn", "make faults"),
+    True: ("Streams written the portable way", "make faults ARGS=--portable"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +76,20 @@ def line(row: Row) -> str:
     return f"{verdict}  {row.number:2d}  {row.what}: {row.figures}{examples}"
 
 
-def write(rows: Sequence[Row], *, took_s: float, command: str, file: Path = FILE) -> None:
-    """Writes the table."""
+def write(rows: Sequence[Row], *, took_s: float, portable: bool, file: Path = FILE) -> None:
+    """Writes the table of one way of writing streams; that of the other way stays as it is."""
+    title, command = _WAYS[portable]
     table = ["| fault | measured | |", "|---|---|---|"]
     table += [f"| {r.number}. {r.what} | {r.figures} | {'pass' if r.ok else '**FAIL**'} |" for r in rows]
     machine = f"Python {platform.python_version()}, {platform.system()} on {platform.machine()}"
     when = time.strftime("%Y-%m-%d")
     shown = f"`{command}` on {when}, {took_s / 60:.0f} minutes, {machine}, all parts on two shared cores:"
-    file.write_text("\n".join([_HEAD, shown, "", *table, ""]), encoding="utf-8")
+    sections = _sections(file.read_text(encoding="utf-8")) if file.exists() else {}
+    sections[title] = "\n".join(["", shown, "", *table, ""])
+    known = [f"{_TITLE}{title}\n{sections[title]}" for title, _ in _WAYS.values() if title in sections]
+    file.write_text("\n".join([_HEAD, *known]), encoding="utf-8")
+
+
+def _sections(text: str) -> dict[str, str]:
+    found = (section.partition("\n") for section in text.split(f"\n{_TITLE}")[1:])
+    return {title: body for title, _, body in found}

@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import logging
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -15,9 +16,10 @@ from pathlib import Path
 
 import uvloop
 
-from deploy.parts import PartMissing
+from deploy.parts import Node, PartMissing
 from tests.faults import report
 from tests.faults.faults import FAULTS, Fault
+from tests.faults.nodes import PortableNode
 from tests.faults.report import Row
 from tests.faults.scale import FAST, WHOLE, Scale
 from tests.faults.world import World, world
@@ -32,6 +34,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="numbers of faults, comma-separated")
     parser.add_argument("--list", action="store_true", help="lists the faults, and runs none")
     parser.add_argument("--fast", action="store_true", help="the small scale of the ordinary tests")
+    parser.add_argument("--portable", action="store_true", help="streams aren't handed over by uvicorn")
     parser.add_argument("--keep", action="store_true", help="keeps the folder with data and logs")
     options = parser.parse_args()
     wanted = {int(number) for number in options.only.split(",") if number} or set(FAULTS)
@@ -43,17 +46,20 @@ def main() -> int:
         return 0
     # Of the producer's own troubles while Kafka is away.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    # Ends everything that was started, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     begun = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="pushsse-faults-"))
     print(f"logs are in {folder}/logs", flush=True)
     try:
-        rows = uvloop.run(_run(folder, sorted(wanted), FAST if options.fast else WHOLE))
+        make = PortableNode if options.portable else Node
+        rows = uvloop.run(_run(folder, sorted(wanted), FAST if options.fast else WHOLE, make))
     except PartMissing as error:
         print(f"a part is missing: {error}", flush=True)
         return MISSING
     took_s = time.monotonic() - begun
     if wanted == set(FAULTS) and not options.fast:
-        report.write(rows, took_s=took_s, command="make faults")
+        report.write(rows, took_s=took_s, portable=options.portable)
     failed = sum(not row.ok for row in rows)
     print(f"{len(rows)} rows, {failed} failed, {took_s:.0f} s", flush=True)
     if not failed and not options.keep:
@@ -61,9 +67,9 @@ def main() -> int:
     return 1 if failed else 0
 
 
-async def _run(folder: Path, numbers: list[int], scale: Scale) -> list[Row]:
+async def _run(folder: Path, numbers: list[int], scale: Scale, make: type[Node]) -> list[Row]:
     rows: list[Row] = []
-    async with world(folder, scale) as made:
+    async with world(folder, scale, make) as made:
         made.finished = lambda row: _show(rows, row)
         for number in numbers:
             await _one(number, FAULTS[number], made, rows)

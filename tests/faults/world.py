@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 
+from deploy.parts import Node
 from deploy.whole import TOPIC
 from pushsse.backplane.base import TAIL_ENTRIES, log_of
 from tests.faults.client import Client
@@ -207,10 +208,10 @@ class World:
 
 
 @asynccontextmanager
-async def world(folder: Path, scale: Scale = WHOLE) -> AsyncIterator[World]:
-    """Everything, warm and quiet."""
+async def world(folder: Path, scale: Scale = WHOLE, make: Callable[..., Node] = Node) -> AsyncIterator[World]:
+    """Everything, warm and quiet, with nodes of this kind."""
     async with (
-        Cluster(folder) as cluster,
+        Cluster(folder, make) as cluster,
         Producer(cluster.stack.kafka.url, TOPIC, PEOPLE) as producer,
         Crowd() as crowd,
     ):
