@@ -43,7 +43,7 @@ def routes(node: Node) -> Sequence[BaseRoute]:
     page = h5.load()
     interface = openapi.load()
     return [
-        *(Route(path, page.get) for path in h5.PATHS),
+        # First, since they are tried in this order, and it is streams that come by the thousand.
         Route("/v1/stream", stream, methods=["GET"]),
         Route("/v1/events", events.get, methods=["GET"]),
         Route("/v1/events", events.post, methods=["POST"]),
@@ -57,6 +57,7 @@ def routes(node: Node) -> Sequence[BaseRoute]:
         Route("/readyz", health.ready),
         Route("/metrics", health.metrics),
         Route("/openapi.json", interface.get),
+        *(Route(path, page.get) for path in h5.PATHS),
     ]
 
 

@@ -61,7 +61,9 @@ def identifier(settings: Settings) -> Identifier:
     """Tokens where there is a key, else the development identity."""
     if settings.development:
         return DevelopmentIdentifier()
-    return TokenIdentifier(settings.jwt_secret, settings.auth_cookie, settings.auth_user_claim)
+    return TokenIdentifier(
+        secret=settings.jwt_secret, cookie=settings.auth_cookie, user_claim=settings.auth_user_claim
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import jwt
 from starlette.requests import HTTPConnection
 
 from pushsse.api.problem import HttpProblem
+from pushsse.api.tokens import Tokens
 from pushsse.event import is_user
 
 STREAM, ASK, PREFERENCES, PUBLISH, ANSWER, ADMIN = (
@@ -25,7 +26,6 @@ STREAM, ASK, PREFERENCES, PUBLISH, ANSWER, ADMIN = (
 )
 SCOPES = (STREAM, ASK, PREFERENCES, PUBLISH, ANSWER, ADMIN)
 DEFAULT_SCOPES = frozenset({STREAM, ASK, PREFERENCES})
-ALGORITHMS = ["HS256", "HS384", "HS512"]
 _PREFIX = "pushsse:"
 _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 _PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
@@ -53,20 +53,23 @@ class Identifier(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
 class TokenIdentifier:
-    """Bearer header or cookie with a JWT (RFC 7519) signed with a shared secret."""
+    """Bearer header or cookie with a JWT (RFC 7519) signed with a shared secret.
 
-    secret: str
-    cookie: str
-    user_claim: str
+    Raises SettingsError if the secret looks like a public key, which everybody may know.
+    """
+
+    def __init__(self, *, secret: str, cookie: str, user_claim: str) -> None:
+        self._tokens = Tokens(secret)
+        self._cookie = cookie
+        self._user_claim = user_claim
 
     def identify(self, request: HTTPConnection, scope: str) -> Identity:
         """Checks the token; the first place that has one decides."""
-        claims = self._claims(_token(request, self.cookie))
-        user = claims.get(self.user_claim)
+        claims = self._claims(_token(request, self._cookie))
+        user = claims.get(self._user_claim)
         if not isinstance(user, str) or not is_user(user):
-            raise _unauthorized("token_invalid", f"the claim {self.user_claim!r} doesn't name a user")
+            raise _unauthorized("token_invalid", f"the claim {self._user_claim!r} doesn't name a user")
         identity = Identity(user, _scopes(claims), float(claims["exp"]))
         if scope not in identity.scopes and ADMIN not in identity.scopes:
             raise HttpProblem(403, "scope_missing", f"this needs the scope {_PREFIX}{scope}")
@@ -74,12 +77,7 @@ class TokenIdentifier:
 
     def _claims(self, token: str) -> Mapping[str, Any]:
         try:
-            claims: Mapping[str, Any] = jwt.decode(
-                token,
-                self.secret,
-                algorithms=ALGORITHMS,
-                options={"require": ["exp"], "verify_aud": False, "verify_sub": False},
-            )
+            claims = self._tokens.claims(token)
         except jwt.ExpiredSignatureError:
             raise _unauthorized("token_expired", "the token has expired") from None
         except jwt.ImmatureSignatureError:

@@ -74,6 +74,10 @@ class FollowedLog:
         """Whether the tail has everything after a number."""
         return number + 1 >= self.first
 
+    def has(self, mark: Mark) -> bool:
+        """Whether the node has heard the log up to there."""
+        return self.mark.epoch == mark.epoch and self.mark.number >= mark.number
+
     def changes_after(self, number: int) -> Iterator[Entry]:
         """The entries of the tail that changed somebody's switches."""
         return (entry for entry in self.changes if entry.number > number)

@@ -87,6 +87,10 @@ class Hub:
             del shard.people[person.name]
             shard.idle_since = self.heartbeat.now
 
+    def follows(self, person: Person) -> bool:
+        """Whether the node hears the person's logs by now."""
+        return self.broadcast.ready.is_set() and self.shards[person.log].log.ready.is_set()
+
     async def followed(self, person: Person) -> None:
         """Waits until the node hears the person's logs."""
         await self.broadcast.ready.wait()

@@ -106,14 +106,12 @@ class Resumer:
         """
         person = self._hub.hold(user)
         try:
-            try:
-                async with asyncio.timeout(PATIENCE_S):
+            if not self._hub.follows(person):
+                async with _patience():
                     await self._hub.followed(person)
-                    growing = await self._learn(person)
-                    start, resume = await self._start(person, wish)
-                    held = await self._held(person, start.shard.number)
-            except TimeoutError:
-                raise BackplaneUnavailable(f"the node isn't where {user!r} is to begin") from None
+            growing = await self._learn(person)
+            start, resume = await self._start(person, wish)
+            held = await self._held(person, start.shard.number)
             yield Opening(person, start, held, resume, growing)
         finally:
             self._hub.release(person)
@@ -121,9 +119,11 @@ class Resumer:
     async def _learn(self, person: Person) -> bool:
         """Reads the switches; from the place where the person was held on, the log tells of changes."""
         switches = await self._switches(person.name)
-        while switches.pending:
-            await self._settle(person.name)
-            switches = await self._switches(person.name)
+        if switches.pending:
+            async with _patience():
+                while switches.pending:
+                    await self._settle(person.name)
+                    switches = await self._switches(person.name)
         log = self._hub.log(person)
         if switches.logged is not None and switches.logged.epoch == log.mark.epoch:
             await _reach(log, switches.logged)
@@ -185,6 +185,18 @@ class Resumer:
 
 async def _reach(log: FollowedLog, wanted: Mark) -> None:
     """Waits until the node has heard a log up to a mark."""
-    while log.mark.epoch != wanted.epoch or log.mark.number < wanted.number:
-        log.advanced.clear()
-        await log.advanced.wait()
+    if not log.has(wanted):
+        async with _patience():
+            while not log.has(wanted):
+                log.advanced.clear()
+                await log.advanced.wait()
+
+
+@asynccontextmanager
+async def _patience() -> AsyncIterator[None]:
+    """A limit where there is something to wait for: a timer for each stream would cost a tenth of it."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            yield
+    except TimeoutError:
+        raise BackplaneUnavailable(f"the node didn't hear in {PATIENCE_S:.0f} s what it was to") from None

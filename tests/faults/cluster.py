@@ -16,6 +16,8 @@ import httpx
 import jwt
 import redis.asyncio
 from prometheus_client.parser import text_string_to_metric_families
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from deploy.parts import Node
 from deploy.parts.ports import free_port
@@ -36,7 +38,10 @@ class Cluster:
         self.extra: list[Node] = []
         for number in range(1, NODES + 1):
             self.replace(number, make).settings.update(self.settings)
-        self.redis = redis.asyncio.Redis.from_url(self.stack.redis.url, socket_timeout=5)
+        # Its connection of before a fault may be dead.
+        self.redis = redis.asyncio.Redis.from_url(
+            self.stack.redis.url, socket_timeout=5, retry=Retry(NoBackoff(), 3)
+        )
         self.http = httpx.AsyncClient(timeout=10, trust_env=False)
         self._logs_read: dict[Path, int] = {}
 

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from tests.faults.cluster import Cluster
 from tests.faults.report import Row
 
-_LIMIT_S = 45.0
+# An idle connection to a node, nginx's or a producer's, ends after 75 s.
+_LIMIT_S = 80.0
 _FILES_SPARE = 3
 
 
@@ -26,7 +27,6 @@ class Resources:
 
     async def look(self, row: Row) -> None:
         """Adds to the row what the nodes hold, once they are back or the limit is reached."""
-        # Idle connections between nginx and the nodes are given up after a while.
         await poll(self._are_back, limit_s=_LIMIT_S)
         files = await self._cluster.files() - self._files
         row.check("files", f"{files:+d}", files <= _FILES_SPARE)
