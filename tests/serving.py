@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ import httpx
 from httpx_sse import ServerSentEvent
 from httpx_sse._decoders import SSEDecoder
 
+from deploy.parts.certificate import Certificate
 from pushsse.node import Node
 from pushsse.server import Http, listening_socket, make_server
 from pushsse.settings import load
@@ -28,6 +31,23 @@ class Running:
     http: httpx.AsyncClient
     stop: Any
     connections: set[Any]
+    trust: ssl.SSLContext | None = None
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+    async def connect(self, *, receive_bytes: int = 0) -> socket.socket:
+        """A connection for a test that reads it, or doesn't, by itself."""
+        return await asyncio.to_thread(self._connect, receive_bytes)
+
+    def _connect(self, receive_bytes: int) -> socket.socket:
+        made = socket.socket()
+        if receive_bytes:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        made.settimeout(LIMIT_S)
+        made.connect(("127.0.0.1", self.port))
+        return made if self.trust is None else self.trust.wrap_socket(made, server_hostname="localhost")
 
     async def publish(self, type_: str, message: object, to: object = "all", **more: object) -> str:
         users = to if to == "all" else {"users": [to] if isinstance(to, str) else to}
@@ -42,7 +62,7 @@ class Running:
         assert reply.status_code == 200, reply.text
 
     def stream(self, user: str, query: str = "", **headers: str) -> "Stream":
-        return Stream(self.url, f"/v1/stream?user={user}&{query}", headers)
+        return Stream(self.url, f"/v1/stream?user={user}&{query}", headers, self.trust)
 
 
 @dataclass
@@ -52,12 +72,13 @@ class Stream:
     url: str
     path: str
     headers: dict[str, str]
+    trust: ssl.SSLContext | None = None
     raw: bytearray = field(default_factory=bytearray)
     ended: bool = False
     last_id: str = ""
 
     async def __aenter__(self) -> "Stream":
-        self._client = httpx.AsyncClient(base_url=self.url, timeout=httpx.Timeout(LIMIT_S), trust_env=False)
+        self._client = client(self.url, self.trust)
         headers = {name.replace("_", "-"): value for name, value in self.headers.items()}
         request = self._client.build_request("GET", self.path, headers=headers)
         self.response = await self._client.send(request, stream=True)
@@ -116,25 +137,37 @@ class Stream:
 
 
 @asynccontextmanager
-async def serving(folder: Path, *, http: Http | None = None, **options: object) -> AsyncIterator[Running]:
-    """Serves while the context lasts."""
+async def serving(
+    folder: Path, *, http: Http | None = None, certificate: Certificate | None = None, **options: object
+) -> AsyncIterator[Running]:
+    """Serves while the context lasts; over TLS with a certificate."""
     given: dict[str, object] = {"port": 0, "drain_delay_s": 0.0, "drain_window_s": 0.1, **options}
     given.setdefault("database_url", f"sqlite://{folder}/node.db")
     settings = load({}, given)
     listener = listening_socket(settings)
     port = listener.getsockname()[1]
     server = make_server(settings, http=http)
+    trust = None
+    if certificate is not None:
+        server.config.ssl_certfile, server.config.ssl_keyfile = certificate.chain, str(certificate.key)
+        trust = ssl.create_default_context(cafile=certificate.authority)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         while not server.started:
             assert not task.done(), "the server didn't start"
             await asyncio.sleep(0.01)
-        url = f"http://127.0.0.1:{port}"
-        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S, trust_env=False) as client:
-            yield Running(url, server.node, client, server.leave, server.server_state.connections)
+        url = f"http://127.0.0.1:{port}" if trust is None else f"https://localhost:{port}"
+        async with client(url, trust) as caller:
+            yield Running(url, server.node, caller, server.leave, server.server_state.connections, trust)
     finally:
         server.leave()
         await asyncio.wait_for(task, 20)
+
+
+def client(url: str, trust: ssl.SSLContext | None) -> httpx.AsyncClient:
+    """A client of a node."""
+    verify = True if trust is None else trust
+    return httpx.AsyncClient(base_url=url, timeout=LIMIT_S, trust_env=False, verify=verify)
 
 
 async def eventually(check: Any, what: str = "") -> None:

@@ -1,23 +1,33 @@
-"""What a stream does, whichever way it is written: over the connection itself, and over sse-starlette."""
+"""What a stream does, whichever way it is written: over the connection itself, and over sse-starlette; over
+plain TCP and over TLS."""
 
 import asyncio
 import json
 import re
 import socket
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 
 import httpx
 import jwt
 import pytest
 
+from deploy.parts import PartMissing
+from deploy.parts.certificate import Certificate, make_certificate
 from pushsse.position import parse
 from pushsse.server import Http
 from pushsse.stream.handover import HandoverHttp, StreamProtocol
+from tests.parts import missing
 from tests.serving import Running, eventually, serving
 
 pytestmark = pytest.mark.anyio
 SECRET = "a secret of thirty-two bytes and more"
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Running]]
 
 
 @pytest.fixture(params=[HandoverHttp, "h11"], ids=["handover", "h11"])
@@ -26,9 +36,24 @@ def http(request: pytest.FixtureRequest) -> Http:
     return found
 
 
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    try:
+        return make_certificate(tmp_path_factory.mktemp("certificate"))
+    except PartMissing as error:
+        missing(str(error))
+
+
+@pytest.fixture(params=[False, True], ids=["tcp", "tls"])
+def serve(request: pytest.FixtureRequest, http: Http, tmp_path: Path) -> Serve:
+    """Starts a node that is served in this way."""
+    certificate = request.getfixturevalue("certificate") if request.param else None
+    return partial(serving, tmp_path, http=http, certificate=certificate)
+
+
 @pytest.fixture
-async def node(http: Http, tmp_path: Path) -> AsyncIterator[Running]:
-    async with serving(tmp_path, http=http) as running:
+async def node(serve: Serve) -> AsyncIterator[Running]:
+    async with serve() as running:
         yield running
 
 
@@ -205,11 +230,9 @@ async def test_a_healthy_client_that_resumes_5000_events_is_not_cut(node: Runnin
         assert node.node.metrics.endings["slow"] == 0
 
 
-async def test_a_slow_reader_is_cut_told_so_and_resumes(http: Http, tmp_path: Path) -> None:
-    async with serving(tmp_path, http=http, send_timeout_s=2, backlog_bytes=4096) as node:
-        slow = socket.socket()
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
-        slow.connect(("127.0.0.1", int(node.url.rsplit(":", 1)[1])))
+async def test_a_slow_reader_is_cut_told_so_and_resumes(serve: Serve, http: Http) -> None:
+    async with serve(send_timeout_s=2, backlog_bytes=4096) as node:
+        slow = await node.connect(receive_bytes=32_768)
         slow.sendall(b"GET /v1/stream?user=ann HTTP/1.1\r\nHost: localhost\r\n\r\n")
         async with node.stream("bo") as bo:
             await bo.ready()
@@ -233,8 +256,8 @@ async def test_a_slow_reader_is_cut_told_so_and_resumes(http: Http, tmp_path: Pa
             assert (await again.messages(1))[0][0] == len(seen)
 
 
-async def test_a_quiet_stream_gets_pings_that_carry_its_position(http: Http, tmp_path: Path) -> None:
-    async with serving(tmp_path, http=http, heartbeat_s=0.3) as node, node.stream("ann") as stream:
+async def test_a_quiet_stream_gets_pings_that_carry_its_position(serve: Serve) -> None:
+    async with serve(heartbeat_s=0.3) as node, node.stream("ann") as stream:
         await stream.ready()
         event = await stream.next()
         assert (event.event, event.data) == ("ping", "{}")
@@ -272,11 +295,9 @@ async def test_a_drain_ends_streams_with_shutdown_and_a_clean_end(node: Running)
         assert stream.ended
 
 
-async def test_a_client_that_does_not_read_cannot_hold_the_end_up(http: Http, tmp_path: Path) -> None:
-    deaf = socket.socket()
-    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    async with serving(tmp_path, http=http, send_timeout_s=60) as node:
-        deaf.connect(("127.0.0.1", int(node.url.rsplit(":", 1)[1])))
+async def test_a_client_that_does_not_read_cannot_hold_the_end_up(serve: Serve) -> None:
+    async with serve(send_timeout_s=60) as node:
+        deaf = await node.connect(receive_bytes=4096)
         deaf.sendall(b"GET /v1/stream?user=ann HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await eventually(lambda: node.node.hub.subscribers)
         for number in range(100):
@@ -286,10 +307,8 @@ async def test_a_client_that_does_not_read_cannot_hold_the_end_up(http: Http, tm
     deaf.close()
 
 
-async def test_a_stream_ends_with_its_token(http: Http, tmp_path: Path) -> None:
-    async with serving(tmp_path, http=http, jwt_secret=SECRET) as node:
-        import time
-
+async def test_a_stream_ends_with_its_token(serve: Serve) -> None:
+    async with serve(jwt_secret=SECRET) as node:
         token = jwt.encode({"sub": "ann", "exp": time.time() + 2}, SECRET)
         async with node.stream("ann", Authorization=f"Bearer {token}") as stream:
             assert (await stream.ready())["expires_in_s"] in (1, 2)
@@ -303,8 +322,8 @@ async def test_a_stream_ends_with_its_token(http: Http, tmp_path: Path) -> None:
         assert (await node.http.get("/v1/stream")).json()["code"] == "token_missing"
 
 
-async def test_a_full_node_asks_to_come_back_later_with_a_200(http: Http, tmp_path: Path) -> None:
-    async with serving(tmp_path, http=http, max_streams=1) as node, node.stream("ann") as stream:
+async def test_a_full_node_asks_to_come_back_later_with_a_200(serve: Serve) -> None:
+    async with serve(max_streams=1) as node, node.stream("ann") as stream:
         await stream.ready()
         reply = await node.http.get("/v1/stream?user=bo")
         assert reply.status_code == 200
@@ -320,7 +339,7 @@ async def test_a_request_that_can_never_work_is_a_400_that_names_it(node: Runnin
 
 
 async def test_two_requests_on_one_connection_do_not_confuse_the_stream(node: Running) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(node.url.rsplit(":", 1)[1]))
+    reader, writer = await asyncio.open_connection("localhost", node.port, ssl=node.trust)
     writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert b"200" in await reader.readline()
     await reader.readuntil(b'"alive"}')
@@ -344,11 +363,9 @@ def _everything(connection: socket.socket) -> bytes:
     return found
 
 
-async def test_browsers_of_named_origins_are_let_in(http: Http, tmp_path: Path) -> None:
+async def test_browsers_of_named_origins_are_let_in(serve: Serve) -> None:
     options = {"jwt_secret": SECRET, "allowed_origins": "https://h5.example"}
-    async with serving(tmp_path, http=http, **options) as node:
-        import time
-
+    async with serve(**options) as node:
         token = jwt.encode({"sub": "ann", "exp": time.time() + 60}, SECRET)
         headers = {"Authorization": f"Bearer {token}", "Origin": "https://h5.example"}
         async with node.stream("ann", **headers) as stream:
