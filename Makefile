@@ -24,8 +24,7 @@ test: $(DEV_STAMP) ## all tests with coverage; ARGS="tests/cli -k listen" narrow
 check: $(DEV_STAMP) ## format, lint, types, imports
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy --strict -p pushsse
-	@if [ -f deploy/__init__.py ]; then set -x; $(VENV)/bin/mypy --strict -p deploy; fi
+	$(VENV)/bin/mypy --strict -p pushsse -p deploy -p bench -p tests
 	$(VENV)/bin/lint-imports
 
 format: $(DEV_STAMP) ## formats, and repairs what lint can

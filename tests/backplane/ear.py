@@ -102,7 +102,7 @@ class Ear:
                 async with self._changed:
                     self._changed.notify_all()
         finally:
-            await listening.aclose()  # type: ignore[attr-defined]
+            await listening.aclose()
 
     def _take(self, hearing: Hearing) -> None:
         self.hearings.append(hearing)

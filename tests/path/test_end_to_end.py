@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -78,7 +79,7 @@ async def world(
     kafka_topic: tuple[str, str], redis_url: str, postgres_url: str, tmp_path: Path
 ) -> AsyncIterator[World]:
     bootstrap, topic = kafka_topic
-    shared = {
+    shared: dict[str, Any] = {
         "redis_url": redis_url,
         "database_url": postgres_url,
         "kafka_bootstrap": bootstrap,

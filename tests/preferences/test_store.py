@@ -2,6 +2,7 @@ import asyncio
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -15,7 +16,7 @@ from pushsse.preferences.store import PreferenceStore
 pytestmark = pytest.mark.anyio
 
 
-async def add_types(database: Database, **types: Mapping[str, bool]) -> None:
+async def add_types(database: Database, **types: Mapping[str, Any]) -> None:
     async with database.session():
         for name, given in types.items():
             await EventType.create(name=name, **given)

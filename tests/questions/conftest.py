@@ -142,7 +142,7 @@ async def running(forever: Awaitable[None]) -> AsyncIterator[asyncio.Task[None]]
     """Runs something for the length of a block; what it raises fails the test."""
     task = asyncio.ensure_future(forever)
     try:
-        yield task  # type: ignore[misc]
+        yield task
     finally:
         task.cancel()
         done = await asyncio.gather(task, return_exceptions=True)

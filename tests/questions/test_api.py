@@ -108,9 +108,9 @@ async def site(world: World) -> AsyncIterator[Site]:
             Route("/v1/questions/{id}", endpoint.get, methods=["GET"]),
             Route("/v1/questions/{id}/cancel", endpoint.cancel, methods=["POST"]),
         ]
-        app = Starlette(routes=routes, exception_handlers=HANDLERS)  # type: ignore[arg-type]
+        app = Starlette(routes=routes, exception_handlers=HANDLERS)
         server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", lifespan="off"))
-        server.capture_signals = nullcontext  # type: ignore[method-assign]
+        server.capture_signals = nullcontext  # type: ignore[method-assign, assignment]
         tasks = [asyncio.create_task(each) for each in (service.run(), hearing.run(), server.serve())]
         try:
             async with asyncio.timeout(10):

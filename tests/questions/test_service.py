@@ -209,7 +209,11 @@ async def test_a_question_that_no_node_survives_is_given_up(world: World) -> Non
 async def test_only_one_end_when_all_race(world: World) -> None:
     node = world.node(Scripted(says_hello))
     asked = await node.ask("ann", Asking("race"))
-    endings = [Answered(BOT, "yes"), Unanswered("failed", "no", "no"), Unanswered("expired", "late", "late")]
+    endings: list[Answered | Unanswered] = [
+        Answered(BOT, "yes"),
+        Unanswered("failed", "no", "no"),
+        Unanswered("expired", "late", "late"),
+    ]
     won = await asyncio.gather(*(node.life.end(asked.id, ending) for ending in endings * 3))
     assert won.count(True) == 1
     names = [name for name, _ in await world.told("ann")]
@@ -286,7 +290,7 @@ async def test_deltas_reconstruct_the_text_for_who_heard_all_and_for_who_joined(
     await asyncio.gather(hearing, return_exceptions=True)
     deltas = [data(publication) for publication in world.live]
     assert grown_text(deltas) == answers[0]["text"] == "".join(words)
-    numbers = [delta["seq"] for delta in deltas]
+    numbers = [int(str(delta["seq"])) for delta in deltas]
     assert numbers == sorted(set(numbers))
     assert len(deltas) < len(words)
     assert joined
