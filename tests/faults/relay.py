@@ -6,14 +6,12 @@ tests.faults.relay PORT TARGET` reads seconds of delay from its input, a line ea
 
 import asyncio
 import sys
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import uvloop
 
 _CHUNK = 65_536
-_ESTABLISHED = "01"
 
 
 class Relay:
@@ -42,13 +40,6 @@ class Relay:
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.write(f"{seconds}\n".encode())
-
-    @property
-    def sessions(self) -> int:
-        """How many connections to it are open."""
-        suffix = f":{self.port:04X}"
-        rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        return sum(row[2].endswith(suffix) and row[3] == _ESTABLISHED for row in rows)
 
 
 class _Passing:
