@@ -45,7 +45,9 @@ class Cluster:
         self.redis = redis.asyncio.Redis.from_url(
             self.stack.redis.url, socket_timeout=5, retry=Retry(NoBackoff(), 3)
         )
-        self.http = httpx.AsyncClient(timeout=10, trust_env=False)
+        # Without connections that stay: they would be open files of the nodes.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self.http = httpx.AsyncClient(timeout=10, trust_env=False, limits=limits)
         self._logs_read: dict[Path, int] = {}
 
     @property
