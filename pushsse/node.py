@@ -6,7 +6,7 @@ Constructing only stores; `parts` opens what has to be closed, `services` names 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from pushsse import wiring
+from pushsse import memory, wiring
 from pushsse.database import Database
 from pushsse.dispatcher import Dispatcher
 from pushsse.hub.inside import inside
@@ -101,6 +101,7 @@ class Node:
             "switches": self.reading.run,
             "preferences": self.preferences.run,
             "questions": self.questions.run,
+            "memory": memory.run,
             **({"intake": self.intakes.consumer.run} if self.intakes.consumer is not None else {}),
         }
 

@@ -5,17 +5,15 @@ drain happens here, before uvicorn is told to exit.
 """
 
 import asyncio
-import ctypes
-import gc
 import logging
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from types import FrameType
 from typing import Literal
 
 import uvicorn
 
+from pushsse import memory
 from pushsse.app import create_app
 from pushsse.hub.drain import drain
 from pushsse.node import Node
@@ -141,19 +139,6 @@ def make_server(settings: Settings, *, http: Http | None = None) -> Server:
     return server
 
 
-def settle_memory() -> None:
-    """Takes what start-up has left out of the garbage collector's sight, and lets it look less often.
-
-    A stream leaves hardly any cycles; what the collector spends is spent on walking what stays anyway. What
-    start-up needed for a moment only, some 9 MB, goes back to the system (malloc_trim(3), glibc alone).
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 50)
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def serve(
     settings: Settings,
     listener: socket.socket,
@@ -165,7 +150,7 @@ def serve(
     server = make_server(settings)
 
     def on_ready() -> None:
-        settle_memory()
+        memory.settle()
         if ready is not None:
             ready()
 
