@@ -48,6 +48,6 @@ class Feed:
             while not self._queue.empty():
                 batch.append(self._queue.get_nowait())
             self._delivery.deliver(batch)
-            # The sockets are written to when the loop turns: the rest begins after that.
+            # What waits in a transport leaves when the loop turns: the rest begins after that.
             await asyncio.sleep(0)
             rested_at = loop.time() + GATHER_S
