@@ -23,9 +23,9 @@ two are compared. A row passes when
 - nothing is out of the order of its Kafka partition, comes twice to a client, or comes to somebody else;
 - nothing comes against a switch, and nothing is held back that was on (guarantee 3);
 - all clients are connected, and none was refused in a way that ends an `EventSource` for good;
-- the nodes' open files are back to where they were (three more or fewer; connections to Kafka and PostgreSQL have
-  a bound instead), resident memory is within 10 % + 5 MB of what it was when the nodes were warm, and no node has
-  logged a traceback;
+- the nodes' open files are back to where they were (three more at most; connections to Kafka and PostgreSQL
+  have a bound instead), resident memory is within 10 % + 5 MB of what it was when the nodes were warm, and no
+  node has logged a traceback;
 - what the row itself promises holds.
 """
 _TITLE = "## "
