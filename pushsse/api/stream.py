@@ -20,10 +20,13 @@ from pushsse.errors import Unavailable
 from pushsse.hub.resume import From, Opening, Resumer
 from pushsse.hub.streams import StreamOptions, Streams
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy
+from pushsse.stream.handover import offered
 from pushsse.stream.response import StreamResponse
 from pushsse.stream.subscriber import Sink, Subscriber
 
 OPENING_AT_ONCE = 64
+# A stream that isn't handed over takes some tasks, and four times as long to open.
+PORTABLE_AT_ONCE = 4
 log = logging.getLogger(__name__)
 
 
@@ -37,6 +40,7 @@ class StreamEndpoint:
     has_room: Callable[[], bool]
     backlog_bytes: int
     queue: Queue = field(default_factory=lambda: Queue(OPENING_AT_ONCE))
+    portable_queue: Queue = field(default_factory=lambda: Queue(PORTABLE_AT_ONCE))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -49,8 +53,9 @@ class StreamEndpoint:
         if not self.has_room():
             await busy_response()(scope, receive, send)
             return
+        queue = self.queue if offered(scope) is not None else self.portable_queue
         try:
-            async with self.queue.turn() as begun, self.resumer.opening(who.user, wish) as opening:
+            async with queue.turn() as begun, self.resumer.opening(who.user, wish) as opening:
                 # Until the response begins the stream, the person is held by this context.
                 await self._response(opening, options, begun)(scope, receive, send)
         except Unavailable as error:

@@ -22,9 +22,12 @@ class SpecialNode(Node):
 
 
 class PortableNode(SpecialNode):
-    """A node that doesn't have connections handed over."""
+    """A node that doesn't have connections handed over, run as docs/operations.md says for that."""
 
     special = (PORTABLE,)
+
+    def environment(self) -> Mapping[str, str]:
+        return {**super().environment(), "PYTHONMALLOC": "malloc"}
 
 
 class NextNode(SpecialNode):
