@@ -17,6 +17,8 @@ _STREAMS_PER_ADDRESS = 20_000
 _IP_BIND_ADDRESS_NO_PORT = 24
 _ANSWERED_S = 15.0
 _AT = ord("@")
+# Few, so that a burst's next requests don't wait until thousands of streams have been read.
+_AT_ONCE = 256
 
 
 class Held:
@@ -87,7 +89,7 @@ class Held:
     def pump(self, timeout_s: float) -> None:
         """Reads whatever is there."""
         other, readable = self._other
-        for fd, _ in self.poll.poll(timeout_s, 8192):
+        for fd, _ in self.poll.poll(timeout_s, _AT_ONCE):
             if fd == other:
                 readable()
             else:

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from pushsse.backplane.base import Backplane, Hearing
 from pushsse.hub.delivery import Delivery
 
-GATHER_S = 0.0015
+GATHER_S = 0.002
 QUEUE_LENGTH = 10_000
 
 
