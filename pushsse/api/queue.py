@@ -4,7 +4,7 @@ Used by the stream endpoint.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from pushsse.errors import Overloaded
@@ -19,25 +19,17 @@ class Queue:
         self._room = asyncio.Semaphore(at_once)
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[Callable[[], None]]:
-        """A turn; it ends with the context, or before, when what is yielded is called. Raises Overloaded."""
+    async def turn(self) -> AsyncIterator[None]:
+        """A turn, while the context lasts. Raises Overloaded."""
         if self._room.locked():
             await self._wait()
         else:
             # At once, and without a timer.
             await self._room.acquire()
-        over = False
-
-        def end() -> None:
-            nonlocal over
-            if not over:
-                over = True
-                self._room.release()
-
         try:
-            yield end
+            yield
         finally:
-            end()
+            self._room.release()
 
     async def _wait(self) -> None:
         try:

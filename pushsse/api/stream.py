@@ -17,12 +17,11 @@ from pushsse.api import query
 from pushsse.api.identity import STREAM, Identifier, Identity
 from pushsse.api.queue import Queue
 from pushsse.errors import Unavailable
-from pushsse.hub.resume import From, Opening, Resumer
+from pushsse.hub.resume import From, Resumer
 from pushsse.hub.streams import StreamOptions, Streams
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy
 from pushsse.stream.handover import offered
-from pushsse.stream.response import StreamResponse
-from pushsse.stream.subscriber import Sink, Subscriber
+from pushsse.stream.response import start
 
 OPENING_AT_ONCE = 64
 # A stream that isn't handed over takes some tasks, and four times as long to open.
@@ -44,31 +43,32 @@ class StreamEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
+        rest = await self._answer(scope, receive, send)
+        if rest is not None:
+            await rest(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> ASGIApp | None:
+        """The response, or what is left of it, for which nothing of this is needed any more."""
         request = Request(scope, receive)
         who = self.identifier.identify(request, STREAM)
         wish, options = asked(request, who)
         if request.method == "HEAD":
-            await Response(headers=STREAM_HEADERS, media_type=MEDIA_TYPE)(scope, receive, send)
-            return
+            return Response(headers=STREAM_HEADERS, media_type=MEDIA_TYPE)
         if not self.has_room():
-            await busy_response()(scope, receive, send)
-            return
+            return busy_response()
         queue = self.queue if offered(scope) is not None else self.portable_queue
         try:
-            async with queue.turn() as begun, self.resumer.opening(who.user, wish) as opening:
-                # Until the response begins the stream, the person is held by this context.
-                await self._response(opening, options, begun)(scope, receive, send)
+            # Until the stream begins, the person is held by this context.
+            async with queue.turn(), self.resumer.opening(who.user, wish) as opening:
+                return await start(
+                    lambda sink: self.streams.begin(opening, sink, options),
+                    scope,
+                    send,
+                    backlog_bytes=self.backlog_bytes,
+                )
         except Unavailable as error:
             log.warning("a stream can't begin: %s", error)
-            await busy_response()(scope, receive, send)
-
-    def _response(self, opening: Opening, options: StreamOptions, begun: Callable[[], None]) -> ASGIApp:
-        def begin(sink: Sink) -> Subscriber:
-            # The portable response lasts as long as the stream does.
-            begun()
-            return self.streams.begin(opening, sink, options)
-
-        return StreamResponse(begin, backlog_bytes=self.backlog_bytes)
+            return busy_response()
 
 
 def asked(request: Request, who: Identity) -> tuple[From, StreamOptions]:

@@ -30,15 +30,6 @@ async def test_few_have_a_turn_at_a_time_and_the_others_follow_in_order() -> Non
     assert done == sorted(done)
 
 
-async def test_a_turn_that_was_ended_early_is_the_next_one_s_and_is_not_given_back_twice() -> None:
-    waiting = Queue(1)
-    async with asyncio.timeout(5), waiting.turn() as end:
-        end()
-        async with waiting.turn():
-            end()
-            assert waiting._room.locked()
-
-
 async def test_who_waits_too_long_is_told_that_the_node_is_overloaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
