@@ -1,4 +1,4 @@
-"""What start-up, bursts and storms have left goes back to the system, and the collector looks less often.
+"""What start-up and bursts have left goes back to the system, and the collector of cycles looks less often.
 
 `settle` is called by the server when the node serves; `run` is one of the node's services.
 """
@@ -6,17 +6,15 @@
 import asyncio
 import ctypes
 import gc
-from collections.abc import Callable
 from contextlib import suppress
 
 EVERY_S = 20.0
-MANY = 500
 
 
 def settle() -> None:
     """Takes what start-up has left out of the garbage collector's sight, and lets it look less often.
 
-    A stream leaves hardly any cycles; what the collector spends is spent on walking what stays anyway.
+    A stream leaves no cycles; what the collector spends is spent on walking what stays anyway.
     """
     gc.collect()
     gc.freeze()
@@ -24,20 +22,11 @@ def settle() -> None:
     give_back()
 
 
-async def run(ended: Callable[[], int]) -> None:
-    """Gives back what a burst needed for a moment, for ever; `ended` counts streams.
-
-    Streams that are written the portable way leave cycles, which the collector wouldn't look for when it is
-    quiet: after many have ended it is asked to, and once more for those that the heartbeat still held.
-    """
-    before, last = ended(), ended()
+async def run() -> None:
+    """Gives back what a burst needed for a moment, for ever."""
     while True:
         await asyncio.sleep(EVERY_S)
-        now = ended()
-        if now - before >= MANY:
-            gc.collect()
         give_back()
-        before, last = last, now
 
 
 def give_back() -> None:

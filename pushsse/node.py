@@ -101,7 +101,7 @@ class Node:
             "switches": self.reading.run,
             "preferences": self.preferences.run,
             "questions": self.questions.run,
-            "memory": lambda: memory.run(self.metrics.endings.total),
+            "memory": memory.run,
             **({"intake": self.intakes.consumer.run} if self.intakes.consumer is not None else {}),
         }
 

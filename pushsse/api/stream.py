@@ -19,6 +19,7 @@ from pushsse.api.queue import Queue
 from pushsse.errors import Unavailable
 from pushsse.hub.resume import From, Resumer
 from pushsse.hub.streams import StreamOptions, Streams
+from pushsse.stream.eventsource import Turns
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy
 from pushsse.stream.handover import offered
 from pushsse.stream.response import start
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StreamEndpoint:
-    """An ASGI endpoint, since the response may take the connection over."""
+    """An ASGI endpoint, since a stream may take the connection over."""
 
     identifier: Identifier
     resumer: Resumer
@@ -40,6 +41,7 @@ class StreamEndpoint:
     backlog_bytes: int
     queue: Queue = field(default_factory=lambda: Queue(OPENING_AT_ONCE))
     portable_queue: Queue = field(default_factory=lambda: Queue(PORTABLE_AT_ONCE))
+    turns: Turns = field(default_factory=Turns)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -64,6 +66,7 @@ class StreamEndpoint:
                     lambda sink: self.streams.begin(opening, sink, options),
                     scope,
                     send,
+                    turns=self.turns,
                     backlog_bytes=self.backlog_bytes,
                 )
         except Unavailable as error:

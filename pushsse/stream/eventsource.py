@@ -5,6 +5,7 @@ shutdown are left to the hub, whose heartbeat and drain do both for all streams.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -15,35 +16,57 @@ from starlette.types import Receive, Scope, Send
 from pushsse.stream.frame import STREAM_HEADERS, Chunk
 from pushsse.stream.subscriber import Subscriber
 
+_A_TURN = 64
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
+
+
+class Turns:
+    """Wakes the streams that have something to send, a few in each turn of the event loop.
+
+    What is for everybody would else keep thousands of tasks busy at once, and others waiting for all of them.
+    """
+
+    def __init__(self) -> None:
+        self._streams: deque[QueueStream] = deque()
+
+    def add(self, stream: "QueueStream") -> None:
+        """A stream to be woken."""
+        if not self._streams:
+            asyncio.get_running_loop().call_soon(self._next)
+        self._streams.append(stream)
+
+    def _next(self) -> None:
+        for _ in range(min(_A_TURN, len(self._streams))):
+            self._streams.popleft().wake()
+        if self._streams:
+            asyncio.get_running_loop().call_soon(self._next)
 
 
 class QueueStream(EventSourceResponse):
     """One stream: the hub writes to it, and as a response it sends what is queued.
 
     It is full above `backlog_bytes`, and has room again when it is empty. It takes one task beside the
-    server's own; sse-starlette alone would start three (for the shutdown, for the client's leaving), which
-    thousands of streams would feel, in memory and whenever they all come at once.
+    server's own, where sse-starlette would start three: thousands of streams would feel them, in memory and
+    when they all come at once.
     """
 
-    def __init__(self, *, backlog_bytes: int) -> None:
+    def __init__(self, turns: Turns, *, backlog_bytes: int) -> None:
         super().__init__(self._body(), headers=STREAM_HEADERS, ping=0)
         self.subscriber: Subscriber | None = None
+        self._turns = turns
         self._backlog_bytes = backlog_bytes
         self._queued: list[bytes] = []
         self._bytes = 0
         self._ended = False
         self._full = False
-        self._wake: asyncio.Future[None] | None = None
+        self._idle: asyncio.Future[None] | None = None
         self._open: asyncio.Timeout | None = None
 
     # Sink
 
     def write(self, chunk: Chunk) -> None:
         """Queues a chunk."""
-        self._queued.append(chunk.raw)
-        self._bytes += len(chunk.raw)
-        self._rouse()
+        self._put(chunk)
         if self._bytes > self._backlog_bytes and not self._full:
             self._full = True
             if self.subscriber is not None:
@@ -51,23 +74,20 @@ class QueueStream(EventSourceResponse):
 
     def end(self, chunk: Chunk) -> None:
         """Queues the last chunk; the body ends when it has left."""
-        self._queued.append(chunk.raw)
         self._ended = True
-        self._rouse()
+        self._put(chunk)
 
     def abort(self) -> None:
         """Drops what is queued, and the response."""
         self._queued.clear()
         self._ended = True
-        self._rouse()
-        # The writing task may wait for a client that doesn't read.
         self._close()
 
     # Response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI: until the body has ended, the client has gone, or `abort` was called."""
-        writing = asyncio.ensure_future(self._stream_response(send))
+        writing = asyncio.ensure_future(self._write(send))
         writing.add_done_callback(self._close)
         try:
             with suppress(TimeoutError):
@@ -78,12 +98,20 @@ class QueueStream(EventSourceResponse):
             self._open = None
             writing.cancel()
             await asyncio.wait((writing,))
-            if self.subscriber is not None:
-                self.subscriber.gone()
+            # The two hold each other, which would wait for the collector of cycles.
+            subscriber, self.subscriber = self.subscriber, None
+            if subscriber is not None:
+                subscriber.gone()
         if not writing.cancelled():
             # Some servers say in this way that the client has gone (ASGI 2.4).
             with suppress(OSError):
                 writing.result()
+
+    async def _write(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for piece in self.body_iterator:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _close(self, _: object = None) -> None:
         """Makes the server's task leave off waiting for the client's leaving."""
@@ -91,16 +119,24 @@ class QueueStream(EventSourceResponse):
             self._open.reschedule(0)
             self._open = None
 
-    def _rouse(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+    def wake(self) -> None:
+        """There is something to send."""
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _put(self, chunk: Chunk) -> None:
+        # Whoever has something queued is awake already, or will be.
+        if not self._queued:
+            self._turns.add(self)
+        self._queued.append(chunk.raw)
+        self._bytes += len(chunk.raw)
 
     async def _body(self) -> AsyncIterator[bytes]:
         """Whatever is queued, in one piece."""
         while self._queued or not self._ended:
             if not self._queued:
-                self._wake = asyncio.get_running_loop().create_future()
-                await self._wake
+                self._idle = asyncio.get_running_loop().create_future()
+                await self._idle
                 continue
             raw = b"".join(self._queued)
             self._queued.clear()

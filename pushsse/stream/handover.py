@@ -116,8 +116,10 @@ class StreamProtocol(asyncio.Protocol):
         self._over = True
         self._fd = -1
         self._connections.discard(self)
-        if self.subscriber is not None:
-            self.subscriber.gone()
+        # The two hold each other, which would wait for the collector of cycles.
+        subscriber, self.subscriber = self.subscriber, None
+        if subscriber is not None:
+            subscriber.gone()
 
     def shutdown(self) -> None:
         """uvicorn stops: by now the drain has ended the stream, or there was none."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Scope, Send
 
-from pushsse.stream.eventsource import QueueStream
+from pushsse.stream.eventsource import QueueStream, Turns
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS
 from pushsse.stream.handover import offered
 from pushsse.stream.subscriber import Sink, Subscriber
@@ -19,13 +19,16 @@ _HEAD = [
 
 
 async def start(
-    begin: Callable[[Sink], Subscriber], scope: Scope, send: Send, *, backlog_bytes: int
+    begin: Callable[[Sink], Subscriber], scope: Scope, send: Send, *, turns: Turns, backlog_bytes: int
 ) -> ASGIApp | None:
-    """Begins a stream with `begin`. Returns what is still to be awaited, as long as the stream lasts; None
-    where the server has handed its connection over."""
+    """Begins a stream with `begin`.
+
+    Returns the response that lasts as long as the stream does, still to be sent; None where the server has
+    handed its connection over.
+    """
     hand_over = offered(scope)
     if hand_over is None:
-        queued = QueueStream(backlog_bytes=backlog_bytes)
+        queued = QueueStream(turns, backlog_bytes=backlog_bytes)
         queued.subscriber = begin(queued)
         return queued
     await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
