@@ -18,7 +18,8 @@ from pushsse.app import create_app
 from pushsse.hub.drain import drain
 from pushsse.node import Node
 from pushsse.settings import Settings
-from pushsse.stream.handover import HandoverHttp, unusable
+from pushsse.stream import trial
+from pushsse.stream.handover import HandoverHttp
 from pushsse.workers.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def listening_socket(settings: Settings) -> socket.socket:
 
 def best_http() -> Http:
     """The protocol that can hand streams over, if uvicorn's insides are as they were tested."""
-    if reason := unusable():
+    if reason := trial.failed():
         log.warning("streams are written the portable way, which costs more: %s", reason)
         return "auto"
     return HandoverHttp

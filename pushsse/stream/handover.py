@@ -5,9 +5,10 @@ already knows how to pass a connection on (to its WebSocket protocol); the same 
 `HandoverHttp` is what uvicorn is given as `http=`: it offers a function in the request's scope. The response
 calls it once the head has left; then `StreamProtocol` owns the transport, and parser, scope and task go.
 
-Deliberate: it leans on the insides that `unusable` checks; where they have changed, streams are written the
-portable way. What a client sends after its request is read and dropped, so that its leaving is noticed.
-A write goes straight to the socket while nothing waits in the transport, which saves its queue and a turn.
+Deliberate: it leans on uvicorn's insides, so `trial` tries it at the start, and where they have changed,
+streams are written the portable way. What a client sends after its request is read and dropped, so that its
+leaving is noticed. A write goes straight to the socket while nothing waits in the transport, which saves its
+queue and a turn.
 """
 
 import asyncio
@@ -17,12 +18,11 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from inspect import signature
 from typing import cast
+from weakref import ref
 
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pushsse.stream.frame import Chunk
 from pushsse.stream.subscriber import Subscriber
@@ -130,24 +130,26 @@ class StreamProtocol(asyncio.Protocol):
 class HandoverHttp(HttpToolsProtocol):
     """uvicorn's HTTP protocol, with an offer to hand the connection over in each request's scope."""
 
+    _requests = 0
+
     def on_message_begin(self) -> None:
         """A request begins: uvicorn makes its scope, to which the offer is added."""
         super().on_message_begin()
-        scope = self.scope
-        offer: Handover = partial(self._hand_over, scope)
-        cast(Scope, scope)["extensions"] = {EXTENSION: offer}
+        self._requests += 1
+        # The scope is held by this object: an offer that held it too would leave a cycle for each request.
+        offer: Handover = partial(_hand_over, ref(self), self._requests)
+        cast(Scope, self.scope)["extensions"] = {EXTENSION: offer}
 
-    def _hand_over(self, scope: object, backlog_bytes: int) -> StreamProtocol | None:
+    def hand_over(self, request: int, backlog_bytes: int) -> StreamProtocol | None:
         """The connection, from now on the caller's; None if it can't be had.
 
-        It can't be while the client has sent a further request, or when it has gone.
+        It can't be while the client has begun a further request, or when it has gone.
         """
-        cycle = self.cycle
-        if cycle.scope is not scope or self.pipeline or self.transport.is_closing():
+        cycle, transport = self.cycle, self.transport
+        if request != self._requests or self.pipeline or transport.is_closing():
             return None
         if not cycle.response_started or not cycle.chunked_encoding:
             return None
-        transport = self.transport
         self._unset_keepalive_if_required()
         self.connections.discard(self)
         stream = StreamProtocol(transport, cast(set[object], self.connections))
@@ -157,37 +159,20 @@ class HandoverHttp(HttpToolsProtocol):
         # For uvicorn the client has gone: nothing more is sent, and nothing is missed.
         cycle.disconnected = True
         cycle.message_event.set()
-        # The parser and this object hold each other, and so do the scope and the offer in it: in a storm of
-        # clients that would wait, thousandfold, for the collector of cycles.
+        # The parser and this object hold each other: in a storm of clients that would wait, thousandfold, for
+        # the collector of cycles.
         self.parser = None  # type: ignore[assignment]
-        cast(Scope, scope)["extensions"] = {}
         if self.flow.write_paused:
             stream.pause_writing()
         return stream
+
+
+def _hand_over(connection: "ref[HandoverHttp]", request: int, backlog_bytes: int) -> StreamProtocol | None:
+    found = connection()
+    return None if found is None else found.hand_over(request, backlog_bytes)
 
 
 def offered(scope: Scope) -> Handover | None:
     """The offer in a request's scope; None under another server."""
     found: Handover | None = scope.get("extensions", {}).get(EXTENSION)
     return found
-
-
-def unusable() -> str:
-    """What is different about uvicorn's insides; empty if they are as they were tested."""
-    cycle = signature(RequestResponseCycle.__init__).parameters
-    state = ServerState()
-    for owner, name, found in (
-        ("RequestResponseCycle", "scope", "scope" in cycle),
-        ("RequestResponseCycle", "message_event", "message_event" in cycle),
-        ("HttpToolsProtocol", "on_message_begin", hasattr(HttpToolsProtocol, "on_message_begin")),
-        ("HttpToolsProtocol", "shutdown", hasattr(HttpToolsProtocol, "shutdown")),
-        (
-            "HttpToolsProtocol",
-            "_unset_keepalive_if_required",
-            hasattr(HttpToolsProtocol, "_unset_keepalive_if_required"),
-        ),
-        ("ServerState", "connections", isinstance(state.connections, set)),
-    ):
-        if not found:
-            return f"uvicorn's {owner} has no {name} any more"
-    return ""

@@ -9,23 +9,28 @@ import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pushsse.server import best_http
-from pushsse.stream.handover import HandoverHttp, StreamProtocol, unusable
+from pushsse.stream import trial
+from pushsse.stream.handover import HandoverHttp, StreamProtocol
 from tests.serving import LIMIT_S, eventually, serving
 
 pytestmark = pytest.mark.anyio
 
 
-def test_the_insides_that_it_leans_on_are_there() -> None:
-    assert unusable() == ""
+def test_the_handover_works_with_this_uvicorn() -> None:
+    assert trial.failed() == ""
     assert best_http() is HandoverHttp
 
 
+@pytest.mark.parametrize(
+    "changed", ["on_message_begin", "_unset_keepalive_if_required", "on_headers_complete", "connection_made"]
+)
 def test_changed_insides_are_noticed_and_streams_written_the_portable_way(
-    monkeypatch: pytest.MonkeyPatch,
+    changed: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.delattr(HttpToolsProtocol, "_unset_keepalive_if_required")
-    assert "_unset_keepalive_if_required" in unusable()
+    monkeypatch.delattr(HttpToolsProtocol, changed)
+    monkeypatch.setattr(trial, "LIMIT_S", 0.5)
     assert best_http() == "auto"
+    assert "written the portable way" in caplog.text
 
 
 async def test_a_request_behind_the_stream_s_own_ends_it_cleanly_and_is_answered(tmp_path: Path) -> None:
