@@ -1,10 +1,15 @@
 """Memory that a burst has needed goes back to the system."""
 
+import asyncio
+import gc
 import platform
 import subprocess
 import sys
+import weakref
 
 import pytest
+
+from pushsse import memory
 
 _BURST = """
 import os
@@ -29,3 +34,27 @@ def test_what_lies_free_between_what_stays_goes_back_to_the_system() -> None:
         [sys.executable, "-c", _BURST], check=True, capture_output=True, text=True, timeout=30
     )
     assert int(done.stdout) > 30_000_000
+
+
+class Knot:
+    """Something that holds itself."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+
+@pytest.mark.anyio
+async def test_old_cycles_are_looked_for_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "EVERY_S", 0.001)
+    monkeypatch.setattr(memory, "WALK_EVERY", 3)
+    gc.disable()
+    service = asyncio.create_task(memory.run())
+    try:
+        knot = weakref.ref(Knot())
+        async with asyncio.timeout(5):
+            while knot() is not None:
+                await asyncio.sleep(0.001)
+    finally:
+        gc.enable()
+        service.cancel()
+    assert gc.get_freeze_count() == 0

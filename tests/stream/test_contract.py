@@ -2,6 +2,7 @@
 plain TCP and over TLS."""
 
 import asyncio
+import gc
 import json
 import re
 import socket
@@ -19,11 +20,14 @@ from deploy.parts import PartMissing
 from deploy.parts.certificate import Certificate, make_certificate
 from pushsse.position import parse
 from pushsse.server import Http
+from pushsse.stream.eventsource import QueueStream
 from pushsse.stream.handover import HandoverHttp, StreamProtocol
+from pushsse.stream.subscriber import Subscriber
 from tests.parts import missing
 from tests.serving import Running, eventually, serving
 
 pytestmark = pytest.mark.anyio
+PER_STREAM = (HandoverHttp, StreamProtocol, QueueStream, Subscriber)
 SECRET = "a secret of thirty-two bytes and more"
 
 
@@ -374,3 +378,17 @@ async def test_browsers_of_named_origins_are_let_in(serve: Serve) -> None:
         reply = await node.http.get("/v1/preferences", headers=headers | {"Origin": "https://evil.example"})
         assert "access-control-allow-origin" not in reply.headers
         assert isinstance(reply, httpx.Response)
+
+
+async def test_a_stream_leaves_nothing_to_the_collector_of_cycles(serve: Serve) -> None:
+    async with serve(heartbeat_s=1.0) as node:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(10):
+                async with node.stream("ann") as stream:
+                    await stream.ready()
+            # The heartbeat lets go of them when it would have pinged.
+            await eventually(lambda: sum(isinstance(each, PER_STREAM) for each in gc.get_objects()) < 3)
+        finally:
+            gc.enable()
