@@ -11,8 +11,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from starlette.applications import Starlette
-
+from pushsse.api.lasting import Application
 from pushsse.api.problem import HANDLERS
 from pushsse.node import Node
 from pushsse.routes import middleware, routes
@@ -26,19 +25,19 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def create_app(settings: Settings, *, on_failure: Callable[[], None] = die) -> Starlette:
+def create_app(settings: Settings, *, on_failure: Callable[[], None] = die) -> Application:
     """One node's application. `on_failure` is called when a service died."""
     node = Node(settings)
 
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: object) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(node.parts())
             await stack.enter_async_context(_supervised(node.services(), on_failure))
             node.started = True
             yield
 
-    app = Starlette(
+    app = Application(
         routes=routes(node), middleware=middleware(settings), exception_handlers=HANDLERS, lifespan=lifespan
     )
     app.state.node = node

@@ -7,13 +7,14 @@ browser's EventSource gives up for good on any other status.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from pushsse import position
-from pushsse.api import query
+from pushsse.api import lasting, query
 from pushsse.api.identity import STREAM, Identifier, Identity
 from pushsse.api.queue import Queue
 from pushsse.errors import Unavailable
@@ -45,24 +46,20 @@ class StreamEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        rest = await self._answer(scope, receive, send)
-        if rest is not None:
-            await rest(scope, receive, send)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> ASGIApp | None:
-        """The response, or what is left of it, for which nothing of this is needed any more."""
         request = Request(scope, receive)
         who = self.identifier.identify(request, STREAM)
         wish, options = asked(request, who)
         if request.method == "HEAD":
-            return Response(headers=STREAM_HEADERS, media_type=MEDIA_TYPE)
+            await Response(headers=STREAM_HEADERS, media_type=MEDIA_TYPE)(scope, receive, send)
+            return
         if not self.has_room():
-            return busy_response()
+            await busy_response()(scope, receive, send)
+            return
         queue = self.queue if offered(scope) is not None else self.portable_queue
         try:
             # Until the stream begins, the person is held by this context.
             async with queue.turn(), self.resumer.opening(who.user, wish) as opening:
-                return await start(
+                queued = await start(
                     lambda sink: self.streams.begin(opening, sink, options),
                     scope,
                     send,
@@ -71,7 +68,10 @@ class StreamEndpoint:
                 )
         except Unavailable as error:
             log.warning("a stream can't begin: %s", error)
-            return busy_response()
+            await busy_response()(scope, receive, send)
+            return
+        if queued is not None:
+            lasting.leave(scope, partial(queued, scope, receive, send))
 
 
 def asked(request: Request, who: Identity) -> tuple[From, StreamOptions]:

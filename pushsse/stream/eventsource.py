@@ -17,6 +17,8 @@ from pushsse.stream.frame import STREAM_HEADERS, Chunk
 from pushsse.stream.subscriber import Subscriber
 
 _A_TURN = 64
+# The same for all, and made once.
+_HEADERS = EventSourceResponse(iter(()), headers=STREAM_HEADERS, ping=0).raw_headers
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 
@@ -51,7 +53,8 @@ class QueueStream(EventSourceResponse):
     """
 
     def __init__(self, turns: Turns, *, backlog_bytes: int) -> None:
-        super().__init__(self._body(), headers=STREAM_HEADERS, ping=0)
+        super().__init__(self._body(), ping=0)
+        self.raw_headers = _HEADERS
         self.subscriber: Subscriber | None = None
         self._turns = turns
         self._backlog_bytes = backlog_bytes

@@ -4,7 +4,7 @@ over a queue. Called by the stream endpoint.
 
 from collections.abc import Callable
 
-from starlette.types import ASGIApp, Scope, Send
+from starlette.types import Scope, Send
 
 from pushsse.stream.eventsource import QueueStream, Turns
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS
@@ -20,11 +20,10 @@ _HEAD = [
 
 async def start(
     begin: Callable[[Sink], Subscriber], scope: Scope, send: Send, *, turns: Turns, backlog_bytes: int
-) -> ASGIApp | None:
+) -> QueueStream | None:
     """Begins a stream with `begin`.
 
-    Returns the response that lasts as long as the stream does, still to be sent; None where the server has
-    handed its connection over.
+    Returns the response, which is still to be sent; None where the server has handed its connection over.
     """
     hand_over = offered(scope)
     if hand_over is None:
