@@ -1,7 +1,7 @@
 """Responses that last as long as a client stays: sent when the framework's layers have returned.
 
-A stream that isn't handed over would else keep the frames of a dozen of them, for routes, errors and sites that
-are let in. Used by the stream endpoint; `app` is such an Application.
+A stream that isn't handed over would else keep the frames of a dozen of them, for routes, errors and sites
+that are let in. Used by the stream endpoint; `app` makes such an Application.
 """
 
 from collections.abc import Awaitable, Callable
