@@ -8,7 +8,7 @@ from bench.usage import descendants, sockets
 from deploy.parts import Redis
 
 STREAMS = 5_000
-_EVENTS = 16
+_EVENTS = 48
 
 
 @dataclass(frozen=True, slots=True)
