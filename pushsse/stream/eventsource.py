@@ -86,6 +86,13 @@ class QueueStream(EventSourceResponse):
         self._ended = True
         self._close()
 
+    # Turns
+
+    def wake(self) -> None:
+        """There is something to send."""
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
     # Response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,23 +123,18 @@ class QueueStream(EventSourceResponse):
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _close(self, _: object = None) -> None:
-        """Makes the server's task leave off waiting for the client's leaving."""
-        if self._open is not None:
-            self._open.reschedule(0)
-            self._open = None
-
-    def wake(self) -> None:
-        """There is something to send."""
-        if self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
-
     def _put(self, chunk: Chunk) -> None:
         # Whoever has something queued is awake already, or will be.
         if not self._queued:
             self._turns.add(self)
         self._queued.append(chunk.raw)
         self._bytes += len(chunk.raw)
+
+    def _close(self, _: object = None) -> None:
+        """Makes the server's task leave off waiting for the client's leaving."""
+        if self._open is not None:
+            self._open.reschedule(0)
+            self._open = None
 
     async def _body(self) -> AsyncIterator[bytes]:
         """Whatever is queued, in one piece."""
