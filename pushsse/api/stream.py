@@ -26,7 +26,7 @@ from pushsse.stream.handover import offered
 from pushsse.stream.response import start
 
 OPENING_AT_ONCE = 64
-# A stream that isn't handed over takes some tasks, and four times as long to open.
+# A stream that isn't handed over takes three times as long to open.
 PORTABLE_AT_ONCE = 4
 log = logging.getLogger(__name__)
 
