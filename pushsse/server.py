@@ -15,7 +15,7 @@ import uvicorn
 
 from pushsse import memory
 from pushsse.app import create_app
-from pushsse.hub.drain import drain
+from pushsse.hub.drain import FLUSH_S, drain
 from pushsse.node import Node
 from pushsse.settings import Settings
 from pushsse.stream import trial
@@ -87,6 +87,18 @@ class Server(uvicorn.Server):
             server.close()
         await drain(self.node.hub, window_s=settings.drain_window_s)
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's, which waits for all connections, also for those that a client doesn't read."""
+        asyncio.get_running_loop().call_later(FLUSH_S, self._drop_unread)
+        await super().shutdown(sockets)
+
+    def _drop_unread(self) -> None:
+        """Ends connections whose answer is complete, and hasn't been read."""
+        for connection in list(self.server_state.connections):
+            transport = getattr(connection, "transport", None)
+            if transport is not None and transport.is_closing():
+                transport.abort()
 
 
 def listening_socket(settings: Settings) -> socket.socket:
