@@ -25,7 +25,7 @@ from bench.measured import Idle, Measured
 from bench.parts import Parts, parts
 from bench.path import Whole, accept_us, latency, throughput
 from bench.rows import rows, text
-from deploy.parts import PartFailed
+from deploy.parts import PartFailed, Redis
 
 COUNTS = (100, 1_000, 5_000)
 MOST = 15_000
@@ -114,9 +114,7 @@ class Run:
         if redis is None:
             self.seen.skipped["workers"] = self.seen.skipped["path"] = "; ".join(found.missing)
             return
-        for number in range(self.rounds):
-            for count in (1, 2):
-                self.guarded("workers", partial(self.workers, found, count, number))
+        self.guarded("workers", partial(self.workers, redis))
         if found.kafka is None or found.postgres is None:
             self.seen.skipped["path"] = "; ".join(found.missing)
             return
@@ -126,12 +124,11 @@ class Run:
             self.guarded("latency", partial(self.latency, whole, number))
         self.guarded("accept", partial(self.accept, whole))
 
-    def workers(self, found: Parts, count: int, number: int) -> None:
-        """One worker, or two."""
-        assert found.redis is not None
-        measured = workers.measure(found.redis, self.folder, f"workers{count}-{number}", count)
-        self.seen.workers.setdefault(count, []).append(measured)
-        self.told(f"{count} worker(s): {measured.us_each:.2f} µs a delivery")
+    def workers(self, redis: Redis) -> None:
+        """One worker, and two."""
+        self.seen.workers = workers.measure(redis, self.folder, self.told)
+        if not self.seen.workers.complete:
+            self.seen.incomplete.append("node: deliveries lost or repeated by one worker or two")
 
     def throughput(self, whole: Whole, number: int) -> None:
         """Kafka to the log."""

@@ -28,7 +28,7 @@ class Measured:
     accept_us: dict[str, float] = field(default_factory=dict)
     throughput: list[Throughput] = field(default_factory=list)
     latency: list[tuple[Figures, Figures]] = field(default_factory=list)
-    workers: dict[int, list[Workers]] = field(default_factory=dict)
+    workers: Workers | None = None
     skipped: dict[str, str] = field(default_factory=dict)
     incomplete: list[str] = field(default_factory=list)
     seconds: float = 0.0

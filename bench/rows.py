@@ -91,9 +91,7 @@ def _path(seen: Measured) -> list[Row]:
 
 
 def _workers(seen: Measured) -> list[Row]:
-    one, two = seen.workers.get(1, []), seen.workers.get(2, [])
-    ratio = median([b.us_each / a.us_each for a, b in zip(one, two, strict=False)])
-    share = 100 * min((w.least_share for w in two), default=0.0)
+    ratio, share = (seen.workers.ratio, 100 * seen.workers.least_share) if seen.workers else (0.0, 0.0)
     return [
         Row("two workers / one: CPU per delivery, 5,000 streams", 1.15, 1.05, ratio),
         Row("two workers: the smaller share of the streams", 35, 35, share, "%", rising=True),
