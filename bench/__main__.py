@@ -90,9 +90,7 @@ class Run:
     def round(self, contestant: Contestant, counts: tuple[int, ...], number: int) -> None:
         """One contestant, once."""
         name = contestant.name
-        measured = one_round(
-            contestant, counts, people=number == 0, told=lambda words: self.told(f"{name}: {words}")
-        )
+        measured = one_round(contestant, counts, told=lambda words: self.told(f"{name}: {words}"))
         self.seen.rounds.setdefault(name, []).append(measured)
         lost = sum(not figures.complete for figures in measured.figures())
         if lost:

@@ -135,7 +135,7 @@ async def _some_off(node: BenchNode) -> None:
 
 
 def _followed(node: BenchNode, events: int) -> Throughput:
-    """Between a tenth and nine tenths of the events, so that neither start nor end counts."""
+    """Between a tenth and nineteen twentieths of the events, so that neither start nor end counts."""
     samples: list[tuple[float, int, float]] = []
     end = time.monotonic() + _LIMIT_S
     while time.monotonic() < end:

@@ -79,10 +79,7 @@ def _switches(seen: Measured) -> dict[str, dict[float, float]]:
     rounds = [r.switches for r in seen.rounds.get("node", ()) if r.switches is not None]
     points: dict[float, float] = {}
     for share in (0, 50, 90):
-        spent = [
-            r.off[share].spent.cpu_s / r.off[share].delivered * 10 * (100 - share)
-            for r in rounds
-            if share in r.off
-        ]
+        turns = [turn for r in rounds for turn in r.off[share]]
+        spent = [turn.spent.cpu_s / turn.delivered * 10 * (100 - share) for turn in turns]
         points[1000 - 10 * share] = median(spent) * 1000
     return {"pushsse": points} if rounds else {}

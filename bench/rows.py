@@ -102,10 +102,11 @@ def _people(seen: Measured) -> list[Row]:
     rounds = [r.switches for r in seen.rounds.get("node", ()) if r.switches is not None]
     found = []
     for share in (50, 90):
-        ratios = [r.off[share].spent.cpu_s / r.off[0].spent.cpu_s for r in rounds if share in r.off]
+        turns = [turn for r in rounds for turn in zip(r.off[share], r.off[0], strict=True)]
+        ratios = [some.spent.cpu_s / nobody.spent.cpu_s for some, nobody in turns]
         what = f"an event that {share} % have switched off / one that nobody has"
         found.append(Row(what, None, None, median(ratios)))
-    others = [r.other_off.us_each / r.off[0].us_each for r in rounds if r.other_off is not None]
+    others = [r.after.us_each / r.before.us_each for r in rounds if r.after and r.before]
     found.append(Row("a delivery where 90 % have other types off / nobody has", None, None, median(others)))
     if counts := seen.counts():
         most, few = seen.elsewhere_us(counts[-1]), seen.elsewhere_us(counts[0])

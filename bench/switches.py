@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 import httpx
 
@@ -11,27 +12,44 @@ from bench.generator import Figures, Generator
 
 SHARES = (0, 50, 90)
 _EVENTS = 60
+_TURNS = 4
 _AT_ONCE = 16
 
 
 @dataclass
 class Seen:
-    """Figures by the percentage that has the type off."""
+    """An event for everybody before anybody has switched anything off, and after; and one of a type that
+    some have off, turn by turn, by their percentage."""
 
-    off: dict[int, Figures] = field(default_factory=dict)
-    other_off: Figures | None = None
+    before: Figures | None = None
+    after: Figures | None = None
+    off: dict[int, list[Figures]] = field(default_factory=dict)
+
+    def figures(self) -> list[Figures]:
+        """All that was measured."""
+        found = [self.before, self.after, *chain.from_iterable(self.off.values())]
+        return [one for one in found if one is not None]
 
 
 def measure(node: BenchNode, load: Generator, count: int) -> Seen:
-    """On open streams."""
-    seen = Seen()
-    for share in SHARES:
-        off = [number for number in range(count) if number % 100 < share]
-        kind = f"share{share}"
+    """On open streams. The types take turns."""
+    kinds = {share: f"share{share}" for share in SHARES}
+    for kind in kinds.values():
         load.each(node.publish(kind=kind), events=1, reach=count)
-        asyncio.run(switch(node, {number: {kind: False} for number in off}))
-        seen.off[share] = load.each(node.publish(kind=kind), events=_EVENTS, reach=count - len(off))
-    seen.other_off = load.each(node.publish(), events=_EVENTS, reach=count)
+    seen = Seen(before=load.each(node.publish(), events=_EVENTS, reach=count))
+    off = {share: [number for number in range(count) if number % 100 < share] for share in SHARES}
+    wishes: dict[int, dict[str, bool]] = {}
+    for share, people in off.items():
+        for number in people:
+            wishes.setdefault(number, {})[kinds[share]] = False
+    asyncio.run(switch(node, wishes))
+    seen.after = load.each(node.publish(), events=_EVENTS, reach=count)
+    for _ in range(_TURNS):
+        for share, kind in kinds.items():
+            figures = load.each(
+                node.publish(kind=kind), events=_EVENTS // _TURNS, reach=count - len(off[share])
+            )
+            seen.off.setdefault(share, []).append(figures)
     return seen
 
 
