@@ -70,7 +70,7 @@ class TokenIdentifier:
         user = claims.get(self._user_claim)
         if not isinstance(user, str) or not is_user(user):
             raise _unauthorized("token_invalid", f"the claim {self._user_claim!r} doesn't name a user")
-        identity = Identity(user, _scopes(claims), float(claims["exp"]))
+        identity = Identity(user, _scopes(claims), claims["exp"])
         if scope not in identity.scopes and ADMIN not in identity.scopes:
             raise HttpProblem(403, "scope_missing", f"this needs the scope {_PREFIX}{scope}")
         return identity
@@ -86,7 +86,7 @@ class TokenIdentifier:
             raise _unauthorized("token_invalid", "the token has no exp") from None
         except jwt.InvalidSignatureError:
             raise _unauthorized("token_invalid", "the token's signature is wrong") from None
-        except (jwt.InvalidTokenError, ValueError, RecursionError):
+        except (jwt.InvalidTokenError, ValueError, OverflowError, RecursionError):
             raise _unauthorized("token_invalid", "the token can't be read") from None
         return claims
 

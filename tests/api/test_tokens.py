@@ -23,6 +23,24 @@ def test_a_good_token_says_what_was_signed(algorithm: str) -> None:
     assert Tokens(SECRET).claims(token) == jwt.decode(token, SECRET, algorithms=[algorithm])
 
 
+def test_a_token_that_was_good_is_refused_once_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, token, other = Tokens(SECRET), signed(), signed(exp=time.time() + 2 * DAY_S)
+    tokens.claims(token)
+    tokens.claims(other)
+    later = time.time() + DAY_S + 1
+    monkeypatch.setattr(time, "time", lambda: later)
+    with pytest.raises(jwt.ExpiredSignatureError):
+        tokens.claims(token)
+    assert tokens.claims(other)["sub"] == "ann"
+
+
+def test_what_one_secret_signed_is_not_good_for_another() -> None:
+    token = signed()
+    Tokens(SECRET).claims(token)
+    with pytest.raises(jwt.InvalidSignatureError):
+        Tokens(OTHER).claims(token)
+
+
 def test_every_change_of_a_letter_is_noticed() -> None:
     tokens, token = Tokens(SECRET), signed()
     for at, letter in enumerate(token):
@@ -42,12 +60,25 @@ def test_every_change_of_a_letter_is_noticed() -> None:
         (signed(nbf=time.time() + DAY_S / 2), jwt.ImmatureSignatureError),
         (signed(exp="soon"), jwt.DecodeError),
         (jwt.encode({"sub": "ann"}, SECRET), jwt.MissingRequiredClaimError),
+        (signed(exp=10**400), OverflowError),
         ("", jwt.DecodeError),
         ("a.b", jwt.DecodeError),
         ("a.b.c.d", jwt.DecodeError),
         ("é.é.é", jwt.DecodeError),
     ],
-    ids=["other key", "none", "expired", "too early", "exp", "no exp", "empty", "two", "four", "no ascii"],
+    ids=[
+        "other key",
+        "none",
+        "expired",
+        "too early",
+        "exp",
+        "no exp",
+        "beyond all clocks",
+        "empty",
+        "two",
+        "four",
+        "no ascii",
+    ],
 )
 def test_a_token_that_cannot_be_used_is_refused_for_its_reason(token: str, error: type[Exception]) -> None:
     with pytest.raises(error):
