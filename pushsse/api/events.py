@@ -115,10 +115,11 @@ class EventsEndpoint:
     async def get(self, request: Request) -> Response:
         """Events after a position, or since some time ago; neither: none, and now's position."""
         who = self.identifier.identify(request, STREAM)
-        limit = query.number(request, "limit", default=100, most=1000)
-        types = query.types(request)
-        since_s = query.age(request, "since")
-        given = request.query_params.get("after")
+        parameters = query.parameters(request)
+        limit = query.number(parameters, "limit", default=100, most=1000)
+        types = query.types(parameters)
+        since_s = query.age(parameters, "since")
+        given = parameters.get("after")
         wish = after(given) if given is not None else From(since_s=since_s)
         async with self.resumer.opening(who.user, wish) as opening:
             return json_response(await self._read(opening, types, limit))

@@ -1,12 +1,14 @@
 """Query parameters, read once for all endpoints. A bad one is a 400 that names it and its value."""
 
 import re
+from collections.abc import Mapping
 
 from starlette.requests import Request
 
 from pushsse.api.problem import HttpProblem
 from pushsse.settings import seconds
 
+Parameters = Mapping[str, str]
 _TYPE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -15,9 +17,14 @@ def refused(name: str, value: str, what: str) -> HttpProblem:
     return HttpProblem(400, "parameter_invalid", f"{name}={value[:80]!r} {what}")
 
 
-def flag(request: Request, name: str, *, default: bool) -> bool:
+def parameters(request: Request) -> Parameters:
+    """All that a request has; of one that is given twice, the last."""
+    return dict(request.query_params) if request.scope["query_string"] else {}
+
+
+def flag(given: Parameters, name: str, *, default: bool) -> bool:
     """0 or 1."""
-    value = request.query_params.get(name)
+    value = given.get(name)
     if value is None:
         return default
     if value not in ("0", "1"):
@@ -25,9 +32,9 @@ def flag(request: Request, name: str, *, default: bool) -> bool:
     return value == "1"
 
 
-def number(request: Request, name: str, *, default: int, most: int) -> int:
+def number(given: Parameters, name: str, *, default: int, most: int) -> int:
     """A whole number from 1 to `most`."""
-    value = request.query_params.get(name)
+    value = given.get(name)
     if value is None:
         return default
     if not (value.isascii() and value.isdigit()) or len(value) > 9 or not 1 <= int(value) <= most:
@@ -35,9 +42,9 @@ def number(request: Request, name: str, *, default: int, most: int) -> int:
     return int(value)
 
 
-def age(request: Request, name: str) -> float | None:
+def age(given: Parameters, name: str) -> float | None:
     """An age such as 30m, in seconds."""
-    value = request.query_params.get(name)
+    value = given.get(name)
     if value is None:
         return None
     try:
@@ -46,9 +53,9 @@ def age(request: Request, name: str) -> float | None:
         raise refused(name, value, "isn't an age such as 30m") from None
 
 
-def types(request: Request) -> frozenset[str] | None:
+def types(given: Parameters) -> frozenset[str] | None:
     """Names of event types, comma-separated; None for all."""
-    value = request.query_params.get("types")
+    value = given.get("types")
     if value is None:
         return None
     names = [name for name in value.split(",") if name]

@@ -4,8 +4,6 @@ Used by the stream endpoint.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from pushsse.errors import Overloaded
 
@@ -18,18 +16,16 @@ class Queue:
     def __init__(self, at_once: int) -> None:
         self._room = asyncio.Semaphore(at_once)
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def __aenter__(self) -> None:
         """A turn, while the context lasts. Raises Overloaded."""
         if self._room.locked():
             await self._wait()
         else:
             # At once, and without a timer.
             await self._room.acquire()
-        try:
-            yield
-        finally:
-            self._room.release()
+
+    async def __aexit__(self, *error: object) -> None:
+        self._room.release()
 
     async def _wait(self) -> None:
         try:

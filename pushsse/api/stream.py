@@ -58,7 +58,7 @@ class StreamEndpoint:
         queue = self.queue if offered(scope) is not None else self.portable_queue
         try:
             # Until the stream begins, the person is held by this context.
-            async with queue.turn(), self.resumer.opening(who.user, wish) as opening:
+            async with queue, self.resumer.opening(who.user, wish) as opening:
                 queued = await start(
                     lambda sink: self.streams.begin(opening, sink, options),
                     scope,
@@ -76,16 +76,17 @@ class StreamEndpoint:
 
 def asked(request: Request, who: Identity) -> tuple[From, StreamOptions]:
     """What a request says about where to begin and what to send. Raises HttpProblem 400."""
+    parameters = query.parameters(request)
     options = StreamOptions(
-        named=query.flag(request, "named", default=True),
-        types=query.types(request),
+        named=query.flag(parameters, "named", default=True),
+        types=query.types(parameters),
         expires_at=who.expires_at,
     )
     # EventSource sends the header by itself, and an old address in its URL for ever: the header wins.
-    given = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
+    given = request.headers.get("last-event-id") or parameters.get("last_event_id")
     if given:
         return after(given), options
-    return From(since_s=query.age(request, "since")), options
+    return From(since_s=query.age(parameters, "since")), options
 
 
 def after(given: str) -> From:

@@ -2,8 +2,9 @@
 
 uvicorn gives a connection to one protocol object, which parses requests and runs the application for each. It
 already knows how to pass a connection on (to its WebSocket protocol); the same is done here for streams.
-`HandoverHttp` is what uvicorn is given as `http=`: it offers a function in the request's scope. The response
-calls it once the head has left; then `StreamProtocol` owns the transport, and parser, scope and task go.
+`HandoverHttp` is what uvicorn is given as `http=`: it puts an `Offer` in each request's scope. The response
+sends its head, which `HeldHead` keeps, and takes the offer; then `StreamProtocol` owns the transport, and
+parser, scope and task go. The head leaves with the stream's first chunk: one packet and one system call.
 
 Deliberate: it leans on uvicorn's insides, so `trial` tries it at the start, and where they have changed,
 streams are written the portable way. What a client sends after its request is read and dropped, so that its
@@ -15,9 +16,7 @@ import asyncio
 import os
 import socket
 import struct
-from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import cast
 from weakref import ref
 
@@ -31,20 +30,20 @@ EXTENSION = "pushsse.handover"
 # struct linger: on, 0 seconds. Closing sends a reset (socket(7)).
 _DROP = struct.pack("ii", 1, 0)
 LAST_CHUNK = b"0\r\n\r\n"
-Handover = Callable[[int], "StreamProtocol | None"]
 
 
 class StreamProtocol(asyncio.Protocol):
     """Owns the connection of one stream: the hub writes to it, the event loop tells it what happens."""
 
-    __slots__ = ("_connections", "_fd", "_over", "_transport", "_waiting", "subscriber")
+    __slots__ = ("_connections", "_fd", "_head", "_over", "_transport", "_waiting", "subscriber")
 
-    def __init__(self, transport: asyncio.Transport, connections: set[object]) -> None:
+    def __init__(self, transport: asyncio.Transport, connections: set[object], head: bytes) -> None:
         self.subscriber: Subscriber | None = None
         self._transport = transport
         self._connections = connections
+        self._head = head
         self._over = False
-        # The head may still wait, and under TLS everything has to go through the transport.
+        # An earlier answer may still wait, and under TLS everything has to go through the transport.
         self._waiting = True
         self._fd = -1
         if transport.get_extra_info("sslcontext") is None:
@@ -58,28 +57,31 @@ class StreamProtocol(asyncio.Protocol):
         """Takes a chunk whole; what the socket doesn't take waits in the transport."""
         if self._over:
             return
+        framed = chunk.framed
+        if self._head:
+            framed, self._head = self._head + framed, b""
         if self._waiting:
             if self._fd < 0 or self._transport.get_write_buffer_size():
-                self._transport.write(chunk.framed)
+                self._transport.write(framed)
                 return
             self._waiting = False
         try:
             # The descriptor is this connection's until after `connection_lost`.
-            sent = os.write(self._fd, chunk.framed)
+            sent = os.write(self._fd, framed)
         except BlockingIOError:
             sent = 0
         except OSError:
             self.abort()
             return
-        if sent < len(chunk.framed):
+        if sent < len(framed):
             self._waiting = True
-            self._transport.write(chunk.framed[sent:])
+            self._transport.write(framed[sent:])
 
     def end(self, chunk: Chunk) -> None:
         """Takes the last chunk and closes once everything has left."""
         if not self._over:
             self._over = True
-            self._transport.write(chunk.framed + LAST_CHUNK)
+            self._transport.write(self._head + chunk.framed + LAST_CHUNK)
             self._transport.close()
 
     def abort(self) -> None:
@@ -137,10 +139,17 @@ class HandoverHttp(HttpToolsProtocol):
         super().on_message_begin()
         self._requests += 1
         # The scope is held by this object: an offer that held it too would leave a cycle for each request.
-        offer: Handover = partial(_hand_over, ref(self), self._requests)
-        cast(Scope, self.scope)["extensions"] = {EXTENSION: offer}
+        cast(Scope, self.scope)["extensions"] = {EXTENSION: Offer(ref(self), self._requests)}
 
-    def hand_over(self, request: int, backlog_bytes: int) -> StreamProtocol | None:
+    def hold_head(self, request: int) -> "HeldHead | None":
+        """What holds the head of the answer to a request, from now on; None if that isn't the newest one."""
+        if request != self._requests or self.pipeline:
+            return None
+        head = HeldHead(self.transport)
+        self.cycle.transport = cast(asyncio.Transport, head)
+        return head
+
+    def hand_over(self, request: int, head: "HeldHead", backlog_bytes: int) -> StreamProtocol | None:
         """The connection, from now on the caller's; None if it can't be had.
 
         It can't be while the client has begun a further request, or when it has gone.
@@ -152,7 +161,7 @@ class HandoverHttp(HttpToolsProtocol):
             return None
         self._unset_keepalive_if_required()
         self.connections.discard(self)
-        stream = StreamProtocol(transport, cast(set[object], self.connections))
+        stream = StreamProtocol(transport, cast(set[object], self.connections), head.taken())
         transport.set_write_buffer_limits(high=backlog_bytes)
         transport.set_protocol(stream)
         self.flow.resume_reading()
@@ -167,12 +176,71 @@ class HandoverHttp(HttpToolsProtocol):
         return stream
 
 
-def _hand_over(connection: "ref[HandoverHttp]", request: int, backlog_bytes: int) -> StreamProtocol | None:
-    found = connection()
-    return None if found is None else found.hand_over(request, backlog_bytes)
+class HeldHead:
+    """Stands for the transport in uvicorn's answer: keeps what is written until that is taken or released."""
+
+    __slots__ = ("_held", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._held: bytes | None = b""
+
+    def taken(self) -> bytes:
+        """What was kept, for somebody else to write."""
+        held, self._held = self._held, None
+        return held or b""
+
+    def release(self) -> None:
+        """Writes what was kept; from here on nothing is."""
+        held = self.taken()
+        if not self._transport.is_closing():
+            self._transport.write(held)
+
+    # The transport, as far as uvicorn's answers use it
+
+    def write(self, data: bytes) -> None:
+        """Keeps it, or writes it."""
+        if self._held is None:
+            self._transport.write(data)
+        else:
+            self._held += data
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether the connection is being closed."""
+        return self._transport.is_closing()
 
 
-def offered(scope: Scope) -> Handover | None:
+class Offer:
+    """The connection of a request, for whoever answers it: `hold_head`, then send the head, then `take`."""
+
+    __slots__ = ("_connection", "_head", "_request")
+
+    def __init__(self, connection: "ref[HandoverHttp]", request: int) -> None:
+        self._connection = connection
+        self._request = request
+        self._head: HeldHead | None = None
+
+    def hold_head(self) -> None:
+        """What is sent from here on is kept until `take`."""
+        connection = self._connection()
+        self._head = None if connection is None else connection.hold_head(self._request)
+
+    def take(self, backlog_bytes: int) -> StreamProtocol | None:
+        """The connection; None if it can't be had, then the answer goes on as any other."""
+        connection, head = self._connection(), self._head
+        if connection is None or head is None:
+            return None
+        stream = connection.hand_over(self._request, head, backlog_bytes)
+        if stream is None:
+            head.release()
+        return stream
+
+
+def offered(scope: Scope) -> Offer | None:
     """The offer in a request's scope; None under another server."""
-    found: Handover | None = scope.get("extensions", {}).get(EXTENSION)
+    found: Offer | None = scope.get("extensions", {}).get(EXTENSION)
     return found

@@ -25,13 +25,14 @@ async def start(
 
     Returns the response, which is still to be sent; None where the server has handed its connection over.
     """
-    hand_over = offered(scope)
-    if hand_over is None:
+    offer = offered(scope)
+    if offer is None:
         queued = QueueStream(turns, backlog_bytes=backlog_bytes)
         queued.subscriber = begin(queued)
         return queued
+    offer.hold_head()
     await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
-    stream = hand_over(backlog_bytes)
+    stream = offer.take(backlog_bytes)
     if stream is None:
         # The client has gone, or has sent a request behind this one: an empty stream, it comes back.
         await send({"type": "http.response.body", "body": b""})

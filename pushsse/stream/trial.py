@@ -61,11 +61,12 @@ async def _ask(state: ServerState, served: socket.socket, client: socket.socket)
 
 
 async def _app(scope: Scope, receive: Receive, send: Send) -> None:
-    hand_over = offered(scope)
-    if hand_over is None:
+    offer = offered(scope)
+    if offer is None:
         raise AssertionError("no handover is offered")
+    offer.hold_head()
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    stream = hand_over(1_000)
+    stream = offer.take(1_000)
     if stream is None:
         raise AssertionError("the connection isn't handed over")
     stream.write(_FIRST)

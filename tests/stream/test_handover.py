@@ -5,11 +5,15 @@ import socket
 from pathlib import Path
 
 import pytest
+from starlette.types import Receive, Scope, Send
+from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from pushsse.server import best_http
 from pushsse.stream import trial
-from pushsse.stream.handover import HandoverHttp, StreamProtocol
+from pushsse.stream.frame import chunk
+from pushsse.stream.handover import HandoverHttp, StreamProtocol, offered
 from tests.serving import LIMIT_S, eventually, serving
 
 pytestmark = pytest.mark.anyio
@@ -40,6 +44,51 @@ async def test_a_request_behind_the_stream_s_own_ends_it_cleanly_and_is_answered
         answered = await asyncio.wait_for(reader.readuntil(b'"alive"}'), 5)
         assert answered.count(b"HTTP/1.1 200") == 2
         assert not node.node.hub.subscribers
+        writer.close()
+
+
+async def test_an_answer_whose_connection_cannot_be_had_any_more_goes_on_as_any_other() -> None:
+    """The client's next request comes after the head was held, and before the connection is taken."""
+    pipelined, taken = asyncio.Event(), []
+
+    async def app(scope: Scope, _: Receive, send: Send) -> None:
+        offer = offered(scope)
+        assert offer is not None
+        offer.hold_head()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"] == "/first":
+            await pipelined.wait()
+            taken.append(offer.take(1_000))
+        else:
+            offer.take(1_000).end(chunk(b"second"))  # type: ignore[union-attr]
+            return
+        await send({"type": "http.response.body", "body": b"first"})
+
+    config = Config(app, http=HandoverHttp, ws="none", lifespan="off", log_config=None)
+    config.load()
+    served, client = socket.socketpair()
+    await asyncio.get_running_loop().connect_accepted_socket(
+        lambda: HandoverHttp(config, ServerState(), {}), served
+    )
+    reader, writer = await asyncio.open_connection(sock=client)
+    writer.write(b"GET /first HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    writer.write(b"GET /second HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await asyncio.sleep(0.05)
+    pipelined.set()
+    answered = await asyncio.wait_for(reader.read(), LIMIT_S)
+    writer.close()
+    assert taken == [None]
+    assert answered.count(b"HTTP/1.1 200 OK\r\n") == 2
+    assert answered.index(b"5\r\nfirst\r\n0\r\n\r\nHTTP/1.1") < answered.index(b"6\r\nsecond\r\n0\r\n\r\n")
+
+
+async def test_the_head_and_the_first_frame_leave_together(tmp_path: Path) -> None:
+    async with serving(tmp_path) as node:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(node.url.rsplit(":", 1)[1]))
+        writer.write(b"GET /v1/stream?user=ann HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        first = await asyncio.wait_for(reader.read(65_536), LIMIT_S)
+        assert first.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"event: ready" in first
         writer.close()
 
 

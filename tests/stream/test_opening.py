@@ -17,7 +17,7 @@ async def test_few_have_a_turn_at_a_time_and_the_others_follow_in_order() -> Non
     done: list[int] = []
 
     async def enter(number: int) -> None:
-        async with waiting.turn():
+        async with waiting:
             inside.append(number)
             assert len(inside) <= 3
             await asyncio.sleep(0)
@@ -35,9 +35,9 @@ async def test_who_waits_too_long_is_told_that_the_node_is_overloaded(
 ) -> None:
     monkeypatch.setattr(queue, "PATIENCE_S", 0.05)
     waiting = Queue(1)
-    async with waiting.turn():
+    async with waiting:
         with pytest.raises(Overloaded):
-            async with waiting.turn():
+            async with waiting:
                 pass
-    async with asyncio.timeout(5), waiting.turn():
+    async with asyncio.timeout(5), waiting:
         pass
