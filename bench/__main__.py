@@ -142,7 +142,7 @@ class Run:
 
     def accept(self, whole: Whole) -> None:
         """Accepting with PostgreSQL and Redis."""
-        self.seen.accept_us["PostgreSQL, Redis"] = accept_us(whole)
+        self.seen.accept_us["PostgreSQL, Redis"] = accept_us(whole, min(COUNTS[-1], self.most))
 
 
 def most_streams(wanted: int) -> int:

@@ -32,7 +32,7 @@ _PRODUCER = Path(__file__).with_name("producer.py")
 _LIMIT_S = 120
 _SAMPLE_S = 0.1
 _WARM = 100
-_TURNS = 5
+_TURNS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +184,13 @@ def _steady(path: Whole, topic: str, load: Generator, seconds: float) -> Figures
     return figures
 
 
-def accept_us(path: Whole) -> float:
+def accept_us(path: Whole, streams: int) -> float:
     """CPU to accept a stream of a node on all parts: the median of some turns."""
     node = path.node("accept", path.topic("accept"), path.database("accept"), "latest")
     spent: list[float] = []
-    with node, node.generator(STREAMS + _WARM) as load:
+    with node, node.generator(streams) as load:
         for _ in range(_TURNS):
             load.open(_WARM)
-            spent.append(load.open(STREAMS + _WARM).cpu_s)
+            spent.append(load.open(streams).cpu_s)
             load.keep(0)
-    return statistics.median(spent) / STREAMS * 1e6
+    return statistics.median(spent) / (streams - _WARM) * 1e6
