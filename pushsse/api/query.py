@@ -1,14 +1,14 @@
 """Query parameters, read once for all endpoints. A bad one is a 400 that names it and its value."""
 
 import re
-from collections.abc import Mapping
 
 from starlette.requests import Request
 
 from pushsse.api.problem import HttpProblem
 from pushsse.settings import seconds
 
-Parameters = Mapping[str, str]
+# Not any Mapping: a request is one, too, of its scope.
+Parameters = dict[str, str]
 _TYPE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 

@@ -13,9 +13,9 @@ from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pushsse.api import query
 from pushsse.api.identity import ASK, Identifier
 from pushsse.api.problem import HttpProblem, json_response, read_json
-from pushsse.api.query import number, refused
 from pushsse.api.reply import Reply
 from pushsse.errors import InvalidInput, Problem
 from pushsse.questions.question import By, Link, Overloaded, Question, Status, TooManyQuestions
@@ -110,10 +110,11 @@ class QuestionsEndpoint:
     async def get_all(self, request: Request) -> Response:
         """The newest `limit` questions, before the id `before`."""
         who = self.identifier.identify(request, ASK)
-        limit = number(request, "limit", default=50, most=100)
-        before = request.query_params.get("before")
+        parameters = query.parameters(request)
+        limit = query.number(parameters, "limit", default=50, most=100)
+        before = parameters.get("before")
         if before is not None and not _ID.fullmatch(before):
-            raise refused("before", before, "isn't the id of a question")
+            raise query.refused("before", before, "isn't the id of a question")
         found = await self.questions.page(who.user, limit=limit, before=before)
         views = tuple(_view(question, most=LISTED_CHARACTERS) for question in found)
         return json_response(QuestionList(views))
