@@ -19,13 +19,15 @@ from pushsse.hub.drain import FLUSH_S, drain
 from pushsse.node import Node
 from pushsse.settings import Settings
 from pushsse.stream import trial
-from pushsse.stream.handover import HandoverHttp
+from pushsse.stream.handover import HandoverHttp, drop
 from pushsse.workers.worker import Worker
 
 log = logging.getLogger(__name__)
 Http = type[asyncio.Protocol] | Literal["auto", "h11", "httptools"]
 GRACE_S = 5
 BACKLOG = 4096
+# Of uvicorn's, ten a second.
+LOOK_TICKS = 50
 # Accepted sockets inherit these (tcp(7)): a peer that is gone, or doesn't read, is noticed.
 _SOCKET_OPTIONS = (
     (socket.SOL_SOCKET, socket.SO_SNDBUF, 128 * 1024),
@@ -50,6 +52,7 @@ class Server(uvicorn.Server):
         self.ready: Callable[[], None] | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._unread: dict[asyncio.Transport, int] = {}
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's, on the loop that `handle_exit` will need."""
@@ -93,12 +96,31 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(FLUSH_S, self._drop_unread)
         await super().shutdown(sockets)
 
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn's. Drops those who read nothing of what is left of their answer between two looks.
+
+        A stream that isn't handed over can't be aborted, only ended; a slow reader would hold it for minutes.
+        """
+        if counter % LOOK_TICKS == 0:
+            unread = self._closing()
+            for transport, left in unread.items():
+                if self._unread.get(transport) == left:
+                    drop(transport)
+            self._unread = unread
+        return await super().on_tick(counter)
+
     def _drop_unread(self) -> None:
-        """Ends connections whose answer is complete, and hasn't been read."""
-        for connection in list(self.server_state.connections):
-            transport = getattr(connection, "transport", None)
+        for transport in self._closing():
+            drop(transport)
+
+    def _closing(self) -> dict[asyncio.Transport, int]:
+        """Connections whose answer is complete and hasn't been read, with the bytes that are left."""
+        found: dict[asyncio.Transport, int] = {}
+        for connection in self.server_state.connections:
+            transport: asyncio.Transport | None = getattr(connection, "transport", None)
             if transport is not None and transport.is_closing():
-                transport.abort()
+                found[transport] = transport.get_write_buffer_size()
+        return found
 
 
 def listening_socket(settings: Settings) -> socket.socket:

@@ -85,13 +85,12 @@ class StreamProtocol(asyncio.Protocol):
             self._transport.close()
 
     def abort(self) -> None:
-        """Closes now, with all that waits, also in the kernel, where a slow reader would hold it for long."""
+        """Closes now, with all that waits."""
         self._over = True
         if self._fd >= 0:
-            connection = self._transport.get_extra_info("socket")
-            with suppress(OSError):
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
-        self._transport.abort()
+            drop(self._transport)
+        else:
+            self._transport.abort()
 
     # What the event loop tells
 
@@ -238,6 +237,14 @@ class Offer:
         if stream is None:
             head.release()
         return stream
+
+
+def drop(transport: asyncio.Transport) -> None:
+    """Closes now, with all that waits, also in the kernel, where a slow reader would hold it for long."""
+    connection = transport.get_extra_info("socket")
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
+    transport.abort()
 
 
 def offered(scope: Scope) -> Offer | None:

@@ -18,6 +18,8 @@ import pytest
 
 from deploy.parts import PartMissing
 from deploy.parts.certificate import Certificate, make_certificate
+from pushsse import server
+from pushsse.hub import heartbeat
 from pushsse.position import parse
 from pushsse.server import GRACE_S, Http
 from pushsse.stream.eventsource import QueueStream
@@ -309,6 +311,25 @@ async def test_a_client_that_does_not_read_cannot_hold_the_end_up(serve: Serve) 
         began = asyncio.get_running_loop().time()
     assert asyncio.get_running_loop().time() - began < GRACE_S
     deaf.close()
+
+
+async def test_a_client_that_does_not_read_is_dropped_in_the_end(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "LINGER_S", 0.5)
+    monkeypatch.setattr(server, "LOOK_TICKS", 5)
+    async with serve(send_timeout_s=1, backlog_bytes=4096) as node:
+        await node.publish("news", "opens a connection")
+        others = len(node.connections)
+        deaf = await node.connect(receive_bytes=4096)
+        deaf.sendall(b"GET /v1/stream?user=ann HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await eventually(lambda: node.node.hub.subscribers)
+        assert len(node.connections) == others + 1
+        for number in range(100):
+            await node.publish("news", [number, "x" * 20_000])
+        await eventually(lambda: len(node.connections) == others)
+        assert node.node.metrics.endings["slow"] == 1
+        deaf.close()
 
 
 async def test_a_stream_ends_with_its_token(serve: Serve) -> None:
