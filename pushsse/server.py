@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 Http = type[asyncio.Protocol] | Literal["auto", "h11", "httptools"]
 GRACE_S = 5
 BACKLOG = 4096
-# Of uvicorn's, ten a second.
-LOOK_TICKS = 50
 # Accepted sockets inherit these (tcp(7)): a peer that is gone, or doesn't read, is noticed.
 _SOCKET_OPTIONS = (
     (socket.SOL_SOCKET, socket.SO_SNDBUF, 128 * 1024),
@@ -97,21 +95,22 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn's. Drops those who read nothing of what is left of their answer between two looks.
+        """uvicorn's, ten times a second. Drops who reads nothing of an answer's rest for the send timeout.
 
-        A stream that isn't handed over can't be aborted, only ended; a slow reader would hold it for minutes.
+        A stream that isn't handed over can't be aborted, only ended; a slow reader would hold it until TCP
+        gives up.
         """
-        if counter % LOOK_TICKS == 0:
+        if counter % max(1, round(self.node.settings.send_timeout_s * 10)) == 0:
             unread = self._closing()
             for transport, left in unread.items():
-                if self._unread.get(transport) == left:
+                if 0 < left == self._unread.get(transport):
                     drop(transport)
             self._unread = unread
         return await super().on_tick(counter)
 
     def _drop_unread(self) -> None:
         for transport in self._closing():
-            drop(transport)
+            transport.abort()
 
     def _closing(self) -> dict[asyncio.Transport, int]:
         """Connections whose answer is complete and hasn't been read, with the bytes that are left."""

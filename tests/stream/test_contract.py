@@ -18,7 +18,6 @@ import pytest
 
 from deploy.parts import PartMissing
 from deploy.parts.certificate import Certificate, make_certificate
-from pushsse import server
 from pushsse.hub import heartbeat
 from pushsse.position import parse
 from pushsse.server import GRACE_S, Http
@@ -317,7 +316,6 @@ async def test_a_client_that_does_not_read_is_dropped_in_the_end(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeat, "LINGER_S", 0.5)
-    monkeypatch.setattr(server, "LOOK_TICKS", 5)
     async with serve(send_timeout_s=1, backlog_bytes=4096) as node:
         await node.publish("news", "opens a connection")
         others = len(node.connections)
