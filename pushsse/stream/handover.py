@@ -58,9 +58,8 @@ class StreamProtocol(asyncio.Protocol):
         if self._over:
             return
         framed = chunk.framed
-        if self._head:
-            framed, self._head = self._head + framed, b""
         if self._waiting:
+            framed, self._head = self._head + framed, b""
             if self._fd < 0 or self._transport.get_write_buffer_size():
                 self._transport.write(framed)
                 return

@@ -73,13 +73,15 @@ async def test_an_answer_whose_connection_cannot_be_had_any_more_goes_on_as_any_
 
     config = Config(app, http=HandoverHttp, ws="none", lifespan="off", log_config=None)
     config.load()
-    await loop.connect_accepted_socket(lambda: HandoverHttp(config, ServerState(), {}), served)
+    _, connection = await loop.connect_accepted_socket(
+        lambda: HandoverHttp(config, ServerState(), {}), served
+    )
     with client:
         async with asyncio.timeout(LIMIT_S):
             await loop.sock_sendall(client, b"GET /first HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await held.wait()
             await loop.sock_sendall(client, b"GET /second HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            await asyncio.sleep(0.05)
+            await eventually(lambda: connection.pipeline)
             pipelined.set()
             answered = b""
             while more := await loop.sock_recv(client, 4096):
