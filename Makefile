@@ -53,13 +53,13 @@ clean: ## removes the venv, caches and what was built
 $(STAMP): pyproject.toml requirements.lock
 	@if command -v uv >/dev/null 2>&1; then set -ex; \
 	  [ -x $(PYTHON) ] || uv venv -q --python '>=3.11,<3.14' $(VENV); \
-	  uv pip install -q --python $(PYTHON) --require-hashes --only-binary :all: -r requirements.lock; \
+	  uv pip install -q --python $(PYTHON) --no-deps --require-hashes --only-binary :all: -r requirements.lock; \
 	  uv pip install -q --python $(PYTHON) --no-deps -e .; \
 	else set -ex; \
 	  $(PYTHON3) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "pushsse needs Python 3.11 to 3.13")'; \
 	  [ -x $(PYTHON) ] || $(PYTHON3) -m venv $(VENV); \
 	  $(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m ensurepip >/dev/null; \
-	  $(PYTHON) -m pip install -q --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock; \
+	  $(PYTHON) -m pip install -q --disable-pip-version-check --no-deps --require-hashes --only-binary :all: -r requirements.lock; \
 	  $(PYTHON) -m pip install -q --disable-pip-version-check --no-deps -e .; \
 	fi
 	@touch $@
