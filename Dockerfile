@@ -2,13 +2,15 @@
 FROM python:3.12-slim AS build
 WORKDIR /source
 RUN python -m venv /opt/pushsse
+# What is locked is what is installed. This layer stays until the lock changes.
 COPY requirements.lock ./
-# The lock also has the tools of development, so it only says which versions. These layers stay until it changes.
-RUN grep -oE '^[A-Za-z0-9_.-]+==[^ ;]+' requirements.lock > versions.txt
+RUN /opt/pushsse/bin/pip install --no-cache-dir --disable-pip-version-check \
+      --no-deps --require-hashes --only-binary :all: -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY pushsse ./pushsse
-RUN /opt/pushsse/bin/pip install --no-cache-dir --disable-pip-version-check --constraint versions.txt . \
-    && /opt/pushsse/bin/pip uninstall --yes --quiet pip
+RUN /opt/pushsse/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation . \
+    && /opt/pushsse/bin/pip check \
+    && /opt/pushsse/bin/pip uninstall --yes --quiet pip hatchling editables trove-classifiers pluggy pathspec tomlkit
 
 FROM python:3.12-slim
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin pushsse \

@@ -3,8 +3,13 @@ SHELL := /bin/sh
 PYTHON3 ?= python3
 VENV := .venv
 PYTHON := $(VENV)/bin/python
+# What `make run` needs, and the same with the tools of development.
+LOCK := requirements.lock
+DEV_LOCK := requirements-dev.lock
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
+PIP := $(PYTHON) -m pip --disable-pip-version-check
+LOCKING := --universal --generate-hashes --no-annotate --no-header --python-version 3.11 --group build
 ARGS ?=
 # Only a whole run says something about coverage.
 COVERAGE = $(if $(ARGS),,--cov=pushsse --cov-branch --cov-report=term:skip-covered --cov-fail-under=90)
@@ -40,30 +45,40 @@ faults: $(DEV_STAMP) ## parts are killed, stalled and emptied under load
 bench: $(DEV_STAMP) ## measures throughput, latency and memory
 	@exec $(PYTHON) -m bench $(ARGS)
 
-lock: ## pins all dependencies anew; needs uv
-	uv pip compile -q --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
-	  --group dev pyproject.toml -o requirements.lock
-	@! grep -nE '://|--(extra-)?index-url|--find-links' requirements.lock
+lock: ## pins the newest versions that pyproject.toml allows; needs uv
+	uv pip compile -q $(LOCKING) --upgrade --group dev pyproject.toml -o $(DEV_LOCK)
+	uv pip compile -q $(LOCKING) --constraint $(DEV_LOCK) pyproject.toml -o $(LOCK)
+	@! grep -nE '://|--(extra-)?index-url|--find-links' $(LOCK) $(DEV_LOCK)
 
 clean: ## removes the venv, caches and what was built
 	rm -rf $(VENV) .parts .stack dist build htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The second time this is instant. The lock holds binary packages for Python 3.11 to 3.13, with their hashes.
-$(STAMP): pyproject.toml requirements.lock
-	@if command -v uv >/dev/null 2>&1; then set -ex; \
-	  [ -x $(PYTHON) ] || uv venv -q --python '>=3.11,<3.14' $(VENV); \
-	  uv pip install -q --python $(PYTHON) --no-deps --require-hashes --only-binary :all: -r requirements.lock; \
-	  uv pip install -q --python $(PYTHON) --no-deps -e .; \
-	else set -ex; \
-	  $(PYTHON3) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "pushsse needs Python 3.11 to 3.13")'; \
-	  [ -x $(PYTHON) ] || $(PYTHON3) -m venv $(VENV); \
-	  $(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m ensurepip >/dev/null; \
-	  $(PYTHON) -m pip install -q --disable-pip-version-check --no-deps --require-hashes --only-binary :all: -r requirements.lock; \
-	  $(PYTHON) -m pip install -q --disable-pip-version-check --no-deps -e .; \
-	fi
+# The second time this is instant. The locks hold binary packages for Python 3.11 to 3.13, with their hashes.
+# Nothing is resolved: what is locked is what is installed, whatever has been released since.
+$(STAMP): pyproject.toml $(LOCK)
+	@$(call install,$(LOCK))
 	@touch $@
 
-# The lock has the tools of development, too.
-$(DEV_STAMP): $(STAMP)
-	@touch $@
+$(DEV_STAMP): pyproject.toml $(DEV_LOCK)
+	@$(call install,$(DEV_LOCK))
+	@touch $@ $(STAMP)
+
+# install LOCK: makes the environment, installs what LOCK lists and this source, and checks that the set is whole.
+define install
+if command -v uv >/dev/null 2>&1; then set -e; \
+  echo "installing $(1) with uv"; \
+  [ -x $(PYTHON) ] || uv venv -q --python '>=3.11,<3.14' $(VENV); \
+  uv pip install -q --python $(PYTHON) --no-deps --require-hashes --only-binary :all: -r $(1); \
+  uv pip install -q --python $(PYTHON) --no-deps --no-build-isolation -e .; \
+  uv pip check -q --python $(PYTHON); \
+else set -e; \
+  echo "installing $(1) with pip"; \
+  $(PYTHON3) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "pushsse needs Python 3.11 to 3.13")'; \
+  [ -x $(PYTHON) ] || $(PYTHON3) -m venv $(VENV); \
+  $(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m ensurepip >/dev/null; \
+  $(PIP) install -q --no-deps --require-hashes --only-binary :all: -r $(1); \
+  $(PIP) install -q --no-deps --no-build-isolation -e .; \
+  $(PIP) check; \
+fi
+endef
