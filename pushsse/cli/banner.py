@@ -4,10 +4,10 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pushsse import __version__
 from pushsse.settings import Settings
+from pushsse.shown import shown
 
 
 def banner(settings: Settings, port: int) -> str:
@@ -32,27 +32,18 @@ def base_url(settings: Settings, port: int) -> str:
     return f"http://{host}:{port}"
 
 
-def place(url: str) -> str:
-    """A URL without its password, for people."""
-    parts = urlsplit(url)
-    if not parts.hostname:
-        return url
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
-
-
 def _parts(settings: Settings) -> str:
-    backplane = place(settings.redis_url) if settings.redis_url else "memory"
+    backplane = shown(settings.redis_url) if settings.redis_url else "memory"
     intake = (
-        f"Kafka {settings.kafka_bootstrap} topic {settings.kafka_topic}"
+        f"Kafka {shown(settings.kafka_bootstrap)} topic {settings.kafka_topic}"
         if settings.kafka_bootstrap
         else "POST /v1/events"
     )
-    answerer = "faq: (the example file)" if settings.answerer == "faq:" else settings.answerer
+    answerer = "faq: (the example file)" if settings.answerer == "faq:" else shown(settings.answerer)
     identity = "development (?user=NAME)" if settings.development else "JWT"
     workers = f" · workers: {settings.workers}" if settings.workers > 1 else ""
     return (
-        f"database: {place(settings.database_url)} · backplane: {backplane} · intake: {intake}"
+        f"database: {shown(settings.database_url)} · backplane: {backplane} · intake: {intake}"
         f" · answerer: {answerer} · identity: {identity}{workers}"
     )
 

@@ -7,10 +7,10 @@ import redis.asyncio as redis
 from redis.exceptions import RedisError
 
 from pushsse.backoff import Backoff
-from pushsse.cli.banner import place
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable
 from pushsse.settings import Settings
+from pushsse.shown import shown
 
 Say = Callable[[str], None]
 # What is missing; empty when nothing is.
@@ -25,12 +25,12 @@ async def wait(settings: Settings, say: Say) -> None:
     """
     if not settings.database_url.startswith("sqlite"):
         async with Database(settings.database_url, cool_s=0.0) as database:
-            await _wait(lambda: _database(database, place(settings.database_url)), say)
+            await _wait(lambda: _database(database, shown(settings.database_url)), say)
     if settings.redis_url:
         async with redis.Redis.from_url(
             settings.redis_url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
         ) as client:
-            await _wait(lambda: _redis(client, place(settings.redis_url)), say)
+            await _wait(lambda: _redis(client, shown(settings.redis_url)), say)
 
 
 async def _wait(probe: Probe, say: Say) -> None:

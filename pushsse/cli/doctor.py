@@ -16,12 +16,12 @@ import click
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
-from pushsse.cli.banner import place
 from pushsse.cli.options import BadSetting, read_settings, with_settings
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable, SettingsError
 from pushsse.intake.probe import topics
 from pushsse.settings import Settings
+from pushsse.shown import shown
 
 _REDIS_S = 3.0
 _CHECK_S = 20.0
@@ -76,7 +76,7 @@ def _print(finding: Finding) -> None:
 
 async def _database(settings: Settings) -> AsyncIterator[Finding]:
     url = settings.database_url
-    where = place(url)
+    where = shown(url)
     try:
         async with Database(url, timeout_s=5.0) as database:
             await database.check()
@@ -96,7 +96,7 @@ async def _redis(settings: Settings) -> AsyncIterator[Finding]:
     if not settings.redis_url:
         yield Finding("redis", "ok", "not set: one process, logs in memory, which a restart forgets")
         return
-    where = place(settings.redis_url)
+    where = shown(settings.redis_url)
     try:
         async with redis.Redis.from_url(
             settings.redis_url,
@@ -133,7 +133,7 @@ async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
     if not settings.kafka_bootstrap:
         yield Finding("kafka", "ok", "not set: POST /v1/events is the intake")
         return
-    where = settings.kafka_bootstrap
+    where = shown(settings.kafka_bootstrap)
     try:
         there = await topics(settings)
     except OSError as error:

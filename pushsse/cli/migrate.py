@@ -5,10 +5,10 @@ from pathlib import Path
 
 import click
 
-from pushsse.cli.banner import place
 from pushsse.cli.options import BadSetting, Failed, read_settings, with_settings
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable, SettingsError
+from pushsse.shown import shown
 
 
 @click.command()
@@ -21,7 +21,7 @@ def migrate(config: Path | None, **options: object) -> None:
     except SettingsError as error:
         raise BadSetting(str(error)) from None
     except DatabaseUnavailable as error:
-        raise Failed(f"{place(url)}: {error}") from None
+        raise Failed(f"{shown(url)}: {error}") from None
     for name in applied:
         click.echo(f"applied {name}")
     if not applied:
