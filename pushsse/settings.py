@@ -1,13 +1,16 @@
 """One frozen Settings, read from pushsse.toml, PUSHSSE_* variables and options, in rising order of weight.
 
-Called by the command line; `app` hands each part only what it needs. Errors name the variable and the value.
+Called by the command line; `app` hands each part only what it needs. Errors name the variable and the value,
+never a secret. An empty variable is an unset one. `unknown` names what looks like a setting and is none.
 """
 
+import difflib
 import re
 import secrets
 import socket
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 from urllib.parse import urlsplit
@@ -16,10 +19,19 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pushsse.errors import SettingsError
+from pushsse.shown import HIDDEN, shown
 
 PREFIX = "PUSHSSE_"
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZES = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+_DEFAULT_PORTS = (("http", ":80"), ("https", ":443"))
+# Variables with our prefix that aren't settings: those of the commands that call a service, and of the tests.
+_OTHERS = ("PUSHSSE_URL", "PUSHSSE_TOKEN", "PUSHSSE_CA", "PUSHSSE_PARTS_DIR")
+# What Kubernetes tells each container about a Service called `pushsse` or `pushsse-…`, in Docker's old way.
+_LINK = re.compile(r"(?:tcp|udp|sctp)://", re.IGNORECASE)
+_LINKED = re.compile(
+    r"PUSHSSE_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
+)
 
 
 def describe(text: str, ge: float | None = None, le: float | None = None) -> Meta:
@@ -147,26 +159,64 @@ def load(
     if file is not None and file.exists():
         values |= {name: (f"{name} in {file}", value) for name, value in _read(file).items()}
     for name in FIELDS:
-        if (text := environment.get(variable(name))) is not None:
+        text = environment.get(variable(name), "")
+        if text.strip() and not _is_link(variable(name), text):
             values[name] = (variable(name), text)
     for name, value in (options or {}).items():
         if value is not None:
             values[name] = (f"--{name.replace('_', '-')}", value)
     settings = Settings(**{name: _converted(name, *origin) for name, origin in values.items()})  # type: ignore[arg-type]
     _check(settings)
-    if not settings.node:
-        settings = msgspec.structs.replace(settings, node=f"{socket.gethostname()}-{secrets.token_hex(3)}")
-    return settings
+    node = settings.node or f"{socket.gethostname()}-{secrets.token_hex(3)}"
+    return msgspec.structs.replace(settings, node=node, host=settings.host.strip("[]"))
+
+
+def unknown(environment: Mapping[str, str]) -> list[str]:
+    """A line for each variable that begins with PUSHSSE_ and isn't a setting, with the nearest that is one.
+
+    Those that Kubernetes sets for a Service called pushsse share one line. Values aren't shown.
+    """
+    lines, links = [], []
+    known = {variable(name) for name in FIELDS}.union(_OTHERS)
+    for name, value in sorted(environment.items()):
+        if not name.upper().startswith(PREFIX):
+            continue
+        if _is_link(name, value):
+            links.append(name)
+        elif name not in known and value.strip():
+            lines.append(f"{name} is not a setting{_nearest(name.upper(), known)}")
+    if links:
+        others = f" and {len(links) - 1} more" if len(links) > 1 else ""
+        lines.append(
+            f"{links[0]}{others}: ignored, Kubernetes sets them for a Service called pushsse"
+            " (enableServiceLinks: false in the pod turns that off)"
+        )
+    return lines
+
+
+def _is_link(name: str, value: str) -> bool:
+    """Whether Kubernetes set the variable, not somebody who runs pushsse."""
+    return _LINKED.fullmatch(name) is not None or (
+        name.endswith(("_PORT", "_TCP", "_UDP", "_SCTP")) and _LINK.match(value) is not None
+    )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
+    return f": did you mean {found[0]}?" if found else ""
 
 
 def _read(file: Path) -> dict[str, object]:
     try:
-        found = tomllib.loads(file.read_text(encoding="utf-8"))
+        # Editors on Windows begin a file with a byte order mark.
+        found = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file}: {error}") from None
+    except OSError as error:
+        raise SettingsError(f"{file} can't be read: {error.strerror}") from None
     for name in found:
         if name not in FIELDS:
-            raise SettingsError(f"{file}: {name!r} is not a setting")
+            raise SettingsError(f"{file}: {name!r} is not a setting{_nearest(name.lower(), FIELDS)}")
     return found
 
 
@@ -175,14 +225,26 @@ def _converted(name: str, origin: str, value: object) -> object:
     try:
         if isinstance(value, str):
             value = _from_text(kind, value)
-        return msgspec.convert(value, kind, strict=False)
+        found = msgspec.convert(value, kind, strict=False)
+        return tuple(_origin(origin) for origin in found) if name == "allowed_origins" else found
     except (msgspec.ValidationError, ValueError) as error:
-        named = "…" if "secret" in name or "password" in name else repr(value)
-        raise SettingsError(f"{origin}: {named} can't be used: {error}") from None
+        raise SettingsError(f"{origin}: {_named(name, value)} can't be used: {error}") from None
+
+
+def _named(name: str, value: object) -> str:
+    """A bad value for people; nothing of one that may hold a secret."""
+    if any(word in name for word in ("secret", "password", "token", "key")):
+        return HIDDEN
+    if "url" in name or not isinstance(value, str | int | float | list | tuple):
+        return repr(shown(value)) if isinstance(value, str) else HIDDEN
+    return repr(value)
 
 
 def _from_text(kind: object, text: str) -> object:
     plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    if get_origin(plain) is Literal:
+        # INFO, as most loggers write it, is info.
+        return next((word for word in get_args(plain) if word.lower() == text.strip().lower()), text)
     if get_origin(plain) is tuple:
         return [part.strip() for part in text.split(",") if part.strip()]
     if plain is float and text[-1:].isalpha():
@@ -193,14 +255,12 @@ def _from_text(kind: object, text: str) -> object:
 
 
 def _check(settings: Settings) -> None:
-    scheme = urlsplit(settings.redis_url).scheme if settings.redis_url else "redis"
-    if scheme in ("redis+cluster", "redis+sentinel"):
-        raise SettingsError(f"PUSHSSE_REDIS_URL: {scheme}:// isn't supported yet, use redis:// or rediss://")
-    if scheme not in ("redis", "rediss"):
-        raise SettingsError(f"PUSHSSE_REDIS_URL: {scheme!r} is neither redis:// nor rediss://")
-    database = urlsplit(settings.database_url).scheme
+    _check_redis(settings.redis_url)
+    database = settings.database_url.partition(":")[0].lower()
     if database not in ("sqlite", "postgres", "postgresql", "asyncpg"):
-        raise SettingsError(f"PUSHSSE_DATABASE_URL: {database!r} is neither sqlite:// nor postgres://")
+        raise SettingsError(
+            f"PUSHSSE_DATABASE_URL: {shown(settings.database_url)!r} is neither sqlite:// nor postgres://"
+        )
     if settings.workers > 1 and not settings.redis_url:
         raise SettingsError(f"PUSHSSE_WORKERS: {settings.workers} workers need PUSHSSE_REDIS_URL")
     if settings.kafka_start not in ("latest", "earliest"):
@@ -217,8 +277,62 @@ def _check(settings: Settings) -> None:
         raise SettingsError(f"PUSHSSE_ANSWERER: {settings.answerer!r} is neither faq:FILE nor kafka:")
     if answerer == "kafka" and not settings.kafka_bootstrap:
         raise SettingsError("PUSHSSE_ANSWERER: kafka: needs PUSHSSE_KAFKA_BOOTSTRAP")
-    if settings.development and settings.host not in ("127.0.0.1", "localhost", "::1"):
+    if settings.development and not is_loopback(settings.host):
         raise SettingsError(
             f"PUSHSSE_HOST: {settings.host!r} isn't a loopback address, and without PUSHSSE_JWT_SECRET"
             " pushsse serves those alone (development identity)"
         )
+
+
+def _check_redis(url: str) -> None:
+    """Raises SettingsError for a URL that Redis's client would refuse, or read otherwise than was meant."""
+    if not url:
+        return
+    scheme = url.partition(":")[0].lower()
+    if scheme in ("redis+cluster", "redis+sentinel"):
+        raise SettingsError(f"PUSHSSE_REDIS_URL: {scheme}:// isn't supported yet, use redis:// or rediss://")
+    if scheme not in ("redis", "rediss"):
+        raise SettingsError(f"PUSHSSE_REDIS_URL: {shown(url)!r} begins with neither redis:// nor rediss://")
+    if re.fullmatch(r"rediss?://([^/?#@]*@)?[^/?#@]*(/[^/?#@]*)?(\?[^#@]*)?", url, re.IGNORECASE) is None:
+        raise SettingsError(
+            f"PUSHSSE_REDIS_URL: {shown(url)} can't be read: write # as %23, / as %2F, ? as %3F, @ as %40"
+            " in the user's name and the password"
+        )
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise SettingsError(
+            "PUSHSSE_REDIS_URL: the port isn't a number up to 65535, or the password holds a [ or ]"
+            " (write %5B and %5D)"
+        ) from None
+    if port == 0:
+        raise SettingsError("PUSHSSE_REDIS_URL: 0 isn't a port to connect to")
+    if not re.fullmatch(r"/?|/\d+", parts.path):
+        raise SettingsError(
+            f"PUSHSSE_REDIS_URL: {parts.path!r} isn't a database's number such as /0"
+            " (a / in the password is written %2F)"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address, in brackets or not, is this machine's own and nobody else's."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers send it (RFC 6454); a slash after it is borne. Raises ValueError."""
+    if text in ("*", "null"):
+        return text
+    found = re.fullmatch(
+        r"([a-z][a-z0-9+.-]*)://([a-z0-9._~%-]+|\[[0-9a-f:]+\])(:\d{1,5})?/*", text.strip().lower()
+    )
+    if found is None:
+        raise ValueError(f"{text!r} isn't an origin such as https://app.example.com")
+    scheme, host, port = found[1], found[2], found[3] or ""
+    return f"{scheme}://{host}{'' if (scheme, port) in _DEFAULT_PORTS else port}"

@@ -15,6 +15,7 @@ from starlette.requests import HTTPConnection
 from pushsse.api.problem import HttpProblem
 from pushsse.api.tokens import Tokens
 from pushsse.event import is_user
+from pushsse.settings import is_loopback
 
 STREAM, ASK, PREFERENCES, PUBLISH, ANSWER, ADMIN = (
     "stream",
@@ -27,7 +28,6 @@ STREAM, ASK, PREFERENCES, PUBLISH, ANSWER, ADMIN = (
 SCOPES = (STREAM, ASK, PREFERENCES, PUBLISH, ANSWER, ADMIN)
 DEFAULT_SCOPES = frozenset({STREAM, ASK, PREFERENCES})
 _PREFIX = "pushsse:"
-_LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 _PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 
 
@@ -112,13 +112,13 @@ def refuse_strangers(request: HTTPConnection) -> None:
     for name in _PROXY_HEADERS:
         if name in headers:
             raise HttpProblem(403, "development_only", f"development identity, and the request has {name}")
-    if _host(headers.get("host", "")) not in _LOOPBACK_HOSTS:
+    if not is_loopback(_host(headers.get("host", ""))):
         raise HttpProblem(403, "development_only", "development identity, and the Host isn't this machine")
     origin = headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != headers.get("host"):
         raise HttpProblem(403, "development_only", "development identity, and the Origin is another one")
     client = request.client.host if request.client is not None else ""
-    if client not in ("", "::1") and not client.startswith("127."):
+    if client and not is_loopback(client):
         raise HttpProblem(403, "development_only", "development identity, and the client is elsewhere")
 
 

@@ -4,6 +4,8 @@
 """
 
 import asyncio
+import logging
+import os
 import socket
 import sys
 from pathlib import Path
@@ -15,9 +17,11 @@ from pushsse.cli import dependencies
 from pushsse.cli.banner import banner
 from pushsse.cli.options import BadSetting, Failed, read_settings, with_settings
 from pushsse.errors import SettingsError
-from pushsse.settings import Settings
+from pushsse.settings import Settings, unknown
 from pushsse.workers import supervisor
 from pushsse.workers.worker import Worker
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -26,6 +30,8 @@ def serve(config: Path | None, **options: object) -> None:
     """Run a node: streams, switches, questions, and its share of the Kafka topic."""
     settings = read_settings(config, options)
     logs.configure(settings.log_level)
+    for line in unknown(os.environ):
+        log.warning(line)
     with _reserved(settings) as listener:
         port = listener.getsockname()[1]
         _wait(settings)

@@ -1,0 +1,152 @@
+"""Settings: what is borne, what is named, and what no error shows."""
+
+from pathlib import Path
+
+import pytest
+
+from pushsse.errors import SettingsError
+from pushsse.settings import FIELDS, load, unknown, variable
+
+SECRET = "hunter2"
+KUBERNETES = {
+    "PUSHSSE_PORT": "tcp://10.0.0.7:8000",
+    "PUSHSSE_PORT_8000_TCP": "tcp://10.0.0.7:8000",
+    "PUSHSSE_PORT_8000_TCP_ADDR": "10.0.0.7",
+    "PUSHSSE_PORT_8000_TCP_PORT": "8000",
+    "PUSHSSE_PORT_8000_TCP_PROTO": "tcp",
+    "PUSHSSE_SERVICE_HOST": "10.0.0.7",
+    "PUSHSSE_SERVICE_PORT": "8000",
+    "PUSHSSE_SERVICE_PORT_HTTP": "8000",
+    "PUSHSSE_REDIS_PORT": "tcp://10.0.0.8:6379",
+    "PUSHSSE_REDIS_SERVICE_HOST": "10.0.0.8",
+}
+
+
+def test_what_kubernetes_sets_for_a_service_called_pushsse_is_ignored_with_one_line() -> None:
+    assert load(KUBERNETES).port == 8000
+    (line,) = unknown(KUBERNETES)
+    assert "PUSHSSE_PORT and 9 more" in line
+    assert "Kubernetes" in line
+    assert load({**KUBERNETES, "PUSHSSE_PORT": "9000"}).port == 9000
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("text", ["", " "])
+def test_empty_variable_is_an_unset_one(name: str, text: str) -> None:
+    environment = {variable(name): text}
+    loaded = load({"PUSHSSE_NODE": "n", **environment}) if name != "node" else load(environment)
+    assert name == "node" or getattr(loaded, name) == getattr(load({"PUSHSSE_NODE": "n"}), name)
+    assert unknown(environment) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("PUSHSSE_KAFKA_BOOTSTRAPS", "PUSHSSE_KAFKA_BOOTSTRAP"),
+        ("PUSHSSE_REDIS_URI", "PUSHSSE_REDIS_URL"),
+        ("PUSHSSE_HEARTBEAT", "PUSHSSE_HEARTBEAT_S"),
+        ("PUSHSSE_ALLOW_ORIGINS", "PUSHSSE_ALLOWED_ORIGINS"),
+        ("pushsse_redis_url", "PUSHSSE_REDIS_URL"),
+    ],
+)
+def test_misspelt_variable_is_named_with_the_nearest_right_one(name: str, nearest: str) -> None:
+    (line,) = unknown({name: SECRET, "HOME": "/"})
+    assert line == f"{name} is not a setting: did you mean {nearest}?"
+
+
+def test_foreign_variable_is_named_and_harms_nothing() -> None:
+    environment = {"PUSHSSE_COLOUR_OF_THE_SKY": "blue", "PUSHSSE_URL": "http://x", "PUSHSSE_TOKEN": "t"}
+    load(environment)
+    assert unknown(environment) == ["PUSHSSE_COLOUR_OF_THE_SKY is not a setting"]
+
+
+def test_misspelt_key_of_the_file_is_named_with_the_nearest_right_one(tmp_path: Path) -> None:
+    file = tmp_path / "pushsse.toml"
+    file.write_text('redis_uri = "redis://localhost"\n')
+    with pytest.raises(SettingsError, match=r"'redis_uri' is not a setting: did you mean redis_url\?"):
+        load({}, file=file)
+
+
+@pytest.mark.parametrize("before", ["", "\ufeff"])
+def test_file_may_begin_with_a_byte_order_mark(tmp_path: Path, before: str) -> None:
+    file = tmp_path / "pushsse.toml"
+    file.write_text(f"{before}port = 9000\r\n", encoding="utf-8")
+    assert load({}, file=file).port == 9000
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("log_level", "INFO", "info"),
+        ("log_level", "Warning", "warning"),
+        ("kafka_security_protocol", "sasl_ssl", "SASL_SSL"),
+        ("kafka_sasl_mechanism", "scram-sha-256", "SCRAM-SHA-256"),
+        ("auth", "None", "none"),
+        ("host", "[::1]", "::1"),
+        ("host", "127.0.0.2", "127.0.0.2"),
+        ("allowed_origins", "https://App.example.com/, http://localhost:5173", "https://app.example.com"),
+        ("allowed_origins", "https://app.example.com:443", "https://app.example.com"),
+        ("allowed_origins", "https://app.example.com:8443/", "https://app.example.com:8443"),
+    ],
+)
+def test_common_ways_of_writing_a_value_are_borne(name: str, text: str, value: str) -> None:
+    found = getattr(load({variable(name): text}), name)
+    assert (found[0] if isinstance(found, tuple) else found) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["app.example.com", "https://app.example.com/path", "https://", "https://a b"]
+)
+def test_what_is_no_origin_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"PUSHSSE_ALLOWED_ORIGINS.*isn't an origin"):
+        load({"PUSHSSE_ALLOWED_ORIGINS": text})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost:abc",
+        "redis://localhost:70000",
+        "redis://localhost:0",
+        "redis://localhost:hunter2",
+        "redis://:hunter2#x@localhost",
+        "redis://:x/hunter2@localhost",
+        "redis://:x?hunter2@localhost",
+        "redis://:[hunter2@localhost",
+        "redis://:hunter2@x@localhost",
+        "redis://:hunter2@localhost/abc",
+        "ann:hunter2@localhost",
+        "hunter2@localhost",
+    ],
+)
+def test_redis_url_that_cannot_be_used_is_one_line_without_its_password(url: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load({"PUSHSSE_REDIS_URL": url})
+    text = str(raised.value)
+    assert text.startswith("PUSHSSE_REDIS_URL")
+    assert "\n" not in text
+    assert SECRET not in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'jwt_secret = ["hunter2"]',
+        "jwt_secret = {hunter2 = 1}",
+        'kafka_sasl_password = ["hunter2"]',
+        'database_url = ["postgres://ann:hunter2@db/push"]',
+        'database_url = {url = "postgres://ann:hunter2@db/push"}',
+        'redis_url = ["redis://:hunter2@localhost"]',
+        'port = {password = "hunter2"}',
+        'database_url = "mysql://ann:hunter2@db/push"',
+        'database_url = "ann:hunter2@db/push"',
+        'redis_url = "http://:hunter2@localhost"',
+        "jwt_secret = hunter2",
+    ],
+)
+def test_no_error_shows_a_secret(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "pushsse.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError) as raised:
+        load({}, file=file)
+    assert SECRET not in str(raised.value)
