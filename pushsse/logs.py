@@ -10,7 +10,8 @@ def configure(level: str) -> None:
     logging.basicConfig(level=level.upper(), format=FORMAT, force=True)
     # Its access log has the query string in it, and with it tickets and users.
     logging.getLogger("uvicorn.access").disabled = True
-    for noisy in ("httpx", "httpcore", "tortoise"):
+    # uvicorn's own words at start and stop say less than ours.
+    for noisy in ("httpx", "httpcore", "tortoise", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # While Kafka is away it says so several times a second; the intake says it once.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)

@@ -6,6 +6,7 @@ drain happens here, before uvicorn is told to exit.
 
 import asyncio
 import logging
+import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -15,10 +16,12 @@ import uvicorn
 
 from pushsse import memory
 from pushsse.app import create_app
+from pushsse.errors import CloseReason
 from pushsse.hub.drain import FLUSH_S, drain
 from pushsse.node import Node
 from pushsse.settings import Settings
 from pushsse.stream import trial
+from pushsse.stream.frame import random_retry_ms
 from pushsse.stream.handover import HandoverHttp, drop
 from pushsse.workers.worker import Worker
 
@@ -26,18 +29,7 @@ log = logging.getLogger(__name__)
 Http = type[asyncio.Protocol] | Literal["auto", "h11", "httptools"]
 GRACE_S = 5
 BACKLOG = 4096
-# Accepted sockets inherit these (tcp(7)): a peer that is gone, or doesn't read, is noticed.
-_SOCKET_OPTIONS = (
-    (socket.SOL_SOCKET, socket.SO_SNDBUF, 128 * 1024),
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-)
-_LINUX_OPTIONS = (
-    ("TCP_KEEPIDLE", 20),
-    ("TCP_KEEPINTVL", 5),
-    ("TCP_KEEPCNT", 3),
-    ("TCP_USER_TIMEOUT", 30_000),
-)
+_LAST_WORDS_S = 0.2
 
 
 class Server(uvicorn.Server):
@@ -47,6 +39,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.node = node
         self.failed = False
+        self.status = 0
         self.ready: Callable[[], None] | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -60,34 +53,59 @@ class Server(uvicorn.Server):
             self.ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM or SIGINT: drains; a second one ends at once. May interrupt any code, so it only asks."""
+        """SIGTERM, SIGINT, SIGHUP: drains; a second one ends at once. It may interrupt any code."""
         if self._loop is None:
             self.should_exit = True
             return
-        self._loop.call_soon_threadsafe(self.leave)
+        self._loop.call_soon_threadsafe(self.leave, sig)
 
     def fail(self) -> None:
         """A service died: everybody is told to go elsewhere, now."""
-        self.failed = True
-        self.node.draining = True
-        self.should_exit = True
+        if not self.failed:
+            self.failed = True
+            self._cut()
 
-    def leave(self) -> None:
+    def leave(self, sig: int = signal.SIGTERM) -> None:
         """Begins to stop; asked a second time, stops at once."""
-        if self._leaving is not None:
-            self.force_exit = self.should_exit = True
-            return
-        self._leaving = asyncio.create_task(self._drain(), name="drain")
+        if self._leaving is None:
+            self._leaving = asyncio.create_task(self._drain(), name="drain")
+        elif not self.status:
+            log.info("stopping at once: a second signal")
+            self.status = 128 + sig
+            self._leaving.cancel()
+            self._cut()
 
     async def _drain(self) -> None:
         settings = self.node.settings
-        log.info("stopping: not ready any more, streams end from %.1f s on", settings.drain_delay_s)
+        streams = len(self.node.hub.subscribers)
+        log.info(
+            "stopping: %d streams end within %.1f s",
+            streams,
+            settings.drain_delay_s + settings.drain_window_s,
+        )
         self.node.draining = True
         await asyncio.sleep(settings.drain_delay_s)
         for server in self.servers:
             server.close()
         await drain(self.node.hub, window_s=settings.drain_window_s)
         self.should_exit = True
+
+    def _cut(self) -> None:
+        """Ends every stream with its last words now, and every other connection that is still open."""
+        self.node.draining = True
+        for server in self.servers:
+            server.close()
+        for subscriber in list(self.node.hub.subscribers):
+            self.node.hub.end(subscriber, CloseReason.SHUTDOWN, retry_ms=random_retry_ms())
+        # In the next turns of the loop: what was just written may still leave.
+        asyncio.get_running_loop().call_later(_LAST_WORDS_S, self._abort)
+        self.should_exit = True
+
+    def _abort(self) -> None:
+        for connection in list(self.server_state.connections):
+            transport: asyncio.Transport | None = getattr(connection, "transport", None)
+            if transport is not None:
+                transport.abort()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's, which waits for all connections, also for those that a client doesn't read."""
@@ -120,22 +138,6 @@ class Server(uvicorn.Server):
             if transport is not None and transport.is_closing():
                 found[transport] = transport.get_write_buffer_size()
         return found
-
-
-def listening_socket(settings: Settings) -> socket.socket:
-    """The socket to accept on. Raises OSError."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if settings.workers > 1:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    for level, option, value in _SOCKET_OPTIONS:
-        listener.setsockopt(level, option, value)
-    for name, value in _LINUX_OPTIONS:
-        if hasattr(socket, name):
-            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    listener.bind((settings.host, settings.port))
-    return listener
 
 
 def best_http() -> Http:
@@ -174,14 +176,13 @@ def make_server(settings: Settings, *, http: Http | None = None) -> Server:
 
 
 def serve(
-    settings: Settings,
+    server: Server,
     listener: socket.socket,
     *,
     ready: Callable[[], None] | None = None,
     worker: Worker | None = None,
 ) -> int:
     """Runs one node until it is told to stop; the exit status. `ready` is called when it serves."""
-    server = make_server(settings)
 
     def on_ready() -> None:
         memory.settle()
@@ -190,5 +191,8 @@ def serve(
 
     server.ready = on_ready
     server.node.worker = worker
+    # A terminal that closes. Where it was started by nohup, the signal stays ignored.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, server.handle_exit)
     server.run(sockets=[listener])
-    return 1 if server.failed or not server.started else 0
+    return 1 if server.failed or not server.started else server.status

@@ -56,6 +56,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     jwt_secret: Annotated[str, describe("key for HS256/384/512 tokens")] = ""
     auth_cookie: Annotated[str, describe("cookie that may carry the token")] = "__Host-pushsse"
     auth_user_claim: Annotated[str, describe("claim that names the user")] = "sub"
+    token_leeway_s: Annotated[
+        float, describe("seconds that a token's iat and nbf may lie in the future", ge=0, le=60)
+    ] = 30.0
     allowed_origins: Annotated[
         tuple[str, ...], describe("browser origins of other sites that may call, comma-separated")
     ] = ()
@@ -107,9 +110,14 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int, describe("streams of one process before it says overloaded; 0: no limit", ge=0)
     ] = 0
     drain_delay_s: Annotated[
-        float, describe("seconds between SIGTERM and the first ended stream, all still working", ge=0)
+        float,
+        describe(
+            "seconds between SIGTERM and the first ended stream, all still working; 0 in development", ge=0
+        ),
     ] = 2.0
-    drain_window_s: Annotated[float, describe("seconds over which streams are ended", ge=0)] = 10.0
+    drain_window_s: Annotated[
+        float, describe("seconds over which streams are ended; 0.5 in development", ge=0)
+    ] = 10.0
 
     answerer: Annotated[str, describe("faq:FILE or kafka:")] = "faq:"
     questions_topic: Annotated[str, describe("Kafka topic of the questions, for kafka:")] = "push.questions"
@@ -129,6 +137,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.kafka_dlq_topic or f"{self.kafka_topic}.dlq"
 
 
+_DEVELOPMENT = {"drain_delay_s": 0.0, "drain_window_s": 0.5}
 FIELDS = {f.name: f for f in msgspec.structs.fields(Settings)}
 
 
@@ -167,6 +176,10 @@ def load(
             values[name] = (f"--{name.replace('_', '-')}", value)
     settings = Settings(**{name: _converted(name, *origin) for name, origin in values.items()})  # type: ignore[arg-type]
     _check(settings)
+    if settings.development:
+        # Nobody else's streams are spread over time, and whoever pressed Ctrl-C is waiting.
+        hurried = {name: value for name, value in _DEVELOPMENT.items() if name not in values}
+        settings = msgspec.structs.replace(settings, **hurried)
     node = settings.node or f"{socket.gethostname()}-{secrets.token_hex(3)}"
     return msgspec.structs.replace(settings, node=node, host=settings.host.strip("[]"))
 

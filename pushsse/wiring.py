@@ -62,7 +62,10 @@ def identifier(settings: Settings) -> Identifier:
     if settings.development:
         return DevelopmentIdentifier()
     return TokenIdentifier(
-        secret=settings.jwt_secret, cookie=settings.auth_cookie, user_claim=settings.auth_user_claim
+        secret=settings.jwt_secret,
+        cookie=settings.auth_cookie,
+        user_claim=settings.auth_user_claim,
+        leeway_s=settings.token_leeway_s,
     )
 
 

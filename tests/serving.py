@@ -15,8 +15,9 @@ from httpx_sse import ServerSentEvent
 from httpx_sse._decoders import SSEDecoder
 
 from deploy.parts.certificate import Certificate
+from pushsse.listening import listening_socket
 from pushsse.node import Node
-from pushsse.server import Http, listening_socket, make_server
+from pushsse.server import Http, make_server
 from pushsse.settings import load
 
 LIMIT_S = 10.0

@@ -59,8 +59,8 @@ class TokenIdentifier:
     Raises SettingsError if the secret looks like a public key, which everybody may know.
     """
 
-    def __init__(self, *, secret: str, cookie: str, user_claim: str) -> None:
-        self._tokens = Tokens(secret)
+    def __init__(self, *, secret: str, cookie: str, user_claim: str, leeway_s: float = 0.0) -> None:
+        self._tokens = Tokens(secret, leeway_s=leeway_s)
         self._cookie = cookie
         self._user_claim = user_claim
 

@@ -42,8 +42,13 @@ class _Prepared(HMACAlgorithm):
 class Tokens(jwt.PyJWT):
     """Reads tokens of one secret."""
 
-    def __init__(self, secret: str) -> None:
-        """Raises SettingsError if the secret looks like a public key, which everybody may know."""
+    def __init__(self, secret: str, *, leeway_s: float = 0.0) -> None:
+        """`leeway_s`: how many seconds iat and nbf may lie in the future, since clocks differ. exp has none:
+        a stream that opened after it would end at once, and for good.
+
+        Raises SettingsError if the secret looks like a public key, which everybody may know.
+        """
+        self._leeway_s = leeway_s
         self._checked = lru_cache(REMEMBERED)(self._check)
         super().__init__({"require": ["exp"], "verify_aud": False, "verify_sub": False})
         for name, hash_alg in _HASHES.items():
@@ -65,5 +70,5 @@ class Tokens(jwt.PyJWT):
         return claims
 
     def _check(self, token: str) -> Mapping[str, Any]:
-        claims = self.decode(token, algorithms=list(_HASHES))
+        claims = self.decode(token, algorithms=list(_HASHES), leeway=self._leeway_s)
         return {**claims, "exp": float(claims["exp"])}

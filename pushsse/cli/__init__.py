@@ -23,7 +23,7 @@ COMMANDS = {
     "migrate": "Bring the database's tables to this version.",
     "doctor": "Try each dependency and say what is wrong.",
 }
-HIDDEN = {"worker": "serve"}
+HIDDEN = {"worker": "running"}
 
 
 class Commands(click.Group):

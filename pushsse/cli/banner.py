@@ -1,4 +1,4 @@
-"""What `pushsse serve` prints when it is ready: addresses, the parts in use, two lines to paste."""
+"""What `pushsse serve` says of itself: the parts in use at the start, two lines to paste when it is ready."""
 
 import shlex
 import shutil
@@ -17,7 +17,6 @@ def banner(settings: Settings, port: int) -> str:
     return "\n".join(
         (
             f"pushsse {__version__} is ready: {url}/  (stream: {url}/v1/stream)",
-            f"  {_parts(settings)}",
             f"  listen:   {listen}",
             f"  publish:  {publish}",
         )
@@ -32,20 +31,19 @@ def base_url(settings: Settings, port: int) -> str:
     return f"http://{host}:{port}"
 
 
-def _parts(settings: Settings) -> str:
-    backplane = shown(settings.redis_url) if settings.redis_url else "memory"
-    intake = (
-        f"Kafka {shown(settings.kafka_bootstrap)} topic {settings.kafka_topic}"
-        if settings.kafka_bootstrap
-        else "POST /v1/events"
-    )
-    answerer = "faq: (the example file)" if settings.answerer == "faq:" else shown(settings.answerer)
-    identity = "development (?user=NAME)" if settings.development else "JWT"
-    workers = f" · workers: {settings.workers}" if settings.workers > 1 else ""
-    return (
-        f"database: {shown(settings.database_url)} · backplane: {backplane} · intake: {intake}"
-        f" · answerer: {answerer} · identity: {identity}{workers}"
-    )
+def parts(settings: Settings, port: int) -> dict[str, str]:
+    """Which parts are in use, by their names, without any secret."""
+    redis = f"{shown(settings.redis_url)} prefix {settings.redis_prefix}"
+    kafka = f"{shown(settings.kafka_bootstrap)} topic {settings.kafka_topic} group {settings.kafka_group}"
+    return {
+        "listening": base_url(settings, port)
+        + (f", {settings.workers} workers" if settings.workers > 1 else ""),
+        "database": shown(settings.database_url),
+        "backplane": redis if settings.redis_url else "memory: one process alone",
+        "intake": f"Kafka {kafka}" if settings.kafka_bootstrap else "POST /v1/events",
+        "answerer": "faq: (the example file)" if settings.answerer == "faq:" else shown(settings.answerer),
+        "identity": "development: ?user=NAME, from this machine alone" if settings.development else "JWT",
+    }
 
 
 def _curl(settings: Settings, url: str) -> tuple[str, str]:

@@ -1,27 +1,20 @@
 """`pushsse serve`: one node, or a supervisor of several workers that share the port.
 
-`worker` is what the supervisor starts; nobody else calls it.
+Deliberate: `cli.running`, and with it every part of a node, is imported once the settings are read and the
+port is had, so that what can't work is said at once.
 """
 
-import asyncio
-import logging
-import os
+import errno
 import socket
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import click
 
-from pushsse import logs, server
-from pushsse.cli import dependencies
-from pushsse.cli.banner import banner
-from pushsse.cli.options import BadSetting, Failed, read_settings, with_settings
-from pushsse.errors import SettingsError
-from pushsse.settings import Settings, unknown
-from pushsse.workers import supervisor
-from pushsse.workers.worker import Worker
-
-log = logging.getLogger(__name__)
+from pushsse import listening
+from pushsse.cli.options import Failed, read_settings, with_settings
+from pushsse.settings import Settings
 
 
 @click.command()
@@ -29,58 +22,33 @@ log = logging.getLogger(__name__)
 def serve(config: Path | None, **options: object) -> None:
     """Run a node: streams, switches, questions, and its share of the Kafka topic."""
     settings = read_settings(config, options)
-    logs.configure(settings.log_level)
-    for line in unknown(os.environ):
-        log.warning(line)
-    with _reserved(settings) as listener:
-        port = listener.getsockname()[1]
-        _wait(settings)
-        if settings.workers > 1:
-            status = supervisor.run(settings, port, ready=lambda: click.echo(banner(settings, port)))
-        else:
-            status = _served(settings, listener)
-    sys.exit(status)
-
-
-@click.command(hidden=True)
-@click.option("--folder", type=click.Path(path_type=Path), required=True)
-@click.option("--index", type=int, required=True)
-def worker(folder: Path, index: int) -> None:
-    """One of the processes of `serve --workers`; started by it."""
-    settings = supervisor.settings_of(folder, index)
-    logs.configure(settings.log_level)
-    with server.listening_socket(settings) as listener:
-        link = Worker(folder / supervisor.SOCKET, index)
-        try:
-            status = server.serve(settings, listener, ready=link.ready, worker=link)
-        except SettingsError as error:
-            raise BadSetting(str(error)) from None
-    sys.exit(status)
-
-
-def _served(settings: Settings, listener: socket.socket) -> int:
-    port = listener.getsockname()[1]
     try:
-        return server.serve(settings, listener, ready=lambda: click.echo(banner(settings, port)))
-    except SettingsError as error:
-        raise BadSetting(str(error)) from None
+        with _reserved(settings) as listener:
+            sys.exit(import_module("pushsse.cli.running").run(settings, listener))
+    except KeyboardInterrupt:
+        # Before the server took the signals over. 128 + SIGINT, as a shell says it.
+        sys.exit(130)
 
 
 def _reserved(settings: Settings) -> socket.socket:
     """The port, held for this process (and its workers). Raises Failed where somebody else has it."""
     try:
         if settings.workers == 1:
-            return server.listening_socket(settings)
-        return supervisor.reserved_socket(settings)
+            return listening.listening_socket(settings)
+        return listening.reserved_socket(settings)
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise Failed(f"can't listen on {settings.host} port {settings.port}: {reason}") from None
+        raise Failed(
+            f"can't listen on {settings.host} port {settings.port}: {reason}{_advice(error)}"
+        ) from None
 
 
-def _wait(settings: Settings) -> None:
-    try:
-        asyncio.run(dependencies.wait(settings, lambda text: click.echo(f"pushsse: {text}", err=True)))
-    except SettingsError as error:
-        raise BadSetting(str(error)) from None
-    except KeyboardInterrupt:
-        sys.exit(130)
+def _advice(error: Exception) -> str:
+    """What to do about it, where that is clear."""
+    if not isinstance(error, OSError):
+        return ""
+    if error.errno == errno.EADDRINUSE:
+        return "; stop what listens there, or choose another port with --port"
+    if error.errno == errno.EACCES:
+        return "; ports under 1024 need root or CAP_NET_BIND_SERVICE"
+    return ""

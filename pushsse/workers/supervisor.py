@@ -9,17 +9,17 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 import tempfile
 from asyncio.subprocess import Process
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
 from pushsse import server
 from pushsse.backoff import Backoff
+from pushsse.errors import SettingsError
 from pushsse.settings import Settings
 from pushsse.workers.gatherer import Gatherer
 
@@ -29,30 +29,46 @@ _SETTINGS = "settings.json"
 _FAILED_STARTS = 5
 _LINGER_S = 10.0
 _REFUSED = 2
+# sun_path has 108 bytes on Linux and 104 on the BSDs.
+_LONGEST_SOCKET_PATH = 100
 
 
 def run(settings: Settings, port: int, *, ready: Callable[[], None]) -> int:
-    """Runs the workers until told to stop; the exit status. `ready` is called when all of them serve."""
-    with tempfile.TemporaryDirectory(prefix="pushsse-") as name:
-        folder = Path(name)
+    """Runs the workers until told to stop; the exit status. `ready` is called when all of them serve.
+
+    Raises SettingsError where no folder can hold the workers' socket.
+    """
+    with _folder() as folder:
         file = os.open(folder / _SETTINGS, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(file, "wb") as out:
             out.write(msgspec.json.encode(msgspec.structs.replace(settings, port=port)))
         return asyncio.run(Supervisor(settings, folder, ready=ready).run())
 
 
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """A folder of our own for a Unix socket: writable, and its path is short enough for one (unix(7))."""
+    tried = [os.environ.get("TMPDIR", ""), "/tmp", "/dev/shm", "/run", "/var/tmp", "."]
+    for place in filter(None, dict.fromkeys(tried)):
+        if len(os.fsencode(place)) + len("/pushsse-12345678/") + len(SOCKET) > _LONGEST_SOCKET_PATH:
+            continue
+        try:
+            made = tempfile.TemporaryDirectory(prefix="pushsse-", dir=place)
+        except OSError:
+            continue
+        with made as name:
+            yield Path(name)
+        return
+    raise SettingsError(
+        f"PUSHSSE_WORKERS: none of {', '.join(filter(None, tried))} can hold the workers' socket;"
+        " set TMPDIR to a folder that can be written and has a short path"
+    )
+
+
 def settings_of(folder: Path, index: int) -> Settings:
     """A worker's settings: the supervisor's, and a name of its own."""
     settings = msgspec.json.decode((folder / _SETTINGS).read_bytes(), type=Settings)
     return msgspec.structs.replace(settings, node=f"{settings.node}-{index}")
-
-
-def reserved_socket(settings: Settings) -> socket.socket:
-    """Holds the port for the workers, accepting nothing. Raises OSError if somebody listens there."""
-    # SO_REUSEPORT alone would share the port with another service of the same user.
-    with server.listening_socket(msgspec.structs.replace(settings, workers=1)) as alone:
-        port = alone.getsockname()[1]
-    return server.listening_socket(msgspec.structs.replace(settings, port=port))
 
 
 class Supervisor:
@@ -69,8 +85,10 @@ class Supervisor:
     async def run(self) -> int:
         """Until told to stop, or until a worker can't be started; the exit status."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # Where it was started by nohup, SIGHUP stays ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, self._told, number)
         async with self._gatherer.listening(self._folder / SOCKET), asyncio.TaskGroup() as tasks:
             for index in range(self._settings.workers):
                 tasks.create_task(self._keep(index), name=f"worker {index}")
@@ -78,8 +96,14 @@ class Supervisor:
             await self._end()
         return self._status
 
+    def _told(self, number: int) -> None:
+        """A signal; with a second one the workers end at once."""
+        if self._stopping.is_set() and not self._status:
+            self._status = 128 + number
+        self._stop()
+
     def _stop(self) -> None:
-        """A signal: passed on; with a second one the workers end at once."""
+        """Passes the end on to the workers."""
         self._stopping.set()
         for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError):
@@ -127,6 +151,7 @@ class Supervisor:
             env=_environment(os.environ),
         )
         self._processes[index] = process
+        log.info("worker %d is process %d", index, process.pid)
         if self._stopping.is_set():
             process.terminate()
         status = await process.wait()

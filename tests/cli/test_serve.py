@@ -100,7 +100,7 @@ def test_taken_port_is_one_line(tmp_path: Path) -> None:
         ended = pushsse(tmp_path, "serve", "--port", str(taken.getsockname()[1]))
     assert ended.returncode == 1
     assert re.fullmatch(
-        r"pushsse: can't listen on 127\.0\.0\.1 port \d+: Address already in use\n", ended.stderr
+        r"pushsse: can't listen on 127\.0\.0\.1 port \d+: Address already in use; stop [^\n]+\n", ended.stderr
     )
 
 

@@ -1,0 +1,163 @@
+"""`pushsse serve`: what it takes from its surroundings, and how it ends when it is told to."""
+
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import LIMIT_S, PROGRAM, Served, environment, process, served, until
+
+SLOW_DRAIN = {"PUSHSSE_DRAIN_DELAY_S": "60", "PUSHSSE_DRAIN_WINDOW_S": "60"}
+
+
+def open_streams(node: Served, count: int) -> list["subprocess.Popen[bytes]"]:
+    """Streams by curl, open and with their `ready` in NAME.out."""
+    found = []
+    for number in range(count):
+        with (node.folder / f"{number}.out").open("wb") as out:
+            address = f"{node.url}/v1/stream?user=u{number}"
+            found.append(subprocess.Popen(["curl", "-sN", address], stdout=out))
+    outs = [node.folder / f"{number}.out" for number in range(count)]
+    until(lambda: all(b"event: ready" in out.read_bytes() for out in outs), "ready")
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_streams_in_band_within_two_seconds_in_development(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    # As `make run` has it: nothing about the drain is set.
+    with served(tmp_path, PUSHSSE_DRAIN_DELAY_S="", PUSHSSE_DRAIN_WINDOW_S="") as node:
+        streams = open_streams(node, 3)
+        node.process.send_signal(number)
+        assert node.process.wait(4) == 0
+        for at, stream in enumerate(streams):
+            assert stream.wait(LIMIT_S) == 0
+            assert b'"code":"shutdown"' in (tmp_path / f"{at}.out").read_bytes()
+        said = node.logged[node.logged.index("stopping") :]
+        assert len(said.splitlines()) == 1, said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_at_once_and_in_band(tmp_path: Path, number: signal.Signals) -> None:
+    with served(tmp_path, **SLOW_DRAIN) as node:
+        streams = open_streams(node, 3)
+        node.process.send_signal(number)
+        until(lambda: "stopping" in node.logged, "word")
+        assert node.process.poll() is None
+        node.process.send_signal(number)
+        assert node.process.wait(5) == 128 + number
+        for at, stream in enumerate(streams):
+            stream.wait(LIMIT_S)
+            assert b'"code":"shutdown"' in (tmp_path / f"{at}.out").read_bytes()
+        assert "Traceback" not in node.logged
+        assert "ERROR" not in node.logged
+
+
+def test_a_second_signal_ends_a_request_that_is_half_sent(tmp_path: Path) -> None:
+    with served(tmp_path, **SLOW_DRAIN) as node:
+        address = node.url.removeprefix("http://").split(":")
+        with socket.create_connection((address[0], int(address[1]))) as half:
+            half.sendall(
+                b"POST /v1/questions?user=ann HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{"
+            )
+            node.process.send_signal(signal.SIGTERM)
+            until(lambda: "stopping" in node.logged, "word")
+            node.process.send_signal(signal.SIGTERM)
+            assert node.process.wait(5) == 128 + signal.SIGTERM
+        assert "Traceback" not in node.logged
+
+
+def test_ctrl_c_at_a_terminal_prints_one_line(tmp_path: Path) -> None:
+    main, other = pty.openpty()
+    started = subprocess.Popen(
+        [*PROGRAM, "serve", "--port", "0"],
+        cwd=tmp_path,
+        env=environment({"PUSHSSE_DRAIN_DELAY_S": "", "PUSHSSE_DRAIN_WINDOW_S": ""}),
+        stdin=other,
+        stdout=other,
+        stderr=other,
+        start_new_session=True,
+    )
+    os.close(other)
+    seen = b""
+    while b"publish:" not in seen or not seen.endswith(b"\n"):
+        seen += os.read(main, 4096)
+    started.send_signal(signal.SIGINT)
+    assert started.wait(4) == 0
+    after = os.read(main, 4096)
+    os.close(main)
+    assert after.count(b"\n") == 1, after
+
+
+def test_a_service_that_dies_ends_streams_in_band(tmp_path: Path) -> None:
+    dying = tmp_path / "dying.py"
+    dying.write_text(
+        "import asyncio, sys\n"
+        "from pushsse import memory\n"
+        "async def die():\n"
+        "    while not (__import__('pathlib').Path('die')).exists():\n"
+        "        await asyncio.sleep(0.02)\n"
+        "    raise RuntimeError('broken')\n"
+        "memory.run = die\n"
+        "from pushsse.cli import main\n"
+        "main()\n"
+    )
+    with served(tmp_path, program=(sys.executable, str(dying))) as node:
+        streams = open_streams(node, 2)
+        (tmp_path / "die").touch()
+        assert node.process.wait(LIMIT_S) == 1
+        assert "service memory died" in node.logged
+        for at, stream in enumerate(streams):
+            stream.wait(LIMIT_S)
+            assert b'"code":"shutdown"' in (tmp_path / f"{at}.out").read_bytes()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "[::1]", "::1", "localhost"])
+def test_every_loopback_address_will_do_in_development(tmp_path: Path, host: str) -> None:
+    with process(tmp_path, "serve", "--port", "0", "--host", host):
+        out = tmp_path / "out.log"
+        until(lambda: "publish:" in out.read_text(), "banner")
+        port = int(out.read_text().split("/  (stream")[0].rpartition(":")[2])
+        with socket.create_connection((host.strip("[]"), port)) as client:
+            name = f"[{host}]" if host == "::1" else host
+            client.sendall(f"GET /v1/preferences?user=ann HTTP/1.0\r\nHost: {name}:{port}\r\n\r\n".encode())
+            assert b" 200 " in client.recv(100)
+
+
+def test_the_start_says_what_is_on_in_one_block(tmp_path: Path) -> None:
+    with served(tmp_path) as node:
+        for part in ("listening", "database", "backplane", "intake", "answerer", "identity"):
+            assert any(f" {part} " in line for line in node.logged.splitlines()), part
+        assert len(node.logged.splitlines()) < 12
+
+
+def test_a_taken_port_is_said_before_anything_else_is_loaded(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ended = subprocess.run(
+            [
+                sys.executable,
+                "-X",
+                "importtime",
+                "-m",
+                "pushsse",
+                "serve",
+                "--port",
+                str(taken.getsockname()[1]),
+            ],
+            cwd=tmp_path,
+            env=environment({}),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LIMIT_S,
+        )
+    assert ended.returncode == 1
+    assert "can't listen on 127.0.0.1 port" in ended.stderr
+    for heavy in ("tortoise", "aiokafka", "starlette", "uvicorn", "redis"):
+        assert f" {heavy}\n" not in ended.stderr
