@@ -78,7 +78,7 @@ _COUNTERS = {
     "suppressed": "Events held back from a person by a switch",
     "expired": "Events dropped because they were too old",
     "fenced": "Publications skipped because the log had them already",
-    "repeated": "Events skipped because their producer repeated the id",
+    "repeated": "Recipients left out because their producer repeated the id (a broadcast counts as one)",
     "appended": "Publications appended to the log",
     "records": "Kafka records read",
     "dead_letters": "Records sent to the dead-letter topic",

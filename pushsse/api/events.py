@@ -42,11 +42,16 @@ class Rejected(msgspec.Struct, frozen=True):
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """What became of the events of one call."""
+    """What became of the events of one call.
+
+    `repeated` counts the recipients who had an event of this type and id already, and a broadcast as one;
+    with Kafka behind this call that shows later, in the metrics alone.
+    """
 
     accepted: int
     ids: tuple[str, ...]
     rejected: tuple[Rejected, ...]
+    repeated: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -108,9 +113,10 @@ class EventsEndpoint:
                 rejected.append(Rejected(number, faults))
         if not taken:
             raise InvalidInput(*problems[:100])
-        await self.intake.accept(taken)
+        repeated = await self.intake.accept(taken)
         ids = tuple(submitted.event_id for submitted in taken)
-        return json_response(Accepted(len(taken), ids, tuple(rejected)), 202)
+        told = msgspec.UNSET if repeated is None else repeated
+        return json_response(Accepted(len(taken), ids, tuple(rejected), told), 202)
 
     async def get(self, request: Request) -> Response:
         """Events after a position, or since some time ago; neither: none, and now's position."""

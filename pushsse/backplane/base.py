@@ -7,6 +7,7 @@ The dispatcher, preferences and questions publish; the hub listens; resume reads
 import zlib
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
 from pushsse.event import Change, Publication
@@ -16,6 +17,8 @@ from pushsse.position import Mark
 BROADCAST = "all"
 REMEMBER_MS = 600_000
 REMEMBER_MOST = 1_000_000
+# Among a million of them, two that happen to be alike are one case in 10**17.
+NAME_BYTES = 12
 BROADCAST_SHARE = 16  # times as many bytes as a shard's log
 TAIL_ENTRIES = 1000
 TAIL_BYTES = 1024 * 1024
@@ -37,11 +40,26 @@ class Source(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """A publication on its way into the log. `once` is its name for the memory of repeats, "" for none."""
+    """A publication on its way into the log. `once` is its name for the memory of repeats, "" for none.
+
+    A name is remembered for each recipient by himself, and for a broadcast as one: a draft whose `once` is
+    known for some of its recipients goes to the others.
+    """
 
     publication: Publication
     source: Source | None = None
     once: str = ""
+
+    def names(self, log: str) -> list[bytes]:
+        """What is remembered of it in a log: NAME_BYTES for each recipient, in order; one for a broadcast."""
+        if not self.once:
+            return []
+        users = self.publication.users
+        begin = f"{log}\0{self.once}\0"
+        return [
+            blake2b((begin + user).encode(), digest_size=NAME_BYTES).digest()
+            for user in (users if users is not None else ("",))
+        ]
 
 
 class Call(NamedTuple):
@@ -53,7 +71,10 @@ class Call(NamedTuple):
 
 @dataclass(slots=True)
 class Receipt:
-    """What became of the drafts of one publish: how many of each, and where in its log each call ended."""
+    """What became of the drafts of one publish: how many of each, and where in its log each call ended.
+
+    `repeated` counts recipients who had been sent a draft's name before, and a repeated broadcast as one.
+    """
 
     appended: int = 0
     fenced: int = 0
@@ -145,7 +166,8 @@ class Backplane(Protocol):
     Order: what one `publish` appends is heard in that order by every listener that follows the logs.
     Guarantee: a draft is in its log once `publish` has returned. It may be there too when `publish` raised;
     publishing the same drafts again is then right and appends what is missing, and only that: a source at or
-    below its log's fence, or a `once` known from the last 10 minutes (or the newest 1,000,000), is skipped.
+    below its log's fence is skipped, and so is each recipient for whom a `once` is known from the last 10
+    minutes (or among the newest 1,000,000; for a broadcast it counts as one).
     """
 
     async def publish(self, calls: Sequence[Call]) -> Receipt:

@@ -42,6 +42,13 @@ def encode(publication: Publication) -> bytes:
     return _VERSION + _encoder.encode(publication)
 
 
+def users_of(publication: Publication) -> tuple[int, int]:
+    """Where in its entry the recipients stand: the first byte and the last, counted from 1, as Lua does."""
+    # Before them: the version, the head of the array, and two members.
+    before = 2 + len(_encoder.encode(publication.name)) + len(_encoder.encode(publication.body))
+    return before + 1, before + len(_encoder.encode(publication.users))
+
+
 def decode(blob: bytes) -> Publication:
     """Reads an entry. One that can't be read is logged, and is for nobody: its number counts."""
     try:

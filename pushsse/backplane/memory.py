@@ -1,7 +1,8 @@
 """The backplane of a single process: logs in memory, one listener, no outage, nothing left after a restart.
 
-Called by whoever publishes; hands to `listen`. Deliberate: `publish` appends without suspending, so that it
-is atomic; it waits only while the listener is more than MOST_WAITING entries behind.
+Called by whoever publishes; hands to `listen`. Deliberate: `publish` appends each call without suspending, so
+that it is atomic; it waits only while the listener is more than MOST_WAITING entries behind, and lets others
+have the loop between calls for many recipients.
 """
 
 import asyncio
@@ -27,12 +28,14 @@ from pushsse.backplane.base import (
     Receipt,
 )
 from pushsse.backplane.kept import KeptLog
-from pushsse.backplane.taken import Taken
+from pushsse.backplane.taken import Taken, recipients
 from pushsse.errors import NotOwner
 from pushsse.event import Change, Publication
 from pushsse.metrics import Metrics
 
 MOST_WAITING = 10_000
+# Recipients, each of whom is remembered: some 3 ms.
+_AT_ONCE = 2_000
 _WORD = string.ascii_lowercase + string.digits
 
 
@@ -68,15 +71,20 @@ class MemoryBackplane:
         receipt = Receipt()
         heard: list[Entry] = []
         refused: list[Call] = []
+        weight = 0
         for call in calls:
             if self._taken.is_foreign(call):
                 refused.append(call)
                 continue
+            if weight >= _AT_ONCE:
+                self._tell_all(heard)
+                heard, weight = [], 0
+                await asyncio.sleep(0)
             appended = self._append(call, receipt)
+            weight += sum(recipients(draft.publication) for draft in call.drafts)
             if self._listening and call.log in self._asked:
                 heard += appended
-        if heard:
-            self._tell(Heard(tuple(heard)))
+        self._tell_all(heard)
         receipt.count(self._metrics)
         if refused:
             raise NotOwner(f"{len(refused)} of {len(calls)} calls come from partitions with another owner")
@@ -97,11 +105,12 @@ class MemoryBackplane:
         for draft in drafts:
             if 0 < draft.publication.expires_ms <= now_ms:
                 receipt.expired += 1
-            elif draft.once and self._taken.is_repeat(call.log, draft.once, now_ms):
-                receipt.repeated += 1
-            else:
+                continue
+            publication = self._taken.unrepeated(call.log, draft, now_ms)
+            receipt.repeated += recipients(draft.publication) - recipients(publication)
+            if publication is not None:
                 self._order += 1
-                appended.append(log.append(self._order, now_ms, draft.publication))
+                appended.append(log.append(self._order, now_ms, publication))
         receipt.appended += len(appended)
         receipt.marks[call.log] = log.head.mark
         return appended
@@ -164,6 +173,10 @@ class MemoryBackplane:
         log = self._log(name)
         log.trim(self.now_ms())
         return log
+
+    def _tell_all(self, heard: Sequence[Entry]) -> None:
+        if heard:
+            self._tell(Heard(tuple(heard)))
 
     def _tell(self, heard: Hearing) -> None:
         self._waiting.append(heard)

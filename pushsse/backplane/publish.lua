@@ -1,12 +1,19 @@
 -- Appends calls to their logs, each whole or not at all, and lets every node hear them.
--- ARGV: keep_ms, remember_ms, remember_most, a fresh epoch, how channels begin, calls (MessagePack), entries and changes.
+-- ARGV: keep_ms, remember_ms, remember_most, a fresh epoch, how channels begin, calls (MessagePack), and what
+-- these name by its place in ARGV: entries, names, changes.
 -- A call: log, known epoch, known number, keep_bytes, sources {partition, owner}, drafts
--- {where its entry is in ARGV, expires_ms, once, which source or 0, offset, timestamp_ms, user, where its change is}.
+-- {where its entry is, expires_ms, where its names are or 0, which source or 0, offset, timestamp_ms, where in its
+-- entry its recipients begin, and end, user, where its change is}.
+-- Names have NAME_BYTES each, one for each recipient, in order.
 -- Returns for each call: taken (0: another owner), epoch, number, appended, fenced, repeated, expired.
 local KEEP_MS, REMEMBER_MS, REMEMBER_MOST = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local FRESH, CHANNEL = ARGV[4], ARGV[5]
 local NOW = now_ms()
-local SEEN, ORDER, OWNER = K .. 'seen', K .. 'order', K .. 'owner'
+-- 'seen' is what releases before this one remember in: by log and not by recipient.
+local SEEN, ORDER, OWNER = K .. 'had', K .. 'order', K .. 'owner'
+local NAME_BYTES = 12
+-- Of a command's arguments: Lua's stack holds 8,000.
+local AT_ONCE = 2000
 local remembered = 0
 
 local function is_foreign(sources)
@@ -17,9 +24,46 @@ local function is_foreign(sources)
   return false
 end
 
-local function is_seen(name)
-  local at = redis.call('ZSCORE', SEEN, name)
-  return at and tonumber(at) > NOW - REMEMBER_MS
+-- Which of some names are new, and that. `taken` are those of this call, which aren't remembered yet.
+local function news(packed, taken)
+  local names, found, many = {}, {}, 0
+  for start = 1, #packed, NAME_BYTES do
+    names[#names + 1] = string.sub(packed, start, start + NAME_BYTES - 1)
+  end
+  for start = 1, #names, AT_ONCE do
+    local stop = math.min(#names, start + AT_ONCE - 1)
+    for i, at in ipairs(redis.call('ZMSCORE', SEEN, unpack(names, start, stop))) do
+      local name = names[start + i - 1]
+      if not (at and tonumber(at) > NOW - REMEMBER_MS) and not taken[name] then
+        taken[name] = true
+        taken[#taken + 1] = name
+        found[start + i - 1] = true
+        many = many + 1
+      end
+    end
+  end
+  return found, many, #names
+end
+
+-- An entry without the recipients who have had it.
+local function without_repeats(draft, found)
+  local entry, from, to = ARGV[draft[1]], draft[7], draft[8]
+  local kept = {}
+  for i, user in ipairs(cmsgpack.unpack(string.sub(entry, from, to))) do
+    if found[i] then kept[#kept + 1] = user end
+  end
+  return string.sub(entry, 1, from - 1) .. cmsgpack.pack(kept) .. string.sub(entry, to + 1)
+end
+
+-- A draft whose names are new for some: as it is, without the others, or nil for nobody.
+local function unrepeated(draft, found)
+  draft.entry = ARGV[draft[1]]
+  if draft[3] == 0 then return draft end
+  local new, many, all = news(ARGV[draft[3]], found.names)
+  found.repeated = found.repeated + all - many
+  if many == 0 then return nil end
+  if many < all then draft.entry = without_repeats(draft, new) end
+  return draft
 end
 
 -- Divides the drafts into those to append and those to skip; writes nothing.
@@ -32,7 +76,6 @@ local function sift(log, sources, drafts)
   end
   for _, draft in ipairs(drafts) do
     local which, offset = draft[4], draft[5]
-    local name = draft[3] ~= '' and (log .. '|' .. draft[3])
     -- Against the fence as it was before the call: one record may have several drafts in it.
     if which > 0 and offset <= before[which] then
       found.fenced = found.fenced + 1
@@ -43,11 +86,8 @@ local function sift(log, sources, drafts)
       end
       if draft[2] > 0 and draft[2] <= NOW then
         found.expired = found.expired + 1
-      elseif name and (found.names[name] or is_seen(name)) then
-        found.repeated = found.repeated + 1
       else
-        if name then found.names[name] = true end
-        found.items[#found.items + 1] = draft
+        found.items[#found.items + 1] = unrepeated(draft, found)
       end
     end
   end
@@ -55,17 +95,17 @@ local function sift(log, sources, drafts)
 end
 
 local function add(meta, number, order, draft)
-  local added = redis.pcall('XADD', meta.stream, id(number), 'o', order, 't', meta.at, 'b', ARGV[draft[1]])
+  local added = redis.pcall('XADD', meta.stream, id(number), 'o', order, 't', meta.at, 'b', draft.entry)
   if type(added) == 'table' and added.err then
     if not string.find(added.err, 'equal or smaller', 1, true) then error(added.err) end
     -- The stream is further than its meta says: what it holds is of another life.
     meta.epoch = epoch_of(meta.log, FRESH)
     meta.base = meta.number
     clear(meta)
-    redis.call('XADD', meta.stream, id(number), 'o', order, 't', meta.at, 'b', ARGV[draft[1]])
+    redis.call('XADD', meta.stream, id(number), 'o', order, 't', meta.at, 'b', draft.entry)
   end
-  if draft[8] then
-    redis.call('XADD', meta.changes, id(number), 'u', draft[7], 'c', ARGV[draft[8]])
+  if draft[10] then
+    redis.call('XADD', meta.changes, id(number), 'u', draft[9], 'c', ARGV[draft[10]])
   end
 end
 
@@ -100,7 +140,7 @@ local function append(meta, keep_bytes, items)
   for i, draft in ipairs(items) do
     add(meta, meta.number + 1, order + i, draft)
     meta.number = meta.number + 1
-    blobs[i] = ARGV[draft[1]]
+    blobs[i] = draft.entry
     sizes[i] = #blobs[i]
     meta.bytes = meta.bytes + sizes[i]
   end
@@ -119,10 +159,16 @@ local function note(log, sources, found)
       redis.call('HSET', K .. 'fence:' .. log, sources[which][1], text)
     end
   end
-  for name in pairs(found.names) do
-    redis.call('ZADD', SEEN, NOW, name)
-    remembered = remembered + 1
+  local names = found.names
+  for start = 1, #names, AT_ONCE do
+    local added = {}
+    for i = start, math.min(#names, start + AT_ONCE - 1) do
+      added[#added + 1] = NOW
+      added[#added + 1] = names[i]
+    end
+    redis.call('ZADD', SEEN, unpack(added))
   end
+  remembered = remembered + #names
 end
 
 local function forget()

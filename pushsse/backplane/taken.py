@@ -3,20 +3,25 @@
 Used by `memory` alone.
 """
 
+from itertools import compress
+
+import msgspec
+
 from pushsse.backplane.base import REMEMBER_MOST, REMEMBER_MS, Call, Draft
+from pushsse.event import Publication
 
 _NOTHING = (-1, 0)
 
 
 class Taken:
-    """Fences by log, topic and partition; owners by topic and partition; names by log, oldest first."""
+    """Fences by log, topic and partition; owners by topic and partition; names, oldest first."""
 
     __slots__ = ("_fences", "_names", "_owners")
 
     def __init__(self) -> None:
         self._fences: dict[tuple[str, str, int], tuple[int, int]] = {}
         self._owners: dict[tuple[str, int], str] = {}
-        self._names: dict[tuple[str, str], int] = {}
+        self._names: dict[bytes, int] = {}
 
     def claim(self, topic: str, partition: int, owner: str) -> None:
         """Makes `owner` the only one of a partition."""
@@ -56,14 +61,33 @@ class Taken:
         for place in [place for place in self._fences if place[1:] == (topic, partition)]:
             del self._fences[place]
 
-    def is_repeat(self, log: str, once: str, now_ms: int) -> bool:
-        """Whether a name is known from the last ten minutes; if not, it is from now on."""
-        names, name = self._names, (log, once)
+    def unrepeated(self, log: str, draft: Draft, now_ms: int) -> Publication | None:
+        """A draft for those who haven't had its name in the last ten minutes; None if that is nobody."""
+        publication = draft.publication
+        if not draft.once:
+            return publication
+        news = [self._is_new(name, now_ms) for name in draft.names(log)]
+        if all(news):
+            return publication
+        if publication.users is None or not any(news):
+            return None
+        return msgspec.structs.replace(publication, users=tuple(compress(publication.users, news)))
+
+    def _is_new(self, name: bytes, now_ms: int) -> bool:
+        """Whether a name isn't known; it is from now on."""
+        names = self._names
         while names and names[oldest := next(iter(names))] <= now_ms - REMEMBER_MS:
             del names[oldest]
         if name in names:
-            return True
+            return False
         names[name] = now_ms
         if len(names) > REMEMBER_MOST:
             del names[next(iter(names))]
-        return False
+        return True
+
+
+def recipients(publication: Publication | None) -> int:
+    """How many recipients a publication has, as repeats are counted: a broadcast has one."""
+    if publication is None:
+        return 0
+    return 1 if publication.users is None else len(publication.users)

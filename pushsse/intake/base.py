@@ -29,8 +29,11 @@ class Intake(Protocol):
     submitting the same ids again is right, and repeats none.
     """
 
-    async def accept(self, submitted: Sequence[Submitted]) -> None:
-        """Returns when all are taken. Raises Unavailable."""
+    async def accept(self, submitted: Sequence[Submitted]) -> int | None:
+        """Returns when all are taken: how many recipients had them already, or None where that shows later.
+
+        A broadcast counts as one. Raises Unavailable.
+        """
         ...
 
 

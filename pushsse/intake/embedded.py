@@ -17,9 +17,13 @@ class EmbeddedIntake:
         self._dispatch = dispatch
         self._turn = asyncio.Lock()
 
-    async def accept(self, submitted: Sequence[Submitted]) -> None:
-        """Returns when the log has all of them. Raises Unavailable."""
-        # By name, each: a call may be repeated, and Redis remembers while this process may not.
-        drafts = [Draft(each.publication, None, f"{each.event.type}|{each.event_id}") for each in submitted]
+    async def accept(self, submitted: Sequence[Submitted]) -> int:
+        """Returns when the log has all of them: how many recipients had them already. Raises Unavailable."""
+        drafts = [Draft(each.publication, None, _once(each)) for each in submitted]
         async with self._turn:
-            await self._dispatch(drafts)
+            return (await self._dispatch(drafts)).repeated
+
+
+def _once(submitted: Submitted) -> str:
+    """A producer's own id. Nobody can repeat one that was made for this call: it isn't remembered."""
+    return f"{submitted.event.type}|{submitted.event_id}" if submitted.event.id else ""

@@ -92,6 +92,24 @@ async def test_good_lines_beside_bad_ones_are_taken(node: Running) -> None:
     assert none.status_code == 422
 
 
+async def test_one_id_for_many_people_reaches_each_and_a_repeat_is_told(node: Running) -> None:
+    people = [f"user-{i}" for i in range(300)]
+    lines = [json.dumps(EVENT | {"id": "order-1", "to": {"users": [user]}}) for user in people]
+    reply = (await node.http.post("/v1/events", content="\n".join(lines))).json()
+    assert (reply["accepted"], reply["repeated"]) == (300, 0)
+    for user in (people[0], people[299]):
+        read = (await node.http.get(f"/v1/events?user={user}&since=1m")).json()
+        assert [event["data"]["id"] for event in read["events"]] == ["order-1"]
+    more = EVENT | {"id": "order-1", "to": {"users": [*people[:3], "new"]}}
+    assert (await node.http.post("/v1/events", json=more)).json()["repeated"] == 3
+    assert len((await node.http.get("/v1/events?user=new&since=1m")).json()["events"]) == 1
+    assert len((await node.http.get("/v1/events?user=user-0&since=1m")).json()["events"]) == 1
+    everybody = [
+        (await node.http.post("/v1/events", json=EVENT | {"id": "order-1"})).json() for _ in range(2)
+    ]
+    assert [told["repeated"] for told in everybody] == [0, 1]
+
+
 async def test_any_other_body_with_a_type_is_a_text_message(node: Running) -> None:
     async with node.stream("ann") as stream:
         await stream.ready()

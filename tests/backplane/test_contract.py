@@ -89,6 +89,68 @@ async def test_a_repeated_name_is_skipped_within_its_log(backplane: Backplane) -
     assert await everything(backplane, "1") == ["a"]
 
 
+def to(*users: str, once: str, body: str = "x") -> Draft:
+    return Draft(Publication("note", f"data: {body}\n".encode(), users, True), once=once)
+
+
+async def recipients(backplane: Backplane, log: str) -> list[tuple[str, ...] | None]:
+    return [entry.publication.users for entry in (await backplane.read({log: 0}, limit=1000)).entries]
+
+
+async def test_one_name_for_many_people_reaches_each_of_them_once(backplane: Backplane) -> None:
+    people = [f"user-{i}" for i in range(300)]
+    calls = [Call("1", (to(user, once="note|order-1"),)) for user in people]
+    receipt = await backplane.publish(calls)
+    assert (receipt.appended, receipt.repeated) == (300, 0)
+    receipt = await backplane.publish([Call("1", tuple(to(user, once="note|order-1") for user in people))])
+    assert (receipt.appended, receipt.repeated) == (0, 300)
+    assert await recipients(backplane, "1") == [(user,) for user in people]
+
+
+async def test_a_repeated_recipient_is_left_out_and_the_others_get_it(backplane: Backplane) -> None:
+    await backplane.publish([Call("1", (to("bo", "李", once="n"),))])
+    receipt = await backplane.publish([Call("1", (to("ann", "bo", "cy", "李", once="n", body="长"),))])
+    assert (receipt.appended, receipt.repeated) == (1, 2)
+    entries = (await backplane.read({"1": 0}, limit=10)).entries
+    assert [entry.publication.users for entry in entries] == [("bo", "李"), ("ann", "cy")]
+    # All else is as it was sent.
+    assert entries[1].publication == to("ann", "cy", once="", body="长").publication
+    receipt = await backplane.publish([Call("1", (to("ann", "bo", once="n"), to("ann", "di", once="n")))])
+    assert (receipt.appended, receipt.repeated) == (1, 3)
+
+
+async def test_a_broadcast_is_repeated_as_one(backplane: Backplane) -> None:
+    everybody = Draft(Publication("note", b"data: 1\n", None, True), once="n")
+    receipt = await backplane.publish(
+        [Call(BROADCAST, (everybody, everybody)), Call("1", (to("ann", once="n"),))]
+    )
+    assert (receipt.appended, receipt.repeated) == (2, 1)
+
+
+async def test_a_name_for_ten_thousand_people_and_a_change_of_one(backplane: Backplane) -> None:
+    people = tuple(f"user-{i}" for i in range(10_000))
+    assert (await backplane.publish([Call("1", (to(*people, once="n"),))])).appended == 1
+    receipt = await backplane.publish([Call("1", (to("new", *people, "newer", once="n"),))])
+    assert (receipt.appended, receipt.repeated) == (1, 10_000)
+    assert (await recipients(backplane, "1"))[1] == ("new", "newer")
+    change = Change("ann", 1, (), ("note",))
+    switched = Publication("preferences", b"data: 1\n", ("ann", "bo"), change=change)
+    for _ in range(2):
+        await backplane.publish([Call("1", (Draft(switched, once="switch"),))])
+    assert await backplane.first_change("1", "ann", 0) == change
+    assert (await recipients(backplane, "1"))[2:] == [("ann", "bo")]
+
+
+async def test_a_publish_that_is_retried_appends_what_was_missing(backplane: Backplane) -> None:
+    """The first try got as far as one of two calls; nobody misses anything, nobody gets it twice."""
+    calls = [Call(log, (to(f"a{log}", f"b{log}", once="n"),)) for log in ("1", "2")]
+    await backplane.publish(calls[:1])
+    receipt = await backplane.publish(calls)
+    assert (receipt.appended, receipt.repeated) == (1, 2)
+    assert await recipients(backplane, "1") == [("a1", "b1")]
+    assert await recipients(backplane, "2") == [("a2", "b2")]
+
+
 async def test_what_is_expired_is_skipped_and_its_fence_advances(backplane: Backplane) -> None:
     now_ms = backplane.now_ms()
     source = Source("topic", 0, 5, 1005, "me")

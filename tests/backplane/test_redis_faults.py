@@ -348,18 +348,21 @@ async def test_an_entry_that_cannot_be_read_is_for_nobody_and_its_number_counts(
 
 
 async def test_names_are_forgotten_after_ten_minutes(own_server: RedisServer) -> None:
+    def named(name: str) -> Draft:
+        return Draft(publication(name), once=name)
+
     async with node(own_server) as backplane:
-        await backplane.publish([Call("1", (Draft(publication("a"), once="new"),))])
-        seen = "test:8:seen"
-        new_ms = own_server.admin.zscore(seen, "1|new")
+        await backplane.publish([Call("1", (named("new"),))])
+        had = "test:8:had"
+        new_ms = own_server.admin.zscore(had, named("new").names("1")[0])
         assert isinstance(new_ms, float)
-        own_server.admin.zadd(seen, {f"1|{i}": new_ms - 600_100 for i in range(150)})
-        own_server.admin.zadd(seen, {"1|just": new_ms - 590_000})
-        drafts = [Draft(publication(name), once=name) for name in ("149", "just", "new")]
-        receipt = await backplane.publish([Call("1", tuple(drafts))])
+        for i in range(150):
+            own_server.admin.zadd(had, {named(str(i)).names("1")[0]: new_ms - 600_100})
+        own_server.admin.zadd(had, {named("just").names("1")[0]: new_ms - 590_000})
+        receipt = await backplane.publish([Call("1", (named("149"), named("just"), named("new")))])
         assert (receipt.appended, receipt.repeated) == (1, 2)
-        await backplane.publish([Call("1", (Draft(publication("b"), once="b"),))])
-        assert own_server.admin.zcard(seen) == 4
+        await backplane.publish([Call("1", (named("b"),))])
+        assert own_server.admin.zcard(had) == 4
 
 
 async def fails_within(server: RedisServer) -> None:

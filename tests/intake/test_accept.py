@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 
 def submitted(name: str, **more: object) -> Submitted:
-    given = event.from_json({"type": "alarm", "message": name, "to": "all"} | more)
+    given = event.from_json({"id": name, "type": "alarm", "message": name, "to": "all"} | more)
     return Submitted(given, name, event.publication(given, event_id=name, at=datetime.now(UTC), max_age_s=60))
 
 
@@ -85,3 +85,17 @@ async def test_the_embedded_intake_dispatches_in_order_of_acceptance() -> None:
     intake = EmbeddedIntake(dispatch)
     await asyncio.gather(*[intake.accept([submitted(f"{n}a"), submitted(f"{n}b")]) for n in range(20)])
     assert seen == [f"alarm|{n}{part}" for n in range(20) for part in "ab"]
+
+
+async def test_an_id_that_nobody_gave_is_not_remembered() -> None:
+    seen: list[str] = []
+
+    async def dispatch(drafts: Sequence[Draft]) -> Receipt:
+        seen.extend(draft.once for draft in drafts)
+        return Receipt(repeated=3)
+
+    intake = EmbeddedIntake(dispatch)
+    own = event.from_json({"type": "alarm", "message": 1, "to": "all"})
+    unnamed = Submitted(own, "made", submitted("made").publication)
+    assert await intake.accept([submitted("mine"), unnamed]) == 3
+    assert seen == ["alarm|mine", ""]
