@@ -32,6 +32,7 @@ class Metrics:
     backplane_reconnects: int = 0
     logs_lost: int = 0
     streams_opened: int = 0
+    answers_late: int = 0
     resumes: Counter[str] = field(default_factory=Counter)
     endings: Counter[str] = field(default_factory=Counter)
     questions: Counter[str] = field(default_factory=Counter)
@@ -88,6 +89,7 @@ _COUNTERS = {
     "backplane_reconnects": "Connections to the backplane made anew",
     "logs_lost": "Logs that went on in another epoch",
     "streams_opened": "Streams opened",
+    "answers_late": "Answer records from Kafka that came again, or after the end of their answer",
 }
 _LABELLED = (
     ("resumes", "outcome", "Streams by how their resume went"),

@@ -56,7 +56,7 @@ class Node:
             metrics=self.metrics,
         )
         self.hub = self.inside.hub
-        self._answering = wiring.answering(settings)
+        self._answering = wiring.answering(settings, self.metrics)
         self.questions = questions(
             Store(self.database),
             self.backplane,

@@ -113,18 +113,18 @@ class Answering:
     producers: Sequence[Producer] = ()
 
 
-def answering(settings: Settings) -> Answering:
+def answering(settings: Settings, metrics: Metrics) -> Answering:
     """The answerer that the setting names. Raises SettingsError."""
     kind, _, rest = settings.answerer.partition(":")
     if kind == "faq":
         return Answering(faq.load(rest))
     reached = connection(settings)
     questions, letters = Producer(reached), Producer(reached)
-    return Answering(_kafka_answerer(settings, reached, questions, letters), (questions, letters))
+    return Answering(_kafka_answerer(settings, reached, questions, letters, metrics), (questions, letters))
 
 
 def _kafka_answerer(
-    settings: Settings, reached: Connection, questions: Producer, letters: Producer
+    settings: Settings, reached: Connection, questions: Producer, letters: Producer, metrics: Metrics
 ) -> KafkaAnswerer:
     async def send(key: bytes, value: bytes) -> None:
         await questions.send(settings.questions_topic, [Outgoing(key, value)])
@@ -139,5 +139,6 @@ def _kafka_answerer(
         consumer=lambda: reached.consumer(f"{settings.kafka_group}.answers"),
         topic=settings.answers_topic,
         letters=bury,
+        metrics=metrics,
         start_age_s=max(settings.answer_timeout_s, seconds("10m")),
     )

@@ -14,6 +14,7 @@ from deploy.parts import Kafka
 from pushsse.errors import InvalidInput
 from pushsse.intake.producer import Outgoing, Producer
 from pushsse.kafka import Connection
+from pushsse.metrics import Metrics
 from pushsse.questions.answerers.kafka import KafkaAnswerer
 from pushsse.questions.answerers.kafka_answers import read
 from pushsse.questions.question import Question
@@ -38,6 +39,7 @@ class Desk:
     producer: AIOKafkaProducer
     sending: Producer
     unusable: list[tuple[int, str]] = field(default_factory=list)
+    metrics: Metrics = field(default_factory=Metrics)
 
     @property
     def questions(self) -> str:
@@ -60,6 +62,7 @@ class Desk:
             topic=self.answers,
             letters=letters,
             start_age_s=60.0,
+            metrics=self.metrics,
         )
 
     async def says(self, question: Question, **record: object) -> None:
@@ -245,6 +248,46 @@ async def test_any_node_takes_the_answer_and_a_dead_ones_pieces_arent_lost(world
         await desk.says(question, seq=2, delta="b")
         answers = await world.until_told("ann", "answer")
     assert answers[0]["text"] == "abc"
+
+
+DELTA = {"seq": 1, "delta": "a"}
+DONE = {"seq": 2, "delta": "b", "done": True}
+TWO_ENDS = [
+    ([DELTA, DONE, {"error": "too late"}], "ab", 1),
+    ([DELTA, DONE, {"text": "too late"}], "ab", 1),
+    ([DELTA, DONE, {"seq": 3, "delta": "x", "done": True}], "ab", 1),
+    ([DONE, {"error": "too late"}, DELTA], "ab", 1),
+    ([DELTA, {"text": "all"}, DONE, {"error": "too late"}], "all", 2),
+    ([DELTA, {"text": "all"}, {"text": "another"}], "all", 1),
+    ([DELTA, {"error": "no idea"}, DONE], None, 1),
+    ([DELTA, {"error": "no idea"}, {"text": "too late"}, {"error": "another"}], None, 2),
+]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("records", "text", "late"), TWO_ENDS)
+async def test_the_first_end_wins_where_several_come_in_one_batch(
+    world: World, desk: Desk, records: list[dict[str, object]], text: str | None, late: int
+) -> None:
+    first = world.node(desk.answerer(), name="one")
+    async with world.running(first):
+        question = await answering(first, world)
+    for record in records:
+        await desk.says(question, **record)
+    second = world.node(desk.answerer(), name="two")
+    async with world.running(second):
+
+        async def all_committed() -> bool:
+            return await desk.committed() == len(records)
+
+        await eventually(all_committed)
+        found = await second.get("ann", question.id)
+    assert found is not None
+    assert found.status == ("failed" if text is None else "answered")
+    assert text is None or found.answer == text
+    assert text is not None or found.error_detail == "no idea"
+    assert desk.metrics.answers_late == late
+    assert desk.unusable == []
 
 
 @pytest.mark.anyio

@@ -26,6 +26,7 @@ from msgspec import Struct
 from pushsse.backoff import Backoff
 from pushsse.errors import KafkaUnavailable, Unavailable
 from pushsse.kafka import cancellation_is_ours, stop
+from pushsse.metrics import Metrics
 from pushsse.questions.answerers.base import Answers, Piece, SentOff
 from pushsse.questions.answerers.kafka_answers import Applying, Batch, Letters
 from pushsse.questions.question import Question
@@ -64,6 +65,7 @@ class KafkaAnswerer:
     topic: str
     letters: Letters
     start_age_s: float
+    metrics: Metrics
     name: str = "kafka"
 
     async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
@@ -90,7 +92,7 @@ class KafkaAnswerer:
         """Reads answers for ever, with a new consumer where the old one can't go on."""
         backoff = Backoff(first_s=0.5, most_s=10.0)
         while True:
-            applying = Applying(answers, self.letters, by=self.name)
+            applying = Applying(answers, self.letters, by=self.name, metrics=self.metrics)
             consumer = self.consumer()
             try:
                 await consumer.start()

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple
 
 from aiokafka import ConsumerRecord, TopicPartition
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
 from pushsse import strictjson
 from pushsse.errors import InvalidInput, Problem
+from pushsse.metrics import Metrics
 from pushsse.questions.answerers.base import Answers
 from pushsse.questions.question import Answered, By, Question, Unanswered
 
@@ -73,11 +74,12 @@ class _Waiting:
 class Applying:
     """The answers that are growing through this consumer."""
 
-    def __init__(self, answers: Answers, letters: Letters, *, by: str) -> None:
+    def __init__(self, answers: Answers, letters: Letters, *, by: str, metrics: Metrics) -> None:
         self.committed: Mapping[TopicPartition, int] = {}
         self._answers = answers
         self._letters = letters
         self._by = By("bot", by)
+        self._metrics = metrics
         self._waiting: dict[str, _Waiting] = {}
         self._done: dict[TopicPartition, int] = {}
         self._limit = asyncio.Semaphore(_AT_ONCE)
@@ -146,6 +148,7 @@ class Applying:
                     ]
                 if not question.is_open:
                     self._waiting.pop(question_id, None)
+                    self._metrics.answers_late += len(pieces)
                     return []
                 if await self._step(question, pieces):
                     return []
@@ -155,10 +158,13 @@ class Applying:
 
     async def _step(self, question: Question, pieces: Sequence[Piece]) -> bool:
         """True when nothing more can be done now; False when the question was changed meanwhile."""
-        if end := next((piece for piece in pieces if piece.is_end), None):
-            await self._end(question, end)
+        waiting = self._waiting.get(question.id) or _Waiting()
+        pieces, late_ones = _before_the_end(waiting.pieces, pieces)
+        if pieces and pieces[-1].is_end:
+            self._metrics.answers_late += late_ones
+            await self._end(question, pieces[-1])
             return True
-        waiting = self._waiting.pop(question.id, None) or _Waiting()
+        self._waiting.pop(question.id, None)
         pending = waiting.pieces | {piece.seq: piece for piece in reversed(pieces)}
         pending = {seq: piece for seq, piece in sorted(pending.items()) if seq > question.seq}
         late = time.monotonic() - waiting.since >= HOLE_S or self.waiting >= MOST_WAITING
@@ -171,6 +177,7 @@ class Applying:
             since = time.monotonic() if run else waiting.since
             self._waiting[question.id] = _Waiting(pending, since)
         if not run:
+            self._metrics.answers_late += late_ones
             return True
         text = "".join(piece.says.delta or "" for piece in run)
         if not await self._answers.add(question, text, run[-1].seq):
@@ -178,6 +185,7 @@ class Applying:
                 pending | {piece.seq: piece for piece in run}, waiting.since
             )
             return False
+        self._metrics.answers_late += late_ones
         if run[-1].says.done:
             await self._answers.end(question.id, Answered(self._by))
         return True
@@ -204,6 +212,25 @@ def read(value: bytes | None) -> AnswerRecord:
     if says.seq is UNSET and given not in (["text"], ["error"]):
         raise InvalidInput(Problem("$.seq", "is required"))
     return says
+
+
+def _before_the_end(waiting: Mapping[int, Piece], pieces: Sequence[Piece]) -> tuple[Sequence[Piece], int]:
+    """The pieces that count, in the order of their records, and how many come too late.
+
+    The first end wins. After a text or an error nothing counts; after a `done`, which may wait for pieces
+    before it, only those pieces do.
+    """
+    done = next((piece for piece in waiting.values() if piece.says.done), None)
+    found: list[Piece] = []
+    for at, piece in enumerate(pieces):
+        if done is None:
+            found.append(piece)
+            if piece.is_end:
+                return found, len(pieces) - at - 1
+            done = piece if piece.says.done else None
+        elif piece.seq < done.seq and not piece.is_end:
+            found.append(piece._replace(says=structs.replace(piece.says, done=False)))
+    return found, len(pieces) - len(found)
 
 
 def _run(pending: Mapping[int, Piece], *, after: int, over_holes: bool) -> Sequence[Piece]:
