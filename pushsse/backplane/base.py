@@ -214,6 +214,17 @@ class Backplane(Protocol):
         """Makes `owner` the only one whose sources of a partition are taken. Raises BackplaneUnavailable."""
         ...
 
+    async def claimed(self, topic: str, partition: int) -> bool:
+        """Whether anybody has ever claimed a partition. Raises BackplaneUnavailable."""
+        ...
+
+    async def first_start(self, topic: str, offsets: Mapping[int, int]) -> Mapping[int, int]:
+        """Where reading began when a topic was first started, by partition. Raises BackplaneUnavailable.
+
+        The first call for a topic keeps its `offsets`; every later one, by any node, returns what was kept.
+        """
+        ...
+
     async def fence(self, topic: str, partition: int) -> tuple[int, int] | None:
         """The highest offset that any log has of this partition, with its record's timestamp in ms."""
         ...

@@ -212,6 +212,14 @@ class MemoryBackplane:
         """Makes `owner` the only one whose sources of this partition are taken."""
         self._taken.claim(topic, partition, owner)
 
+    async def claimed(self, topic: str, partition: int) -> bool:
+        """Whether anybody has ever claimed a partition."""
+        return self._taken.is_claimed(topic, partition)
+
+    async def first_start(self, topic: str, offsets: Mapping[int, int]) -> Mapping[int, int]:
+        """Where reading began when a topic was first started, by partition."""
+        return self._taken.first_start(topic, offsets)
+
     async def fence(self, topic: str, partition: int) -> tuple[int, int] | None:
         """The highest offset that any log has of this partition, with its record's timestamp in ms."""
         return self._taken.fence(topic, partition)

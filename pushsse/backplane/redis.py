@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequenc
 from types import TracebackType
 from typing import Self, cast
 
+import msgspec
+
 from pushsse.backplane import codec
 from pushsse.backplane.base import (
     BROADCAST,
@@ -186,6 +188,18 @@ class RedisBackplane:
     async def claim(self, topic: str, partition: int, owner: str) -> None:
         """Makes `owner` the only one whose sources of a partition are taken. Raises BackplaneUnavailable."""
         await self._publisher.call("HSET", f"{self._names}owner", f"{topic}/{partition}", owner)
+
+    async def claimed(self, topic: str, partition: int) -> bool:
+        """Whether anybody has ever claimed a partition. Raises BackplaneUnavailable."""
+        return bool(await self._publisher.call("HEXISTS", f"{self._names}owner", f"{topic}/{partition}"))
+
+    async def first_start(self, topic: str, offsets: Mapping[int, int]) -> Mapping[int, int]:
+        """Where reading began when a topic was first started. Raises BackplaneUnavailable."""
+        key, mine = f"{self._names}starts", msgspec.json.encode(dict(offsets))
+        # HSETNX decides between nodes that start at the same time.
+        _, kept = await self._publisher.pipeline([("HSETNX", key, topic, mine), ("HGET", key, topic)])
+        found: dict[int, int] = msgspec.json.decode(cast(bytes, kept), type=dict[int, int])
+        return found
 
     async def fence(self, topic: str, partition: int) -> tuple[int, int] | None:
         """The highest offset of a partition that any log has, and its time. Raises BackplaneUnavailable."""

@@ -3,6 +3,7 @@
 Used by `memory` alone.
 """
 
+from collections.abc import Mapping
 from itertools import compress
 
 import msgspec
@@ -16,16 +17,25 @@ _NOTHING = (-1, 0)
 class Taken:
     """Fences by log, topic and partition; owners by topic and partition; names, oldest first."""
 
-    __slots__ = ("_fences", "_names", "_owners")
+    __slots__ = ("_fences", "_names", "_owners", "_starts")
 
     def __init__(self) -> None:
         self._fences: dict[tuple[str, str, int], tuple[int, int]] = {}
         self._owners: dict[tuple[str, int], str] = {}
+        self._starts: dict[str, Mapping[int, int]] = {}
         self._names: dict[bytes, int] = {}
 
     def claim(self, topic: str, partition: int, owner: str) -> None:
         """Makes `owner` the only one of a partition."""
         self._owners[topic, partition] = owner
+
+    def is_claimed(self, topic: str, partition: int) -> bool:
+        """Whether a partition was ever claimed."""
+        return (topic, partition) in self._owners
+
+    def first_start(self, topic: str, offsets: Mapping[int, int]) -> Mapping[int, int]:
+        """Where reading of a topic began; the first call says it."""
+        return self._starts.setdefault(topic, dict(offsets))
 
     def is_foreign(self, call: Call) -> bool:
         """Whether a source of the call is from a partition that has another owner."""

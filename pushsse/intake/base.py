@@ -3,7 +3,7 @@
 Called by the API (accept) and the composition root (dispatch); every intake ends in `Dispatch`.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from pushsse.backplane.base import Draft, Receipt
@@ -42,6 +42,17 @@ class Fences(Protocol):
 
     async def claim(self, topic: str, partition: int, owner: str) -> None:
         """Makes `owner` the only one whose sources of this partition are taken."""
+        ...
+
+    async def claimed(self, topic: str, partition: int) -> bool:
+        """Whether anybody has ever claimed this partition."""
+        ...
+
+    async def first_start(self, topic: str, offsets: Mapping[int, int]) -> Mapping[int, int]:
+        """Where reading began when the topic was first started, by partition.
+
+        The first call for a topic keeps its `offsets`; every later one, by any node, returns what was kept.
+        """
         ...
 
     async def fence(self, topic: str, partition: int) -> tuple[int, int] | None:

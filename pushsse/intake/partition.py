@@ -65,7 +65,15 @@ class Preparation:
         """
         ats = [partition.at for partition in partitions]
         ranges = await _ranges(consumer, ats)
-        wanted = {partition.at: await self._wanted(consumer, partition, ranges) for partition in partitions}
+        offsets = {
+            each.at: each.done if each.done is not None else await consumer.committed(each.at)
+            for each in partitions
+        }
+        first = await self._first_offsets(consumer, [at for at, offset in offsets.items() if offset is None])
+        wanted = {
+            at: first[at] if offset is None else _within(at, offset, ranges[at])
+            for at, offset in offsets.items()
+        }
         # A commit proves that the group still counts us in: only then may another owner's claim be undone.
         await consumer.commit(wanted)
         for partition in partitions:
@@ -79,33 +87,44 @@ class Preparation:
                 partition.ready = True
                 log.info("%s is read from offset %d on", partition.name, partition.done)
 
-    async def _wanted(
-        self, consumer: AIOKafkaConsumer, partition: Partition, ranges: Mapping[TopicPartition, Range]
-    ) -> int:
-        """The offset to go on from, were it not for a topic made anew."""
-        held = ranges[partition.at]
-        offset = partition.done if partition.done is not None else await consumer.committed(partition.at)
-        if offset is None:
-            return await self._start(consumer, partition.at, held)
-        if not held.first <= offset <= held.end:
-            log.warning(
-                "%s: offset %d is out of range (%d to %d), starting at the earliest",
-                partition.name,
-                offset,
-                held.first,
-                held.end,
-            )
-            return held.first
-        return offset
+    async def _first_offsets(
+        self, consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, int]:
+        """Where to begin with partitions for which the group has no offset.
 
-    async def _start(self, consumer: AIOKafkaConsumer, at: TopicPartition, held: Range) -> int:
+        `start` is for a topic that the group has never read. Its offsets are decided once, for all of the
+        topic's partitions, by whichever node is first, and kept in the backplane. A partition that appears
+        later, or whose offsets Kafka has lost, begins at its beginning: nobody meant to pass it over.
+        """
+        found: dict[TopicPartition, int] = {}
+        for topic in sorted({at.topic for at in ats}):
+            mine = [at for at in ats if at.topic == topic]
+            every = [TopicPartition(topic, n) for n in sorted(consumer.partitions_for_topic(topic) or ())]
+            ranges = await _ranges(consumer, sorted({*mine, *every}))
+            kept = await self.fences.first_start(topic, await self._start_offsets(consumer, every, ranges))
+            for at in mine:
+                begun = await self.fences.claimed(topic, at.partition)
+                offset = None if begun else kept.get(at.partition)
+                found[at] = ranges[at].first if offset is None else _within(at, offset, ranges[at])
+        return found
+
+    async def _start_offsets(
+        self,
+        consumer: AIOKafkaConsumer,
+        ats: Sequence[TopicPartition],
+        ranges: Mapping[TopicPartition, Range],
+    ) -> Mapping[int, int]:
+        """What `start` means for all partitions of a topic just now; nothing where the group has begun it."""
+        for at in ats:
+            if await consumer.committed(at) is not None:
+                return {}
         if self.start == "earliest":
-            return held.first
+            return {at.partition: ranges[at].first for at in ats}
         if self.start == "latest":
-            return held.end
-        since_ms = int((time.time() - seconds(self.start)) * 1000)
-        found = (await consumer.offsets_for_times({at: max(0, since_ms)}))[at]
-        return held.end if found is None else int(found.offset)
+            return {at.partition: ranges[at].end for at in ats}
+        since_ms = max(0, int((time.time() - seconds(self.start)) * 1000))
+        found = await consumer.offsets_for_times(dict.fromkeys(ats, since_ms))
+        return {at.partition: ranges[at].end if found[at] is None else int(found[at].offset) for at in ats}
 
     async def _made_anew(
         self, consumer: AIOKafkaConsumer, partitions: Sequence[Partition]
@@ -152,6 +171,21 @@ class Preparation:
         finally:
             await stop(probe)
         return found
+
+
+def _within(at: TopicPartition, offset: int, held: Range) -> int:
+    """The offset, or the oldest one where Kafka doesn't hold it (any more, or yet)."""
+    if held.first <= offset <= held.end:
+        return offset
+    log.warning(
+        "%s-%d: offset %d is out of range (%d to %d), starting at the earliest",
+        at.topic,
+        at.partition,
+        offset,
+        held.first,
+        held.end,
+    )
+    return held.first
 
 
 async def _record(probe: AIOKafkaConsumer, at: TopicPartition, offset: int) -> Record | None:

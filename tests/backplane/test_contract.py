@@ -74,6 +74,20 @@ async def test_the_fence_is_the_highest_offset_of_any_log(backplane: Backplane) 
     assert await backplane.fence("topic", 1) is None
 
 
+async def test_the_first_start_of_a_topic_is_kept(backplane: Backplane) -> None:
+    assert await backplane.first_start("topic", {0: 7, 1: 2**40}) == {0: 7, 1: 2**40}
+    assert await backplane.first_start("topic", {0: 9}) == {0: 7, 1: 2**40}
+    assert await backplane.first_start("another", {}) == {}
+    assert await backplane.first_start("another", {0: 1}) == {}
+
+
+async def test_a_partition_is_claimed_from_its_first_owner_on(backplane: Backplane) -> None:
+    assert not await backplane.claimed("topic", 0)
+    await backplane.claim("topic", 0, "one")
+    assert await backplane.claimed("topic", 0)
+    assert not await backplane.claimed("topic", 1)
+
+
 async def test_a_fence_that_was_reset_starts_over(backplane: Backplane) -> None:
     await backplane.publish([sourced("1", 5), sourced("2", 6)])
     await backplane.reset_fence("topic", 0)

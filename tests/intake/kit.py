@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 
 from pushsse.backplane.base import Call, Draft, Receipt
@@ -118,6 +118,14 @@ class Kit:
                 while not consumer.partitions_for_topic(name):
                     await consumer._client.force_metadata_update()
                     consumer._client.add_topic(name)
+
+    async def widen(self, partitions: int) -> None:
+        """More partitions for the topic."""
+        await self.admin.create_partitions({self.topic: NewPartitions(partitions)})
+        async with self.consumer() as consumer:
+            consumer.subscribe([self.topic])
+            while len(consumer.partitions_for_topic(self.topic) or ()) < partitions:
+                await consumer._client.force_metadata_update()
 
     async def delete(self) -> None:
         await self.admin.delete_topics([self.topic])

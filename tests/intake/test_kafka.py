@@ -151,6 +151,71 @@ async def test_a_start_at_the_latest_survives_a_restart_before_the_first_record(
     assert await kit.recorder.numbers() == [5]
 
 
+@pytest.mark.parametrize("start", ["latest", "1s"])
+async def test_a_partition_that_appears_later_begins_at_its_beginning(kit: Kit, start: str) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([value(n) for n in range(5)], timestamp_ms=1_000_000)
+    async with kit.running(start=start):
+        await kit.until_committed(5)
+        await kit.widen(3)
+        for partition in (1, 2):
+            # Before any node has noticed it.
+            await kit.produce([value(10 * partition + n) for n in range(5)], partition=partition)
+        await until(lambda: kit.recorder.appended == 10, 40)
+    assert sorted(await kit.recorder.numbers()) == [*range(10, 15), *range(20, 25)]
+
+
+async def test_a_partition_that_appears_while_all_nodes_are_stopped_begins_at_its_beginning(kit: Kit) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([value(n) for n in range(5)])
+    async with kit.running(start="latest"):
+        await kit.until_committed(5)
+    await kit.widen(2)
+    await kit.produce([value(n) for n in range(10, 15)], partition=1)
+    second = Recorder(kit.backplane)
+    async with kit.running(second, start="latest"):
+        await until(lambda: second.appended == 5)
+    assert await kit.recorder.numbers() == list(range(10, 15))
+
+
+async def test_the_first_start_is_one_for_all_nodes_and_partitions(kit: Kit) -> None:
+    await kit.create(kit.topic, partitions=2)
+    await kit.create(kit.dlq)
+    for partition in range(2):
+        await kit.produce([value(n) for n in range(5)], partition=partition)
+    # A node chose where to begin, and died before it had committed anything.
+    await kit.backplane.first_start(kit.topic, {0: 5, 1: 5})
+    for partition in range(2):
+        await kit.produce([value(10 + partition)], partition=partition)
+    async with kit.running(start="latest"):
+        await until(lambda: kit.recorder.appended == 2)
+    assert sorted(await kit.recorder.numbers()) == [10, 11]
+
+
+async def test_offsets_of_a_release_before_count_as_a_first_start(kit: Kit) -> None:
+    await kit.create(kit.topic, partitions=2)
+    await kit.create(kit.dlq)
+    await kit.produce([value(0)], partition=0)
+    await kit.produce([value(1)], partition=1)
+    await kit.rewind(1)
+    async with kit.running(start="latest"):
+        await until(lambda: kit.recorder.appended == 1)
+        await kit.until_committed(1, 1)
+    assert await kit.recorder.numbers() == [1]
+
+
+async def test_a_topic_made_anew_before_anything_was_published_begins_at_its_beginning(kit: Kit) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([value(n) for n in range(5)])
+    async with kit.running(start="latest"):
+        await kit.until_committed(5)
+        await kit.delete()
+        await kit.create(kit.topic)
+        await kit.produce([value(n) for n in range(100, 103)])
+        await until(lambda: kit.recorder.appended == 3, 40)
+    assert await kit.recorder.numbers() == [100, 101, 102]
+
+
 async def test_an_offset_out_of_range_starts_at_the_earliest(
     kit: Kit, caplog: pytest.LogCaptureFixture
 ) -> None:
