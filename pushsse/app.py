@@ -16,6 +16,7 @@ from pushsse.api.problem import HANDLERS
 from pushsse.node import Node
 from pushsse.routes import middleware, routes
 from pushsse.settings import Settings
+from pushsse.workers.worker import SupervisorGone
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ async def _supervised(
                 raise
             # A library let a cancellation of its own out: nobody asked this service to stop.
             log.critical("service %s was cancelled from inside, so this process ends", name, exc_info=True)
+        except SupervisorGone:
+            log.critical("the supervisor of this worker is gone, so this process ends")
         except Exception:
             log.critical("service %s died, so this process ends", name, exc_info=True)
         on_failure()

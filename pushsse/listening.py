@@ -1,6 +1,6 @@
-"""The socket that a node, or a supervisor for its workers, accepts on.
+"""The socket that a node listens on, bound before anything heavy is imported or started.
 
-Called by the command line before anything heavy is imported: a port that can't be had is said at once.
+Called by the command line first of all, so that a port that can't be had is said at once, and by each worker.
 """
 
 import socket
@@ -24,23 +24,29 @@ _LINUX_OPTIONS = (
 
 
 def listening_socket(settings: Settings) -> socket.socket:
-    """The socket to accept on. Raises OSError."""
+    """The socket to accept on, bound. Raises OSError."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if settings.workers > 1:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    for level, option, value in _SOCKET_OPTIONS:
-        listener.setsockopt(level, option, value)
-    for name, value in _LINUX_OPTIONS:
-        if hasattr(socket, name):
-            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    listener.bind((settings.host, settings.port))
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if settings.workers > 1:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for level, option, value in _SOCKET_OPTIONS:
+            listener.setsockopt(level, option, value)
+        for name, value in _LINUX_OPTIONS:
+            if hasattr(socket, name):
+                listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        listener.bind((settings.host, settings.port))
+    except BaseException:
+        listener.close()
+        raise
     return listener
 
 
 def reserved_socket(settings: Settings) -> socket.socket:
-    """Holds the port for the workers, accepting nothing. Raises OSError if somebody listens there."""
+    """The port, held for this process or its workers, accepting nothing. Raises OSError."""
+    if settings.workers == 1:
+        return listening_socket(settings)
     # SO_REUSEPORT alone would share the port with another service of the same user.
     with listening_socket(msgspec.structs.replace(settings, workers=1)) as alone:
         port = alone.getsockname()[1]

@@ -1,5 +1,6 @@
 """Logging set-up: one line an entry, to standard error, with ids and never payloads or tokens."""
 
+import asyncio
 import logging
 
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
@@ -10,8 +11,14 @@ def configure(level: str) -> None:
     logging.basicConfig(level=level.upper(), format=FORMAT, force=True)
     # Its access log has the query string in it, and with it tickets and users.
     logging.getLogger("uvicorn.access").disabled = True
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     # uvicorn's own words at start and stop say less than ours.
     for noisy in ("httpx", "httpcore", "tortoise", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # While Kafka is away it says so several times a second; the intake says it once.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether it isn't the traceback of a request that was cut because the process ends."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))

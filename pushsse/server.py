@@ -5,10 +5,14 @@ drain happens here, before uvicorn is told to exit.
 """
 
 import asyncio
+import contextlib
+import errno
 import logging
+import os
 import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
 from types import FrameType
 from typing import Literal
 
@@ -16,24 +20,34 @@ import uvicorn
 
 from pushsse import memory
 from pushsse.app import create_app
-from pushsse.errors import CloseReason
 from pushsse.hub.drain import FLUSH_S, drain
 from pushsse.node import Node
 from pushsse.settings import Settings
 from pushsse.stream import trial
-from pushsse.stream.frame import random_retry_ms
 from pushsse.stream.handover import HandoverHttp, drop
 from pushsse.workers.worker import Worker
 
 log = logging.getLogger(__name__)
 Http = type[asyncio.Protocol] | Literal["auto", "h11", "httptools"]
 GRACE_S = 5
+# How long a quick end takes at most.
+QUICK_S = 2.0
+_QUICK_FLUSH_S = 0.3
+_FAILED_WINDOW_S = 1.0
 BACKLOG = 4096
-_LAST_WORDS_S = 0.2
+
+
+def stopping_signals() -> list[signal.Signals]:
+    """The signals that end the service: SIGHUP, too, unless who started it had it ignored (nohup)."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([] if ignored else [signal.SIGHUP])]
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that drains its node first. `failed` says that a service died."""
+    """A uvicorn server that drains its node first.
+
+    `failed` says that a service died; `status` is the exit status that a second signal asked for.
+    """
 
     def __init__(self, config: uvicorn.Config, node: Node) -> None:
         super().__init__(config)
@@ -41,67 +55,119 @@ class Server(uvicorn.Server):
         self.failed = False
         self.status = 0
         self.ready: Callable[[], None] | None = None
+        self._signals = 0
         self._leaving: asyncio.Task[None] | None = None
+        self._quick: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._unread: dict[asyncio.Transport, int] = {}
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's, on the loop that `handle_exit` will need."""
         self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
-        if self.started and self.ready is not None:
+        ports = [str(each.getsockname()[1]) for each in sockets or ()]
+        reason = ""
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            await self.lifespan.shutdown()
+        if self.started and not all(map(_is_listening, sockets or ())):
+            # uvloop says nothing where listen(2) fails.
+            reason = os.strerror(errno.EADDRINUSE)
+        if reason:
+            # The port was had, and somebody else has begun to listen on it since then.
+            log.critical("can't listen on port %s: %s", ", ".join(ports), reason)
+            self.failed = self.should_exit = True
+        elif self.started and self.ready is not None:
             self.ready()
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """uvicorn's, and SIGHUP."""
+        with super().capture_signals():
+            if threading.current_thread() is not threading.main_thread() or (
+                signal.SIGHUP not in stopping_signals()
+            ):
+                yield
+                return
+            before = signal.signal(signal.SIGHUP, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGHUP, before)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM, SIGINT, SIGHUP: drains; a second one ends at once. It may interrupt any code."""
+        """SIGTERM, SIGINT or SIGHUP: drains; a second one ends quickly, a third one where it stands.
+
+        May interrupt any code, so it only asks.
+        """
+        self._signals += 1
         if self._loop is None:
             self.should_exit = True
-            return
-        self._loop.call_soon_threadsafe(self.leave, sig)
+        elif self._signals > 2:
+            os._exit(128 + sig)
+        elif self._signals == 2:
+            self._loop.call_soon_threadsafe(self._leave_quickly, 128 + sig)
+        else:
+            self._loop.call_soon_threadsafe(self.leave)
 
     def fail(self) -> None:
         """A service died: everybody is told to go elsewhere, now."""
-        if not self.failed:
-            self.failed = True
-            self._cut()
+        self.failed = True
+        if not self.started:
+            self.should_exit = True
+        elif self._leaving is None:
+            self._leaving = asyncio.create_task(self._drain(0.0, _FAILED_WINDOW_S), name="drain")
 
-    def leave(self, sig: int = signal.SIGTERM) -> None:
-        """Begins to stop; asked a second time, stops at once."""
-        if self._leaving is None:
-            self._leaving = asyncio.create_task(self._drain(), name="drain")
-        elif not self.status:
-            log.info("stopping at once: a second signal")
-            self.status = 128 + sig
-            self._leaving.cancel()
-            self._cut()
-
-    async def _drain(self) -> None:
+    def leave(self) -> None:
+        """Begins to stop; asked a second time, stops without waiting for streams and calls."""
         settings = self.node.settings
-        streams = len(self.node.hub.subscribers)
-        log.info(
-            "stopping: %d streams end within %.1f s",
-            streams,
-            settings.drain_delay_s + settings.drain_window_s,
-        )
+        if not self.started:
+            self.should_exit = True
+        elif self._leaving is None:
+            log.info(
+                "stopping: %d streams end within %.1f s",
+                len(self.node.hub.subscribers),
+                settings.drain_delay_s + settings.drain_window_s,
+            )
+            self._leaving = asyncio.create_task(
+                self._drain(settings.drain_delay_s, settings.drain_window_s), name="drain"
+            )
+        else:
+            self._hurry()
+
+    def _leave_quickly(self, status: int) -> None:
+        """Ends within QUICK_S, in order if that can be done."""
+        self.status = status
+        log.info("stopping at once: a second signal")
+        # A part that can't be closed in time (Kafka that doesn't answer) is left as it is.
+        asyncio.get_running_loop().call_later(QUICK_S, os._exit, status)
+        self._hurry()
+
+    def _hurry(self) -> None:
+        if not self.started:
+            self.should_exit = True
+        elif self._quick is None:
+            if self._leaving is not None:
+                self._leaving.cancel()
+            self._leaving = self._quick = asyncio.create_task(self._end_quickly(), name="quick end")
+
+    async def _drain(self, delay_s: float, window_s: float) -> None:
         self.node.draining = True
-        await asyncio.sleep(settings.drain_delay_s)
+        await asyncio.sleep(delay_s)
         for server in self.servers:
             server.close()
-        await drain(self.node.hub, window_s=settings.drain_window_s)
+        await drain(self.node.hub, window_s=window_s)
         self.should_exit = True
 
-    def _cut(self) -> None:
-        """Ends every stream with its last words now, and every other connection that is still open."""
+    async def _end_quickly(self) -> None:
         self.node.draining = True
         for server in self.servers:
             server.close()
-        for subscriber in list(self.node.hub.subscribers):
-            self.node.hub.end(subscriber, CloseReason.SHUTDOWN, retry_ms=random_retry_ms())
-        # In the next turns of the loop: what was just written may still leave.
-        asyncio.get_running_loop().call_later(_LAST_WORDS_S, self._abort)
+        await drain(self.node.hub, window_s=0.0, flush_s=_QUICK_FLUSH_S)
         self.should_exit = True
-
-    def _abort(self) -> None:
+        # uvicorn may be waiting for connections already.
+        await asyncio.sleep(_QUICK_FLUSH_S)
         for connection in list(self.server_state.connections):
             transport: asyncio.Transport | None = getattr(connection, "transport", None)
             if transport is not None:
@@ -138,6 +204,13 @@ class Server(uvicorn.Server):
             if transport is not None and transport.is_closing():
                 found[transport] = transport.get_write_buffer_size()
         return found
+
+
+def _is_listening(listener: socket.socket) -> bool:
+    try:
+        return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:
+        return False
 
 
 def best_http() -> Http:
@@ -191,8 +264,5 @@ def serve(
 
     server.ready = on_ready
     server.node.worker = worker
-    # A terminal that closes. Where it was started by nohup, the signal stays ignored.
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, server.handle_exit)
     server.run(sockets=[listener])
-    return 1 if server.failed or not server.started else server.status
+    return server.status or (1 if server.failed or not server.started else 0)

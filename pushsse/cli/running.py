@@ -8,7 +8,6 @@ import logging
 import os
 import socket
 import sys
-from pathlib import Path
 
 import click
 
@@ -19,7 +18,7 @@ from pushsse.cli.options import BadSetting
 from pushsse.errors import SettingsError
 from pushsse.settings import Settings, unknown
 from pushsse.workers import supervisor
-from pushsse.workers.worker import Worker
+from pushsse.workers.worker import SupervisorGone, Worker
 
 log = logging.getLogger("pushsse")
 
@@ -50,16 +49,19 @@ def _introduce(settings: Settings, port: int) -> None:
 
 
 @click.command(hidden=True)
-@click.option("--folder", type=click.Path(path_type=Path), required=True)
-@click.option("--index", type=int, required=True)
-def worker(folder: Path, index: int) -> None:
-    """One of the processes of `serve --workers`; started by it."""
-    settings = supervisor.settings_of(folder, index)
-    logs.configure(settings.log_level)
-    with listening.listening_socket(settings) as listener:
-        link = Worker(folder / supervisor.SOCKET, index)
+@click.option("--link", type=int, required=True)
+def worker(link: int) -> None:
+    """One of the processes of `serve --workers`; started by it, with an end of a socket pair."""
+    with socket.socket(fileno=link) as supervised:
+        supervised.set_inheritable(False)
+        one = Worker(supervised)
         try:
-            status = server.serve(server.make_server(settings), listener, ready=link.ready, worker=link)
+            settings = one.settings()
+            logs.configure(settings.log_level)
+            node = server.make_server(settings)
+        except SupervisorGone:
+            sys.exit(1)
         except SettingsError as error:
             raise BadSetting(str(error)) from None
-    sys.exit(status)
+        with listening.listening_socket(settings) as listener:
+            sys.exit(server.serve(node, listener, ready=one.ready, worker=one))

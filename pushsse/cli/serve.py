@@ -33,11 +33,10 @@ def serve(config: Path | None, **options: object) -> None:
 def _reserved(settings: Settings) -> socket.socket:
     """The port, held for this process (and its workers). Raises Failed where somebody else has it."""
     try:
-        if settings.workers == 1:
-            return listening.listening_socket(settings)
         return listening.reserved_socket(settings)
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    except (OSError, UnicodeError) as error:
+        # A name that no resolver would be asked about (too long, an empty label) is a UnicodeError.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "no such host"
         raise Failed(
             f"can't listen on {settings.host} port {settings.port}: {reason}{_advice(error)}"
         ) from None
@@ -45,10 +44,12 @@ def _reserved(settings: Settings) -> socket.socket:
 
 def _advice(error: Exception) -> str:
     """What to do about it, where that is clear."""
-    if not isinstance(error, OSError):
-        return ""
+    if not isinstance(error, OSError) or isinstance(error, socket.gaierror):
+        return "; choose another address with --host"
     if error.errno == errno.EADDRINUSE:
         return "; stop what listens there, or choose another port with --port"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "; no interface of this machine has that address, choose another with --host"
     if error.errno == errno.EACCES:
         return "; ports under 1024 need root or CAP_NET_BIND_SERVICE"
     return ""

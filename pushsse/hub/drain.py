@@ -17,8 +17,8 @@ STEP_S = 0.05
 FLUSH_S = 1.0
 
 
-async def drain(hub: Hub, *, window_s: float) -> None:
-    """Ends all streams within `window_s` seconds."""
+async def drain(hub: Hub, *, window_s: float, flush_s: float = FLUSH_S) -> None:
+    """Ends all streams within `window_s` seconds; last words may take `flush_s` more."""
     loop = asyncio.get_running_loop()
     leaving = list(hub.subscribers)
     ended = tuple(leaving)
@@ -36,13 +36,13 @@ async def drain(hub: Hub, *, window_s: float) -> None:
     late = list(hub.subscribers)
     for subscriber in late:
         hub.end(subscriber, CloseReason.SHUTDOWN, retry_ms=next(retries))
-    await _flush([*ended, *late])
+    await _flush([*ended, *late], flush_s)
 
 
-async def _flush(ended: Sequence[Subscriber]) -> None:
-    """Lets last words leave; whoever hasn't read them after a second is dropped."""
+async def _flush(ended: Sequence[Subscriber], flush_s: float) -> None:
+    """Lets last words leave; whoever hasn't read them by then is dropped."""
     waiting = [subscriber for subscriber in ended if not subscriber.over]
-    deadline = asyncio.get_running_loop().time() + FLUSH_S
+    deadline = asyncio.get_running_loop().time() + flush_s
     while waiting and asyncio.get_running_loop().time() < deadline:
         await asyncio.sleep(STEP_S)
         waiting = [subscriber for subscriber in waiting if not subscriber.over]

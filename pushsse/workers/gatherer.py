@@ -7,15 +7,14 @@ told is kept when it is gone, or doesn't answer; lost is only what it counted af
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 
 from pushsse.workers.gathered import Exposition, Family, Sum
-from pushsse.workers.words import MAX_LINE, Asked, Hello, Ready, Scrape, Told, line, read
+from pushsse.workers.words import Asked, Hello, Ready, Scrape, Scraped, Told, line, read
 
 log = logging.getLogger(__name__)
 ANSWER_S = 1.0
@@ -51,11 +50,15 @@ class Gatherer:
         self._turn = 0
         self._scraping = asyncio.Lock()
 
-    @asynccontextmanager
-    async def listening(self, socket: Path) -> AsyncIterator[None]:
-        """Takes workers' connections, and scrapes, while the context lasts."""
-        async with await asyncio.start_unix_server(self._connected, socket, limit=MAX_LINE):
-            yield
+    async def attend(self, index: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Hears one worker until its link ends."""
+        link = Link(index, writer)
+        with closing(writer):
+            try:
+                async with asyncio.TaskGroup() as scrapes:
+                    await self._hear(link, reader, scrapes)
+            except* (OSError, ValueError, msgspec.DecodeError) as errors:
+                log.warning("the link to worker %d broke: %r", index, errors.exceptions[0])
 
     async def exposition(self) -> bytes:
         """All numbers, in Prometheus' text format."""
@@ -97,31 +100,28 @@ class Gatherer:
             Family("pushsse_worker_restarts", "counter", "Workers that died and were replaced", restarts),
         )
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with closing(writer):
-            try:
-                first = read(await reader.readline())
-                if isinstance(first, Scrape):
-                    writer.write(await self.exposition())
-                    await writer.drain()
-                elif isinstance(first, Hello):
-                    await self._hear(Link(first.index, writer), reader)
-            except (OSError, ValueError, msgspec.DecodeError) as error:
-                log.warning("a connection of the supervisor ended: %r", error)
-
-    async def _hear(self, link: Link, reader: asyncio.StreamReader) -> None:
-        self._links.add(link)
+    async def _hear(self, link: Link, reader: asyncio.StreamReader, scrapes: asyncio.TaskGroup) -> None:
         try:
             while sent := await reader.readline():
                 word = read(sent)
-                if isinstance(word, Told):
+                if isinstance(word, Hello):
+                    self._links.add(link)
+                elif isinstance(word, Told):
                     link.hear(word)
                 elif isinstance(word, Ready):
                     self._serves(link.index)
+                elif isinstance(word, Scrape):
+                    # A task: the answer waits for this worker's own numbers, too.
+                    scrapes.create_task(self._answer(link, word.number), name=f"scrape {link.index}")
         finally:
             self._links.discard(link)
             self._gone.add(link.families, counters_only=True)
             link.answered.set()
+
+    async def _answer(self, link: Link, number: int) -> None:
+        text = (await self.exposition()).decode()
+        link.writer.write(line(Scraped(number, text)))
+        await link.writer.drain()
 
     def _serves(self, index: int) -> None:
         self.served[index] += 1

@@ -1,7 +1,8 @@
 """`pushsse serve --workers N`: starts the workers, replaces one that dies, and adds up their numbers.
 
 Called by the command line. It serves nothing itself: the workers bind the port together (SO_REUSEPORT).
-Deliberate: workers are sessions of their own, so that Ctrl-C reaches them once, through the supervisor.
+Deliberate: workers are sessions of their own, so that Ctrl-C reaches them once, through the supervisor. A
+worker is reached by a socket pair, which needs no folder to write to and no name that could be too long.
 """
 
 import asyncio
@@ -9,75 +10,37 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
-import tempfile
 from asyncio.subprocess import Process
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from pushsse import server
 from pushsse.backoff import Backoff
-from pushsse.errors import SettingsError
 from pushsse.settings import Settings
 from pushsse.workers.gatherer import Gatherer
+from pushsse.workers.words import MAX_LINE, Begin, line
 
 log = logging.getLogger(__name__)
-SOCKET = "supervisor.sock"
-_SETTINGS = "settings.json"
 _FAILED_STARTS = 5
 _LINGER_S = 10.0
 _REFUSED = 2
-# sun_path has 108 bytes on Linux and 104 on the BSDs.
-_LONGEST_SOCKET_PATH = 100
 
 
 def run(settings: Settings, port: int, *, ready: Callable[[], None]) -> int:
-    """Runs the workers until told to stop; the exit status. `ready` is called when all of them serve.
-
-    Raises SettingsError where no folder can hold the workers' socket.
-    """
-    with _folder() as folder:
-        file = os.open(folder / _SETTINGS, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(file, "wb") as out:
-            out.write(msgspec.json.encode(msgspec.structs.replace(settings, port=port)))
-        return asyncio.run(Supervisor(settings, folder, ready=ready).run())
-
-
-@contextlib.contextmanager
-def _folder() -> Iterator[Path]:
-    """A folder of our own for a Unix socket: writable, and its path is short enough for one (unix(7))."""
-    tried = [os.environ.get("TMPDIR", ""), "/tmp", "/dev/shm", "/run", "/var/tmp", "."]
-    for place in filter(None, dict.fromkeys(tried)):
-        if len(os.fsencode(place)) + len("/pushsse-12345678/") + len(SOCKET) > _LONGEST_SOCKET_PATH:
-            continue
-        try:
-            made = tempfile.TemporaryDirectory(prefix="pushsse-", dir=place)
-        except OSError:
-            continue
-        with made as name:
-            yield Path(name)
-        return
-    raise SettingsError(
-        f"PUSHSSE_WORKERS: none of {', '.join(filter(None, tried))} can hold the workers' socket;"
-        " set TMPDIR to a folder that can be written and has a short path"
-    )
-
-
-def settings_of(folder: Path, index: int) -> Settings:
-    """A worker's settings: the supervisor's, and a name of its own."""
-    settings = msgspec.json.decode((folder / _SETTINGS).read_bytes(), type=Settings)
-    return msgspec.structs.replace(settings, node=f"{settings.node}-{index}")
+    """Runs the workers until told to stop; the exit status. `ready` is called when all of them serve."""
+    return asyncio.run(Supervisor(msgspec.structs.replace(settings, port=port), ready=ready).run())
 
 
 class Supervisor:
     """The processes of one service."""
 
-    def __init__(self, settings: Settings, folder: Path, *, ready: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, *, ready: Callable[[], None]) -> None:
         self._settings = settings
-        self._folder = folder
         self._stopping = asyncio.Event()
+        self._hurrying = asyncio.Event()
         self._processes: dict[int, Process] = {}
         self._status = 0
         self._gatherer = Gatherer(workers=settings.workers, ready=ready)
@@ -85,21 +48,22 @@ class Supervisor:
     async def run(self) -> int:
         """Until told to stop, or until a worker can't be started; the exit status."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # Where it was started by nohup, SIGHUP stays ignored.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                loop.add_signal_handler(number, self._told, number)
-        async with self._gatherer.listening(self._folder / SOCKET), asyncio.TaskGroup() as tasks:
+        for number in server.stopping_signals():
+            loop.add_signal_handler(number, self._signalled, number)
+        async with asyncio.TaskGroup() as tasks:
             for index in range(self._settings.workers):
                 tasks.create_task(self._keep(index), name=f"worker {index}")
             await self._stopping.wait()
             await self._end()
         return self._status
 
-    def _told(self, number: int) -> None:
-        """A signal; with a second one the workers end at once."""
-        if self._stopping.is_set() and not self._status:
+    def _signalled(self, number: signal.Signals) -> None:
+        """A first signal: the workers drain. A second: they end at once. A third: they are killed."""
+        if self._hurrying.is_set():
+            self._kill()
+        elif self._stopping.is_set():
             self._status = 128 + number
+            self._hurrying.set()
         self._stop()
 
     def _stop(self) -> None:
@@ -109,17 +73,29 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
 
+    def _kill(self) -> None:
+        for process in self._processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
     async def _end(self) -> None:
         """Waits for the workers to drain; who doesn't end in time is killed."""
         limit_s = self._settings.drain_delay_s + self._settings.drain_window_s + server.GRACE_S + _LINGER_S
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limit_s):
-                while self._processes:
-                    await next(iter(self._processes.values())).wait()
-                    await asyncio.sleep(0)
+        ended = asyncio.create_task(self._ended(), name="workers ended")
+        hurried = asyncio.create_task(self._hurrying.wait(), name="hurried")
+        await asyncio.wait((ended, hurried), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        if self._hurrying.is_set():
+            await asyncio.wait((ended,), timeout=server.QUICK_S + 1.0)
         for process in self._processes.values():
-            log.error("worker process %d didn't end within %.0f s and is killed", process.pid, limit_s)
-            process.kill()
+            log.error("worker process %d didn't end in time and is killed", process.pid)
+        self._kill()
+        await ended
+
+    async def _ended(self) -> None:
+        while self._processes:
+            await next(iter(self._processes.values())).wait()
+            await asyncio.sleep(0)
 
     async def _keep(self, index: int) -> None:
         """Runs one worker, again and again."""
@@ -143,20 +119,36 @@ class Supervisor:
     async def _live(self, index: int) -> tuple[int, bool]:
         """One process from its start to its end: its exit status, and whether it came to serve."""
         served_before = self._gatherer.served[index]
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "pushsse", "worker"),
-            *("--folder", str(self._folder), "--index", str(index)),
-            stdin=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-            env=_environment(os.environ),
-        )
+        process, link = await self._start(index)
         self._processes[index] = process
         log.info("worker %d is process %d", index, process.pid)
-        if self._stopping.is_set():
-            process.terminate()
-        status = await process.wait()
-        del self._processes[index]
+        try:
+            if self._stopping.is_set():
+                process.terminate()
+            status = await process.wait()
+            # It ends with the process; what came last may still have to be read.
+            await asyncio.wait((link,), timeout=1.0)
+        finally:
+            link.cancel()
+            del self._processes[index]
         return status, self._gatherer.served[index] > served_before
+
+    async def _start(self, index: int) -> tuple[Process, "asyncio.Task[None]"]:
+        """Starts a worker, and hears it in a task."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "pushsse", "worker", "--link", str(theirs.fileno())),
+                stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=(theirs.fileno(),),
+                env=_environment(os.environ),
+            )
+        reader, writer = await asyncio.open_unix_connection(sock=ours, limit=MAX_LINE)
+        own = msgspec.structs.replace(self._settings, node=f"{self._settings.node}-{index}")
+        writer.write(line(Begin(own)))
+        hearing = asyncio.create_task(self._gatherer.attend(index, reader, writer), name=f"hear {index}")
+        return process, hearing
 
     def _give_up(self, index: int, status: int) -> None:
         if not self._status:
@@ -166,5 +158,5 @@ class Supervisor:
 
 
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without the settings: those come by file."""
+    """Without the settings: those come over the link."""
     return {name: value for name, value in environment.items() if not name.startswith("PUSHSSE_")}

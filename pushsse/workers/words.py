@@ -1,9 +1,16 @@
-"""What a worker and its supervisor say to each other over their Unix socket: a line of JSON each."""
+"""What a worker and its supervisor say to each other over their socket pair: a line of JSON each."""
 
 import msgspec
 from msgspec import Struct
 
+from pushsse.settings import Settings
 from pushsse.workers.gathered import Family
+
+
+class Begin(Struct, frozen=True, tag="begin"):
+    """The supervisor's first word: the worker's settings."""
+
+    settings: Settings
 
 
 class Asked(Struct, frozen=True, tag="asked"):
@@ -13,9 +20,7 @@ class Asked(Struct, frozen=True, tag="asked"):
 
 
 class Hello(Struct, frozen=True, tag="hello"):
-    """A worker's first word: which one it is."""
-
-    index: int
+    """A worker's first word: from now on it tells its numbers."""
 
 
 class Ready(Struct, frozen=True, tag="ready"):
@@ -30,10 +35,19 @@ class Told(Struct, frozen=True, tag="told"):
 
 
 class Scrape(Struct, frozen=True, tag="scrape"):
-    """Somebody wants the numbers of all; the answer is the text, and the connection's end."""
+    """The worker was asked for the numbers of all; the answer carries the same number."""
+
+    number: int
 
 
-Word = Asked | Hello | Ready | Told | Scrape
+class Scraped(Struct, frozen=True, tag="scraped"):
+    """The numbers of all workers, in Prometheus' text format."""
+
+    number: int
+    text: str
+
+
+Word = Begin | Asked | Hello | Ready | Told | Scrape | Scraped
 MAX_LINE = 16 * 1024 * 1024
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Word] = msgspec.json.Decoder(Word)

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.backplane.redis_server import RedisServer
 from tests.cli.running import LIMIT_S, PROGRAM, Served, environment, process, served, until
 
 SLOW_DRAIN = {"PUSHSSE_DRAIN_DELAY_S": "60", "PUSHSSE_DRAIN_WINDOW_S": "60"}
@@ -161,3 +163,55 @@ def test_a_taken_port_is_said_before_anything_else_is_loaded(tmp_path: Path) -> 
     assert "can't listen on 127.0.0.1 port" in ended.stderr
     for heavy in ("tortoise", "aiokafka", "starlette", "uvicorn", "redis"):
         assert f" {heavy}\n" not in ended.stderr
+
+
+HANGING = """
+import asyncio, sys
+from pushsse.database import Database
+async def hang(*_):
+    print("hangs", file=sys.stderr, flush=True)
+    await asyncio.sleep(60)
+Database.{method} = hang
+from pushsse.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("method", ["__aenter__", "__aexit__"])
+def test_a_second_signal_ends_what_hangs_at_start_or_end(tmp_path: Path, method: str) -> None:
+    hanging = tmp_path / "hanging.py"
+    hanging.write_text(HANGING.format(method=method))
+    program = (sys.executable, str(hanging))
+    with process(tmp_path, "serve", "--port", "0", program=program) as started:
+        err = tmp_path / "err.log"
+        if method == "__aexit__":
+            until(lambda: "publish:" in (tmp_path / "out.log").read_text(), "banner")
+            started.send_signal(signal.SIGTERM)
+        until(lambda: "hangs" in err.read_text(), "hanging part")
+        if method == "__aenter__":
+            started.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            started.wait(0.3)
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(8) == 128 + signal.SIGTERM
+        assert "Traceback" not in err.read_text()
+
+
+def test_a_port_that_is_taken_while_it_waits_is_one_line(tmp_path: Path) -> None:
+    redis = RedisServer(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    with process(tmp_path, "serve", "--port", "0", PUSHSSE_REDIS_URL=redis.url) as waiting:
+        err = tmp_path / "err.log"
+        until(lambda: "waiting for Redis" in err.read_text(), "word")
+        found = re.search(r"listening +http://127\.0\.0\.1:(\d+)", err.read_text())
+        assert found is not None
+        with process(other, "serve", "--port", found[1]):
+            until(lambda: "publish:" in (other / "out.log").read_text(), "banner")
+            redis.start()
+            try:
+                assert waiting.wait(LIMIT_S) == 1
+            finally:
+                redis.close()
+    assert f"can't listen on port {found[1]}: " in err.read_text()
+    assert "Traceback" not in err.read_text()
