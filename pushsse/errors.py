@@ -4,6 +4,7 @@ Everything that pushsse raises on purpose derives from PushsseError, so that a c
 a refused input (InvalidInput), a dependency that is away (Unavailable) and a bug apart.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -50,6 +51,14 @@ class DatabaseUnavailable(Unavailable):
 
 class KafkaUnavailable(Unavailable):
     """Kafka didn't take a record in time."""
+
+
+class EventTooLarge(PushsseError):
+    """Kafka's topic takes no record of an event's size, now or later. HTTP 413."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        super().__init__(f"the events' topic takes no record of this size: event {', '.join(ids)[:200]}")
+        self.ids = tuple(ids)
 
 
 class Overloaded(Unavailable):

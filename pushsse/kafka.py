@@ -13,9 +13,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from pushsse.settings import Settings
 
-# Over the session timeout: joining a group may be answered as late as that.
 REQUEST_TIMEOUT_MS = 12_000
-SESSION_TIMEOUT_MS = 10_000
+SESSION_TIMEOUT_MS = 6_000
 PRODUCE_TIMEOUT_MS = 5_000
 MAX_REQUEST_BYTES = 1024 * 1024
 _STOP_S = 2.0
@@ -47,7 +46,8 @@ class Connection:
             fetch_max_wait_ms=50,
             fetch_max_bytes=4 * 1024 * 1024,
             max_partition_fetch_bytes=1024 * 1024,
-            request_timeout_ms=REQUEST_TIMEOUT_MS,
+            # Over the session timeout: joining a group may be answered as late as that.
+            request_timeout_ms=max(REQUEST_TIMEOUT_MS, self.session_timeout_ms + 2_000),
             # A topic that is made, deleted or widened is noticed within this time.
             metadata_max_age_ms=5_000,
             session_timeout_ms=self.session_timeout_ms,
@@ -90,6 +90,7 @@ def connection(settings: Settings) -> Connection:
         sasl_username=settings.kafka_sasl_username or None,
         sasl_password=settings.kafka_sasl_password or None,
         ssl_cafile=settings.kafka_ssl_cafile or None,
+        session_timeout_ms=round(settings.kafka_session_timeout_s * 1000),
     )
 
 

@@ -26,6 +26,7 @@ class Metrics:
     appended: int = 0
     records: int = 0
     dead_letters: int = 0
+    dead_letters_refused: int = 0
     unknown_members: int = 0
     unfiltered: int = 0
     gaps_filled: int = 0
@@ -83,6 +84,7 @@ _COUNTERS = {
     "appended": "Publications appended to the log",
     "records": "Kafka records read",
     "dead_letters": "Records sent to the dead-letter topic",
+    "dead_letters_refused": "Records that can't be used and that the dead-letter topic takes in no form",
     "unknown_members": "Members of events that were ignored",
     "unfiltered": "Events published without asking the switches, because the database was away",
     "gaps_filled": "Times that missed publications were read from the log",

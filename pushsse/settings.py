@@ -71,9 +71,16 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kafka_topic: Annotated[str, describe("topic of the events")] = "push.events"
     kafka_group: Annotated[str, describe("consumer group of all nodes")] = "pushsse"
     kafka_dlq_topic: Annotated[str, describe("dead-letter topic; default: the topic and .dlq")] = ""
+    kafka_dlq_refused: Annotated[
+        Literal["skip", "hold"],
+        describe("what becomes of a record that the dead-letter topic takes in no form: skip logs its place"),
+    ] = "skip"
     kafka_start: Annotated[
-        str, describe("where to start without a committed offset: latest, earliest, or an age such as 10m")
+        str, describe("where a topic's first start begins: latest, earliest, or an age such as 10m")
     ] = "10m"
+    kafka_session_timeout_s: Annotated[
+        float, describe("seconds after which Kafka gives a dead node's partitions to others", ge=1, le=300)
+    ] = 6.0
     kafka_security_protocol: Annotated[
         Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], describe("how to talk to Kafka")
     ] = "PLAINTEXT"

@@ -17,7 +17,7 @@ from pushsse.intake.decode import PushsseFormat, Record, Refused
 from pushsse.intake.embedded import EmbeddedIntake
 from pushsse.intake.kafka import KafkaIntake
 from pushsse.intake.produce import KafkaProducerIntake
-from pushsse.intake.producer import Outgoing, Producer
+from pushsse.intake.producer import Outgoing, Producer, RecordRefused
 from pushsse.kafka import Connection, connection
 from pushsse.metrics import Metrics
 from pushsse.questions.answerers import faq
@@ -101,6 +101,7 @@ def intakes(
         dispatch=dispatch,
         fences=backplane,
         metrics=metrics,
+        skip_refused=settings.kafka_dlq_refused == "skip",
     )
     return Intakes(KafkaProducerIntake(producer, topic=settings.kafka_topic), (producer,), consumer)
 
@@ -129,10 +130,16 @@ def _kafka_answerer(
     async def send(key: bytes, value: bytes) -> None:
         await questions.send(settings.questions_topic, [Outgoing(key, value)])
 
-    dead_letters = DeadLetters(letters, topic=f"{settings.answers_topic}.dlq")
+    dead_letters = DeadLetters(
+        letters,
+        topic=f"{settings.answers_topic}.dlq",
+        skip_refused=settings.kafka_dlq_refused == "skip",
+        metrics=metrics,
+    )
 
     async def bury(unusable: Sequence[tuple[Record, str]]) -> None:
-        await dead_letters.write([Refused(record, "$", error) for record, error in unusable])
+        if held := await dead_letters.write([Refused(record, "$", error) for record, error in unusable]):
+            raise RecordRefused(f"{dead_letters.topic} takes {len(held)} records in no form")
 
     return KafkaAnswerer(
         send=send,

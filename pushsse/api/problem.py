@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from pushsse import strictjson
-from pushsse.errors import InvalidInput, NotJson, Unavailable
+from pushsse.errors import EventTooLarge, InvalidInput, NotJson, Unavailable
 from pushsse.errors import Problem as Fault
 
 T = TypeVar("T")
@@ -101,6 +101,13 @@ async def on_unavailable(_: Request, error: Exception) -> Response:
     return problem_response(503, "unavailable", detail, headers={"retry-after": "2"})
 
 
+async def on_too_large(_: Request, error: Exception) -> Response:
+    """EventTooLarge: the same request can't work later either, so it isn't a 503."""
+    assert isinstance(error, EventTooLarge)
+    detail = f"{error}; fewer recipients make it smaller, and the other events of the request were accepted"
+    return problem_response(413, "event_too_large", detail)
+
+
 async def on_http_exception(_: Request, error: Exception) -> Response:
     """Starlette's own: no such path, no such method."""
     assert isinstance(error, HTTPException)
@@ -122,6 +129,7 @@ HANDLERS = {
     HttpProblem: on_problem,
     InvalidInput: on_invalid,
     Unavailable: on_unavailable,
+    EventTooLarge: on_too_large,
     HTTPException: on_http_exception,
     ClientDisconnect: on_disconnect,
     Exception: on_bug,

@@ -1,64 +1,120 @@
 """The dead-letter topic: records that can't be used, with their bytes as they were and the reason.
 
-Called by the Kafka intake. At least once: a failure half-way may write a letter twice, never not at all.
+Called by the Kafka intake. At least once: a failure half-way may write a letter twice, never not at all. What
+the topic refuses is written in ever smaller forms, each record by itself, down to its headers alone.
 """
 
+import logging
 from collections.abc import Sequence
 
 from pushsse.intake.decode import Record, Refused
-from pushsse.intake.producer import Outgoing, Producer, RecordTooLarge
+from pushsse.intake.producer import Outgoing, Producer, RecordRefused
+from pushsse.metrics import Metrics
 
+log = logging.getLogger(__name__)
 KEPT_BYTES = 64 * 1024
+SMALL_BYTES = 4 * 1024
 MAX_LETTER_BYTES = 960 * 1024
 _MAX_ERROR_BYTES = 2048
+_SMALL_ERROR_BYTES = 200
 _MAX_HEADER_BYTES = 16 * 1024
 
 
 class DeadLetters:
-    """Writes dead letters to their topic."""
+    """Writes dead letters to their topic.
 
-    def __init__(self, producer: Producer, *, topic: str) -> None:
+    `skip_refused`: a record that the topic takes in no form is logged with its place and passed over; else
+    it holds its partition until the topic takes it.
+    """
+
+    def __init__(
+        self, producer: Producer, *, topic: str, skip_refused: bool = True, metrics: Metrics | None = None
+    ) -> None:
         self.topic = topic
         self._producer = producer
+        self._skip_refused = skip_refused
+        self._metrics = metrics or Metrics()
 
-    async def write(self, letters: Sequence[Refused]) -> None:
-        """Returns when all are acknowledged. Raises KafkaUnavailable."""
+    async def write(self, letters: Sequence[Refused]) -> Sequence[Refused]:
+        """Returns when all are acknowledged, or passed over, but for those that it returns: they are held.
+
+        Raises KafkaUnavailable.
+        """
         try:
             await self._producer.send(self.topic, [letter(refused) for refused in letters])
-        except RecordTooLarge:
-            # The topic takes less than usual: all of this run are cut, since Kafka doesn't say which it was.
-            await self._producer.send(self.topic, [letter(refused, most=KEPT_BYTES) for refused in letters])
+        except RecordRefused:
+            # Kafka doesn't say which one it was.
+            return [refused for refused in letters if not await self._write_alone(refused)]
+        return ()
+
+    async def _write_alone(self, refused: Refused) -> bool:
+        """Writes the largest form that the topic takes; False if it is held. Raises KafkaUnavailable."""
+        reason = RecordRefused()
+        for form in (letter(refused), cut(refused, KEPT_BYTES), cut(refused, SMALL_BYTES), cut(refused, 0)):
+            try:
+                await self._producer.send(self.topic, [form])
+            except RecordRefused as error:
+                reason = error
+            else:
+                return True
+        self._metrics.dead_letters_refused += 1
+        log.error(
+            "%s can't be used, and %s, even without its value: %s. Look at cleanup.policy and"
+            " max.message.bytes of that topic; the record itself is still at its offset",
+            place_of(refused.record),
+            reason,
+            "it is skipped" if self._skip_refused else "its partition waits",
+        )
+        return self._skip_refused
 
 
-def letter(refused: Refused, *, most: int = MAX_LETTER_BYTES) -> Outgoing:
-    """The record as it was, or the first 64 KiB of its value where it has more than `most` bytes in all."""
+def letter(refused: Refused) -> Outgoing:
+    """The record as it was, or the first 64 KiB of its value where it is too large for most topics."""
     record = refused.record
-    own = (
-        ("error", _text(refused.error)),
+    if len(record.key or b"") + len(record.value or b"") + _MAX_HEADER_BYTES > MAX_LETTER_BYTES:
+        return cut(refused, KEPT_BYTES)
+    headers = _headers(record)
+    return Outgoing(
+        _key(record), record.value, (*headers, *_own(refused, cut=len(headers) < len(record.headers)))
+    )
+
+
+def cut(refused: Refused, most: int) -> Outgoing:
+    """The first `most` bytes of a record's value, with our headers alone; 0: no value at all."""
+    record = refused.record
+    value = record.value[:most] if record.value is not None else None
+    key = _key(record)
+    if len(key) > max(most // 4, _SMALL_ERROR_BYTES):
+        key = place_of(record).encode()
+    longest = _MAX_ERROR_BYTES if most > SMALL_BYTES else _SMALL_ERROR_BYTES
+    # An empty value, not none: that would delete in a compacted topic.
+    return Outgoing(key, value, _own(refused, cut=True, error_bytes=longest))
+
+
+def place_of(record: Record) -> str:
+    """Where a record is: TOPIC-PARTITION-OFFSET."""
+    return f"{record.topic}-{record.partition}-{record.offset}"
+
+
+def _key(record: Record) -> bytes:
+    """The record's own; a compacted topic takes no record without one."""
+    return record.key if record.key is not None else place_of(record).encode()
+
+
+def _own(
+    refused: Refused, *, cut: bool, error_bytes: int = _MAX_ERROR_BYTES
+) -> tuple[tuple[str, bytes], ...]:
+    """Our headers. They come last: readers take the last header of a name."""
+    record = refused.record
+    return (
+        ("error", refused.error.encode("utf-8", "backslashreplace")[:error_bytes]),
         ("topic", record.topic.encode()),
         ("partition", str(record.partition).encode()),
         ("offset", str(record.offset).encode()),
+        *((("truncated", b"true"),) if cut else ()),
     )
-    headers = _headers(record)
-    cut = len(headers) < len(record.headers)
-    if len(record.key or b"") + len(record.value or b"") + _MAX_HEADER_BYTES > most:
-        cut = True
-        headers = ()
-        key, value = _first(record.key, KEPT_BYTES // 4), _first(record.value, KEPT_BYTES)
-    else:
-        key, value = record.key, record.value
-    # Ours come last: readers take the last header of a name.
-    return Outgoing(key, value, (*headers, *own, *((("truncated", b"true"),) if cut else ())))
 
 
 def _headers(record: Record) -> tuple[tuple[str, bytes], ...]:
     size = sum(len(name.encode()) + len(value or b"") for name, value in record.headers)
     return tuple(record.headers) if size <= _MAX_HEADER_BYTES else ()
-
-
-def _first(part: bytes | None, most: int) -> bytes | None:
-    return part if part is None else part[:most]
-
-
-def _text(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")[:_MAX_ERROR_BYTES]

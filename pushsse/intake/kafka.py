@@ -47,6 +47,7 @@ class KafkaIntake:
         dispatch: Dispatch,
         fences: Fences,
         metrics: Metrics,
+        skip_refused: bool = True,
     ) -> None:
         self._connection = connection
         self._topic = topic
@@ -55,6 +56,7 @@ class KafkaIntake:
         self._decode = decode
         self._dispatch = dispatch
         self._metrics = metrics
+        self._skip_refused = skip_refused
         self._preparation = Preparation(connection=connection, fences=fences, start=start)
         self._assignment: Assignment | None = None
 
@@ -70,7 +72,9 @@ class KafkaIntake:
         )
         outage = Outage(f"Kafka at {self._connection.bootstrap}", log, Backoff(first_s=0.5, most_s=10.0))
         async with Producer(self._connection) as producer:
-            letters = DeadLetters(producer, topic=self._dlq_topic)
+            letters = DeadLetters(
+                producer, topic=self._dlq_topic, skip_refused=self._skip_refused, metrics=self._metrics
+            )
             while True:
                 try:
                     await self._consume(letters, outage)

@@ -110,14 +110,19 @@ class Onward:
             self._letters.topic,
         )
         while left and partition.live:
+            now, later = left[:_LETTERS_AT_ONCE], left[_LETTERS_AT_ONCE:]
             try:
-                await self._letters.write(left[:_LETTERS_AT_ONCE])
+                held = await self._letters.write(now)
             except KafkaUnavailable as error:
                 await self._assignment.pause(self._dlq_outage.hit(f"{error}; {partition.name} is held up"))
+                continue
+            self._metrics.dead_letters += len(now) - len(held)
+            # What is written isn't written again because of what is held beside it.
+            left = [*held, *later]
+            if held:
+                await self._assignment.pause(self._dlq_outage.hit(f"{partition.name} is held up"))
             else:
                 self._dlq_outage.over()
-                self._metrics.dead_letters += len(left[:_LETTERS_AT_ONCE])
-                left = left[_LETTERS_AT_ONCE:]
         if partition.live:
             partition.done = work.end
             self._assignment.release(partition)

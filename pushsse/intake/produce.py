@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from pushsse.errors import KafkaUnavailable
+from pushsse.errors import EventTooLarge
 from pushsse.event import Event
 from pushsse.intake.base import Submitted
 from pushsse.intake.producer import Outgoing, Producer, RecordTooLarge
@@ -24,11 +24,21 @@ class KafkaProducerIntake:
         self._encoder = msgspec.json.Encoder()
 
     async def accept(self, submitted: Sequence[Submitted]) -> None:
-        """Returns when Kafka has all of them. Raises KafkaUnavailable."""
+        """Returns when Kafka has all. Raises KafkaUnavailable, or EventTooLarge: the others are taken."""
         try:
             await self._producer.send(self._topic, [self._record(each) for each in submitted])
-        except RecordTooLarge as error:
-            raise KafkaUnavailable(str(error)) from error
+        except RecordTooLarge:
+            # Kafka doesn't say which one it was. What it has taken already is known by its id.
+            refused = [each.event_id for each in submitted if not await self._takes(each)]
+            if refused:
+                raise EventTooLarge(refused) from None
+
+    async def _takes(self, submitted: Submitted) -> bool:
+        try:
+            await self._producer.send(self._topic, [self._record(submitted)])
+        except RecordTooLarge:
+            return False
+        return True
 
     def _record(self, submitted: Submitted) -> Outgoing:
         named = msgspec.structs.replace(submitted.event, id=submitted.event_id)

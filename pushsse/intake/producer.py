@@ -10,9 +10,16 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import (
+    CorruptRecordException,
+    KafkaError,
+    MessageSizeTooLargeError,
+    PolicyViolationError,
+    RecordListTooLargeError,
+    UnknownError,
+)
 
-from pushsse.errors import KafkaUnavailable, PushsseError
+from pushsse.errors import KafkaUnavailable
 from pushsse.kafka import Connection, cancellation_is_ours, stop
 
 
@@ -24,8 +31,16 @@ class Outgoing(NamedTuple):
     headers: tuple[tuple[str, bytes], ...] = ()
 
 
-class RecordTooLarge(PushsseError):
-    """Kafka doesn't take a record of this size."""
+class RecordRefused(KafkaUnavailable):
+    """The topic doesn't take one of these records, whenever it is sent: another try needs another record."""
+
+
+class RecordTooLarge(RecordRefused):
+    """The topic doesn't take a record of this size."""
+
+
+# aiokafka has no name for INVALID_RECORD (87: a compacted topic, and no key), which it calls unknown.
+_REFUSALS = (CorruptRecordException, PolicyViolationError, UnknownError)
 
 
 class Producer:
@@ -48,14 +63,18 @@ class Producer:
     async def send(self, topic: str, records: Sequence[Outgoing]) -> None:
         """Sends the records in order; within a key they stay in order.
 
-        Returns when all are acknowledged. Raises KafkaUnavailable after `timeout_s`, RecordTooLarge; any of
-        the records may have been taken then.
+        Returns when all are acknowledged. Raises KafkaUnavailable after `timeout_s`, RecordRefused,
+        RecordTooLarge; any of the records may have been taken then.
         """
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._send(await self._ready(), topic, records)
-        except MessageSizeTooLargeError:
-            raise RecordTooLarge(f"{topic}: a record is larger than Kafka takes") from None
+        except (MessageSizeTooLargeError, RecordListTooLargeError):
+            await self._drop(self._producer)
+            raise RecordTooLarge(f"{topic} takes no record of this size") from None
+        except _REFUSALS as error:
+            await self._drop(self._producer)
+            raise RecordRefused(f"{topic} refuses a record: {error}") from error
         except (KafkaError, TimeoutError) as error:
             # An idempotent producer that has lost a record can't go on: the next try gets a new one.
             await self._drop(self._producer)

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 
 from pushsse.backplane.base import Call, Draft, Receipt
@@ -102,11 +103,15 @@ class Kit:
     def connection(self) -> Connection:
         return Connection(bootstrap=self.bootstrap, session_timeout_ms=6000)
 
-    async def create(self, *topics: str, partitions: int = 1) -> None:
+    async def configure(self, topic: str, config: dict[str, str]) -> None:
+        """Changes the settings of a topic."""
+        await self.admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, config)])
+
+    async def create(self, *topics: str, partitions: int = 1, config: dict[str, str] | None = None) -> None:
         end = time.monotonic() + 20
         while True:
             answer = await self.admin.create_topics(
-                [NewTopic(name, num_partitions=partitions, replication_factor=1) for name in topics]
+                [NewTopic(name, partitions, 1, topic_configs=config) for name in topics]
             )
             if all(error[1] == 0 for error in answer.topic_errors):
                 break
@@ -191,7 +196,9 @@ class Kit:
         finally:
             await consumer.stop()
 
-    def intake(self, recorder: Recorder | None = None, *, start: str = "earliest") -> KafkaIntake:
+    def intake(
+        self, recorder: Recorder | None = None, *, start: str = "earliest", skip_refused: bool = True
+    ) -> KafkaIntake:
         return KafkaIntake(
             self.connection,
             topic=self.topic,
@@ -202,14 +209,15 @@ class Kit:
             dispatch=recorder or self.recorder,
             fences=self.backplane,
             metrics=self.metrics,
+            skip_refused=skip_refused,
         )
 
     @asynccontextmanager
     async def running(
-        self, recorder: Recorder | None = None, *, start: str = "earliest"
+        self, recorder: Recorder | None = None, *, start: str = "earliest", skip_refused: bool = True
     ) -> AsyncIterator[KafkaIntake]:
         """An intake that runs, and is cancelled at the end; that it died before is an error."""
-        intake = self.intake(recorder, start=start)
+        intake = self.intake(recorder, start=start, skip_refused=skip_refused)
         task = asyncio.create_task(intake.run())
         try:
             yield intake

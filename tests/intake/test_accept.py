@@ -9,7 +9,7 @@ import pytest
 from deploy.parts.ports import free_port
 from pushsse import event
 from pushsse.backplane.base import Draft, Receipt
-from pushsse.errors import KafkaUnavailable
+from pushsse.errors import EventTooLarge, KafkaUnavailable
 from pushsse.intake.base import Submitted
 from pushsse.intake.embedded import EmbeddedIntake
 from pushsse.intake.produce import KafkaProducerIntake
@@ -99,3 +99,15 @@ async def test_an_id_that_nobody_gave_is_not_remembered() -> None:
     unnamed = Submitted(own, "made", submitted("made").publication)
     assert await intake.accept([submitted("mine"), unnamed]) == 3
     assert seen == ["alarm|mine", ""]
+
+
+async def test_an_event_that_the_topic_never_takes_is_told_and_the_others_are_taken(kit: Kit) -> None:
+    await kit.create(kit.topic, config={"max.message.bytes": "2000"})
+    async with Producer(kit.connection) as producer:
+        intake = KafkaProducerIntake(producer, topic=kit.topic)
+        many = {"users": [f"user-{n}" for n in range(1000)]}
+        with pytest.raises(EventTooLarge) as refused:
+            await intake.accept([submitted("a"), submitted("big", to=many), submitted("c")])
+        records = await kit.read_all(kit.topic)
+    assert refused.value.ids == ("big",)
+    assert {json.loads(record.value or b"")["id"] for record in records} == {"a", "c"}

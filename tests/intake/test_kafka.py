@@ -116,6 +116,54 @@ async def test_a_dead_letter_topic_that_cant_be_written_holds_up_its_partition_a
     assert [letter.value for letter in await kit.read_all(kit.dlq)] == [b"poison"]
 
 
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        ({"max.message.bytes": "100000"}, 64 * 1024),
+        ({"max.message.bytes": "9000"}, 4 * 1024),
+        ({"max.message.bytes": "2000"}, 0),
+        ({"cleanup.policy": "compact"}, 300_001),
+    ],
+)
+async def test_a_dead_letter_is_cut_until_its_topic_takes_it(
+    kit: Kit, config: dict[str, str], kept: int
+) -> None:
+    await kit.create(kit.topic)
+    await kit.create(kit.dlq, config=config)
+    await kit.produce([value(0), b"{" + b"x" * 300_000, value(2), b"{small", value(4)])
+    async with kit.running():
+        await kit.until_committed(5)
+    assert kit.recorder.offsets() == [0, 2, 4]
+    # At least once: the small one may have been taken together with the large one, which was refused.
+    letters = {dict(letter.headers)["offset"]: letter for letter in await kit.read_all(kit.dlq)}
+    assert sorted(letters) == [b"1", b"3"]
+    assert kit.metrics.dead_letters == 2
+    assert len(letters[b"1"].value or b"") == kept
+    assert letters[b"3"].value == b"{small"
+    assert letters[b"1"].key == f"{kit.topic}-0-1".encode()
+
+
+@pytest.mark.parametrize("skip_refused", [True, False])
+async def test_a_record_that_the_dead_letter_topic_takes_in_no_form_is_skipped_or_held(
+    kit: Kit, skip_refused: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    await kit.create(kit.topic)
+    await kit.create(kit.dlq, config={"max.message.bytes": "60"})
+    await kit.produce([value(0), b"{", value(2)])
+    async with kit.running(skip_refused=skip_refused) as intake:
+        if skip_refused:
+            await kit.until_committed(3)
+        else:
+            await until(lambda: kit.metrics.dead_letters_refused > 1)
+            assert intake.held == 1
+            assert await kit.committed() == 1
+            await kit.configure(kit.dlq, {"max.message.bytes": "100000"})
+            await kit.until_committed(3)
+            assert [letter.value for letter in await kit.read_all(kit.dlq)] == [b"{"]
+    assert kit.recorder.offsets() == [0, 2]
+    assert f"{kit.topic}-0-1 can't be used" in caplog.text
+
+
 async def test_offsets_set_back_are_fenced(kit: Kit) -> None:
     await kit.create(kit.topic, kit.dlq)
     await kit.produce([value(n) for n in range(1500)])
