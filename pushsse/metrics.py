@@ -78,7 +78,7 @@ class _Once:
 _COUNTERS = {
     "deliveries": "Events written to streams",
     "suppressed": "Events held back from a person by a switch",
-    "expired": "Events dropped because they were too old",
+    "expired": "Events dropped as expired: once at the log, at each node, and for each replay or poll",
     "fenced": "Publications skipped because the log had them already",
     "repeated": "Recipients left out because their producer repeated the id (a broadcast counts as one)",
     "appended": "Publications appended to the log",

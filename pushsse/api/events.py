@@ -132,7 +132,7 @@ class EventsEndpoint:
 
     async def _read(self, opening: Opening, types: frozenset[str] | None, limit: int) -> Events:
         reading = Reading(opening.person, opening.held, opening.start, types)
-        told: list[Told] = []
+        told: list[tuple[int, Told]] = []
         gap = opening.resume is Resume.GAP
         more = True
         while more and len(told) < limit:
@@ -145,10 +145,13 @@ class EventsEndpoint:
                 if self.replay.advance(reading, entry):
                     publication = entry.publication
                     data = msgspec.Raw(publication.body[_DATA:-1])
-                    told.append(Told(publication.name, data, str(reading.position)))
+                    found = Told(publication.name, data, str(reading.position))
+                    told.append((publication.expires_ms, found))
                     if len(told) == limit:
                         break
-        return Events(tuple(told), str(reading.position), gap, more)
+        # Pages were read in between: what was found first may have expired meanwhile.
+        fresh = tuple(each for expires_ms, each in told if not self.replay.expired(expires_ms))
+        return Events(fresh, str(reading.position), gap, more)
 
     def _submitted(self, given: Event | Line) -> Submitted:
         taken = given if isinstance(given, Event) else event.from_json(strictjson.loads(given))

@@ -24,10 +24,13 @@ class Delivery:
     def deliver(self, hearings: Iterable[Hearing]) -> None:
         """Takes what the backplane let the node hear, in order, and writes it to the live subscribers."""
         batch = Batch(self._hub.broadcast.mark)
+        # Here, since nothing is awaited from now until the write: what was heard may have waited for long, in
+        # the log while Redis was away, or in this process while it was stopped.
+        now_ms = self._hub.backplane.now_ms()
         for hearing in hearings:
             if isinstance(hearing, Heard):
                 for entry in hearing.entries:
-                    self._hear(entry, batch)
+                    self._hear(entry, batch, now_ms)
             elif isinstance(hearing, HeardLive):
                 if (shard := self._hub.shards.get(hearing.log)) is not None:
                     self._keep(batch, shard, hearing.publication, shard.log.mark)
@@ -37,14 +40,19 @@ class Delivery:
                 batch = Batch(self._hub.broadcast.mark)
         self._write(batch)
 
-    def _hear(self, entry: Entry, batch: Batch) -> None:
+    def _hear(self, entry: Entry, batch: Batch, now_ms: int) -> None:
+        """Whatever was heard counts in its log; what has expired goes no further."""
+        expired = 0 < entry.publication.expires_ms <= now_ms
         if entry.log == BROADCAST:
             self._hub.broadcast.append(entry)
-            batch.add_broadcast(entry.publication, self._hub.broadcast.mark)
+            if not expired:
+                batch.add_broadcast(entry.publication, self._hub.broadcast.mark)
         elif (shard := self._hub.shards.get(entry.log)) is not None:
             before = shard.log.mark
             shard.log.append(entry)
-            self._keep(batch, shard, entry.publication, before)
+            if not expired:
+                self._keep(batch, shard, entry.publication, before)
+        self._hub.metrics.expired += expired
 
     def _keep(self, batch: Batch, shard: Shard, publication: Publication, before: Mark) -> None:
         batch.add(shard.log.name, publication, shard.log.mark, before=before)

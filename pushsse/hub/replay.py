@@ -85,6 +85,10 @@ class Replay:
         heard = {BROADCAST: hub.broadcast.mark.number, log.name: log.mark.number}
         return [entry for entry in page.entries if entry.number <= heard[entry.log]]
 
+    def expired(self, expires_ms: int) -> bool:
+        """Whether what was found may no longer be written; asked again where something was awaited since."""
+        return 0 < expires_ms <= self._backplane.now_ms()
+
     def advance(self, reader: Reader, entry: Entry) -> bool:
         """Moves a reader past an entry; whether the entry is for it."""
         assert reader.position is not None
@@ -99,7 +103,7 @@ class Replay:
             return False
         if publication.change is not None:
             reader.held = frozenset(publication.change.after)
-        if publication.expires_ms and publication.expires_ms <= self._backplane.now_ms():
+        if self.expired(publication.expires_ms):
             self._hub.metrics.expired += 1
             return False
         if publication.switchable and (publication.name in reader.held or publication.name in person.off):

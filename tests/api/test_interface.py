@@ -4,12 +4,13 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import jwt
 import pytest
 
-from tests.serving import Running, eventually, serving
+from tests.serving import LIMIT_S, Running, eventually, serving
 
 pytestmark = pytest.mark.anyio
 SECRET = "a secret of thirty-two bytes and more"
@@ -108,6 +109,27 @@ async def test_one_id_for_many_people_reaches_each_and_a_repeat_is_told(node: Ru
         (await node.http.post("/v1/events", json=EVENT | {"id": "order-1"})).json() for _ in range(2)
     ]
     assert [told["repeated"] for told in everybody] == [0, 1]
+
+
+async def test_an_event_expires_in_polls_and_replays(node: Running) -> None:
+    async with node.stream("ann") as stream:
+        start = (await stream.next()).id
+        began = datetime.now(UTC) - timedelta(seconds=59.3)
+        await node.publish("news", "brief", ts=began.isoformat(), ttl_s=60)
+        await node.publish("news", "lasting")
+        assert await stream.messages(2) == ["brief", "lasting"]
+
+    async def polled() -> list[object]:
+        reply = await node.http.get(f"/v1/events?user=ann&after={start}")
+        return [each["data"]["message"] for each in reply.json()["events"]]
+
+    assert await polled() == ["brief", "lasting"]
+    async with asyncio.timeout(LIMIT_S):
+        while await polled() != ["lasting"]:
+            await asyncio.sleep(0.02)
+    async with node.stream("ann", Last_Event_ID=start) as stream:
+        assert (await stream.ready())["resume"] == "complete"
+        assert await stream.messages(1) == ["lasting"]
 
 
 async def test_any_other_body_with_a_type_is_a_text_message(node: Running) -> None:

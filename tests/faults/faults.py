@@ -4,7 +4,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 
-from tests.faults import client_faults, database_faults, edges, kafka_faults, node_faults, redis_faults
+from tests.faults import (
+    client_faults,
+    database_faults,
+    edges,
+    expiry_faults,
+    kafka_faults,
+    node_faults,
+    redis_faults,
+)
 from tests.faults.world import World
 
 Fault = Callable[[World], Awaitable[None]]
@@ -37,5 +45,6 @@ FAULTS: Mapping[int, Fault] = MappingProxyType(
         15: client_faults.dropped,
         16: node_faults.clock,
         17: node_faults.side_by_side,
+        18: expiry_faults.late,
     }
 )

@@ -109,18 +109,18 @@ def _peak(clients: Iterable[Client], since: float) -> int:
 async def clock(world: World) -> None:
     """The clock of one node is five minutes off, ahead and behind."""
     for make, word in ((ClockNode, "ahead"), (SlowClockNode, "behind")):
-        await _exchange(world, 2, make)
+        await exchange(world, 2, make)
         async with world.row(16, f"clock of one node 5 minutes {word}; events worth 4 minutes") as row:
             await _shaken(world, row, 2)
-    await _exchange(world, 2, world.cluster.make)
+    await exchange(world, 2, world.cluster.make)
 
 
 async def side_by_side(world: World) -> None:
     """A node and its next version on one Redis."""
-    await _exchange(world, 1, NextNode)
+    await exchange(world, 1, NextNode)
     async with world.row(17, "a node and its next version side by side on one Redis") as row:
         await _shaken(world, row, 1)
-    await _exchange(world, 1, world.cluster.make)
+    await exchange(world, 1, world.cluster.make)
 
 
 async def _shaken(world: World, row: Row, number: int) -> None:
@@ -135,7 +135,7 @@ async def _shaken(world: World, row: Row, number: int) -> None:
     row.check("appended by it", appended, appended > 100)
 
 
-async def _exchange(world: World, number: int, make: Callable[..., Node]) -> None:
+async def exchange(world: World, number: int, make: Callable[..., Node]) -> None:
     """Puts another kind of node in a node's place; its clients come back."""
     world.cluster.stack.node(number).kill()
     node = world.cluster.replace(number, make)

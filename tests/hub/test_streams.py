@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import time
 
 import pytest
 
@@ -104,6 +105,50 @@ async def test_a_person_with_a_narrow_and_a_wide_stream_gets_nothing_twice() -> 
         assert narrow.data() == [str(n) for n in range(1, 10, 2)]
         assert unnamed.data() == wide.data()
         assert {name for name, _, _ in unnamed.frames} == {"ready", ""}
+
+
+async def test_what_expires_while_the_node_stands_still_is_written_nowhere() -> None:
+    async with world() as w:
+        w.switched["p1"] = Switches(1, frozenset({"other"}), False, None, False)
+        live = await w.open("p1")
+        start = live.frames[0][2]
+        streams = [
+            live,
+            await w.open("p1", types=frozenset({"news"})),
+            await w.open("p1", named=False),
+            await w.open("p2"),
+        ]
+        slow = await w.open("p1")
+        slow.pause_after = 1
+        await w.publish("news", "kept 1")
+        await w.settled()
+        await w.publish("news", "late 1", "p1", "p2", ttl_ms=50)
+        await w.publish("news", "late 2", ttl_ms=50)
+        await w.publish("news", "kept 2", "p1", "p2", ttl_ms=60_000)
+        # Nothing is delivered meanwhile, as in a process that was stopped.
+        time.sleep(0.1)  # noqa: ASYNC251
+        await w.publish("news", "late 3", ttl_ms=1)
+        time.sleep(0.01)  # noqa: ASYNC251
+        await w.settled()
+        for stream in streams:
+            assert stream.data() == ['"kept 1"', '"kept 2"']
+        shards = {log_of(user, SHARDS) for user in ("p1", "p2")}
+        # Once for the node, however many streams it has.
+        assert w.hub.metrics.expired == len(shards) + 2
+        assert slow.subscriber is not None
+        assert w.hub.place(slow.subscriber.person).broadcast.number == 3
+        slow.resume()
+        again = await w.open("p1", start)
+        await w.settled()
+        for stream in (slow, again):
+            assert stream.data() == ['"kept 1"', '"kept 2"']
+            assert stream.subscriber is not None
+            assert stream.subscriber.live
+        for _, data, place in live.frames[-1:]:
+            assert data == '"kept 2"'
+            after = await w.open("p1", place)
+            await w.settled()
+            assert after.data() == []
 
 
 async def test_a_lost_log_is_told_as_a_gap_and_streams_go_on_in_the_new_epoch() -> None:

@@ -89,9 +89,10 @@ class World:
         self.sinks.append(sink)
         return sink
 
-    async def publish(self, name: str, data: object, *users: str) -> None:
-        """One publication, to all or to some."""
-        made = encode(name, data, users=users or None, switchable=True)
+    async def publish(self, name: str, data: object, *users: str, ttl_ms: int = 0) -> None:
+        """One publication, to all or to some; it expires in so many milliseconds, or never."""
+        expires_ms = self.backplane.now_ms() + ttl_ms if ttl_ms else 0
+        made = encode(name, data, users=users or None, switchable=True, expires_ms=expires_ms)
         await self.backplane.publish(calls(made, users))
 
     async def switch(self, user: str, version: int, before: set[str], after: set[str]) -> None:
