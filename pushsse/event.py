@@ -24,10 +24,33 @@ _RESERVED = (
 RESERVED_TYPES = frozenset(_RESERVED.split())
 ALL: Literal["all"] = "all"
 
-# \Z, not $: the latter also matches before a line end.
-TypeName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
-UserName = Annotated[str, Meta(pattern=r"^[^\s\x00-\x1f\x7f-\x9f]{1,128}\Z")]
-EventId = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,128}\Z")]
+# \Z, not $: the latter also matches before a line end. Errors say the description and the example.
+TypeName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9_.-]{1,64}\Z",
+        description="an event type: 1–64 letters (a–z, A–Z), digits, dots, hyphens and underscores",
+        examples=["order.paid"],
+    ),
+]
+UserName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[^\s\x00-\x1f\x7f-\x9f]{1,128}\Z",
+        description="a person's name: 1–128 characters without white space and control characters",
+        examples=["ann"],
+    ),
+]
+EventId = Annotated[
+    str,
+    Meta(
+        pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,128}\Z",
+        description="an id: 1–128 characters without line ends and control characters",
+        examples=["order-981-paid"],
+    ),
+]
+_FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+_LEAP_SECOND = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:)60(?:\.\d+)?(Z|[+-]\d\d:?\d\d)", re.IGNORECASE)
 _USER = re.compile(r"[^\s\x00-\x1f\x7f-\x9f]{1,128}")
 
 
@@ -110,7 +133,10 @@ def decode(body: bytes, *, ignore_unknown: bool = False) -> Event:
 
 def from_json(loaded: object) -> Event:
     """Reads one event out of decoded JSON. Raises InvalidInput."""
-    event = strictjson.convert(loaded, Event)
+    try:
+        event = strictjson.convert(loaded, Event)
+    except InvalidInput:
+        event = _in_leap_second(loaded)
     if event.type in RESERVED_TYPES or event.type.startswith("pushsse."):
         raise InvalidInput(Problem("$.type", f"{event.type!r} is a name that pushsse itself uses"))
     return event
@@ -120,20 +146,50 @@ def publication(event: Event, *, event_id: str, at: datetime, max_age_s: int) ->
     """Encodes an event once, for every node and stream.
 
     `at` is the record's time, used where the event has no `ts`; without `ttl_s` it expires `max_age_s`
-    after its time. Raises InvalidInput where the frame would be over 48 KiB.
+    after its time, also where that is in the future. Raises InvalidInput where the frame would be over 48 KiB
+    or the time isn't one from 1970 to 9999 (in UTC).
     """
-    try:
-        ts = (event.ts or at).astimezone(UTC)
-    except OverflowError:
-        raise InvalidInput(Problem("$.ts", f"isn't a date that can be used, got {event.ts}")) from None
+    ts = _in_range(event.ts or at)
     ttl_s = event.ttl_s or max_age_s
     return encode(
         event.type,
         _Delivered(event_id, event.type, event.message, event.desc, ts),
         users=event.users,
         switchable=True,
-        expires_ms=int((ts.timestamp() + ttl_s) * 1000),
+        expires_ms=_milliseconds(ts) + ttl_s * 1000,
     )
+
+
+def _in_range(ts: datetime) -> datetime:
+    """A time in UTC, in which it must lie between 1970 and 9999."""
+    try:
+        utc = ts.astimezone(UTC)
+        if utc >= _FIRST_TIME:
+            return utc
+    except OverflowError:
+        pass
+    detail = f"must lie between 1970-01-01T00:00:00Z and 9999-12-31T23:59:59Z, got {ts.isoformat()}"
+    raise InvalidInput(Problem("$.ts", detail))
+
+
+def _milliseconds(ts: datetime) -> int:
+    """Since 1970, exact: a float isn't in every year."""
+    since = ts - _FIRST_TIME
+    return since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000
+
+
+def _in_leap_second(loaded: object) -> Event:
+    """Reads what `datetime` refuses for its time alone: a leap second is the end of the second before it.
+
+    As RFC 3339 (5.6) allows one: 23:59:60 in UTC. Raises InvalidInput.
+    """
+    ts = loaded.get("ts") if isinstance(loaded, dict) else None
+    found = _LEAP_SECOND.fullmatch(ts) if isinstance(ts, str) else None
+    if found is not None and isinstance(loaded, dict):
+        event = strictjson.convert(loaded | {"ts": f"{found[1]}59.999999{found[2]}"}, Event)
+        if event.ts and _in_range(event.ts).timetuple()[3:6] == (23, 59, 59):
+            return event
+    return strictjson.convert(loaded, Event)
 
 
 def encode(

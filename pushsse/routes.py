@@ -35,6 +35,7 @@ def routes(node: Node) -> Sequence[BaseRoute]:
         replay=node.inside.replay,
         max_age_s=settings.event_max_age_s,
         admits=node.catalogue.admits,
+        now_ms=node.backplane.now_ms,
     )
     preferences = PreferencesEndpoint(identifier, node.preferences, node.store)
     reply = Reply(node.questions, node.watch, lambda: node.draining, settings.heartbeat_s)

@@ -6,9 +6,11 @@ only what it refuses is read again by the standard library, to say why it was re
 
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
+import msgspec.inspect
 
 from pushsse.errors import InvalidInput, NotJson, Problem
 
@@ -39,7 +41,7 @@ def convert(value: object, to: type[T]) -> T:
     except msgspec.ValidationError as error:
         text, _, at = str(error).partition(" - at `")
         at = at.rstrip("`") or "$"
-        raise InvalidInput(Problem(*_named(value, at, text))) from None
+        raise InvalidInput(Problem(*_named(value, at, _in_words(text, to)))) from None
 
 
 def shown(value: object) -> str:
@@ -57,6 +59,39 @@ def _named(value: object, at: str, text: str) -> tuple[str, str]:
         found = _at(value, at)
         return member, f"isn't known here, got {shown(found.get(name) if isinstance(found, dict) else found)}"
     return at, f"{text[:1].lower()}{text[1:]}, got {shown(_at(value, at))}"
+
+
+def _in_words(text: str, to: Any) -> str:
+    """What msgspec says, without regular expressions: the description and the example of whatever has it."""
+    # By how it begins: a member's name, which the sender chose, may stand in it.
+    if text.startswith("Expected `str` matching regex"):
+        return next((words for pattern, words in _patterns(to) if repr(pattern) in text), text)
+    if text.startswith(("Expected `datetime`", "Invalid RFC3339")):
+        return "isn't a time with a zone, such as 2026-11-23T08:00:00Z (RFC 3339)"
+    return text
+
+
+@lru_cache(maxsize=64)
+def _patterns(to: Any) -> tuple[tuple[str, str], ...]:
+    """The patterns within a type, the longest first, and what they allow."""
+    found: dict[str, str] = {}
+    waiting: list[Any] = [msgspec.inspect.type_info(to)]
+    seen: set[int] = set()
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, msgspec.inspect.Metadata):
+            schema = each.extra_json_schema or {}
+            pattern = getattr(each.type, "pattern", None)
+            if pattern is not None and "description" in schema:
+                examples = schema.get("examples", ())
+                such = f", such as {shown(examples[0])}" if examples else ""
+                found[pattern] = f"isn't {schema['description']}{such}"
+        if isinstance(each, list | tuple):
+            waiting += each
+        elif isinstance(each, msgspec.inspect.Type | msgspec.inspect.Field) and id(each) not in seen:
+            seen.add(id(each))
+            waiting += [getattr(each, name) for name in each.__struct_fields__]
+    return tuple(sorted(found.items(), key=lambda item: -len(item[0])))
 
 
 def _at(value: object, path: str) -> object:

@@ -32,8 +32,28 @@ _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 class QuestionRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """A question. A further one of the same conversation names it."""
 
-    text: Annotated[str, Meta(min_length=1, max_length=4_000, pattern=r"\S")]
-    conversation: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}\Z")] | None = None
+    text: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=4_000,
+            pattern=r"\S",
+            description="a question: 1–4,000 characters, and not all of them blanks",
+            examples=["How do I get a refund?"],
+        ),
+    ]
+    conversation: (
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^[A-Za-z0-9._-]{1,64}\Z",
+                description="a conversation's name: 1–64 letters (a–z, A–Z), digits, dots, hyphens and "
+                "underscores",
+                examples=["order-981"],
+            ),
+        ]
+        | None
+    ) = None
     context: Annotated[dict[str, Any], Meta(description="for the answerer, at most 16 KiB")] | None = None
 
 
@@ -139,9 +159,8 @@ def _asking(asked: QuestionRequest) -> Asking:
 def _key(request: Request) -> str | None:
     key = request.headers.get("idempotency-key")
     if key is not None and not _KEY.fullmatch(key):
-        raise InvalidInput(
-            Problem("Idempotency-Key", f"isn't 1–128 printable ASCII characters, got {shown(key)}")
-        )
+        detail = f"isn't 1–128 printable ASCII characters without blanks, such as 7f3c-41, got {shown(key)}"
+        raise InvalidInput(Problem("Idempotency-Key", detail))
     return key
 
 

@@ -132,6 +132,42 @@ async def test_an_event_expires_in_polls_and_replays(node: Running) -> None:
         assert await stream.messages(1) == ["lasting"]
 
 
+async def test_a_time_at_an_edge_is_the_same_live_in_a_replay_and_by_poll(node: Running) -> None:
+    async with node.stream("ann") as stream:
+        start = (await stream.next()).id
+        for ts in ("9999-12-31T23:59:59Z", "2038-01-19T03:14:08Z", "1970-01-01T00:00:00Z"):
+            await node.publish("news", ts, ts=ts)
+        for ts in ("1969-12-31T23:59:59Z", "0001-01-01T00:00:00Z"):
+            reply = await node.http.post("/v1/events", json=EVENT | {"ts": ts})
+            assert reply.status_code == 422
+        await node.publish("news", "last")
+        wanted = ["9999-12-31T23:59:59Z", "2038-01-19T03:14:08Z", "last"]
+        assert await stream.messages(3) == wanted
+    async with node.stream("ann", Last_Event_ID=start) as stream:
+        assert await stream.messages(3) == wanted
+    reply = await node.http.get(f"/v1/events?user=ann&after={start}")
+    assert [each["data"]["message"] for each in reply.json()["events"]] == wanted
+
+
+WORDS = [
+    ("/v1/events", EVENT | {"type": "a b"}, "order.paid"),
+    ("/v1/events", EVENT | {"id": "a\n"}, "order-981-paid"),
+    ("/v1/events", EVENT | {"to": {"users": ["a", "b c"]}}, "ann"),
+    ("/v1/questions", {"text": "   "}, "refund"),
+    ("/v1/questions", {"text": "a", "conversation": "a b"}, "order-981"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "example"), WORDS)
+async def test_what_is_allowed_is_said_in_words_with_an_example(
+    node: Running, path: str, body: object, example: str
+) -> None:
+    reply = await node.http.post(f"{path}?user=ann", json=body)
+    assert reply.status_code == 422
+    assert example in reply.json()["detail"]
+    assert "regex" not in reply.text
+
+
 async def test_any_other_body_with_a_type_is_a_text_message(node: Running) -> None:
     async with node.stream("ann") as stream:
         await stream.ready()

@@ -87,3 +87,23 @@ def test_refusals_are_problems() -> None:
         for status, response in operation["responses"].items():
             if status.startswith("4"):
                 assert list(response["content"]) == ["application/problem+json"]
+
+
+def _patterns(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        if "pattern" in node:
+            yield node
+        for inner in node.values():
+            yield from _patterns(inner)
+    elif isinstance(node, list):
+        for inner in node:
+            yield from _patterns(inner)
+
+
+def test_every_pattern_of_a_body_says_in_words_what_it_allows() -> None:
+    """Errors say these words, not the pattern."""
+    found = list(_patterns(document()["components"]))
+    assert found
+    for schema in found:
+        assert schema.get("description"), schema
+        assert schema.get("examples"), schema

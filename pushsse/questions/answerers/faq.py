@@ -27,7 +27,14 @@ _MAX_FILE_BYTES = 4 * 1024 * 1024
 _SENTENCE = re.compile(r".+?(?:[.!?](?=\s)|[。！？]|\Z)\s*", re.DOTALL)
 T = TypeVar("T")
 Line = Annotated[str, Meta(min_length=1, max_length=500)]
-Language = Annotated[str, Meta(pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*\Z")]
+Language = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*\Z",
+        description="a language tag (BCP 47)",
+        examples=["zh-CN"],
+    ),
+]
 
 
 class Wording(Struct, frozen=True, forbid_unknown_fields=True):
