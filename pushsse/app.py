@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from pushsse.api.lasting import Application
 from pushsse.api.problem import HANDLERS
+from pushsse.errors import SettingsError
 from pushsse.node import Node
 from pushsse.routes import middleware, routes
 from pushsse.settings import Settings
@@ -63,6 +64,8 @@ async def _supervised(
             log.critical("service %s was cancelled from inside, so this process ends", name, exc_info=True)
         except SupervisorGone:
             log.critical("the supervisor of this worker is gone, so this process ends")
+        except SettingsError as error:
+            log.critical("%s; this process ends", error)
         except Exception:
             log.critical("service %s died, so this process ends", name, exc_info=True)
         on_failure()

@@ -7,9 +7,12 @@ since aiokafka would go to another offset without a word, and a topic made anew 
 import asyncio
 import logging
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
 
 from pushsse.settings import Settings
 
@@ -74,6 +77,25 @@ class Connection:
             sasl_plain_username=self.sasl_username,
             sasl_plain_password=self.sasl_password,
         )
+
+    @asynccontextmanager
+    async def admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
+        """A client for questions about groups and topics. Raises KafkaError."""
+        client = AIOKafkaAdminClient(
+            bootstrap_servers=self.bootstrap,
+            client_id="pushsse",
+            request_timeout_ms=PRODUCE_TIMEOUT_MS,
+            security_protocol=self.security_protocol,
+            ssl_context=self._ssl_context(),
+            sasl_mechanism=self.sasl_mechanism,
+            sasl_plain_username=self.sasl_username,
+            sasl_plain_password=self.sasl_password,
+        )
+        try:
+            await client.start()
+            yield client
+        finally:
+            await client.close()
 
     def _ssl_context(self) -> ssl.SSLContext | None:
         if "SSL" not in self.security_protocol.split("_"):

@@ -10,6 +10,7 @@ import secrets
 import socket
 import tomllib
 from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
@@ -137,6 +138,14 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def development(self) -> bool:
         """Whether `?user=` says who is asking."""
         return self.auth == "none" or not self.jwt_secret
+
+    @property
+    def group(self) -> str:
+        """The consumer group; one of its own for a node without Redis, whose records reach nobody else."""
+        if self.redis_url or self.kafka_group != FIELDS["kafka_group"].default:
+            return self.kafka_group
+        place = f"{socket.gethostname()} {self.database_url} {Path.cwd()} {self.port}"
+        return f"{self.kafka_group}-{sha256(place.encode()).hexdigest()[:8]}"
 
     @property
     def dlq_topic(self) -> str:

@@ -94,7 +94,7 @@ def intakes(
     consumer = KafkaIntake(
         reached,
         topic=settings.kafka_topic,
-        group=settings.kafka_group,
+        group=settings.group,
         dlq_topic=settings.dlq_topic,
         start=settings.kafka_start,
         decode=PushsseFormat(metrics=metrics, max_age_s=settings.event_max_age_s, admits=admits),
@@ -143,7 +143,7 @@ def _kafka_answerer(
 
     return KafkaAnswerer(
         send=send,
-        consumer=lambda: reached.consumer(f"{settings.kafka_group}.answers"),
+        consumer=lambda: reached.consumer(f"{settings.group}.answers"),
         topic=settings.answers_topic,
         letters=bury,
         metrics=metrics,

@@ -214,6 +214,13 @@ class Backplane(Protocol):
         """Makes `owner` the only one whose sources of a partition are taken. Raises BackplaneUnavailable."""
         ...
 
+    async def identity(self, suggested: str) -> str:
+        """The word by which this backplane is known. Raises BackplaneUnavailable.
+
+        `suggested` becomes it where it has none; "" only asks, and returns "" then.
+        """
+        ...
+
     async def claimed(self, topic: str, partition: int) -> bool:
         """Whether anybody has ever claimed a partition. Raises BackplaneUnavailable."""
         ...

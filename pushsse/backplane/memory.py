@@ -212,6 +212,10 @@ class MemoryBackplane:
         """Makes `owner` the only one whose sources of this partition are taken."""
         self._taken.claim(topic, partition, owner)
 
+    async def identity(self, suggested: str) -> str:
+        """The word by which this backplane is known, `suggested` where it has none."""
+        return self._taken.known_as(suggested)
+
     async def claimed(self, topic: str, partition: int) -> bool:
         """Whether anybody has ever claimed a partition."""
         return self._taken.is_claimed(topic, partition)

@@ -189,6 +189,13 @@ class RedisBackplane:
         """Makes `owner` the only one whose sources of a partition are taken. Raises BackplaneUnavailable."""
         await self._publisher.call("HSET", f"{self._names}owner", f"{topic}/{partition}", owner)
 
+    async def identity(self, suggested: str) -> str:
+        """The word by which this Redis and prefix are known. Raises BackplaneUnavailable."""
+        key = f"{self._names}identity"
+        commands: list[tuple[str, ...]] = [("SET", key, suggested, "NX")] if suggested else []
+        found = (await self._publisher.pipeline([*commands, ("GET", key)]))[-1]
+        return cast(bytes, found).decode() if found else ""
+
     async def claimed(self, topic: str, partition: int) -> bool:
         """Whether anybody has ever claimed a partition. Raises BackplaneUnavailable."""
         return bool(await self._publisher.call("HEXISTS", f"{self._names}owner", f"{topic}/{partition}"))

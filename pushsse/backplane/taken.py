@@ -17,17 +17,23 @@ _NOTHING = (-1, 0)
 class Taken:
     """Fences by log, topic and partition; owners by topic and partition; names, oldest first."""
 
-    __slots__ = ("_fences", "_names", "_owners", "_starts")
+    __slots__ = ("_fences", "_identity", "_names", "_owners", "_starts")
 
     def __init__(self) -> None:
         self._fences: dict[tuple[str, str, int], tuple[int, int]] = {}
         self._owners: dict[tuple[str, int], str] = {}
+        self._identity = ""
         self._starts: dict[str, Mapping[int, int]] = {}
         self._names: dict[bytes, int] = {}
 
     def claim(self, topic: str, partition: int, owner: str) -> None:
         """Makes `owner` the only one of a partition."""
         self._owners[topic, partition] = owner
+
+    def known_as(self, suggested: str) -> str:
+        """The word by which the backplane is known."""
+        self._identity = self._identity or suggested
+        return self._identity
 
     def is_claimed(self, topic: str, partition: int) -> bool:
         """Whether a partition was ever claimed."""

@@ -17,6 +17,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from pushsse.backoff import Backoff
 from pushsse.intake.outage import Outage
 from pushsse.intake.partition import Partition
+from pushsse.intake.same_backplane import SameBackplane
 from pushsse.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -28,12 +29,13 @@ _COMMIT_TIMEOUT_S = 3.0
 class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
     """What this consumer may read. `idle` is set while no batch is in hand, `ended` when it is gone."""
 
-    def __init__(self, consumer: AIOKafkaConsumer, metrics: Metrics) -> None:
+    def __init__(self, consumer: AIOKafkaConsumer, same: SameBackplane, metrics: Metrics) -> None:
         self.partitions: dict[TopicPartition, Partition] = {}
         self.idle = asyncio.Event()
         self.idle.set()
         self.ended = asyncio.Event()
         self._consumer = consumer
+        self._same = same
         self._metrics = metrics
         self._commit_at = 0.0
         self._outage = Outage("committing offsets", log, Backoff(first_s=0.5))
@@ -116,7 +118,7 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
             return
         try:
             async with asyncio.timeout(_COMMIT_TIMEOUT_S):
-                await self._consumer.commit(due)
+                await self._consumer.commit(self._same.marked(due))
         except (CommitFailedError, IllegalStateError) as error:
             log.info("offsets not committed, the partitions are somebody else's by now: %s", error)
             return

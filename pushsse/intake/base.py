@@ -44,6 +44,13 @@ class Fences(Protocol):
         """Makes `owner` the only one whose sources of this partition are taken."""
         ...
 
+    async def identity(self, suggested: str) -> str:
+        """The word by which this backplane is known.
+
+        `suggested` becomes it where it has none; "" only asks, and returns "" then.
+        """
+        ...
+
     async def claimed(self, topic: str, partition: int) -> bool:
         """Whether anybody has ever claimed this partition."""
         ...

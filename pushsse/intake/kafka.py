@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
 from pushsse.backoff import Backoff
-from pushsse.errors import SettingsError
+from pushsse.errors import SettingsError, Unavailable
 from pushsse.intake.assignment import Assignment
 from pushsse.intake.base import Dispatch, Fences
 from pushsse.intake.consumption import Consumption
@@ -21,6 +21,7 @@ from pushsse.intake.onward import Onward
 from pushsse.intake.outage import Outage
 from pushsse.intake.partition import Preparation
 from pushsse.intake.producer import Producer
+from pushsse.intake.same_backplane import SameBackplane
 from pushsse.intake.watch import Watch
 from pushsse.kafka import Connection, cancellation_is_ours, stop
 from pushsse.metrics import Metrics
@@ -57,13 +58,15 @@ class KafkaIntake:
         self._dispatch = dispatch
         self._metrics = metrics
         self._skip_refused = skip_refused
-        self._preparation = Preparation(connection=connection, fences=fences, start=start)
+        self._same = SameBackplane(connection, fences, topic, group)
+        self._preparation = Preparation(connection=connection, fences=fences, start=start, same=self._same)
         self._assignment: Assignment | None = None
 
     async def run(self) -> NoReturn:
         """For ever; a Kafka that is away, or a topic that isn't there, is waited for.
 
-        Raises SettingsError where the topic is its own dead-letter topic. Cancellation leaves the group.
+        Raises SettingsError where the topic is its own dead-letter topic, or the group another backplane's.
+        Cancellation leaves the group.
         """
         if self._dlq_topic == self._topic:
             raise SettingsError(f"PUSHSSE_KAFKA_DLQ_TOPIC: {self._topic!r} is the topic of the events itself")
@@ -78,7 +81,7 @@ class KafkaIntake:
             while True:
                 try:
                     await self._consume(letters, outage)
-                except KafkaError as error:
+                except (KafkaError, Unavailable, TimeoutError) as error:
                     await asyncio.sleep(outage.hit(error))
                 except asyncio.CancelledError:
                     if cancellation_is_ours():
@@ -89,7 +92,7 @@ class KafkaIntake:
     async def _consume(self, letters: DeadLetters, outage: Outage) -> None:
         """One consumer's life."""
         consumer = self._connection.consumer(self._group)
-        assignment = Assignment(consumer, self._metrics)
+        assignment = Assignment(consumer, self._same, self._metrics)
         consumption = Consumption(
             consumer,
             topic=self._topic,
@@ -97,7 +100,7 @@ class KafkaIntake:
             preparation=self._preparation,
             assignment=assignment,
             onward=Onward(assignment, dispatch=self._dispatch, letters=letters, metrics=self._metrics),
-            watch=Watch(consumer, assignment, topic=self._topic, group=self._group, metrics=self._metrics),
+            watch=Watch(consumer, assignment, self._same, metrics=self._metrics),
             metrics=self._metrics,
             kafka=outage,
         )
@@ -105,6 +108,7 @@ class KafkaIntake:
         try:
             await consumer.start()
             await self._topic_is_there(consumer)
+            await self._same.check()
             await consumption.run()
         finally:
             # aiokafka revokes nothing when it stops.

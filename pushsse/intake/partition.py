@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaTimeoutError
 
 from pushsse.intake.base import Fences
 from pushsse.intake.decode import Record
+from pushsse.intake.same_backplane import SameBackplane
 from pushsse.kafka import Connection, stop
 from pushsse.settings import seconds
 
@@ -56,6 +57,7 @@ class Preparation:
     connection: Connection
     fences: Fences
     start: str
+    same: SameBackplane
 
     async def prepare(self, consumer: AIOKafkaConsumer, partitions: Sequence[Partition]) -> None:
         """Makes partitions ready to be read, and points the consumer at their first record.
@@ -75,7 +77,7 @@ class Preparation:
             for at, offset in offsets.items()
         }
         # A commit proves that the group still counts us in: only then may another owner's claim be undone.
-        await consumer.commit(wanted)
+        await consumer.commit(self.same.marked(wanted))
         for partition in partitions:
             await self.fences.claim(partition.at.topic, partition.at.partition, partition.owner)
         anew = await self._made_anew(consumer, partitions)

@@ -10,7 +10,9 @@ import time
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from pushsse.errors import Unavailable
 from pushsse.intake.assignment import Assignment
+from pushsse.intake.same_backplane import SameBackplane
 from pushsse.metrics import Metrics
 
 LOOK_S = 2.0
@@ -22,13 +24,14 @@ class Watch:
     """`stuck` says why the consumer should be replaced; empty while all is well."""
 
     def __init__(
-        self, consumer: AIOKafkaConsumer, assignment: Assignment, *, topic: str, group: str, metrics: Metrics
+        self, consumer: AIOKafkaConsumer, assignment: Assignment, same: SameBackplane, *, metrics: Metrics
     ) -> None:
         self.stuck = ""
         self._consumer = consumer
         self._assignment = assignment
-        self._topic = topic
-        self._group = group
+        self._same = same
+        self._topic = same.topic
+        self._group = same.group
         self._metrics = metrics
         self._polled: dict[TopicPartition, tuple[int | None, float]] = {}
         self._spare_since = time.monotonic()
@@ -41,9 +44,10 @@ class Watch:
             self._look_at_polls()
             try:
                 async with asyncio.timeout(LOOK_S * 2):
+                    await self._same.keep()
                     await self._measure_lag()
                     await self._look_whether_spare()
-            except (KafkaError, TimeoutError):
+            except (KafkaError, Unavailable, TimeoutError):
                 # Kafka is away: the polls stand still as well, and that is noticed above.
                 continue
 

@@ -74,6 +74,13 @@ async def test_the_fence_is_the_highest_offset_of_any_log(backplane: Backplane) 
     assert await backplane.fence("topic", 1) is None
 
 
+async def test_a_backplane_keeps_the_first_word_that_it_is_known_by(backplane: Backplane) -> None:
+    assert await backplane.identity("") == ""
+    assert await backplane.identity("one") == "one"
+    assert await backplane.identity("two") == "one"
+    assert await backplane.identity("") == "one"
+
+
 async def test_the_first_start_of_a_topic_is_kept(backplane: Backplane) -> None:
     assert await backplane.first_start("topic", {0: 7, 1: 2**40}) == {0: 7, 1: 2**40}
     assert await backplane.first_start("topic", {0: 9}) == {0: 7, 1: 2**40}

@@ -5,6 +5,7 @@ import time
 import pytest
 
 from deploy.parts.ports import free_port
+from pushsse.errors import SettingsError
 from pushsse.intake import onward
 from pushsse.intake.onward import RECHECK_AFTER_S
 from pushsse.kafka import Connection
@@ -262,6 +263,71 @@ async def test_a_topic_made_anew_before_anything_was_published_begins_at_its_beg
         await kit.produce([value(n) for n in range(100, 103)])
         await until(lambda: kit.recorder.appended == 3, 40)
     assert await kit.recorder.numbers() == [100, 101, 102]
+
+
+def fresh(kit: Kit) -> Kit:
+    """The same group and topic, at another backplane, which knows nothing."""
+    return Kit(kit.bootstrap, kit.admin, kit.topic, kit.group)
+
+
+async def test_a_node_at_another_backplane_does_not_join_the_group(kit: Kit) -> None:
+    await kit.create(kit.topic, partitions=2)
+    await kit.create(kit.dlq)
+    other = fresh(kit)
+    for found in (kit, other):
+        await found.backplane.identity(f"at {id(found)}")
+    async with kit.running():
+        await kit.produce([value(0)])
+        await kit.until_committed(1)
+        with pytest.raises(SettingsError, match="PUSHSSE_KAFKA_GROUP"):
+            await asyncio.wait_for(other.intake().run(), 20)
+        await kit.produce([value(1)], partition=0)
+        await kit.produce([value(2)], partition=1)
+        await until(lambda: kit.recorder.appended == 3)
+    assert not other.recorder.calls
+
+
+async def test_a_node_at_an_empty_backplane_does_not_join_a_group_that_others_work_for(kit: Kit) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    other = fresh(kit)
+    async with kit.running():
+        await kit.produce([value(0)])
+        await kit.until_committed(1)
+        with pytest.raises(SettingsError, match="PUSHSSE_KAFKA_GROUP"):
+            await asyncio.wait_for(other.intake().run(), 40)
+    assert not other.recorder.calls
+
+
+async def test_a_backplane_that_was_emptied_goes_on_with_the_groups_offsets(kit: Kit) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([value(0)])
+    async with kit.running():
+        await kit.until_committed(1)
+    emptied = fresh(kit)
+    await kit.produce([value(1)])
+    async with emptied.running():
+        await emptied.until_committed(2)
+    assert await emptied.recorder.numbers() == [1]
+    assert await emptied.backplane.identity("") == await kit.backplane.identity("")
+
+
+async def test_running_nodes_put_the_identity_back_that_redis_has_lost(kit: Kit) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([value(0)])
+    second = Recorder(kit.backplane)
+    async with kit.running():
+        await kit.until_committed(1)
+        known = await kit.backplane.identity("")
+        kit.backplane._taken._identity = ""
+        async with kit.running(second):
+
+            async def put_back() -> bool:
+                return await kit.backplane.identity("") == known
+
+            end = time.monotonic() + 20
+            while not await put_back():
+                assert time.monotonic() < end
+                await asyncio.sleep(0.05)
 
 
 async def test_an_offset_out_of_range_starts_at_the_earliest(
