@@ -15,7 +15,7 @@ ARGS ?=
 COVERAGE = $(if $(ARGS),,--cov=pushsse --cov-branch --cov-report=term:skip-covered --cov-fail-under=90)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format stack faults bench lock clean
+.PHONY: help run test lowest newest check format stack faults bench lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -25,6 +25,12 @@ run: $(STAMP) ## serve on http://127.0.0.1:8000 with nothing else installed; ARG
 
 test: $(DEV_STAMP) ## all tests with coverage; ARGS="tests/cli -k listen" narrows
 	$(PYTHON) -m pytest $(COVERAGE) $(ARGS)
+
+lowest: ## the tests with the oldest versions that pyproject.toml allows; needs uv; ARGS as for test
+	$(call resolved,lowest-direct,$(VENV)-lowest)
+
+newest: ## the tests with the newest versions that pyproject.toml allows; needs uv; ARGS as for test
+	$(call resolved,highest,$(VENV)-newest)
 
 check: $(DEV_STAMP) ## format, lint, types, imports
 	$(VENV)/bin/ruff format --check .
@@ -51,7 +57,7 @@ lock: ## pins the newest versions that pyproject.toml allows; needs uv
 	@! grep -nE '://|--(extra-)?index-url|--find-links' $(LOCK) $(DEV_LOCK)
 
 clean: ## removes the venv, caches and what was built
-	rm -rf $(VENV) .parts .stack dist build htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest .parts .stack dist build htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The second time this is instant. The locks hold binary packages for Python 3.11 to 3.13, with their hashes.
@@ -81,4 +87,12 @@ else set -e; \
   $(PIP) install -q --no-deps --no-build-isolation -e .; \
   $(PIP) check; \
 fi
+endef
+
+# resolved RESOLUTION VENV: runs the tests in an environment of its own, whose versions pyproject.toml alone decides.
+define resolved
+	uv venv -q --allow-existing --python '>=3.11,<3.14' $(2)
+	uv pip install -q --python $(2) --resolution $(1) --upgrade --group build --group dev -e .
+	uv pip check -q --python $(2)
+	$(2)/bin/python -m pytest $(ARGS)
 endef

@@ -20,6 +20,7 @@ import uvicorn
 
 from pushsse import memory
 from pushsse.app import create_app
+from pushsse.files import OpenFiles
 from pushsse.hub.drain import FLUSH_S, drain
 from pushsse.node import Node
 from pushsse.settings import Settings
@@ -60,10 +61,12 @@ class Server(uvicorn.Server):
         self._quick: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._unread: dict[asyncio.Transport, int] = {}
+        self._files = OpenFiles(lambda: len(node.hub.subscribers))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's, on the loop that `handle_exit` will need."""
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(self._files.hear)
         ports = [str(each.getsockname()[1]) for each in sockets or ()]
         reason = ""
         try:
@@ -179,7 +182,8 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn's, ten times a second. Drops who reads nothing of an answer's rest for the send timeout.
+        """uvicorn's, ten times a second. Looks whether there are files left for connections, and drops who
+        reads nothing of an answer's rest for the send timeout.
 
         A stream that isn't handed over can't be aborted, only ended; a slow reader would hold it until TCP
         gives up.
@@ -190,6 +194,8 @@ class Server(uvicorn.Server):
                 if 0 < left == self._unread.get(transport):
                     drop(transport)
             self._unread = unread
+        if counter % 10 == 0:
+            self._files.check()
         return await super().on_tick(counter)
 
     def _drop_unread(self) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -215,3 +216,25 @@ def test_a_port_that_is_taken_while_it_waits_is_one_line(tmp_path: Path) -> None
                 redis.close()
     assert f"can't listen on port {found[1]}: " in err.read_text()
     assert "Traceback" not in err.read_text()
+
+
+WITHOUT_UVLOOP = "import sys; sys.modules['uvloop'] = None; from pushsse.cli import main; main()"
+
+
+@pytest.mark.parametrize("options", [("-m", "pushsse"), ("-c", WITHOUT_UVLOOP)], ids=["uvloop", "asyncio"])
+def test_out_of_open_files_is_said_once_with_what_to_do(tmp_path: Path, options: tuple[str, str]) -> None:
+    program = ("bash", "-c", f'ulimit -n 48; exec "$0" {options[0]} "{options[1]}" "$@"', sys.executable)
+    with ExitStack() as stack:
+        node = stack.enter_context(served(tmp_path, program=program))
+        port = int(node.url.rpartition(":")[2])
+        for _ in range(60):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        until(lambda: "out of open files" in node.logged, "word")
+        # asyncio tries again each second.
+        with pytest.raises(subprocess.TimeoutExpired):
+            node.process.wait(2.5)
+        assert node.logged.count("out of open files") == 1
+        assert "ulimit -n" in node.logged
+        assert "may have 48" in node.logged
+        assert "Traceback" not in node.logged
+    assert node.process.returncode == 0
