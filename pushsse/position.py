@@ -8,7 +8,7 @@ import re
 from typing import NamedTuple
 
 MAX_LENGTH = 64
-_POSITION = re.compile(r"([a-z0-9]{4,12})-(\d{1,15})\.([a-z0-9]{4,12})-(\d{1,15})")
+_POSITION = re.compile(r"([a-z0-9]{4,12})-([0-9]{1,15})\.([a-z0-9]{4,12})-([0-9]{1,15})")
 
 
 class Mark(NamedTuple):

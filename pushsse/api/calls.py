@@ -46,7 +46,7 @@ _AGE = {"type": "string", "pattern": r"^\d+(\.\d+)?(ms|s|m|h|d)?$", "examples": 
 _TYPES = Parameter(
     "types",
     "query",
-    "these event types only, comma-separated",
+    "these event types only, comma-separated; blank: all",
     {"type": "string", "examples": ["news,alarm"]},
 )
 _SINCE = Parameter("since", "query", "begin in the past", _AGE)
@@ -64,7 +64,12 @@ CALLS = (
         scope=STREAM,
         parameters=(
             Parameter("Last-Event-ID", "header", "resume after this id", _POSITION),
-            Parameter("last_event_id", "query", "the same, where a header can't go", _POSITION),
+            Parameter(
+                "last_event_id",
+                "query",
+                "the same, where a header can't go; `lastEventId` and `evs_last_event_id` are taken, too",
+                _POSITION,
+            ),
             _SINCE,
             _TYPES,
             Parameter(

@@ -125,9 +125,10 @@ class EventsEndpoint:
         parameters = query.parameters(request)
         limit = query.number(parameters, "limit", default=100, most=1000)
         types = query.types(parameters)
-        since_s = query.age(parameters, "since")
-        given = parameters.get("after")
-        wish = after(given) if given is not None else From(since_s=since_s)
+        given = query.places(request, parameters)
+        if "after" in parameters:
+            given.append(parameters["after"])
+        wish = after(given) if given else From(since_s=query.age(parameters, "since"))
         async with self.resumer.opening(who.user, wish) as opening:
             return json_response(await self._read(opening, types, limit))
 

@@ -5,7 +5,7 @@ browser's EventSource gives up for good on any other status.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -82,17 +82,16 @@ def asked(request: Request, who: Identity) -> tuple[From, StreamOptions]:
         types=query.types(parameters),
         expires_at=who.expires_at,
     )
-    # EventSource sends the header by itself, and an old address in its URL for ever: the header wins.
-    given = request.headers.get("last-event-id") or parameters.get("last_event_id")
-    if given:
-        return after(given), options
-    return From(since_s=query.age(parameters, "since")), options
+    given = query.places(request, parameters)
+    return after(given) if given else From(since_s=query.age(parameters, "since")), options
 
 
-def after(given: str) -> From:
-    """Where a client asks to go on from, by a position that it was given."""
-    found = position.parse(given)
-    return From(position=found, unreadable=found is None)
+def after(given: Sequence[str]) -> From:
+    """Where a client goes on from: the last of these that is a position. None is: a gap, and never `new`."""
+    for text in reversed(given):
+        if (found := position.parse(text)) is not None:
+            return From(position=found)
+    return From(unreadable=True)
 
 
 def busy_response() -> Response:
