@@ -49,6 +49,14 @@ class DatabaseUnavailable(Unavailable):
     """The database didn't answer in time."""
 
 
+class DatabaseConflict(DatabaseUnavailable):
+    """Two transactions were in each other's way; the same again will do."""
+
+
+class StatementFailed(DatabaseUnavailable):
+    """A statement is wrong, which is a bug; it is logged. A service goes on without it. HTTP 500."""
+
+
 class KafkaUnavailable(Unavailable):
     """Kafka didn't take a record in time."""
 

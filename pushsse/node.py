@@ -136,4 +136,5 @@ class Node:
         )
         gauge("hearings_waiting", "What was heard and not delivered", lambda: self.inside.feed.waiting)
         gauge("backplane_available", "Whether the backplane answers", lambda: self.backplane.available)
+        gauge("database_failures", "Statements that failed so far", lambda: self.database.failures)
         gauge("database_available", "Whether the database answers", lambda: self.database.available)

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from pushsse import strictjson
-from pushsse.errors import EventTooLarge, InvalidInput, NotJson, Unavailable
+from pushsse.errors import EventTooLarge, InvalidInput, NotJson, StatementFailed, Unavailable
 from pushsse.errors import Problem as Fault
 
 T = TypeVar("T")
@@ -129,6 +129,7 @@ HANDLERS = {
     HttpProblem: on_problem,
     InvalidInput: on_invalid,
     Unavailable: on_unavailable,
+    StatementFailed: on_bug,
     EventTooLarge: on_too_large,
     HTTPException: on_http_exception,
     ClientDisconnect: on_disconnect,

@@ -33,6 +33,11 @@ async def _keep(_connection: object) -> None:
     """Nothing to put back: no session leaves settings behind, and asyncpg's reset is a round trip."""
 
 
+async def _prepare(connection: Any) -> None:
+    """A statement by itself is a transaction, too; see `_postgres_transaction`."""
+    await connection.execute("SET default_transaction_isolation TO 'read committed'")
+
+
 def configuration(url: str, *, pool_size: int = 8, timeout_s: float = 1.5) -> dict[str, Any]:
     """Tortoise's configuration for a URL. Raises SettingsError."""
     try:
@@ -62,7 +67,7 @@ def _postgres(given: dict[str, Any], *, pool_size: int, timeout_s: float) -> dic
         raise SettingsError(f"PUSHSSE_DATABASE_URL: unknown parameter {min(unknown)!r}")
     # No connection until the first query: a node starts while its database is away.
     defaults = {"minsize": 0, "maxsize": pool_size, "timeout": timeout_s, "application_name": APP}
-    return defaults | given | {"reset": _keep}
+    return defaults | given | {"reset": _keep, "init": _prepare}
 
 
 # For Tortoise's command line: `tortoise -c pushsse.database.TORTOISE makemigrations`.

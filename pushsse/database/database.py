@@ -6,6 +6,8 @@ context, which is entered for the length of a block.
 """
 
 import asyncio
+import logging
+import random
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
@@ -20,10 +22,11 @@ from tortoise.migrations.executor import MigrationExecutor
 
 from pushsse.database.breaker import Breaker
 from pushsse.database.configuration import configuration
-from pushsse.database.outage import AWAY, MAYBE_AWAY, says_away
+from pushsse.database.outage import AWAY, ERRORS, OPENING, Verdict, verdict
 from pushsse.database.session import Session, SqliteConnection, Statement, Value
-from pushsse.errors import DatabaseUnavailable
+from pushsse.errors import DatabaseConflict, DatabaseUnavailable, StatementFailed
 
+log = logging.getLogger(__name__)
 Row = TypeVar("Row")
 
 # "pushsse" and a digit in ASCII, so that no other user of the same PostgreSQL server takes this lock.
@@ -31,6 +34,7 @@ _MIGRATION_LOCK = 0x7075736873736531
 _MIGRATE_S = 120.0
 _RELEASE_S = 0.3
 _CLOSE_S = 2.0
+_TRIES = 4
 _ONE = Statement("SELECT 1")
 
 
@@ -44,6 +48,7 @@ class Database:
         self._context = TortoiseContext()
         self._client: Any = None
         self._sqlite = False
+        self.failures = 0
 
     async def open(self) -> None:
         """Opens SQLite's file; PostgreSQL is called by the first query. Raises DatabaseUnavailable."""
@@ -58,7 +63,7 @@ class Database:
             if self._sqlite:
                 await asyncio.to_thread(_try_file, self._client.filename)
             await self._client.create_connection(with_db=True)
-        except AWAY as error:
+        except OPENING as error:
             raise DatabaseUnavailable(f"the database can't be opened: {error}") from error
 
     async def close(self) -> None:
@@ -85,6 +90,14 @@ class Database:
 
     async def rows(self, make: Callable[..., Row], statement: Statement, *values: Value) -> list[Row]:
         """Runs one statement by itself, in autocommit. Raises DatabaseUnavailable."""
+        for _ in range(_TRIES - 1):
+            try:
+                return await self._rows(make, statement, *values)
+            except DatabaseConflict:
+                await asyncio.sleep(random.uniform(0.005, 0.05))
+        return await self._rows(make, statement, *values)
+
+    async def _rows(self, make: Callable[..., Row], statement: Statement, *values: Value) -> list[Row]:
         async with self._guard(self._timeout_s), self._connected() as raw:
             return await Session(raw, sqlite=self._sqlite).rows(make, statement, *values)
 
@@ -137,17 +150,33 @@ class Database:
         try:
             async with asyncio.timeout(timeout_s):
                 yield
-        except MAYBE_AWAY as error:
-            if not says_away(error):
+        except ERRORS as error:
+            found = verdict(error)
+            if found is None:
                 raise
-            if self._breaker.failure(began):
-                await self._renew()
-            reason = str(error) or f"no answer within {timeout_s} s"
-            raise DatabaseUnavailable(f"the database is away: {reason}") from error
+            raise await self._failure(error, found, began, timeout_s) from error
         else:
             self._breaker.success()
         finally:
             self._breaker.undecided(began)
+
+    async def _failure(
+        self, error: Exception, found: Verdict, began: float, timeout_s: float
+    ) -> DatabaseUnavailable:
+        """What callers are told of an error: each can go on, whatever a single statement came to."""
+        self.failures += 1
+        reason = f"{found.value}: {str(error) or f'no answer within {timeout_s} s'}"
+        if found is Verdict.AWAY:
+            if self._breaker.failure(began):
+                await self._renew()
+            return DatabaseUnavailable(reason)
+        # It answers: the next caller needn't be refused.
+        if found is Verdict.CONFLICT:
+            return DatabaseConflict(reason)
+        if found is Verdict.WRONG:
+            log.error("%s", reason, exc_info=error)
+            return StatementFailed(reason)
+        return DatabaseUnavailable(reason)
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[Any]:
@@ -207,7 +236,8 @@ def _try_file(name: str) -> None:
 
 @asynccontextmanager
 async def _postgres_transaction(raw: Any) -> AsyncIterator[None]:
-    transaction = raw.transaction()
+    # What we wrote is right for this level: with a stricter one from the server it would fail now and then.
+    transaction = raw.transaction(isolation="read_committed")
     # Where BEGIN is cancelled, the pool rolls back when it gets the connection again.
     await transaction.__aenter__()
     try:

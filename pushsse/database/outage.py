@@ -1,34 +1,89 @@
-"""What means that the database is away: the one list of the drivers' errors. Used by `database`."""
+"""What a database's error means for whoever asked: the one place that knows the drivers' errors.
+
+Used by `database`. PostgreSQL's conditions are told by their SQLSTATE (PostgreSQL documentation, appendix A).
+"""
 
 import sqlite3
+from enum import Enum
 
 import asyncpg
-from tortoise.exceptions import DBConnectionError, OperationalError
+from tortoise.exceptions import BaseORMException, ConfigurationError, DBConnectionError
+
+
+class Verdict(Enum):
+    """What an error of the database says."""
+
+    AWAY = "the database is away"
+    # It answers, and won't do this just now: it is read-only, a right is missing, a lock isn't had in time.
+    REFUSED = "the database refuses"
+    # Two transactions were in each other's way: the same again will do.
+    CONFLICT = "the database has a conflict"
+    # The statement is wrong: a mistake of ours, whatever the state of the database.
+    WRONG = "a statement failed"
+
 
 AWAY: tuple[type[Exception], ...] = (
     OSError,
     TimeoutError,
     DBConnectionError,
-    sqlite3.OperationalError,
     asyncpg.InterfaceError,
     # A connection is used while the server is ending it: its last words are there, its end is not.
     asyncpg.InternalClientError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
-    asyncpg.UndefinedTableError,
-    asyncpg.DeadlockDetectedError,
 )
-# Tortoise's says what it wraps: a database that is away, or a statement that is wrong.
-MAYBE_AWAY: tuple[type[Exception], ...] = (*AWAY, OperationalError)
+OPENING: tuple[type[Exception], ...] = (*AWAY, sqlite3.Error)
+# Everything that a database, its driver or Tortoise may raise.
+ERRORS: tuple[type[Exception], ...] = (*AWAY, asyncpg.PostgresError, sqlite3.Error, BaseORMException)
+
+_CONFLICTS = frozenset({"40001", "40P01"})
+_REFUSALS = frozenset(
+    {
+        "25006",  # read_only_sql_transaction: a standby, or a disk that is nearly full
+        "42501",  # insufficient_privilege
+        "55P03",  # lock_not_available
+        "57014",  # query_canceled: statement_timeout
+        "25P03",  # idle_in_transaction_session_timeout
+        "22021",  # character_not_in_repertoire
+        "22P05",  # untranslatable_character: the database isn't in UTF8
+    }
+)
+# Whole classes, and single conditions: connection, resources, operator, system, authorization, catalogue.
+_AWAY_CLASSES = ("08", "53", "57P", "58", "28", "3D", "F0", "55006", "42P01", "25P02")
+_SQLITE_REFUSALS = frozenset(
+    {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+)
 
 
-def says_away(error: Exception) -> bool:
-    """Whether an error is the database's, and not that of a statement or its values."""
-    cause = error.args[0] if isinstance(error, OperationalError) else error
-    if isinstance(cause, sqlite3.OperationalError):
-        unspecific = getattr(cause, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR
-        return not unspecific or "no such table" in str(cause)
-    return isinstance(cause, AWAY) and not isinstance(cause, ValueError)
+def verdict(error: Exception) -> Verdict | None:
+    """What an error says; None for one that isn't the database's."""
+    cause = error.args[0] if isinstance(error, BaseORMException) and error.args else error
+    if not isinstance(cause, Exception):
+        cause = error
+    if isinstance(cause, sqlite3.Error):
+        return _of_sqlite(cause)
+    if isinstance(cause, asyncpg.PostgresError):
+        return _of_postgres(cause.sqlstate or "")
+    if isinstance(cause, ConfigurationError):
+        return None
+    if isinstance(cause, AWAY):
+        # asyncpg's own word for a value of the wrong type.
+        return Verdict.WRONG if isinstance(cause, ValueError) else Verdict.AWAY
+    return Verdict.WRONG if isinstance(cause, BaseORMException) else None
+
+
+def _of_postgres(state: str) -> Verdict:
+    if state in _CONFLICTS:
+        return Verdict.CONFLICT
+    if state in _REFUSALS:
+        return Verdict.REFUSED
+    return Verdict.AWAY if state.startswith(_AWAY_CLASSES) else Verdict.WRONG
+
+
+def _of_sqlite(error: sqlite3.Error) -> Verdict:
+    # The low byte is the kind, the rest says more about it.
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in _SQLITE_REFUSALS:
+        return Verdict.REFUSED
+    if isinstance(error, sqlite3.OperationalError):
+        unspecific = code == sqlite3.SQLITE_ERROR
+        return Verdict.WRONG if unspecific and "no such table" not in str(error) else Verdict.AWAY
+    return Verdict.WRONG

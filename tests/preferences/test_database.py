@@ -7,12 +7,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from tortoise.exceptions import OperationalError
 
 from deploy.parts import Postgres
 from pushsse.database import Database, Statement
 from pushsse.database.configuration import configuration
-from pushsse.errors import DatabaseUnavailable, SettingsError
+from pushsse.errors import DatabaseUnavailable, SettingsError, StatementFailed
 from pushsse.preferences.models import EventType
 from pushsse.preferences.store import PreferenceStore
 from tests.parts import running
@@ -93,7 +92,7 @@ async def test_processes_that_migrate_at_once_share_the_work(url: str) -> None:
 async def test_a_migration_that_fails_leaves_nothing_behind(url: str) -> None:
     async with Database(url) as database:
         await database.rows(str, Statement("CREATE TABLE pushsse_switch (id INT)"))
-        with pytest.raises(OperationalError, match="exists"):
+        with pytest.raises(StatementFailed, match="exists"):
             await database.migrate()
         assert await database.pending_migrations() == ("0001_initial",)
         assert database.available
