@@ -15,16 +15,18 @@ import msgspec.inspect
 from pushsse.errors import InvalidInput, NotJson, Problem
 
 MAX_DEPTH = 64
+BOM = b"\xef\xbb\xbf"
 _SHOWN = 80
 T = TypeVar("T")
 
 
 def loads(body: bytes) -> object:
-    """Decodes JSON (RFC 8259).
+    """Decodes JSON (RFC 8259). A byte order mark before it is passed over.
 
     Raises NotJson for what isn't JSON, invalid UTF-8 and NaN; InvalidInput for depth over 64, NUL, lone
     surrogates and numbers out of range.
     """
+    body = body.removeprefix(BOM)
     try:
         value: object = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -108,7 +108,8 @@ CALLS = (
         path="/v1/events",
         name="publishEvents",
         summary="Publish one event, or one a line",
-        text="With `type` and `to`, any other body is a text message. 202 if at least one was accepted.",
+        text="With `type` and `to`, any other body is a text message. 202 if at least one was accepted. "
+        "Bodies, here and elsewhere, may be gzip'd (`Content-Encoding: gzip`).",
         scope=PUBLISH,
         parameters=(
             Parameter(
@@ -140,7 +141,7 @@ CALLS = (
         scope=PREFERENCES,
         bodies={JSON: ChangeRequest},
         answers={(200, JSON): PreferenceList},
-        problems=(400, *_ME, 413, 422, 503),
+        problems=(400, *_ME, 413, 415, 422, 503),
     ),
     Call(
         method="GET",
@@ -177,7 +178,7 @@ CALLS = (
         ),
         bodies={JSON: questions.QuestionRequest},
         answers={(202, JSON): questions.Accepted, (200, SSE): None},
-        problems=(400, *_ME, 413, 422, 429, 503),
+        problems=(400, *_ME, 413, 415, 422, 429, 503),
     ),
     Call(
         method="GET",

@@ -201,6 +201,7 @@ def _text(request: Request, body: bytes) -> Event:
     to = parameters.get("to")
     if to is None:
         raise HttpProblem(400, "parameter_missing", "type= needs to=all or to=USER beside it")
+    body = body.removeprefix(strictjson.BOM)
     try:
         text = body.decode()
     except UnicodeDecodeError as error:

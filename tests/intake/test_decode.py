@@ -58,6 +58,10 @@ def test_a_producers_own_id_is_kept_and_remembered_with_its_type(decode: Pushsse
     assert draft.once == "alarm|order-1"
 
 
+def test_a_byte_order_mark_before_a_record_is_borne(decode: PushsseFormat) -> None:
+    assert body(decode(Given(b"\xef\xbb\xbf" + event()), "owner"))["type"] == "alarm"
+
+
 def test_a_tombstone_is_skipped(decode: PushsseFormat) -> None:
     assert decode(Given(None), "owner") is None
 
