@@ -5,6 +5,7 @@ Each check yields Findings; a fault makes the exit status 1. Nothing is changed 
 
 import asyncio
 import logging
+import os
 import resource
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -20,7 +21,7 @@ from pushsse.cli.options import BadSetting, read_settings, with_settings
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable, SettingsError
 from pushsse.intake.probe import topics
-from pushsse.settings import Settings
+from pushsse.settings import PREFIX, Settings, unknown
 from pushsse.shown import shown
 
 _REDIS_S = 3.0
@@ -72,6 +73,14 @@ async def _examine(settings: Settings) -> bool:
 def _print(finding: Finding) -> None:
     colour = {"ok": "green", "warning": "yellow", "fault": "red"}[finding.verdict]
     click.echo(f"{click.style(f'{finding.verdict:<8}', fg=colour)}{finding.part:<10}{finding.text}")
+
+
+async def _settings(settings: Settings) -> AsyncIterator[Finding]:
+    unused = unknown(os.environ)
+    for line in unused:
+        yield Finding("settings", "warning", line)
+    if not unused:
+        yield Finding("settings", "ok", f"every {PREFIX} variable is a setting")
 
 
 async def _database(settings: Settings) -> AsyncIterator[Finding]:
@@ -173,6 +182,7 @@ async def _files(settings: Settings) -> AsyncIterator[Finding]:
 
 
 _CHECKS: Mapping[str, Check] = {
+    "settings": _settings,
     "database": _database,
     "redis": _redis,
     "kafka": _kafka,

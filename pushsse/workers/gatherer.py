@@ -57,6 +57,9 @@ class Gatherer:
             try:
                 async with asyncio.TaskGroup() as scrapes:
                     await self._hear(link, reader, scrapes)
+            except* ConnectionError:
+                # The worker is gone; its exit status says more.
+                pass
             except* (OSError, ValueError, msgspec.DecodeError) as errors:
                 log.warning("the link to worker %d broke: %r", index, errors.exceptions[0])
 

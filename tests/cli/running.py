@@ -63,6 +63,11 @@ class Served:
         return pushsse(self.folder, *arguments, PUSHSSE_URL=self.url, **settings)
 
 
+def _hear_hangups() -> None:
+    """Whoever runs the tests may have SIGHUP ignored (nohup, some runners), and a child inherits that."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @contextmanager
 def process(
     folder: Path, *arguments: str, program: Sequence[str] = PROGRAM, **settings: str
@@ -76,6 +81,7 @@ def process(
             stdout=out,
             stderr=err,
             text=True,
+            preexec_fn=_hear_hangups,
         )
         try:
             yield started

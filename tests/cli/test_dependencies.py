@@ -45,3 +45,9 @@ def test_serve_goes_on_when_the_redis_that_it_waits_for_is_there(tmp_path: Path)
             assert (tmp_path / "err.log").read_text().count("waiting for Redis") == 1
         finally:
             server.close()
+
+
+def test_doctor_names_a_misspelt_variable_with_the_nearest_setting(tmp_path: Path) -> None:
+    said = pushsse(tmp_path, "doctor", PUSHSSE_REDIS_URI="redis://localhost").stdout
+    assert "warning settings  PUSHSSE_REDIS_URI is not a setting: did you mean PUSHSSE_REDIS_URL?" in said
+    assert "ok      settings" in pushsse(tmp_path, "doctor").stdout

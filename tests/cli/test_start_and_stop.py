@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.backplane.redis_server import RedisServer
-from tests.cli.running import LIMIT_S, PROGRAM, Served, environment, process, served, until
+from tests.cli.running import LIMIT_S, PROGRAM, Served, environment, process, pushsse, served, until
 
 SLOW_DRAIN = {"PUSHSSE_DRAIN_DELAY_S": "60", "PUSHSSE_DRAIN_WINDOW_S": "60"}
 
@@ -238,3 +238,25 @@ def test_out_of_open_files_is_said_once_with_what_to_do(tmp_path: Path, options:
         assert "may have 48" in node.logged
         assert "Traceback" not in node.logged
     assert node.process.returncode == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("host", "port", "why"),
+    [
+        ("203.0.113.9", "8123", "no interface of this machine has that address"),
+        ("no-such-host.invalid", "8123", "choose another address with --host"),
+        ("a..b", "8123", "choose another address with --host"),
+        ("127.0.0.1", "70000", "PUSHSSE_PORT|--port"),
+    ],
+)
+def test_an_impossible_address_is_one_line_with_what_to_do(
+    tmp_path: Path, host: str, port: str, why: str, workers: str
+) -> None:
+    settings = {"PUSHSSE_JWT_SECRET": "x" * 40, "PUSHSSE_REDIS_URL": "redis://127.0.0.1:1"}
+    arguments = ("serve", "--host", host, "--port", port, "--workers", workers)
+    ended = pushsse(tmp_path, *arguments, **settings)
+    assert ended.returncode in (1, 2)
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert port in ended.stderr
+    assert re.search(why, ended.stderr)

@@ -46,5 +46,6 @@ FAULTS: Mapping[int, Fault] = MappingProxyType(
         16: node_faults.clock,
         17: node_faults.side_by_side,
         18: expiry_faults.late,
+        20: node_faults.signalled,
     }
 )

@@ -1,6 +1,7 @@
 """Faults of nodes: killed, restarted one after another, a clock that is off, two releases side by side."""
 
 import asyncio
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -19,6 +20,8 @@ _QUIET_CLIENTS = 1_200
 _WINDOW_S = 10.0
 # Two seconds unready, ten for the streams, five for what else is open, and two of grace.
 _EXIT_S = 19.0
+# Two seconds at most, and what a busy machine adds.
+_QUICK_S = 4.0
 
 
 async def killed(world: World) -> None:
@@ -89,6 +92,34 @@ async def restarted(world: World) -> None:
             await world.producer.send(None, "calm")
         await world.settle()
         world.leave(quiet)
+
+
+async def signalled(world: World) -> None:
+    """A second SIGTERM, and SIGHUP."""
+    # Nodes that are started under nohup ignore SIGHUP, as they should.
+    other = signal.SIGTERM if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else signal.SIGHUP
+    async with world.row(20, f"SIGTERM twice at one node, {other.name} at another") as row:
+        for number, signals, expected in (
+            (1, (signal.SIGTERM, signal.SIGTERM), 128 + signal.SIGTERM),
+            (2, (other,), 0),
+        ):
+            node = world.cluster.stack.node(number)
+            theirs = [client for client in world.crowd.clients if client.node == node.name]
+            for sent in signals:
+                node.send(sent)
+                await asyncio.sleep(0.5)
+            begun = time.monotonic()
+            status = await asyncio.to_thread(node.wait, 40)
+            took_s = time.monotonic() - begun
+            row.check(f"{node.name} ended with", status, status == expected)
+            if status:
+                told = sum(client.endings[-1].code == "shutdown" for client in theirs if client.endings)
+                row.check("after", f"{took_s:.1f} s", took_s < _QUICK_S)
+                row.check("told shutdown", f"{told} of {len(theirs)}", 0 < told == len(theirs))
+            else:
+                _check_leaving(row, theirs)
+            await asyncio.to_thread(node.start)
+            await asyncio.sleep(3)
 
 
 def _check_leaving(row: Row, clients: Iterable[Client]) -> None:
