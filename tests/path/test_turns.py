@@ -1,0 +1,44 @@
+"""Events for many thousands of people leave the event loop to others on their way into the log."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import pytest
+
+from pushsse import event
+from pushsse.backplane.base import Draft
+from pushsse.backplane.memory import MemoryBackplane
+from pushsse.dispatcher import Dispatcher, Off
+from pushsse.metrics import Metrics
+
+pytestmark = pytest.mark.anyio
+_EVENTS = 8
+
+
+async def test_others_have_their_turn_between_events_for_many_people() -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def nobody(users: Sequence[str], types: Sequence[str]) -> Off:
+        return frozenset()
+
+    metrics = Metrics()
+    backplane = MemoryBackplane(shards=4, keep_s=600, keep_bytes=4 * 1024**2, metrics=metrics)
+    dispatcher = Dispatcher(
+        publish=backplane.publish, off_among=nobody, seen=lambda _: None, shards=4, metrics=metrics
+    )
+    people = [f"{number:x}" for number in range(10_000)]
+    made = event.from_json({"type": "a", "message": 1, "to": {"users": people}, "id": "x"})
+    publication = event.publication(made, event_id="x", at=datetime.now(UTC), max_age_s=60)
+    ticking = asyncio.create_task(other())
+    receipt = await dispatcher.dispatch([Draft(publication, None, f"a|{n}") for n in range(_EVENTS)])
+    ticking.cancel()
+    assert receipt.appended == 4 * _EVENTS
+    # Between two events, and between two logs.
+    assert turns >= 3 * _EVENTS
