@@ -128,7 +128,9 @@ class Server(uvicorn.Server):
         if not self.started:
             self.should_exit = True
         elif self._leaving is None:
-            log.info(
+            log.log(
+                # Of workers the supervisor says it, once.
+                logging.INFO if self.node.worker is None else logging.DEBUG,
                 "stopping: %d streams end within %.1f s",
                 len(self.node.hub.subscribers),
                 settings.drain_delay_s + settings.drain_window_s,
@@ -142,7 +144,8 @@ class Server(uvicorn.Server):
     def _leave_quickly(self, status: int) -> None:
         """Ends within QUICK_S, in order if that can be done."""
         self.status = status
-        log.info("stopping at once: a second signal")
+        if self.node.worker is None:
+            log.info("stopping at once: a second signal")
         # A part that can't be closed in time (Kafka that doesn't answer) is left as it is.
         asyncio.get_running_loop().call_later(QUICK_S, os._exit, status)
         self._hurry()

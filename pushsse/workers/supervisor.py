@@ -60,27 +60,33 @@ class Supervisor:
     def _signalled(self, number: signal.Signals) -> None:
         """A first signal: the workers drain. A second: they end at once. A third: they are killed."""
         if self._hurrying.is_set():
-            self._kill()
+            self._pass_on(signal.SIGKILL)
         elif self._stopping.is_set():
+            log.info("stopping at once: a second signal")
             self._status = 128 + number
             self._hurrying.set()
-        self._stop()
+            # Another one than before: two of a kind may reach a busy worker as one (signal(7)).
+            self._pass_on(signal.SIGINT)
+        else:
+            log.info("stopping: %d workers end within %.1f s", len(self._processes), self._drain_s)
+            self._stop()
+
+    @property
+    def _drain_s(self) -> float:
+        return self._settings.drain_delay_s + self._settings.drain_window_s
 
     def _stop(self) -> None:
-        """Passes the end on to the workers."""
         self._stopping.set()
-        for process in self._processes.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
+        self._pass_on(signal.SIGTERM)
 
-    def _kill(self) -> None:
+    def _pass_on(self, number: signal.Signals) -> None:
         for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
+                process.send_signal(number)
 
     async def _end(self) -> None:
         """Waits for the workers to drain; who doesn't end in time is killed."""
-        limit_s = self._settings.drain_delay_s + self._settings.drain_window_s + server.GRACE_S + _LINGER_S
+        limit_s = self._drain_s + server.GRACE_S + _LINGER_S
         ended = asyncio.create_task(self._ended(), name="workers ended")
         hurried = asyncio.create_task(self._hurrying.wait(), name="hurried")
         await asyncio.wait((ended, hurried), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
@@ -89,7 +95,7 @@ class Supervisor:
             await asyncio.wait((ended,), timeout=server.QUICK_S + 1.0)
         for process in self._processes.values():
             log.error("worker process %d didn't end in time and is killed", process.pid)
-        self._kill()
+        self._pass_on(signal.SIGKILL)
         await ended
 
     async def _ended(self) -> None:

@@ -121,7 +121,8 @@ def test_a_signal_ends_all_of_them_cleanly(tmp_path: Path, redis_url: str, numbe
         workers = [int(found) for found in SERVED.findall(node.logged)]
         node.process.send_signal(number)
         assert node.process.wait(LIMIT_S) == 0
-        assert "Traceback" not in node.logged
+        said = node.logged[node.logged.index("stopping") :]
+        assert len(said.splitlines()) == 1, said
         for worker in workers:
             with pytest.raises(ProcessLookupError):
                 os.kill(worker, 0)
@@ -130,11 +131,16 @@ def test_a_signal_ends_all_of_them_cleanly(tmp_path: Path, redis_url: str, numbe
 def test_a_second_signal_ends_all_of_them_at_once(tmp_path: Path, redis_url: str) -> None:
     settings = {"PUSHSSE_REDIS_URL": redis_url, "PUSHSSE_DRAIN_DELAY_S": "60"}
     with served(tmp_path, "--workers", "2", **settings) as node:
-        for _ in range(2):
+        with httpx.stream("GET", f"{node.url}/v1/stream?user=ann", trust_env=False) as stream:
+            lines = stream.iter_lines()
+            assert any(line == "event: ready" for line in lines)
             node.process.send_signal(signal.SIGTERM)
             until(lambda: "stopping" in node.logged, "word")
+            node.process.send_signal(signal.SIGTERM)
+            assert any('"code":"shutdown"' in line for line in lines)
         assert node.process.wait(5) == 128 + signal.SIGTERM
         assert "Traceback" not in node.logged
+        assert "killed" not in node.logged
 
 
 def test_the_streams_of_an_orphaned_worker_end_in_band(tmp_path: Path, redis_url: str) -> None:
