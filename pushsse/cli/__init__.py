@@ -10,6 +10,7 @@ from importlib import import_module
 import click
 
 from pushsse import __version__
+from pushsse.cli.terminal import say
 from pushsse.errors import PushsseError
 
 # What the list of commands says about each; its module in this package has the same name, but for `worker`.
@@ -60,5 +61,5 @@ def main() -> None:
     try:
         cli()
     except PushsseError as error:
-        click.echo(f"pushsse: {error}", err=True)
+        say(f"pushsse: {error}", err=True)
         sys.exit(1)

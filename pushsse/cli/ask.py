@@ -1,7 +1,6 @@
 """`pushsse ask`: a question, and its answer as it grows, in the reply to POST /v1/questions."""
 
 import json
-import sys
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from httpx_sse import connect_sse
 
 from pushsse.cli.client import Target, answered, problem, with_target
 from pushsse.cli.options import Failed
+from pushsse.cli.terminal import say
 
 _READ_TIMEOUT_S = 60.0
 _LOOK_S = 1.0
@@ -28,10 +28,9 @@ class Printed:
     def become(self, text: str) -> None:
         """Prints what is new; an answer that was taken back begins on a line of its own."""
         if text.startswith(self.text):
-            click.echo(text[len(self.text) :], nl=False)
+            say(text[len(self.text) :], nl=False, lines=True)
         else:
-            click.echo(f"\n{text}", nl=False)
-        sys.stdout.flush()
+            say(f"\n{text}", nl=False, lines=True)
         self.text = text
 
     def grow(self, start: int, text: str) -> None:
@@ -42,11 +41,11 @@ class Printed:
     def end(self, answer: Any) -> None:
         """The whole answer."""
         self.become(answer["text"])
-        click.echo()
+        say("")
         for link in answer["links"]:
-            click.echo(f"  {link['title']}: {link['url']}")
+            say(f"  {link['title']}: {link['url']}")
         for suggestion in answer["suggestions"]:
-            click.echo(f"  - {suggestion}")
+            say(f"  - {suggestion}")
 
 
 @click.command()
@@ -68,7 +67,7 @@ def ask(target: Target, text: tuple[str, ...], conversation: str | None) -> None
                     if _is_over(event.event, json.loads(event.data), printed):
                         return
             except httpx.TransportError:
-                click.echo("\nthe connection was lost; the answer goes on without it", err=True)
+                say("\nthe connection was lost; the answer goes on without it", err=True, lines=True)
         _wait(client, location, printed)
 
 

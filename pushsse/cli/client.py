@@ -1,6 +1,5 @@
 """Calls of a running service over HTTP, for the commands that are its clients."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,11 +96,6 @@ def problem(response: httpx.Response) -> str:
     if isinstance(body, Mapping) and "code" in body:
         return f"{body['code']}: {body.get('detail', '')} (status {response.status_code})"
     return f"status {response.status_code} {response.reason_phrase}"
-
-
-def one_line(value: object) -> str:
-    """A value as JSON in one line."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _reason(error: httpx.RequestError) -> str:

@@ -18,6 +18,7 @@ import redis.asyncio as redis
 from redis.exceptions import RedisError
 
 from pushsse.cli.options import BadSetting, read_settings, with_settings
+from pushsse.cli.terminal import say
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable, SettingsError
 from pushsse.intake.probe import topics
@@ -72,7 +73,8 @@ async def _examine(settings: Settings) -> bool:
 
 def _print(finding: Finding) -> None:
     colour = {"ok": "green", "warning": "yellow", "fault": "red"}[finding.verdict]
-    click.echo(f"{click.style(f'{finding.verdict:<8}', fg=colour)}{finding.part:<10}{finding.text}")
+    click.echo(click.style(f"{finding.verdict:<8}", fg=colour), nl=False)
+    say(f"{finding.part:<10}{finding.text}")
 
 
 async def _settings(settings: Settings) -> AsyncIterator[Finding]:

@@ -13,10 +13,12 @@ from typing import Any
 
 import click
 import httpx
+import msgspec
 from httpx_sse import ServerSentEvent, SSEError, connect_sse
 
-from pushsse.cli.client import Target, one_line, problem, with_target
+from pushsse.cli.client import Target, problem, with_target
 from pushsse.cli.options import Failed
+from pushsse.cli.terminal import one_line, say, say_json
 from pushsse.event import RESERVED_TYPES
 
 _SERVICE = RESERVED_TYPES - {"exception"}
@@ -24,6 +26,10 @@ _SERVICE = RESERVED_TYPES - {"exception"}
 _READ_TIMEOUT_S = 60.0
 _MOST_RETRY_S = 60.0
 _BUSY = frozenset({502, 503, 504})
+
+
+class _Message(msgspec.Struct):
+    message: msgspec.Raw = msgspec.Raw(b"")
 
 
 class Over(Exception):
@@ -52,7 +58,7 @@ class Listener:
             except Failed as error:
                 if not isinstance(error.__context__, httpx.TransportError) or not self.position:
                     raise
-                click.echo(f"{error.message}: coming back", err=True)
+                say(f"{error.message}: coming back", err=True)
             self.failures += 1
             pause_s = self.retry_s * random.uniform(0.8, 1.2) * 1.5 ** min(self.failures - 1, 8)
             time.sleep(min(_MOST_RETRY_S, pause_s))
@@ -76,25 +82,25 @@ class Listener:
         self.position = event.id or self.position
         if event.retry is not None:
             self.retry_s = event.retry / 1000
-        try:
-            data = json.loads(event.data)
-        except ValueError:
+        data = _members(event.data)
+        if data is None:
             return
         if event.event == "ready":
             self.failures = 0
             self.read_timeout_s = max(_READ_TIMEOUT_S, 3 * float(data.get("heartbeat_s", 0)))
         if event.event in _SERVICE or event.event == "exception":
-            self._service(event.event, data)
+            self._service(event, data)
         elif self._is_new(str(data.get("id", ""))):
             self._show(event, data)
 
-    def _service(self, name: str, data: Any) -> None:
+    def _service(self, event: ServerSentEvent, data: Mapping[str, Any]) -> None:
+        name = event.event
         if self.as_json and name != "ping":
-            click.echo(one_line({"event": name, "data": data, "id": self.position}))
+            self._show_json(event)
         elif name == "ready" and data.get("resume") == "gap":
-            click.echo("gap: events were missed that the server no longer has", err=True)
+            say("gap: events were missed that the server no longer has", err=True)
         elif name == "exception":
-            click.echo(f"{data.get('code')}: {data.get('detail')}", err=True)
+            say(f"{data.get('code')}: {data.get('detail')}", err=True)
         if name == "exception" and not data.get("retry", True):
             raise Failed(f"the stream ended for good: {data.get('code')}")
 
@@ -106,19 +112,43 @@ class Listener:
             del self.seen[next(iter(self.seen))]
         return True
 
-    def _show(self, event: ServerSentEvent, data: Any) -> None:
+    def _show_json(self, event: ServerSentEvent) -> None:
+        # The data as it came, never decoded and encoded again: numbers keep their digits. A line end can
+        # only be white space between its members here.
+        data = event.data.replace("\n", " ")
+        say_json(f'{{"event":{one_line(event.event)},"data":{data},"id":{one_line(self.position)}}}')
+
+    def _show(self, event: ServerSentEvent, data: Mapping[str, Any]) -> None:
         if self.as_json:
-            click.echo(one_line({"event": event.event, "data": data, "id": self.position}))
+            self._show_json(event)
         else:
-            message = data.get("message")
-            text = message if isinstance(message, str) else one_line(message)
             desc = f"  ({data['desc']})" if data.get("desc") else ""
-            click.echo(f"{data.get('ts', '')}  {data.get('type', event.event)}  {text}{desc}")
-        sys.stdout.flush()
+            say(f"{data.get('ts', '')}  {data.get('type', event.event)}  {_message(event.data, data)}{desc}")
         if self.count is not None:
             self.count -= 1
             if self.count <= 0:
                 raise Over
+
+
+def _members(text: str) -> Mapping[str, Any] | None:
+    """The members of an event's data; None for what isn't an object. Numbers stay text: none is too long."""
+    try:
+        data = json.loads(text, parse_int=str, parse_float=str)
+    except (ValueError, RecursionError):
+        return None
+    return data if isinstance(data, Mapping) else None
+
+
+def _message(text: str, data: Mapping[str, Any]) -> str:
+    """The message: a text as such, anything else as the JSON that it came as."""
+    try:
+        raw = bytes(msgspec.json.decode(text.encode(errors="surrogatepass"), type=_Message).message)
+    except (msgspec.DecodeError, UnicodeError):
+        raw = b""
+    if not raw or raw.startswith(b'"'):
+        message = data.get("message")
+        return message if isinstance(message, str) else one_line(message)
+    return raw.decode()
 
 
 @click.command()

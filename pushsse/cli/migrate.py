@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from pushsse.cli.options import BadSetting, Failed, read_settings, with_settings
+from pushsse.cli.terminal import say
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable, SettingsError
 from pushsse.shown import shown
@@ -23,9 +24,9 @@ def migrate(config: Path | None, **options: object) -> None:
     except DatabaseUnavailable as error:
         raise Failed(f"{shown(url)}: {error}") from None
     for name in applied:
-        click.echo(f"applied {name}")
+        say(f"applied {name}")
     if not applied:
-        click.echo("nothing to do: the database is up to date")
+        say("nothing to do: the database is up to date")
 
 
 async def _migrate(url: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from pushsse import settings
+from pushsse.cli.terminal import say
 from pushsse.errors import SettingsError
 from pushsse.settings import Settings
 
@@ -24,7 +25,7 @@ class Failed(click.ClickException):
 
     def show(self, file: object = None) -> None:
         """One line, in the program's name."""
-        click.echo(f"pushsse: {self.message}", err=True)
+        say(f"pushsse: {self.message}", err=True)
 
 
 class BadSetting(Failed):

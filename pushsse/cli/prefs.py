@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from pushsse.cli.client import Target, answered, one_line, with_target
+from pushsse.cli.client import Target, answered, with_target
+from pushsse.cli.terminal import one_line, say, say_json
 
 
 @click.command()
@@ -22,7 +23,13 @@ def prefs(target: Target, change: str | None, types: tuple[str, ...], as_json: b
         else:
             wanted = dict.fromkeys(types, change == "on")
             shown = answered(client.post("/v1/preferences", json={"types": wanted}))
-    click.echo(one_line(shown) if as_json else "\n".join(_line(each) for each in shown["types"]))
+    if as_json:
+        say_json(one_line(shown))
+        return
+    if not shown["types"]:
+        say("there are no types yet; the first event of a type adds it", err=True)
+    for each in shown["types"]:
+        say(_line(each))
 
 
 def _line(preference: Any) -> str:

@@ -1,22 +1,33 @@
-"""`pushsse publish`: one event, or a file of them, by POST /v1/events."""
+"""`pushsse publish`: one event from the command line, or events and texts from a file or standard input.
+
+Everything goes through POST /v1/events. Ids go to standard output, refusals and the count to standard error.
+"""
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, BinaryIO
 
 import click
+import httpx
 
-from pushsse.cli.client import Target, answered, one_line, with_target
+from pushsse.cli import reading
+from pushsse.cli.client import Target, answered, problem, with_target
 from pushsse.cli.options import Failed
+from pushsse.cli.reading import Line
+from pushsse.cli.terminal import one_line, say
 
-# The interface takes 1 MiB a call.
-_BODY_BYTES = 512 * 1024
-_LINES = 1000
+_NDJSON = {"content-type": "application/x-ndjson"}
+# None of a call's events was accepted, because of what they are.
+_REFUSED = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
 
 
 @click.command()
 @click.argument("type_", metavar="TYPE", required=False)
 @click.argument("message", required=False)
+@click.option("--type", "type_option", default=None, metavar="TYPE", help="the same as TYPE")
 @click.option("--to", multiple=True, metavar="all|USER", help="for whom; repeat it, or part people by commas")
 @click.option("--desc", default=None, help="one line about it")
 @click.option("--id", "event_id", default=None, help="the producer's own id: a repeat is dropped")
@@ -24,75 +35,173 @@ _LINES = 1000
     "--ttl", "ttl_s", type=int, default=None, metavar="SECONDS", help="how long it is worth anything"
 )
 @click.option("--json", "as_json", is_flag=True, help="MESSAGE is JSON, not text")
-@click.option(
-    "--file", type=click.File("rb"), help="a file with one event a line (NDJSON); - reads standard input"
-)
+@click.option("--file", type=click.File("rb"), help="read this file; - is standard input")
 @with_target
 def publish(
-    target: Target, type_: str | None, message: str | None, file: BinaryIO | None, **given: Any
+    target: Target,
+    type_: str | None,
+    message: str | None,
+    type_option: str | None,
+    file: BinaryIO | None,
+    **given: Any,
 ) -> None:
-    """Publish an event: TYPE MESSAGE --to all, or --file EVENTS."""
-    if (file is None) == (type_ is None or message is None):
-        raise click.UsageError("give TYPE and MESSAGE, or --file")
-    with target.client() as client:
-        if file is None:
-            event = _event(type_, message, **given)
-            _tell(answered(client.post("/v1/events", json=event)), before=0)
-            return
-        rejected = before = 0
-        for lines in _chunks(file):
-            body = b"".join(lines)
-            if body.strip():
-                response = client.post(
-                    "/v1/events", content=body, headers={"content-type": "application/x-ndjson"}
-                )
-                rejected += _tell(answered(response), before=before)
-            before += len(lines)
-    if rejected:
-        raise Failed(f"{rejected} rejected")
+    """Publish an event: TYPE MESSAGE --to all. Without MESSAGE, standard input or --file is read.
+
+    With a TYPE, all of it is the message. Without one it is an event as JSON, or many, one a line (NDJSON).
+    """
+    if type_ is not None and type_option is not None:
+        raise click.UsageError("TYPE is given twice, as an argument and as --type")
+    name = type_ if type_option is None else type_option
+    if name is not None and message is not None:
+        if file is not None:
+            raise click.UsageError("give MESSAGE or --file, not both")
+        _publish_one(target, _event(name, message, **given))
+        return
+    source = _source(file, is_text=name is not None)
+    if name is not None:
+        _publish_one(target, _event(name, _text(source), **given))
+        return
+    if any(given.values()):
+        raise click.UsageError(
+            "--to, --desc, --id, --ttl and --json need a TYPE; an event as JSON has its own"
+        )
+    _publish_all(target, source)
+
+
+def _source(file: BinaryIO | None, *, is_text: bool) -> BinaryIO:
+    """Where to read from. At a terminal nobody waits unless they were asked to, and then it is said."""
+    if file is None and sys.stdin.isatty():
+        raise click.UsageError("give TYPE and MESSAGE, or --file, or send events to standard input")
+    source = sys.stdin.buffer if file is None else file
+    if source.isatty():
+        what = "the message" if is_text else "events as JSON, one a line"
+        say(f"pushsse: reading {what}, from the terminal; Ctrl-D ends it", err=True)
+    return source
+
+
+def _text(source: BinaryIO) -> str:
+    body = reading.text(source)
+    if body is None:
+        raise Failed(f"the message has more than {reading.MAX_BYTES} bytes")
+    if not body:
+        raise Failed("the message is empty: there was nothing to read")
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise Failed(f"the message isn't UTF-8: byte {error.start} is 0x{body[error.start]:02x}") from None
 
 
 def _event(
-    type_: str | None,
-    message: str | None,
+    type_: str,
+    message: str,
     *,
     to: tuple[str, ...],
     desc: str | None,
     event_id: str | None,
     ttl_s: int | None,
     as_json: bool,
-) -> dict[str, object]:
+) -> bytes:
+    """The event as JSON; a message that is JSON already stays as it is, to the last digit."""
     names = [name for each in to for name in each.split(",") if name]
     if not names:
         raise click.UsageError("--to all, or --to USER, is missing")
-    event: dict[str, object] = {"type": type_, "message": message}
+    raw = one_line(message)
     if as_json:
         try:
-            event["message"] = json.loads(message or "")
-        except ValueError as error:
+            json.loads(message, parse_int=str, parse_float=str)
+        except (ValueError, RecursionError) as error:
             raise click.UsageError(f"MESSAGE isn't JSON: {error}") from None
-    event["to"] = "all" if names == ["all"] else {"users": names}
+        raw = message
+    event: dict[str, object] = {"type": type_, "to": "all" if names == ["all"] else {"users": names}}
     optional = {"desc": desc, "id": event_id, "ttl_s": ttl_s}
-    return event | {name: value for name, value in optional.items() if value is not None}
+    event |= {name: value for name, value in optional.items() if value is not None}
+    return f'{one_line(event)[:-1]},"message":{raw}}}'.encode(errors="surrogateescape")
 
 
-def _chunks(file: BinaryIO) -> Iterator[list[bytes]]:
-    lines: list[bytes] = []
-    size = 0
-    for line in file:
-        if lines and (size + len(line) > _BODY_BYTES or len(lines) == _LINES):
-            yield lines
-            lines, size = [], 0
-        lines.append(line)
-        size += len(line)
-    if lines:
-        yield lines
-
-
-def _tell(result: Any, *, before: int) -> int:
-    """Prints the ids that were taken, and what wasn't; how many weren't."""
+def _publish_one(target: Target, event: bytes) -> None:
+    with target.client() as client:
+        headers = {"content-type": "application/json"}
+        result = answered(client.post("/v1/events", content=event, headers=headers))
     for event_id in result["ids"]:
-        click.echo(event_id)
-    for rejected in result["rejected"]:
-        click.echo(f"line {before + rejected['line']}: {one_line(rejected['errors'])}", err=True)
-    return len(result["rejected"])
+        say(event_id)
+
+
+@dataclass(slots=True)
+class Count:
+    """What became of the events of a file."""
+
+    accepted: int = 0
+    repeated: int = 0
+    rejected: int = 0
+    unknown: int = 0
+
+    def accept(self, result: Any, lines: Sequence[Line]) -> None:
+        """A call's answer: its ids, and the lines that it refused."""
+        for event_id in result["ids"]:
+            say(event_id)
+        self.accepted += len(result["ids"])
+        self.repeated += result.get("repeated", 0)
+        for rejected in result["rejected"]:
+            # The body had these lines alone, so the call counts them from 1.
+            self.reject(lines[rejected["line"] - 1], one_line(rejected["errors"]))
+
+    def reject(self, line: Line, why: str) -> None:
+        """One line that is no event."""
+        self.rejected += 1
+        say(f"line {line.number}: {why}", err=True)
+
+    def leave_open(self, lines: Sequence[Line], why: str) -> None:
+        """Lines of which some were accepted, and nobody says which."""
+        self.unknown += len(lines)
+        say(f"lines {lines[0].number} to {lines[-1].number}: {why}", err=True)
+
+    def __str__(self) -> str:
+        repeated = f" ({self.repeated} repeated)" if self.repeated else ""
+        unknown = f", {self.unknown} unknown" if self.unknown else ""
+        return f"{self.accepted} accepted{repeated}, {self.rejected} rejected{unknown}"
+
+
+def _publish_all(target: Target, source: BinaryIO) -> None:
+    count = Count()
+    last = 0
+    try:
+        with target.client() as client:
+            for lines in reading.portions(source):
+                sendable = [line for line in lines if line.body is not None]
+                for line in lines:
+                    if line.body is None:
+                        count.reject(line, f"has more than {reading.MAX_BYTES} bytes")
+                if sendable:
+                    _send(client, sendable, count)
+                last = lines[-1].number
+    except reading.NotLines as error:
+        raise Failed(str(error)) from None
+    except Failed as error:
+        raise Failed(
+            f"{error.message}; {count}; what comes after line {last} may not have been sent"
+        ) from None
+    say(str(count), err=True)
+    if not count.accepted and not count.rejected:
+        raise Failed("there was nothing to read: give events as JSON, one a line")
+    if count.rejected or count.unknown:
+        sys.exit(1)
+
+
+def _send(client: httpx.Client, lines: Sequence[Line], count: Count) -> None:
+    """Sends lines in one call. Refused as a whole they go in halves, until each one's own error is known."""
+    body = b"\n".join(line.body or b"" for line in lines)
+    is_one = b"\n" in body and len(lines) == 1
+    headers = {"content-type": "application/json"} if is_one else _NDJSON
+    response = client.post("/v1/events", content=body, headers=headers)
+    response.read()
+    if response.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and len(lines) > 1:
+        # One event is too large for Kafka; the others are there, so nothing may be sent again.
+        count.leave_open(lines, problem(response))
+    elif response.status_code not in _REFUSED | {HTTPStatus.REQUEST_ENTITY_TOO_LARGE}:
+        count.accept(answered(response), lines)
+    elif len(lines) == 1:
+        count.reject(lines[0], problem(response))
+    else:
+        half = len(lines) // 2
+        _send(client, lines[:half], count)
+        _send(client, lines[half:], count)

@@ -15,6 +15,7 @@ from pushsse import __version__, listening, logs, server
 from pushsse.cli import dependencies
 from pushsse.cli.banner import banner, parts
 from pushsse.cli.options import BadSetting
+from pushsse.cli.terminal import say
 from pushsse.errors import SettingsError
 from pushsse.settings import Settings, unknown
 from pushsse.workers import supervisor
@@ -31,10 +32,10 @@ def run(settings: Settings, listener: socket.socket) -> int:
         # Before the first word: what the settings name (a question file, a key) may be unusable.
         node = server.make_server(settings)
         _introduce(settings, port)
-        asyncio.run(dependencies.wait(settings, lambda text: click.echo(f"pushsse: {text}", err=True)))
+        asyncio.run(dependencies.wait(settings, lambda text: say(f"pushsse: {text}", err=True)))
         if settings.workers > 1:
-            return supervisor.run(settings, port, ready=lambda: click.echo(banner(settings, port)))
-        return server.serve(node, listener, ready=lambda: click.echo(banner(settings, port)))
+            return supervisor.run(settings, port, ready=lambda: say(banner(settings, port), lines=True))
+        return server.serve(node, listener, ready=lambda: say(banner(settings, port), lines=True))
     except SettingsError as error:
         raise BadSetting(str(error)) from None
 
