@@ -13,6 +13,7 @@ from pushsse.errors import BackplaneUnavailable
 
 EVERY_S = 1.0
 _SURE_WITHIN_S = 0.25
+_ALIVE_MS = 10_000
 _CHECK = script("check")
 
 
@@ -34,6 +35,7 @@ class Watch:
 
     def __init__(self, link: Link, *, names: str, canary: bytes, logs: Callable[[], Iterable[str]]) -> None:
         self.available = False
+        self._alive = f"{names}alive"
         self._link = link
         self._names = names
         self._canary = canary
@@ -51,6 +53,8 @@ class Watch:
         while True:
             try:
                 await self._look()
+                # A replica, or a Redis that is full, hears and answers, and takes nothing.
+                await self._link.call("SET", self._alive, "1", "PX", _ALIVE_MS)
                 self.available = True
             except BackplaneUnavailable:
                 self.available = False

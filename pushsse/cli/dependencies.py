@@ -3,19 +3,16 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-import redis.asyncio as redis
-from redis.exceptions import RedisError
-
 from pushsse.backoff import Backoff
+from pushsse.backplane.redis_probe import probe
 from pushsse.database import Database
-from pushsse.errors import DatabaseUnavailable
+from pushsse.errors import DatabaseUnavailable, SettingsError
 from pushsse.settings import Settings
 from pushsse.shown import shown
 
 Say = Callable[[str], None]
 # What is missing; empty when nothing is.
 Probe = Callable[[], Awaitable[str]]
-_TIMEOUT_S = 2.0
 
 
 async def wait(settings: Settings, say: Say) -> None:
@@ -27,10 +24,7 @@ async def wait(settings: Settings, say: Say) -> None:
         async with Database(settings.database_url, cool_s=0.0) as database:
             await _wait(lambda: _database(database, shown(settings.database_url)), say)
     if settings.redis_url:
-        async with redis.Redis.from_url(
-            settings.redis_url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
-        ) as client:
-            await _wait(lambda: _redis(client, shown(settings.redis_url)), say)
+        await _wait(lambda: _redis(settings), say)
 
 
 async def _wait(probe: Probe, say: Say) -> None:
@@ -46,15 +40,18 @@ async def _wait(probe: Probe, say: Say) -> None:
 
 async def _database(database: Database, where: str) -> str:
     try:
+        encoding = await database.encoding()
         pending = await database.pending_migrations()
     except DatabaseUnavailable as error:
         return f"the database at {where}: {error}"
+    if encoding != "UTF8":
+        raise SettingsError(
+            f"PUSHSSE_DATABASE_URL: {where} is encoded in {encoding}, which can't hold every name:"
+            " make a database with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+        )
     return f"`pushsse migrate`: {where} lacks {', '.join(pending)}" if pending else ""
 
 
-async def _redis(client: redis.Redis, where: str) -> str:
-    try:
-        await client.ping()
-    except (RedisError, OSError) as error:
-        return f"Redis at {where}: {error}"
-    return ""
+async def _redis(settings: Settings) -> str:
+    missing = await probe(settings.redis_url, settings.redis_prefix)
+    return f"Redis at {shown(settings.redis_url)}: {missing}" if missing else ""

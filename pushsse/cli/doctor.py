@@ -15,8 +15,9 @@ from typing import Literal
 
 import click
 import redis.asyncio as redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
+from pushsse.backplane.redis_probe import probe
 from pushsse.cli.options import BadSetting, read_settings, with_settings
 from pushsse.cli.terminal import say
 from pushsse.database import Database
@@ -92,15 +93,18 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
         async with Database(url, timeout_s=5.0) as database:
             await database.check()
             pending = await database.pending_migrations()
+            faults = [] if pending else await database.faults()
     except DatabaseUnavailable as error:
         yield Finding("database", "fault", f"{where}: {error}")
         return
-    if not pending:
-        yield Finding("database", "ok", f"{where} answers and is up to date")
-    elif url.startswith("sqlite"):
-        yield Finding("database", "ok", f"{where}: `pushsse serve` will apply {', '.join(pending)}")
-    else:
+    if pending and not url.startswith("sqlite"):
         yield Finding("database", "fault", f"{where} lacks {', '.join(pending)}: run `pushsse migrate`")
+    elif pending:
+        yield Finding("database", "ok", f"{where}: `pushsse serve` will apply {', '.join(pending)}")
+    for fault in faults:
+        yield Finding("database", "fault", f"{where} {fault}")
+    if not pending and not faults:
+        yield Finding("database", "ok", f"{where} answers, can be written, and is up to date")
 
 
 async def _redis(settings: Settings) -> AsyncIterator[Finding]:
@@ -108,6 +112,9 @@ async def _redis(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("redis", "ok", "not set: one process, logs in memory, which a restart forgets")
         return
     where = shown(settings.redis_url)
+    if missing := await probe(settings.redis_url, settings.redis_prefix):
+        yield Finding("redis", "fault", f"{where}: {missing}")
+        return
     try:
         async with redis.Redis.from_url(
             settings.redis_url,
@@ -116,6 +123,10 @@ async def _redis(settings: Settings) -> AsyncIterator[Finding]:
             decode_responses=True,
         ) as client:
             found: Mapping[str, object] = await client.info()
+    except NoPermissionError:
+        text = f"{where} works; INFO isn't allowed, so look yourself: version 7 or newer, noeviction"
+        yield Finding("redis", "warning", text)
+        return
     except (RedisError, OSError) as error:
         yield Finding("redis", "fault", f"{where}: {error}")
         return

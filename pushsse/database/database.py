@@ -36,6 +36,18 @@ _RELEASE_S = 0.3
 _CLOSE_S = 2.0
 _TRIES = 4
 _ONE = Statement("SELECT 1")
+_ENCODING = Statement("SHOW server_encoding")
+_READ_ONLY = Statement("SHOW transaction_read_only")
+_MISSING_RIGHTS = Statement("""
+    SELECT c.relname, r.name FROM pg_class c, (VALUES ('SELECT'), ('INSERT'), ('UPDATE'), ('DELETE')) r (name)
+     WHERE c.relname LIKE 'pushsse%' AND c.relkind = 'r' AND pg_table_is_visible(c.oid)
+       AND NOT has_table_privilege(c.oid, r.name) ORDER BY 1, 2""")
+_TRY_TO_WRITE = Statement("""INSERT INTO pushsse_person ("user") VALUES ('pushsse doctor')
+    ON CONFLICT ("user") DO UPDATE SET version = pushsse_person.version""")
+
+
+class _TakenBackError(Exception):
+    """Rolls a transaction back."""
 
 
 class Database:
@@ -104,6 +116,38 @@ class Database:
     async def check(self) -> None:
         """Asks the database something. Raises DatabaseUnavailable."""
         await self.rows(int, _ONE)
+
+    async def encoding(self) -> str:
+        """In what the database keeps text; only UTF8 holds every name. Raises DatabaseUnavailable."""
+        return "UTF8" if self._sqlite else (await self.rows(str, _ENCODING))[0]
+
+    async def faults(self) -> list[str]:
+        """What keeps a node from working with this database, and what to do. Raises DatabaseUnavailable.
+
+        Writes a row, and takes it back. The tables have to be there.
+        """
+        found = []
+        if (encoding := await self.encoding()) != "UTF8":
+            found.append(f"is encoded in {encoding}: make a database with ENCODING 'UTF8' TEMPLATE template0")
+        if not self._sqlite:
+            if (await self.rows(str, _READ_ONLY))[0] == "on":
+                found.append("is read-only: use the address of the primary, or look whether its disk is full")
+            for table, right in await self.rows(_pair, _MISSING_RIGHTS):
+                found.append(f"doesn't let this user {right} {table}: GRANT {right} ON {table} TO …")
+        if not found:
+            try:
+                await self._try_to_write()
+            except DatabaseUnavailable as error:
+                found.append(f"can't be written: {error}")
+        return found
+
+    async def _try_to_write(self) -> None:
+        try:
+            async with self.transaction() as session:
+                await session.rows(str, _TRY_TO_WRITE)
+                raise _TakenBackError
+        except _TakenBackError:
+            pass
 
     @asynccontextmanager
     async def session(self, *, timeout_s: float | None = None) -> AsyncIterator[Session]:
@@ -226,6 +270,10 @@ class Database:
         if not self._sqlite and self._client._pool is not None:
             self._client._pool.terminate()
             await self._client.create_connection(with_db=True)
+
+
+def _pair(one: str, other: str) -> tuple[str, str]:
+    return one, other
 
 
 def _try_file(name: str) -> None:

@@ -32,6 +32,10 @@ class RedisServer(Redis):
         except PartMissing as error:
             missing(error)
 
+    def run(self, *command: str) -> object:
+        """Runs any command."""
+        return self.admin.execute_command(*command)  # type: ignore[no-untyped-call]
+
     def freeze(self) -> None:
         self.pause()
 

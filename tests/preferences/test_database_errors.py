@@ -17,7 +17,7 @@ from pushsse.database import Database, Statement
 from pushsse.errors import DatabaseUnavailable, StatementFailed
 from pushsse.preferences.catalogue import Catalogue
 from pushsse.preferences.store import PreferenceStore
-from tests.cli.running import served, until
+from tests.cli.running import pushsse, served, until
 
 pytestmark = pytest.mark.anyio
 
@@ -195,6 +195,37 @@ async def test_a_wrong_statement_is_logged_and_kills_nobody(
         assert "nothing" in caplog.text
         assert database.available
         assert await store.known() == {"alarm"}
+
+
+async def test_doctor_and_serve_say_what_a_database_lacks(
+    tmp_path: Path, postgres_part: Postgres, postgres_url: str
+) -> None:
+    await prepared(postgres_url)
+    role, parts = f"reader_{secrets.token_hex(4)}", urlsplit(postgres_url)
+    latin = f"latin_{secrets.token_hex(6)}"
+    async with admin(postgres_url) as connection:
+        await connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'reader'")
+        await connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+        await connection.execute(
+            f"CREATE DATABASE {latin} ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+        )
+    reader = f"postgres://{role}:reader@{parts.hostname}:{parts.port}{parts.path}?sslmode=disable"
+
+    async def said(command: str, url: str, *more: str) -> str:
+        ended = await asyncio.to_thread(
+            pushsse, tmp_path, command, *more, PUSHSSE_DATABASE_URL=url, PUSHSSE_PORT="0"
+        )
+        assert ended.returncode
+        assert "Traceback" not in ended.stdout + ended.stderr
+        return ended.stdout + ended.stderr
+
+    assert "GRANT INSERT ON pushsse_person" in await said("doctor", reader)
+    assert "reader" not in (await said("doctor", reader)).replace(role, "")
+    await prepared(postgres_part.url_of(latin))
+    assert "LATIN1" in await said("doctor", postgres_part.url_of(latin))
+    assert "LATIN1" in await said("serve", postgres_part.url_of(latin))
+    await configure(postgres_url, "SET default_transaction_read_only = on")
+    assert "is read-only" in await said("doctor", postgres_url)
 
 
 async def test_a_node_outlives_a_database_that_became_read_only(tmp_path: Path, postgres_url: str) -> None:
