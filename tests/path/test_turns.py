@@ -35,10 +35,18 @@ async def test_others_have_their_turn_between_events_for_many_people() -> None:
     )
     people = [f"{number:x}" for number in range(10_000)]
     made = event.from_json({"type": "a", "message": 1, "to": {"users": people}, "id": "x"})
-    publication = event.publication(made, event_id="x", at=datetime.now(UTC), max_age_s=60)
+    publications = [
+        event.publication(made, event_id=str(number), at=datetime.now(UTC), max_age_s=60)
+        for number in range(_EVENTS)
+    ]
     ticking = asyncio.create_task(other())
-    receipt = await dispatcher.dispatch([Draft(publication, None, f"a|{n}") for n in range(_EVENTS)])
+    drafts = [Draft(publication, None, f"a|{number}") for number, publication in enumerate(publications)]
+    receipt = await dispatcher.dispatch(drafts)
     ticking.cancel()
     assert receipt.appended == 4 * _EVENTS
+    # However the calls were divided, each log has the events in order.
+    for log in "0123":
+        entries = (await backplane.read({log: 0}, limit=100)).entries
+        assert [entry.publication.body for entry in entries] == [one.body for one in publications]
     # Between two events, and between two logs.
     assert turns >= 3 * _EVENTS
