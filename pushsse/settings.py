@@ -14,7 +14,7 @@ from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
@@ -285,11 +285,7 @@ def _from_text(kind: object, text: str) -> object:
 
 def _check(settings: Settings) -> None:
     _check_redis(settings.redis_url)
-    database = settings.database_url.partition(":")[0].lower()
-    if database not in ("sqlite", "postgres", "postgresql", "asyncpg"):
-        raise SettingsError(
-            f"PUSHSSE_DATABASE_URL: {shown(settings.database_url)!r} is neither sqlite:// nor postgres://"
-        )
+    _check_database(settings.database_url)
     if settings.workers > 1 and not settings.redis_url:
         raise SettingsError(f"PUSHSSE_WORKERS: {settings.workers} workers need PUSHSSE_REDIS_URL")
     if settings.kafka_start not in ("latest", "earliest"):
@@ -322,9 +318,27 @@ def _check_redis(url: str) -> None:
         raise SettingsError(f"PUSHSSE_REDIS_URL: {scheme}:// isn't supported yet, use redis:// or rediss://")
     if scheme not in ("redis", "rediss"):
         raise SettingsError(f"PUSHSSE_REDIS_URL: {shown(url)!r} begins with neither redis:// nor rediss://")
-    if re.fullmatch(r"rediss?://([^/?#@]*@)?[^/?#@]*(/[^/?#@]*)?(\?[^#@]*)?", url, re.IGNORECASE) is None:
+    path = _read_url("PUSHSSE_REDIS_URL", url).path
+    if not re.fullmatch(r"/?|/\d+", path):
         raise SettingsError(
-            f"PUSHSSE_REDIS_URL: {shown(url)} can't be read: write # as %23, / as %2F, ? as %3F, @ as %40"
+            f"PUSHSSE_REDIS_URL: {path!r} isn't a database's number such as /0"
+            " (a / in the password is written %2F)"
+        )
+
+
+def _check_database(url: str) -> None:
+    scheme = url.partition(":")[0].lower()
+    if scheme not in ("sqlite", "postgres", "postgresql", "asyncpg"):
+        raise SettingsError(f"PUSHSSE_DATABASE_URL: {shown(url)!r} is neither sqlite:// nor postgres://")
+    if scheme != "sqlite":
+        _read_url("PUSHSSE_DATABASE_URL", url)
+
+
+def _read_url(name: str, url: str) -> SplitResult:
+    """A server's URL. Raises SettingsError for one that clients refuse, or read otherwise than was meant."""
+    if re.fullmatch(r"[a-z]+://([^/?#@]*@)?[^/?#@]*(/[^/?#@]*)?(\?[^#]*)?", url, re.IGNORECASE) is None:
+        raise SettingsError(
+            f"{name}: {shown(url)} can't be read: write # as %23, / as %2F, ? as %3F, @ as %40 and : as %3A"
             " in the user's name and the password"
         )
     try:
@@ -332,16 +346,12 @@ def _check_redis(url: str) -> None:
         port = parts.port
     except ValueError:
         raise SettingsError(
-            "PUSHSSE_REDIS_URL: the port isn't a number up to 65535, or the password holds a [ or ]"
-            " (write %5B and %5D)"
+            f"{name}: the port isn't a number up to 65535, or the password has one of # / ? [ ] in it"
+            " (write %23 %2F %3F %5B %5D)"
         ) from None
     if port == 0:
-        raise SettingsError("PUSHSSE_REDIS_URL: 0 isn't a port to connect to")
-    if not re.fullmatch(r"/?|/\d+", parts.path):
-        raise SettingsError(
-            f"PUSHSSE_REDIS_URL: {parts.path!r} isn't a database's number such as /0"
-            " (a / in the password is written %2F)"
-        )
+        raise SettingsError(f"{name}: 0 isn't a port to connect to")
+    return parts
 
 
 def is_loopback(host: str) -> bool:

@@ -128,6 +128,39 @@ def test_redis_url_that_cannot_be_used_is_one_line_without_its_password(url: str
     assert SECRET not in text
 
 
+@pytest.mark.parametrize("raw", ["#", "/", "?", "[", "]", "@", "@/", "x#y", "1/2"])
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("PUSHSSE_DATABASE_URL", "postgres://ann:hunter2{}hunter2@db:5432/push"),
+        ("PUSHSSE_REDIS_URL", "rediss://ann:hunter2{}hunter2@cache:6379/0"),
+    ],
+)
+def test_raw_special_characters_in_a_password_are_one_line_that_says_what_to_write(
+    name: str, url: str, raw: str
+) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load({name: url.format(raw)})
+    assert str(raised.value).startswith(name)
+    assert "write" in str(raised.value)
+    assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres://ann:a%23b%2Fc%3Fd%5Be%40f@db:5432/push?sslmode=require",
+        "postgres:///push?host=/var/run/postgresql",
+        "postgres://db/push?user=ann&password=a@b",
+        "postgresql://ann@[::1]:5432/push",
+        "sqlite:///var/lib/a@b#c/pushsse.db",
+        "sqlite://:memory:",
+    ],
+)
+def test_database_url_that_can_be_read_is_taken(url: str) -> None:
+    assert load({"PUSHSSE_DATABASE_URL": url}).database_url == url
+
+
 @pytest.mark.parametrize(
     "text",
     [
