@@ -5,9 +5,9 @@ no lone surrogate, no NUL, no NaN, no line end outside JSON, no depth over 64, n
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -17,6 +17,8 @@ from pushsse.errors import InvalidInput, Problem
 
 MAX_FRAME_BYTES = 48 * 1024
 MAX_USERS = 10_000
+# Longer bodies are looked at before they are decoded: most of what they hold can't be right.
+_SHORT_BYTES = 64 * 1024
 _ID_LINE_BYTES = 72
 _RESERVED = (
     "ready preferences ack question answer.delta answer answer.error ping exception open error message"
@@ -61,10 +63,13 @@ class Users(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Event(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a producer sent. `ts` is when it happened, `ttl_s` how many seconds it is worth from then on."""
+    """What a producer sent. `ts` is when it happened, `ttl_s` how many seconds it is worth from then on.
+
+    `message` is the JSON that was sent, byte for byte: its numbers are never read.
+    """
 
     type: TypeName
-    message: Any
+    message: msgspec.Raw
     to: Literal["all"] | Users
     id: EventId | UnsetType = UNSET
     desc: Annotated[str, Meta(max_length=1024)] = ""
@@ -111,35 +116,123 @@ class Publication(Struct, frozen=True, array_like=True):
 class _Delivered(Struct):
     id: str
     type: str
-    message: Any
+    message: msgspec.Raw
     desc: str
     ts: datetime
 
 
-FIELDS = frozenset(Event.__struct_fields__)
+class _Audience(Struct):
+    """`to` before the names in it are looked at one by one."""
+
+    users: list[str] | UnsetType = UNSET
+
+
+_BLANKS = bytes.maketrans(b"\r\n", b"  ")
+_FIELDS = frozenset(Event.__struct_fields__)
 _json = msgspec.json.Encoder()
+_event = msgspec.json.Decoder(Event)
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_audience = msgspec.json.Decoder(_Audience | str)
 
 
-def decode(body: bytes, *, ignore_unknown: bool = False) -> Event:
-    """Reads one event. `ignore_unknown` drops members that the event doesn't have (Kafka).
+def decode(body: bytes, *, ignored: Callable[[int], None] | None = None) -> Event:
+    """Reads one event, however long the body is. With `ignored` members that it may not have are left out.
 
-    Raises NotJson, or InvalidInput that names the field and the bad value.
+    `ignored` is told how many they were. Raises NotJson, or InvalidInput that names the field and the value.
     """
-    loaded = strictjson.loads(body)
-    if ignore_unknown and isinstance(loaded, dict):
-        loaded = {name: value for name, value in loaded.items() if name in FIELDS}
-    return from_json(loaded)
+    body = body.removeprefix(strictjson.BOM)
+    if len(body) > _SHORT_BYTES:
+        body = _bounded(body, ignored)
+    try:
+        event = _event.decode(body)
+    except strictjson.REFUSALS:
+        event = _explained(body, ignored)
+    return _checked(event, body)
 
 
 def from_json(loaded: object) -> Event:
-    """Reads one event out of decoded JSON. Raises InvalidInput."""
+    """Makes one event of decoded JSON. Raises InvalidInput."""
+    event = _converted(loaded, None)
+    return _checked(event, bytes(event.message))
+
+
+def _bounded(body: bytes, ignored: Callable[[int], None] | None) -> bytes:
+    """A long body without what is left out. Raises InvalidInput for what would cost long to read."""
     try:
-        event = strictjson.convert(loaded, Event)
+        members = _members.decode(body)
+        body.decode()
+    except strictjson.REFUSALS as error:
+        strictjson.refuse(body, error)
+    if ignored is not None and not _FIELDS.issuperset(members):
+        known = {name: raw for name, raw in members.items() if name in _FIELDS}
+        ignored(len(members) - len(known))
+        members, body = known, _json.encode(known)
+    for name, raw in members.items():
+        size = len(memoryview(raw))
+        if name == "message" and size > MAX_FRAME_BYTES:
+            raise _too_large(size)
+        if name not in ("message", "to") and size > _SHORT_BYTES:
+            raise InvalidInput(Problem(f"$.{name}"[:200], f"has {size} bytes, far too many"))
+    if "to" in members:
+        _bound_audience(members["to"])
+    return body
+
+
+def _bound_audience(raw: msgspec.Raw) -> None:
+    """Raises InvalidInput for more people than an event may have: reading their names would take long."""
+    try:
+        to = _audience.decode(raw)
+    except strictjson.REFUSALS as error:
+        text = str(error).partition(" - at ")[0]
+        raise InvalidInput(Problem("$.to", f"isn't an audience: {text}")) from None
+    if isinstance(to, _Audience) and to.users and len(to.users) > MAX_USERS:
+        raise InvalidInput(Problem("$.to.users", f"has {len(to.users)} people, over {MAX_USERS}"))
+
+
+def _explained(body: bytes, ignored: Callable[[int], None] | None) -> Event:
+    """Reads what the quick way refused: to say why, or to leave out what may be left out."""
+    loaded = strictjson.loads(body)
+    if not isinstance(loaded, dict):
+        return strictjson.convert(loaded, Event)
+    if ignored is not None and not _FIELDS.issuperset(loaded):
+        known = {name: value for name, value in loaded.items() if name in _FIELDS}
+        ignored(len(loaded) - len(known))
+        loaded = known
+    return _converted(loaded, _members.decode(body).get("message"))
+
+
+def _converted(loaded: object, message: msgspec.Raw | None) -> Event:
+    """An event of decoded JSON, and of its message as it was sent where there is such a one."""
+    if isinstance(loaded, dict) and "message" in loaded:
+        if message is None:
+            message = msgspec.Raw(_json.encode(loaded["message"]))
+        loaded = loaded | {"message": message}
+    try:
+        return strictjson.convert(loaded, Event)
     except InvalidInput:
-        event = _in_leap_second(loaded)
+        return _in_leap_second(loaded)
+
+
+def _checked(event: Event, body: bytes) -> Event:
+    """What the types don't say. Raises NotJson, InvalidInput; `body` is what the event was read from."""
     if event.type in RESERVED_TYPES or event.type.startswith("pushsse."):
         raise InvalidInput(Problem("$.type", f"{event.type!r} is a name that pushsse itself uses"))
+    message = bytes(event.message)
+    if len(message) > MAX_FRAME_BYTES:
+        raise _too_large(len(message))
+    try:
+        # msgspec passes over a Raw: neither its UTF-8 nor surrogates nor numbers are looked at.
+        strictjson.loads(message)
+    except InvalidInput:
+        strictjson.loads(body)
+        raise
+    if b"\\u0000" in body and "\x00" in f"{event.desc}{event.campaign}{event.key or ''}":
+        strictjson.loads(body)
     return event
+
+
+def _too_large(size: int) -> InvalidInput:
+    return InvalidInput(Problem("$.message", f"the frame has {size} bytes, over {MAX_FRAME_BYTES}"))
 
 
 def publication(event: Event, *, event_id: str, at: datetime, max_age_s: int) -> Publication:
@@ -203,9 +296,13 @@ def encode(
     change: Change | None = None,
 ) -> Publication:
     """Makes a publication of any data that msgspec encodes. Raises InvalidInput over 48 KiB."""
-    body = b"data: " + _json.encode(data) + b"\n"
+    line = _json.encode(data)
+    if b"\n" in line or b"\r" in line:
+        # A message as it was sent may have them between its values, where a blank is the same (RFC 8259, 2).
+        line = line.translate(_BLANKS)
+    body = b"data: " + line + b"\n"
     if len(name) + len(body) + _ID_LINE_BYTES > MAX_FRAME_BYTES:
-        raise InvalidInput(Problem("$.message", f"the frame has {len(body)} bytes, over {MAX_FRAME_BYTES}"))
+        raise _too_large(len(body))
     to = None if users is None else tuple(users)
     return Publication(name, body, to, switchable, expires_ms, subject, change)
 

@@ -1,11 +1,12 @@
 """JSON as pushsse takes it from outside: strict about what JSON is, clear about what is wrong with it.
 
 Called by the event's decoding and by every POST. Deliberate: two parsers. msgspec reads what is right;
-only what it refuses is read again by the standard library, to say why it was refused.
+only what it refuses is read again by the standard library, to say why it was refused. What is longer than
+EXPLAINED_BYTES is refused in msgspec's words: to find better ones would hold the event loop for too long.
 """
 
 import json
-from collections.abc import Iterator
+import re
 from functools import lru_cache
 from typing import Any, NoReturn, TypeVar
 
@@ -16,7 +17,16 @@ from pushsse.errors import InvalidInput, NotJson, Problem
 
 MAX_DEPTH = 64
 BOM = b"\xef\xbb\xbf"
+EXPLAINED_BYTES = 128 * 1024
+REFUSALS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _SHOWN = 80
+_SHOWN_AT = 200
+# An escape that isn't itself escaped.
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_ROUND_TO_SQUARE = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_SURROGATE = re.compile("[\ud800-\udfff]")
 T = TypeVar("T")
 
 
@@ -29,10 +39,13 @@ def loads(body: bytes) -> object:
     body = body.removeprefix(BOM)
     try:
         value: object = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        _explain(body, error)
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH or b"\\u0000" in body:
+    except REFUSALS as error:
+        refuse(body, error)
+    # In the bytes, since what a member's later twin hides isn't in the value, and may be passed on.
+    if (b"\\u0000" in body and _NUL.search(body)) or _is_deep(body):
         _check(value)
+        hidden = f"a member that is given twice has a NUL character, or is nested deeper than {MAX_DEPTH}"
+        raise InvalidInput(Problem("$", hidden))
     return value
 
 
@@ -41,9 +54,23 @@ def convert(value: object, to: type[T]) -> T:
     try:
         return msgspec.convert(value, to)
     except msgspec.ValidationError as error:
-        text, _, at = str(error).partition(" - at `")
-        at = at.rstrip("`") or "$"
-        raise InvalidInput(Problem(*_named(value, at, _in_words(text, to)))) from None
+        text, at = _said(error)
+        at, detail = _named(value, at, _in_words(text, to))
+        # Both may hold a member's name, which the sender chose.
+        raise InvalidInput(Problem(at[:_SHOWN_AT], detail)) from None
+
+
+def read(body: bytes, to: type[T]) -> T:
+    """Decodes JSON and checks it against a type, however long it is. Raises NotJson, InvalidInput.
+
+    In what is longer than EXPLAINED_BYTES, members that the type doesn't have are only passed over.
+    """
+    if len(body) <= EXPLAINED_BYTES or b"\\u0000" in body:
+        return convert(loads(body), to)
+    try:
+        return msgspec.json.decode(body.removeprefix(BOM), type=to)
+    except REFUSALS as error:
+        refuse(body, error)
 
 
 def shown(value: object) -> str:
@@ -107,9 +134,22 @@ def _at(value: object, path: str) -> object:
     return value
 
 
-def _explain(body: bytes, error: Exception) -> NoReturn:
+def _said(error: Exception) -> tuple[str, str]:
+    """What msgspec says, and where."""
+    text, _, at = str(error).partition(" - at `")
+    return text, at.rstrip("`") or "$"
+
+
+def refuse(body: bytes, error: Exception) -> NoReturn:
+    """Says why msgspec couldn't read a body, and raises that as NotJson or InvalidInput."""
     if isinstance(error, RecursionError):
         raise InvalidInput(Problem("$", f"is nested deeper than {MAX_DEPTH}")) from None
+    if len(body) > EXPLAINED_BYTES:
+        text, at = _said(error)
+        # A ValidationError is a DecodeError, too: JSON, but not what was expected, or a number out of range.
+        if isinstance(error, msgspec.ValidationError) or "surrogate" in text:
+            raise InvalidInput(Problem(at[:_SHOWN_AT], f"{text[:1].lower()}{text[1:]}")) from None
+        raise NotJson(Problem("$", f"isn't JSON: {text}")) from None
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_refuse, parse_int=float)
     except RecursionError:
@@ -126,24 +166,51 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON value")
 
 
+# Where a value is: its container's place, and its name or index there. Most places are never asked for.
+_Place = tuple["_Place", object] | None
+
+
+def _is_deep(body: bytes) -> bool:
+    """Whether JSON is nested deeper than MAX_DEPTH."""
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return False
+    brackets = _STRING.sub(b"", body).translate(_ROUND_TO_SQUARE, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        # Whatever has nothing in it goes; what is left after n times is deeper than n.
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)
+
+
 def _check(value: object) -> None:
-    """Raises InvalidInput for depth over 64, NUL and lone surrogates."""
-    for at, text in _strings(value, "$", 1):
-        if "\x00" in text:
-            raise InvalidInput(Problem(at, f"has a NUL character, got {shown(text)}"))
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise InvalidInput(Problem(at, f"has a lone surrogate, got {shown(text)}"))
-
-
-def _strings(value: Any, at: str, depth: int) -> Iterator[tuple[str, str]]:
-    if isinstance(value, str):
-        yield at, value
-    elif isinstance(value, list | dict):
+    """Raises InvalidInput for depth over 64, NUL and lone surrogates. Linear: words only at the end."""
+    waiting: list[tuple[Any, int, _Place]] = []
+    _look(value, None, 0, waiting)
+    while waiting:
+        container, depth, place = waiting.pop()
         if depth > MAX_DEPTH:
-            raise InvalidInput(Problem(at[:200], f"is nested deeper than {MAX_DEPTH}"))
-        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            if isinstance(name, str):
-                yield at, name
-            yield from _strings(
-                inner, f"{at}[{name}]" if isinstance(name, int) else f"{at}.{name}", depth + 1
-            )
+            raise InvalidInput(Problem(_path(place), f"is nested deeper than {MAX_DEPTH}"))
+        if isinstance(container, dict):
+            for name, inner in container.items():
+                _look(name, place, depth, waiting)
+                _look(inner, (place, name), depth, waiting)
+        else:
+            for index, inner in enumerate(container):
+                _look(inner, (place, index), depth, waiting)
+
+
+def _look(value: object, place: _Place, depth: int, waiting: list[tuple[Any, int, _Place]]) -> None:
+    if isinstance(value, list | dict):
+        waiting.append((value, depth + 1, place))
+    elif isinstance(value, str):
+        if "\x00" in value:
+            raise InvalidInput(Problem(_path(place), f"has a NUL character, got {shown(value)}"))
+        if not value.isascii() and _SURROGATE.search(value):
+            raise InvalidInput(Problem(_path(place), f"has a lone surrogate, got {shown(value)}"))
+
+
+def _path(place: _Place) -> str:
+    steps: list[str] = []
+    while place is not None:
+        place, step = place
+        steps.append(f"[{step}]" if isinstance(step, int) else f".{step}")
+    return ("$" + "".join(reversed(steps)))[:_SHOWN_AT]

@@ -1,12 +1,12 @@
 """`/v1/events`: events in (one, NDJSON, or plain text), and a person's events out as JSON.
 
 Wired by `app`. What comes in is checked here, whole, and handed to the intake; what goes out is read through
-the same replay as a stream's, with the same filter.
+the same replay as a stream's, with the same filter. A body of many lines gives way to others in between.
 """
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import msgspec
@@ -32,9 +32,12 @@ _LINES_TYPES = frozenset({"application/x-ndjson", "application/ndjson", "applica
 _JSON_TYPES = _LINES_TYPES | {"application/json"}
 # None, and what curl -d says when nothing else is given.
 _UNSAID_TYPES = frozenset({"", "application/x-www-form-urlencoded"})
+# The shortest event has 35 bytes: a body within its limit can't hold more of them.
+MAX_LINES = 30_000
+MAX_LISTED = 100
+# How long one body may hold the event loop.
+_TURN_S = 0.005
 Line = bytes
-# Of events for thousands of people each: some 5 ms of the event loop.
-_AT_ONCE_BYTES = 64 * 1024
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -48,13 +51,15 @@ class Accepted(msgspec.Struct, frozen=True):
     """What became of the events of one call.
 
     `repeated` counts the recipients who had an event of this type and id already, and a broadcast as one;
-    with Kafka behind this call that shows later, in the metrics alone.
+    with Kafka behind this call that shows later, in the metrics alone. `unlisted` counts the rejected lines
+    after the first 100.
     """
 
     accepted: int
     ids: tuple[str, ...]
     rejected: tuple[Rejected, ...]
     repeated: int | msgspec.UnsetType = msgspec.UNSET
+    unlisted: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -105,28 +110,25 @@ class EventsEndpoint:
         """Takes events; with at least one accepted it is a 202."""
         self.identifier.identify(request, PUBLISH)
         body = await read_body(request, MAX_EVENTS_BODY)
-        taken: list[Submitted] = []
-        rejected: list[Rejected] = []
-        problems: list[Problem] = []
-        checked = 0
+        checked = await self._checked(request, body)
+        if not checked.taken:
+            raise InvalidInput(*checked.problems)
+        repeated = await self.intake.accept(checked.taken)
+        return json_response(checked.answer(repeated), 202)
+
+    async def _checked(self, request: Request, body: bytes) -> "_Checked":
+        checked = _Checked()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _TURN_S
         for number, given in _given(request, body):
-            if not isinstance(given, Event):
-                checked += len(given)
-            if checked >= _AT_ONCE_BYTES:
-                await asyncio.sleep(0)
-                checked = 0
             try:
-                taken.append(self._submitted(given))
+                checked.taken.append(self._submitted(given))
             except InvalidInput as error:
-                problems += error.problems
-                faults = tuple({"at": fault.at, "detail": fault.detail} for fault in error.problems)
-                rejected.append(Rejected(number, faults))
-        if not taken:
-            raise InvalidInput(*problems[:100])
-        repeated = await self.intake.accept(taken)
-        ids = tuple(submitted.event_id for submitted in taken)
-        told = msgspec.UNSET if repeated is None else repeated
-        return json_response(Accepted(len(taken), ids, tuple(rejected), told), 202)
+                checked.reject(number, error)
+            if loop.time() > until:
+                await asyncio.sleep(0)
+                until = loop.time() + _TURN_S
+        return checked
 
     async def get(self, request: Request) -> Response:
         """Events after a position, or since some time ago; neither: none, and now's position."""
@@ -165,7 +167,7 @@ class EventsEndpoint:
         return Events(fresh, str(reading.position), gap, more)
 
     def _submitted(self, given: Event | Line) -> Submitted:
-        taken = given if isinstance(given, Event) else event.from_json(strictjson.loads(given))
+        taken = given if isinstance(given, Event) else event.decode(given)
         if not self.admits(taken.type):
             raise InvalidInput(Problem("$.type", f"{taken.type!r} isn't in the catalogue"))
         event_id = taken.id or str(ULID())
@@ -175,6 +177,35 @@ class EventsEndpoint:
         return Submitted(taken, event_id, made)
 
 
+@dataclass(slots=True)
+class _Checked:
+    """What the lines of one body are: events, or why they aren't. What is told of them is bounded."""
+
+    taken: list[Submitted] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    unlisted: int = 0
+
+    def reject(self, line: int, error: InvalidInput) -> None:
+        """A line that isn't an event."""
+        if len(self.rejected) == MAX_LISTED:
+            self.unlisted += 1
+            return
+        self.problems += error.problems
+        faults = tuple({"at": fault.at, "detail": fault.detail} for fault in error.problems)
+        self.rejected.append(Rejected(line, faults))
+
+    def answer(self, repeated: int | None) -> Accepted:
+        """What the caller is told."""
+        return Accepted(
+            len(self.taken),
+            tuple(submitted.event_id for submitted in self.taken),
+            tuple(self.rejected),
+            msgspec.UNSET if repeated is None else repeated,
+            self.unlisted or msgspec.UNSET,
+        )
+
+
 def _given(request: Request, body: bytes) -> Iterable[tuple[int, Event | Line]]:
     """What a body holds, by line: a text, one event, or one event a line. Raises NotJson, InvalidInput."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -182,24 +213,31 @@ def _given(request: Request, body: bytes) -> Iterable[tuple[int, Event | Line]]:
         return [(1, _text(request, body))]
     if kind not in _JSON_TYPES and kind not in _UNSAID_TYPES:
         raise HttpProblem(415, "media_type", f"{kind[:80]!r} isn't JSON; for text give ?type=…&to=…")
-    lines = [(number, line) for number, line in enumerate(body.split(b"\n"), 1) if line.strip()]
     if kind in _LINES_TYPES:
-        return lines
+        return _lines(body)
     try:
-        return [(1, event.from_json(strictjson.loads(body)))]
+        return [(1, event.decode(body))]
     except NotJson:
         # Many events under the name of one: each line is JSON by itself.
-        if len(lines) < 2 or not _is_json(lines[0][1]):
+        first, _, rest = body.removeprefix(strictjson.BOM).lstrip().partition(b"\n")
+        if not _is_json(first) or not rest.strip():
             raise
-        return lines
+        return _lines(body)
+
+
+def _lines(body: bytes) -> list[tuple[int, Line]]:
+    """The lines that aren't blank, by number. Raises HttpProblem 413."""
+    if body.count(b"\n") > MAX_LINES:
+        raise HttpProblem(413, "too_many_lines", f"the body has more than {MAX_LINES} lines")
+    return [(number, line) for number, line in enumerate(body.split(b"\n"), 1) if line.strip()]
 
 
 def _is_json(line: bytes) -> bool:
     try:
-        strictjson.loads(line)
-    except NotJson:
+        msgspec.json.decode(line, type=msgspec.Raw)
+    except msgspec.DecodeError:
         return False
-    except InvalidInput:
+    except RecursionError:
         return True
     return True
 

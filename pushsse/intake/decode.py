@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
-from pushsse import event, strictjson
+from pushsse import event
 from pushsse.backplane.base import Draft, Source
 from pushsse.errors import InvalidInput, Problem
 from pushsse.metrics import Metrics
@@ -56,12 +56,7 @@ class PushsseFormat:
         value = record.value
         if value is None:
             return None
-        loaded = strictjson.loads(value)
-        if isinstance(loaded, dict) and not event.FIELDS.issuperset(loaded):
-            known = {name: member for name, member in loaded.items() if name in event.FIELDS}
-            self.metrics.unknown_members += len(loaded) - len(known)
-            loaded = known
-        found = event.from_json(loaded)
+        found = event.decode(value, ignored=self._ignored)
         if not self.admits(found.type):
             raise InvalidInput(Problem("$.type", f"{found.type!r} isn't in the catalogue"))
         topic, partition, offset, timestamp_ms = (
@@ -80,6 +75,9 @@ class PushsseFormat:
         # Without an id of its own a record is known by its offset alone, and that is the fence's business.
         once = f"{found.type}|{own_id}" if own_id else ""
         return Draft(publication, Source(topic, partition, offset, timestamp_ms, owner), once)
+
+    def _ignored(self, count: int) -> None:
+        self.metrics.unknown_members += count
 
 
 class Refused(NamedTuple):

@@ -44,6 +44,16 @@ async def test_events_go_into_the_topic_with_their_id_under_the_key_that_keeps_t
     assert [json.loads(record.value or b"")["id"] for record in records] == list("abcd")
 
 
+async def test_a_message_goes_into_the_topic_as_it_was_sent(kit: Kit) -> None:
+    given = event.decode(b'{"type":"a","to":"all","message":{"n": [0.1000, 1e3, -0]}}')
+    made = event.publication(given, event_id="x", at=datetime.now(UTC), max_age_s=60)
+    await kit.create(kit.topic)
+    async with Producer(kit.connection) as producer:
+        await KafkaProducerIntake(producer, topic=kit.topic).accept([Submitted(given, "x", made)])
+        [record] = await kit.read_all(kit.topic)
+    assert b'"message":{"n": [0.1000, 1e3, -0]}' in (record.value or b"")
+
+
 async def test_what_was_produced_comes_back_through_the_intake_once(kit: Kit) -> None:
     await kit.create(kit.topic, kit.dlq)
     async with Producer(kit.connection) as producer, kit.running():

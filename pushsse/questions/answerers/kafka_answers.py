@@ -201,7 +201,7 @@ class Applying:
 
 def read(value: bytes | None) -> AnswerRecord:
     """Reads one record; members that it doesn't know are ignored. Raises InvalidInput."""
-    says = strictjson.convert(strictjson.loads(value or b""), AnswerRecord)
+    says = strictjson.read(value or b"", AnswerRecord)
     given = [name for name in ("delta", "text", "error", "handover") if getattr(says, name) is not UNSET]
     if len(given) > 1:
         raise InvalidInput(Problem("$", f"has {' and '.join(given)}, and may have one of them"))
