@@ -1,7 +1,7 @@
 """The first minute: a fresh copy of the tree, `make run`, an event through the printed lines, Ctrl-C.
 
-On a machine that has Python and make alone, with the oldest pip that Python 3.11 brings, with the newest, and
-with this Python's own; and where uv is installed. Each prints how long it took.
+On a machine that has Python and make alone, with the oldest pip that this Python came with, with the newest,
+and with its own; and where uv is installed. Each prints how long it took.
 """
 
 import os
@@ -21,8 +21,9 @@ from tests.cli.running import until
 from tests.parts import missing
 
 ROOT = Path(__file__).parents[2]
-# ensurepip of Python 3.11.0 brings 22.3.
-PIPS = {"oldest pip": "pip==22.3", "newest pip": "pip", "own pip": ""}
+# What ensurepip of each Python's first release brings.
+_OLDEST = {11: "22.3", 12: "23.2.1", 13: "24.2"}
+PIPS = {"oldest pip": f"pip=={_OLDEST[sys.version_info[1]]}", "newest pip": "pip", "own pip": ""}
 _INSTALL_S = 240.0
 _STEP_S = 30.0
 # What a run of `make test` leaves in its environment, and what would help a fresh machine.
