@@ -13,29 +13,37 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from pushsse.api.lasting import Application
 from pushsse.api.problem import HANDLERS
-from pushsse.errors import SettingsError
+from pushsse.errors import CloseReason, SettingsError
 from pushsse.node import Node
 from pushsse.routes import middleware, routes
 from pushsse.settings import Settings
+from pushsse.stream.frame import random_retry_ms
 from pushsse.workers.worker import SupervisorGone
 
 log = logging.getLogger(__name__)
 
 
-def die() -> None:
-    """Ends the process as a supervisor would: what is broken is started anew, not limped along."""
+def die(node: Node) -> None:
+    """Ends the process as a supervisor would: what is broken is started anew, not limped along.
+
+    Streams are told before, since a server that waits for them would otherwise wait for ever.
+    """
+    node.draining = True
+    for subscriber in list(node.hub.subscribers):
+        node.hub.end(subscriber, CloseReason.SHUTDOWN, retry_ms=random_retry_ms())
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def create_app(settings: Settings, *, on_failure: Callable[[], None] = die) -> Application:
-    """One node's application. `on_failure` is called when a service died."""
+def create_app(settings: Settings, *, on_failure: Callable[[], None] | None = None) -> Application:
+    """One node's application. `on_failure` is called when a service died; without it the process ends."""
     node = Node(settings)
+    failed = on_failure or (lambda: die(node))
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(node.parts())
-            await stack.enter_async_context(_supervised(node.services(), on_failure))
+            await stack.enter_async_context(_supervised(node.services(), failed))
             node.started = True
             yield
 

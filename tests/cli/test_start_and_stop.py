@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.parts.ports import answers, free_port
 from tests.backplane.redis_server import RedisServer
 from tests.cli.running import LIMIT_S, PROGRAM, Served, environment, process, pushsse, served, until
 
@@ -260,3 +261,32 @@ def test_an_impossible_address_is_one_line_with_what_to_do(
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     assert port in ended.stderr
     assert re.search(why, ended.stderr)
+
+
+ELSEWHERE = """
+import asyncio, pathlib, sys, uvicorn
+from pushsse import memory
+from pushsse.app import create_app
+from pushsse.settings import load
+async def die():
+    while not pathlib.Path("die").exists():
+        await asyncio.sleep(0.02)
+    raise RuntimeError("broken")
+memory.run = die
+uvicorn.run(create_app(load({})), port=int(sys.argv[1]), log_level="warning", lifespan="on")
+"""
+
+
+def test_a_service_that_dies_ends_streams_in_band_under_another_server_too(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
+    port = free_port()
+    out = tmp_path / "stream"
+    with process(tmp_path, str(port), program=(sys.executable, "elsewhere.py")) as serving:
+        until(lambda: answers(port, b"GET /livez HTTP/1.0\r\nHost: localhost\r\n\r\n"), "answer")
+        with out.open("wb") as body:
+            stream = subprocess.Popen(["curl", "-sN", f"http://127.0.0.1:{port}/v1/stream"], stdout=body)
+        until(lambda: b"event: ready" in out.read_bytes(), "ready")
+        (tmp_path / "die").touch()
+        assert stream.wait(LIMIT_S) == 0
+        serving.wait(LIMIT_S)
+    assert b'"code":"shutdown"' in out.read_bytes()
