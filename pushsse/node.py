@@ -35,7 +35,7 @@ class Node:
         self.worker: Worker | None = None
         self.database = Database(settings.database_url)
         store = self.store = PreferenceStore(self.database)
-        self.reading = Reading(store.switches)
+        self.reading = Reading(store.switches, now=store.switches_now)
         self.catalogue = Catalogue(store, new_types=settings.new_types)
         self.backplane = wiring.backplane(settings, self.metrics)
         self.preferences = Preferences(store, publish=self.backplane.publish, shards=settings.shards)

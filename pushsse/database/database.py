@@ -23,6 +23,7 @@ from tortoise.migrations.executor import MigrationExecutor
 from pushsse.database.breaker import Breaker
 from pushsse.database.configuration import configuration
 from pushsse.database.outage import AWAY, ERRORS, OPENING, Verdict, verdict
+from pushsse.database.reader import Reader
 from pushsse.database.session import Session, SqliteConnection, Statement, Value
 from pushsse.errors import DatabaseConflict, DatabaseUnavailable, StatementFailed
 
@@ -60,6 +61,7 @@ class Database:
         self._context = TortoiseContext()
         self._client: Any = None
         self._sqlite = False
+        self._reader: Reader | None = None
         self.failures = 0
 
     async def open(self) -> None:
@@ -77,9 +79,14 @@ class Database:
             await self._client.create_connection(with_db=True)
         except OPENING as error:
             raise DatabaseUnavailable(f"the database can't be opened: {error}") from error
+        if self._sqlite:
+            self._reader = Reader.open(self._client.filename)
 
     async def close(self) -> None:
         """Closes the connections; those that don't within 2 s are cut."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
         if isinstance(self._client, AsyncpgDBClient) and (pool := self._client._pool) is not None:
             try:
                 await asyncio.wait_for(pool.close(), _CLOSE_S)
@@ -99,6 +106,20 @@ class Database:
     def available(self) -> bool:
         """Whether the database answered a moment ago; never a promise."""
         return not self._breaker.failed
+
+    def read_now(self, make: Callable[..., Row], statement: Statement, *values: Value) -> list[Row] | None:
+        """What a small question finds, without waiting; None where that can't be: then ask `read`."""
+        if self._reader is None or self._breaker.failed:
+            return None
+        found = self._reader.rows(make, statement, values)
+        if found is not None:
+            self._breaker.success()
+        return found
+
+    async def read(self, make: Callable[..., Row], statement: Statement, *values: Value) -> list[Row]:
+        """As `rows`, for a statement that changes nothing. Raises DatabaseUnavailable."""
+        found = self.read_now(make, statement, *values)
+        return await self.rows(make, statement, *values) if found is None else found
 
     async def rows(self, make: Callable[..., Row], statement: Statement, *values: Value) -> list[Row]:
         """Runs one statement by itself, in autocommit. Raises DatabaseUnavailable."""

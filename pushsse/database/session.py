@@ -1,7 +1,7 @@
 """One connection for the length of a block, and the SQL on it. `database` hands it out to the stores."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,17 +14,61 @@ Row = TypeVar("Row")
 _json = msgspec.json.Encoder()
 
 
-class Statement:
-    """One SQL text for both databases: `$1` is a parameter, `IN ($1)` membership in a list of text."""
+# Items of lists: more may take long.
+_MOST_SMALL = 64
+_NAMES = tuple(f"p{at}" for at in range(1, 10))
+_LISTED = re.compile(r"IN \((\$\d+|:p\d+)\)")
 
-    __slots__ = ("postgres", "sqlite")
+
+def is_small(values: Sequence[Value]) -> bool:
+    """Whether a statement is about few."""
+    return sum(len(value) for value in values if isinstance(value, list)) <= _MOST_SMALL
+
+
+class Statement:
+    """One SQL text for both databases: `$1` is a parameter, `IN ($1)` membership in a list of text.
+
+    Where each list has one item, which is so for most questions, a text that compares is used: to take a list
+    apart costs either database more than all the rest.
+    """
+
+    __slots__ = ("_of_lists", "_of_ones")
 
     def __init__(self, text: str) -> None:
-        # Not `= ANY($1)`: where PostgreSQL takes that for a filter, it compares each row with each element.
-        self.postgres = re.sub(r"IN \((\$\d+)\)", r"IN (SELECT unnest(\1::text[]))", text)
         # By name: from Python 3.12 on, numbered parameters don't go with a sequence.
         named = text.replace("$", ":p")
-        self.sqlite = re.sub(r"IN \((:p\d+)\)", r"IN (SELECT value FROM json_each(\1))", named)
+        # Not `= ANY($1)`: where PostgreSQL takes that for a filter, it compares each row with each element.
+        self._of_lists = (
+            _LISTED.sub(r"IN (SELECT unnest(\1::text[]))", text),
+            _LISTED.sub(r"IN (SELECT value FROM json_each(\1))", named),
+        )
+        self._of_ones = (_LISTED.sub(r"= \1", text), _LISTED.sub(r"= \1", named))
+
+    def for_postgres(self, values: Sequence[Value]) -> tuple[str, Sequence[Value]]:
+        """The text and its parameters."""
+        if (ones := _ones(values)) is not None:
+            return self._of_ones[0], ones
+        return self._of_lists[0], values
+
+    def for_sqlite(self, values: Sequence[Value]) -> tuple[str, dict[str, Value]]:
+        """The text and its parameters by name."""
+        if (ones := _ones(values)) is not None:
+            return self._of_ones[1], dict(zip(_NAMES, ones, strict=False))
+        packed = [_json.encode(value).decode() if isinstance(value, list) else value for value in values]
+        return self._of_lists[1], dict(zip(_NAMES, packed, strict=False))
+
+
+def _ones(values: Sequence[Value]) -> list[Value] | None:
+    """The values with the one item of each list in its place; None where a list has more, or fewer."""
+    ones: list[Value] = []
+    for value in values:
+        if isinstance(value, list):
+            if len(value) != 1:
+                return None
+            ones.append(value[0])
+        else:
+            ones.append(value)
+    return ones
 
 
 _LOCK = Statement("SELECT pg_advisory_xact_lock($1)")
@@ -42,13 +86,11 @@ class Session:
     async def rows(self, make: Callable[..., Row], statement: Statement, *values: Value) -> list[Row]:
         """Runs a statement; `make` gets the columns of each row (SQLite's booleans are 0 and 1)."""
         if self._sqlite:
-            given = {
-                f"p{at}": _json.encode(value).decode() if isinstance(value, list) else value
-                for at, value in enumerate(values, 1)
-            }
-            found = await self._raw.execute_fetchall(statement.sqlite, given)
+            text, named = statement.for_sqlite(values)
+            found = await self._raw.execute_fetchall(text, named)
         else:
-            found = await self._raw.fetch(statement.postgres, *values)
+            text, given = statement.for_postgres(values)
+            found = await self._raw.fetch(text, *given)
         return [make(*row) for row in found]
 
     async def lock(self, number: int) -> None:

@@ -97,7 +97,7 @@ class PreferenceStore:
         """Which of these types which of these people have off: by a switch, or by default without one."""
         if not users or not types:
             return frozenset()
-        rows = await self._database.rows(_pair, _OFF_AMONG, list(users), list(types))
+        rows = await self._database.read(_pair, _OFF_AMONG, list(users), list(types))
         off = {(user, name) for user, name, enabled in rows if user and not enabled}
         if default_off := [name for user, name, _ in rows if not user]:
             on = {(user, name) for user, name, enabled in rows if user and enabled}
@@ -106,14 +106,12 @@ class PreferenceStore:
 
     async def switches(self, users: Sequence[str]) -> dict[str, Switches]:
         """What streams need to know about their people when they open; each of `users` is in it."""
-        facts = await self._database.rows(_Fact, _SWITCHES, list(users))
-        default_off = frozenset(fact.type for fact in facts if fact.kind == "default")
-        unchanged = Switches(version=0, off=default_off, pending=False, logged=None, open_question=False)
-        found = dict.fromkeys(users, unchanged)
-        for fact in facts:
-            if fact.user:
-                found[fact.user] = _with(found[fact.user], fact)
-        return found
+        return _switches(users, await self._database.read(_Fact, _SWITCHES, list(users)))
+
+    def switches_now(self, user: str) -> Switches | None:
+        """One person's, read without waiting; None where that can't be: then ask `switches`."""
+        facts = self._database.read_now(_Fact, _SWITCHES, [user])
+        return None if facts is None else _switches((user,), facts)[user]
 
     async def catalogue(self) -> tuple[TypeView, ...]:
         """All types, in the order in which they joined."""
@@ -186,6 +184,16 @@ class PreferenceStore:
             new = [name for name in dict.fromkeys(names) if name not in known][: MAX_TYPES - len(known)]
             if new:
                 await EventType.bulk_create([EventType(name=name, hidden=hidden) for name in new])
+
+
+def _switches(users: Sequence[str], facts: Sequence["_Fact"]) -> dict[str, Switches]:
+    default_off = frozenset(fact.type for fact in facts if fact.kind == "default")
+    unchanged = Switches(version=0, off=default_off, pending=False, logged=None, open_question=False)
+    found = dict.fromkeys(users, unchanged)
+    for fact in facts:
+        if fact.user:
+            found[fact.user] = _with(found[fact.user], fact)
+    return found
 
 
 def _with(switches: Switches, fact: _Fact) -> Switches:
