@@ -79,7 +79,7 @@ class Consumption:
         if found:
             self._assignment.idle.clear()
             try:
-                await self._onward.hand_on(self._decoded(found), tasks)
+                await self._onward.hand_on(await self._decoded(found), tasks)
             finally:
                 self._assignment.idle.set()
         else:
@@ -131,7 +131,7 @@ class Consumption:
                     self._assignment.withhold(partition)
             return {}
 
-    def _decoded(self, found: Mapping[TopicPartition, Sequence[Record]]) -> list[Work]:
+    async def _decoded(self, found: Mapping[TopicPartition, Sequence[Record]]) -> list[Work]:
         batch: list[Work] = []
         for at, records in found.items():
             partition = self._assignment.partitions.get(at)
@@ -139,7 +139,7 @@ class Consumption:
                 # Not ours any more, or about to be prepared, and then read from where it should be.
                 continue
             self._metrics.records += len(records)
-            drafts, refused = decode_all(self._decode, records, partition.owner)
+            drafts, refused = await decode_all(self._decode, records, partition.owner)
             batch.append(Work(partition, drafts, refused, records[-1].offset + 1))
         return batch
 

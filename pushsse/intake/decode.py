@@ -3,6 +3,7 @@
 A format is a `Decode`; `PushsseFormat` is the one where the value is the event's own JSON.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +13,9 @@ from pushsse import event
 from pushsse.backplane.base import Draft, Source
 from pushsse.errors import InvalidInput, Problem
 from pushsse.metrics import Metrics
+
+# How long a run of records may hold the event loop.
+_TURN_S = 0.005
 
 
 class Record(Protocol):
@@ -95,11 +99,16 @@ class Decoded(NamedTuple):
     refused: list[Refused]
 
 
-def decode_all(decode: Decode, records: Sequence[Record], owner: str) -> Decoded:
-    """Decodes a run of records; none can stop the others."""
+async def decode_all(decode: Decode, records: Sequence[Record], owner: str) -> Decoded:
+    """Decodes a run of records; none can stop the others. Gives way to others in between."""
     drafts: list[Draft] = []
     refused: list[Refused] = []
+    loop = asyncio.get_running_loop()
+    until = loop.time() + _TURN_S
     for record in records:
+        if loop.time() > until:
+            await asyncio.sleep(0)
+            until = loop.time() + _TURN_S
         try:
             draft = decode(record, owner)
         except InvalidInput as error:

@@ -1,3 +1,4 @@
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,21 +107,42 @@ def test_a_record_without_a_timestamp_is_of_now(decode: PushsseFormat) -> None:
     assert str(body(decode(Given(event(), timestamp=-1), "owner"))["ts"]) > "2026"
 
 
-def test_one_bad_record_doesnt_stop_the_others(decode: PushsseFormat) -> None:
+@pytest.mark.anyio
+async def test_one_bad_record_doesnt_stop_the_others(decode: PushsseFormat) -> None:
     records = [Given(event(), 0), Given(b"{", 1), Given(None, 2), Given(event(), 3)]
-    found = decode_all(decode, records, "owner")
+    found = await decode_all(decode, records, "owner")
     assert [draft.source.offset for draft in found.drafts if draft.source] == [0, 3]
     assert [refused.record.offset for refused in found.refused] == [1]
 
 
-def test_a_decoder_that_fails_costs_one_record() -> None:
+@pytest.mark.anyio
+async def test_a_decoder_that_fails_costs_one_record() -> None:
     def decode(record: Record, owner: str) -> Draft | None:
         raise ZeroDivisionError("oh")
 
-    found = decode_all(decode, [Given(b"1")], "owner")
+    found = await decode_all(decode, [Given(b"1")], "owner")
     assert found.refused[0].error == "the decoder failed: ZeroDivisionError: oh"
 
 
-def test_a_time_beyond_the_calendar_costs_one_record(decode: PushsseFormat) -> None:
-    found = decode_all(decode, [Given(event(ts="0001-01-01T00:00:00+05:00")), Given(event())], "owner")
+@pytest.mark.anyio
+async def test_a_time_beyond_the_calendar_costs_one_record(decode: PushsseFormat) -> None:
+    found = await decode_all(decode, [Given(event(ts="0001-01-01T00:00:00+05:00")), Given(event())], "owner")
     assert (len(found.drafts), len(found.refused)) == (1, 1)
+
+
+@pytest.mark.anyio
+async def test_a_run_of_large_records_gives_way_to_others(decode: PushsseFormat) -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    people = {"users": [f"{number:x}" for number in range(10_000)]}
+    records = [Given(event(to=people), offset) for offset in range(40)]
+    ticking = asyncio.create_task(other())
+    assert len((await decode_all(decode, records, "owner")).drafts) == 40
+    ticking.cancel()
+    assert turns >= 2
