@@ -5,7 +5,6 @@ with the closest questions.
 """
 
 import asyncio
-import heapq
 import re
 import tomllib
 from collections.abc import AsyncGenerator
@@ -18,7 +17,7 @@ from msgspec import Meta, Struct
 from pushsse import strictjson
 from pushsse.errors import InvalidInput, SettingsError
 from pushsse.questions.answerers.base import Answers, Delta, Piece
-from pushsse.questions.answerers.matching import THRESHOLD, Text, closeness, is_ideographic, prepared
+from pushsse.questions.answerers.matching import Matcher, is_answer, is_ideographic
 from pushsse.questions.question import Answered, By, Link, Question
 
 SHIPPED = Path(__file__).parent.parent / "faq.toml"
@@ -27,6 +26,7 @@ _MAX_FILE_BYTES = 4 * 1024 * 1024
 _SENTENCE = re.compile(r".+?(?:[.!?](?=\s)|[。！？]|\Z)\s*", re.DOTALL)
 T = TypeVar("T")
 Line = Annotated[str, Meta(min_length=1, max_length=500)]
+Word = Annotated[str, Meta(min_length=1, max_length=40)]
 Language = Annotated[
     str,
     Meta(
@@ -49,7 +49,7 @@ class Wording(Struct, frozen=True, forbid_unknown_fields=True):
 class Phrasing:
     """One way to ask, with what it leads to."""
 
-    text: Text
+    text: str
     language: str
     wording: Wording
 
@@ -60,6 +60,7 @@ class Faq:
 
     name: str
     phrasings: tuple[Phrasing, ...]
+    matcher: Matcher
     nothing: dict[str, str]
     pace_s: float = 0.06
 
@@ -80,17 +81,20 @@ class Faq:
 
     def match(self, text: str) -> Wording | Answered:
         """The wording that a question is close enough to, or what is said when there is none."""
-        asked = prepared(text)
-        scored = [(closeness(asked, phrasing.text), phrasing) for phrasing in self.phrasings]
-        score, best = max(scored, key=lambda pair: pair[0])
-        if score >= THRESHOLD:
-            return best.wording
+        close = self.matcher.closest(text)
+        found = [self.phrasings[each.place] for each in close]
+        if is_answer(close):
+            return found[0].wording
         language = self._language(text)
-        closest: dict[str, None] = {}
-        alike = [pair for pair in scored if pair[1].language == language] or scored
-        for _, phrasing in heapq.nlargest(20, alike, key=lambda pair: pair[0]):
-            closest[phrasing.wording.ask[0]] = None
-        return Answered(By("bot", self.name), self.nothing[language], suggestions=tuple(closest)[:_SUGGESTED])
+        closest = [phrasing for phrasing in found if phrasing.language == language]
+        # Where little is close, what the file begins with: its most common questions.
+        others = (phrasing for phrasing in self.phrasings if phrasing.language == language)
+        suggested: dict[str, None] = {}
+        for phrasing in (*closest, *others):
+            suggested.setdefault(phrasing.wording.ask[0])
+            if len(suggested) == _SUGGESTED:
+                break
+        return Answered(By("bot", self.name), self.nothing[language], suggestions=tuple(suggested))
 
     def _language(self, text: str) -> str:
         """Of the file's languages the first that is written the way the question is."""
@@ -103,6 +107,9 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
     nothing: Annotated[dict[Language, Line], Meta(min_length=1)]
     entry: Annotated[tuple[dict[str, object], ...], Meta(min_length=1, max_length=5_000)]
     name: Annotated[str, Meta(min_length=1, max_length=128)] = "faq"
+    same: Annotated[
+        tuple[Annotated[tuple[Word, ...], Meta(min_length=2, max_length=100)], ...], Meta(max_length=500)
+    ] = ()
 
 
 def load(file: str) -> Faq:
@@ -111,13 +118,18 @@ def load(file: str) -> Faq:
     where = f"PUSHSSE_ANSWERER: {path}"
     read = _convert(_read(path, where), _File, where)
     phrasings: list[Phrasing] = []
+    entries: list[int] = []
+    wordings = 0
     for number, entry in enumerate(read.entry, 1):
         name = entry.get("id", f"number {number}")
         for language, wording in _wordings(entry, f"{where}: entry {name}").items():
             if language not in read.nothing:
                 raise SettingsError(f"{where}: entry {name}: [nothing] has no {language!r}")
-            phrasings += [Phrasing(prepared(ask), language, wording) for ask in wording.ask]
-    return Faq(read.name, tuple(phrasings), read.nothing)
+            phrasings += [Phrasing(ask, language, wording) for ask in wording.ask]
+            entries += [wordings] * len(wording.ask)
+            wordings += 1
+    matcher = Matcher([phrasing.text for phrasing in phrasings], entries, read.same)
+    return Faq(read.name, tuple(phrasings), matcher, read.nothing)
 
 
 def _wordings(entry: dict[str, object], where: str) -> dict[str, Wording]:
