@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from pushsse.api.lasting import Application
 from pushsse.api.problem import HANDLERS
-from pushsse.errors import CloseReason, SettingsError
+from pushsse.errors import CloseReason, PushsseError, SettingsError
 from pushsse.node import Node
 from pushsse.routes import middleware, routes
 from pushsse.settings import Settings
@@ -42,7 +42,11 @@ def create_app(settings: Settings, *, on_failure: Callable[[], None] | None = No
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(node.parts())
+            try:
+                await stack.enter_async_context(node.parts())
+            except PushsseError as error:
+                log.critical("this node can't start: %s", error)
+                raise
             await stack.enter_async_context(_supervised(node.services(), failed))
             node.started = True
             yield

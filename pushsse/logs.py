@@ -20,5 +20,11 @@ def configure(level: str) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether it isn't the traceback of a request that was cut because the process ends."""
-    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+    """Whether nothing else says it. uvicorn's words on requests that are cut as the process ends, and on a
+    start that failed for a reason that `app` has logged, are left out.
+    """
+    if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+        return False
+    text = record.getMessage()
+    ours = text.startswith("Traceback") and text.rstrip().rpartition("\n")[2].startswith("pushsse.errors.")
+    return not ours and not text.startswith("Application startup failed")

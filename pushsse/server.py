@@ -71,6 +71,9 @@ class Server(uvicorn.Server):
         reason = ""
         try:
             await super().startup(sockets)
+        except SystemExit:
+            # uvicorn's, where the lifespan failed; why was logged.
+            self.failed = self.should_exit = True
         except OSError as error:
             reason = error.strerror or str(error)
             await self.lifespan.shutdown()

@@ -290,3 +290,12 @@ def test_a_service_that_dies_ends_streams_in_band_under_another_server_too(tmp_p
         assert stream.wait(LIMIT_S) == 0
         serving.wait(LIMIT_S)
     assert b'"code":"shutdown"' in out.read_bytes()
+
+
+def test_a_part_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+    ended = pushsse(tmp_path, "serve", "--port", "0", PUSHSSE_DATABASE_URL=f"sqlite://{tmp_path}/no/node.db")
+    assert ended.returncode == 1
+    *block, last = ended.stderr.splitlines()
+    assert "CRITICAL" in last
+    assert "can't start: the database" in last
+    assert all(" INFO " in line for line in block), ended.stderr
