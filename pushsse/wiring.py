@@ -5,6 +5,7 @@ Called by `node` alone. Siblings don't know each other; here is where one is han
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pushsse.api.identity import DevelopmentIdentifier, Identifier, TokenIdentifier
 from pushsse.backplane.base import Backplane
@@ -34,6 +35,7 @@ def backplane(settings: Settings, metrics: Metrics) -> MemoryBackplane | RedisBa
             keep_s=settings.log_keep_s,
             keep_bytes=settings.log_keep_bytes,
             metrics=metrics,
+            file=_log_file(settings.database_url),
         )
     return RedisBackplane(
         settings.redis_url,
@@ -44,6 +46,13 @@ def backplane(settings: Settings, metrics: Metrics) -> MemoryBackplane | RedisBa
         keep_bytes=settings.log_keep_bytes,
         metrics=metrics,
     )
+
+
+def _log_file(database_url: str) -> Path | None:
+    """Where the embedded log is kept: beside SQLite's file; without one, nowhere."""
+    scheme, _, rest = database_url.partition("://")
+    name = rest.partition("?")[0]
+    return Path(f"{name}-log") if scheme == "sqlite" and name and name != ":memory:" else None
 
 
 def limits(settings: Settings) -> StreamLimits:

@@ -16,6 +16,7 @@ class KeptLog:
     """Holds every number from `head.first` to `head.number`."""
 
     __slots__ = (
+        "_before",
         "_bytes",
         "_changes",
         "_entries",
@@ -32,6 +33,7 @@ class KeptLog:
         self._epoch = epoch
         self._keep_ms = keep_ms
         self._keep_bytes = keep_bytes
+        self._before = 0  # the number before the first of all, or the last one where none is held
         self._entries: list[Entry] = []
         self._given_up = 0  # of the list's front: no longer held, and cut off now and then
         self._bytes = 0
@@ -41,14 +43,14 @@ class KeptLog:
     @property
     def head(self) -> Head:
         """The log as it stands; its numbers begin after 0."""
-        number = self._entries[-1].number if self._entries else 0
+        number = self._entries[-1].number if self._entries else self._before
         return Head(
             self._epoch, number, number + 1 - len(self._entries) + self._given_up, 0, self._trimmed_ms
         )
 
     def append(self, order: int, at_ms: int, publication: Publication) -> Entry:
         """The next number. Its time is never before the one before it, so that times can be searched."""
-        number = 1
+        number = self._before + 1
         if self._entries:
             last = self._entries[-1]
             number, at_ms = last.number + 1, max(at_ms, last.at_ms)
@@ -59,6 +61,17 @@ class KeptLog:
             self._changes.append((number, publication.change))
         self.trim(at_ms)
         return entry
+
+    def restore(self, number: int, trimmed_ms: int, entries: list[Entry]) -> None:
+        """Goes on where an earlier process stopped."""
+        self._before, self._trimmed_ms, self._entries = number, trimmed_ms, entries
+        self._bytes = sum(_size(entry.publication) for entry in entries)
+        changes = ((entry.number, entry.publication.change) for entry in entries)
+        self._changes.extend((at, change) for at, change in changes if change is not None)
+
+    def held(self) -> list[Entry]:
+        """All that is held."""
+        return self._entries[self._given_up :]
 
     def trim(self, now_ms: int) -> None:
         """Gives up what is too old or too much; the last entry stays in the list to carry the number."""

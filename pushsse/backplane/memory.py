@@ -1,4 +1,4 @@
-"""The backplane of a single process: logs in memory, one listener, no outage, nothing left after a restart.
+"""The backplane of a single process: logs in memory, one listener, no outage; a file for the next start.
 
 Called by whoever publishes; hands to `listen`. Deliberate: `publish` appends each call without suspending, so
 that it is atomic; it waits only while the listener is more than MOST_WAITING entries behind, and lets others
@@ -6,13 +6,12 @@ have the loop between calls for many recipients.
 """
 
 import asyncio
-import secrets
-import string
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from heapq import merge
 from itertools import islice
+from pathlib import Path
 from typing import Self
 
 from pushsse.backplane.base import (
@@ -28,6 +27,7 @@ from pushsse.backplane.base import (
     Receipt,
 )
 from pushsse.backplane.kept import KeptLog
+from pushsse.backplane.memory_file import Appended, LogFile, LogState, State, fresh_word
 from pushsse.backplane.taken import Taken, recipients
 from pushsse.errors import NotOwner
 from pushsse.event import Change, Publication
@@ -36,17 +36,20 @@ from pushsse.metrics import Metrics
 MOST_WAITING = 10_000
 # Recipients, each of whom is remembered: some 3 ms.
 _AT_ONCE = 2_000
-_WORD = string.ascii_lowercase + string.digits
 
 
 class MemoryBackplane:
     """Keeps the contract of `Backplane`. `keep_bytes` bounds a shard's log, the broadcast log has more."""
 
-    def __init__(self, *, shards: int, keep_s: float, keep_bytes: int, metrics: Metrics) -> None:
+    def __init__(
+        self, *, shards: int, keep_s: float, keep_bytes: int, metrics: Metrics, file: Path | None = None
+    ) -> None:
         self._keep_ms = int(keep_s * 1000)
         self._keep_bytes = keep_bytes
         self._metrics = metrics
-        self._epoch = "".join(secrets.choice(_WORD) for _ in range(8))
+        self._file = LogFile(file, shards=shards) if file is not None else None
+        # Each log's name follows it, so that no place in one log can be taken for a place in another.
+        self._word = fresh_word()
         self._logs: dict[str, KeptLog] = {}
         self._order = 0
         self._taken = Taken()
@@ -58,10 +61,31 @@ class MemoryBackplane:
         self._room = asyncio.Event()
 
     async def __aenter__(self) -> Self:
+        """Goes on where the file ends. Raises SettingsError where another process has it."""
+        if self._file is not None:
+            file = self._file
+            state = await file.open(self._state)
+            self._order, self._word = state.order, state.word
+            self._taken.restore(state)
+            for name, kept in state.logs.items():
+                log = self._logs[name] = self._new_log(name, kept.epoch)
+                log.restore(kept.number, kept.trimmed_ms, kept.entries)
+            self._metrics.gauge("log_kept", "Whether the embedded log is on disk", lambda: file.kept)
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._file is not None:
+            await self._file.close()
         self._logs.clear()
+
+    def _state(self) -> State:
+        """All there is, as it is now."""
+        state = State(self._word)
+        self._taken.save_to(state)
+        for name, log in self._logs.items():
+            head = log.head
+            state.logs[name] = LogState(head.epoch, head.number, head.trimmed_ms, log.held())
+        return state
 
     # Publishing
 
@@ -86,6 +110,9 @@ class MemoryBackplane:
                 heard += appended
         self._tell_all(heard)
         receipt.count(self._metrics)
+        if self._file is not None and any(d.source is not None for call in calls for d in call.drafts):
+            # Their offsets are committed after this: Kafka gives nobody again what is lost here then.
+            await self._file.written()
         if refused:
             raise NotOwner(f"{len(refused)} of {len(calls)} calls come from partitions with another owner")
         return receipt
@@ -112,18 +139,33 @@ class MemoryBackplane:
                 self._order += 1
                 appended.append(log.append(self._order, now_ms, publication))
         receipt.appended += len(appended)
-        receipt.marks[call.log] = log.head.mark
+        head = log.head
+        receipt.marks[call.log] = head.mark
+        if self._file is not None and call.drafts:
+            names = [name for draft in call.drafts if draft.once for name in draft.names(call.log)]
+            self._file.appended(
+                Appended(
+                    call.log,
+                    head.epoch,
+                    head.number,
+                    head.first,
+                    head.trimmed_ms,
+                    appended,
+                    self._taken.fences_of(call),
+                    self._taken.times_of(names),
+                )
+            )
         return appended
 
     def _log(self, name: str) -> KeptLog:
         log = self._logs.get(name)
         if log is None:
-            share = BROADCAST_SHARE if name == BROADCAST else 1
-            keep_bytes = self._keep_bytes * share
-            log = self._logs[name] = KeptLog(
-                name, self._epoch + name, keep_ms=self._keep_ms, keep_bytes=keep_bytes
-            )
+            log = self._logs[name] = self._new_log(name, self._word + name)
         return log
+
+    def _new_log(self, name: str, epoch: str) -> KeptLog:
+        share = BROADCAST_SHARE if name == BROADCAST else 1
+        return KeptLog(name, epoch, keep_ms=self._keep_ms, keep_bytes=self._keep_bytes * share)
 
     # Listening
 
@@ -211,10 +253,15 @@ class MemoryBackplane:
     async def claim(self, topic: str, partition: int, owner: str) -> None:
         """Makes `owner` the only one whose sources of this partition are taken."""
         self._taken.claim(topic, partition, owner)
+        if self._file is not None:
+            self._file.claimed(topic, partition, owner)
 
     async def identity(self, suggested: str) -> str:
         """The word by which this backplane is known, `suggested` where it has none."""
-        return self._taken.known_as(suggested)
+        identity = self._taken.known_as(suggested)
+        if self._file is not None and identity == suggested:
+            self._file.known_as(identity)
+        return identity
 
     async def claimed(self, topic: str, partition: int) -> bool:
         """Whether anybody has ever claimed a partition."""
@@ -222,7 +269,10 @@ class MemoryBackplane:
 
     async def first_start(self, topic: str, offsets: Mapping[int, int]) -> Mapping[int, int]:
         """Where reading began when a topic was first started, by partition."""
-        return self._taken.first_start(topic, offsets)
+        kept = self._taken.first_start(topic, offsets)
+        if self._file is not None:
+            self._file.started(topic, dict(kept))
+        return kept
 
     async def fence(self, topic: str, partition: int) -> tuple[int, int] | None:
         """The highest offset that any log has of this partition, with its record's timestamp in ms."""
@@ -231,6 +281,8 @@ class MemoryBackplane:
     async def reset_fence(self, topic: str, partition: int) -> None:
         """Forgets the fence of a partition."""
         self._taken.reset_fence(topic, partition)
+        if self._file is not None:
+            self._file.unfenced(topic, partition)
 
     def now_ms(self) -> int:
         """This machine's clock."""

@@ -3,12 +3,13 @@
 Used by `memory` alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import compress
 
 import msgspec
 
 from pushsse.backplane.base import REMEMBER_MOST, REMEMBER_MS, Call, Draft
+from pushsse.backplane.memory_file import State
 from pushsse.event import Publication
 
 _NOTHING = (-1, 0)
@@ -25,6 +26,30 @@ class Taken:
         self._identity = ""
         self._starts: dict[str, Mapping[int, int]] = {}
         self._names: dict[bytes, int] = {}
+
+    def restore(self, state: State) -> None:
+        """Goes on with what an earlier process knew."""
+        self._fences, self._owners, self._names = state.fences, state.owners, state.names
+        self._starts = dict(state.starts)
+        self._identity = state.identity
+
+    def save_to(self, state: State) -> None:
+        """Copies what is known."""
+        state.fences, state.owners, state.names = dict(self._fences), dict(self._owners), dict(self._names)
+        state.starts = {topic: dict(offsets) for topic, offsets in self._starts.items()}
+        state.identity = self._identity
+
+    def fences_of(self, call: Call) -> list[tuple[str, int, int, int]]:
+        """The fences that a call may have moved: topic, partition, offset, time."""
+        places = dict.fromkeys(
+            (d.source.topic, d.source.partition) for d in call.drafts if d.source is not None
+        )
+        found = ((place, self._fences.get((call.log, *place))) for place in places)
+        return [(*place, *fence) for place, fence in found if fence is not None]
+
+    def times_of(self, names: Iterable[bytes]) -> list[tuple[bytes, int]]:
+        """Since when names are known."""
+        return [(name, self._names[name]) for name in names if name in self._names]
 
     def claim(self, topic: str, partition: int, owner: str) -> None:
         """Makes `owner` the only one of a partition."""

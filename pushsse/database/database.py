@@ -78,7 +78,8 @@ class Database:
                 await asyncio.to_thread(_try_file, self._client.filename)
             await self._client.create_connection(with_db=True)
         except OPENING as error:
-            raise DatabaseUnavailable(f"the database can't be opened: {error}") from error
+            where = f" {self._client.filename}" if self._sqlite else ""
+            raise DatabaseUnavailable(f"the database{where} can't be opened: {error}") from error
         if self._sqlite:
             self._reader = Reader.open(self._client.filename)
 
