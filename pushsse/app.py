@@ -51,9 +51,11 @@ def create_app(settings: Settings, *, on_failure: Callable[[], None] | None = No
             node.started = True
             yield
 
+    calls = routes(node)
     app = Application(
-        routes=routes(node), middleware=middleware(settings), exception_handlers=HANDLERS, lifespan=lifespan
+        routes=calls.all, middleware=middleware(settings), exception_handlers=HANDLERS, lifespan=lifespan
     )
+    app.direct = calls.direct
     app.state.node = node
     return app
 

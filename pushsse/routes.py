@@ -1,6 +1,7 @@
 """Which call goes where: the routes of a node, and the middleware around them. Used by `app`."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -8,9 +9,11 @@ from starlette.routing import BaseRoute, Route
 
 from pushsse.api import openapi
 from pushsse.api import page as h5
+from pushsse.api.direct import Direct, answered
 from pushsse.api.events import EventsEndpoint
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.preferences import PreferencesEndpoint
+from pushsse.api.problem import HANDLERS
 from pushsse.api.questions import QuestionsEndpoint
 from pushsse.api.reply import Reply
 from pushsse.api.stream import StreamEndpoint
@@ -18,7 +21,14 @@ from pushsse.node import Node
 from pushsse.settings import Settings
 
 
-def routes(node: Node) -> Sequence[BaseRoute]:
+class Routes(NamedTuple):
+    """All calls, and beside them the way of those that come by the thousand."""
+
+    all: Sequence[BaseRoute]
+    direct: Direct
+
+
+def routes(node: Node) -> Routes:
     """All calls, each endpoint with what it needs."""
     settings, identifier = node.settings, node.identifier
     stream = StreamEndpoint(
@@ -43,8 +53,7 @@ def routes(node: Node) -> Sequence[BaseRoute]:
     health = HealthEndpoint(unready=node.unready, parts=node.available, exposition=node.exposition)
     page = h5.load()
     interface = openapi.load()
-    return [
-        # First, since they are tried in this order, and it is streams that come by the thousand.
+    found: Sequence[BaseRoute] = [
         Route("/v1/stream", stream, methods=["GET"]),
         Route("/v1/events", events.get, methods=["GET"]),
         Route("/v1/events", events.post, methods=["POST"]),
@@ -60,6 +69,12 @@ def routes(node: Node) -> Sequence[BaseRoute]:
         Route("/openapi.json", interface.get),
         *(Route(path, page.get) for path in h5.PATHS),
     ]
+    direct = Direct(
+        {("GET", "/v1/stream"): stream, ("POST", "/v1/events"): answered(events.post)},
+        handlers=HANDLERS,
+        origins=bool(settings.allowed_origins),
+    )
+    return Routes(found, direct)
 
 
 def middleware(settings: Settings) -> Sequence[Middleware]:

@@ -209,7 +209,7 @@ class _Checked:
 def _given(request: Request, body: bytes) -> Iterable[tuple[int, Event | Line]]:
     """What a body holds, by line: a text, one event, or one event a line. Raises NotJson, InvalidInput."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if "type" in request.query_params and kind not in _JSON_TYPES:
+    if request.scope["query_string"] and "type" in request.query_params and kind not in _JSON_TYPES:
         return [(1, _text(request, body))]
     if kind not in _JSON_TYPES and kind not in _UNSAID_TYPES:
         raise HttpProblem(415, "media_type", f"{kind[:80]!r} isn't JSON; for text give ?type=…&to=…")

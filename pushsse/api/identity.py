@@ -6,6 +6,7 @@ Every endpoint asks here first. What comes back is a name and its scopes; tokens
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -28,7 +29,8 @@ STREAM, ASK, PREFERENCES, PUBLISH, ANSWER, ADMIN = (
 SCOPES = (STREAM, ASK, PREFERENCES, PUBLISH, ANSWER, ADMIN)
 DEFAULT_SCOPES = frozenset({STREAM, ASK, PREFERENCES})
 _PREFIX = "pushsse:"
-_PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+_PROXY_HEADERS = frozenset((b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via"))
+_EVERYTHING = frozenset(SCOPES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,35 +100,44 @@ class DevelopmentIdentifier:
     def identify(self, request: HTTPConnection, scope: str) -> Identity:
         """The name in the query; a request from outside gets 403."""
         refuse_strangers(request)
-        user = request.query_params.get("user", "dev")
+        user = request.query_params.get("user", "dev") if request.scope["query_string"] else "dev"
         if not is_user(user):
             raise HttpProblem(
                 400, "user_invalid", f"user={user!r} isn't 1–128 characters without white space"
             )
-        return Identity(user, frozenset(SCOPES))
+        return Identity(user, _EVERYTHING)
 
 
 def refuse_strangers(request: HTTPConnection) -> None:
     """Raises HttpProblem 403 unless the request came straight from this machine, meant for it."""
-    headers = request.headers
-    for name in _PROXY_HEADERS:
-        if name in headers:
-            raise HttpProblem(403, "development_only", f"development identity, and the request has {name}")
-    if not is_loopback(_host(headers.get("host", ""))):
+    # Of a header that is given twice, the first.
+    headers = dict(reversed(request.scope["headers"]))
+    if not _PROXY_HEADERS.isdisjoint(headers):
+        name = next(name for name in headers if name in _PROXY_HEADERS).decode()
+        raise HttpProblem(403, "development_only", f"development identity, and the request has {name}")
+    host = headers.get(b"host", b"")
+    if not _is_here(host):
         raise HttpProblem(403, "development_only", "development identity, and the Host isn't this machine")
-    origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+    origin = headers.get(b"origin")
+    if origin is not None and urlsplit(origin.decode("latin-1")).netloc != host.decode("latin-1"):
         raise HttpProblem(403, "development_only", "development identity, and the Origin is another one")
-    client = request.client.host if request.client is not None else ""
-    if client and not is_loopback(client):
+    client = request.scope.get("client")
+    if client and not _is_loopback(client[0]):
         raise HttpProblem(403, "development_only", "development identity, and the client is elsewhere")
 
 
-def _host(value: str) -> str:
+@lru_cache(maxsize=256)
+def _is_here(host: bytes) -> bool:
+    """Whether a Host header names this machine."""
     try:
-        return (urlsplit(f"//{value}").hostname or "").lower()
+        return is_loopback((urlsplit(f"//{host.decode('latin-1')}").hostname or "").lower())
     except ValueError:
-        return ""
+        return False
+
+
+@lru_cache(maxsize=256)
+def _is_loopback(address: str) -> bool:
+    return not address or is_loopback(address)
 
 
 def _token(request: HTTPConnection, cookie: str) -> str:

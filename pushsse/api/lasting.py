@@ -9,15 +9,23 @@ from collections.abc import Awaitable, Callable
 from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
+from pushsse.api.direct import Direct
+
 _KEY = "pushsse.lasting"
 
 
 class Application(Starlette):
-    """Starlette, and after it what an endpoint has left for later."""
+    """Starlette, the calls that need none of it, and after both what an endpoint has left for later."""
+
+    direct: Direct | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        await super().__call__(scope, receive, send)
+        direct = self.direct
+        if direct is not None and (endpoint := direct.find(scope)) is not None:
+            await direct.call(endpoint, scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
         response: Callable[[], Awaitable[None]] | None = scope.pop(_KEY, None)
         if response is not None:
             await response()

@@ -139,6 +139,13 @@ class HandoverHttp(HttpToolsProtocol):
         # The scope is held by this object: an offer that held it too would leave a cycle for each request.
         cast(Scope, self.scope)["extensions"] = {EXTENSION: Offer(ref(self), self._requests)}
 
+    def on_headers_complete(self) -> None:
+        """The head of a request is there: uvicorn makes its cycle, whose answer leaves in one piece."""
+        super().on_headers_complete()
+        # The answer to HEAD ends with its head.
+        if cast(Scope, self.scope)["method"] != "HEAD":
+            self.cycle.transport = cast(asyncio.Transport, Joined(self.transport))
+
     def hold_head(self, request: int) -> "HeldHead | None":
         """What holds the head of the answer to a request, from now on; None if that isn't the newest one."""
         if request != self._requests or self.pipeline:
@@ -172,6 +179,42 @@ class HandoverHttp(HttpToolsProtocol):
         if self.flow.write_paused:
             stream.pause_writing()
         return stream
+
+
+class Joined:
+    """Stands for the transport in uvicorn's answer: the head waits for the body, which follows at once.
+
+    Only where the head says how long that is: an answer that grows may begin long before its first piece.
+    """
+
+    __slots__ = ("_began", "_head", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self._began = False
+
+    def write(self, data: bytes) -> None:
+        """Keeps the head; writes what follows, and the head before it."""
+        if not self._began and not data.startswith(b"HTTP/1.1 100 "):
+            self._began = True
+            if b"\r\ncontent-length: " in data:
+                self._head = data
+                return
+        if self._head:
+            data, self._head = self._head + data, b""
+        self._transport.write(data)
+
+    def close(self) -> None:
+        """Closes the connection; a head whose body doesn't come leaves before."""
+        if self._head:
+            self._transport.write(self._head)
+            self._head = b""
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether the connection is being closed."""
+        return self._transport.is_closing()
 
 
 class HeldHead:
