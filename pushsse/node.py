@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from pushsse import memory, wiring
-from pushsse.database import Database
+from pushsse.database import Database, WitnessTable
 from pushsse.dispatcher import Dispatcher
+from pushsse.errors import CloseReason
+from pushsse.hub.drain import drain
 from pushsse.hub.inside import inside
 from pushsse.hub.watch import Watch
 from pushsse.metrics import Metrics
@@ -19,8 +21,11 @@ from pushsse.preferences.store import PreferenceStore
 from pushsse.questions.service import questions
 from pushsse.questions.store import Store
 from pushsse.settings import Settings
+from pushsse.witness import Witness
 from pushsse.workers.worker import Worker
 
+# Over how many seconds an isolated node ends its streams.
+_LEAVE_S = 5.0
 Service = Callable[[], Awaitable[None]]
 
 
@@ -75,6 +80,7 @@ class Node:
             admits=self.catalogue.admits,
             metrics=self.metrics,
         )
+        self.witness = self._witness()
         self._gauges()
 
     @asynccontextmanager
@@ -102,19 +108,47 @@ class Node:
             "preferences": self.preferences.run,
             "questions": self.questions.run,
             "memory": memory.run,
+            **({"witness": self.witness.run} if self.witness is not None else {}),
             **({"intake": self.intakes.consumer.run} if self.intakes.consumer is not None else {}),
         }
+
+    @property
+    def isolated(self) -> bool:
+        """Whether this node alone has lost Redis."""
+        return self.witness is not None and self.witness.isolated
+
+    def _witness(self) -> Witness | None:
+        """Only where there may be other nodes, and a database to ask about them."""
+        if not self.settings.redis_url or self.settings.database_url.startswith("sqlite"):
+            return None
+        return Witness(
+            WitnessTable(self.database, node=self.settings.node),
+            hears=lambda: self.backplane.hears,
+            leave=self._leave,
+            come_back=self._come_back,
+        )
+
+    async def _leave(self) -> None:
+        if self.intakes.consumer is not None:
+            self.intakes.consumer.release()
+        await drain(self.hub, window_s=_LEAVE_S, reason=CloseReason.OVERLOADED)
+
+    def _come_back(self) -> None:
+        if self.intakes.consumer is not None:
+            self.intakes.consumer.resume()
 
     def unready(self) -> str:
         """Why the node isn't ready; empty when it is."""
         if self.draining:
             return "draining"
+        if self.isolated:
+            return "isolated: this node alone doesn't hear Redis"
         return "" if self.started else "starting"
 
     def has_room(self) -> bool:
         """Whether one more stream may begin."""
         most = self.settings.max_streams
-        return not most or len(self.hub.subscribers) < most
+        return not self.isolated and (not most or len(self.hub.subscribers) < most)
 
     def available(self) -> dict[str, bool]:
         """Which parts answered a moment ago."""
@@ -136,5 +170,6 @@ class Node:
         )
         gauge("hearings_waiting", "What was heard and not delivered", lambda: self.inside.feed.waiting)
         gauge("backplane_available", "Whether the backplane answers", lambda: self.backplane.available)
+        gauge("isolated", "Whether this node alone has lost Redis", lambda: self.isolated)
         gauge("database_failures", "Statements that failed so far", lambda: self.database.failures)
         gauge("database_available", "Whether the database answers", lambda: self.database.available)

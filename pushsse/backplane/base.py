@@ -245,6 +245,11 @@ class Backplane(Protocol):
         ...
 
     @property
+    def hears(self) -> bool:
+        """Whether what is published reaches this node just now."""
+        ...
+
+    @property
     def available(self) -> bool:
         """Whether the backplane answered a moment ago; for /readyz's word and metrics, never a promise."""
         ...

@@ -289,6 +289,11 @@ class MemoryBackplane:
         return time.time_ns() // 1_000_000
 
     @property
+    def hears(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def available(self) -> bool:
         """Always: it is in this process."""
         return True

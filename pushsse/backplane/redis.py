@@ -227,6 +227,11 @@ class RedisBackplane:
         return self._watch.now_ms()
 
     @property
+    def hears(self) -> bool:
+        """Whether Redis answers, and this node's canary has come over the connection that listens."""
+        return self._watch.available and self._listener.hears
+
+    @property
     def available(self) -> bool:
         """Whether Redis answered a moment ago."""
         return self._watch.available

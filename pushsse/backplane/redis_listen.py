@@ -59,6 +59,12 @@ class Listener:
         """How far a log was heard; None before it is followed."""
         return self._places.mark(log)
 
+    @property
+    def hears(self) -> bool:
+        """Whether the connection that listens is whole, and has brought the canary."""
+        subscription = self._subscription
+        return subscription is not None and subscription.has_heard and not subscription.broken
+
     def logs(self) -> Iterable[str]:
         """The logs that are followed by now."""
         return self._places.followed

@@ -33,6 +33,7 @@ class Subscription:
 
     def __init__(self, connection: AbstractConnection, *, canary: bytes, wake: asyncio.Event) -> None:
         self.broken = ""
+        self.has_heard = False
         self.sent: set[str] = set()
         self.confirmed: set[str] = set()
         self._connection = connection
@@ -103,6 +104,8 @@ class Subscription:
         while True:
             message = Message(*await read(timeout=math.inf, disconnect_on_error=False))
             if message.channel == self._canary:
+                # Its confirmation comes on the same channel.
+                self.has_heard = self.has_heard or message.kind == b"message"
                 silence.reschedule(loop.time() + SILENT_S)
             self._waiting.append(message)
             self._wake.set()

@@ -8,5 +8,6 @@ DatabaseUnavailable here. Blocks don't nest: SQLite has one connection.
 from pushsse.database.configuration import TORTOISE
 from pushsse.database.database import Database
 from pushsse.database.session import Session, Statement
+from pushsse.database.witness import WitnessTable
 
-__all__ = ["TORTOISE", "Database", "Session", "Statement"]
+__all__ = ["TORTOISE", "Database", "Session", "Statement", "WitnessTable"]

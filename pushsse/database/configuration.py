@@ -54,7 +54,7 @@ def configuration(url: str, *, pool_size: int = 8, timeout_s: float = 1.5) -> di
         credentials.setdefault("busy_timeout", int(timeout_s * 600))
     else:
         connection["credentials"] = _postgres(credentials, pool_size=pool_size, timeout_s=timeout_s)
-    models = ["pushsse.preferences.models", "pushsse.questions.models"]
+    models = ["pushsse.preferences.models", "pushsse.questions.models", "pushsse.database.witness"]
     app = {"models": models, "default_connection": name, "migrations": "pushsse.migrations"}
     return {"connections": {name: connection}, "apps": {APP: app}}
 

@@ -1,7 +1,7 @@
 """Ends a node's streams when it stops: in random order, over a window, lest all come back at once.
 
-Called by the server between SIGTERM and exit. Each stream gets `exception` `shutdown`, a random `retry`, and
-a clean end of the body; who doesn't read can't hold it up.
+Called by the server between SIGTERM and exit, and by a node that is isolated. Each stream gets `exception`
+with the reason, a random `retry`, and a clean end of the body; who doesn't read can't hold it up.
 """
 
 import asyncio
@@ -17,7 +17,13 @@ STEP_S = 0.05
 FLUSH_S = 1.0
 
 
-async def drain(hub: Hub, *, window_s: float, flush_s: float = FLUSH_S) -> None:
+async def drain(
+    hub: Hub,
+    *,
+    window_s: float,
+    flush_s: float = FLUSH_S,
+    reason: CloseReason = CloseReason.SHUTDOWN,
+) -> None:
     """Ends all streams within `window_s` seconds; last words may take `flush_s` more."""
     loop = asyncio.get_running_loop()
     leaving = list(hub.subscribers)
@@ -30,12 +36,12 @@ async def drain(hub: Hub, *, window_s: float, flush_s: float = FLUSH_S) -> None:
         spent = (loop.time() - began) / window_s if window_s > 0 else 1.0
         due = whole - round(whole * min(1.0, spent))
         while len(leaving) > due:
-            hub.end(leaving.pop(), CloseReason.SHUTDOWN, retry_ms=next(retries))
+            hub.end(leaving.pop(), reason, retry_ms=next(retries))
         if leaving:
             await asyncio.sleep(STEP_S)
     late = list(hub.subscribers)
     for subscriber in late:
-        hub.end(subscriber, CloseReason.SHUTDOWN, retry_ms=next(retries))
+        hub.end(subscriber, reason, retry_ms=next(retries))
     await _flush([*ended, *late], flush_s)
 
 

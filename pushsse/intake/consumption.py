@@ -6,7 +6,7 @@ Run by kafka.py; hands batches to onward.py, and asks assignment.py what is ours
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, OffsetOutOfRangeError
@@ -44,6 +44,7 @@ class Consumption:
         watch: Watch,
         metrics: Metrics,
         kafka: Outage,
+        allowed: Callable[[], bool],
     ) -> None:
         self._consumer = consumer
         self._topic = topic
@@ -54,16 +55,17 @@ class Consumption:
         self._watch = watch
         self._metrics = metrics
         self._kafka = kafka
+        self._allowed = allowed
         self._outage = Outage(f"getting ready to read {topic}", log, Backoff(first_s=0.25))
 
     async def run(self) -> None:
-        """Returns when the consumer is stuck, raises KafkaError when it can't go on: then take a new one."""
+        """Returns when the consumer is stuck or may not go on. Raises KafkaError: then take a new one."""
         self._consumer.subscribe([self._topic], listener=self._assignment)
         failed: KafkaError | None = None
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(self._watch.run())
             try:
-                while not self._watch.stuck:
+                while self._allowed() and not self._watch.stuck:
                     await self._turn(tasks)
             except KafkaError as error:
                 failed = error
@@ -71,7 +73,8 @@ class Consumption:
             self._onward.cancel()
         if failed is not None:
             raise failed
-        log.warning("the consumer is replaced: %s", self._watch.stuck)
+        if self._watch.stuck:
+            log.warning("the consumer is replaced: %s", self._watch.stuck)
 
     async def _turn(self, tasks: asyncio.TaskGroup) -> None:
         await self._prepare()

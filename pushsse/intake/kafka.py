@@ -61,6 +61,8 @@ class KafkaIntake:
         self._same = SameBackplane(connection, fences, topic, group)
         self._preparation = Preparation(connection=connection, fences=fences, start=start, same=self._same)
         self._assignment: Assignment | None = None
+        self._allowed = asyncio.Event()
+        self._allowed.set()
 
     async def run(self) -> NoReturn:
         """For ever; a Kafka that is away, or a topic that isn't there, is waited for.
@@ -79,6 +81,7 @@ class KafkaIntake:
                 producer, topic=self._dlq_topic, skip_refused=self._skip_refused, metrics=self._metrics
             )
             while True:
+                await self._allowed.wait()
                 try:
                     await self._consume(letters, outage)
                 except (KafkaError, Unavailable, TimeoutError) as error:
@@ -88,6 +91,16 @@ class KafkaIntake:
                         raise
                     # Ending here would pass for a service that was told to stop, and nothing be read again.
                     await asyncio.sleep(outage.hit("its client gave up"))
+
+    def release(self) -> None:
+        """Gives the partitions back to the group, until `resume`: others can use them, this node can't."""
+        self._allowed.clear()
+        if self._assignment is not None:
+            self._assignment.end()
+
+    def resume(self) -> None:
+        """Joins the group again."""
+        self._allowed.set()
 
     async def _consume(self, letters: DeadLetters, outage: Outage) -> None:
         """One consumer's life."""
@@ -103,6 +116,7 @@ class KafkaIntake:
             watch=Watch(consumer, assignment, self._same, metrics=self._metrics),
             metrics=self._metrics,
             kafka=outage,
+            allowed=self._allowed.is_set,
         )
         self._assignment = assignment
         try:

@@ -44,18 +44,19 @@ async def late(world: World) -> None:
         make = world.cluster.make
         url = world.cluster.stack.settings["PUSHSSE_REDIS_URL"]
         relayed = url.replace(f":{world.cluster.stack.redis.port}", f":{relay.port}")
-        await exchange(world, 1, partial(_with_redis, make, relayed))
+        await exchange(world, 1, partial(with_redis, make, relayed))
         async with world.row(18, f"a node cut off from Redis for {_AWAY_S:.0f} s; {what}") as row:
             await _away(world, row, relay.cut, relay.mend)
-        await exchange(world, 1, partial(_with_redis, make, url))
+        await exchange(world, 1, partial(with_redis, make, url))
     async with world.row(18, f"a node stopped (SIGSTOP) for {_AWAY_S:.0f} s; {what}") as row:
         node = world.cluster.stack.node(1)
         await _away(world, row, node.pause, node.resume)
 
 
-def _with_redis(
+def with_redis(
     make: Callable[..., Node], url: str, name: str, folder: Path, settings: dict[str, str], **more: object
 ) -> Node:
+    """A node with another way to Redis."""
     return make(name, folder, {**settings, "PUSHSSE_REDIS_URL": url}, **more)
 
 

@@ -10,6 +10,7 @@ from tests.faults import (
     edges,
     expiry_faults,
     kafka_faults,
+    lone_node,
     node_faults,
     redis_faults,
 )
@@ -46,6 +47,7 @@ FAULTS: Mapping[int, Fault] = MappingProxyType(
         16: node_faults.clock,
         17: node_faults.side_by_side,
         18: expiry_faults.late,
+        19: lone_node.alone,
         20: node_faults.signalled,
     }
 )

@@ -20,6 +20,7 @@ from .delay import Delay
 
 pytestmark = pytest.mark.anyio
 
+MIGRATIONS = ("0001_initial", "0002_witness")
 MIGRATE = """
 import asyncio, sys
 from pushsse.database import Database
@@ -76,8 +77,8 @@ async def unavailable_within(store: PreferenceStore, seconds: float) -> None:
 
 async def test_migrations_are_pending_until_they_are_applied(url: str) -> None:
     async with Database(url) as database:
-        assert await database.pending_migrations() == ("0001_initial",)
-        assert await database.migrate() == ("0001_initial",)
+        assert await database.pending_migrations() == MIGRATIONS
+        assert await database.migrate() == MIGRATIONS
         assert await database.pending_migrations() == ()
         assert await database.migrate() == ()
     async with Database(url) as again:
@@ -86,7 +87,7 @@ async def test_migrations_are_pending_until_they_are_applied(url: str) -> None:
 
 async def test_processes_that_migrate_at_once_share_the_work(url: str) -> None:
     said = await asyncio.gather(*(in_a_process(url) for _ in range(4)))
-    assert sorted(said) == ["0001_initial", "nothing", "nothing", "nothing"]
+    assert sorted(said) == [" ".join(MIGRATIONS), "nothing", "nothing", "nothing"]
 
 
 async def test_a_migration_that_fails_leaves_nothing_behind(url: str) -> None:
@@ -94,10 +95,10 @@ async def test_a_migration_that_fails_leaves_nothing_behind(url: str) -> None:
         await database.rows(str, Statement("CREATE TABLE pushsse_switch (id INT)"))
         with pytest.raises(StatementFailed, match="exists"):
             await database.migrate()
-        assert await database.pending_migrations() == ("0001_initial",)
+        assert await database.pending_migrations() == MIGRATIONS
         assert database.available
         await database.rows(str, Statement("DROP TABLE pushsse_switch"))
-        assert await database.migrate() == ("0001_initial",)
+        assert await database.migrate() == MIGRATIONS
 
 
 async def test_handlers_in_other_tasks_and_contexts_use_the_same_database(database: Database) -> None:
@@ -298,4 +299,4 @@ async def test_a_process_starts_while_its_postgres_is_away(own_server: Postgres,
             await database.pending_migrations()
         await asyncio.to_thread(own_server.start)
         await until_back(database, within_s=4)
-        assert await database.pending_migrations() == ("0001_initial",)
+        assert await database.pending_migrations() == MIGRATIONS

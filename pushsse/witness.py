@@ -1,0 +1,128 @@
+"""Finds out whether this node alone has lost the backplane, and then hands its work to the others.
+
+A service, where there are Redis and PostgreSQL. Every two seconds a node that hears the backplane says so in
+the database. One that doesn't asks there whether others do. If they do, for ten seconds, it is isolated: it
+isn't ready, gives its Kafka partitions back, and ends its streams, which resume elsewhere. If nobody hears
+the backplane, or the database is away, nothing changes: all nodes would leave at once.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import NoReturn, Protocol
+
+from pushsse.errors import DatabaseUnavailable
+
+log = logging.getLogger(__name__)
+AFTER_S = 10.0
+# Less than AFTER_S: where Redis goes away for all, their words are old before anybody is isolated.
+FRESH_S = 6.0
+_LOOK_S = 2.0
+_FORGET_EVERY = 1000
+
+
+class Words(Protocol):
+    """Where nodes say that they hear the backplane. Every call raises DatabaseUnavailable."""
+
+    async def say(self) -> None:
+        """This node does."""
+        ...
+
+    async def others(self, *, within_s: float) -> int:
+        """How many others did, lately."""
+        ...
+
+    async def forget(self) -> None:
+        """Drops old words."""
+        ...
+
+
+@dataclass(slots=True)
+class Isolation:
+    """Whether this node is isolated: a change takes ten seconds of the same, so nothing flaps."""
+
+    isolated: bool = False
+    _since: float | None = None
+    _after_s: float = field(default_factory=lambda: draw_after_s())
+
+    def look(self, now: float, *, hears: bool, others: int | None) -> bool:
+        """Takes one look; True if it changed. `others` hear the backplane; None: nobody knows. In seconds."""
+        # Without a word about the others it stays as it is, whatever it hears itself.
+        contrary = hears if self.isolated else not hears and bool(others)
+        if not contrary:
+            self._since = None
+            return False
+        if self._since is None:
+            self._since = now
+        if now - self._since < self._after_s:
+            return False
+        self.isolated, self._since, self._after_s = not self.isolated, None, draw_after_s()
+        return True
+
+
+class Witness:
+    """Looks, for ever. `leave` is called when this node is isolated, `come_back` when it no longer is."""
+
+    def __init__(
+        self,
+        words: Words,
+        *,
+        hears: Callable[[], bool],
+        leave: Callable[[], Awaitable[None]],
+        come_back: Callable[[], None],
+        look_s: float = _LOOK_S,
+    ) -> None:
+        self._words = words
+        self._hears = hears
+        self._leave = leave
+        self._come_back = come_back
+        self._look_s = look_s
+        self._isolation = Isolation()
+
+    @property
+    def isolated(self) -> bool:
+        """Whether this node alone has lost the backplane."""
+        return self._isolation.isolated
+
+    async def run(self) -> NoReturn:
+        """Looks every two seconds."""
+        number = 0
+        while True:
+            number += 1
+            await asyncio.sleep(self._look_s * random.uniform(0.75, 1.25))
+            hears = self._hears()
+            others = await self._others(hears, number)
+            if self._isolation.look(time.monotonic(), hears=hears, others=others):
+                await self._change()
+
+    async def _others(self, hears: bool, number: int) -> int | None:
+        try:
+            if hears:
+                await self._words.say()
+                if number % _FORGET_EVERY == 0:
+                    await self._words.forget()
+                return None
+            return await self._words.others(within_s=FRESH_S)
+        except DatabaseUnavailable:
+            # Said by others often enough.
+            return None
+
+    async def _change(self) -> None:
+        if self.isolated:
+            log.error(
+                "this node has not heard Redis for %.0f s, and others have: it isn't ready, gives its Kafka"
+                " partitions back, and ends its streams. Look at its network",
+                AFTER_S,
+            )
+            await self._leave()
+        else:
+            log.warning("this node hears Redis again: it is ready")
+            self._come_back()
+
+
+def draw_after_s() -> float:
+    """After how many seconds of the same a node changes; not all at once."""
+    return AFTER_S * random.uniform(1.0, 1.2)

@@ -1,0 +1,117 @@
+"""When a node takes itself for the only one that has lost Redis."""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+
+import pytest
+
+from deploy.parts import Postgres
+from pushsse.database import Database, WitnessTable
+from pushsse.errors import DatabaseUnavailable
+from pushsse.witness import AFTER_S, Isolation, Witness
+
+pytestmark = pytest.mark.anyio
+NOBODY_KNOWS = None
+
+
+def changes(looks: Sequence[tuple[float, bool, int | None]], *, isolated: bool = False) -> list[float]:
+    """When it changed; a look is a time, whether it hears Redis, and how many others do."""
+    isolation = Isolation(isolated)
+    return [now for now, hears, others in looks if isolation.look(now, hears=hears, others=others)]
+
+
+def every_2_s(until: float, hears: bool, others: int | None) -> list[tuple[float, bool, int | None]]:
+    return [(now, hears, others) for now in range(0, int(until), 2)]
+
+
+@pytest.mark.parametrize(
+    ("looks", "isolated"),
+    [
+        (every_2_s(100, True, None), False),
+        (every_2_s(100, False, 0), False),
+        (every_2_s(100, False, NOBODY_KNOWS), False),
+        ([*every_2_s(8, False, 2), (9, True, None)], False),
+        # Redis goes away for all: what the others said a moment ago grows old.
+        ([*every_2_s(8, False, 2), *((now, False, 0) for now in range(8, 100, 2))], False),
+        (every_2_s(100, False, 0), True),
+        (every_2_s(100, False, NOBODY_KNOWS), True),
+        ([*every_2_s(8, True, None), (9, False, 2), (10, True, None), (12, True, None)], True),
+    ],
+)
+def test_it_stays_as_it_is(looks: list[tuple[float, bool, int | None]], isolated: bool) -> None:
+    assert changes(looks, isolated=isolated) == []
+
+
+def test_ten_seconds_alone_isolate_it_and_ten_of_hearing_end_that() -> None:
+    for _ in range(20):
+        looks = [*every_2_s(30, False, 1), *((now, True, None) for now in range(30, 60, 2))]
+        left, back = changes(looks)
+        assert AFTER_S <= left <= AFTER_S * 1.2 + 2
+        assert AFTER_S <= back - 30 <= AFTER_S * 1.2 + 2
+
+
+def test_a_node_that_hears_now_and_then_is_never_isolated() -> None:
+    assert changes([(now, now % 8 == 0, 2) for now in range(0, 200, 2)]) == []
+
+
+class Words:
+    """Words of others; `away` while the database is."""
+
+    def __init__(self) -> None:
+        self.heard = 1
+        self.away = False
+        self.said = 0
+
+    async def say(self) -> None:
+        self.said += 1
+
+    async def others(self, *, within_s: float) -> int:
+        if self.away:
+            raise DatabaseUnavailable("away")
+        return self.heard
+
+    async def forget(self) -> None:
+        pass
+
+
+async def test_the_service_leaves_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pushsse.witness.AFTER_S", 0.1)
+    words, hears = Words(), asyncio.Event()
+    left, back = asyncio.Event(), asyncio.Event()
+
+    async def leave() -> None:
+        left.set()
+
+    witness = Witness(words, hears=hears.is_set, leave=leave, come_back=back.set, look_s=0.02)
+    words.away = True
+    task = asyncio.create_task(witness.run())
+    await asyncio.sleep(0.5)
+    assert not witness.isolated
+    words.away = False
+    await asyncio.wait_for(left.wait(), 10)
+    assert witness.isolated
+    assert not words.said
+    hears.set()
+    await asyncio.wait_for(back.wait(), 10)
+    assert not witness.isolated
+    assert words.said
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_nodes_hear_of_each_other_by_the_databases_clock(
+    postgres_part: Postgres, anyio_backend: str
+) -> None:
+    url = await asyncio.to_thread(postgres_part.create_database, f"test_{secrets.token_hex(6)}")
+    async with Database(url, timeout_s=10) as database:
+        await database.migrate()
+        one, other = WitnessTable(database, node="one"), WitnessTable(database, node="other")
+        await one.say()
+        await one.say()
+        assert await one.others(within_s=60) == 0
+        assert await other.others(within_s=60) == 1
+        await asyncio.sleep(0.3)
+        assert await other.others(within_s=0.2) == 0
+        await one.forget()
+        assert await other.others(within_s=60) == 1
