@@ -1,4 +1,4 @@
-"""The first minute: a fresh copy of the tree, `make run`, an event through the printed lines, Ctrl-C.
+"""The first minute: a fresh copy of the tree, `make run`, an event by the printed lines, Ctrl-C, and again.
 
 On a machine that has Python and make alone, with the oldest pip that this Python came with, with the newest,
 and with its own; and where uv is installed. Each prints how long it took.
@@ -138,7 +138,28 @@ def first_minute(tree: Path, environment: dict[str, str]) -> str:
     assert len(last.splitlines()) == 1, last
     assert "stopping" in last
     assert '"code":"shutdown"' in heard.read_text()
+    _restart(tree, environment, heard.read_text())
     return f"ready after {ready:.1f} s, an event after {took:.1f} s, Ctrl-C took {ended:.1f} s"
+
+
+def _restart(tree: Path, environment: dict[str, str], heard: str) -> None:
+    """Runs it again: a client that comes back with its last id has missed nothing, and is told so."""
+    last = re.findall(r"^id: (\S+)$", heard, flags=re.MULTILINE)[-1]
+    output, resumed = tree.parent / "again", tree.parent / "resumed"
+    with made(tree, environment, output):
+        until(lambda: "publish:" in output.read_text(), "banner")
+        command = [
+            *_pasted(output, "listen")[:2],
+            f"{_pasted(output, 'listen')[2]} -H 'Last-Event-ID: {last}'",
+        ]
+        with resumed.open("wb") as out:
+            coming = subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL, env=environment)
+        try:
+            until(lambda: "event: ready" in resumed.read_text(), "ready")
+            assert '"resume":"complete"' in resumed.read_text()
+        finally:
+            coming.kill()
+            coming.wait()
 
 
 def _pasted(output: Path, name: str) -> list[str]:
