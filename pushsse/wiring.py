@@ -69,7 +69,7 @@ def limits(settings: Settings) -> StreamLimits:
 def identifier(settings: Settings) -> Identifier:
     """Tokens where there is a key, else the development identity."""
     if settings.development:
-        return DevelopmentIdentifier()
+        return DevelopmentIdentifier(settings.allowed_origins)
     return TokenIdentifier(
         secret=settings.jwt_secret,
         cookie=settings.auth_cookie,

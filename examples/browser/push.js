@@ -1,11 +1,15 @@
-// A person's stream in a page: reconnects and resumes by itself, drops repeats, rests while the page is hidden away.
+// A person's stream in a page: reconnects and resumes by itself, opens anew when nothing has come for three
+// heartbeats, drops repeats, rests while the page is hidden away.
 
 const REMEMBERED = 1000;
 
-export function push(url, { onEvent, onGap, onEnd }) {
+export function push(url, { onOpen = () => {}, onEvent, onGap, onEnd }) {
   const seen = new Set();
   let source = null;
   let lastId = "";
+  let heartbeat = 15;
+  let watch = 0;
+  let ended = false;
 
   function fresh(id) {
     if (seen.has(id)) return false;
@@ -14,47 +18,76 @@ export function push(url, { onEvent, onGap, onEnd }) {
     return true;
   }
 
+  // A connection can die without a word (a frozen server, a lost network), and EventSource waits for ever. The
+  // service says something at least once a heartbeat, so after three without a frame the stream is gone.
+  function alive(event) {
+    if (event?.lastEventId) lastId = event.lastEventId;
+    clearTimeout(watch);
+    watch = setTimeout(() => { close(); open(); }, (3 + Math.random() / 2) * heartbeat * 1000);
+  }
+
   function open() {
-    if (source) return;
+    if (source || ended) return;
     const address = new URL(url, location.href);
     address.searchParams.set("named", "0");
     // EventSource resumes its own connections; a new one has to be told where to go on.
     if (lastId) address.searchParams.set("last_event_id", lastId);
     source = new EventSource(address, { withCredentials: true });
+    alive();
     source.addEventListener("message", (event) => {
-      lastId = event.lastEventId;
+      alive(event);
       const data = JSON.parse(event.data);
       if (fresh(data.id)) onEvent(data);
     });
-    source.addEventListener("ping", (event) => { lastId = event.lastEventId; });
+    for (const name of ["ping", "preferences", "question", "answer", "answer.delta", "answer.error"]) {
+      source.addEventListener(name, alive);
+    }
     source.addEventListener("ready", (event) => {
-      lastId = event.lastEventId;
-      if (JSON.parse(event.data).resume === "gap") onGap();
+      const { resume, heartbeat_s } = JSON.parse(event.data);
+      heartbeat = heartbeat_s;
+      alive(event);
+      onOpen();
+      // Something is missing that the service no longer has: load afresh what the page shows.
+      if (resume === "gap") onGap();
     });
     source.addEventListener("exception", (event) => {
+      alive(event);
       const { code, retry } = JSON.parse(event.data);
-      if (retry) return;
-      close();
-      onEnd(code);
+      if (!retry) end(code);
+    });
+    source.addEventListener("error", () => {
+      // Any other status than 200: EventSource doesn't come back from that.
+      if (source?.readyState === EventSource.CLOSED) end("refused");
     });
   }
 
   function close() {
+    clearTimeout(watch);
     if (source) source.close();
     source = null;
+  }
+
+  function end(code) {
+    ended = true;
+    close();
+    onEnd(code);
   }
 
   addEventListener("pagehide", close);
   addEventListener("pageshow", open);
   open();
-  return { close };
+  return { close: () => { ended = true; close(); } };
 }
 
 const list = document.getElementById("events");
 const state = document.getElementById("state");
 if (list && state) {
-  const user = new URLSearchParams(location.search).get("user");
-  push(`/v1/stream${user ? `?user=${encodeURIComponent(user)}` : ""}`, {
+  // ?server=http://127.0.0.1:8000&user=ann; without server, the site that this page comes from.
+  const asked = new URLSearchParams(location.search);
+  const url = new URL("v1/stream", asked.get("server") ?? document.baseURI);
+  if (asked.has("user")) url.searchParams.set("user", asked.get("user"));
+  push(url, {
+    onOpen() { state.textContent = "open"; },
     onEvent(event) {
       const line = document.createElement("li");
       const text = typeof event.message === "string" ? event.message : JSON.stringify(event.message);

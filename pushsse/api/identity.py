@@ -4,7 +4,7 @@ Every endpoint asks here first. What comes back is a name and its scopes; tokens
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -95,11 +95,16 @@ class TokenIdentifier:
 
 @dataclass(frozen=True, slots=True)
 class DevelopmentIdentifier:
-    """`?user=NAME`, everything allowed, for a browser or a shell on this machine and nobody else."""
+    """`?user=NAME`, everything allowed, for a browser or a shell on this machine and nobody else.
+
+    A page of another port of this machine (a development server) may call where `allowed_origins` names it.
+    """
+
+    allowed_origins: Collection[str] = ()
 
     def identify(self, request: HTTPConnection, scope: str) -> Identity:
         """The name in the query; a request from outside gets 403."""
-        refuse_strangers(request)
+        refuse_strangers(request, self.allowed_origins)
         user = request.query_params.get("user", "dev") if request.scope["query_string"] else "dev"
         if not is_user(user):
             raise HttpProblem(
@@ -108,7 +113,16 @@ class DevelopmentIdentifier:
         return Identity(user, _EVERYTHING)
 
 
-def refuse_strangers(request: HTTPConnection) -> None:
+def _may_call(origin: str, host: str, origins: Collection[str]) -> bool:
+    """Whether a page may: of the same origin, or a named one on this machine.
+
+    Named or not, never a page from elsewhere: it would be everybody, in the browser of whoever develops.
+    """
+    place = urlsplit(origin).netloc
+    return place == host or (origin in origins and _is_here(place.encode("latin-1")))
+
+
+def refuse_strangers(request: HTTPConnection, origins: Collection[str] = ()) -> None:
     """Raises HttpProblem 403 unless the request came straight from this machine, meant for it."""
     # Of a header that is given twice, the first.
     headers = dict(reversed(request.scope["headers"]))
@@ -119,7 +133,7 @@ def refuse_strangers(request: HTTPConnection) -> None:
     if not _is_here(host):
         raise HttpProblem(403, "development_only", "development identity, and the Host isn't this machine")
     origin = headers.get(b"origin")
-    if origin is not None and urlsplit(origin.decode("latin-1")).netloc != host.decode("latin-1"):
+    if origin is not None and not _may_call(origin.decode("latin-1"), host.decode("latin-1"), origins):
         raise HttpProblem(403, "development_only", "development identity, and the Origin is another one")
     client = request.scope.get("client")
     if client and not _is_loopback(client[0]):

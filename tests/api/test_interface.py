@@ -370,3 +370,14 @@ async def test_the_page_and_its_files_are_served(node: Running) -> None:
     for name in ("page.js", "page.css"):
         assert name in page.text
         assert (await node.http.get(f"/{name}")).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_a_page_of_this_machine_may_call_in_development_where_it_is_named(tmp_path: Path) -> None:
+    here, elsewhere = "http://127.0.0.1:5173", "https://evil.example"
+    async with serving(tmp_path, allowed_origins=(here, elsewhere)) as node:
+        statuses = [
+            (await node.http.get("/v1/preferences?user=ann", headers={"origin": origin})).status_code
+            for origin in (here, elsewhere, "http://127.0.0.1:5174")
+        ]
+    assert statuses == [200, 403, 403]

@@ -1,4 +1,4 @@
-"""The npm package `eventsource`, installed once into the folder of downloaded parts."""
+"""npm packages that browsers use for streams, installed once into the folder of parts, run by Node.js."""
 
 import asyncio
 import json
@@ -13,33 +13,32 @@ from typing import Any
 from deploy.parts import PartMissing
 from deploy.parts.java import parts_folder
 
-VERSION = "3.0.7"
+EVENTSOURCE = ("eventsource", "3.0.7")
+FETCH_EVENT_SOURCE = ("@microsoft/fetch-event-source", "2.0.1")
+POLYFILL = ("event-source-polyfill", "1.0.31")
 _LIMIT_S = 120
 
 
-def eventsource() -> Path:
+def package(name: str, version: str) -> Path:
     """The folder where Node.js finds it. Raises PartMissing."""
     if shutil.which("npm") is None or shutil.which("node") is None:
         raise PartMissing("Node.js with npm isn't installed")
-    folder = parts_folder() / f"eventsource-{VERSION}"
-    if not (folder / "node_modules" / "eventsource").exists():
+    folder = parts_folder() / f"{name.rpartition('/')[2]}-{version}"
+    if not (folder / "node_modules" / name).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        command = [
-            "npm",
-            "install",
-            "--no-audit",
-            "--no-fund",
-            "--prefix",
-            str(folder),
-            f"eventsource@{VERSION}",
-        ]
+        command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), f"{name}@{version}"]
         try:
             done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_LIMIT_S)
         except subprocess.TimeoutExpired:
-            raise PartMissing(f"npm didn't install eventsource within {_LIMIT_S} s") from None
+            raise PartMissing(f"npm didn't install {name} within {_LIMIT_S} s") from None
         if done.returncode:
-            raise PartMissing(f"npm can't install eventsource: {done.stderr[-500:].strip()}")
+            raise PartMissing(f"npm can't install {name}: {done.stderr[-500:].strip()}")
     return folder
+
+
+def eventsource() -> Path:
+    """The package `eventsource`. Raises PartMissing."""
+    return package(*EVENTSOURCE)
 
 
 @dataclass
@@ -54,11 +53,11 @@ class Page:
 
 
 @asynccontextmanager
-async def page(folder: Path, url: str, token: str) -> AsyncIterator[Page]:
-    """The client in a Node.js of its own, while the context lasts."""
-    script = Path(__file__).with_name("eventsource.mjs")
+async def page(folder: Path, url: str, token: str, script: str = "eventsource.mjs") -> AsyncIterator[Page]:
+    """A client in a Node.js of its own, while the context lasts."""
+    path = Path(__file__).with_name(script)
     process = await asyncio.create_subprocess_exec(
-        "node", str(script), str(folder), url, token, stdout=asyncio.subprocess.PIPE
+        "node", str(path), str(folder), url, token, stdout=asyncio.subprocess.PIPE
     )
     found = Page()
 

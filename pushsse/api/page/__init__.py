@@ -28,7 +28,8 @@ class PageEndpoint:
 
     async def get(self, request: Request) -> Response:
         """One of them."""
-        path = request.url.path
+        # The last part alone: under a sub-path a server may leave the rest of it there.
+        path = "/" + request.url.path.rpartition("/")[2]
         return Response(self.contents[path], headers=HEADERS, media_type=_FILES[path][1])
 
 

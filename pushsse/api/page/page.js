@@ -8,6 +8,7 @@ const known = new Set();
 let user = new URLSearchParams(location.search).get("user") || "dev";
 const answers = new Map();
 
+// Relative: behind a proxy the page may be under a sub-path, https://host/push/.
 function url(path) {
   return `${path}${path.includes("?") ? "&" : "?"}user=${encodeURIComponent(user)}`;
 }
@@ -41,7 +42,7 @@ function draw(types) {
     box.disabled = type.mandatory;
     box.addEventListener("change", async () => {
       try {
-        draw((await call("/v1/preferences", { types: { [type.name]: box.checked } })).types);
+        draw((await call("v1/preferences", { types: { [type.name]: box.checked } })).types);
       } catch (error) {
         box.checked = !box.checked;
         show("not changed", error.message, "", true);
@@ -56,7 +57,7 @@ function draw(types) {
 
 async function switches() {
   try {
-    draw((await call("/v1/preferences")).types);
+    draw((await call("v1/preferences")).types);
   } catch (error) {
     show("switches", error.message, "", true);
   }
@@ -73,6 +74,15 @@ function answer(id) {
 
 function drawAnswer(known, note) {
   known.article.textContent = `${known.title}\n\n${known.text}${note || ""}`.trim();
+}
+
+// The service's own links begin with a slash, which is where the page is.
+function link({ title, url: address }) {
+  const line = document.createElement("a");
+  line.textContent = title;
+  line.href = new URL(address.replace(/^\/(?!\/)/, ""), document.baseURI);
+  if (!/^https?:$/.test(line.protocol)) line.removeAttribute("href");
+  return line;
 }
 
 const SERVICE = {
@@ -97,6 +107,7 @@ const SERVICE = {
     known.text = data.text;
     const more = data.suggestions.map((text) => `\n• ${text}`).join("");
     drawAnswer(known, more);
+    known.article.append(...data.links.map(link));
   },
   "answer.error"(data) {
     drawAnswer(answer(data.question), `\n(${data.detail})`);
@@ -112,7 +123,7 @@ function open() {
   at("user").value = user;
   at("state").textContent = "connecting";
   // named=0: types that nobody has heard of yet come as plain messages, so none is missed.
-  source = new EventSource(url("/v1/stream?named=0&since=1h"));
+  source = new EventSource(url("v1/stream?named=0&since=1h"));
   source.onerror = () => { at("state").textContent = source.readyState === 2 ? "closed" : "reconnecting"; };
   source.onmessage = (event) => {
     const data = JSON.parse(event.data);
@@ -136,7 +147,7 @@ at("who").addEventListener("submit", (event) => {
 at("ask").addEventListener("submit", async (event) => {
   event.preventDefault();
   try {
-    await call("/v1/questions", { text: at("question").value });
+    await call("v1/questions", { text: at("question").value });
     at("question").value = "";
   } catch (error) {
     show("question", error.message, "", true);
@@ -146,7 +157,7 @@ at("publish").addEventListener("submit", async (event) => {
   event.preventDefault();
   const to = at("to").value === "all" ? "all" : { users: at("to").value.split(/[,\s]+/) };
   try {
-    const sent = await call("/v1/events", { type: at("type").value, to, message: at("message").value });
+    const sent = await call("v1/events", { type: at("type").value, to, message: at("message").value });
     at("published").textContent = `accepted ${sent.ids[0]}`;
   } catch (error) {
     at("published").textContent = error.message;

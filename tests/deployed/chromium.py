@@ -1,0 +1,120 @@
+"""A headless Chromium with one page, driven over a pipe (the DevTools protocol), for tests in a browser."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from tests.parts import missing
+
+LIMIT_S = 60.0
+_PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@dataclass
+class Browser:
+    """One page."""
+
+    reader: asyncio.StreamReader
+    writer: int
+    session: str = ""
+
+    def __post_init__(self) -> None:
+        self._numbers = count(1)
+
+    async def call(self, method: str, **parameters: Any) -> Any:
+        """One command, and its answer; events are passed over."""
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": parameters}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.writer, json.dumps(message).encode() + b"\0")
+        async with asyncio.timeout(LIMIT_S):
+            while True:
+                answer = json.loads((await self.reader.readuntil(b"\0"))[:-1])
+                if answer.get("id") == number:
+                    assert "error" not in answer, answer
+                    return answer["result"]
+
+    async def open(self, url: str) -> None:
+        """Goes to a page."""
+        result = await self.call("Page.navigate", url=url)
+        assert "errorText" not in result, result
+
+    async def run(self, script: str) -> Any:
+        """The value of an expression in the page."""
+        result = await self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    async def until(self, script: str) -> None:
+        """Until an expression is true."""
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                while not await self.run(script):
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise AssertionError(f"not so: {script}; {await self.run('document.body.innerText')}") from None
+
+
+@asynccontextmanager
+async def chromium(folder: Path) -> AsyncIterator[Browser]:
+    """The browser, while the context lasts."""
+    found = next((path for name in _PROGRAMS if (path := shutil.which(name))), None)
+    if found is None:
+        missing("Chromium isn't installed")
+    theirs_in, ours_out = os.pipe()
+    ours_in, theirs_out = os.pipe()
+    process = await _start(found, folder, theirs_in, theirs_out)
+    os.close(theirs_in)
+    os.close(theirs_out)
+    reader = asyncio.StreamReader(limit=2**24)
+    pipe = os.fdopen(ours_in, "rb", 0)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), pipe
+    )
+    try:
+        browser = Browser(reader, ours_out)
+        target = await browser.call("Target.createTarget", url="about:blank")
+        attached = await browser.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        browser.session = attached["sessionId"]
+        yield browser
+    finally:
+        transport.close()
+        os.close(ours_out)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+async def _start(program: str, folder: Path, commands: int, answers: int) -> asyncio.subprocess.Process:
+    # It reads commands from 3 and answers on 4; a shell puts them there (dash takes no number over 9).
+    arguments = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--remote-debugging-pipe",
+        f"--user-data-dir={folder}",
+    ]
+    return await asyncio.create_subprocess_exec(
+        "bash",
+        "-c",
+        f'exec "$@" 3<&{commands} 4>&{answers}',
+        "bash",
+        program,
+        *arguments,
+        pass_fds=(commands, answers),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )
