@@ -19,12 +19,14 @@ class PushStream(
     private val token: () -> String,
     private val store: SharedPreferences,
     private val show: (JSONObject) -> Unit,
+    private val gap: () -> Unit, // events were missed that the service no longer has: load afresh what is shown
+    private val ended: (String) -> Unit, // for good: get a new token, then start() again
 ) {
-    // okhttp's default of 10 s would end every quiet stream: three heartbeats of 15 s, and some.
-    private val http = OkHttpClient.Builder().readTimeout(60, TimeUnit.SECONDS).build()
+    private val http = OkHttpClient()
     private val main = Handler(Looper.getMainLooper())
     private val seen = LinkedHashSet<String>()
     private var source: EventSource? = null
+    private var heartbeatS = 15L
     private var failures = 0
     private var stopped = true
 
@@ -44,7 +46,10 @@ class PushStream(
         if (stopped || source != null) return
         val request = Request.Builder().url(url).header("Authorization", "Bearer ${token()}")
         store.getString(LAST_ID, null)?.let { request.header("Last-Event-ID", it) }
-        source = EventSources.createFactory(http).newEventSource(request.build(), Listener())
+        // The watch: three heartbeats without a byte, and okhttp ends a connection that is dead though nobody said
+        // so. Its default of 10 s would end every quiet stream.
+        val watched = http.newBuilder().readTimeout(3 * heartbeatS, TimeUnit.SECONDS).build()
+        source = EventSources.createFactory(watched).newEventSource(request.build(), Listener())
     }
 
     private fun again() {
@@ -52,6 +57,11 @@ class PushStream(
         if (stopped) return
         val ceilingMs = minOf(60_000L, 3_000L shl minOf(failures++, 5))
         main.postDelayed({ open() }, ceilingMs / 2 + Random.nextLong(ceilingMs / 2))
+    }
+
+    private fun end(why: String) {
+        stop()
+        ended(why)
     }
 
     private inner class Listener : EventSourceListener() {
@@ -64,19 +74,25 @@ class PushStream(
         }
 
         override fun onFailure(eventSource: EventSource, t: Throwable?, response: Response?) {
-            val refused = response?.code == 401 || response?.code == 403
-            main.post { if (eventSource === source) if (refused) stop() else again() }
+            val status = response?.code
+            val refused = status == 400 || status == 401 || status == 403
+            main.post { if (eventSource === source) if (refused) end("status $status") else again() }
         }
     }
 
     private fun hear(id: String?, type: String?, data: String) {
         val json = JSONObject(data)
         when (type) {
-            "ready" -> failures = 0
-            "exception" -> if (!json.getBoolean("retry")) stop() // get a new token, then start() again
+            "ready" -> {
+                failures = 0
+                heartbeatS = json.optLong("heartbeat_s", 15).coerceAtLeast(1)
+                if (json.optString("resume") == "gap") gap()
+            }
+            "exception" -> if (!json.optBoolean("retry", true)) end(json.optString("code"))
             null, "message" -> if (seen.add(json.getString("id"))) show(json)
         }
         if (seen.size > 1000) seen.remove(seen.first())
+        // After the event was handled: what isn't handled is sent again.
         if (id != null) store.edit().putString(LAST_ID, id).apply()
     }
 

@@ -1,5 +1,5 @@
 // A person's stream in an iOS app, with LDSwiftEventSource 3 (https://github.com/launchdarkly/swift-eventsource).
-// Call start() when the app comes to the foreground and stop() when it leaves it.
+// Call start() when the app comes to the foreground and stop() when it leaves it, both on the main queue.
 
 import Foundation
 import LDSwiftEventSource
@@ -15,16 +15,28 @@ final class PushStream: EventHandler {
     private let url: URL
     private let token: () -> String
     private let show: (PushEvent, Data) -> Void
+    private let gap: () -> Void
+    private let ended: (String) -> Void
     private var source: EventSource?
     private var seen = Set<String>()
     private let defaults = UserDefaults.standard
     private static let lastIdKey = "pushsse.last-event-id"
 
     /// `url` is https://…/v1/stream?named=0; `show` also gets the data as it came, for `message`, which is any JSON.
-    init(url: URL, token: @escaping () -> String, show: @escaping (PushEvent, Data) -> Void) {
+    /// `gap`: events were missed that the service no longer has, so load afresh what is shown.
+    /// `ended`: for good, on the main queue; get a new token, then start() again. The others come on the source's queue.
+    init(
+        url: URL,
+        token: @escaping () -> String,
+        show: @escaping (PushEvent, Data) -> Void,
+        gap: @escaping () -> Void,
+        ended: @escaping (String) -> Void
+    ) {
         self.url = url
         self.token = token
         self.show = show
+        self.gap = gap
+        self.ended = ended
     }
 
     func start() {
@@ -32,9 +44,17 @@ final class PushStream: EventHandler {
         var config = EventSource.Config(handler: self, url: url)
         config.headers = ["Authorization": "Bearer \(token())"]
         config.lastEventId = defaults.string(forKey: Self.lastIdKey) ?? ""
-        config.idleTimeout = 60  // three heartbeats of 15 s, and some
+        // The watch: three heartbeats of 15 s without a byte, and a connection that is dead though nobody said so
+        // is opened anew. Set it to three times PUSHSSE_HEARTBEAT_S where that is longer.
+        config.idleTimeout = 45
         config.reconnectTime = 3
         config.maxReconnectTime = 60
+        config.connectionErrorHandler = { [weak self] error in
+            guard let refused = error as? UnsuccessfulResponseError,
+                  [400, 401, 403].contains(refused.responseCode) else { return .proceed }
+            self?.end("status \(refused.responseCode)")
+            return .shutdown
+        }
         source = EventSource(config: config)
         source?.start()
     }
@@ -44,22 +64,35 @@ final class PushStream: EventHandler {
         source = nil
     }
 
+    private func end(_ why: String) {
+        DispatchQueue.main.async {
+            self.stop()
+            self.ended(why)
+        }
+    }
+
     func onOpened() {}
     func onClosed() {}
     func onComment(comment: String) {}
     func onError(error: Error) {}
 
     func onMessage(eventType: String, messageEvent: MessageEvent) {
+        struct Ready: Decodable { let resume: String }
+        struct Ending: Decodable { let code: String; let retry: Bool }
+        let decoder = JSONDecoder()
         let data = Data(messageEvent.data.utf8)
         switch eventType {
         case "message":
-            if let event = try? JSONDecoder().decode(PushEvent.self, from: data), seen.insert(event.id).inserted {
+            if let event = try? decoder.decode(PushEvent.self, from: data), seen.insert(event.id).inserted {
                 show(event, data)
             }
+        case "ready":
+            if let ready = try? decoder.decode(Ready.self, from: data), ready.resume == "gap" {
+                gap()
+            }
         case "exception":
-            struct Ending: Decodable { let retry: Bool }
-            if let ending = try? JSONDecoder().decode(Ending.self, from: data), !ending.retry {
-                DispatchQueue.main.async { self.stop() }  // get a new token, then start() again
+            if let ending = try? decoder.decode(Ending.self, from: data), !ending.retry {
+                end(ending.code)
             }
         default:
             break

@@ -8,52 +8,82 @@ import os
 import random
 import sys
 import time
+from dataclasses import dataclass, field
 
 import httpx
-from httpx_sse import connect_sse
+from httpx_sse import ServerSentEvent, connect_sse
+
+REMEMBERED = 10_000
+MOST_WAIT_S = 60.0
 
 
-def main(url: str) -> None:
-    token = os.environ.get("PUSHSSE_TOKEN")
-    headers = {"authorization": f"Bearer {token}"} if token else {}
-    retry_s = 3.0
-    seen: dict[str, None] = {}
-    # Three heartbeats of 15 s, and some: the default of 5 s would end every quiet stream.
-    with httpx.Client(timeout=httpx.Timeout(10, read=60)) as client:
-        while True:
-            try:
-                with connect_sse(client, "GET", url, headers=headers) as source:
-                    source.response.raise_for_status()
-                    for event in source.iter_sse():
-                        data = json.loads(event.data)
-                        if event.retry is not None:
-                            retry_s = event.retry / 1000
-                        if event.event == "ready" and data["resume"] == "gap":
-                            print("some events were missed", file=sys.stderr)
-                        elif event.event == "exception" and not data["retry"]:
-                            sys.exit(f"the stream has ended: {data['code']}")
-                        elif "message" in data and data["id"] not in seen:
-                            seen[data["id"]] = None
-                            if len(seen) > 10_000:
-                                del seen[next(iter(seen))]
-                            print(
-                                data["ts"],
-                                data["type"],
-                                json.dumps(data["message"], ensure_ascii=False),
-                                flush=True,
-                            )
-                        if event.id:
-                            headers["last-event-id"] = event.id
-            except httpx.HTTPStatusError as error:
-                if error.response.status_code < 500:
-                    sys.exit(str(error))
-            except httpx.TransportError as error:
-                print(f"{error}: coming back", file=sys.stderr)
-            time.sleep(retry_s * random.uniform(0.8, 1.2))
+@dataclass
+class Stream:
+    """Where a stream has got, and what the service said about it."""
+
+    url: str
+    last_id: str = ""
+    retry_s: float = 3.0
+    # Three heartbeats of 15 s without a frame: the connection is dead, though nobody said so.
+    silence_s: float = 45.0
+    failures: int = 0
+    seen: dict[str, None] = field(default_factory=dict)
+
+    def listen(self) -> None:
+        """For ever."""
+        with httpx.Client() as client:
+            while True:
+                try:
+                    self.one(client)
+                except httpx.HTTPStatusError as error:
+                    if error.response.status_code < 500:
+                        sys.exit(str(error))
+                except httpx.TransportError as error:
+                    print(f"{error}: coming back", file=sys.stderr)
+                wait_s = min(MOST_WAIT_S, self.retry_s * 1.5 ** min(self.failures, 8))
+                self.failures += 1
+                time.sleep(wait_s * random.uniform(0.8, 1.2))
+
+    def one(self, client: httpx.Client) -> None:
+        """One connection, to its end."""
+        headers = {"last-event-id": self.last_id} if self.last_id else {}
+        if token := os.environ.get("PUSHSSE_TOKEN"):
+            headers["authorization"] = f"Bearer {token}"
+        # The read timeout is the watch: it begins anew with every frame, and raises ReadTimeout.
+        timeout = httpx.Timeout(10, read=self.silence_s)
+        with connect_sse(client, "GET", self.url, headers=headers, timeout=timeout) as source:
+            source.response.raise_for_status()
+            for event in source.iter_sse():
+                self.hear(event, json.loads(event.data))
+                # After the event was handled: what isn't handled is sent again.
+                self.last_id = event.id or self.last_id
+
+    def hear(self, event: ServerSentEvent, data: dict) -> None:
+        """One event."""
+        if event.retry is not None:
+            self.retry_s = event.retry / 1000
+        if event.event == "ready":
+            self.failures = 0
+            self.silence_s = 3 * data["heartbeat_s"]
+            if data["resume"] == "gap":
+                print("some events were missed: load afresh what you show", file=sys.stderr)
+        elif event.event == "exception" and not data["retry"]:
+            sys.exit(f"the stream has ended: {data['code']}")
+        elif "message" in data and self.is_new(data["id"]):
+            print(data["ts"], data["type"], json.dumps(data["message"], ensure_ascii=False), flush=True)
+
+    def is_new(self, event_id: str) -> bool:
+        """Whether an event hasn't been shown yet; its id is the same in every replay."""
+        if event_id in self.seen:
+            return False
+        self.seen[event_id] = None
+        if len(self.seen) > REMEMBERED:
+            del self.seen[next(iter(self.seen))]
+        return True
 
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000/v1/stream?user=ann")
+        Stream(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000/v1/stream?user=ann").listen()
     except KeyboardInterrupt:
         pass

@@ -118,7 +118,7 @@ def _may_call(origin: str, host: str, origins: Collection[str]) -> bool:
 
     Named or not, never a page from elsewhere: it would be everybody, in the browser of whoever develops.
     """
-    place = urlsplit(origin).netloc
+    place = origin.partition("://")[2]
     return place == host or (origin in origins and _is_here(place.encode("latin-1")))
 
 

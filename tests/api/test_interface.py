@@ -378,6 +378,6 @@ async def test_a_page_of_this_machine_may_call_in_development_where_it_is_named(
     async with serving(tmp_path, allowed_origins=(here, elsewhere)) as node:
         statuses = [
             (await node.http.get("/v1/preferences?user=ann", headers={"origin": origin})).status_code
-            for origin in (here, elsewhere, "http://127.0.0.1:5174")
+            for origin in (here, elsewhere, "http://127.0.0.1:5174", "http://[", "null")
         ]
-    assert statuses == [200, 403, 403]
+    assert statuses == [200, 403, 403, 403, 403]
