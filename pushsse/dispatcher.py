@@ -20,6 +20,7 @@ _AT_ONCE = 10_000
 # Of one call, which is atomic: each recipient is remembered, some 4 µs of Redis.
 _CALL_RECIPIENTS = 1_000
 Off = frozenset[tuple[str, str]]
+_NONE: Off = frozenset()
 
 
 class Dispatcher:
@@ -54,7 +55,7 @@ class Dispatcher:
         """Who has what off. Unknown, because the database is away, means nobody: the streams filter too."""
         personal = [draft.publication for draft in drafts if draft.publication.users is not None]
         if not personal:
-            return frozenset()
+            return _NONE
         users = {user for publication in personal for user in publication.users or ()}
         try:
             off = await self._off_among(list(users), list({publication.name for publication in personal}))
@@ -87,8 +88,12 @@ class Dispatcher:
                 continue
             sorted_out += len(users)
             for name, wanted in self._by_shard(users, draft.publication.name, off).items():
-                publication = msgspec.structs.replace(draft.publication, users=tuple(wanted))
-                run.setdefault(name, []).append(draft._replace(publication=publication))
+                if len(wanted) != len(users):
+                    publication = msgspec.structs.replace(draft.publication, users=tuple(wanted))
+                    part = draft._replace(publication=publication)
+                else:
+                    part = draft
+                run.setdefault(name, []).append(part)
         calls += _bounded(run)
         return calls
 

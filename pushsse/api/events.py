@@ -5,6 +5,7 @@ the same replay as a stream's, with the same filter. A body of many lines gives 
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,7 +13,6 @@ from datetime import UTC, datetime
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from ulid import ULID
 
 from pushsse import event, strictjson
 from pushsse.api import query
@@ -38,6 +38,8 @@ MAX_LISTED = 100
 # How long one body may hold the event loop.
 _TURN_S = 0.005
 Line = bytes
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [one + other for one in _CROCKFORD for other in _CROCKFORD]
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -170,7 +172,7 @@ class EventsEndpoint:
         taken = given if isinstance(given, Event) else event.decode(given)
         if not self.admits(taken.type):
             raise InvalidInput(Problem("$.type", f"{taken.type!r} isn't in the catalogue"))
-        event_id = taken.id or str(ULID())
+        event_id = taken.id or _ulid(self.now_ms())
         # By the backplane's clock, which says when it expires: this node's may be off.
         at = datetime.fromtimestamp(self.now_ms() / 1000, UTC)
         made = event.publication(taken, event_id=event_id, at=at, max_age_s=self.max_age_s)
@@ -204,6 +206,12 @@ class _Checked:
             msgspec.UNSET if repeated is None else repeated,
             self.unlisted or msgspec.UNSET,
         )
+
+
+def _ulid(at_ms: int) -> str:
+    """A name that nobody else has, and that sorts by its time: 48 bits of that, 80 random ones (ULID)."""
+    bits = at_ms << 80 | int.from_bytes(os.urandom(10))
+    return "".join([_PAIRS[bits >> shift & 1023] for shift in range(120, -1, -10)])
 
 
 def _given(request: Request, body: bytes) -> Iterable[tuple[int, Event | Line]]:

@@ -4,14 +4,14 @@ Called by the feed with what the backplane let the node hear, in order. `deliver
 can come between the place of an event and the filter before its write.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from pushsse.backplane.base import BROADCAST, Entry, Followed, Heard, HeardLive, Hearing, Lost
 from pushsse.event import Publication
 from pushsse.hub.batch import Batch, Broadcasts, Item
 from pushsse.hub.followed import FollowedLog
 from pushsse.hub.hub import Hub, Shard
-from pushsse.position import Mark
+from pushsse.position import Mark, Position
 from pushsse.stream.subscriber import NOTHING_OFF, Person, Subscriber
 
 
@@ -21,12 +21,17 @@ class Delivery:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
 
-    def deliver(self, hearings: Iterable[Hearing]) -> None:
+    def deliver(self, hearings: Sequence[Hearing]) -> None:
         """Takes what the backplane let the node hear, in order, and writes it to the live subscribers."""
-        batch = Batch(self._hub.broadcast.mark)
         # Here, since nothing is awaited from now until the write: what was heard may have waited for long, in
         # the log while Redis was away, or in this process while it was stopped.
         now_ms = self._hub.backplane.now_ms()
+        if len(hearings) == 1 and isinstance(first := hearings[0], Heard) and len(first.entries) == 1:
+            [entry] = first.entries
+            if entry.log != BROADCAST:
+                self._deliver_one(entry, now_ms)
+                return
+        batch = Batch(self._hub.broadcast.mark)
         for hearing in hearings:
             if isinstance(hearing, Heard):
                 for entry in hearing.entries:
@@ -39,6 +44,24 @@ class Delivery:
                 self._begin(hearing)
                 batch = Batch(self._hub.broadcast.mark)
         self._write(batch)
+
+    def _deliver_one(self, entry: Entry, now_ms: int) -> None:
+        """What a batch of one event for a few comes to, without the batch: most events are such."""
+        if (shard := self._hub.shards.get(entry.log)) is None:
+            return
+        publication = entry.publication
+        shard.log.append(entry)
+        if 0 < publication.expires_ms <= now_ms:
+            self._hub.metrics.expired += 1
+            return
+        if publication.subject:
+            self._hub.tapped(publication)
+        items: list[Item] = []
+        for user in publication.users or ():
+            if (person := shard.people.get(user)) is not None:
+                items = items or [Item(publication, Position(self._hub.broadcast.mark, shard.log.mark))]
+                live = [subscriber for subscriber in person.subscribers if subscriber.live]
+                self._write_items(person, live, items)
 
     def _hear(self, entry: Entry, batch: Batch, now_ms: int) -> None:
         """Whatever was heard counts in its log; what has expired goes no further."""
