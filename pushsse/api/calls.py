@@ -8,6 +8,7 @@ from pushsse.api import events, questions
 from pushsse.api.identity import ASK, PREFERENCES, PUBLISH, STREAM
 from pushsse.api.preferences import ChangeRequest, PreferenceList
 from pushsse.event import Event
+from pushsse.questions.events import AnswerErrorEvent, AnswerEvent, DeltaEvent, QuestionEvent
 
 JSON = "application/json"
 SSE = "text/event-stream"
@@ -41,6 +42,13 @@ class Call:
     problems: tuple[int, ...] = ()
 
 
+# What the events about questions hold, on a stream and in the reply to a question.
+QUESTION_EVENTS: Mapping[str, type] = {
+    "question": QuestionEvent,
+    "answer.delta": DeltaEvent,
+    "answer": AnswerEvent,
+    "answer.error": AnswerErrorEvent,
+}
 _POSITION = {"type": "string", "maxLength": 64}
 _AGE = {"type": "string", "pattern": r"^\d+(\.\d+)?(ms|s|m|h|d)?$", "examples": ["30m"]}
 _TYPES = Parameter(

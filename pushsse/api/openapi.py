@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse import __version__
-from pushsse.api.calls import CALLS, Call, Parameter
+from pushsse.api.calls import CALLS, QUESTION_EVENTS, SSE, Call, Parameter
 from pushsse.api.problem import MEDIA_TYPE
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -58,7 +58,8 @@ def document() -> dict[str, Any]:
     kinds = {
         kind for call in CALLS for kind in (*call.bodies.values(), *call.answers.values()) if kind is not None
     }
-    ordered = sorted(kinds | {Problem}, key=lambda kind: (kind.__name__, kind.__module__))
+    kinds |= {Problem, *QUESTION_EVENTS.values()}
+    ordered = sorted(kinds, key=lambda kind: (kind.__name__, kind.__module__))
     refs, components = msgspec.json.schema_components(ordered, ref_template=_REF)
     schema = dict(zip(ordered, refs, strict=True))
     paths: dict[str, dict[str, Any]] = {}
@@ -101,6 +102,11 @@ def _operation(call: Call, schema: Mapping[type, Any]) -> dict[str, Any]:
         response = responses.setdefault(str(status), {"description": HTTPStatus(status).phrase})
         if media:
             response.setdefault("content", {}).update(_content([(media, kind)], schema))
+            if media == SSE:
+                # OpenAPI 3.1 has no word for a stream of events.
+                response["content"][media]["x-events"] = {
+                    name: schema[event] for name, event in QUESTION_EVENTS.items()
+                }
     for status in call.problems:
         problem = {
             "description": HTTPStatus(status).phrase,

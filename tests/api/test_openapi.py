@@ -37,7 +37,7 @@ def test_every_route_is_in_the_document_and_nothing_else(tmp_path: Path) -> None
     settings = load_settings({"PUSHSSE_DATABASE_URL": f"sqlite://{tmp_path}/x.db"})
     there = {
         (route.path, method.lower())
-        for route in routes(Node(settings))
+        for route in routes(Node(settings)).all
         if isinstance(route, Route) and not re.search(r"\.(js|css)$", route.path)
         for method in (route.methods or {"GET"}) - {"HEAD"}
     }
@@ -107,3 +107,10 @@ def test_every_pattern_of_a_body_says_in_words_what_it_allows() -> None:
     for schema in found:
         assert schema.get("description"), schema
         assert schema.get("examples"), schema
+
+
+def test_the_events_about_questions_are_in_the_document() -> None:
+    found = document()
+    content = found["paths"]["/v1/stream"]["get"]["responses"]["200"]["content"]["text/event-stream"]
+    name = content["x-events"]["answer.delta"]["$ref"].rpartition("/")[2]
+    assert set(found["components"]["schemas"][name]["properties"]) == {"question", "seq", "from", "text"}
