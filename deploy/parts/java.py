@@ -1,10 +1,11 @@
-"""A Java that is new enough, and Kafka's jars from Maven Central. Called by `kafka`."""
+"""A Java that is new enough, and jars from Maven Central: Kafka's for `kafka`, others for tests."""
 
 import os
 import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.parts.missing import PartMissing
@@ -14,20 +15,15 @@ KAFKA = "4.1.0"
 _OLDEST_JAVA = 17
 _JAVA_PACKAGES = ("openjdk-17-jre-headless", "default-jre-headless")
 _LIMIT_S = 900
-_POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
+_POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion>
   <groupId>pushsse</groupId>
-  <artifactId>kafka</artifactId>
+  <artifactId>parts</artifactId>
   <version>1</version>
-  <dependencies>
-    <dependency>
-      <groupId>org.apache.kafka</groupId>
-      <artifactId>kafka_2.13</artifactId>
-      <version>{KAFKA}</version>
-    </dependency>
-  </dependencies>
+  <dependencies>{}</dependencies>
 </project>
 """
+_DEPENDENCY = "<dependency><groupId>{}</groupId><artifactId>{}</artifactId><version>{}</version></dependency>"
 
 
 def parts_folder() -> Path:
@@ -54,10 +50,16 @@ def java() -> str:
 
 def kafka_jars() -> Path:
     """The folder of Kafka's jars, fetched if need be. Raises PartMissing."""
-    jars = parts_folder() / "kafka"
-    if not (jars / f"kafka_2.13-{KAFKA}.jar").exists():
-        _fetch(jars)
-    return jars
+    return jars("kafka", f"org.apache.kafka:kafka_2.13:{KAFKA}")
+
+
+def jars(name: str, *wanted: str) -> Path:
+    """A folder with these jars (`group:artifact:version`) and what they need. Raises PartMissing."""
+    folder = parts_folder() / name
+    files = ["-".join(each.split(":")[1:]) + ".jar" for each in wanted]
+    if not all((folder / file).exists() for file in files):
+        _fetch(folder, wanted)
+    return folder
 
 
 def _found_java() -> str | None:
@@ -78,13 +80,14 @@ def _version(path: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _fetch(jars: Path) -> None:
+def _fetch(jars: Path, wanted: Sequence[str]) -> None:
     maven = program("mvn", "maven")
     jars.parent.mkdir(parents=True, exist_ok=True)
-    print(f"fetching Apache Kafka {KAFKA} into {jars}", flush=True)
+    print(f"fetching {', '.join(wanted)} into {jars}", flush=True)
     # Beside its place and then moved: another process never sees half of it.
-    with tempfile.TemporaryDirectory(prefix="kafka-", dir=jars.parent) as making:
-        (Path(making) / "pom.xml").write_text(_POM)
+    with tempfile.TemporaryDirectory(prefix=f"{jars.name}-", dir=jars.parent) as making:
+        dependencies = "".join(_DEPENDENCY.format(*each.split(":")) for each in wanted)
+        (Path(making) / "pom.xml").write_text(_POM.format(dependencies))
         command = [maven, "-q", "-B", "dependency:copy-dependencies", f"-DoutputDirectory={making}/jars"]
         try:
             done = subprocess.run(
@@ -96,8 +99,8 @@ def _fetch(jars: Path) -> None:
                 timeout=_LIMIT_S,
             )
         except subprocess.TimeoutExpired:
-            raise PartMissing(f"Maven didn't fetch Kafka within {_LIMIT_S} s") from None
+            raise PartMissing(f"Maven didn't fetch {jars.name} within {_LIMIT_S} s") from None
         if done.returncode:
-            raise PartMissing(f"Maven can't fetch Kafka: {done.stdout[-800:].strip()}")
+            raise PartMissing(f"Maven can't fetch {jars.name}: {done.stdout[-800:].strip()}")
         shutil.rmtree(jars, ignore_errors=True)
         Path(making, "jars").rename(jars)
