@@ -2,13 +2,18 @@
 
 import asyncio
 import logging
+from typing import Any
+
+from pushsse.visible import visible
 
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
 def configure(level: str) -> None:
     """Sets the process's logging up; called once by the command line."""
-    logging.basicConfig(level=level.upper(), format=FORMAT, force=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter(FORMAT))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # Its access log has the query string in it, and with it tickets and users.
     logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("uvicorn.error").addFilter(_is_news)
@@ -17,6 +22,20 @@ def configure(level: str) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # While Kafka is away it says so several times a second; the intake says it once.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+
+
+class _Formatter(logging.Formatter):
+    """An entry is one line, but for tracebacks: no text from elsewhere can look like another entry."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """With control characters escaped."""
+        # uvicorn passes a traceback as the message.
+        record.message = visible(record.message, lines=record.message.startswith("Traceback"))
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        """With control characters escaped, but for line ends."""
+        return visible(super().formatException(ei), lines=True)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

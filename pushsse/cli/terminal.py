@@ -12,17 +12,7 @@ from typing import TextIO
 
 import click
 
-# C0, DEL and C1 (a C1 character alone begins a sequence, ECMA-48), the line and paragraph separators, marks
-# and overrides of direction (UAX #9), lone surrogates, which no terminal's encoding has.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_NAMED = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
-
-
-def visible(text: str, *, lines: bool = False) -> str:
-    r"""The text with control characters as `\x1b`, `\u202e`; with `lines`, line ends and tabs stay."""
-    if lines:
-        text = text.replace("\r\n", "\n")
-    return _CONTROL.sub(lambda found: found[0] if lines and found[0] in "\n\t" else _escaped(found[0]), text)
+from pushsse.visible import CONTROL, visible
 
 
 def say(text: str, *, err: bool = False, nl: bool = True, lines: bool = False) -> None:
@@ -36,7 +26,7 @@ def say_json(text: str) -> None:
     """Prints a line of JSON as it is; on a terminal, control characters are written as JSON escapes."""
     stream = sys.stdout
     if stream.isatty():
-        text = _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+        text = CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     try:
         text.encode(stream.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -59,8 +49,3 @@ def _write(text: str, stream: TextIO, *, err: bool, nl: bool) -> None:
     text = text.encode(encoding, "backslashreplace").decode(encoding)
     # `color`: click takes escape sequences out of what goes into a pipe, where it is to be exact.
     click.echo(text, err=err, nl=nl, color=True)
-
-
-def _escaped(character: str) -> str:
-    number = ord(character)
-    return _NAMED.get(character) or (f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}")

@@ -19,7 +19,7 @@ import pytest
 from httpx_sse import ServerSentEvent
 
 from pushsse.cli.listen import Listener
-from pushsse.cli.terminal import visible
+from pushsse.visible import visible
 from tests.cli.running import LIMIT_S, Served, environment, served
 
 # A title, the clipboard (OSC 52), the screen cleared, C1's CSI, an override of direction, a forged line.
@@ -216,6 +216,21 @@ def test_doctor_shows_what_a_redis_says(tmp_path: Path) -> None:
     written = re.sub("\x1b\\[(0|3[123])m", "", written)  # doctor's own colours
     assert r"\x1b]52" in written
     assert not COMMANDS.search(written), ascii(written)
+
+
+def test_an_entry_of_the_log_is_one_line_whatever_is_in_it() -> None:
+    script = (
+        "import logging; from pushsse import logs; logs.configure('info'); log = logging.getLogger('x')\n"
+        f"log.warning('%s', {EVIL!r})\n"
+        f"try: raise OSError({EVIL!r})\n"
+        "except OSError: log.exception('failed')\n"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stderr.decode()
+    assert not COMMANDS.search(said), ascii(said)
+    warning, failed, *trace = said.splitlines()
+    assert warning.endswith(r"\r\nforged  line \u2028end")
+    assert failed.endswith("x: failed")
+    assert trace[0].startswith("Traceback")
 
 
 def test_harmless_text_is_shown_as_it_is() -> None:
