@@ -110,8 +110,8 @@ class Nginx(Part):
             ],
             "http": [f"access_log {self.access_log} pushsse;"]
             + [f"{name}_temp_path {folder}/temp/{name};" for name in temporary],
-            "calls": [f"server {upstream} max_fails=1 fail_timeout=2s;" for upstream in self._upstreams],
-            "streams": [f"server {upstream} max_fails=0;" for upstream in self._upstreams],
+            "nodes": [f"server {upstream} max_fails=1 fail_timeout=2s;" for upstream in self._upstreams],
+            "any": [f"server {upstream} max_fails=0;" for upstream in self._upstreams],
             "server": [
                 f"listen 127.0.0.1:{self.port} backlog=4096;",
                 *self._listen_tls(),

@@ -136,6 +136,50 @@ async def test_a_node_that_is_back_takes_all_streams_at_once(front: Front) -> No
                     assert await anext(events(response)) == "data: 1\n\n"
 
 
+async def hang(_: Request, writer: asyncio.StreamWriter) -> None:
+    while not writer.is_closing():
+        await asyncio.sleep(0.02)
+
+
+async def test_a_stream_goes_past_a_node_that_hangs(front: Front) -> None:
+    """As a process that was stopped: the kernel takes its connections, and nobody answers."""
+    front.first.ready = front.first.answer = hang
+    front.second.answer = front.second.stream
+    loop = asyncio.get_running_loop()
+    async with AsyncExitStack() as several:
+        took = []
+        for _ in range(20):
+            began = loop.time()
+            response = await several.enter_async_context(front.http.stream("GET", "/v1/stream"))
+            assert await anext(events(response)) == "data: 1\n\n"
+            took.append(loop.time() - began)
+        assert max(took) < 5
+        assert not front.first.requests
+
+
+async def test_a_node_that_is_not_ready_gets_no_streams(front: Front) -> None:
+    front.first.ready = refuse
+    front.first.answer, front.second.answer = front.first.stream, front.second.stream
+    async with AsyncExitStack() as several:
+        for _ in range(10):
+            response = await several.enter_async_context(front.http.stream("GET", "/v1/stream"))
+            assert await anext(events(response)) == "data: 1\n\n"
+    assert not front.first.requests
+
+
+async def test_streams_are_spread_over_the_nodes(front: Front) -> None:
+    front.first.answer, front.second.answer = front.first.stream, front.second.stream
+    front.first.release.set()
+    front.second.release.set()
+    for _ in range(100):
+        assert (await front.http.get("/v1/stream")).status_code == 200
+    assert min(len(front.first.requests), len(front.second.requests)) > 25
+
+
+async def test_the_question_whether_a_node_is_ready_is_not_for_the_outside(front: Front) -> None:
+    assert (await front.http.get("/-/ready")).status_code == 404
+
+
 @pytest.mark.parametrize("status", [400, 401, 403])
 async def test_what_ends_a_stream_for_good_reaches_the_client(front: Front, status: int) -> None:
     async def answer(_: Request, writer: asyncio.StreamWriter) -> None:

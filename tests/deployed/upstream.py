@@ -46,6 +46,7 @@ class Upstream:
     """`answer` may be changed while it runs. `release` is for answers that wait in the middle."""
 
     answer: Answer = echo
+    ready: Answer = echo
     port: int = 0
     requests: list[Request] = field(default_factory=list)
     release: asyncio.Event = field(default_factory=asyncio.Event)
@@ -79,6 +80,10 @@ class Upstream:
         try:
             while not writer.is_closing():
                 request = await _request(reader)
+                if request.target == "/readyz":
+                    # nginx's own question.
+                    await self.ready(request, writer)
+                    continue
                 self.requests.append(request)
                 await self.answer(request, writer)
         except (asyncio.IncompleteReadError, OSError):
