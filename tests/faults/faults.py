@@ -48,7 +48,7 @@ FAULTS: Mapping[int, Fault] = MappingProxyType(
         17: node_faults.side_by_side,
         18: expiry_faults.late,
         19: lone_node.alone,
-        21: lone_node.hung,
         20: node_faults.signalled,
+        21: lone_node.hung,
     }
 )
