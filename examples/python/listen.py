@@ -36,7 +36,8 @@ class Stream:
                 try:
                     self.one(client)
                 except httpx.HTTPStatusError as error:
-                    if error.response.status_code < 500:
+                    # The same call can never work; after any other status it may, later.
+                    if error.response.status_code in (400, 401, 403):
                         sys.exit(str(error))
                 except httpx.TransportError as error:
                     print(f"{error}: coming back", file=sys.stderr)

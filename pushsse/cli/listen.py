@@ -25,7 +25,8 @@ _SERVICE = RESERVED_TYPES - {"exception"}
 # Three heartbeats of the default, and then some: a stream that is quieter than this is gone.
 _READ_TIMEOUT_S = 60.0
 _MOST_RETRY_S = 60.0
-_BUSY = frozenset({502, 503, 504})
+# The same call can never work; after any other status it may, later.
+_REFUSED = frozenset({400, 401, 403})
 
 
 class _Message(msgspec.Struct):
@@ -67,11 +68,12 @@ class Listener:
         headers = {"last-event-id": self.position} if self.position else {}
         with connect_sse(client, "GET", "/v1/stream", headers=headers, params=dict(self.params)) as source:
             response = source.response
-            if response.status_code in _BUSY and self.position:
-                return
             if response.status_code != httpx.codes.OK:
                 response.read()
-                raise Failed(problem(response))
+                if response.status_code in _REFUSED or not self.position:
+                    raise Failed(problem(response))
+                say(f"{problem(response)}: coming back", err=True)
+                return
             try:
                 for event in source.iter_sse():
                     self._hear(event)

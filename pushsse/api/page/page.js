@@ -4,6 +4,9 @@
 const at = (id) => document.getElementById(id);
 const SHOWN = 200;
 let source = null;
+let lastId = "";
+let heartbeat = 15;
+let watch = 0;
 const known = new Set();
 let user = new URLSearchParams(location.search).get("user") || "dev";
 const answers = new Map();
@@ -86,7 +89,10 @@ function link({ title, url: address }) {
 }
 
 const SERVICE = {
+  ping() {},
   ready(data) {
+    heartbeat = data.heartbeat_s;
+    alive();
     at("state").textContent = `open on ${data.node} (${data.resume})`;
     if (data.resume === "gap") show("gap", "events were missed that the server no longer has", "", true);
     switches();
@@ -114,25 +120,43 @@ const SERVICE = {
   },
   exception(data) {
     show("exception", `${data.code}: ${data.detail}`, "", true);
-    if (!data.retry) source.close();
+    if (!data.retry) close();
   },
 };
 
-function open() {
+// A connection can die without a word, and EventSource waits for ever: after three heartbeats it is opened anew.
+function alive(event) {
+  if (event?.lastEventId) lastId = event.lastEventId;
+  clearTimeout(watch);
+  watch = setTimeout(open, (3 + Math.random() / 2) * heartbeat * 1000);
+}
+
+function close() {
+  clearTimeout(watch);
   if (source) source.close();
+}
+
+function open() {
+  close();
   at("user").value = user;
   at("state").textContent = "connecting";
   // named=0: types that nobody has heard of yet come as plain messages, so none is missed.
-  source = new EventSource(url("v1/stream?named=0&since=1h"));
-  source.onerror = () => { at("state").textContent = source.readyState === 2 ? "closed" : "reconnecting"; };
+  const from = lastId ? `last_event_id=${encodeURIComponent(lastId)}` : "since=1h";
+  source = new EventSource(url(`v1/stream?named=0&${from}`));
+  alive();
+  source.onerror = () => {
+    if (source.readyState === 2) clearTimeout(watch);
+    at("state").textContent = source.readyState === 2 ? "closed" : "reconnecting";
+  };
   source.onmessage = (event) => {
+    alive(event);
     const data = JSON.parse(event.data);
     const text = typeof data.message === "string" ? data.message : JSON.stringify(data.message);
     show(data.type, text, `${data.desc ? data.desc + " · " : ""}${new Date(data.ts).toLocaleTimeString()}`);
     if (!known.has(data.type)) { known.add(data.type); setTimeout(switches, 500); }
   };
   for (const [name, act] of Object.entries(SERVICE)) {
-    source.addEventListener(name, (event) => act(JSON.parse(event.data)));
+    source.addEventListener(name, (event) => { alive(event); act(JSON.parse(event.data)); });
   }
 }
 
@@ -142,6 +166,7 @@ at("who").addEventListener("submit", (event) => {
   at("events").replaceChildren();
   at("answers").replaceChildren();
   answers.clear();
+  lastId = "";
   open();
 });
 at("ask").addEventListener("submit", async (event) => {
@@ -163,6 +188,6 @@ at("publish").addEventListener("submit", async (event) => {
     at("published").textContent = error.message;
   }
 });
-addEventListener("pagehide", () => source && source.close());
+addEventListener("pagehide", close);
 addEventListener("pageshow", (event) => { if (event.persisted) open(); });
 open();
