@@ -5,28 +5,11 @@ from typing import Any
 from tortoise.backends.base.config_generator import expand_db_url
 from tortoise.exceptions import ConfigurationError
 
+from pushsse.database.postgres_url import credentials
 from pushsse.errors import SettingsError
+from pushsse.shown import shown
 
 APP = "pushsse"
-_POSTGRES = frozenset(
-    [
-        "user",
-        "password",
-        "database",
-        "host",
-        "port",
-        "ssl",
-        "schema",
-        "application_name",
-        "minsize",
-        "maxsize",
-        "timeout",
-        "command_timeout",
-        "statement_cache_size",
-        "max_inactive_connection_lifetime",
-        "target_session_attrs",
-    ]
-)
 
 
 async def _keep(_connection: object) -> None:
@@ -40,34 +23,31 @@ async def _prepare(connection: Any) -> None:
 
 def configuration(url: str, *, pool_size: int = 8, timeout_s: float = 1.5) -> dict[str, Any]:
     """Tortoise's configuration for a URL. Raises SettingsError."""
-    try:
-        connection = expand_db_url(url)
-    except (ConfigurationError, ValueError) as error:
-        raise SettingsError(f"PUSHSSE_DATABASE_URL: {error}") from None
-    credentials = connection["credentials"]
+    scheme = url.partition(":")[0].lower()
     # Tortoise keeps prepared SQL per name of a connection, so each kind of database has a name of its own.
-    name = connection["engine"].rpartition(".")[2]
-    if name not in ("sqlite", "asyncpg"):
-        raise SettingsError(f"PUSHSSE_DATABASE_URL: {name} is neither SQLite nor PostgreSQL")
-    if name == "sqlite":
-        # Less than a query's limit, so that a locked file is an error and not a thread that is stuck.
-        credentials.setdefault("busy_timeout", int(timeout_s * 600))
+    if scheme in ("postgres", "postgresql", "asyncpg"):
+        name = "asyncpg"
+        # No connection until the first query: a node starts while its database is away.
+        defaults = {"minsize": 0, "maxsize": pool_size, "timeout": timeout_s, "application_name": APP}
+        own = {"reset": _keep, "init": _prepare}
+        connection = {"engine": "tortoise.backends.asyncpg", "credentials": defaults | credentials(url) | own}
     else:
-        connection["credentials"] = _postgres(credentials, pool_size=pool_size, timeout_s=timeout_s)
+        name, connection = "sqlite", _sqlite(url, timeout_s=timeout_s)
     models = ["pushsse.preferences.models", "pushsse.questions.models", "pushsse.database.witness"]
     app = {"models": models, "default_connection": name, "migrations": "pushsse.migrations"}
     return {"connections": {name: connection}, "apps": {APP: app}}
 
 
-def _postgres(given: dict[str, Any], *, pool_size: int, timeout_s: float) -> dict[str, Any]:
-    if "sslmode" in given:
-        # libpq's word; asyncpg takes its values as `ssl`.
-        given["ssl"] = given.pop("sslmode")
-    if unknown := given.keys() - _POSTGRES:
-        raise SettingsError(f"PUSHSSE_DATABASE_URL: unknown parameter {min(unknown)!r}")
-    # No connection until the first query: a node starts while its database is away.
-    defaults = {"minsize": 0, "maxsize": pool_size, "timeout": timeout_s, "application_name": APP}
-    return defaults | given | {"reset": _keep, "init": _prepare}
+def _sqlite(url: str, *, timeout_s: float) -> dict[str, Any]:
+    try:
+        connection = expand_db_url(url)
+    except (ConfigurationError, ValueError) as error:
+        raise SettingsError(f"PUSHSSE_DATABASE_URL: {error}") from None
+    if not connection["engine"].endswith(".sqlite"):
+        raise SettingsError(f"PUSHSSE_DATABASE_URL: {shown(url)} is neither SQLite nor PostgreSQL")
+    # Less than a query's limit, so that a locked file is an error and not a thread that is stuck.
+    connection["credentials"].setdefault("busy_timeout", int(timeout_s * 600))
+    return connection
 
 
 # For Tortoise's command line: `tortoise -c pushsse.database.TORTOISE makemigrations`.

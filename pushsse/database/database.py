@@ -22,7 +22,7 @@ from tortoise.migrations.executor import MigrationExecutor
 
 from pushsse.database.breaker import Breaker
 from pushsse.database.configuration import configuration
-from pushsse.database.outage import AWAY, ERRORS, OPENING, Verdict, verdict
+from pushsse.database.outage import AWAY, ERRORS, OPENING, Verdict, sqlstate, verdict
 from pushsse.database.reader import Reader
 from pushsse.database.session import Session, SqliteConnection, Statement, Value
 from pushsse.errors import DatabaseConflict, DatabaseUnavailable, StatementFailed
@@ -36,6 +36,8 @@ _MIGRATE_S = 120.0
 _RELEASE_S = 0.3
 _CLOSE_S = 2.0
 _TRIES = 4
+# invalid_sql_statement_name, duplicate_prepared_statement
+_POOLED = frozenset({"26000", "42P05"})
 _ONE = Statement("SELECT 1")
 _ENCODING = Statement("SHOW server_encoding")
 _READ_ONLY = Statement("SHOW transaction_read_only")
@@ -231,6 +233,8 @@ class Database:
     ) -> DatabaseUnavailable:
         """What callers are told of an error: each can go on, whatever a single statement came to."""
         self.failures += 1
+        if sqlstate(error) in _POOLED:
+            return await self._without_prepared(error)
         reason = f"{found.value}: {str(error) or f'no answer within {timeout_s} s'}"
         if found is Verdict.AWAY:
             if self._breaker.failure(began):
@@ -243,6 +247,21 @@ class Database:
             log.error("%s", reason, exc_info=error)
             return StatementFailed(reason)
         return DatabaseUnavailable(reason)
+
+    async def _without_prepared(self, error: Exception) -> DatabaseUnavailable:
+        """A pooler that gives each transaction another connection has lost a prepared statement."""
+        if self._client.extra.get("statement_cache_size") != 0:
+            log.warning(
+                "the database is behind a pooler in transaction mode: prepared statements are off from now"
+                " on (statement_cache_size=0 in PUSHSSE_DATABASE_URL says so from the start): %s",
+                str(error).partition("\n")[0],
+            )
+            self._client.extra["statement_cache_size"] = 0
+            # What is under way on the old ones may end there; their connections go when they are given back.
+            old = self._client._pool
+            await self._client.create_connection(with_db=True)
+            await old.expire_connections()
+        return DatabaseConflict(f"{Verdict.CONFLICT.value}: {error}")
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[Any]:

@@ -53,6 +53,12 @@ _SQLITE_REFUSALS = frozenset(
 )
 
 
+def sqlstate(error: Exception) -> str:
+    """PostgreSQL's code of an error, wrapped by Tortoise or not; empty where it isn't PostgreSQL's."""
+    cause = error.args[0] if isinstance(error, BaseORMException) and error.args else error
+    return (cause.sqlstate or "") if isinstance(cause, asyncpg.PostgresError) else ""
+
+
 def verdict(error: Exception) -> Verdict | None:
     """What an error says; None for one that isn't the database's."""
     cause = error.args[0] if isinstance(error, BaseORMException) and error.args else error

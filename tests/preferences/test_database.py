@@ -10,7 +10,6 @@ import pytest
 
 from deploy.parts import Postgres
 from pushsse.database import Database, Statement
-from pushsse.database.configuration import configuration
 from pushsse.errors import DatabaseUnavailable, SettingsError, StatementFailed
 from pushsse.preferences.models import EventType
 from pushsse.preferences.store import PreferenceStore
@@ -126,11 +125,6 @@ async def test_a_relative_path_is_relative(
 def test_a_url_that_cannot_be_used_is_named(url: str) -> None:
     with pytest.raises(SettingsError, match="PUSHSSE_DATABASE_URL"):
         Database(url)
-
-
-def test_the_url_says_how_to_encrypt() -> None:
-    given = configuration("postgresql://u:p@h/db?sslmode=verify-full&maxsize=3")["connections"]["asyncpg"]
-    assert (given["credentials"]["ssl"], int(given["credentials"]["maxsize"])) == ("verify-full", 3)
 
 
 async def test_a_file_that_cannot_be_opened_is_unavailable(tmp_path: Path, anyio_backend: str) -> None:

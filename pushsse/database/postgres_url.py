@@ -1,0 +1,130 @@
+"""A PostgreSQL URL as people have it, libpq's parameters included, as asyncpg's keywords.
+
+Called by `configuration`. What managed providers paste is taken (PostgreSQL documentation, 34.1.2). What
+can't be used is one line that names the parameter and its value.
+"""
+
+import re
+import ssl
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from pushsse.errors import SettingsError
+
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+_SESSION_ATTRIBUTES = ("any", "primary", "standby", "read-write", "read-only", "prefer-standby")
+# asyncpg has no channel binding; a server that insists on it says so itself.
+_CHANNEL_BINDING = ("disable", "prefer", "require")
+_OPTION = re.compile(r"(?:-c\s*|--)([A-Za-z_][\w.]*)=((?:\\.|[^\s\\])*)\s*")
+_TEXTS = ("host", "user", "password", "schema", "application_name")
+_NUMBERS: Mapping[str, Callable[[str], float]] = {
+    "port": int,
+    "minsize": int,
+    "maxsize": int,
+    "statement_cache_size": int,
+    "timeout": float,
+    "command_timeout": float,
+    "max_inactive_connection_lifetime": float,
+}
+_SSL_FILES = ("sslrootcert", "sslcert", "sslkey", "sslpassword")
+
+
+def credentials(url: str) -> dict[str, Any]:
+    """The keywords of `asyncpg.create_pool` that a URL stands for. Raises SettingsError."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise _wrong("port", "…", "isn't a number up to 65535") from None
+    found: dict[str, Any] = {
+        "host": unquote(parts.hostname or "") or None,
+        "port": port or 5432,
+        "user": unquote(parts.username or "") or None,
+        "password": unquote(parts.password or "") or None,
+        "database": unquote(parts.path.removeprefix("/")) or None,
+    }
+    given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    secure = {name: given.pop(name) for name in ("sslmode", "ssl", *_SSL_FILES) if name in given}
+    for name, value in given.items():
+        found |= _parameter(name, value)
+    if (how := _ssl(secure)) is not None:
+        found["ssl"] = how
+    return found
+
+
+def _parameter(name: str, value: str) -> dict[str, Any]:
+    if name in _TEXTS:
+        return {name: value}
+    if name == "dbname":
+        return {"database": value}
+    if name == "connect_timeout":
+        # 0 is for ever to libpq: then our own limit holds.
+        seconds = _number(name, value, float)
+        return {"timeout": seconds} if seconds > 0 else {}
+    if name in _NUMBERS:
+        return {name: _number(name, value, _NUMBERS[name])}
+    if name == "options":
+        return {"server_settings": _options(value)}
+    if name == "target_session_attrs":
+        return {name: _one_of(name, value, _SESSION_ATTRIBUTES)}
+    if name == "channel_binding":
+        _one_of(name, value, _CHANNEL_BINDING)
+        return {}
+    raise SettingsError(f"PUSHSSE_DATABASE_URL: unknown parameter {name!r}")
+
+
+def _options(value: str) -> dict[str, str]:
+    """`-c name=value` and `--name=value`, a backslash before blanks in a value."""
+    found, at = {}, 0
+    text = value.strip()
+    while at < len(text):
+        option = _OPTION.match(text, at)
+        if option is None:
+            raise _wrong("options", value, "is not of the form -c name=value")
+        found[option[1]] = re.sub(r"\\(.)", r"\1", option[2])
+        at = option.end()
+    return found
+
+
+def _ssl(given: Mapping[str, str]) -> str | ssl.SSLContext | None:
+    mode = given.get("sslmode", given.get("ssl"))
+    root = given.get("sslrootcert", "")
+    if mode is None and not given:
+        return None
+    mode = (mode or "prefer").lower()
+    mode = "require" if mode in _YES else "disable" if mode in _NO else mode
+    _one_of("sslmode", mode, _SSL_MODES)
+    if mode == "require" and root:
+        # As libpq has it: an authority that was named is asked.
+        mode = "verify-ca"
+    if mode not in ("verify-ca", "verify-full"):
+        return mode
+    try:
+        context = ssl.create_default_context(cafile=root if root not in ("", "system") else None)
+        if "sslcert" in given:
+            context.load_cert_chain(given["sslcert"], given.get("sslkey"), given.get("sslpassword"))
+    except (OSError, ssl.SSLError) as error:
+        name = "sslrootcert" if "sslcert" not in given else "sslcert"
+        why = getattr(error, "strerror", None) or error
+        raise _wrong(name, given.get(name, ""), f"can't be used: {why}") from None
+    context.check_hostname = mode == "verify-full"
+    return context
+
+
+def _number(name: str, value: str, kind: Callable[[str], float]) -> float:
+    try:
+        return kind(value)
+    except ValueError:
+        raise _wrong(name, value, "isn't a number") from None
+
+
+def _one_of(name: str, value: str, words: tuple[str, ...]) -> str:
+    if value not in words:
+        raise _wrong(name, value, f"is none of {', '.join(words)}")
+    return value
+
+
+def _wrong(name: str, value: str, why: str) -> SettingsError:
+    return SettingsError(f"PUSHSSE_DATABASE_URL: {name}={value} {why}")
