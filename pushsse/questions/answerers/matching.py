@@ -119,7 +119,7 @@ class Matcher:
             for entry, close in self._compare(piece):
                 if entry not in found or close.score > found[entry].score:
                     found[entry] = close
-        return sorted(found.values(), key=lambda close: -close.score)
+        return sorted(found.values(), key=lambda close: (-close.score, close.place))
 
     def _compare(self, text: str) -> Iterator[tuple[int, Close]]:
         asked = {name: self._weight(name) for name in self._words.features(text, correct=True)}
@@ -144,7 +144,8 @@ class Matcher:
         """How much of a question the phrasings of each entry of its kind cover together."""
         covered: dict[int, float] = defaultdict(float)
         steps = 0
-        for feature in sorted(asked, key=lambda feature: -asked[feature]):
+        # By name, too: sets have no order, and the answer has to be the same on every node.
+        for feature in sorted(asked, key=lambda feature: (-asked[feature], feature)):
             number = self._numbers.get(feature)
             if number is None:
                 continue
