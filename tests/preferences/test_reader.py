@@ -1,5 +1,6 @@
 """Small questions are answered on the event loop, from the file as it is now; others by the thread."""
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -56,6 +57,7 @@ async def test_what_another_process_commits_holds_for_the_next_question(
     reading = Reading(store.switches, now=store.switches_now)
     assert await store.off_among(["ann"], ["news"]) == frozenset()
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        running = asyncio.create_task(reading.run())
         for enabled in (0, 1, 0):
             other.execute(
                 'INSERT INTO pushsse_switch ("user", type, enabled) VALUES (?, ?, ?) '
@@ -65,6 +67,7 @@ async def test_what_another_process_commits_holds_for_the_next_question(
             off = {("ann", "news")} if not enabled else set()
             assert await store.off_among(["ann"], ["news"]) == off
             assert (await reading.switches("ann")).off == {name for _, name in off}
+        running.cancel()
 
 
 async def test_a_question_without_an_end_is_given_up(database: Database) -> None:
