@@ -29,6 +29,7 @@ class Metrics:
     dead_letters_refused: int = 0
     unknown_members: int = 0
     unfiltered: int = 0
+    types_left_out: int = 0
     gaps_filled: int = 0
     backplane_reconnects: int = 0
     logs_lost: int = 0
@@ -87,6 +88,7 @@ _COUNTERS = {
     "dead_letters_refused": "Records that can't be used and that the dead-letter topic takes in no form",
     "unknown_members": "Members of events that were ignored",
     "unfiltered": "Events published without asking the switches, because the database was away",
+    "types_left_out": "Types that found no room in the catalogue, counted anew in each batch of events",
     "gaps_filled": "Times that missed publications were read from the log",
     "backplane_reconnects": "Connections to the backplane made anew",
     "logs_lost": "Logs that went on in another epoch",

@@ -41,7 +41,7 @@ class Node:
         self.database = Database(settings.database_url)
         store = self.store = PreferenceStore(self.database)
         self.reading = Reading(store.switches, now=store.switches_now)
-        self.catalogue = Catalogue(store, new_types=settings.new_types)
+        self.catalogue = Catalogue(store, new_types=settings.new_types, metrics=self.metrics)
         self.backplane = wiring.backplane(settings, self.metrics)
         self.preferences = Preferences(store, publish=self.backplane.publish, shards=settings.shards)
         self.dispatcher = Dispatcher(
@@ -170,6 +170,7 @@ class Node:
         )
         gauge("hearings_waiting", "What was heard and not delivered", lambda: self.inside.feed.waiting)
         gauge("backplane_available", "Whether the backplane answers", lambda: self.backplane.available)
+        gauge("types", "Types in the catalogue, which holds 1,000", lambda: self.catalogue.size)
         gauge("isolated", "Whether this node alone has lost Redis", lambda: self.isolated)
         gauge("database_failures", "Statements that failed so far", lambda: self.database.failures)
         gauge("database_available", "Whether the database answers", lambda: self.database.available)

@@ -176,14 +176,20 @@ class PreferenceStore:
             await session.rows(str, _SET_LOGGED, user, version, mark.epoch, mark.number)
             await session.rows(str, _FORGET_CHANGES, user, version)
 
-    async def join(self, names: Sequence[str], *, hidden: bool) -> None:
-        """Adds types to the catalogue, up to 1,000 in all; those that are there stay as they are."""
+    async def join(self, names: Sequence[str], *, hidden: bool) -> frozenset[str]:
+        """Adds types to the catalogue, up to 1,000 in all; those that are there stay as they are.
+
+        Returns the names that found no room.
+        """
         async with self._database.transaction() as session:
             await session.lock(_CATALOGUE_LOCK)
             known = {view.name for view in await session.rows(_type, _CATALOGUE)}
-            new = [name for name in dict.fromkeys(names) if name not in known][: MAX_TYPES - len(known)]
-            if new:
+            wanted = [name for name in dict.fromkeys(names) if name not in known]
+            # More than fit may be there already, by other hands than ours.
+            room = max(0, MAX_TYPES - len(known))
+            if new := wanted[:room]:
                 await EventType.bulk_create([EventType(name=name, hidden=hidden) for name in new])
+            return frozenset(wanted[room:])
 
 
 def _switches(users: Sequence[str], facts: Sequence["_Fact"]) -> dict[str, Switches]:

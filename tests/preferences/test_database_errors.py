@@ -15,6 +15,7 @@ import pytest
 from deploy.parts import Postgres
 from pushsse.database import Database, Statement
 from pushsse.errors import DatabaseUnavailable, StatementFailed
+from pushsse.metrics import Metrics
 from pushsse.preferences.catalogue import Catalogue
 from pushsse.preferences.store import PreferenceStore
 from tests.cli.running import pushsse, served, until
@@ -96,7 +97,7 @@ async def test_the_catalogue_survives_a_read_only_database_and_joins_the_type_la
     async with opened(postgres_url) as (_, store):
         await configure(postgres_url, "SET default_transaction_read_only = on")
         await until_it_answers(store)
-        catalogue = Catalogue(store, new_types="list")
+        catalogue = Catalogue(store, new_types="list", metrics=Metrics())
         task = asyncio.create_task(catalogue.run())
         catalogue.notice(["fresh"])
         async with asyncio.timeout(20):

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal
 
 import msgspec
 import pytest
@@ -175,7 +176,7 @@ async def test_an_unknown_type_is_refused_and_nothing_is_published(
 async def test_a_new_type_joins_in_the_background(
     store: PreferenceStore, new_types: str, hidden: bool
 ) -> None:
-    catalogue = Catalogue(store, new_types=new_types)  # type: ignore[arg-type]
+    catalogue = Catalogue(store, new_types=new_types, metrics=Metrics())  # type: ignore[arg-type]
     running = asyncio.create_task(catalogue.run())
     catalogue.notice(["alarm", "alarm", "news"])
     assert catalogue.admits("alarm")
@@ -194,7 +195,7 @@ async def test_unknown_types_are_refused_once_the_catalogue_was_read(
 ) -> None:
     async with database.session():
         await EventType.create(name="alarm")
-    catalogue = Catalogue(store, new_types="refuse")
+    catalogue = Catalogue(store, new_types="refuse", metrics=Metrics())
     assert catalogue.admits("nope")
     catalogue.notice(["nope"])
     await catalogue.refresh()
@@ -203,14 +204,63 @@ async def test_unknown_types_are_refused_once_the_catalogue_was_read(
     assert await store.known() == {"alarm"}
 
 
-async def test_more_new_types_than_fit_are_not_remembered(store: PreferenceStore) -> None:
-    catalogue = Catalogue(store, new_types="list")
+@pytest.mark.parametrize("new_types", ["list", "hide"])
+async def test_more_types_than_fit_are_said_once_and_counted(
+    store: PreferenceStore, new_types: Literal["list", "hide"], caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = Metrics()
+    catalogue = Catalogue(store, new_types=new_types, metrics=metrics)
+    await catalogue.refresh()
     catalogue.notice([f"t{i}" for i in range(1500)])
     await catalogue.refresh()
+    assert (len(await store.known()), catalogue.size) == (1000, 1000)
+    for _ in range(3):
+        catalogue.notice(["another", "t1"])
+        await catalogue.refresh()
     assert len(await store.known()) == 1000
-    catalogue.notice(["another"])
+    assert catalogue.admits("another")
+    assert metrics.types_left_out == 500 + 3
+    assert [r.levelname for r in caplog.records if "catalogue is full" in r.message] == ["WARNING"]
+
+
+async def test_a_catalogue_that_other_nodes_have_filled_is_said_too(
+    store: PreferenceStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = Metrics()
+    catalogue = Catalogue(store, new_types="list", metrics=metrics)
+    await store.join([f"t{i}" for i in range(999)], hidden=False)
+    with caplog.at_level("INFO"):
+        catalogue.notice(["first", "second"])
+        await catalogue.refresh()
+    assert "second isn't listed" in caplog.text
+    assert "joined the catalogue: first" in caplog.text
+    assert "first, second" not in caplog.text
+    assert metrics.types_left_out == 1
+
+
+async def test_after_there_was_room_again_a_full_catalogue_is_said_again(
+    store: PreferenceStore, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    catalogue = Catalogue(store, new_types="list", metrics=Metrics())
     await catalogue.refresh()
-    assert len(await store.known()) == 1000
+    catalogue.notice([f"t{i}" for i in range(1001)])
+    await catalogue.refresh()
+    async with database.session():
+        await EventType.filter(name="t3").delete()
+    await catalogue.refresh()
+    catalogue.notice(["new", "newer"])
+    await catalogue.refresh()
+    assert "new" in await store.known()
+    assert caplog.text.count("catalogue is full") == 2
+
+
+async def test_a_catalogue_with_more_types_than_fit_takes_no_more(
+    store: PreferenceStore, database: Database
+) -> None:
+    async with database.session():
+        await EventType.bulk_create([EventType(name=f"t{i}") for i in range(1002)])
+    assert await store.join(["new", "t1"], hidden=False) == {"new"}
+    assert len(await store.known()) == 1002
 
 
 async def test_the_mark_of_a_repeated_change_is_a_place_at_or_after_it(

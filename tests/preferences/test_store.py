@@ -8,6 +8,7 @@ from unittest.mock import patch
 import pytest
 
 from pushsse.database import Database, Session, Statement
+from pushsse.database.reader import Reader
 from pushsse.errors import InvalidInput
 from pushsse.position import Mark
 from pushsse.preferences.models import EventType
@@ -26,13 +27,19 @@ async def add_types(database: Database, **types: Mapping[str, Any]) -> None:
 def counted() -> Iterator[list[Statement]]:
     """The statements that reach the database inside the block."""
     asked: list[Statement] = []
-    real = Session.rows
+    real, really = Session.rows, Reader.rows
 
     def rows(self, make, statement, *values):  # type: ignore[no-untyped-def]
         asked.append(statement)
         return real(self, make, statement, *values)
 
-    with patch.object(Session, "rows", rows):
+    def read(self, make, statement, values):  # type: ignore[no-untyped-def]
+        found = really(self, make, statement, values)
+        if found is not None:
+            asked.append(statement)
+        return found
+
+    with patch.object(Session, "rows", rows), patch.object(Reader, "rows", read):
         yield asked
 
 
