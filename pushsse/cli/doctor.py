@@ -104,7 +104,8 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
     for fault in faults:
         yield Finding("database", "fault", f"{where} {fault}")
     if not pending and not faults:
-        yield Finding("database", "ok", f"{where} answers, can be written, and is up to date")
+        pooled = "; through a pooler, so no statement is kept prepared" if database.pooled else ""
+        yield Finding("database", "ok", f"{where} answers, can be written, and is up to date{pooled}")
 
 
 async def _redis(settings: Settings) -> AsyncIterator[Finding]:

@@ -16,11 +16,6 @@ async def _keep(_connection: object) -> None:
     """Nothing to put back: no session leaves settings behind, and asyncpg's reset is a round trip."""
 
 
-async def _prepare(connection: Any) -> None:
-    """A statement by itself is a transaction, too; see `_postgres_transaction`."""
-    await connection.execute("SET default_transaction_isolation TO 'read committed'")
-
-
 def configuration(url: str, *, pool_size: int = 8, timeout_s: float = 1.5) -> dict[str, Any]:
     """Tortoise's configuration for a URL. Raises SettingsError."""
     scheme = url.partition(":")[0].lower()
@@ -29,7 +24,7 @@ def configuration(url: str, *, pool_size: int = 8, timeout_s: float = 1.5) -> di
         name = "asyncpg"
         # No connection until the first query: a node starts while its database is away.
         defaults = {"minsize": 0, "maxsize": pool_size, "timeout": timeout_s, "application_name": APP}
-        own = {"reset": _keep, "init": _prepare}
+        own = {"reset": _keep}
         connection = {"engine": "tortoise.backends.asyncpg", "credentials": defaults | credentials(url) | own}
     else:
         name, connection = "sqlite", _sqlite(url, timeout_s=timeout_s)

@@ -24,6 +24,7 @@ from pushsse.database.breaker import Breaker
 from pushsse.database.configuration import configuration
 from pushsse.database.outage import AWAY, ERRORS, OPENING, Verdict, sqlstate, verdict
 from pushsse.database.reader import Reader
+from pushsse.database.route import Route
 from pushsse.database.session import Session, SqliteConnection, Statement, Value
 from pushsse.errors import DatabaseConflict, DatabaseUnavailable, StatementFailed
 
@@ -64,6 +65,7 @@ class Database:
         self._client: Any = None
         self._sqlite = False
         self._reader: Reader | None = None
+        self._route: Route | None = None
         self.failures = 0
 
     async def open(self) -> None:
@@ -75,6 +77,8 @@ class Database:
             _current_context.reset(entered)
         self._client = self._context.db()
         self._sqlite = isinstance(self._client, SqliteClient)
+        if not self._sqlite:
+            self._route = Route(self._client)
         try:
             if self._sqlite:
                 await asyncio.to_thread(_try_file, self._client.filename)
@@ -109,6 +113,11 @@ class Database:
     def available(self) -> bool:
         """Whether the database answered a moment ago; never a promise."""
         return not self._breaker.failed
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a pooler such as pgbouncer stands between; known once the database has answered."""
+        return self._route is not None and self._route.pooled
 
     def read_now(self, make: Callable[..., Row], statement: Statement, *values: Value) -> list[Row] | None:
         """What a small question finds, without waiting; None where that can't be: then ask `read`."""
@@ -233,9 +242,11 @@ class Database:
     ) -> DatabaseUnavailable:
         """What callers are told of an error: each can go on, whatever a single statement came to."""
         self.failures += 1
-        if sqlstate(error) in _POOLED:
-            return await self._without_prepared(error)
-        reason = f"{found.value}: {str(error) or f'no answer within {timeout_s} s'}"
+        if sqlstate(error) in _POOLED and self._route is not None:
+            # A pooler has come between meanwhile: the next connections are looked at anew.
+            await self._renew()
+            return DatabaseConflict(f"{Verdict.CONFLICT.value}: {_line(error)}")
+        reason = f"{found.value}: {_line(error) or f'no answer within {timeout_s} s'}"
         if found is Verdict.AWAY:
             if self._breaker.failure(began):
                 await self._renew()
@@ -248,27 +259,14 @@ class Database:
             return StatementFailed(reason)
         return DatabaseUnavailable(reason)
 
-    async def _without_prepared(self, error: Exception) -> DatabaseUnavailable:
-        """A pooler that gives each transaction another connection has lost a prepared statement."""
-        if self._client.extra.get("statement_cache_size") != 0:
-            log.warning(
-                "the database is behind a pooler in transaction mode: prepared statements are off from now"
-                " on (statement_cache_size=0 in PUSHSSE_DATABASE_URL says so from the start): %s",
-                str(error).partition("\n")[0],
-            )
-            self._client.extra["statement_cache_size"] = 0
-            # What is under way on the old ones may end there; their connections go when they are given back.
-            old = self._client._pool
-            await self._client.create_connection(with_db=True)
-            await old.expire_connections()
-        return DatabaseConflict(f"{Verdict.CONFLICT.value}: {error}")
-
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[Any]:
         if self._sqlite:
             async with self._client.acquire_connection() as raw:
                 yield raw
             return
+        if self._route is not None and not self._route.known:
+            await self._route.recognise()
         pool = self._client._pool
         raw = await pool.acquire()
         try:
@@ -310,7 +308,14 @@ class Database:
         """Cuts all of the pool's connections: those to a server that vanished would each fail anew."""
         if not self._sqlite and self._client._pool is not None:
             self._client._pool.terminate()
+            if self._route is not None:
+                self._route.forget()
             await self._client.create_connection(with_db=True)
+
+
+def _line(error: Exception) -> str:
+    """An error's words, whose hints are lines of their own, in one line."""
+    return " ".join(str(error).split())
 
 
 def _pair(one: str, other: str) -> tuple[str, str]:
