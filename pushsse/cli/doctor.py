@@ -22,7 +22,7 @@ from pushsse.cli.options import BadSetting, read_settings, with_settings
 from pushsse.cli.terminal import say
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable, SettingsError
-from pushsse.intake.probe import topics
+from pushsse.intake.probe import about_dead_letters, configuration, topics
 from pushsse.settings import PREFIX, Settings, unknown
 from pushsse.shown import shown
 
@@ -172,6 +172,14 @@ async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
             yield Finding("kafka", "fault", text)
         else:
             yield Finding("kafka", "ok", f"the topic {topic} has {there[topic]} partitions")
+    if settings.dlq_topic in there:
+        try:
+            found = await configuration(settings, settings.dlq_topic)
+        except OSError as error:
+            yield Finding("kafka", "warning", f"how {settings.dlq_topic} is set up can't be asked: {error}")
+            return
+        for line in about_dead_letters(found, settings.dlq_topic):
+            yield Finding("kafka", "warning", line)
 
 
 async def _identity(settings: Settings) -> AsyncIterator[Finding]:

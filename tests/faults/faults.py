@@ -50,5 +50,6 @@ FAULTS: Mapping[int, Fault] = MappingProxyType(
         19: lone_node.alone,
         20: node_faults.signalled,
         21: lone_node.hung,
+        22: kafka_faults.widened,
     }
 )

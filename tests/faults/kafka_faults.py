@@ -3,14 +3,17 @@
 import asyncio
 import re
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.structs import OffsetAndMetadata
 
 from deploy.parts import Node
 from deploy.whole import PARTITIONS, TOPIC
 from tests.faults.producer import encode
+from tests.faults.report import Row
 from tests.faults.resources import poll
 from tests.faults.world import World
 
@@ -18,6 +21,7 @@ _BACK_S = 15.0
 _TURN_S = 20.0
 _GROUP = "pushsse"
 _DLQ = f"{TOPIC}.dlq"
+_WIDENED = "widened"
 
 
 async def killed(world: World) -> None:
@@ -123,6 +127,72 @@ async def _letters(world: World) -> list[bytes]:
         return [record.value for records in found.values() for record in records]
     finally:
         await consumer.stop()
+
+
+async def widened(world: World) -> None:
+    """A topic gets more partitions, while its node runs and while it is stopped, with kafka_start=latest."""
+    stack = world.cluster.stack
+    settings = {
+        **world.cluster.settings,
+        "PUSHSSE_KAFKA_TOPIC": _WIDENED,
+        "PUSHSSE_KAFKA_GROUP": _WIDENED,
+        "PUSHSSE_KAFKA_START": "latest",
+        "PUSHSSE_REDIS_PREFIX": f"{_WIDENED}:",
+    }
+    for topic in (_WIDENED, f"{_WIDENED}.dlq"):
+        await asyncio.to_thread(stack.kafka.create_topic, topic, 1)
+    node = world.cluster.make(_WIDENED, stack.folder / _WIDENED, settings, log=stack.logs / "wide.log")
+    async with world.row(22, "partitions added to a topic that is read from the latest on") as row:
+        await _produce_numbers(stack.kafka.url, 0, [-1] * 5)
+        await asyncio.to_thread(node.start)
+
+        async def reads() -> bool:
+            return "is read from offset 5 on" in node.log.read_text()
+
+        await poll(reads, limit_s=30)
+        await _widen(stack.kafka.url, 3)
+        for partition in (1, 2):
+            await _produce_numbers(stack.kafka.url, partition, range(30 * partition, 30 * partition + 30))
+        await _check_numbers(world, node, row, "lost while it runs", range(30, 90))
+        await asyncio.to_thread(node.stop)
+        await _widen(stack.kafka.url, 4)
+        await _produce_numbers(stack.kafka.url, 3, range(90, 120))
+        await asyncio.to_thread(node.start)
+        await _check_numbers(world, node, row, "lost while it is stopped", range(30, 120))
+        await asyncio.to_thread(node.stop)
+
+
+async def _widen(bootstrap: str, partitions: int) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        await admin.create_partitions({_WIDENED: NewPartitions(partitions)})
+    finally:
+        await admin.close()
+
+
+async def _produce_numbers(bootstrap: str, partition: int, numbers: Iterable[int]) -> None:
+    """Events for everybody, by a producer that knows the partition by now."""
+    async with AIOKafkaProducer(bootstrap_servers=bootstrap) as producer:
+        for number in numbers:
+            value = b'{"type": "news", "to": "all", "message": %d}' % number
+            await producer.send_and_wait(_WIDENED, value, partition=partition)
+
+
+async def _check_numbers(world: World, node: Node, row: Row, what: str, wanted: Iterable[int]) -> None:
+    """What somebody is given who asks a node for the last hour; nothing may come that wasn't wanted."""
+    headers = {"Authorization": f"Bearer {world.cluster.token('somebody')}"}
+    found: list[int] = []
+
+    async def all_there() -> bool:
+        reply = await world.cluster.http.get(f"{node.url}/v1/events?since=1h&limit=1000", headers=headers)
+        found[:] = [event["data"]["message"] for event in reply.json()["events"]]
+        return set(wanted) <= set(found)
+
+    with suppress(TimeoutError, AssertionError):
+        await poll(all_there, limit_s=30)
+    lost = len(set(wanted) - set(found))
+    row.check(what, lost, not lost and len(found) == len(set(found)) and -1 not in found)
 
 
 async def repeated(world: World) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pushsse.intake.probe import topics
+from pushsse.intake.probe import about_dead_letters, configuration, topics
 from pushsse.settings import load
 
 from .kit import Kit
@@ -19,3 +19,13 @@ async def test_topics_are_told_with_their_partitions(kit: Kit) -> None:
 async def test_a_kafka_that_is_not_there_is_an_error_in_time() -> None:
     with pytest.raises(OSError, match=r".+"):
         await topics(load({}, {"kafka_bootstrap": "127.0.0.1:1"}))
+
+
+async def test_settings_of_the_dead_letter_topic_that_cost_letters_are_told(kit: Kit) -> None:
+    settings = load({}, {"kafka_bootstrap": kit.bootstrap})
+    await kit.create(kit.topic)
+    assert about_dead_letters(await configuration(settings, kit.topic), kit.topic) == []
+    await kit.create(kit.dlq, config={"max.message.bytes": "2000", "cleanup.policy": "compact"})
+    small, compacted = about_dead_letters(await configuration(settings, kit.dlq), kit.dlq)
+    assert "2000 bytes" in small
+    assert "cleanup.policy=delete" in compacted
