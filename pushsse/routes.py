@@ -70,7 +70,12 @@ def routes(node: Node) -> Routes:
         *(Route(path, page.get) for path in h5.PATHS),
     ]
     direct = Direct(
-        {("GET", "/v1/stream"): stream, ("POST", "/v1/events"): answered(events.post)},
+        {
+            ("GET", "/v1/stream"): stream,
+            ("POST", "/v1/events"): answered(events.post),
+            # nginx asks before each stream.
+            ("GET", "/readyz"): answered(health.ready),
+        },
         handlers=HANDLERS,
         origins=bool(settings.allowed_origins),
     )
