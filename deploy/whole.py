@@ -4,6 +4,7 @@
 """
 
 import secrets
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -101,7 +102,7 @@ class Stack:
 
     def write_files(self) -> None:
         """`env`, and `pids/NAME` of what runs."""
-        lines = [f"{name}={value}\n" for name, value in self.env.items()]
+        lines = [f"{name}={shlex.quote(value)}\n" for name, value in self.env.items()]
         (self.folder / "env").write_text("".join(lines))
         for part in self.parts:
             if part.running:

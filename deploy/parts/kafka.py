@@ -1,9 +1,10 @@
 """Apache Kafka: one node in KRaft mode, broker and controller in one process, with a small heap."""
 
 import base64
+import os
 import subprocess
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deploy.parts import kafka_wire
@@ -18,7 +19,7 @@ controller.quorum.bootstrap.servers=127.0.0.1:{controller}
 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
 advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 controller.listener.names=CONTROLLER
-log.dirs={data}
+log.dirs=data
 auto.create.topics.enable=false
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
@@ -70,14 +71,16 @@ class Kafka(Part):
         if not self._java:
             self._java = (java(), *_JVM, "-cp", f"{kafka_jars()}/*")
         if not self._properties.exists():
-            data = self.folder / "data"
-            self._properties.write_text(
-                _PROPERTIES.format(port=self.port, controller=self._controller, data=data)
-            )
+            # All paths in it, and its own, are relative: whatever the folder is called, Java needn't read it.
+            self._properties.write_text(_PROPERTIES.format(port=self.port, controller=self._controller))
             self._format()
 
     def command(self) -> Sequence[str]:
-        return [*self._java, "kafka.Kafka", str(self._properties)]
+        return [*self._java, "kafka.Kafka", self._properties.name]
+
+    def environment(self) -> Mapping[str, str]:
+        # Without a locale Java finds no jar in a folder whose name has more than ASCII.
+        return {**os.environ, "LC_ALL": "C.UTF-8"}
 
     def is_ready(self) -> bool:
         return kafka_wire.has_controller(self.port)
@@ -96,10 +99,16 @@ class Kafka(Part):
             "-t",
             cluster,
             "-c",
-            str(self._properties),
+            self._properties.name,
         )
         done = subprocess.run(
-            [*self._java, *tool], check=False, capture_output=True, text=True, timeout=_FORMAT_LIMIT_S
+            [*self._java, *tool],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=_FORMAT_LIMIT_S,
+            cwd=self.folder,
+            env=self.environment(),
         )
         if done.returncode:
             self._properties.unlink()

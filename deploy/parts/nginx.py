@@ -105,18 +105,18 @@ class Nginx(Part):
             # As root it would become another user, who may not be let into our folder.
             "main": [
                 *(["user root;"] if os.getuid() == 0 else []),
-                f"pid {folder}/nginx.pid;",
-                f"error_log {self.log} warn;",
+                f"pid {_quoted(folder / 'nginx.pid')};",
+                f"error_log {_quoted(self.log)} warn;",
             ],
-            "http": [f"access_log {self.access_log} pushsse;"]
-            + [f"{name}_temp_path {folder}/temp/{name};" for name in temporary],
+            "http": [f"access_log {_quoted(self.access_log)} pushsse;"]
+            + [f"{name}_temp_path {_quoted(folder / 'temp' / name)};" for name in temporary],
             "nodes": [f"server {upstream} max_fails=1 fail_timeout=2s;" for upstream in self._upstreams],
             "any": [f"server {upstream} max_fails=0;" for upstream in self._upstreams],
             "server": [
                 f"listen 127.0.0.1:{self.port} backlog=4096;",
                 *self._listen_tls(),
-                f"ssl_certificate {certificate.chain};",
-                f"ssl_certificate_key {certificate.key};",
+                f"ssl_certificate {_quoted(certificate.chain)};",
+                f"ssl_certificate_key {_quoted(certificate.key)};",
                 f"limit_conn per_address {self._connections};",
             ],
         }
@@ -131,3 +131,8 @@ class Nginx(Part):
         if version >= _HTTP2_DIRECTIVE:
             return [f"listen {where} ssl backlog=4096;", "http2 on;"]
         return [f"listen {where} ssl http2 backlog=4096;"]
+
+
+def _quoted(path: Path) -> str:
+    """A path as nginx reads it, with blanks, quotes and backslashes."""
+    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -55,7 +55,7 @@ class Postgres(Part):
 
     def command(self) -> Sequence[str]:
         home = self._home or self.folder
-        where = ["-D", str(home / "data"), "-p", str(self.port), "-h", "127.0.0.1", "-k", str(home)]
+        where = ["-D", str(home / "data"), "-p", str(self.port), "-h", "127.0.0.1", "-k", ""]
         return [str(_programs() / "postgres"), *where, "-F"]
 
     def is_ready(self) -> bool:

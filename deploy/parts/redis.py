@@ -32,7 +32,8 @@ class Redis(Part):
         options = {
             "port": str(self.port),
             "bind": "127.0.0.1",
-            "dir": str(self.folder),
+            # Where it is started.
+            "dir": ".",
             "save": "",
             "appendonly": "yes" if self._appendonly else "no",
             "appendfsync": self._appendfsync,

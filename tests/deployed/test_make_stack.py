@@ -48,7 +48,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     folder = tmp_path_factory.mktemp("make-stack")
     parts_are_there(folder / "tried")
     ports = {"STACK_PORT": str(free_port()), "STACK_TLS_PORT": str(free_port())}
-    environment = {**os.environ, **ports, "STACK_DIR": str(folder / "stack")}
+    environment = {**os.environ, **ports, "STACK_DIR": str(folder / "a b é's stack")}
     first = begin(folder / "first.log", environment, [])
     try:
         # Kafka takes longest: while it begins, the others are up and the nodes aren't.
