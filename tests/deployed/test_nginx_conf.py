@@ -217,6 +217,52 @@ async def test_a_503_of_a_nodes_own_reaches_the_client_as_it_is(front: Front) ->
     assert front.requests == 1
 
 
+@pytest.mark.parametrize("path", ["/v1/preferences", "/v1/stream"])
+async def test_what_nginx_refuses_by_itself_is_told_as_the_nodes_tell_it(front: Front, path: str) -> None:
+    token = await front.http.get(path, headers={"Authorization": "Bearer " + "x" * 40 * KIB})
+    assert (token.status_code, token.json()["code"]) == (431, "headers_too_large")
+    assert token.headers["content-type"] == "application/problem+json"
+    address = await front.http.get(f"{path}?x={'x' * 40 * KIB}")
+    assert (address.status_code, address.json()["code"]) == (414, "uri_too_long")
+    reader, writer = await asyncio.open_connection("127.0.0.1", front.nginx.port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nHost: y\r\nConnection: close\r\n\r\n".encode())
+    answer = await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"application/problem+json" in answer
+    assert b'"code":"bad_request"' in answer
+    assert front.requests == 0
+
+
+async def test_a_token_of_20_kb_passes(front: Front) -> None:
+    for http in (front.http, front.tls):
+        token = "Bearer " + "x" * 20 * KIB
+        assert (await http.get("/v1/preferences", headers={"Authorization": token})).status_code == 200
+    assert {request.headers["authorization"] for request in front.first.requests + front.second.requests} == {
+        token
+    }
+
+
+async def test_a_400_of_a_nodes_own_reaches_the_client_as_it_is(front: Front) -> None:
+    async def answer(_: Request, writer: asyncio.StreamWriter) -> None:
+        await whole(writer, "400 Bad Request", b'{"code": "not_json"}', "application/problem+json")
+
+    front.first.answer = front.second.answer = answer
+    for path in ("/v1/preferences", "/v1/events", "/v1/questions", "/v1/stream"):
+        response = await front.http.get(path)
+        assert (response.status_code, response.json()) == (400, {"code": "not_json"})
+
+
+async def test_one_connection_of_a_browser_takes_many_streams_and_calls_beside_them(front: Front) -> None:
+    front.first.answer, front.second.answer = front.first.stream, front.second.stream
+    async with AsyncExitStack() as several:
+        for _ in range(150):
+            response = await several.enter_async_context(front.tls.stream("GET", "/v1/stream"))
+            assert await anext(events(response)) == "data: 1\n\n"
+        front.first.answer = front.second.answer = echo
+        assert (await front.tls.get("/v1/preferences")).status_code == 200
+
+
 @pytest.mark.parametrize(("path", "limit"), [("/v1/questions", 64 * KIB), ("/v1/events", KIB * KIB)])
 async def test_a_body_has_a_limit(front: Front, path: str, limit: int) -> None:
     for http in (front.http, front.tls):
