@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+import asyncpg
 import httpx
 
 from tests.faults.producer import TYPES
@@ -33,6 +34,40 @@ async def away(world: World) -> None:
         await _without_database(world, row)
         world.cluster.relay.delay(0.0)
         await _with_database(world, row)
+
+
+async def read_only(world: World) -> None:
+    """PostgreSQL takes no writes: a standby after a failover, or a disk that is full."""
+    async with world.row(23, "PostgreSQL read-only for 12 s, and events of a new type meanwhile") as row:
+        begun = time.monotonic()
+        await _execute(world, "ALTER SYSTEM SET default_transaction_read_only = on")
+        refused = number = 0
+        while time.monotonic() - begun < _OUTAGE_S:
+            number += 1
+            event = b'{"type": "fresh%d", "message": 1, "to": {"users": ["nobody"]}}' % number
+            await world.producer.raw(event, partition=0)
+            reply = await world.post(PEOPLE[-number], "/v1/preferences", {"types": {}})
+            refused += reply.status_code == 503 and "retry-after" in reply.headers
+            await asyncio.sleep(0.5)
+        row.check("POSTs refused (503, Retry-After)", f"{refused} of {number}", refused >= number - 1)
+        heard_s = world.heard_again_s(begun + _OUTAGE_S / 2)
+        row.check("streams go on: longest silence", f"{heard_s:.1f} s", heard_s < 3)
+        row.check("streams cut", world.cuts(), world.cuts() == 0)
+        running = len(world.cluster.nodes)
+        row.check("nodes that run", running, running == len(world.cluster.stack.nodes))
+        await _execute(world, "ALTER SYSTEM RESET default_transaction_read_only")
+        await _with_database(world, row)
+
+
+async def _execute(world: World, statement: str) -> None:
+    """Changes the server's own settings, past the relay; sessions that are open take them at once."""
+    connection = await asyncpg.connect(world.cluster.stack.postgres.url)
+    try:
+        await connection.execute("SET default_transaction_read_only = off")
+        await connection.execute(statement)
+        await connection.execute("SELECT pg_reload_conf()")
+    finally:
+        await connection.close()
 
 
 async def _without_database(world: World, row: Row) -> None:

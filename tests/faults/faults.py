@@ -51,5 +51,6 @@ FAULTS: Mapping[int, Fault] = MappingProxyType(
         20: node_faults.signalled,
         21: lone_node.hung,
         22: kafka_faults.widened,
+        23: database_faults.read_only,
     }
 )
