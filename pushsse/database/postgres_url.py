@@ -76,9 +76,14 @@ def _parameter(name: str, value: str) -> dict[str, Any]:
 
 
 def _options(value: str) -> dict[str, str]:
-    """`-c name=value` and `--name=value`, a backslash before blanks in a value."""
+    """`-c name=value` and `--name=value`, a backslash before blanks in a value.
+
+    Another form is passed on: a provider may read it before there is a server (Neon: `endpoint=…`).
+    """
     found, at = {}, 0
     text = value.strip()
+    if not text.startswith("-"):
+        return {"options": text}
     while at < len(text):
         option = _OPTION.match(text, at)
         if option is None:

@@ -47,6 +47,7 @@ TAKEN: list[tuple[str, dict[str, Any]]] = [
         f"{BASE}?options=-c%20search_path%3Da%20-c%20x.y%3D1",
         {"server_settings": {"search_path": "a", "x.y": "1"}},
     ),
+    (f"{BASE}?options=endpoint%3Dep-x-1", {"server_settings": {"options": "endpoint=ep-x-1"}}),
     (f"{BASE}?options=--statement_timeout%3D5s", {"server_settings": {"statement_timeout": "5s"}}),
     (f"{BASE}?target_session_attrs=read-write", {"target_session_attrs": "read-write"}),
     (
@@ -62,7 +63,7 @@ REFUSED = [
     "statement_cache_size=few",
     "target_session_attrs=fast",
     "channel_binding=no",
-    "options=nonsense",
+    "options=-c%20nonsense",
     "sslcrl=x",
 ]
 
