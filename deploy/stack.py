@@ -7,6 +7,7 @@ SIGUSR1 starts the dead ones again.
 import atexit
 import fcntl
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -89,7 +90,7 @@ def _banner(stack: Stack, listener: str, publisher: str, took_s: float) -> str:
     where = "  ".join(f"{node.name} {node.url}" for node in stack.nodes)
     bearer = 'curl -N{more} -H "Authorization: Bearer {token}"'
     listen = bearer.format(more="", token=listener)
-    publish = bearer.format(more=f" --cacert {stack.authority}", token=publisher)
+    publish = bearer.format(more=f" --cacert {shlex.quote(str(stack.authority))}", token=publisher)
     return "\n".join(
         (
             f"up in {took_s:.1f} s",
