@@ -67,9 +67,8 @@ class MemoryBackplane:
             state = await file.open(self._state)
             self._order, self._word = state.order, state.word
             self._taken.restore(state)
-            for name, kept in state.logs.items():
-                log = self._logs[name] = self._new_log(name, kept.epoch)
-                log.restore(kept.number, kept.trimmed_ms, kept.entries)
+            # A walk over all entries.
+            self._logs = await asyncio.to_thread(self._restored, state)
             self._metrics.gauge("log_kept", "Whether the embedded log is on disk", lambda: file.kept)
         return self
 
@@ -77,6 +76,13 @@ class MemoryBackplane:
         if self._file is not None:
             await self._file.close()
         self._logs.clear()
+
+    def _restored(self, state: State) -> dict[str, KeptLog]:
+        logs: dict[str, KeptLog] = {}
+        for name, kept in state.logs.items():
+            log = logs[name] = self._new_log(name, kept.epoch)
+            log.restore(kept.number, kept.trimmed_ms, kept.entries)
+        return logs
 
     def _state(self) -> State:
         """All there is, as it is now."""
@@ -258,9 +264,12 @@ class MemoryBackplane:
 
     async def identity(self, suggested: str) -> str:
         """The word by which this backplane is known, `suggested` where it has none."""
+        known = self._taken.known_as("")
         identity = self._taken.known_as(suggested)
-        if self._file is not None and identity == suggested:
+        if self._file is not None and identity != known:
             self._file.known_as(identity)
+            # Offsets are committed under it: after a kill it must be the same.
+            await self._file.written()
         return identity
 
     async def claimed(self, topic: str, partition: int) -> bool:
@@ -272,6 +281,8 @@ class MemoryBackplane:
         kept = self._taken.first_start(topic, offsets)
         if self._file is not None:
             self._file.started(topic, dict(kept))
+            # Nothing is read before: a start after a kill would begin at a later end, and leave some out.
+            await self._file.written()
         return kept
 
     async def fence(self, topic: str, partition: int) -> tuple[int, int] | None:

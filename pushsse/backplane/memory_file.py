@@ -3,12 +3,14 @@
 Used by `memory` alone. An SQLite file beside the database, written behind by one thread, some 50 ms late:
 entries, fences and remembered ids of one call in one transaction. Beside it lies a table of each log's last
 number, mapped into memory, which outlives a process that is killed, so the next one knows whether something
-was never written. A log that lost something, or may have (a power cut), goes on in another epoch, and its
-clients are told a gap. Deliberate: a file of its own; in the database's each would wait for the other.
+was never written. Both carry the word of the latest start, so that an older file isn't taken for the newest.
+A log that lost something, or may have (a power cut), goes on in another epoch, and its clients are told a
+gap. Deliberate: a file of its own; in the database's each would wait for the other.
 """
 
 import asyncio
 import fcntl
+import gc
 import logging
 import mmap
 import os
@@ -18,7 +20,7 @@ import string
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,15 +28,18 @@ from typing import BinaryIO, NamedTuple
 
 import msgspec
 
+from pushsse.backoff import Backoff
 from pushsse.backplane import codec
-from pushsse.backplane.base import BROADCAST, REMEMBER_MS, Entry
+from pushsse.backplane.base import BROADCAST, REMEMBER_MOST, REMEMBER_MS, Entry
 from pushsse.errors import SettingsError
 
 log = logging.getLogger(__name__)
 VERSION = 1
 WRITE_EVERY_S = 0.05
 RETRY_S = 5.0
+_RETRY_MOST_S = 60.0
 MOST_PENDING = 200_000
+MOST_PENDING_BYTES = 64 * 1024**2
 _CLOSE_S = 10.0
 _FORGET_EVERY_S = 60.0
 _WORD = string.ascii_lowercase + string.digits
@@ -53,7 +58,40 @@ _SCHEMA = """
     CREATE TABLE IF NOT EXISTS start (topic TEXT PRIMARY KEY, offsets TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS seen (name BLOB PRIMARY KEY, at_ms INTEGER NOT NULL) WITHOUT ROWID;
 """
-_TABLES = ("log", "entry", "fence", "owner", "start", "seen")
+# What each column holds; anything else is damage, which SQLite itself doesn't notice.
+_TYPES = {
+    "log": {"name": "text", "epoch": "text", "number": "integer", "trimmed_ms": "integer"},
+    "entry": {"log": "text", "number": "integer", "place": "integer", "at_ms": "integer", "body": "blob"},
+    "fence": {
+        "log": "text",
+        "topic": "text",
+        "partition": "integer",
+        "position": "integer",
+        "at_ms": "integer",
+    },
+    "owner": {"topic": "text", "partition": "integer", "owner": "text"},
+    "start": {"topic": "text", "offsets": "text"},
+    "seen": {"name": "blob", "at_ms": "integer"},
+}
+# With other shards people hash to other logs; what Kafka's partitions need isn't bound to a log.
+_BY_LOG = ("log", "entry", "fence", "seen")
+# Another time, or with more room, the same file may be written.
+_AWAY = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_AUTH,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_INTERRUPT,
+    }
+)
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
 _SET = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
 _LOG = "INSERT OR REPLACE INTO log VALUES (?, ?, ?, ?)"
 _ENTRY = "INSERT OR REPLACE INTO entry VALUES (?, ?, ?, ?, ?)"
@@ -63,6 +101,11 @@ _SEEN = "INSERT OR REPLACE INTO seen VALUES (?, ?)"
 _OWNER = "INSERT OR REPLACE INTO owner VALUES (?, ?, ?)"
 _START = "INSERT OR REPLACE INTO start VALUES (?, ?)"
 _UNFENCE = "DELETE FROM fence WHERE topic = ? AND partition = ?"
+# As in memory: for ten minutes, and at most so many.
+_REMEMBERED = """SELECT name, at_ms FROM
+    (SELECT name, at_ms FROM seen WHERE at_ms >= ? ORDER BY at_ms DESC LIMIT ?) ORDER BY at_ms"""
+_FORGET = """DELETE FROM seen WHERE at_ms < max(?, coalesce(
+    (SELECT at_ms FROM seen ORDER BY at_ms DESC LIMIT 1 OFFSET ?), 0))"""
 
 
 @dataclass(slots=True)
@@ -119,7 +162,12 @@ class LogFile:
         self._path = path
         self._shards = shards
         self._numbers: _Numbers | None = None
+        # In the file's meta and in the table of numbers.
+        self._session = secrets.randbits(63) or 1
         self._pending: list[Appended | Change] = []
+        self._pending_bytes = 0
+        # The disk stood still for too long: only a snapshot can say what there is. The loop's own.
+        self._dropped = False
         self._waiting: list[asyncio.Future[None]] = []
         # Something is pending; somebody waits for it; it is the end.
         self._wake, self._urgent, self._ending = threading.Event(), threading.Event(), threading.Event()
@@ -131,12 +179,21 @@ class LogFile:
     async def open(self, snapshot: Callable[[], State]) -> State:
         """What was kept, empty where nothing was. `snapshot` says all there is, to write the file again.
 
-        Raises SettingsError where another process has the file. One that is damaged is put aside; where it
+        Raises SettingsError where another process has the file. One that is damaged is put aside; while it
         can't be written, the log is in memory alone: both are logged.
         """
         self._loop = asyncio.get_running_loop()
         self._snapshot = snapshot
-        state = await asyncio.to_thread(self._load)
+        collecting = gc.isenabled()
+        # It would walk all that is read again and again, and the event loop waits for each walk.
+        gc.disable()
+        try:
+            state = await asyncio.to_thread(self._load)
+        finally:
+            # Nor does it walk it as soon as it is on again; `memory.give_back` takes that back.
+            gc.freeze()
+            if collecting:
+                gc.enable()
         if self._numbers is not None:
             self._thread = threading.Thread(target=self._run, name="log file", daemon=True)
             self._thread.start()
@@ -148,24 +205,29 @@ class LogFile:
             event.set()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, _CLOSE_S)
+            if self._thread.is_alive():
+                # It keeps the lock: what it still writes mustn't meet another process.
+                log.warning(
+                    "%s wasn't written within %.0f s: what isn't on disk is lost, and clients are told a gap",
+                    self._path,
+                    _CLOSE_S,
+                )
         for waiting in self._waiting:
             if not waiting.done():
                 waiting.set_result(None)
-        if self._numbers is not None:
-            self._numbers.close()
 
     # On the event loop
 
     def appended(self, done: Appended) -> None:
         """Takes down what a call did."""
-        if self._numbers is not None:
+        if self._numbers is not None and not self._ending.is_set():
             if done.entries:
                 self._numbers.set(done.log, done.number)
-            self._add(done)
+            self._add(done, size=_size(done))
 
     def change(self, statement: str, *rows: tuple[object, ...]) -> None:
         """Takes down anything else."""
-        if self._numbers is not None:
+        if self._numbers is not None and not self._ending.is_set():
             self._add((statement, rows))
 
     def claimed(self, topic: str, partition: int, owner: str) -> None:
@@ -186,37 +248,42 @@ class LogFile:
 
     async def written(self) -> None:
         """Returns when everything so far is on disk, or can't be kept at all just now."""
-        if self.kept and self._pending and not self._ending.is_set():
+        if self.kept and (self._pending or self._dropped) and not self._ending.is_set():
             waiting = asyncio.get_running_loop().create_future()
             self._waiting.append(waiting)
             self._urgent.set()
             self._wake.set()
             await waiting
 
-    def _add(self, change: Appended | Change) -> None:
+    def _add(self, change: Appended | Change, *, size: int = 0) -> None:
+        if self._dropped:
+            return
         if not self._pending:
             self._wake.set()
-        if len(self._pending) < MOST_PENDING:
+        if len(self._pending) < MOST_PENDING and self._pending_bytes < MOST_PENDING_BYTES:
             self._pending.append(change)
-        elif self.kept:
-            # The disk stands still: from here on only a snapshot can say what there is.
-            self.kept = False
+            self._pending_bytes += size
+        else:
+            # Not `kept`: the thread sets that when what it writes now is written, and this isn't among it.
+            self._pending, self._pending_bytes, self._dropped = [], 0, True
 
     def _taken(self) -> tuple[list[Appended | Change], list[asyncio.Future[None]], State | None]:
         """For the thread: what is to be written; after a failure all there is."""
-        pending, self._pending = self._pending, []
+        pending, self._pending, self._pending_bytes = self._pending, [], 0
         waiting, self._waiting = self._waiting, []
-        whole = self._snapshot() if not self.kept and self._snapshot is not None else None
+        dropped, self._dropped = self._dropped, False
+        whole = self._snapshot() if (dropped or not self.kept) and self._snapshot is not None else None
         return pending, waiting, whole
 
     # In the thread
 
     def _run(self) -> None:
         connection: sqlite3.Connection | None = None
-        failed = False
+        failed = not self.kept
+        backoff = Backoff(RETRY_S, _RETRY_MOST_S)
         while True:
             if failed:
-                self._ending.wait(RETRY_S)
+                self._ending.wait(backoff.next_s())
             else:
                 self._wake.wait()
                 # What comes meanwhile is written with it; somebody may wait for it, though.
@@ -228,7 +295,7 @@ class LogFile:
             try:
                 connection = connection or self._connect()
                 self._write(connection, pending, whole, last=last)
-            except (sqlite3.Error, OSError) as error:
+            except Exception as error:  # noqa: BLE001  without the thread whoever waits for the disk would hang
                 _close(connection)
                 connection = None
                 self._failed(error, first=not failed)
@@ -236,20 +303,28 @@ class LogFile:
             else:
                 if failed:
                     log.info("%s is written again", self._path)
+                    backoff.reset()
                 self.kept, failed = True, False
             self._answer(waiting)
             if last:
                 _close(connection)
+                if self._numbers is not None:
+                    self._numbers.close()
                 return
 
     def _failed(self, error: Exception, *, first: bool) -> None:
         self.kept = False
+        if isinstance(error, sqlite3.Error) and _code(error) in _DAMAGED:
+            # The next try begins it anew, with all there is.
+            with suppress(OSError):
+                self._put_aside()
         if first:
             log.warning(
                 "%s can't be written: %s. The log goes on in memory; what isn't on disk at a restart is lost,"
                 " and clients are told a gap",
                 self._path,
                 error,
+                exc_info=not isinstance(error, (sqlite3.Error, OSError)),
             )
 
     def _ask(self) -> tuple[list[Appended | Change], list[asyncio.Future[None]], State | None]:
@@ -291,12 +366,13 @@ class LogFile:
             connection.execute("BEGIN IMMEDIATE")
             if whole is not None:
                 _rewrite(connection, whole)
+                connection.executemany(_SET, self._meta(whole))
             else:
                 for change in pending:
                     _apply(connection, change)
             if time.monotonic() - self._forgotten_at > _FORGET_EVERY_S:
                 self._forgotten_at = time.monotonic()
-                connection.execute("DELETE FROM seen WHERE at_ms < ?", (_now_ms() - REMEMBER_MS,))
+                connection.execute(_FORGET, (_now_ms() - REMEMBER_MS, REMEMBER_MOST))
             if last:
                 connection.execute(_SET, ("clean", "1"))
         if last:
@@ -307,7 +383,19 @@ class LogFile:
         connection = sqlite3.connect(self._path, timeout=2.0, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.executescript(_SCHEMA)
         return connection
+
+    def _meta(self, state: State) -> list[tuple[str, str]]:
+        return [
+            ("version", str(VERSION)),
+            ("shards", str(self._shards)),
+            ("boot", _boot_id()),
+            ("session", str(self._session)),
+            ("word", state.word),
+            ("identity", state.identity),
+            ("clean", "0"),
+        ]
 
     # At the start
 
@@ -322,77 +410,98 @@ class LogFile:
             ) from None
         except OSError as error:
             log.warning("%s can't be kept: %s. The log is in memory alone", self._path, error.strerror)
+            # What is in the file is out of date from now on, and a later start mustn't take it up.
+            with suppress(OSError):
+                self._put_aside()
             return State()
         try:
             return self._read()
-        except sqlite3.OperationalError as error:
-            log.warning("%s can't be kept: %s. The log is in memory alone", self._path, error)
-            self._numbers.close()
-            self._numbers = None
-            return State()
-        except (sqlite3.DatabaseError, ValueError, msgspec.MsgspecError) as error:
+        except (sqlite3.Error, ValueError, TypeError, KeyError, msgspec.MsgspecError) as error:
+            if isinstance(error, sqlite3.OperationalError) and _code(error) in _AWAY:
+                return self._without(error)
             return self._begin_anew(error)
 
+    def _without(self, error: Exception) -> State:
+        """Begins with nothing; the thread writes the file as soon as that can be."""
+        assert self._numbers is not None
+        log.warning("%s can't be kept: %s. Until it can, the log is in memory alone", self._path, error)
+        # With this start's word, which the file hasn't: if it is never written, it is out of date.
+        self._numbers.begin(self._session, {})
+        return State()
+
     def _begin_anew(self, error: Exception) -> State:
-        aside = self._path.with_name(f"{self._path.name}.damaged")
+        try:
+            aside = self._put_aside()
+            state = self._read()
+        except (sqlite3.Error, OSError) as failed:
+            return self._without(failed)
         log.warning(
             "%s is damaged: %s. It is put aside as %s, the logs begin again, and clients are told a gap",
             self._path,
             error,
-            aside.name,
+            aside,
         )
+        return state
+
+    def _put_aside(self) -> str:
+        """Makes room for a new file; the old one's new name. Raises OSError."""
+        aside = self._path.with_name(f"{self._path.name}.damaged")
         os.replace(self._path, aside)
         for left in ("-wal", "-shm"):
             self._path.with_name(self._path.name + left).unlink(missing_ok=True)
-        return self._read()
+        return aside.name
 
     def _read(self) -> State:
+        assert self._numbers is not None
         with closing(self._connect()) as connection:
-            connection.executescript(_SCHEMA)
             meta = dict(connection.execute("SELECT name, value FROM meta"))
             if meta.get("version", str(VERSION)) != str(VERSION):
                 raise ValueError(f"its version is {meta['version']}, and this release reads {VERSION}")
-            state = State()
-            if meta.get("shards", str(self._shards)) == str(self._shards):
-                state = _read_state(connection)
-                state.identity = meta.get("identity", "")
-                state.word = meta.get("word", state.word)
-            boot = _boot_id()
-            if meta and meta.get("clean") != "1":
-                self._distrust(state, same_boot=meta.get("boot") == boot)
+            _check_types(connection)
+            same_shards = meta.get("shards", str(self._shards)) == str(self._shards)
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
-                _rewrite_logs(connection, state, whole=meta.get("shards") != str(self._shards))
-                for name, value in (
-                    ("version", str(VERSION)),
-                    ("shards", str(self._shards)),
-                    ("boot", boot),
-                    ("word", state.word),
-                    ("clean", "0"),
-                ):
-                    connection.execute(_SET, (name, value))
-        assert self._numbers is not None
-        self._numbers.begin({name: kept.number for name, kept in state.logs.items()})
+                # A clock that went back would otherwise make ids last longer than ten minutes.
+                connection.execute("UPDATE seen SET at_ms = ?1 WHERE at_ms > ?1", (_now_ms(),))
+                for table in () if same_shards else _BY_LOG:
+                    connection.execute(f"DELETE FROM {table}")
+                state = _read_state(connection)
+                state.identity = meta.get("identity", "")
+                if same_shards and meta:
+                    state.word = meta.get("word", state.word)
+                    self._distrust(state, meta)
+                _rewrite_logs(connection, state)
+                connection.executemany(_SET, self._meta(state))
+            self._numbers.begin(self._session, {name: kept.number for name, kept in state.logs.items()})
         self.kept = True
         return state
 
-    def _distrust(self, state: State, *, same_boot: bool) -> None:
-        """After an end without a word: logs that lost something, or may have, get another epoch."""
+    def _distrust(self, state: State, meta: Mapping[str, str]) -> None:
+        """Logs that lost something get another epoch; all of them where that can't be known."""
         assert self._numbers is not None
-        if not same_boot:
+        # Not the file that the latest start used; or a power cut, which took of both what it liked.
+        unknown = meta.get("session") != str(self._numbers.session) or (
+            meta.get("clean") != "1" and meta.get("boot") != _boot_id()
+        )
+        if unknown:
             state.word = fresh_word()
+        lost = []
         for name, number in self._numbers.all().items():
             kept = state.logs.get(name)
-            if kept is None and number and same_boot:
-                kept = state.logs[name] = LogState(fresh_word() + name)
-            if kept is not None and (not same_boot or number != kept.number):
+            if kept is None and number and not unknown:
+                kept = state.logs[name] = LogState("")
+            if kept is not None and (unknown or number != kept.number):
                 kept.epoch = fresh_word() + name
                 # Whoever asks for the past is told that it has a hole.
                 kept.trimmed_ms = _now_ms()
-                log.warning(
-                    "log %s: the process before ended without writing everything: its clients are told a gap",
-                    name,
-                )
+                lost.append(name)
+        if lost:
+            log.warning(
+                "%s may lack what was published last (a kill, a power cut, or an older file was put back):"
+                " clients of %s are told a gap",
+                self._path,
+                "all logs" if unknown else f"log {', '.join(lost)}",
+            )
 
 
 def fresh_word() -> str:
@@ -409,7 +518,7 @@ class _Numbers:
         self._file: BinaryIO = path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            size = (shards + 1) * _NUMBER.size
+            size = (shards + 2) * _NUMBER.size
             if os.fstat(self._file.fileno()).st_size != size:
                 self._file.truncate(0)
                 self._file.write(bytes(size))
@@ -428,18 +537,27 @@ class _Numbers:
         names = (BROADCAST, *map(str, range(self._shards)))
         return {name: _NUMBER.unpack_from(self._map, self._at(name))[0] for name in names}
 
-    def begin(self, numbers: dict[str, int]) -> None:
+    @property
+    def session(self) -> int:
+        """The word of the start that set them; 0 for none."""
+        return int(_NUMBER.unpack_from(self._map, 0)[0])
+
+    def begin(self, session: int, numbers: Mapping[str, int]) -> None:
         """Sets all of them."""
+        _NUMBER.pack_into(self._map, 0, session)
         for name in self.all():
             self.set(name, numbers.get(name, 0))
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Lets go of the file; what it says is on the disk, as far as that takes it."""
+        with suppress(OSError):
+            self._map.flush()
+            os.fsync(self._file.fileno())
         self._map.close()
         self._file.close()
 
     def _at(self, name: str) -> int:
-        return 0 if name == BROADCAST else (int(name) + 1) * _NUMBER.size
+        return _NUMBER.size * (1 if name == BROADCAST else int(name) + 2)
 
 
 def _apply(connection: sqlite3.Connection, change: Appended | Change) -> None:
@@ -462,7 +580,9 @@ def _row(entry: Entry) -> tuple[object, ...]:
 
 def _rewrite(connection: sqlite3.Connection, state: State) -> None:
     """Everything, in place of what is there."""
-    _rewrite_logs(connection, state, whole=True)
+    for table in _TYPES:
+        connection.execute(f"DELETE FROM {table}")
+    _rewrite_logs(connection, state)
     for kept in state.logs.values():
         connection.executemany(_ENTRY, map(_row, kept.entries))
     connection.executemany(_FENCE, [(*place, *fence) for place, fence in state.fences.items()])
@@ -470,15 +590,20 @@ def _rewrite(connection: sqlite3.Connection, state: State) -> None:
     starts = [(topic, msgspec.json.encode(offsets).decode()) for topic, offsets in state.starts.items()]
     connection.executemany(_START, starts)
     connection.executemany(_SEEN, state.names.items())
-    connection.execute(_SET, ("identity", state.identity))
-    connection.execute(_SET, ("word", state.word))
 
 
-def _rewrite_logs(connection: sqlite3.Connection, state: State, *, whole: bool) -> None:
-    for table in _TABLES if whole else ("log",):
-        connection.execute(f"DELETE FROM {table}")
+def _rewrite_logs(connection: sqlite3.Connection, state: State) -> None:
+    connection.execute("DELETE FROM log")
     rows = [(name, kept.epoch, kept.number, kept.trimmed_ms) for name, kept in state.logs.items()]
     connection.executemany(_LOG, rows)
+
+
+def _check_types(connection: sqlite3.Connection) -> None:
+    """Raises ValueError where a table holds what was never written to it."""
+    for table, columns in _TYPES.items():
+        wrong = " OR ".join(f"typeof({column}) <> '{kind}'" for column, kind in columns.items())
+        if connection.execute(f"SELECT 1 FROM {table} WHERE {wrong} LIMIT 1").fetchone():
+            raise ValueError(f"table {table} holds a value of another type")
 
 
 def _read_state(connection: sqlite3.Connection) -> State:
@@ -490,7 +615,11 @@ def _read_state(connection: sqlite3.Connection) -> State:
         entries = state.logs[name].entries
         if entries and entries[-1].number + 1 != number:
             raise ValueError(f"log {name} has no entry {entries[-1].number + 1}")
-        entries.append(Entry(name, number, order, at_ms, codec.decode(body)))
+        publication = codec.decode(body)
+        if publication is codec.UNREADABLE:
+            # Passing over it would be a gap that nobody is told.
+            raise ValueError(f"entry {number} of log {name} can't be read")
+        entries.append(Entry(name, number, order, at_ms, publication))
     for name, kept in state.logs.items():
         if kept.entries and kept.entries[-1].number != kept.number:
             raise ValueError(f"log {name} ends at {kept.entries[-1].number}, not at {kept.number}")
@@ -500,11 +629,10 @@ def _read_state(connection: sqlite3.Connection) -> State:
         state.owners[topic, partition] = owner
     for topic, offsets in connection.execute("SELECT * FROM start"):
         state.starts[topic] = msgspec.json.decode(offsets, type=dict[int, int])
-    state.names = dict(
-        connection.execute(
-            "SELECT name, at_ms FROM seen WHERE at_ms >= ? ORDER BY at_ms", (_now_ms() - REMEMBER_MS,)
-        )
-    )
+    rows = connection.execute(_REMEMBERED, (_now_ms() - REMEMBER_MS, REMEMBER_MOST))
+    # One by one: made in one call, a million would hold the event loop for longer than it may be.
+    for name, at_ms in rows:
+        state.names[name] = at_ms
     return state
 
 
@@ -514,6 +642,16 @@ def _boot_id() -> str:
         return _BOOT_ID.read_text().strip()
     except OSError:
         return secrets.token_hex(16)
+
+
+def _size(done: Appended) -> int:
+    """About what it takes in memory beside its entries, which the log holds, too, until they are trimmed."""
+    return sum(len(entry.publication.body) for entry in done.entries) + 64 * len(done.names)
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary result code; 0 where Python itself found the error."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _close(connection: sqlite3.Connection | None) -> None:

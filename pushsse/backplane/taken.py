@@ -35,7 +35,8 @@ class Taken:
 
     def save_to(self, state: State) -> None:
         """Copies what is known."""
-        state.fences, state.owners, state.names = dict(self._fences), dict(self._owners), dict(self._names)
+        # copy(), which is several times as fast as dict() for a million names of which the oldest are gone.
+        state.fences, state.owners, state.names = dict(self._fences), dict(self._owners), self._names.copy()
         state.starts = {topic: dict(offsets) for topic, offsets in self._starts.items()}
         state.identity = self._identity
 

@@ -24,9 +24,9 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.close()
 
 
-@pytest.fixture(params=["memory", "redis"])
-def make(request: pytest.FixtureRequest) -> Make:
-    """Makes an empty backplane, of either kind, with bounds of the test's choice."""
+@pytest.fixture(params=["memory", "kept", "redis"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+    """Makes an empty backplane, of each kind, with bounds of the test's choice."""
     kind: str = request.param
     server: RedisServer | None = None
     if kind == "redis":
@@ -38,7 +38,10 @@ def make(request: pytest.FixtureRequest) -> Make:
         *, keep_s: float = 600, keep_bytes: int = 4 * 1024**2, shards: int = 8
     ) -> AbstractAsyncContextManager[Backplane]:
         if server is None:
-            return MemoryBackplane(shards=shards, keep_s=keep_s, keep_bytes=keep_bytes, metrics=Metrics())
+            file = tmp_path / "x.db-log" if kind == "kept" else None
+            return MemoryBackplane(
+                shards=shards, keep_s=keep_s, keep_bytes=keep_bytes, metrics=Metrics(), file=file
+            )
         return RedisBackplane(
             server.url,
             prefix="test:",

@@ -1,0 +1,404 @@
+"""What may happen to the embedded backplane's file, and that a client is never told `complete` wrongly."""
+
+import asyncio
+import random
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pushsse.backplane import memory_file
+from pushsse.backplane.base import Call, Head, Source
+from pushsse.backplane.memory import MemoryBackplane
+from pushsse.errors import SettingsError
+
+from .test_memory_file import draft, on_disk, opened, publish
+
+pytestmark = pytest.mark.anyio
+LIMIT_S = 20.0
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Somebody else holds the file, as a backup does."""
+    connection = sqlite3.connect(path / "x.db-log", isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+    finally:
+        connection.close()
+
+
+async def until_kept(backplane: MemoryBackplane, *, kept: bool) -> None:
+    assert backplane._file is not None
+    async with asyncio.timeout(LIMIT_S):
+        while backplane._file.kept is not kept:
+            await asyncio.sleep(0.01)
+
+
+async def head(backplane: MemoryBackplane, log: str = "all") -> Head:
+    return (await backplane.read({log: 0}, limit=1)).heads[log]
+
+
+def changed(path: Path, statement: str, *values: object) -> None:
+    """A disk that forgets, or somebody, changes the file while nobody uses it."""
+    connection = sqlite3.connect(path / "x.db-log")
+    with connection:
+        connection.execute(statement, values)
+    connection.close()
+
+
+# The disk stands still, is full, or is somebody else's for a while
+
+
+async def test_a_disk_that_stands_still_for_long_leaves_no_hole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_file, "MOST_PENDING", 10)
+    async with opened(tmp_path) as backplane:
+        file = backplane._file
+        assert file is not None
+        with locked(tmp_path):
+            await publish(backplane, draft(0))
+            async with asyncio.timeout(LIMIT_S):
+                while file._pending:
+                    await asyncio.sleep(0.01)
+            # Now the thread waits for the lock with what it has; this is more than may wait.
+            for number in range(1, 50):
+                await publish(backplane, draft(number))
+        await file.written()
+        await publish(backplane, draft(50))
+        before = await backplane.read({"all": 0}, limit=1000)
+    async with opened(tmp_path) as again:
+        after = await again.read({"all": 0}, limit=1000)
+        assert (after.heads, after.entries) == (before.heads, before.entries)
+
+
+async def test_a_file_that_is_locked_at_the_start_is_kept_once_it_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(memory_file, "RETRY_S", 0.1)
+    async with opened(tmp_path) as first:
+        await publish(first, draft(0))
+        old = await head(first)
+    holder = locked(tmp_path)
+    holder.__enter__()
+    async with opened(tmp_path) as second:
+        holder.__exit__(None, None, None)
+        assert len(caplog.records) == 1
+        assert (await head(second)).epoch != old.epoch
+        await publish(second, draft(1), draft(2))
+        await until_kept(second, kept=True)
+        before = await second.read({"all": 0}, limit=10)
+    async with opened(tmp_path) as third:
+        after = await third.read({"all": 0}, limit=10)
+        assert (after.heads, after.entries) == (before.heads, before.entries)
+
+
+async def test_what_a_start_without_the_file_published_makes_the_file_an_old_one(tmp_path: Path) -> None:
+    async with opened(tmp_path) as first:
+        await publish(first, draft(0))
+        old = await head(first)
+    with locked(tmp_path):
+        async with opened(tmp_path) as second:
+            # As many as in the file: the number alone tells nothing.
+            await publish(second, draft(1))
+    async with opened(tmp_path) as third:
+        assert (await head(third)).epoch != old.epoch
+
+
+async def test_the_lock_is_held_for_as_long_as_the_thread_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_file, "_CLOSE_S", 0.1)
+    async with opened(tmp_path) as first:
+        assert first._file is not None
+        thread = first._file._thread
+        assert thread is not None
+        await publish(first, draft(0))
+        await first._file.written()
+        holder = locked(tmp_path)
+        holder.__enter__()
+        await publish(first, draft(1))
+    assert thread.is_alive()
+    with pytest.raises(SettingsError, match="another process"):
+        async with opened(tmp_path):
+            pass
+    holder.__exit__(None, None, None)
+    await asyncio.to_thread(thread.join, LIMIT_S)
+    async with opened(tmp_path) as second:
+        assert (await head(second)).number == 2
+
+
+async def test_a_disk_that_is_full_at_the_end_is_one_line_and_the_next_start_tells_the_truth(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        async with opened(tmp_path) as first:
+            await publish(first, draft(0))
+            old = await head(first)
+            assert first._file is not None
+            await first._file.written()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+            await publish(first, draft(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert len(caplog.records) == 1
+    async with opened(tmp_path) as second:
+        now = await head(second)
+        assert now.number == 1
+        assert now.epoch != old.epoch
+
+
+async def test_the_thread_outlives_an_error_of_any_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_file, "RETRY_S", 0.1)
+    async with opened(tmp_path) as backplane:
+        file = backplane._file
+        assert file is not None
+        # Not an error of SQLite's: an integer that it can't hold.
+        file.change("INSERT OR REPLACE INTO seen VALUES (?, ?)", (b"x", 1 << 70))
+        async with asyncio.timeout(LIMIT_S):
+            await publish(backplane, draft(0, source=Source("t", 0, 1, 1, "me")))
+        await until_kept(backplane, kept=True)
+        await publish(backplane, draft(1))
+    async with opened(tmp_path) as again:
+        assert (await head(again)).number == 2
+
+
+# The file isn't what it was
+
+
+async def test_an_older_file_put_back_is_not_taken_for_the_newest(tmp_path: Path) -> None:
+    async with opened(tmp_path) as first:
+        await publish(first, draft(0), draft(1))
+        old = await head(first)
+    shutil.copy(tmp_path / "x.db-log", tmp_path / "backup")
+    async with opened(tmp_path) as second:
+        await publish(second, draft(2))
+    shutil.copy(tmp_path / "backup", tmp_path / "x.db-log")
+    async with opened(tmp_path) as third:
+        # Number 3 was given, and seen: it must not be given again in the same epoch.
+        assert (await head(third)).epoch != old.epoch
+
+
+DAMAGES = [
+    ("DELETE FROM log",),
+    ("DELETE FROM entry WHERE number = 2",),
+    ("UPDATE entry SET body = ? WHERE number = 2", b"\xff\xff"),
+    ("UPDATE entry SET body = ? WHERE number = 2", "text"),
+    ("UPDATE entry SET body = ? WHERE number = 2", 7),
+    ("UPDATE entry SET place = 'x' WHERE number = 3",),
+    ("UPDATE log SET number = 'x'",),
+    ("UPDATE log SET name = cast(x'ff' AS text)",),
+    ("INSERT INTO start VALUES ('t', '[')",),
+    ("ALTER TABLE seen RENAME COLUMN at_ms TO at",),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=[" ".join(map(str, damage)) for damage in DAMAGES])
+async def test_whatever_is_damaged_inside_is_a_gap_and_one_line(
+    tmp_path: Path, damage: tuple[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(tmp_path) as first:
+        await publish(first, draft(0), draft(1), draft(2))
+        old = await head(first)
+    changed(tmp_path, *damage)
+    async with opened(tmp_path) as second:
+        assert (await head(second)).epoch != old.epoch
+        await publish(second, draft(3))
+        assert second._file is not None
+        await second._file.written()
+        assert second._file.kept
+    said = [record for record in caplog.records if record.name == "pushsse.backplane.memory_file"]
+    assert len(said) == 1
+    assert "is damaged" in said[0].getMessage()
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_bytes_that_changed_anywhere_never_keep_it_from_starting(tmp_path: Path, seed: int) -> None:
+    async with opened(tmp_path) as first:
+        for log in ("all", "1", "2"):
+            await publish(first, *(draft(n, once=f"{log}{n}") for n in range(200)), log=log)
+        before = await first.read({"all": 0, "1": 0, "2": 0}, limit=1000)
+    dice = random.Random(seed)
+    whole = bytearray((tmp_path / "x.db-log").read_bytes())
+    if seed % 3 == 0:
+        del whole[dice.randrange(len(whole)) :]
+    for _ in range(dice.choice((1, 20, 200))):
+        if whole:
+            whole[dice.randrange(len(whole))] = dice.randrange(256)
+    (tmp_path / "x.db-log").write_bytes(whole)
+    async with opened(tmp_path) as second:
+        after = await second.read({"all": 0, "1": 0, "2": 0}, limit=1000)
+        for log, now in after.heads.items():
+            was = before.heads[log]
+            if now.epoch == was.epoch:
+                assert (now.number, now.first) == (was.number, was.first)
+        await publish(second, draft(1000))
+
+
+async def test_entries_that_are_gone_are_a_gap_for_those_who_lack_them(tmp_path: Path) -> None:
+    async with opened(tmp_path) as first:
+        await publish(first, draft(0), draft(1), draft(2))
+    changed(tmp_path, "DROP TABLE entry")
+    async with opened(tmp_path) as second:
+        now = await head(second)
+        assert (now.number, now.first) == (3, 4)
+
+
+async def test_a_file_that_takes_no_entries_is_begun_anew_while_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_file, "RETRY_S", 0.1)
+    async with opened(tmp_path) as first:
+        await publish(first, draft(0))
+    changed(tmp_path, "ALTER TABLE entry ADD COLUMN more")
+    async with opened(tmp_path) as second:
+        await publish(second, draft(1))
+        await until_kept(second, kept=False)
+        await until_kept(second, kept=True)
+        before = await second.read({"all": 0}, limit=10)
+    async with opened(tmp_path) as third:
+        after = await third.read({"all": 0}, limit=10)
+        assert (after.heads, after.entries) == (before.heads, before.entries)
+        assert len(after.entries) == 2
+
+
+async def test_a_damaged_file_that_cannot_be_put_aside_is_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "x.db-log").write_bytes(b"no database")
+    (tmp_path / "x.db-log.damaged" / "full").mkdir(parents=True)
+    async with opened(tmp_path) as backplane:
+        await publish(backplane, draft(0))
+        assert (await head(backplane)).number == 1
+    assert len(caplog.records) == 1
+
+
+async def test_a_file_that_is_damaged_while_it_cannot_be_written_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_file, "RETRY_S", 0.1)
+    async with opened(tmp_path) as first:
+        with locked(tmp_path):
+            await publish(first, draft(0))
+            await until_kept(first, kept=False)
+            for left in ("-wal", "-shm"):
+                (tmp_path / f"x.db-log{left}").unlink(missing_ok=True)
+            (tmp_path / "x.db-log").write_bytes(b"no database" * 1000)
+        await until_kept(first, kept=True)
+        before = await first.read({"all": 0}, limit=10)
+    async with opened(tmp_path) as second:
+        after = await second.read({"all": 0}, limit=10)
+        assert (after.heads, after.entries) == (before.heads, before.entries)
+
+
+# What is remembered
+
+
+async def test_ids_are_forgotten_in_time_also_where_the_clock_went_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_ms = memory_file._now_ms()
+    monkeypatch.setattr(MemoryBackplane, "now_ms", lambda _: now_ms + 3_600_000)
+    async with opened(tmp_path) as first:
+        await publish(first, draft(0, once="id"))
+    monkeypatch.setattr(MemoryBackplane, "now_ms", lambda _: now_ms + 1000)
+    for _ in range(2):
+        async with opened(tmp_path) as second:
+            receipt = await second.publish([Call("all", (draft(0, once="id"),))])
+            assert receipt.repeated == 1
+    monkeypatch.setattr(MemoryBackplane, "now_ms", lambda _: now_ms + 660_000)
+    async with opened(tmp_path) as third:
+        receipt = await third.publish([Call("all", (draft(0, once="id"),))])
+        assert receipt.appended == 1
+
+
+async def test_no_more_ids_come_back_than_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_file, "REMEMBER_MOST", 10, raising=False)
+    now_ms = memory_file._now_ms()
+    async with opened(tmp_path) as first:
+        for number in range(30):
+            monkeypatch.setattr(MemoryBackplane, "now_ms", lambda _, at=now_ms - 30 + number: at)
+            await publish(first, draft(number, once=str(number)))
+    async with opened(tmp_path) as second:
+        assert len(second._taken._names) == 10
+        receipt = await second.publish([Call("all", (draft(29, once="29"),))])
+        assert receipt.repeated == 1
+
+
+async def test_other_shards_keep_what_kafka_needs(tmp_path: Path) -> None:
+    async with opened(tmp_path) as first:
+        await first.identity("here")
+        await first.first_start("t", {0: 7})
+        await first.claim("t", 0, "me")
+        await publish(first, draft(0, source=Source("t", 0, 5, 1, "me")))
+    for _ in range(2):
+        async with opened(tmp_path, shards=8) as second:
+            assert await second.identity("there") == "here"
+            assert await second.first_start("t", {0: 9}) == {0: 7}
+            assert await second.claimed("t", 0)
+            assert await second.fence("t", 0) is None
+
+
+KILLED = """
+import asyncio, os, sys
+from pathlib import Path
+from pushsse.backplane import memory_file
+from pushsse.backplane.memory import MemoryBackplane
+from pushsse.metrics import Metrics
+
+async def main():
+    memory_file.WRITE_EVERY_S = 60
+    file = Path(sys.argv[1])
+    backplane = MemoryBackplane(shards=4, keep_s=600, keep_bytes=1 << 20, metrics=Metrics(), file=file)
+    await backplane.__aenter__()
+    await backplane.identity("here")
+    await backplane.first_start("t", {0: 7})
+    os.kill(os.getpid(), 9)
+
+asyncio.run(main())
+"""
+
+
+def killed(path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, str(path / "x.db-log")],
+        check=False,
+        capture_output=True,
+        timeout=60,
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+
+
+async def test_where_a_topic_was_begun_is_on_disk_before_anything_is_read(tmp_path: Path) -> None:
+    killed(tmp_path)
+    async with opened(tmp_path) as backplane:
+        assert await backplane.identity("there") == "here"
+        assert await backplane.first_start("t", {0: 9}) == {0: 7}
+
+
+async def test_starts_in_quick_succession_lose_nothing(tmp_path: Path) -> None:
+    async with opened(tmp_path) as first:
+        await publish(first, draft(0))
+        old = await head(first)
+    for _ in range(5):
+        async with opened(tmp_path):
+            pass
+    async with opened(tmp_path) as last:
+        assert await head(last) == old
+    assert on_disk(tmp_path)["all"] == (old.epoch, old.number)
