@@ -28,12 +28,12 @@ class DeadLetters:
     """
 
     def __init__(
-        self, producer: Producer, *, topic: str, skip_refused: bool = True, metrics: Metrics | None = None
+        self, producer: Producer, *, topic: str, metrics: Metrics, skip_refused: bool = True
     ) -> None:
         self.topic = topic
         self._producer = producer
         self._skip_refused = skip_refused
-        self._metrics = metrics or Metrics()
+        self._metrics = metrics
 
     async def write(self, letters: Sequence[Refused]) -> Sequence[Refused]:
         """Returns when all are acknowledged, or passed over, but for those that it returns: they are held.
