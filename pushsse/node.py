@@ -131,11 +131,13 @@ class Node:
     async def _leave(self) -> None:
         if self.intakes.consumer is not None:
             self.intakes.consumer.release()
+        self.questions.release()
         await drain(self.hub, window_s=_LEAVE_S, reason=CloseReason.OVERLOADED)
 
     def _come_back(self) -> None:
         if self.intakes.consumer is not None:
             self.intakes.consumer.resume()
+        self.questions.resume()
 
     def unready(self) -> str:
         """Why the node isn't ready; empty when it is."""

@@ -2,8 +2,8 @@
 
 A service, where there are Redis and PostgreSQL. Every two seconds a node that hears the backplane says so in
 the database. One that doesn't asks there whether others do. If they do, for ten seconds, it is isolated: it
-isn't ready, gives its Kafka partitions back, and ends its streams, which resume elsewhere. If nobody hears
-the backplane, or the database is away, nothing changes: all nodes would leave at once.
+isn't ready, gives its Kafka partitions and its questions back, and ends its streams, which resume elsewhere.
+If nobody hears the backplane, or the database is away, nothing changes: all nodes would leave at once.
 """
 
 import asyncio
@@ -114,7 +114,7 @@ class Witness:
         if self.isolated:
             log.error(
                 "this node has not heard Redis for %.0f s, and others have: it isn't ready, gives its Kafka"
-                " partitions back, and ends its streams. Look at its network",
+                " partitions and its questions back, and ends its streams. Look at its network",
                 AFTER_S,
             )
             await self._leave()

@@ -173,10 +173,12 @@ class Answering:
         return True
 
     async def _give_up(self) -> None:
-        if not self._held:
+        given_up = list(self._held)
+        self._held.clear()
+        if not given_up:
             return
         try:
             async with asyncio.timeout(_CLOSE_S):
-                await self._life.store.lease(list(self._held), 0)
+                await self._life.store.lease(given_up, 0)
         except (Unavailable, TimeoutError) as error:
-            log.warning("%d questions wait for their leases to lapse: %s", len(self._held), error)
+            log.warning("%d questions wait for their leases to lapse: %s", len(given_up), error)

@@ -6,7 +6,7 @@ supervised by the app.
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from ulid import ULID
@@ -45,12 +45,28 @@ class Questions:
     node: str
     timeout_s: float
     most_open: int = 20
+    _allowed: asyncio.Event = field(default_factory=asyncio.Event)
+    _working: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def run(self) -> None:
-        """Answers and sweeps, for ever."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.answering.run(), name="answering")
-            group.create_task(self.sweeper.run(), name="sweeper")
+        """Answers and sweeps, for ever, except between `release` and `resume`."""
+        while True:
+            await self._allowed.wait()
+            async with asyncio.TaskGroup() as group:
+                self._working[:] = (
+                    group.create_task(self.answering.run(), name="answering"),
+                    group.create_task(self.sweeper.run(), name="sweeper"),
+                )
+
+    def release(self) -> None:
+        """Gives up what this node holds, until `resume`: others can tell the answers, this node can't."""
+        self._allowed.clear()
+        for task in self._working:
+            task.cancel()
+
+    def resume(self) -> None:
+        """Answers and sweeps from now on, or again."""
+        self._allowed.set()
 
     async def ask(self, user: str, asking: Asking, *, idempotency_key: str | None = None) -> Question:
         """Takes a question; with a key that the person has used before, returns the first.
@@ -63,12 +79,14 @@ class Questions:
         await self._admit(user)
         question = self._new(user, asking)
         pace = self.life.pace
+        ours = self._allowed.is_set()
         try:
             await self.life.store.create(
                 question,
                 key=idempotency_key,
                 owner=self.node,
-                lease_s=pace.lease_s,
+                # Without a lease another node takes it at its next sweep.
+                lease_s=pace.lease_s if ours else 0,
                 announce_s=pace.announce_s,
             )
         except KeyTaken:
@@ -78,7 +96,8 @@ class Questions:
             return first
         self.life.metrics.questions[question.status] += 1
         await self.life.announce(question)
-        self.answering.put(question)
+        if ours:
+            self.answering.put(question)
         return question
 
     async def cancel(self, user: str, question_id: str) -> Question | None:
@@ -161,4 +180,6 @@ def questions(
     """The service of one node; `run` has to be supervised. A question expires after `timeout_s`."""
     life = Life(store, backplane, shards, metrics, pace or Pace())
     answering = Answering(life, answerer, Turns())
-    return Questions(life, answering, Sweeper(life, answering, node), node, timeout_s)
+    made = Questions(life, answering, Sweeper(life, answering, node), node, timeout_s)
+    made.resume()
+    return made

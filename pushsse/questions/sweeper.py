@@ -49,7 +49,9 @@ class Sweeper:
             for question in await self.life.store.abandoned(room):
                 await self._take(question)
         for question in await self.life.store.unannounced(_AT_ONCE):
-            await self.life.announce(question)
+            if not await self.life.announce(question):
+                # A part is away, and each try may take seconds: leases have to be renewed meanwhile.
+                break
 
     async def _keep(self) -> None:
         """Renews the leases of what this node holds, and drops what it holds no more."""

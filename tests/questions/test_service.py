@@ -381,3 +381,28 @@ async def test_a_late_taker_cannot_write(world: World) -> None:
         await node.life.begin(asked)
     assert not await node.life.store.grow(asked, "late", 1)
     assert not await node.life.end(asked.id, Answered(BOT, "late"), attempt=asked.attempt)
+
+
+async def test_a_node_that_releases_its_questions_lets_another_answer_them_and_takes_new_ones_again(
+    world: World,
+) -> None:
+    slow = dataclasses.replace(FAST, lease_s=60.0)
+    stuck = Scripted(waits_for_ever)
+    answering = Scripted(says_hello)
+    one, two = world.node(stuck, pace=slow), world.node(answering, name="two")
+    async with world.running(one):
+        asked = await one.ask("ann", Asking("who am I?"))
+        await world.until_told("ann", "question", count=2)
+        one.release()
+        async with world.running(two):
+            assert (await ended(world, asked)).status == "answered"
+        # What is asked there meanwhile waits in the database for another node.
+        waiting = await one.ask("bo", Asking("and I?"))
+        assert stuck.asked == [asked.id]
+        async with world.running(two):
+            assert (await ended(world, waiting)).status == "answered"
+        one.resume()
+        third = await one.ask("cy", Asking("and I?"))
+        await world.until_told("cy", "question", count=2)
+        assert stuck.asked == [asked.id, third.id]
+    assert answering.asked == [asked.id, waiting.id]
