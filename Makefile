@@ -35,7 +35,7 @@ newest: ## the tests with the newest versions that pyproject.toml allows; needs 
 check: $(DEV_STAMP) ## format, lint, types, imports
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy --strict -p pushsse -p deploy -p bench -p tests
+	$(VENV)/bin/mypy --strict -p pushsse -p deploy -p bench -p faults -p tests
 	$(VENV)/bin/lint-imports
 
 format: $(DEV_STAMP) ## formats, and repairs what lint can
@@ -46,7 +46,7 @@ stack: $(DEV_STAMP) ## the whole deployment on this machine: Kafka, Redis, Postg
 	@exec $(PYTHON) -m deploy.stack $(ARGS)
 
 faults: $(DEV_STAMP) ## parts are killed, stalled and emptied under load
-	@exec $(PYTHON) -m tests.faults.run $(ARGS)
+	@exec $(PYTHON) -m faults.run $(ARGS)
 
 bench: $(DEV_STAMP) ## measures throughput, latency and memory
 	@exec $(PYTHON) -m bench $(ARGS)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.run import MISSING
+from faults.run import MISSING
 from tests.parts import missing
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(_LIMIT_S + 10)
 def rows() -> Sequence[str]:
     """What the run says, a line a row."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.run", "--fast", "--only", _FAULTS],
+        [sys.executable, "-m", "faults.run", "--fast", "--only", _FAULTS],
         check=False,
         capture_output=True,
         text=True,

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from tests.faults.ledger import Ledger, Verdict
-from tests.faults.records import Account, Flip, Receipt, Sent, Told
+from faults.ledger import Ledger, Verdict
+from faults.records import Account, Flip, Receipt, Sent, Told
 
 
 def produced(ledger: Ledger, *audiences: str) -> list[Sent]:

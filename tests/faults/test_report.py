@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.faults.report import Row, write
+from faults.report import Row, write
 
 
 def row(what: str, *, ok: bool) -> Row:

@@ -17,12 +17,12 @@ from pathlib import Path
 import uvloop
 
 from deploy.parts import Node, PartMissing
-from tests.faults import report
-from tests.faults.faults import FAULTS, Fault
-from tests.faults.nodes import PortableNode
-from tests.faults.report import Row
-from tests.faults.scale import FAST, WHOLE, Scale
-from tests.faults.world import World, world
+from faults import report
+from faults.faults import FAULTS, Fault
+from faults.nodes import PortableNode
+from faults.report import Row
+from faults.scale import FAST, WHOLE, Scale
+from faults.world import World, world
 
 MISSING = 3
 _FAULT_LIMIT_S = 400

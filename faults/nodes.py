@@ -5,7 +5,7 @@ from pathlib import Path
 
 from deploy.parts import Node
 from deploy.parts.packages import program
-from tests.faults.special import NEXT_RELEASE, PORTABLE, VARIABLE
+from faults.special import NEXT_RELEASE, PORTABLE, VARIABLE
 
 
 class SpecialNode(Node):
@@ -15,7 +15,7 @@ class SpecialNode(Node):
 
     def command(self) -> Sequence[str]:
         python, _, _, *arguments = super().command()
-        return [python, "-m", "tests.faults.special", *arguments]
+        return [python, "-m", "faults.special", *arguments]
 
     def environment(self) -> Mapping[str, str]:
         return {**super().environment(), VARIABLE: ",".join(self.special)}

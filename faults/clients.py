@@ -12,7 +12,7 @@ from typing import Self, cast
 
 import httptools
 
-from tests.faults.client import Client, Ending
+from faults.client import Client, Ending
 
 _NARROW = 2048
 

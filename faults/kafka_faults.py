@@ -12,10 +12,10 @@ from aiokafka.structs import OffsetAndMetadata
 
 from deploy.parts import Node
 from deploy.whole import PARTITIONS, TOPIC
-from tests.faults.producer import encode
-from tests.faults.report import Row
-from tests.faults.resources import poll
-from tests.faults.world import World
+from faults.producer import encode
+from faults.report import Row
+from faults.resources import poll
+from faults.world import World
 
 _BACK_S = 15.0
 _TURN_S = 20.0

@@ -14,17 +14,17 @@ from pathlib import Path
 
 from deploy.parts import Node
 from deploy.parts.ports import free_port
+from faults.client import Client
+from faults.node_faults import exchange
+from faults.records import Account, Key
+from faults.relay import Relay
+from faults.report import Row
+from faults.resources import poll
+from faults.world import World
 from pushsse import event
 from pushsse.backplane.base import BROADCAST, Call, Draft, log_of
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.metrics import Metrics
-from tests.faults.client import Client
-from tests.faults.node_faults import exchange
-from tests.faults.records import Account, Key
-from tests.faults.relay import Relay
-from tests.faults.report import Row
-from tests.faults.resources import poll
-from tests.faults.world import World
 
 _SHARDS = 64
 _USER = "brief"

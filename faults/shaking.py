@@ -5,8 +5,8 @@ import random
 import time
 from collections.abc import Sequence
 
-from tests.faults.producer import TYPES
-from tests.faults.world import World
+from faults.producer import TYPES
+from faults.world import World
 
 _STEP_S = 0.02
 _AT_ONCE = 12

@@ -24,7 +24,7 @@ from redis.backoff import NoBackoff
 from deploy.parts import Node
 from deploy.parts.ports import free_port
 from deploy.whole import Stack
-from tests.faults.relay import Relay
+from faults.relay import Relay
 
 NODES = 3
 _PAGE = os.sysconf("SC_PAGE_SIZE")

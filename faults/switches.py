@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 
-from tests.faults.records import PARTITIONS, Account, Flip, Key, Receipt, Sent
+from faults.records import PARTITIONS, Account, Flip, Key, Receipt, Sent
 
 
 class Times:

@@ -6,10 +6,10 @@ import time
 import asyncpg
 import httpx
 
-from tests.faults.producer import TYPES
-from tests.faults.report import Row
-from tests.faults.shaking import shake
-from tests.faults.world import PEOPLE, World
+from faults.producer import TYPES
+from faults.report import Row
+from faults.shaking import shake
+from faults.world import PEOPLE, World
 
 _OUTAGE_S = 12.0
 _REFUSED_S = 2.0

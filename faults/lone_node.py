@@ -5,11 +5,11 @@ import time
 from functools import partial
 
 from deploy.parts.ports import free_port
-from tests.faults.expiry_faults import with_redis
-from tests.faults.node_faults import exchange
-from tests.faults.relay import Relay
-from tests.faults.resources import poll
-from tests.faults.world import World
+from faults.expiry_faults import with_redis
+from faults.node_faults import exchange
+from faults.relay import Relay
+from faults.resources import poll
+from faults.world import World
 
 _AWAY_S = 40.0
 _LEFT_S = 30.0

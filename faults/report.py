@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-FILE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
+FILE = Path(__file__).resolve().parents[1] / "docs" / "faults.md"
 _HEAD = """\
 # Faults
 

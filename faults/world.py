@@ -11,16 +11,16 @@ import httpx
 
 from deploy.parts import Node
 from deploy.whole import TOPIC
+from faults.client import Client
+from faults.clients import Crowd
+from faults.cluster import Cluster
+from faults.ledger import Ledger, Verdict
+from faults.producer import TYPES, Producer
+from faults.records import PARTITIONS, Account, Flip
+from faults.report import Row
+from faults.resources import Resources
+from faults.scale import WHOLE, Scale
 from pushsse.backplane.base import TAIL_ENTRIES, log_of
-from tests.faults.client import Client
-from tests.faults.clients import Crowd
-from tests.faults.cluster import Cluster
-from tests.faults.ledger import Ledger, Verdict
-from tests.faults.producer import TYPES, Producer
-from tests.faults.records import PARTITIONS, Account, Flip
-from tests.faults.report import Row
-from tests.faults.resources import Resources
-from tests.faults.scale import WHOLE, Scale
 
 PEOPLE = tuple(f"person{number}" for number in range(240))
 _SHARDS = 64

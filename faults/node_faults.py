@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from deploy.parts import Node
-from tests.faults.client import Client
-from tests.faults.nodes import ClockNode, NextNode, SlowClockNode
-from tests.faults.report import Row
-from tests.faults.resources import poll
-from tests.faults.shaking import shake
-from tests.faults.sleeper import Sleeper
-from tests.faults.world import PEOPLE, World
+from faults.client import Client
+from faults.nodes import ClockNode, NextNode, SlowClockNode
+from faults.report import Row
+from faults.resources import poll
+from faults.shaking import shake
+from faults.sleeper import Sleeper
+from faults.world import PEOPLE, World
 
 _SLACK_S = 5.0
 _QUIET_CLIENTS = 1_200

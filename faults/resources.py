@@ -4,8 +4,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
-from tests.faults.cluster import Cluster
-from tests.faults.report import Row
+from faults.cluster import Cluster
+from faults.report import Row
 
 # An idle connection to a node, nginx's or a producer's, ends after 75 s.
 _LIMIT_S = 80.0

@@ -7,10 +7,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tests.faults.client import Client
-from tests.faults.report import Row
-from tests.faults.resources import poll
-from tests.faults.world import World
+from faults.client import Client
+from faults.report import Row
+from faults.resources import poll
+from faults.world import World
 
 _PAIRS = 5
 _RUN_S = 6.0
@@ -127,7 +127,7 @@ async def _drop(world: World, row: Row, quiet: Sequence[Client]) -> None:
     reads = await _reads(world)
     nodes = [node.url for node in world.cluster.stack.nodes]
     probe = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.faults.lag", *nodes, stdin=-1, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", "faults.lag", *nodes, stdin=-1, stdout=asyncio.subprocess.PIPE
     )
     nginx.kill()
     await asyncio.sleep(1)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 
-from tests.faults import (
+from faults import (
     client_faults,
     database_faults,
     edges,
@@ -14,7 +14,7 @@ from tests.faults import (
     node_faults,
     redis_faults,
 )
-from tests.faults.world import World
+from faults.world import World
 
 Fault = Callable[[World], Awaitable[None]]
 

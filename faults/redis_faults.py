@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from aiokafka.admin import AIOKafkaAdminClient
 
+from faults.report import Row
+from faults.resources import poll
+from faults.world import PEOPLE, World
 from pushsse.backplane.base import log_of
-from tests.faults.report import Row
-from tests.faults.resources import poll
-from tests.faults.world import PEOPLE, World
 
 _SHARDS = 64
 _BACK_S = 5.0

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.faults.records import Account, Key, Receipt, Told
+from faults.records import Account, Key, Receipt, Told
 
 DEFAULT_RETRY_S = 3.0
 _ID = b'"id":"'

@@ -10,8 +10,8 @@ from typing import Self
 
 from aiokafka import AIOKafkaProducer
 
-from tests.faults.ledger import Ledger
-from tests.faults.records import PARTITIONS, Sent
+from faults.ledger import Ledger
+from faults.records import PARTITIONS, Sent
 
 TYPES = ("alarm", "chat", "news", "offer", "order")
 # Less than a clock may be off, more than an outage lasts.

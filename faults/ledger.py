@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tests.faults.records import PARTITIONS, Account, Flip, Key, Receipt, Sent
-from tests.faults.switches import Switches, Times
+from faults.records import PARTITIONS, Account, Flip, Key, Receipt, Sent
+from faults.switches import Switches, Times
 
 
 @dataclass(slots=True)

@@ -6,9 +6,9 @@ import time
 from bisect import bisect_left
 from itertools import pairwise
 
-from tests.faults.client import Client
-from tests.faults.records import Key
-from tests.faults.world import World
+from faults.client import Client
+from faults.records import Key
+from faults.world import World
 
 _USER = "edge"
 _EDGES = 5_000

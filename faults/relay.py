@@ -1,7 +1,7 @@
 """A relay before PostgreSQL or Redis: every query can be made slow, or the way there be cut.
 
 A process of its own, since the loop with all the clients would make every query slow: `python -m
-tests.faults.relay PORT TARGET` reads seconds of delay from its input, a line each; `inf` cuts the way.
+faults.relay PORT TARGET` reads seconds of delay from its input, a line each; `inf` cuts the way.
 """
 
 import asyncio
