@@ -22,7 +22,7 @@ from faults.report import Row
 from faults.resources import poll
 from faults.world import World
 from pushsse import event
-from pushsse.backplane.base import BROADCAST, Call, Draft, log_of
+from pushsse.backplane import BROADCAST, Call, Draft, log_of
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.metrics import Metrics
 

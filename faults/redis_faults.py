@@ -10,7 +10,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from faults.report import Row
 from faults.resources import poll
 from faults.world import PEOPLE, World
-from pushsse.backplane.base import log_of
+from pushsse.backplane import log_of
 
 _SHARDS = 64
 _BACK_S = 5.0

@@ -20,7 +20,7 @@ from faults.records import PARTITIONS, Account, Flip
 from faults.report import Row
 from faults.resources import Resources
 from faults.scale import WHOLE, Scale
-from pushsse.backplane.base import TAIL_ENTRIES, log_of
+from pushsse.backplane import TAIL_ENTRIES, log_of
 
 PEOPLE = tuple(f"person{number}" for number in range(240))
 _SHARDS = 64

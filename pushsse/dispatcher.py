@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from pushsse.backplane.base import BROADCAST, Call, Draft, Receipt, log_of
+from pushsse.backplane import BROADCAST, Call, Draft, Receipt, log_of
 from pushsse.errors import DatabaseUnavailable
 from pushsse.metrics import Metrics
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pushsse.api.identity import DevelopmentIdentifier, Identifier, TokenIdentifier
-from pushsse.backplane.base import Backplane
+from pushsse.backplane import Backplane
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.hub.streams import StreamLimits

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from pushsse.backoff import Backoff
-from pushsse.backplane.redis_probe import probe
+from pushsse.backplane.redis.canary import probe
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable, SettingsError
 from pushsse.settings import Settings

@@ -17,7 +17,7 @@ import click
 import redis.asyncio as redis
 from redis.exceptions import NoPermissionError, RedisError
 
-from pushsse.backplane.redis_probe import probe
+from pushsse.backplane.redis.canary import probe
 from pushsse.cli.options import BadSetting, read_settings, with_settings
 from pushsse.cli.terminal import say
 from pushsse.database import Database

@@ -6,7 +6,7 @@ can come between the place of an event and the filter before its write.
 
 from collections.abc import Mapping, Sequence
 
-from pushsse.backplane.base import BROADCAST, Entry, Followed, Heard, HeardLive, Hearing, Lost
+from pushsse.backplane import BROADCAST, Entry, Followed, Heard, HeardLive, Hearing, Lost
 from pushsse.event import Publication
 from pushsse.hub.batch import Batch, Broadcasts, Item
 from pushsse.hub.followed import FollowedLog

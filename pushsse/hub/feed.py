@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import aclosing
 
-from pushsse.backplane.base import Backplane, Hearing
+from pushsse.backplane import Backplane, Hearing
 from pushsse.hub.delivery import Delivery
 
 GATHER_S = 0.002

@@ -7,7 +7,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from pushsse.backplane.base import Entry, Head
+from pushsse.backplane import Entry, Head
 from pushsse.position import Mark
 
 # Long enough for a storm of clients that come back after a node, or the way to it, was away.

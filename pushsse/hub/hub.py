@@ -7,7 +7,7 @@ log was lost, to `lost`.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from pushsse.backplane.base import (
+from pushsse.backplane import (
     BROADCAST,
     Backplane,
     log_of,

@@ -7,7 +7,7 @@ fell behind, they serve them and give them back.
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from pushsse.backplane.base import Backplane
+from pushsse.backplane import Backplane
 from pushsse.event import Publication
 from pushsse.hub.delivery import Delivery
 from pushsse.hub.feed import Feed

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from heapq import merge
 from typing import Protocol
 
-from pushsse.backplane.base import BROADCAST, Backplane, Entry
+from pushsse.backplane import BROADCAST, Backplane, Entry
 from pushsse.hub.batch import with_id
 from pushsse.hub.followed import FollowedLog
 from pushsse.hub.hub import Hub

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from pushsse.backplane.base import BROADCAST, Backplane
+from pushsse.backplane import BROADCAST, Backplane
 from pushsse.errors import BackplaneUnavailable
 from pushsse.hub.followed import FollowedLog
 from pushsse.hub.hub import Hub

@@ -6,7 +6,7 @@ Called by the API (accept) and the composition root (dispatch); every intake end
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from pushsse.backplane.base import Draft, Receipt
+from pushsse.backplane import Draft, Receipt
 from pushsse.event import Event, Publication
 
 # Returns once the log has the drafts. Raises Unavailable (try the same drafts again) or NotOwner.

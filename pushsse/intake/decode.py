@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
 from pushsse import event
-from pushsse.backplane.base import Draft, Source
+from pushsse.backplane import Draft, Source
 from pushsse.errors import InvalidInput, Problem
 from pushsse.metrics import Metrics
 

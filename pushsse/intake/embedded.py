@@ -6,7 +6,7 @@ Called by the API; hands on to the dispatcher.
 import asyncio
 from collections.abc import Iterator, Sequence
 
-from pushsse.backplane.base import Draft
+from pushsse.backplane import Draft
 from pushsse.intake.base import Dispatch, Submitted
 
 # What is dispatched in one piece: more would hold the event loop for over some milliseconds.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pushsse.backoff import Backoff
-from pushsse.backplane.base import Draft
+from pushsse.backplane import Draft
 from pushsse.errors import KafkaUnavailable, NotOwner, Unavailable
 from pushsse.intake.assignment import Assignment
 from pushsse.intake.base import Dispatch

@@ -10,7 +10,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from pushsse import event
-from pushsse.backplane.base import Call, Draft, Receipt, log_of
+from pushsse.backplane import Call, Draft, Receipt, log_of
 from pushsse.errors import Unavailable
 from pushsse.preferences.store import PreferenceStore
 from pushsse.preferences.views import PendingChange, Preference

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from pushsse.backplane.base import Draft
+from pushsse.backplane import Draft
 from pushsse.event import Publication, encode
 from pushsse.questions.question import OPEN, By, Link, Question, Status, units
 

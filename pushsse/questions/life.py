@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from pushsse.backplane.base import Backplane, Call, log_of
+from pushsse.backplane import Backplane, Call, log_of
 from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable
 from pushsse.event import Publication
 from pushsse.metrics import Metrics

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 from ulid import ULID
 
-from pushsse.backplane.base import Backplane
+from pushsse.backplane import Backplane
 from pushsse.errors import InvalidInput, Problem
 from pushsse.event import Publication
 from pushsse.metrics import Metrics

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pushsse.backplane.base import Backplane
+from pushsse.backplane import Backplane
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.metrics import Metrics

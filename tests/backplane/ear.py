@@ -5,7 +5,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from pushsse.backplane.base import (
+from pushsse.backplane import (
     Backplane,
     Call,
     Draft,

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from pushsse.backplane.base import BROADCAST, Backplane, Call, Draft, HeardLive, Source
+from pushsse.backplane import BROADCAST, Backplane, Call, Draft, HeardLive, Source
 from pushsse.errors import NotOwner
 from pushsse.event import Change, Publication
 from pushsse.position import Mark

@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from pushsse import event
-from pushsse.backplane import memory_file
-from pushsse.backplane.base import Call, Draft, Source
+from pushsse.backplane import Call, Draft, Source
 from pushsse.backplane.memory import MemoryBackplane
+from pushsse.backplane.memory import file as memory_file
 from pushsse.errors import SettingsError
 from pushsse.event import Change
 from pushsse.metrics import Metrics
@@ -99,8 +99,8 @@ KILLED = """
 import asyncio, os, sys
 from pathlib import Path
 from pushsse import event
-from pushsse.backplane import memory_file
-from pushsse.backplane.base import Call, Draft, Source
+from pushsse.backplane.memory import file as memory_file
+from pushsse.backplane import Call, Draft, Source
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.metrics import Metrics
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from pushsse.backplane import memory_file
-from pushsse.backplane.base import Call, Head, Source
+from pushsse.backplane import Call, Head, Source
 from pushsse.backplane.memory import MemoryBackplane
+from pushsse.backplane.memory import file as memory_file
 from pushsse.errors import SettingsError
 
 from .test_memory_file import draft, on_disk, opened, publish
@@ -221,7 +221,7 @@ async def test_whatever_is_damaged_inside_is_a_gap_and_one_line(
         assert second._file is not None
         await second._file.written()
         assert second._file.kept
-    said = [record for record in caplog.records if record.name == "pushsse.backplane.memory_file"]
+    said = [record for record in caplog.records if record.name == "pushsse.backplane.memory.file"]
     assert len(said) == 1
     assert "is damaged" in said[0].getMessage()
 
@@ -358,7 +358,7 @@ async def test_other_shards_keep_what_kafka_needs(tmp_path: Path) -> None:
 KILLED = """
 import asyncio, os, sys
 from pathlib import Path
-from pushsse.backplane import memory_file
+from pushsse.backplane.memory import file as memory_file
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.metrics import Metrics
 

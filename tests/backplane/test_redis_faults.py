@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pushsse.backplane.base import BROADCAST, Call, Draft
+from pushsse.backplane import BROADCAST, Call, Draft
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.errors import BackplaneUnavailable
 from pushsse.metrics import Metrics

@@ -1,7 +1,7 @@
 """The memory of repeats: ten minutes, and no more than a million names."""
 
-from pushsse.backplane.base import REMEMBER_MS, Draft
-from pushsse.backplane.taken import Taken
+from pushsse.backplane import REMEMBER_MS, Draft
+from pushsse.backplane.memory.logs import Taken
 
 from .ear import publication
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from pushsse.backplane.base import HeardLive, Hearing
+from pushsse.backplane import HeardLive, Hearing
 from pushsse.event import Publication
 from pushsse.hub.feed import Feed
 

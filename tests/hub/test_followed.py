@@ -4,8 +4,7 @@ import tracemalloc
 from datetime import UTC, datetime
 
 from pushsse import event
-from pushsse.backplane import codec
-from pushsse.backplane.base import Entry, Head
+from pushsse.backplane import Entry, Head, codec
 from pushsse.hub.followed import FollowedLog
 
 _KEEP_BYTES = 512 * 1024

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pushsse.backplane.base import Lost, log_of
+from pushsse.backplane import Lost, log_of
 from pushsse.errors import CloseReason
 from pushsse.hub.resume import From
 from pushsse.preferences.views import Switches

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from pushsse.backplane.base import Call, Draft, log_of
+from pushsse.backplane import Call, Draft, log_of
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.event import Change, Publication, encode
 from pushsse.hub.hub import Hub

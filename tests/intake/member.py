@@ -4,7 +4,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-from pushsse.backplane.base import Draft, Receipt
+from pushsse.backplane import Draft, Receipt
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.intake.decode import PushsseFormat
 from pushsse.intake.kafka import KafkaIntake

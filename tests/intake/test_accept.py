@@ -8,7 +8,7 @@ import pytest
 
 from deploy.parts.ports import free_port
 from pushsse import event
-from pushsse.backplane.base import Draft, Receipt
+from pushsse.backplane import Draft, Receipt
 from pushsse.errors import EventTooLarge, KafkaUnavailable
 from pushsse.intake.base import Submitted
 from pushsse.intake.embedded import EmbeddedIntake

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from pushsse.backplane.base import Draft, Source
+from pushsse.backplane import Draft, Source
 from pushsse.errors import InvalidInput, NotJson
 from pushsse.intake.decode import PushsseFormat, Record, decode_all
 from pushsse.metrics import Metrics

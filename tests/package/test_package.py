@@ -21,7 +21,7 @@ INSIDE = (
     "pushsse/api/page/page.css",
     "pushsse/migrations/0001_initial.py",
     "pushsse/questions/faq.toml",
-    "pushsse/backplane/publish.lua",
+    "pushsse/backplane/redis/scripts/publish.lua",
 )
 
 

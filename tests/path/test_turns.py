@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from pushsse import event
-from pushsse.backplane.base import Draft
+from pushsse.backplane import Draft
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.dispatcher import Dispatcher, Off
 from pushsse.metrics import Metrics

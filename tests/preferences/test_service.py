@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 import pytest
 
-from pushsse.backplane.base import Call, Entry, Receipt, log_of
+from pushsse.backplane import Call, Entry, Receipt, log_of
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database
 from pushsse.errors import BackplaneUnavailable, InvalidInput

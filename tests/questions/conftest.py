@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from deploy.parts import Postgres
-from pushsse.backplane.base import HeardLive, log_of
+from pushsse.backplane import HeardLive, log_of
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database
 from pushsse.event import Publication

@@ -17,7 +17,7 @@ from pushsse.api.identity import DevelopmentIdentifier
 from pushsse.api.problem import HANDLERS
 from pushsse.api.questions import QuestionsEndpoint
 from pushsse.api.reply import Reply
-from pushsse.backplane.base import Heard, HeardLive, log_of
+from pushsse.backplane import Heard, HeardLive, log_of
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.errors import BackplaneUnavailable
 from pushsse.event import Publication

@@ -29,8 +29,7 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 
 from pushsse.backoff import Backoff
-from pushsse.backplane import codec
-from pushsse.backplane.base import BROADCAST, REMEMBER_MOST, REMEMBER_MS, Entry
+from pushsse.backplane import BROADCAST, REMEMBER_MOST, REMEMBER_MS, Entry, codec
 from pushsse.errors import SettingsError
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Sequence
 from heapq import merge
 from typing import NamedTuple, cast
 
-from pushsse.backplane import codec
-from pushsse.backplane.base import TAIL_BYTES, TAIL_ENTRIES, Entry, Head
-from pushsse.backplane.redis_link import Link, Reply, script
+from pushsse.backplane import TAIL_BYTES, TAIL_ENTRIES, Entry, Head, codec
+from pushsse.backplane.redis.connection import Link, Reply, script
 from pushsse.event import Change
 
 _MOST_BYTES = 4 * 1024 * 1024

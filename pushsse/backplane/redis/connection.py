@@ -32,7 +32,7 @@ class Script(NamedTuple):
 
 def script(name: str) -> Script:
     """Reads a script."""
-    here = Path(__file__).parent
+    here = Path(__file__).parent / "scripts"
     source = (here / "meta.lua").read_text() + (here / f"{name}.lua").read_text()
     return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 

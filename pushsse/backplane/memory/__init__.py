@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Self
 
-from pushsse.backplane.base import (
+from pushsse.backplane import (
     BROADCAST,
     BROADCAST_SHARE,
     Call,
@@ -26,9 +26,8 @@ from pushsse.backplane.base import (
     Page,
     Receipt,
 )
-from pushsse.backplane.kept import KeptLog
-from pushsse.backplane.memory_file import Appended, LogFile, LogState, State, fresh_word
-from pushsse.backplane.taken import Taken, recipients
+from pushsse.backplane.memory.file import Appended, LogFile, LogState, State, fresh_word
+from pushsse.backplane.memory.logs import KeptLog, Taken, recipients
 from pushsse.errors import NotOwner
 from pushsse.event import Change, Publication
 from pushsse.metrics import Metrics

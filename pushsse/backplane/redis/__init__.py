@@ -11,28 +11,32 @@ from typing import Self, cast
 
 import msgspec
 
-from pushsse.backplane import codec
-from pushsse.backplane.base import (
+from pushsse.backplane import (
     BROADCAST,
     BROADCAST_SHARE,
     REMEMBER_MOST,
     REMEMBER_MS,
     Call,
+    Draft,
     Hearing,
     Page,
     Receipt,
+    codec,
 )
-from pushsse.backplane.redis_link import Connector, Link, script
-from pushsse.backplane.redis_listen import TIMEOUT_S, Listener
-from pushsse.backplane.redis_portion import Portion
-from pushsse.backplane.redis_read import LogReader, Want, fresh_epoch, merged
-from pushsse.backplane.redis_watch import Watch
+from pushsse.backplane.redis.canary import Watch
+from pushsse.backplane.redis.connection import Connector, Link, script
+from pushsse.backplane.redis.listen import TIMEOUT_S, Listener
+from pushsse.backplane.redis.read import LogReader, Want, fresh_epoch, merged
 from pushsse.errors import NotOwner
 from pushsse.event import Change, Publication
 from pushsse.metrics import Metrics
 from pushsse.position import Mark
 
 _READ_TIMEOUT_S = 3.0
+_MOST_DRAFTS = 1000
+_MOST_BYTES = 1024 * 1024
+_MOST_NAMES = 1000  # 3–5 ms of Redis
+_FIRST_BLOB = 7  # of the script's arguments, which Lua counts from 1
 _PUBLISH = script("publish")
 
 
@@ -120,7 +124,7 @@ class RedisBackplane:
         """Lets those who follow the log now hear what isn't kept. Raises BackplaneUnavailable."""
         await self._publisher.call("PUBLISH", self._channel + log, codec.live(publication))
 
-    def _portions(self, calls: Sequence[Call]) -> Iterator[Portion]:
+    def _portions(self, calls: Sequence[Call]) -> Iterator["Portion"]:
         """As many calls at once as one run of the script should take."""
         portion = Portion()
         for call in calls:
@@ -235,3 +239,52 @@ class RedisBackplane:
     def available(self) -> bool:
         """Whether Redis answered a moment ago."""
         return self._watch.available
+
+
+class Portion:
+    """Calls for one run of the script."""
+
+    __slots__ = ("_bytes", "_drafts", "_names", "blobs", "calls", "logs")
+
+    def __init__(self) -> None:
+        self.logs: list[str] = []
+        self.calls: list[tuple[object, ...]] = []
+        self.blobs: list[bytes] = []
+        self._bytes = 0
+        self._drafts = 0
+        self._names = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether one run of the script should take no more: nothing else runs in Redis meanwhile."""
+        return self._drafts >= _MOST_DRAFTS or self._bytes >= _MOST_BYTES or self._names >= _MOST_NAMES
+
+    def add(self, call: Call, known: Mark, *, keep_bytes: int) -> None:
+        """A call, with what this node knows of its log."""
+        sources: dict[tuple[str, str], int] = {}
+        drafts = [self._draft(call.log, draft, sources) for draft in call.drafts]
+        self._drafts += len(drafts)
+        self.logs.append(call.log)
+        self.calls.append((call.log, known.epoch, known.number, keep_bytes, tuple(sources), drafts))
+
+    def _draft(self, log: str, draft: Draft, sources: dict[tuple[str, str], int]) -> tuple[object, ...]:
+        publication, source, _ = draft
+        which, offset, at_ms = 0, 0, 0
+        if source is not None:
+            partition = (f"{source.topic}/{source.partition}", source.owner)
+            which = sources.setdefault(partition, len(sources) + 1)
+            offset, at_ms = source.offset, source.timestamp_ms
+        entry = self._blob(codec.encode(publication))
+        names = draft.names(log)
+        self._names += len(names)
+        # One recipient is a repeat or none: only several may have to be taken apart.
+        begin, end = codec.users_of(publication) if len(names) > 1 else (0, 0)
+        had = self._blob(b"".join(names)) if names else 0
+        packed = (entry, publication.expires_ms, had, which, offset, at_ms, begin, end)
+        change = publication.change
+        return packed if change is None else (*packed, change.user, self._blob(codec.encode_change(change)))
+
+    def _blob(self, blob: bytes) -> int:
+        self.blobs.append(blob)
+        self._bytes += len(blob)
+        return len(self.blobs) + _FIRST_BLOB - 1
