@@ -12,14 +12,12 @@ from pushsse.backplane import Backplane
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.hub.streams import StreamLimits
-from pushsse.intake.base import Dispatch, Intake
-from pushsse.intake.deadletter import DeadLetters
-from pushsse.intake.decode import PushsseFormat, Record, Refused
-from pushsse.intake.embedded import EmbeddedIntake
+from pushsse.intake.http import Dispatch, EmbeddedIntake, Intake, KafkaProducerIntake
 from pushsse.intake.kafka import KafkaIntake
-from pushsse.intake.produce import KafkaProducerIntake
-from pushsse.intake.producer import Outgoing, Producer, RecordRefused
-from pushsse.kafka import Connection, connection
+from pushsse.intake.record import PushsseFormat
+from pushsse.kafka.client import Connection, Record, connection
+from pushsse.kafka.dead_letters import DeadLetters, Refused
+from pushsse.kafka.producer import Outgoing, Producer, RecordRefused
 from pushsse.metrics import Metrics
 from pushsse.questions.answerers import faq
 from pushsse.questions.answerers.base import Answerer

@@ -23,7 +23,7 @@ from pushsse.errors import InvalidInput, NotJson, Problem
 from pushsse.event import Event
 from pushsse.hub.replay import Replay
 from pushsse.hub.resume import From, Opening, Resume, Resumer
-from pushsse.intake.base import Intake, Submitted
+from pushsse.intake.http import Intake, Submitted
 from pushsse.position import Position
 from pushsse.stream.subscriber import Person
 

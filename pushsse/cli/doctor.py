@@ -22,7 +22,8 @@ from pushsse.cli.options import BadSetting, read_settings, with_settings
 from pushsse.cli.terminal import say
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable, SettingsError
-from pushsse.intake.probe import about_dead_letters, configuration, topics
+from pushsse.kafka.client import configuration, topics
+from pushsse.kafka.dead_letters import about_dead_letters
 from pushsse.settings import PREFIX, Settings, unknown
 from pushsse.shown import shown
 

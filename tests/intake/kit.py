@@ -17,9 +17,9 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 from pushsse.backplane import Call, Draft, Receipt
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.errors import Unavailable
-from pushsse.intake.decode import PushsseFormat
 from pushsse.intake.kafka import KafkaIntake
-from pushsse.kafka import Connection
+from pushsse.intake.record import PushsseFormat
+from pushsse.kafka.client import Connection
 from pushsse.metrics import Metrics
 
 

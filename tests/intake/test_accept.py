@@ -10,11 +10,9 @@ from deploy.parts.ports import free_port
 from pushsse import event
 from pushsse.backplane import Draft, Receipt
 from pushsse.errors import EventTooLarge, KafkaUnavailable
-from pushsse.intake.base import Submitted
-from pushsse.intake.embedded import EmbeddedIntake
-from pushsse.intake.produce import KafkaProducerIntake
-from pushsse.intake.producer import Producer
-from pushsse.kafka import Connection
+from pushsse.intake.http import EmbeddedIntake, KafkaProducerIntake, Submitted
+from pushsse.kafka.client import Connection
+from pushsse.kafka.producer import Producer
 
 from .kit import Kit
 

@@ -6,7 +6,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
 from deploy.parts import Kafka
-from pushsse.intake import watch
+from pushsse.intake import kafka
 from tests.parts import running
 
 from .kit import Kit, until, value
@@ -25,7 +25,7 @@ async def test_a_kafka_that_crashes_and_comes_back_is_read_on(
     broker: Kafka, away_s: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once shorter and once longer than it takes until the consumer is given up and replaced."""
-    monkeypatch.setattr(watch, "STUCK_S", 8.0)
+    monkeypatch.setattr(kafka, "STUCK_S", 8.0)
     admin = AIOKafkaAdminClient(bootstrap_servers=broker.url)
     await admin.start()
     try:
@@ -36,7 +36,7 @@ async def test_a_kafka_that_crashes_and_comes_back_is_read_on(
             await kit.until_committed(100)
             broker.kill()
             await asyncio.sleep(away_s)
-            assert ("the consumer is replaced" in caplog.text) == (away_s > watch.STUCK_S)
+            assert ("the consumer is replaced" in caplog.text) == (away_s > kafka.STUCK_S)
             await asyncio.to_thread(broker.start)
             await kit.produce([value(n) for n in range(100, 200)])
             await until(lambda: kit.recorder.appended == 200, 60)

@@ -1,7 +1,6 @@
 import pytest
 
-from pushsse.intake.deadletter import KEPT_BYTES, MAX_LETTER_BYTES, letter
-from pushsse.intake.decode import Refused
+from pushsse.kafka.dead_letters import KEPT_BYTES, MAX_LETTER_BYTES, Refused, letter
 
 from .test_decode import Given
 

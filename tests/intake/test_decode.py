@@ -7,7 +7,8 @@ import pytest
 
 from pushsse.backplane import Draft, Source
 from pushsse.errors import InvalidInput, NotJson
-from pushsse.intake.decode import PushsseFormat, Record, decode_all
+from pushsse.intake.record import PushsseFormat, decode_all
+from pushsse.kafka.client import Record
 from pushsse.metrics import Metrics
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from deploy.parts.ports import free_port
 from pushsse.errors import SettingsError
-from pushsse.intake import onward
-from pushsse.intake.onward import RECHECK_AFTER_S
-from pushsse.kafka import Connection
+from pushsse.intake import kafka
+from pushsse.intake.kafka import RECHECK_AFTER_S
+from pushsse.kafka.client import Connection
 
 from .kit import Kit, Recorder, until, value
 
@@ -84,7 +84,7 @@ async def test_a_restart_goes_on_where_it_stopped(kit: Kit) -> None:
 async def test_an_unavailable_dispatch_gets_the_same_records_again(
     kit: Kit, monkeypatch: pytest.MonkeyPatch, recheck_after_s: float
 ) -> None:
-    monkeypatch.setattr(onward, "RECHECK_AFTER_S", recheck_after_s)
+    monkeypatch.setattr(kafka, "RECHECK_AFTER_S", recheck_after_s)
     await kit.create(kit.topic, kit.dlq)
     await kit.produce([value(n) for n in range(200)])
     kit.recorder.failures = 4

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pushsse.intake.probe import about_dead_letters, configuration, topics
+from pushsse.kafka.client import configuration, topics
+from pushsse.kafka.dead_letters import about_dead_letters
 from pushsse.settings import load
 
 from .kit import Kit

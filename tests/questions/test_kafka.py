@@ -12,11 +12,10 @@ from ulid import ULID
 
 from deploy.parts import Kafka
 from pushsse.errors import InvalidInput
-from pushsse.intake.producer import Outgoing, Producer
-from pushsse.kafka import Connection
+from pushsse.kafka.client import Connection
+from pushsse.kafka.producer import Outgoing, Producer
 from pushsse.metrics import Metrics
-from pushsse.questions.answerers.kafka import KafkaAnswerer
-from pushsse.questions.answerers.kafka_answers import read
+from pushsse.questions.answerers.kafka import KafkaAnswerer, read
 from pushsse.questions.question import Question
 from pushsse.questions.service import Asking, Questions
 from tests.questions.conftest import World, data, eventually, grown_text

@@ -12,29 +12,12 @@ from typing import NamedTuple, Protocol
 from pushsse import event
 from pushsse.backplane import Draft, Source
 from pushsse.errors import InvalidInput, Problem
+from pushsse.kafka.client import Record
+from pushsse.kafka.dead_letters import Refused
 from pushsse.metrics import Metrics
 
 # How long a run of records may hold the event loop.
 _TURN_S = 0.005
-
-
-class Record(Protocol):
-    """A Kafka record, as aiokafka hands it out; the timestamp is in milliseconds."""
-
-    @property
-    def topic(self) -> str: ...
-    @property
-    def partition(self) -> int: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def timestamp(self) -> int: ...
-    @property
-    def key(self) -> bytes | None: ...
-    @property
-    def value(self) -> bytes | None: ...
-    @property
-    def headers(self) -> Sequence[tuple[str, bytes]]: ...
 
 
 class Decode(Protocol):
@@ -82,14 +65,6 @@ class PushsseFormat:
 
     def _ignored(self, count: int) -> None:
         self.metrics.unknown_members += count
-
-
-class Refused(NamedTuple):
-    """A record that can't be used, and why: `at` is safe to log, `error` may quote the record."""
-
-    record: Record
-    at: str
-    error: str
 
 
 class Decoded(NamedTuple):

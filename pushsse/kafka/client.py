@@ -7,12 +7,15 @@ since aiokafka would go to another offset without a word, and a topic made anew 
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError
 
 from pushsse.settings import Settings
 
@@ -23,6 +26,25 @@ MAX_REQUEST_BYTES = 1024 * 1024
 _STOP_S = 2.0
 
 log = logging.getLogger(__name__)
+
+
+class Record(Protocol):
+    """A Kafka record, as aiokafka hands it out; the timestamp is in milliseconds."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,3 +158,40 @@ def cancellation_is_ours() -> bool:
     """Whether the CancelledError being handled was asked for; if not, it leaked out of aiokafka."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
+
+
+_TIMEOUT_S = 10.0
+
+
+async def topics(settings: Settings) -> dict[str, int]:
+    """The topics that may be read, and how many partitions each has. Raises OSError."""
+    consumer = connection(settings).consumer(None)
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            await consumer.start()
+            cluster = await consumer._client.fetch_all_metadata()
+            return {name: len(cluster.partitions_for_topic(name) or ()) for name in cluster.topics()}
+    except KafkaError as error:
+        raise OSError(f"{error}") from error
+    except TimeoutError as error:
+        raise OSError(f"no answer within {_TIMEOUT_S:.0f} s") from error
+    finally:
+        await stop(consumer)
+
+
+async def configuration(settings: Settings, topic: str) -> dict[str, str]:
+    """What a topic is set to, by Kafka's names; empty where that may not be asked. Raises OSError."""
+    try:
+        async with asyncio.timeout(_TIMEOUT_S), connection(settings).admin() as admin:
+            answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+    except KafkaError as error:
+        raise OSError(f"{error}") from error
+    except TimeoutError as error:
+        raise OSError(f"no answer within {_TIMEOUT_S:.0f} s") from error
+    return {
+        entry[0]: entry[1] or ""
+        for answer in answers
+        for error, _, _, _, entries in answer.resources
+        if not error
+        for entry in entries
+    }

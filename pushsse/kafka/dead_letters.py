@@ -6,9 +6,10 @@ the topic refuses is written in ever smaller forms, each record by itself, down 
 
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from pushsse.intake.decode import Record, Refused
-from pushsse.intake.producer import Outgoing, Producer, RecordRefused
+from pushsse.kafka.client import Record
+from pushsse.kafka.producer import Outgoing, Producer, RecordRefused
 from pushsse.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -18,6 +19,14 @@ MAX_LETTER_BYTES = 960 * 1024
 _MAX_ERROR_BYTES = 2048
 _SMALL_ERROR_BYTES = 200
 _MAX_HEADER_BYTES = 16 * 1024
+
+
+class Refused(NamedTuple):
+    """A record that can't be used, and why: `at` is safe to log, `error` may quote the record."""
+
+    record: Record
+    at: str
+    error: str
 
 
 class DeadLetters:
@@ -118,3 +127,19 @@ def _own(
 def _headers(record: Record) -> tuple[tuple[str, bytes], ...]:
     size = sum(len(name.encode()) + len(value or b"") for name, value in record.headers)
     return tuple(record.headers) if size <= _MAX_HEADER_BYTES else ()
+
+
+def about_dead_letters(found: dict[str, str], topic: str) -> list[str]:
+    """What of a dead-letter topic's settings costs dead letters, and what to do."""
+    lines = []
+    if (most := int(found.get("max.message.bytes") or MAX_LETTER_BYTES + 1)) <= MAX_LETTER_BYTES:
+        lines.append(
+            f"the topic {topic} takes records of {most} bytes (max.message.bytes): larger dead letters are"
+            " cut; 1048588, Kafka's default, holds any"
+        )
+    if "compact" in found.get("cleanup.policy", ""):
+        lines.append(
+            f"the topic {topic} is compacted: of dead letters with the same key only the newest stays; set"
+            " cleanup.policy=delete"
+        )
+    return lines

@@ -1,0 +1,122 @@
+"""POST /v1/events where Kafka is configured: the events go into the topic and come back through the intake.
+
+Called by the API; hands on to Kafka, keyed so that one person's events stay in order.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from pushsse.backplane import Draft, Receipt
+from pushsse.errors import EventTooLarge
+from pushsse.event import Event, Publication
+from pushsse.kafka.producer import Outgoing, Producer, RecordTooLarge
+
+EVERYBODY = b"all"
+
+
+# Returns once the log has the drafts. Raises Unavailable (try the same drafts again) or NotOwner.
+Dispatch = Callable[[Sequence[Draft]], Awaitable[Receipt]]
+
+
+class Submitted(NamedTuple):
+    """An event that came by HTTP: checked, named, and encoded (so it is known to fit into a frame)."""
+
+    event: Event
+    event_id: str
+    publication: Publication
+
+
+class Intake(Protocol):
+    """Takes events from producers without Kafka.
+
+    Order: that of acceptance; with Kafka behind it, within a key. Guarantee: what was accepted outlives this
+    process as far as the parts behind it do. Cancelled or failed, any of the events may have been taken:
+    submitting the same ids again is right, and repeats none.
+    """
+
+    async def accept(self, submitted: Sequence[Submitted]) -> int | None:
+        """Returns when all are taken: how many recipients had them already, or None where that shows later.
+
+        A broadcast counts as one. Raises Unavailable.
+        """
+        ...
+
+
+class KafkaProducerIntake:
+    """An intake that writes to Kafka; see `Intake`."""
+
+    def __init__(self, producer: Producer, *, topic: str) -> None:
+        self._producer = producer
+        self._topic = topic
+        self._encoder = msgspec.json.Encoder()
+
+    async def accept(self, submitted: Sequence[Submitted]) -> None:
+        """Returns when Kafka has all. Raises KafkaUnavailable, or EventTooLarge: the others are taken."""
+        try:
+            await self._producer.send(self._topic, [self._record(each) for each in submitted])
+        except RecordTooLarge:
+            # Kafka doesn't say which one it was. What it has taken already is known by its id.
+            refused = [each.event_id for each in submitted if not await self._takes(each)]
+            if refused:
+                raise EventTooLarge(refused) from None
+
+    async def _takes(self, submitted: Submitted) -> bool:
+        try:
+            await self._producer.send(self._topic, [self._record(submitted)])
+        except RecordTooLarge:
+            return False
+        return True
+
+    def _record(self, submitted: Submitted) -> Outgoing:
+        named = msgspec.structs.replace(submitted.event, id=submitted.event_id)
+        return Outgoing(key_of(submitted.event), self._encoder.encode(named))
+
+
+def key_of(event: Event) -> bytes:
+    """What keeps events in order: the event's own key, else the only user, else one for everybody."""
+    if event.key:
+        return event.key.encode()
+    users = event.users
+    return users[0].encode() if users is not None and len(users) == 1 else EVERYBODY
+
+
+# What is dispatched in one piece: more would hold the event loop for over some milliseconds.
+_MOST_EVENTS = 500
+_MOST_RECIPIENTS = 2_000
+
+
+class EmbeddedIntake:
+    """An intake that dispatches by itself; see `Intake`."""
+
+    def __init__(self, dispatch: Dispatch) -> None:
+        self._dispatch = dispatch
+        self._turn = asyncio.Lock()
+
+    async def accept(self, submitted: Sequence[Submitted]) -> int:
+        """Returns when the log has all of them: how many recipients had them already. Raises Unavailable."""
+        drafts = [Draft(each.publication, None, _once(each)) for each in submitted]
+        repeated = 0
+        async with self._turn:
+            for portion in _portions(drafts):
+                repeated += (await self._dispatch(portion)).repeated
+        return repeated
+
+
+def _portions(drafts: Sequence[Draft]) -> Iterator[Sequence[Draft]]:
+    start = recipients = 0
+    for at, draft in enumerate(drafts):
+        more = len(draft.publication.users or ())
+        if at - start == _MOST_EVENTS or (at > start and recipients + more > _MOST_RECIPIENTS):
+            yield drafts[start:at]
+            start, recipients = at, 0
+        recipients += more
+    if start < len(drafts):
+        yield drafts[start:]
+
+
+def _once(submitted: Submitted) -> str:
+    """A producer's own id. Nobody can repeat one that was made for this call: it isn't remembered."""
+    return f"{submitted.event.type}|{submitted.event_id}" if submitted.event.id else ""
