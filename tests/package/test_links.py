@@ -1,0 +1,61 @@
+"""Links and code references in README.md, CHANGELOG.md, docs/ and examples/ lead somewhere."""
+
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    page.relative_to(ROOT).as_posix()
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md"))
+)
+_FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ +(.*?) *$", re.MULTILINE)
+# A path of this repository as docs write it: `hub/delivery.py`, `tests/questions/asked.toml`, `bench/floor.c`.
+_FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]*\.(?:py|lua|md|toml|c|conf|sql|js|yaml))`")
+
+
+def text(page: Path) -> str:
+    """A page without its blocks of code."""
+    return _FENCED.sub("", page.read_text())
+
+
+@lru_cache
+def anchors(page: Path) -> frozenset[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    found: set[str] = set()
+    for heading in _HEADING.findall(text(page)):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
+        count = 0
+        while (name := f"{slug}-{count}" if count else slug) in found:
+            count += 1
+        found.add(name)
+    return frozenset(found)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_relative_links_and_anchors_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    dead = []
+    for link in _LINK.findall(text(page)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            dead.append(link)
+    assert not dead, f"{name} has links that lead nowhere: {dead}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_files_that_a_page_names_exist(name: str) -> None:
+    page = ROOT / name
+    # Docs name the package's modules without `pushsse/`.
+    places = (ROOT, ROOT / "pushsse", page.parent)
+    named = set(_FILE.findall(text(page)))
+    missing = sorted(file for file in named if not any((place / file).is_file() for place in places))
+    assert not missing, f"{name} names files that don't exist: {missing}"
