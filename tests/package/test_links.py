@@ -14,7 +14,7 @@ PAGES = sorted(
 _FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ +(.*?) *$", re.MULTILINE)
-# A path of this repository as docs write it: `hub/delivery.py`, `tests/questions/asked.toml`, `bench/floor.c`.
+# A path of this repository as docs write it: `hub/delivery.py`, `tests/questions/asked.toml`.
 _FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]*\.(?:py|lua|md|toml|c|conf|sql|js|yaml))`")
 
 
