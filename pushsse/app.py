@@ -11,7 +11,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from pushsse.api.lasting import Application
+from pushsse.api.direct import Application
 from pushsse.api.problem import HANDLERS
 from pushsse.errors import CloseReason, PushsseError, SettingsError
 from pushsse.node import Node

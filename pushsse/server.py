@@ -24,7 +24,7 @@ from pushsse.files import OpenFiles
 from pushsse.hub.drain import FLUSH_S, drain
 from pushsse.node import Node
 from pushsse.settings import Settings
-from pushsse.stream import trial
+from pushsse.stream import handover
 from pushsse.stream.handover import HandoverHttp, drop
 from pushsse.workers.worker import Worker
 
@@ -227,7 +227,7 @@ def _is_listening(listener: socket.socket) -> bool:
 
 def best_http() -> Http:
     """The protocol that can hand streams over, if uvicorn's insides are as they were tested."""
-    if reason := trial.failed():
+    if reason := handover.failed():
         log.warning("streams are written the portable way, which costs more: %s", reason)
         return "auto"
     return HandoverHttp

@@ -4,6 +4,7 @@ Wired by `app`. A node that can't serve a stream just now says so with a 200 and
 browser's EventSource gives up for good on any other status.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pushsse import position
-from pushsse.api import lasting, query
+from pushsse.api import direct, query
 from pushsse.api.identity import STREAM, Identifier, Identity
-from pushsse.api.queue import Queue
-from pushsse.errors import Unavailable
+from pushsse.errors import Overloaded, Unavailable
 from pushsse.hub.resume import From, Resumer
 from pushsse.hub.streams import StreamOptions, Streams
 from pushsse.stream.eventsource import Turns
@@ -28,7 +28,34 @@ from pushsse.stream.response import start
 OPENING_AT_ONCE = 64
 # A stream that isn't handed over takes three times as long to open.
 PORTABLE_AT_ONCE = 4
+# How long a client waits for its turn.
+PATIENCE_S = 15.0
 log = logging.getLogger(__name__)
+
+
+class Queue:
+    """At most `at_once` have a turn; the others wait in the order in which they came."""
+
+    def __init__(self, at_once: int) -> None:
+        self._room = asyncio.Semaphore(at_once)
+
+    async def __aenter__(self) -> None:
+        """A turn, while the context lasts. Raises Overloaded."""
+        if self._room.locked():
+            await self._wait()
+        else:
+            # At once, and without a timer.
+            await self._room.acquire()
+
+    async def __aexit__(self, *error: object) -> None:
+        self._room.release()
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self._room.acquire()
+        except TimeoutError:
+            raise Overloaded(f"others have been opening streams for {PATIENCE_S:.0f} s") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +98,7 @@ class StreamEndpoint:
             await busy_response()(scope, receive, send)
             return
         if queued is not None:
-            lasting.leave(scope, partial(queued, scope, receive, send))
+            direct.leave(scope, partial(queued, scope, receive, send))
 
 
 def asked(request: Request, who: Identity) -> tuple[From, StreamOptions]:

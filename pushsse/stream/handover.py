@@ -6,7 +6,7 @@ already knows how to pass a connection on (to its WebSocket protocol); the same 
 sends its head, which `HeldHead` keeps, and takes the offer; then `StreamProtocol` owns the transport, and
 parser, scope and task go. The head leaves with the stream's first chunk: one packet and one system call.
 
-Deliberate: it leans on uvicorn's insides, so `trial` tries it at the start, and where they have changed,
+Deliberate: it leans on uvicorn's insides, so `failed` tries it at the start, and where they have changed,
 streams are written the portable way. What a client sends after its request is read and dropped, so that its
 leaving is noticed. A write goes straight to the socket while nothing waits in the transport, which saves its
 queue and a turn.
@@ -16,20 +16,26 @@ import asyncio
 import os
 import socket
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import cast
 from weakref import ref
 
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
+from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
-from pushsse.stream.frame import Chunk
+from pushsse.stream.frame import Chunk, chunk
 from pushsse.stream.subscriber import Subscriber
 
 EXTENSION = "pushsse.handover"
 # struct linger: on, 0 seconds. Closing sends a reset (socket(7)).
 _DROP = struct.pack("ii", 1, 0)
 LAST_CHUNK = b"0\r\n\r\n"
+TRIAL_S = 5.0
+_REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+_FIRST, _LAST = chunk(b"handed"), chunk(b"over")
 
 
 class StreamProtocol(asyncio.Protocol):
@@ -293,3 +299,56 @@ def offered(scope: Scope) -> Offer | None:
     """The offer in a request's scope; None under another server."""
     found: Offer | None = scope.get("extensions", {}).get(EXTENSION)
     return found
+
+
+def failed() -> str:
+    """What went wrong; empty if a connection was handed over, written to and closed as it should be."""
+    # A thread, since an event loop may be running here already.
+    with ThreadPoolExecutor(1) as thread:
+        error = thread.submit(lambda: asyncio.run(_try())).exception()
+    return f"uvicorn's insides have changed: {error!r}" if error else ""
+
+
+async def _try() -> None:
+    state = ServerState()
+    served, client = socket.socketpair()
+    client.setblocking(False)
+    with client:
+        answer = await asyncio.wait_for(_ask(state, served, client), TRIAL_S)
+    if not answer.startswith(b"HTTP/1.1 200 "):
+        raise AssertionError(f"a stream's head is {answer!r}")
+    if not answer.endswith(b"\r\n\r\n" + _FIRST.framed + _LAST.framed + LAST_CHUNK):
+        raise AssertionError(f"a stream's body is {answer!r}")
+    if state.connections or state.tasks:
+        raise AssertionError("a connection is still counted after its end")
+
+
+async def _ask(state: ServerState, served: socket.socket, client: socket.socket) -> bytes:
+    """All that is answered on a connection."""
+    loop = asyncio.get_running_loop()
+    config = Config(_app, http=HandoverHttp, ws="none", lifespan="off", log_config=None, access_log=False)
+    config.load()
+    transport, _ = await loop.connect_accepted_socket(lambda: HandoverHttp(config, state, {}), served)
+    try:
+        await loop.sock_sendall(client, _REQUEST)
+        answer = b""
+        while more := await loop.sock_recv(client, 4096):
+            answer += more
+    finally:
+        transport.abort()
+    # What is called soon after the end, is called.
+    await asyncio.sleep(0)
+    return answer
+
+
+async def _app(scope: Scope, receive: Receive, send: Send) -> None:
+    offer = offered(scope)
+    if offer is None:
+        raise AssertionError("no handover is offered")
+    offer.hold_head()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    stream = offer.take(1_000)
+    if stream is None:
+        raise AssertionError("the connection isn't handed over")
+    stream.write(_FIRST)
+    stream.end(_LAST)

@@ -11,8 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pushsse.api.direct import Direct, answered
-from pushsse.api.lasting import Application
+from pushsse.api.direct import Application, Direct, answered
 from pushsse.api.problem import HANDLERS, HttpProblem, json_response, read_body
 from pushsse.errors import BackplaneUnavailable, InvalidInput, NotJson, Problem
 from tests.serving import Running, serving

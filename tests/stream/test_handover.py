@@ -11,7 +11,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from pushsse.server import best_http
-from pushsse.stream import trial
+from pushsse.stream import handover
 from pushsse.stream.frame import chunk
 from pushsse.stream.handover import HandoverHttp, StreamProtocol, offered
 from tests.serving import LIMIT_S, eventually, serving
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 
 def test_the_handover_works_with_this_uvicorn() -> None:
-    assert trial.failed() == ""
+    assert handover.failed() == ""
     assert best_http() is HandoverHttp
 
 
@@ -31,7 +31,7 @@ def test_changed_insides_are_noticed_and_streams_written_the_portable_way(
     changed: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delattr(HttpToolsProtocol, changed)
-    monkeypatch.setattr(trial, "LIMIT_S", 0.5)
+    monkeypatch.setattr(handover, "TRIAL_S", 0.5)
     assert best_http() == "auto"
     assert "written the portable way" in caplog.text
 

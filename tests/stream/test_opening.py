@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from pushsse.api import queue
-from pushsse.api.queue import Queue
+from pushsse.api import stream
+from pushsse.api.stream import Queue
 from pushsse.errors import Overloaded
 
 pytestmark = pytest.mark.anyio
@@ -33,7 +33,7 @@ async def test_few_have_a_turn_at_a_time_and_the_others_follow_in_order() -> Non
 async def test_who_waits_too_long_is_told_that_the_node_is_overloaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(queue, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(stream, "PATIENCE_S", 0.05)
     waiting = Queue(1)
     async with waiting:
         with pytest.raises(Overloaded):
