@@ -10,22 +10,24 @@ FILE = Path(__file__).resolve().parents[1] / "docs" / "faults.md"
 _HEAD = """\
 # Faults
 
-What the guarantees are worth is shown by breaking things. `make faults` starts the whole deployment on one
-machine (Kafka with four partitions, Redis with its append-only file, PostgreSQL, nginx with the configuration
-that is deployed, three nodes), opens 300 streams through nginx that behave as `EventSource` does, and sends
-200 events a second, 5 % of them for everybody. Then it does to the parts what the table says.
+Breaking things shows what the guarantees are worth. `make faults` starts the whole deployment on one
+machine: Kafka with four partitions, Redis with its append-only file, PostgreSQL, nginx with the
+configuration of a deployment, and three nodes. It opens 300 streams through nginx that behave as
+`EventSource` does, and sends 200 events a second, 5 % of them to everyone. Then it breaks the parts as
+the table says.
 
-The producer keeps a ledger of what Kafka acknowledged, every client one of what it got. After each fault the
-two are compared. A row passes when
+The producer keeps a ledger of what Kafka acknowledged, and every client keeps one of what it received.
+After each fault the ledgers are compared. A row passes when
 
-- nothing is lost: every event that a client was to get has come, or lies in an interval that the client was
-  told about as a `gap`, and a gap is told only where a log itself was lost;
-- nothing is out of the order of its Kafka partition, comes twice to a client, or comes to somebody else;
-- nothing comes against a switch, and nothing is held back that was on (guarantee 3);
+- nothing is lost: every event for a client has arrived, or lies in an interval that the client was told
+  about as a `gap`, and a gap is told only where a log itself was lost;
+- nothing is out of the order of its Kafka partition, arrives twice at a client, or reaches the wrong
+  person;
+- nothing arrives that is switched off, and nothing is held back that is switched on (guarantee 3);
 - all clients are connected, and none was refused in a way that ends an `EventSource` for good;
-- the nodes' open files are back to where they were (three more at most; connections to Kafka and PostgreSQL
-  have a bound instead), resident memory is within 10 % + 5 MB of what it was when the nodes were warm, and no
-  node has logged a traceback;
+- the nodes' open files are back to their number before (at most three more; connections to Kafka and
+  PostgreSQL have a limit instead), resident memory is within 10 % + 5 MB of its size when the nodes
+  were warm, and no node has logged a traceback;
 - what the row itself promises holds.
 """
 _TITLE = "## "
