@@ -10,6 +10,7 @@ from pathlib import Path
 from pushsse.api.identity import DevelopmentIdentifier, Identifier, TokenIdentifier
 from pushsse.backplane import Backplane
 from pushsse.backplane.memory import MemoryBackplane
+from pushsse.backplane.memory.writer import LogWriter
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.hub.streams import StreamLimits
 from pushsse.intake.http import Dispatch, EmbeddedIntake, Intake, KafkaProducerIntake
@@ -28,12 +29,13 @@ from pushsse.settings import Settings, seconds
 def backplane(settings: Settings, metrics: Metrics) -> MemoryBackplane | RedisBackplane:
     """Redis where it is configured, else memory."""
     if not settings.redis_url:
+        file = _log_file(settings.database_url)
         return MemoryBackplane(
             shards=settings.shards,
             keep_s=settings.log_keep_s,
             keep_bytes=settings.log_keep_bytes,
             metrics=metrics,
-            file=_log_file(settings.database_url),
+            writer=LogWriter(file, shards=settings.shards) if file is not None else None,
         )
     return RedisBackplane(
         settings.redis_url,

@@ -4,6 +4,9 @@ The dispatcher, preferences and questions publish; the hub listens; resume reads
 (broadcasts) and "0" … "63" (shards); numbers run 1, 2, 3… without a hole within an epoch.
 """
 
+import secrets
+import string
+import time
 import zlib
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,11 +25,22 @@ NAME_BYTES = 12
 BROADCAST_SHARE = 16  # times as many bytes as a shard's log
 TAIL_ENTRIES = 1000
 TAIL_BYTES = 1024 * 1024
+_WORD = string.ascii_lowercase + string.digits
 
 
 def log_of(user: str, shards: int) -> str:
     """The name of the shard log that a user hashes to; the same on every node (CRC-32)."""
     return str(zlib.crc32(user.encode()) % shards)
+
+
+def fresh_word() -> str:
+    """A random word that no log's epoch begins with yet."""
+    return "".join(secrets.choice(_WORD) for _ in range(8))
+
+
+def machine_ms() -> int:
+    """This machine's clock, in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
 
 
 class Source(NamedTuple):

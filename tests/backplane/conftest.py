@@ -8,6 +8,7 @@ import pytest
 
 from pushsse.backplane import Backplane
 from pushsse.backplane.memory import MemoryBackplane
+from pushsse.backplane.memory.writer import LogWriter
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.metrics import Metrics
 
@@ -24,7 +25,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.close()
 
 
-@pytest.fixture(params=["memory", "kept", "redis"])
+@pytest.fixture(params=["memory", "on disk", "redis"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     """Makes an empty backplane, of each kind, with bounds of the test's choice."""
     kind: str = request.param
@@ -38,9 +39,9 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
         *, keep_s: float = 600, keep_bytes: int = 4 * 1024**2, shards: int = 8
     ) -> AbstractAsyncContextManager[Backplane]:
         if server is None:
-            file = tmp_path / "x.db-log" if kind == "kept" else None
+            writer = LogWriter(tmp_path / "x.db-log", shards=shards) if kind == "on disk" else None
             return MemoryBackplane(
-                shards=shards, keep_s=keep_s, keep_bytes=keep_bytes, metrics=Metrics(), file=file
+                shards=shards, keep_s=keep_s, keep_bytes=keep_bytes, metrics=Metrics(), writer=writer
             )
         return RedisBackplane(
             server.url,

@@ -1,6 +1,5 @@
 """The embedded backplane's file: what a restart goes on with, and what it tells where something is lost."""
 
-import asyncio
 import resource
 import signal
 import sqlite3
@@ -16,19 +15,31 @@ import pytest
 from pushsse import event
 from pushsse.backplane import Call, Draft, Source
 from pushsse.backplane.memory import MemoryBackplane
-from pushsse.backplane.memory import file as memory_file
+from pushsse.backplane.memory.writer import LogWriter, Pace
 from pushsse.errors import SettingsError
 from pushsse.event import Change
 from pushsse.metrics import Metrics
 from tests.cli.running import Served, pushsse, served, until
+from tests.serving import eventually
 
 pytestmark = pytest.mark.anyio
 
 
+QUICK = Pace(retry_s=0.1)
+
+
+def log_writer(path: Path, *, shards: int = 4, pace: Pace = QUICK) -> LogWriter:
+    """Writes beside the database in `path`, and soon tries again what failed."""
+    return LogWriter(path / "x.db-log", shards=shards, pace=pace)
+
+
 @asynccontextmanager
-async def opened(path: Path, *, shards: int = 4, keep_bytes: int = 1 << 20) -> AsyncIterator[MemoryBackplane]:
+async def opened(
+    path: Path, *, shards: int = 4, keep_bytes: int = 1 << 20, writer: LogWriter | None = None
+) -> AsyncIterator[MemoryBackplane]:
+    writer = writer or log_writer(path, shards=shards)
     async with MemoryBackplane(
-        shards=shards, keep_s=600, keep_bytes=keep_bytes, metrics=Metrics(), file=path / "x.db-log"
+        shards=shards, keep_s=600, keep_bytes=keep_bytes, metrics=Metrics(), writer=writer
     ) as backplane:
         yield backplane
 
@@ -99,27 +110,22 @@ KILLED = """
 import asyncio, os, sys
 from pathlib import Path
 from pushsse import event
-from pushsse.backplane.memory import file as memory_file
 from pushsse.backplane import Call, Draft, Source
 from pushsse.backplane.memory import MemoryBackplane
+from pushsse.backplane.memory.writer import LogWriter, Pace
 from pushsse.metrics import Metrics
 
 async def main():
-    memory_file.WRITE_EVERY_S = 0.01
-    file = Path(sys.argv[1])
-    backplane = MemoryBackplane(shards=4, keep_s=600, keep_bytes=1 << 20, metrics=Metrics(), file=file)
+    # It writes only when it must: what nobody waits for is lost.
+    writer = LogWriter(Path(sys.argv[1]), shards=4, pace=Pace(write_every_s=60))
+    backplane = MemoryBackplane(shards=4, keep_s=600, keep_bytes=1 << 20, metrics=Metrics(), writer=writer)
     await backplane.__aenter__()
     drafts = tuple(Draft(event.encode("news", n, users=None)) for n in range(50))
     await backplane.publish([Call("all", drafts), Call("1", drafts)])
-    await backplane._file.written()
+    await writer.flush()
     if sys.argv[2] == "lost":
-        # Never written: the process ends before its thread comes to it.
-        memory_file.WRITE_EVERY_S = 60
-        await asyncio.sleep(0.1)
         await backplane.publish([Call("all", drafts[:3])])
     if sys.argv[2] == "kafka":
-        memory_file.WRITE_EVERY_S = 60
-        await asyncio.sleep(0.1)
         await backplane.publish([Call("all", (Draft(drafts[0].publication, Source("t", 0, 5, 1, "me")),))])
     os.kill(os.getpid(), 9)
 
@@ -137,8 +143,8 @@ def killed(path: Path, how: str) -> None:
     assert ended.returncode == -signal.SIGKILL, ended.stderr
 
 
-async def heads(path: Path) -> dict[str, tuple[str, int]]:
-    async with opened(path) as backplane:
+async def heads(path: Path, *, writer: LogWriter | None = None) -> dict[str, tuple[str, int]]:
+    async with opened(path, writer=writer) as backplane:
         found = (await backplane.read({"all": 0, "1": 0}, limit=1)).heads
         return {name: (head.epoch, head.number) for name, head in found.items()}
 
@@ -173,13 +179,12 @@ async def test_what_came_from_kafka_is_on_disk_before_its_offset_is_committed(tm
         assert await backplane.fence("t", 0) == (5, 1)
 
 
-async def test_after_a_power_cut_every_log_goes_on_in_another_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_after_a_power_cut_every_log_goes_on_in_another_epoch(tmp_path: Path) -> None:
     killed(tmp_path, "whole")
     before = on_disk(tmp_path)
-    monkeypatch.setattr(memory_file, "_BOOT_ID", tmp_path / "nothing")
-    after = await heads(tmp_path)
+    rebooted = tmp_path / "boot_id"
+    rebooted.write_text("another")
+    after = await heads(tmp_path, writer=LogWriter(tmp_path / "x.db-log", shards=4, boot_id=rebooted))
     assert all(after[name][0] != before[name][0] and after[name][1] == 50 for name in ("all", "1"))
     # Said once: the next start is a clean one.
     assert await heads(tmp_path) == after
@@ -222,28 +227,24 @@ async def test_a_second_process_on_the_same_file_is_refused(tmp_path: Path) -> N
 
 
 async def test_a_full_disk_is_said_once_and_the_file_is_whole_again_afterwards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(memory_file, "RETRY_S", 0.1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     body = Draft(event.encode("news", "x" * 20_000, users=None))
     try:
-        async with opened(tmp_path, keep_bytes=1 << 22) as backplane:
-            assert backplane._file is not None
+        writer = log_writer(tmp_path)
+        async with opened(tmp_path, keep_bytes=1 << 22, writer=writer) as backplane:
             resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
             for _ in range(60):
                 await publish(backplane, body)
-            async with asyncio.timeout(20):
-                while backplane._file.kept:
-                    await asyncio.sleep(0.02)
-            await publish(backplane, body, body)
-            await asyncio.sleep(0.5)
+            await eventually(lambda: not writer.on_disk)
+            for _ in range(5):
+                await publish(backplane, body, body)
+                await eventually(lambda: not writer.pending)
             assert caplog.text.count("can't be written") == 1
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-            async with asyncio.timeout(20):
-                while not backplane._file.kept:
-                    await asyncio.sleep(0.02)
+            await eventually(lambda: writer.on_disk)
             before = await backplane.read({"all": 0}, limit=1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -8,18 +8,21 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from pushsse.backplane import Call, Head, Source
-from pushsse.backplane.memory import MemoryBackplane
-from pushsse.backplane.memory import file as memory_file
+from pushsse.backplane import Call, Head, Source, machine_ms
+from pushsse.backplane.memory import MemoryBackplane, store
+from pushsse.backplane.memory.store import Statement
+from pushsse.backplane.memory.writer import Pace
 from pushsse.errors import SettingsError
+from tests.serving import eventually
 
-from .test_memory_file import draft, on_disk, opened, publish
+from .test_memory_file import draft, log_writer, on_disk, opened, publish
 
 pytestmark = pytest.mark.anyio
 LIMIT_S = 20.0
@@ -34,13 +37,6 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         connection.close()
-
-
-async def until_kept(backplane: MemoryBackplane, *, kept: bool) -> None:
-    assert backplane._file is not None
-    async with asyncio.timeout(LIMIT_S):
-        while backplane._file.kept is not kept:
-            await asyncio.sleep(0.01)
 
 
 async def head(backplane: MemoryBackplane, log: str = "all") -> Head:
@@ -58,22 +54,16 @@ def changed(path: Path, statement: str, *values: object) -> None:
 # The disk stands still, is full, or is somebody else's for a while
 
 
-async def test_a_disk_that_stands_still_for_long_leaves_no_hole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory_file, "MOST_PENDING", 10)
-    async with opened(tmp_path) as backplane:
-        file = backplane._file
-        assert file is not None
+async def test_a_disk_that_stands_still_for_long_leaves_no_hole(tmp_path: Path) -> None:
+    writer = log_writer(tmp_path, pace=Pace(most_pending=10))
+    async with opened(tmp_path, writer=writer) as backplane:
         with locked(tmp_path):
             await publish(backplane, draft(0))
-            async with asyncio.timeout(LIMIT_S):
-                while file._pending:
-                    await asyncio.sleep(0.01)
+            await eventually(lambda: not writer.pending)
             # Now the thread waits for the lock with what it has; this is more than may wait.
             for number in range(1, 50):
                 await publish(backplane, draft(number))
-        await file.written()
+        await writer.flush()
         await publish(backplane, draft(50))
         before = await backplane.read({"all": 0}, limit=1000)
     async with opened(tmp_path) as again:
@@ -82,20 +72,20 @@ async def test_a_disk_that_stands_still_for_long_leaves_no_hole(
 
 
 async def test_a_file_that_is_locked_at_the_start_is_kept_once_it_is_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(memory_file, "RETRY_S", 0.1)
     async with opened(tmp_path) as first:
         await publish(first, draft(0))
         old = await head(first)
     holder = locked(tmp_path)
     holder.__enter__()
-    async with opened(tmp_path) as second:
+    writer = log_writer(tmp_path)
+    async with opened(tmp_path, writer=writer) as second:
         holder.__exit__(None, None, None)
         assert len(caplog.records) == 1
         assert (await head(second)).epoch != old.epoch
         await publish(second, draft(1), draft(2))
-        await until_kept(second, kept=True)
+        await eventually(lambda: writer.on_disk)
         before = await second.read({"all": 0}, limit=10)
     async with opened(tmp_path) as third:
         after = await third.read({"all": 0}, limit=10)
@@ -114,16 +104,12 @@ async def test_what_a_start_without_the_file_published_makes_the_file_an_old_one
         assert (await head(third)).epoch != old.epoch
 
 
-async def test_the_lock_is_held_for_as_long_as_the_thread_may_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory_file, "_CLOSE_S", 0.1)
-    async with opened(tmp_path) as first:
-        assert first._file is not None
-        thread = first._file._thread
-        assert thread is not None
+async def test_the_lock_is_held_for_as_long_as_the_thread_may_write(tmp_path: Path) -> None:
+    writer = log_writer(tmp_path, pace=Pace(close_s=0.1))
+    async with opened(tmp_path, writer=writer) as first:
+        thread = next(thread for thread in threading.enumerate() if thread.name == "log writer")
         await publish(first, draft(0))
-        await first._file.written()
+        await writer.flush()
         holder = locked(tmp_path)
         holder.__enter__()
         await publish(first, draft(1))
@@ -143,11 +129,11 @@ async def test_a_disk_that_is_full_at_the_end_is_one_line_and_the_next_start_tel
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        async with opened(tmp_path) as first:
+        writer = log_writer(tmp_path)
+        async with opened(tmp_path, writer=writer) as first:
             await publish(first, draft(0))
             old = await head(first)
-            assert first._file is not None
-            await first._file.written()
+            await writer.flush()
             resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
             await publish(first, draft(1))
     finally:
@@ -160,18 +146,14 @@ async def test_a_disk_that_is_full_at_the_end_is_one_line_and_the_next_start_tel
         assert now.epoch != old.epoch
 
 
-async def test_the_thread_outlives_an_error_of_any_kind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory_file, "RETRY_S", 0.1)
-    async with opened(tmp_path) as backplane:
-        file = backplane._file
-        assert file is not None
+async def test_the_thread_outlives_an_error_of_any_kind(tmp_path: Path) -> None:
+    writer = log_writer(tmp_path)
+    async with opened(tmp_path, writer=writer) as backplane:
         # Not an error of SQLite's: an integer that it can't hold.
-        file.change("INSERT OR REPLACE INTO seen VALUES (?, ?)", (b"x", 1 << 70))
+        writer.add(Statement("INSERT OR REPLACE INTO seen VALUES (?, ?)", (b"x", 1 << 70)))
         async with asyncio.timeout(LIMIT_S):
             await publish(backplane, draft(0, source=Source("t", 0, 1, 1, "me")))
-        await until_kept(backplane, kept=True)
+        await eventually(lambda: writer.on_disk)
         await publish(backplane, draft(1))
     async with opened(tmp_path) as again:
         assert (await head(again)).number == 2
@@ -215,13 +197,13 @@ async def test_whatever_is_damaged_inside_is_a_gap_and_one_line(
         await publish(first, draft(0), draft(1), draft(2))
         old = await head(first)
     changed(tmp_path, *damage)
-    async with opened(tmp_path) as second:
+    writer = log_writer(tmp_path)
+    async with opened(tmp_path, writer=writer) as second:
         assert (await head(second)).epoch != old.epoch
         await publish(second, draft(3))
-        assert second._file is not None
-        await second._file.written()
-        assert second._file.kept
-    said = [record for record in caplog.records if record.name == "pushsse.backplane.memory.file"]
+        await writer.flush()
+        assert writer.on_disk
+    said = [record for record in caplog.records if record.name.startswith("pushsse.backplane.memory")]
     assert len(said) == 1
     assert "is damaged" in said[0].getMessage()
 
@@ -258,17 +240,15 @@ async def test_entries_that_are_gone_are_a_gap_for_those_who_lack_them(tmp_path:
         assert (now.number, now.first) == (3, 4)
 
 
-async def test_a_file_that_takes_no_entries_is_begun_anew_while_it_is_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory_file, "RETRY_S", 0.1)
+async def test_a_file_that_takes_no_entries_is_begun_anew_while_it_is_used(tmp_path: Path) -> None:
     async with opened(tmp_path) as first:
         await publish(first, draft(0))
     changed(tmp_path, "ALTER TABLE entry ADD COLUMN more")
-    async with opened(tmp_path) as second:
+    writer = log_writer(tmp_path)
+    async with opened(tmp_path, writer=writer) as second:
         await publish(second, draft(1))
-        await until_kept(second, kept=False)
-        await until_kept(second, kept=True)
+        await eventually(lambda: not writer.on_disk)
+        await eventually(lambda: writer.on_disk)
         before = await second.read({"all": 0}, limit=10)
     async with opened(tmp_path) as third:
         after = await third.read({"all": 0}, limit=10)
@@ -287,18 +267,16 @@ async def test_a_damaged_file_that_cannot_be_put_aside_is_one_line(
     assert len(caplog.records) == 1
 
 
-async def test_a_file_that_is_damaged_while_it_cannot_be_written_is_begun_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory_file, "RETRY_S", 0.1)
-    async with opened(tmp_path) as first:
+async def test_a_file_that_is_damaged_while_it_cannot_be_written_is_begun_anew(tmp_path: Path) -> None:
+    writer = log_writer(tmp_path)
+    async with opened(tmp_path, writer=writer) as first:
         with locked(tmp_path):
             await publish(first, draft(0))
-            await until_kept(first, kept=False)
+            await eventually(lambda: not writer.on_disk)
             for left in ("-wal", "-shm"):
                 (tmp_path / f"x.db-log{left}").unlink(missing_ok=True)
             (tmp_path / "x.db-log").write_bytes(b"no database" * 1000)
-        await until_kept(first, kept=True)
+        await eventually(lambda: writer.on_disk)
         before = await first.read({"all": 0}, limit=10)
     async with opened(tmp_path) as second:
         after = await second.read({"all": 0}, limit=10)
@@ -311,7 +289,7 @@ async def test_a_file_that_is_damaged_while_it_cannot_be_written_is_begun_anew(
 async def test_ids_are_forgotten_in_time_also_where_the_clock_went_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now_ms = memory_file._now_ms()
+    now_ms = machine_ms()
     monkeypatch.setattr(MemoryBackplane, "now_ms", lambda _: now_ms + 3_600_000)
     async with opened(tmp_path) as first:
         await publish(first, draft(0, once="id"))
@@ -329,14 +307,14 @@ async def test_ids_are_forgotten_in_time_also_where_the_clock_went_back(
 async def test_no_more_ids_come_back_than_are_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory_file, "REMEMBER_MOST", 10, raising=False)
-    now_ms = memory_file._now_ms()
+    monkeypatch.setattr(store, "REMEMBER_MOST", 10)
+    now_ms = machine_ms()
     async with opened(tmp_path) as first:
         for number in range(30):
             monkeypatch.setattr(MemoryBackplane, "now_ms", lambda _, at=now_ms - 30 + number: at)
             await publish(first, draft(number, once=str(number)))
     async with opened(tmp_path) as second:
-        assert len(second._taken._names) == 10
+        assert len(second.snapshot().names) == 10
         receipt = await second.publish([Call("all", (draft(29, once="29"),))])
         assert receipt.repeated == 1
 
@@ -358,14 +336,13 @@ async def test_other_shards_keep_what_kafka_needs(tmp_path: Path) -> None:
 KILLED = """
 import asyncio, os, sys
 from pathlib import Path
-from pushsse.backplane.memory import file as memory_file
 from pushsse.backplane.memory import MemoryBackplane
+from pushsse.backplane.memory.writer import LogWriter, Pace
 from pushsse.metrics import Metrics
 
 async def main():
-    memory_file.WRITE_EVERY_S = 60
-    file = Path(sys.argv[1])
-    backplane = MemoryBackplane(shards=4, keep_s=600, keep_bytes=1 << 20, metrics=Metrics(), file=file)
+    writer = LogWriter(Path(sys.argv[1]), shards=4, pace=Pace(write_every_s=60))
+    backplane = MemoryBackplane(shards=4, keep_s=600, keep_bytes=1 << 20, metrics=Metrics(), writer=writer)
     await backplane.__aenter__()
     await backplane.identity("here")
     await backplane.first_start("t", {0: 7})

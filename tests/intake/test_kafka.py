@@ -318,7 +318,7 @@ async def test_running_nodes_put_the_identity_back_that_redis_has_lost(kit: Kit)
     async with kit.running():
         await kit.until_committed(1)
         known = await kit.backplane.identity("")
-        kit.backplane._taken._identity = ""
+        kit.backplane._identity = ""
         async with kit.running(second):
 
             async def put_back() -> bool:

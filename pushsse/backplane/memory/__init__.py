@@ -6,12 +6,10 @@ have the loop between calls for many recipients.
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from heapq import merge
 from itertools import islice
-from pathlib import Path
 from typing import Self
 
 from pushsse.backplane import (
@@ -25,9 +23,18 @@ from pushsse.backplane import (
     Hearing,
     Page,
     Receipt,
+    fresh_word,
+    machine_ms,
 )
-from pushsse.backplane.memory.file import Appended, LogFile, LogState, State, fresh_word
-from pushsse.backplane.memory.logs import KeptLog, Taken, recipients
+from pushsse.backplane.memory.logs import LogSnapshot, MemoryLog, Partitions, SeenNames, Snapshot, recipients
+from pushsse.backplane.memory.store import (
+    LogUpdate,
+    delete_fences,
+    set_identity,
+    set_owner,
+    set_start,
+)
+from pushsse.backplane.memory.writer import LogWriter
 from pushsse.errors import NotOwner
 from pushsse.event import Change, Publication
 from pushsse.metrics import Metrics
@@ -38,20 +45,28 @@ _AT_ONCE = 2_000
 
 
 class MemoryBackplane:
-    """Keeps the contract of `Backplane`. `keep_bytes` bounds a shard's log, the broadcast log has more."""
+    """Keeps the contract of `Backplane`. `keep_bytes` bounds a shard's log; the broadcast log has more."""
 
     def __init__(
-        self, *, shards: int, keep_s: float, keep_bytes: int, metrics: Metrics, file: Path | None = None
+        self,
+        *,
+        shards: int,
+        keep_s: float,
+        keep_bytes: int,
+        metrics: Metrics,
+        writer: LogWriter | None = None,
     ) -> None:
         self._keep_ms = int(keep_s * 1000)
         self._keep_bytes = keep_bytes
         self._metrics = metrics
-        self._file = LogFile(file, shards=shards) if file is not None else None
-        # Each log's name follows it, so that no place in one log can be taken for a place in another.
+        self._writer = writer
+        # A log's epoch is this word and the log's name: no position in one log fits another.
         self._word = fresh_word()
-        self._logs: dict[str, KeptLog] = {}
+        self._identity = ""
+        self._logs: dict[str, MemoryLog] = {}
         self._order = 0
-        self._taken = Taken()
+        self._partitions = Partitions()
+        self._seen = SeenNames()
         self._asked: dict[str, None] = {}
         self._listening = False
         self._waiting: deque[Hearing] = deque()
@@ -60,37 +75,39 @@ class MemoryBackplane:
         self._room = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        """Goes on where the file ends. Raises SettingsError where another process has it."""
-        if self._file is not None:
-            file = self._file
-            state = await file.open(self._state)
-            self._order, self._word = state.order, state.word
-            self._taken.restore(state)
-            # A walk over all entries.
-            self._logs = await asyncio.to_thread(self._restored, state)
-            self._metrics.gauge("log_kept", "Whether the embedded log is on disk", lambda: file.kept)
+        """Continues where the file ends. Raises SettingsError where another process uses it."""
+        if self._writer is not None:
+            writer = self._writer
+            snapshot = await writer.open(self)
+            self._order, self._word, self._identity = snapshot.order, snapshot.word, snapshot.identity
+            self._partitions.restore(snapshot)
+            self._seen.restore(snapshot)
+            # In a thread: it walks all entries.
+            self._logs = await asyncio.to_thread(self._restored, snapshot)
+            self._metrics.gauge("log_kept", "Whether the embedded log is on disk", lambda: writer.on_disk)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._file is not None:
-            await self._file.close()
+        if self._writer is not None:
+            await self._writer.close()
         self._logs.clear()
 
-    def _restored(self, state: State) -> dict[str, KeptLog]:
-        logs: dict[str, KeptLog] = {}
-        for name, kept in state.logs.items():
-            log = logs[name] = self._new_log(name, kept.epoch)
-            log.restore(kept.number, kept.trimmed_ms, kept.entries)
+    def _restored(self, snapshot: Snapshot) -> dict[str, MemoryLog]:
+        logs: dict[str, MemoryLog] = {}
+        for name, saved in snapshot.logs.items():
+            log = logs[name] = self._new_log(name, saved.epoch)
+            log.restore(saved.number, saved.trimmed_ms, saved.entries)
         return logs
 
-    def _state(self) -> State:
-        """All there is, as it is now."""
-        state = State(self._word)
-        self._taken.save_to(state)
+    def snapshot(self) -> Snapshot:
+        """A copy of all there is."""
+        snapshot = Snapshot(self._word, identity=self._identity)
+        self._partitions.save_to(snapshot)
+        self._seen.save_to(snapshot)
         for name, log in self._logs.items():
             head = log.head
-            state.logs[name] = LogState(head.epoch, head.number, head.trimmed_ms, log.held())
-        return state
+            snapshot.logs[name] = LogSnapshot(head.epoch, head.number, head.trimmed_ms, log.entries())
+        return snapshot
 
     # Publishing
 
@@ -102,7 +119,7 @@ class MemoryBackplane:
         refused: list[Call] = []
         weight = 0
         for call in calls:
-            if self._taken.is_foreign(call):
+            if self._partitions.is_foreign(call):
                 refused.append(call)
                 continue
             if weight >= _AT_ONCE:
@@ -115,9 +132,9 @@ class MemoryBackplane:
                 heard += appended
         self._tell_all(heard)
         receipt.count(self._metrics)
-        if self._file is not None and any(d.source is not None for call in calls for d in call.drafts):
-            # Their offsets are committed after this: Kafka gives nobody again what is lost here then.
-            await self._file.written()
+        if self._writer is not None and any(d.source is not None for call in calls for d in call.drafts):
+            # Guarantee 1: the caller commits their offsets next, and then Kafka never sends them again.
+            await self._writer.flush()
         if refused:
             raise NotOwner(f"{len(refused)} of {len(calls)} calls come from partitions with another owner")
         return receipt
@@ -131,14 +148,14 @@ class MemoryBackplane:
     def _append(self, call: Call, receipt: Receipt) -> list[Entry]:
         log = self._log(call.log)
         now_ms = self.now_ms()
-        drafts = self._taken.unfenced(call)
+        drafts = self._partitions.unfenced(call)
         receipt.fenced += len(call.drafts) - len(drafts)
         appended: list[Entry] = []
         for draft in drafts:
             if 0 < draft.publication.expires_ms <= now_ms:
                 receipt.expired += 1
                 continue
-            publication = self._taken.unrepeated(call.log, draft, now_ms)
+            publication = self._seen.unrepeated(call.log, draft, now_ms)
             receipt.repeated += recipients(draft.publication) - recipients(publication)
             if publication is not None:
                 self._order += 1
@@ -146,31 +163,31 @@ class MemoryBackplane:
         receipt.appended += len(appended)
         head = log.head
         receipt.marks[call.log] = head.mark
-        if self._file is not None and call.drafts:
+        if self._writer is not None and call.drafts:
             names = [name for draft in call.drafts if draft.once for name in draft.names(call.log)]
-            self._file.appended(
-                Appended(
+            self._writer.add(
+                LogUpdate(
                     call.log,
                     head.epoch,
                     head.number,
                     head.first,
                     head.trimmed_ms,
                     appended,
-                    self._taken.fences_of(call),
-                    self._taken.times_of(names),
+                    self._partitions.fences_of(call),
+                    self._seen.times_of(names),
                 )
             )
         return appended
 
-    def _log(self, name: str) -> KeptLog:
+    def _log(self, name: str) -> MemoryLog:
         log = self._logs.get(name)
         if log is None:
             log = self._logs[name] = self._new_log(name, self._word + name)
         return log
 
-    def _new_log(self, name: str, epoch: str) -> KeptLog:
+    def _new_log(self, name: str, epoch: str) -> MemoryLog:
         share = BROADCAST_SHARE if name == BROADCAST else 1
-        return KeptLog(name, epoch, keep_ms=self._keep_ms, keep_bytes=self._keep_bytes * share)
+        return MemoryLog(name, epoch, keep_ms=self._keep_ms, keep_bytes=self._keep_bytes * share)
 
     # Listening
 
@@ -216,7 +233,7 @@ class MemoryBackplane:
         log = self._trimmed(name)
         self._tell(Followed(name, log.head, log.tail()))
 
-    def _trimmed(self, name: str) -> KeptLog:
+    def _trimmed(self, name: str) -> MemoryLog:
         log = self._log(name)
         log.trim(self.now_ms())
         return log
@@ -257,46 +274,47 @@ class MemoryBackplane:
 
     async def claim(self, topic: str, partition: int, owner: str) -> None:
         """Makes `owner` the only one whose sources of this partition are taken."""
-        self._taken.claim(topic, partition, owner)
-        if self._file is not None:
-            self._file.claimed(topic, partition, owner)
+        self._partitions.claim(topic, partition, owner)
+        if self._writer is not None:
+            self._writer.add(set_owner(topic, partition, owner))
 
     async def identity(self, suggested: str) -> str:
         """The word by which this backplane is known, `suggested` where it has none."""
-        known = self._taken.known_as("")
-        identity = self._taken.known_as(suggested)
-        if self._file is not None and identity != known:
-            self._file.known_as(identity)
-            # Offsets are committed under it: after a kill it must be the same.
-            await self._file.written()
-        return identity
+        if not self._identity and suggested:
+            self._identity = suggested
+            if self._writer is not None:
+                self._writer.add(set_identity(suggested))
+                # Offsets are committed under this word: a start after a kill must know it.
+                await self._writer.flush()
+        return self._identity
 
     async def claimed(self, topic: str, partition: int) -> bool:
         """Whether anybody has ever claimed a partition."""
-        return self._taken.is_claimed(topic, partition)
+        return self._partitions.is_claimed(topic, partition)
 
     async def first_start(self, topic: str, offsets: Mapping[int, int]) -> Mapping[int, int]:
         """Where reading began when a topic was first started, by partition."""
-        kept = self._taken.first_start(topic, offsets)
-        if self._file is not None:
-            self._file.started(topic, dict(kept))
-            # Nothing is read before: a start after a kill would begin at a later end, and leave some out.
-            await self._file.written()
-        return kept
+        first = self._partitions.first_start(topic, offsets)
+        if self._writer is not None:
+            self._writer.add(set_start(topic, first))
+            # Guarantee 1: before anything is read. Otherwise a start after a kill would begin at the topic's
+            # end of that time, and skip what came in between.
+            await self._writer.flush()
+        return first
 
     async def fence(self, topic: str, partition: int) -> tuple[int, int] | None:
         """The highest offset that any log has of this partition, with its record's timestamp in ms."""
-        return self._taken.fence(topic, partition)
+        return self._partitions.fence(topic, partition)
 
     async def reset_fence(self, topic: str, partition: int) -> None:
         """Forgets the fence of a partition."""
-        self._taken.reset_fence(topic, partition)
-        if self._file is not None:
-            self._file.unfenced(topic, partition)
+        self._partitions.reset_fence(topic, partition)
+        if self._writer is not None:
+            self._writer.add(delete_fences(topic, partition))
 
     def now_ms(self) -> int:
         """This machine's clock."""
-        return time.time_ns() // 1_000_000
+        return machine_ms()
 
     @property
     def hears(self) -> bool:

@@ -6,19 +6,58 @@ Used by the embedded backplane alone. Taken already: fences, the owners of parti
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import compress
 
 import msgspec
 
-from pushsse.backplane import REMEMBER_MOST, REMEMBER_MS, TAIL_BYTES, TAIL_ENTRIES, Call, Draft, Entry, Head
-from pushsse.backplane.memory.file import State
+from pushsse.backplane import (
+    REMEMBER_MOST,
+    REMEMBER_MS,
+    TAIL_BYTES,
+    TAIL_ENTRIES,
+    Call,
+    Draft,
+    Entry,
+    Head,
+    fresh_word,
+)
 from pushsse.event import Change, Publication
 
 _GIVEN_UP = 1000
 _NOTHING = (-1, 0)
 
 
-class KeptLog:
+@dataclass(slots=True)
+class LogSnapshot:
+    """One log: the entries it holds, and its last number even if it holds none."""
+
+    epoch: str
+    number: int = 0
+    trimmed_ms: int = 0
+    entries: list[Entry] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """All that the embedded backplane knows, at one moment."""
+
+    # The epoch of a log that has never held anything is this word and the log's name.
+    word: str = field(default_factory=fresh_word)
+    logs: dict[str, LogSnapshot] = field(default_factory=dict)
+    fences: dict[tuple[str, str, int], tuple[int, int]] = field(default_factory=dict)
+    owners: dict[tuple[str, int], str] = field(default_factory=dict)
+    starts: dict[str, dict[int, int]] = field(default_factory=dict)
+    names: dict[bytes, int] = field(default_factory=dict)
+    identity: str = ""
+
+    @property
+    def order(self) -> int:
+        """The highest order of any entry."""
+        return max((log.entries[-1].order for log in self.logs.values() if log.entries), default=0)
+
+
+class MemoryLog:
     """Holds every number from `head.first` to `head.number`."""
 
     __slots__ = (
@@ -75,8 +114,8 @@ class KeptLog:
         changes = ((entry.number, entry.publication.change) for entry in entries)
         self._changes.extend((at, change) for at, change in changes if change is not None)
 
-    def held(self) -> list[Entry]:
-        """All that is held."""
+    def entries(self) -> list[Entry]:
+        """A copy of all that it holds."""
         return self._entries[self._given_up :]
 
     def trim(self, now_ms: int) -> None:
@@ -132,51 +171,36 @@ def _at_ms(entry: Entry) -> int:
     return entry.at_ms
 
 
-class Taken:
-    """Fences by log, topic and partition; owners by topic and partition; names, oldest first."""
+class Partitions:
+    """What is known about Kafka's partitions: fences by log, owners, and where reading of a topic began."""
 
-    __slots__ = ("_fences", "_identity", "_names", "_owners", "_starts")
+    __slots__ = ("_fences", "_owners", "_starts")
 
     def __init__(self) -> None:
         self._fences: dict[tuple[str, str, int], tuple[int, int]] = {}
         self._owners: dict[tuple[str, int], str] = {}
-        self._identity = ""
         self._starts: dict[str, Mapping[int, int]] = {}
-        self._names: dict[bytes, int] = {}
 
-    def restore(self, state: State) -> None:
-        """Goes on with what an earlier process knew."""
-        self._fences, self._owners, self._names = state.fences, state.owners, state.names
-        self._starts = dict(state.starts)
-        self._identity = state.identity
+    def restore(self, snapshot: Snapshot) -> None:
+        """Continues with what an earlier process knew."""
+        self._fences, self._owners, self._starts = snapshot.fences, snapshot.owners, dict(snapshot.starts)
 
-    def save_to(self, state: State) -> None:
+    def save_to(self, snapshot: Snapshot) -> None:
         """Copies what is known."""
-        # copy(), which is several times as fast as dict() for a million names of which the oldest are gone.
-        state.fences, state.owners, state.names = dict(self._fences), dict(self._owners), self._names.copy()
-        state.starts = {topic: dict(offsets) for topic, offsets in self._starts.items()}
-        state.identity = self._identity
+        snapshot.fences, snapshot.owners = dict(self._fences), dict(self._owners)
+        snapshot.starts = {topic: dict(offsets) for topic, offsets in self._starts.items()}
 
     def fences_of(self, call: Call) -> list[tuple[str, int, int, int]]:
         """The fences that a call may have moved: topic, partition, offset, time."""
-        places = dict.fromkeys(
+        moved = dict.fromkeys(
             (d.source.topic, d.source.partition) for d in call.drafts if d.source is not None
         )
-        found = ((place, self._fences.get((call.log, *place))) for place in places)
-        return [(*place, *fence) for place, fence in found if fence is not None]
-
-    def times_of(self, names: Iterable[bytes]) -> list[tuple[bytes, int]]:
-        """Since when names are known."""
-        return [(name, self._names[name]) for name in names if name in self._names]
+        found = ((key, self._fences.get((call.log, *key))) for key in moved)
+        return [(*key, *fence) for key, fence in found if fence is not None]
 
     def claim(self, topic: str, partition: int, owner: str) -> None:
         """Makes `owner` the only one of a partition."""
         self._owners[topic, partition] = owner
-
-    def known_as(self, suggested: str) -> str:
-        """The word by which the backplane is known."""
-        self._identity = self._identity or suggested
-        return self._identity
 
     def is_claimed(self, topic: str, partition: int) -> bool:
         """Whether a partition was ever claimed."""
@@ -202,23 +226,45 @@ class Taken:
         for draft in call.drafts:
             source = draft.source
             if source is not None:
-                place = (call.log, source.topic, source.partition)
-                if source.offset <= fences.get(place, _NOTHING)[0]:
+                key = (call.log, source.topic, source.partition)
+                if source.offset <= fences.get(key, _NOTHING)[0]:
                     continue
-                highest[place] = max(highest.get(place, _NOTHING), (source.offset, source.timestamp_ms))
+                highest[key] = max(highest.get(key, _NOTHING), (source.offset, source.timestamp_ms))
             found.append(draft)
         fences.update(highest)
         return found
 
     def fence(self, topic: str, partition: int) -> tuple[int, int] | None:
         """The highest offset that any log has of a partition, with its record's time."""
-        found = [fence for place, fence in self._fences.items() if place[1:] == (topic, partition)]
+        found = [fence for key, fence in self._fences.items() if key[1:] == (topic, partition)]
         return max(found, default=None)
 
     def reset_fence(self, topic: str, partition: int) -> None:
         """Forgets the fence of a partition."""
-        for place in [place for place in self._fences if place[1:] == (topic, partition)]:
-            del self._fences[place]
+        for key in [key for key in self._fences if key[1:] == (topic, partition)]:
+            del self._fences[key]
+
+
+class SeenNames:
+    """The names of drafts that recipients have had, oldest first: for REMEMBER_MS, at most REMEMBER_MOST."""
+
+    __slots__ = ("_names",)
+
+    def __init__(self) -> None:
+        self._names: dict[bytes, int] = {}
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Continues with what an earlier process knew."""
+        self._names = snapshot.names
+
+    def save_to(self, snapshot: Snapshot) -> None:
+        """Copies what is known."""
+        # Of a million names of which the oldest are gone, copy() is several times as fast as dict().
+        snapshot.names = self._names.copy()
+
+    def times_of(self, names: Iterable[bytes]) -> list[tuple[bytes, int]]:
+        """Since when each of these names has been known, without those that are not."""
+        return [(name, self._names[name]) for name in names if name in self._names]
 
     def unrepeated(self, log: str, draft: Draft, now_ms: int) -> Publication | None:
         """A draft for those who haven't had its name in the last ten minutes; None if that is nobody."""

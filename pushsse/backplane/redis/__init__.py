@@ -22,11 +22,12 @@ from pushsse.backplane import (
     Page,
     Receipt,
     codec,
+    fresh_word,
 )
 from pushsse.backplane.redis.canary import Watch
 from pushsse.backplane.redis.connection import Connector, Link, script
 from pushsse.backplane.redis.listen import TIMEOUT_S, Listener
-from pushsse.backplane.redis.read import LogReader, Want, fresh_epoch, merged
+from pushsse.backplane.redis.read import LogReader, Want, merged
 from pushsse.errors import NotOwner
 from pushsse.event import Change, Publication
 from pushsse.metrics import Metrics
@@ -108,7 +109,7 @@ class RedisBackplane:
                 self._keep_ms,
                 REMEMBER_MS,
                 REMEMBER_MOST,
-                fresh_epoch(),
+                fresh_word(),
                 self._channel,
                 codec.pack(portion.calls),
                 *portion.blobs,

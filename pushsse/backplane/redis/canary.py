@@ -19,6 +19,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from pushsse.backplane import machine_ms
 from pushsse.backplane.redis.connection import Link, script
 from pushsse.errors import BackplaneUnavailable
 
@@ -58,7 +59,7 @@ class Watch:
     def now_ms(self) -> int:
         """Redis's clock, as far as known; until it has answered once, this machine's."""
         if self._ahead_ms is None:
-            return time.time_ns() // 1_000_000
+            return machine_ms()
         return int(elapsed_s() * 1000 + self._ahead_ms)
 
     async def run(self) -> None:

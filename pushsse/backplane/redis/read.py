@@ -3,24 +3,16 @@
 Used by the Redis backplane (resume) and by its listener, when it follows a log or has missed something.
 """
 
-import secrets
-import string
 from collections.abc import Iterable, Sequence
 from heapq import merge
 from typing import NamedTuple, cast
 
-from pushsse.backplane import TAIL_BYTES, TAIL_ENTRIES, Entry, Head, codec
+from pushsse.backplane import TAIL_BYTES, TAIL_ENTRIES, Entry, Head, codec, fresh_word
 from pushsse.backplane.redis.connection import Link, Reply, script
 from pushsse.event import Change
 
 _MOST_BYTES = 4 * 1024 * 1024
-_WORD = string.ascii_lowercase + string.digits
 _READ, _RENEW, _SINCE, _CHANGE = (script(name) for name in ("read", "renew", "since", "first_change"))
-
-
-def fresh_epoch() -> str:
-    """A word for a log that begins. Drawn here: a script in Redis has no randomness of its own."""
-    return "".join(secrets.choice(_WORD) for _ in range(8))
 
 
 class Want(NamedTuple):
@@ -77,17 +69,13 @@ class LogReader:
     async def read(self, wants: Sequence[Want], *, limit: int) -> tuple[Found, ...]:
         """What the logs hold, at one moment; logs that aren't there begin. About 4 MiB at most."""
         most_bytes = TAIL_BYTES if any(want.tail for want in wants) else _MOST_BYTES
-        replies = await self._link.run(
-            _READ, self._names, fresh_epoch(), limit, most_bytes, codec.pack(wants)
-        )
+        replies = await self._link.run(_READ, self._names, fresh_word(), limit, most_bytes, codec.pack(wants))
         rows = cast(list[list[Reply]], replies)
         return tuple(_found(want, row) for want, row in zip(wants, rows, strict=True))
 
     async def renew(self, want: Want) -> None:
         """Gives a log that went back behind a place a new epoch, unless another node did so before."""
-        await self._link.run(
-            _RENEW, self._names, fresh_epoch(), want.log, want.epoch, want.number, want.at_ms
-        )
+        await self._link.run(_RENEW, self._names, fresh_word(), want.log, want.epoch, want.number, want.at_ms)
 
     async def since(self, logs: Sequence[str], at_ms: int) -> dict[str, int]:
         """For each log the number before its first entry at or after a time."""

@@ -1,17 +1,17 @@
 """The memory of repeats: ten minutes, and no more than a million names."""
 
 from pushsse.backplane import REMEMBER_MS, Draft
-from pushsse.backplane.memory.logs import Taken
+from pushsse.backplane.memory.logs import SeenNames
 
 from .ear import publication
 
 
-def is_repeat(memory: Taken, name: str, at_ms: int) -> bool:
+def is_repeat(memory: SeenNames, name: str, at_ms: int) -> bool:
     return memory.unrepeated("1", Draft(publication("x"), once=name), at_ms) is None
 
 
 def test_a_name_is_remembered_for_ten_minutes() -> None:
-    memory = Taken()
+    memory = SeenNames()
     assert not is_repeat(memory, "a", 5)
     assert is_repeat(memory, "a", 4 + REMEMBER_MS)
     assert not is_repeat(memory, "a", 5 + REMEMBER_MS)
@@ -19,7 +19,7 @@ def test_a_name_is_remembered_for_ten_minutes() -> None:
 
 
 def test_the_newest_million_names_are_remembered() -> None:
-    memory = Taken()
+    memory = SeenNames()
     for i in range(1_000_002):
         is_repeat(memory, str(i), 5)
     assert is_repeat(memory, "2", 5)
