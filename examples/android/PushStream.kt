@@ -1,5 +1,5 @@
 // A person's stream in an Android app, with okhttp-sse (com.squareup.okhttp3:okhttp-sse:4.12.0).
-// Call start() in onStart and stop() in onStop. okhttp-sse doesn't reconnect by itself, so this does.
+// Call start() in onStart and stop() in onStop. okhttp-sse doesn't reconnect by itself; this class does.
 
 import android.content.SharedPreferences
 import android.os.Handler
@@ -19,8 +19,8 @@ class PushStream(
     private val token: () -> String,
     private val store: SharedPreferences,
     private val show: (JSONObject) -> Unit,
-    private val gap: () -> Unit, // events were missed that the service no longer has: load afresh what is shown
-    private val ended: (String) -> Unit, // for good: get a new token, then start() again
+    private val gap: () -> Unit, // events were missed that the service no longer has: reload what is shown
+    private val ended: (String) -> Unit, // the stream ended for good: get a new token, then call start() again
 ) {
     private val http = OkHttpClient()
     private val main = Handler(Looper.getMainLooper())
@@ -46,8 +46,8 @@ class PushStream(
         if (stopped || source != null) return
         val request = Request.Builder().url(url).header("Authorization", "Bearer ${token()}")
         store.getString(LAST_ID, null)?.let { request.header("Last-Event-ID", it) }
-        // The watch: three heartbeats without a byte, and okhttp ends a connection that is dead though nobody said
-        // so. Its default of 10 s would end every quiet stream.
+        // Watches for silence: after three heartbeats without a byte the connection is dead, and okhttp ends it. The
+        // default of 10 s would end every quiet stream.
         val watched = http.newBuilder().readTimeout(3 * heartbeatS, TimeUnit.SECONDS).build()
         source = EventSources.createFactory(watched).newEventSource(request.build(), Listener())
     }
@@ -92,7 +92,7 @@ class PushStream(
             null, "message" -> if (seen.add(json.getString("id"))) show(json)
         }
         if (seen.size > 1000) seen.remove(seen.first())
-        // After the event was handled: what isn't handled is sent again.
+        // Only after the event was handled: an event that wasn't handled is sent again.
         if (id != null) store.edit().putString(LAST_ID, id).apply()
     }
 

@@ -1,8 +1,8 @@
 // A person's stream with @microsoft/fetch-event-source, for pages that send a token in a header.
 //
-// By itself the package never comes back after a clean end, which is how every restart of the service ends a stream:
-// `onclose` has to throw. And it repeats the headers of its first request, so an old token would stay: each opening
-// here is a call of its own, with a token and a place of its own.
+// The package doesn't reconnect by itself after a clean end, which is how every restart of the service ends a stream:
+// `onclose` has to throw. It also repeats the headers of its first request, so an old token would stay. Each connection
+// here is therefore a new call, with a fresh token and position.
 
 import { fetchEventSource } from "@microsoft/fetch-event-source";
 
@@ -32,21 +32,21 @@ export async function listen(url, { token, onEvent, onGap, onEnd, signal, lastId
     if (event === "ready") {
       failures = 0;
       silence = 3 * content.heartbeat_s * 1000;
-      // Something is missing that the service no longer has: load afresh what the page shows.
+      // Something is missing that the service no longer has: reload what the page shows.
       if (content.resume === "gap") onGap();
     } else if (event === "exception") {
       if (!content.retry) throw new Refused(content.code);
     } else if ("message" in content && fresh(content.id)) {
       onEvent(content);
     }
-    if (id) lastId = id; // after the event was handled: what isn't handled is sent again
+    if (id) lastId = id; // only after the event was handled: an event that wasn't handled is sent again
   }
 
   async function once() {
     const attempt = new AbortController();
     const stop = () => attempt.abort();
     signal?.addEventListener("abort", stop);
-    // Nothing for three heartbeats: the connection is dead, though nobody said so.
+    // After three silent heartbeats the connection is dead, even if nothing closed it.
     let watch = setTimeout(stop, silence);
     try {
       const headers = { Authorization: `Bearer ${await token()}` };

@@ -1,5 +1,5 @@
-// A person's stream in a page: reconnects and resumes by itself, opens anew when nothing has come for three
-// heartbeats, drops repeats, rests while the page is hidden away.
+// A person's stream in a page: reconnects and resumes by itself, reopens the stream after three silent heartbeats,
+// drops repeats, and closes the stream while the page is in the back/forward cache.
 
 const REMEMBERED = 1000;
 
@@ -18,8 +18,8 @@ export function push(url, { onOpen = () => {}, onEvent, onGap, onEnd }) {
     return true;
   }
 
-  // A connection can die without a word (a frozen server, a lost network), and EventSource waits for ever. The
-  // service says something at least once a heartbeat, so after three without a frame the stream is gone.
+  // A connection can die silently (a frozen server, a lost network), and EventSource would wait forever. The service
+  // sends something at least once per heartbeat, so after three heartbeats without a frame the stream is dead.
   function alive(event) {
     if (event?.lastEventId) lastId = event.lastEventId;
     clearTimeout(watch);
@@ -30,7 +30,7 @@ export function push(url, { onOpen = () => {}, onEvent, onGap, onEnd }) {
     if (source || ended) return;
     const address = new URL(url, location.href);
     address.searchParams.set("named", "0");
-    // EventSource resumes its own connections; a new one has to be told where to go on.
+    // EventSource resumes by itself when it reconnects. A new EventSource has to be told the position.
     if (lastId) address.searchParams.set("last_event_id", lastId);
     source = new EventSource(address, { withCredentials: true });
     alive();
@@ -47,7 +47,7 @@ export function push(url, { onOpen = () => {}, onEvent, onGap, onEnd }) {
       heartbeat = heartbeat_s;
       alive(event);
       onOpen();
-      // Something is missing that the service no longer has: load afresh what the page shows.
+      // Something is missing that the service no longer has: reload what the page shows.
       if (resume === "gap") onGap();
     });
     source.addEventListener("exception", (event) => {
@@ -56,7 +56,7 @@ export function push(url, { onOpen = () => {}, onEvent, onGap, onEnd }) {
       if (!retry) end(code);
     });
     source.addEventListener("error", () => {
-      // Any other status than 200: EventSource doesn't come back from that.
+      // The status wasn't 200: EventSource doesn't reconnect.
       if (source?.readyState === EventSource.CLOSED) end("refused");
     });
   }
@@ -82,7 +82,7 @@ export function push(url, { onOpen = () => {}, onEvent, onGap, onEnd }) {
 const list = document.getElementById("events");
 const state = document.getElementById("state");
 if (list && state) {
-  // ?server=http://127.0.0.1:8000&user=ann; without server, the site that this page comes from.
+  // ?server=http://127.0.0.1:8000&user=ann; without `server`, the site of this page.
   const asked = new URLSearchParams(location.search);
   const url = new URL("v1/stream", asked.get("server") ?? document.baseURI);
   if (asked.has("user")) url.searchParams.set("user", asked.get("user"));

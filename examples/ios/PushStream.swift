@@ -22,9 +22,10 @@ final class PushStream: EventHandler {
     private let defaults = UserDefaults.standard
     private static let lastIdKey = "pushsse.last-event-id"
 
-    /// `url` is https://…/v1/stream?named=0; `show` also gets the data as it came, for `message`, which is any JSON.
-    /// `gap`: events were missed that the service no longer has, so load afresh what is shown.
-    /// `ended`: for good, on the main queue; get a new token, then start() again. The others come on the source's queue.
+    /// `url` is https://…/v1/stream?named=0. `show` also gets the data as received, for `message`, which is any JSON.
+    /// `gap`: events were missed that the service no longer has; reload what is shown.
+    /// `ended`: the stream ended for good; get a new token, then call start() again. It is called on the main queue, the
+    /// others on the source's queue.
     init(
         url: URL,
         token: @escaping () -> String,
@@ -44,8 +45,8 @@ final class PushStream: EventHandler {
         var config = EventSource.Config(handler: self, url: url)
         config.headers = ["Authorization": "Bearer \(token())"]
         config.lastEventId = defaults.string(forKey: Self.lastIdKey) ?? ""
-        // The watch: three heartbeats of 15 s without a byte, and a connection that is dead though nobody said so
-        // is opened anew. Set it to three times PUSHSSE_HEARTBEAT_S where that is longer.
+        // Watches for silence: after three heartbeats of 15 s without a byte the connection is dead and is reopened.
+        // Set it to three times PUSHSSE_HEARTBEAT_S if that is longer.
         config.idleTimeout = 45
         config.reconnectTime = 3
         config.maxReconnectTime = 60
@@ -97,7 +98,7 @@ final class PushStream: EventHandler {
         default:
             break
         }
-        // After the event was handled: what isn't handled is sent again.
+        // Only after the event was handled: an event that wasn't handled is sent again.
         if !messageEvent.lastEventId.isEmpty {
             defaults.set(messageEvent.lastEventId, forKey: Self.lastIdKey)
         }

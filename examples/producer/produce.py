@@ -1,6 +1,6 @@
 """Writes an event to Kafka for pushsse, with aiokafka.
 
-python produce.py ann "Order 981 is paid"        (PUSHSSE_KAFKA_BOOTSTRAP, PUSHSSE_KAFKA_TOPIC say where)
+python produce.py ann "Order 981 is paid"        (PUSHSSE_KAFKA_BOOTSTRAP and PUSHSSE_KAFKA_TOPIC say where)
 """
 
 import asyncio
@@ -25,7 +25,7 @@ async def main(to: str, message: str) -> None:
         "ttl_s": 3600,
     }
     async with producer:
-        # Order holds within a key: that of the person, or one for what goes to everybody.
+        # Order holds within a key. Use the person as the key, and one key for all broadcasts.
         written = await producer.send_and_wait(
             os.environ.get("PUSHSSE_KAFKA_TOPIC", "push.events"), json.dumps(event).encode(), key=to.encode()
         )

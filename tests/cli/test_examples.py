@@ -92,7 +92,7 @@ def test_an_example_comes_back_when_a_node_has_frozen(tmp_path: Path) -> None:
         until(lambda: "pushsse_streams_opened_total 2" in _metrics(node), "second stream")
         node.process.send_signal(signal.SIGSTOP)
         try:
-            until(lambda: "coming back" in told(tmp_path), "end of the silent stream")
+            until(lambda: "reconnecting" in told(tmp_path), "end of the silent stream")
         finally:
             node.process.send_signal(signal.SIGCONT)
         node.run("publish", "news", "number 2", "--to", "ann")
