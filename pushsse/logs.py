@@ -1,10 +1,15 @@
-"""Logging set-up: one line an entry, to standard error, with ids and never payloads or tokens."""
+"""What people read of this program: lines of the log, text from elsewhere, URLs.
+
+`configure` sets logging up: one line an entry, with ids and never payloads or tokens. `visible` escapes
+control characters, so that a text can't command a terminal or pass for a line of this program. `shown` is a
+URL without its secrets. Deliberate: what can't be told apart from a secret isn't shown, since libraries don't
+agree on how to read a URL with raw special characters in its password.
+"""
 
 import asyncio
 import logging
+import re
 from typing import Any
-
-from pushsse.visible import visible
 
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
@@ -47,3 +52,51 @@ def _is_news(record: logging.LogRecord) -> bool:
     text = record.getMessage()
     ours = text.startswith("Traceback") and text.rstrip().rpartition("\n")[2].startswith("pushsse.errors.")
     return not ours and not text.startswith("Application startup failed")
+
+
+# C0, DEL and C1 (a C1 character alone begins a sequence, ECMA-48), the line and paragraph separators, marks
+# and overrides of direction (UAX #9), lone surrogates, which no terminal's encoding has.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_NAMED = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+
+
+def visible(text: str, *, lines: bool = False) -> str:
+    r"""The text with control characters as `\x1b`, `\u202e`; with `lines`, line ends and tabs stay."""
+    if lines:
+        text = text.replace("\r\n", "\n")
+    return CONTROL.sub(lambda found: found[0] if lines and found[0] in "\n\t" else _escaped(found[0]), text)
+
+
+def _escaped(character: str) -> str:
+    number = ord(character)
+    return _NAMED.get(character) or (f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}")
+
+
+HIDDEN = "…"
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.:-]*)://(?P<rest>.*)", re.DOTALL)
+_PLACE = r"(?:[A-Za-z0-9._%-]*|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?"
+_REST = re.compile(
+    rf"(?:[^/?#]*@)?(?P<places>{_PLACE}(?:,{_PLACE})*)(?P<path>/[^?#@=]*)?(?:\?(?P<query>[^#@]*))?"
+)
+# Where PostgreSQL is told by a directory: `postgres:///name?host=/var/run/postgresql`.
+_PLACES = re.compile(r"(?:host|port)=[A-Za-z0-9._/:%,-]+")
+
+
+def shown(url: str) -> str:
+    """A URL without user, password and parameters; `scheme://…` where they can't be told from the rest.
+
+    Never raises, whatever it is given. What is no URL (`host:port,host:port`) is shown if it holds no secret.
+    """
+    found = _URL.fullmatch(url.strip())
+    if found is None:
+        return HIDDEN if re.search(r"[@=?#]|//", url) else url
+    scheme, rest = found["scheme"], found["rest"]
+    if scheme.lower() == "sqlite":
+        # A file's name, which may hold an @.
+        return f"{scheme}://{rest.partition('?')[0]}"
+    parts = _REST.fullmatch(rest)
+    if parts is None:
+        return f"{scheme}://{HIDDEN}"
+    places = [part for part in (parts["query"] or "").split("&") if _PLACES.fullmatch(part)]
+    query = f"?{'&'.join(places)}" if places else ""
+    return f"{scheme}://{parts['places']}{parts['path'] or ''}{query}"

@@ -9,20 +9,20 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Generator
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 import uvicorn
 
-from pushsse import memory
 from pushsse.app import create_app
-from pushsse.files import OpenFiles
 from pushsse.hub.drain import FLUSH_S, drain
-from pushsse.node import Node
+from pushsse.node import Node, settle_memory
 from pushsse.settings import Settings
 from pushsse.stream import handover
 from pushsse.stream.handover import HandoverHttp, drop
@@ -270,7 +270,7 @@ def serve(
     """Runs one node until it is told to stop; the exit status. `ready` is called when it serves."""
 
     def on_ready() -> None:
-        memory.settle()
+        settle_memory()
         if ready is not None:
             ready()
 
@@ -278,3 +278,47 @@ def serve(
     server.node.worker = worker
     server.run(sockets=[listener])
     return server.status or (1 if server.failed or not server.started else 0)
+
+
+_OUT = (errno.EMFILE, errno.ENFILE)
+_EVERY_S = 60.0
+
+
+class OpenFiles:
+    """The open files of one process; `streams` says how many of them are streams."""
+
+    def __init__(self, streams: Callable[[], int]) -> None:
+        self._streams = streams
+        self._said_at: float | None = None
+
+    def check(self) -> None:
+        """Looks whether one more file could be opened."""
+        try:
+            os.close(os.dup(2))
+        except OSError as error:
+            if error.errno in _OUT:
+                self._say(error)
+
+    def hear(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What the loop has to say of errors that nobody awaits; that there are no files is said here."""
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in _OUT:
+            self._say(error)
+        else:
+            loop.default_exception_handler(context)
+
+    def _say(self, error: OSError) -> None:
+        now = time.monotonic()
+        if self._said_at is not None and now < self._said_at + _EVERY_S:
+            return
+        self._said_at = now
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if error.errno == errno.ENFILE:
+            whose = "this machine has none left (fs.file-max)"
+        else:
+            whose = f"this process may have {limit}, and {self._streams()} of them are streams"
+        log.error(
+            "out of open files: %s; new connections are refused until some are closed;"
+            " raise the limit (ulimit -n, LimitNOFILE= in systemd) or set PUSHSSE_MAX_STREAMS",
+            whose,
+        )

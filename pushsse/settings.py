@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pushsse.errors import SettingsError
-from pushsse.shown import HIDDEN, shown
+from pushsse.logs import HIDDEN, shown
 
 PREFIX = "PUSHSSE_"
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}

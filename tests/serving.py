@@ -15,7 +15,7 @@ from httpx_sse import ServerSentEvent
 from httpx_sse._decoders import SSEDecoder
 
 from deploy.parts.certificate import Certificate
-from pushsse.listening import listening_socket
+from pushsse.cli.serve import listening_socket
 from pushsse.node import Node
 from pushsse.server import Http, make_server
 from pushsse.settings import load

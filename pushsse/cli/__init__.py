@@ -1,6 +1,6 @@
 """The command line: `serve`, and small clients of a running service for people and scripts.
 
-The console script and `python -m pushsse` call `main`. A module a command; `options` has what they share.
+The console script and `python -m pushsse` call `main`. `options` and `client` have what commands share.
 Deliberate: a command's module is imported when it is called: a client needn't wait for a server's parts.
 """
 
@@ -10,20 +10,21 @@ from importlib import import_module
 import click
 
 from pushsse import __version__
-from pushsse.cli.terminal import say
+from pushsse.cli.options import say
 from pushsse.errors import PushsseError
 
-# What the list of commands says about each; its module in this package has the same name, but for `worker`.
+# What the list of commands says about each, and its module in this package.
 COMMANDS = {
-    "serve": "Run a node, or several workers of one.",
-    "publish": "Publish an event.",
-    "listen": "Print a person's events as they come.",
-    "ask": "Ask a question and print the answer as it comes.",
-    "prefs": "List a person's switches, or set some.",
-    "token": "Make a token.",
-    "migrate": "Bring the database's tables to this version.",
-    "doctor": "Try each dependency and say what is wrong.",
+    "serve": ("serve", "Run a node, or several workers of one."),
+    "publish": ("publish", "Publish an event."),
+    "listen": ("listen", "Print a person's events as they come."),
+    "ask": ("client", "Ask a question and print the answer as it comes."),
+    "prefs": ("client", "List a person's switches, or set some."),
+    "token": ("admin", "Make a token."),
+    "migrate": ("admin", "Bring the database's tables to this version."),
+    "doctor": ("admin", "Try each dependency and say what is wrong."),
 }
+# The supervisor of workers calls it, people don't.
 HIDDEN = {"worker": "running"}
 
 
@@ -36,16 +37,17 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """One of them, from its module."""
-        if cmd_name not in COMMANDS and cmd_name not in HIDDEN:
+        module = COMMANDS[cmd_name][0] if cmd_name in COMMANDS else HIDDEN.get(cmd_name)
+        if module is None:
             return None
-        command = getattr(import_module(f"{__name__}.{HIDDEN.get(cmd_name, cmd_name)}"), cmd_name)
+        command = getattr(import_module(f"{__name__}.{module}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in --help, without importing them all."""
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
 @click.command(

@@ -5,23 +5,132 @@ Everything goes through POST /v1/events. Ids go to standard output, refusals and
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, BinaryIO
 
 import click
 import httpx
+import msgspec
 
-from pushsse.cli import reading
 from pushsse.cli.client import Target, answered, problem, with_target
-from pushsse.cli.options import Failed
-from pushsse.cli.reading import Line
-from pushsse.cli.terminal import one_line, say
+from pushsse.cli.options import Failed, one_line, say
 
 _NDJSON = {"content-type": "application/x-ndjson"}
 # None of a call's events was accepted, because of what they are.
 _REFUSED = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
+# The service takes 1 MiB a call.
+MAX_BYTES = 1024 * 1024
+_PORTION_BYTES = 512 * 1024
+_PORTION_LINES = 1000
+_BOM = b"\xef\xbb\xbf"
+
+
+class NotLines(Exception):
+    """A file with neither one event nor one a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a file; `body` is None where it is too long for a call."""
+
+    number: int
+    body: bytes | None
+
+
+def read_text(file: BinaryIO) -> bytes | None:
+    """All of a file as one text, without its last line end; None if it is longer than a call may be."""
+    body = file.read(MAX_BYTES + 1)
+    return None if len(body) > MAX_BYTES else body.removeprefix(_BOM).removesuffix(b"\n").removesuffix(b"\r")
+
+
+def portions(file: BinaryIO) -> Iterator[list[Line]]:
+    """The events of a file, by line, in portions that one call takes. Blank lines are counted, and left out.
+
+    Raises NotLines where JSON is written over many lines, and isn't one event.
+    """
+    pieces = _pieces(file)
+    start = _start(pieces)
+    if b"\n" in start.strip() and _is_object(start):
+        yield [Line(1, start)]
+        return
+    if start.split(maxsplit=1)[:1] in ([b"{"], [b"["]):
+        raise NotLines(
+            "this is neither one event nor one event a line; `jq -c` writes each on a line of its own"
+        )
+    portion: list[Line] = []
+    size = 0
+    for line in _lines(start, pieces):
+        if line is None:
+            if portion:
+                yield portion
+            portion, size = [], 0
+            continue
+        length = len(line.body or b"")
+        if portion and (size + length > _PORTION_BYTES or len(portion) == _PORTION_LINES):
+            yield portion
+            portion, size = [], 0
+        if line.body is None or line.body.strip():
+            portion.append(line)
+            size += length
+    if portion:
+        yield portion
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    """What is there, as soon as it is there."""
+    read = getattr(file, "read1", file.read)
+    while piece := read(_PORTION_BYTES):
+        yield piece
+
+
+def _start(pieces: Iterator[bytes]) -> bytes:
+    """The beginning: its first line that isn't blank if that is JSON, else as much as one call takes.
+
+    An event written over many lines begins with a line that isn't JSON by itself.
+    """
+    start = b""
+    for piece in pieces:
+        start = (start + piece).removeprefix(_BOM)
+        first, end, _ = start.lstrip().partition(b"\n")
+        if (end and _is_json(first)) or len(start) > MAX_BYTES:
+            break
+    return start
+
+
+def _lines(start: bytes, pieces: Iterator[bytes]) -> Iterator[Line | None]:
+    """The lines; None where the next piece would have to be waited for."""
+    number = 1
+    rest, too_long = b"", False
+    piece: bytes | None = start
+    while piece is not None:
+        *ended, last = piece.split(b"\n")
+        for line in ended:
+            body = rest + line
+            yield Line(number, None if too_long or len(body) > MAX_BYTES else body)
+            rest, too_long = b"", False
+            number += 1
+        rest += last
+        # Of a line that is too long nothing is kept.
+        if too_long or len(rest) > MAX_BYTES:
+            rest, too_long = b"", True
+        yield None
+        piece = next(pieces, None)
+    if rest or too_long:
+        yield Line(number, None if too_long else rest)
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        msgspec.json.decode(body, type=msgspec.Raw)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
+def _is_object(body: bytes) -> bool:
+    return len(body) <= MAX_BYTES and body.lstrip().startswith(b"{") and _is_json(body)
 
 
 @click.command()
@@ -80,9 +189,9 @@ def _source(file: BinaryIO | None, *, is_text: bool) -> BinaryIO:
 
 
 def _text(source: BinaryIO) -> str:
-    body = reading.text(source)
+    body = read_text(source)
     if body is None:
-        raise Failed(f"the message has more than {reading.MAX_BYTES} bytes")
+        raise Failed(f"the message has more than {MAX_BYTES} bytes")
     if not body:
         raise Failed("the message is empty: there was nothing to read")
     try:
@@ -166,15 +275,15 @@ def _publish_all(target: Target, source: BinaryIO) -> None:
     last = 0
     try:
         with target.client() as client:
-            for lines in reading.portions(source):
+            for lines in portions(source):
                 sendable = [line for line in lines if line.body is not None]
                 for line in lines:
                     if line.body is None:
-                        count.reject(line, f"has more than {reading.MAX_BYTES} bytes")
+                        count.reject(line, f"has more than {MAX_BYTES} bytes")
                 if sendable:
                     _send(client, sendable, count)
                 last = lines[-1].number
-    except reading.NotLines as error:
+    except NotLines as error:
         raise Failed(str(error)) from None
     except Failed as error:
         raise Failed(

@@ -8,15 +8,18 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Awaitable, Callable
 
 import click
 
-from pushsse import __version__, listening, logs, server
-from pushsse.cli import dependencies
-from pushsse.cli.banner import banner, parts
-from pushsse.cli.options import BadSetting
-from pushsse.cli.terminal import say
-from pushsse.errors import SettingsError
+from pushsse import __version__, logs, server
+from pushsse.backplane.redis.canary import probe
+from pushsse.cli.options import BadSetting, say
+from pushsse.cli.serve import banner, listening_socket, parts
+from pushsse.database import Database
+from pushsse.errors import DatabaseUnavailable, SettingsError
+from pushsse.logs import shown
+from pushsse.retry import Backoff
 from pushsse.settings import Settings, unknown
 from pushsse.workers import supervisor
 from pushsse.workers.worker import SupervisorGone, Worker
@@ -32,7 +35,7 @@ def run(settings: Settings, listener: socket.socket) -> int:
         # Before the first word: what the settings name (a question file, a key) may be unusable.
         node = server.make_server(settings)
         _introduce(settings, port)
-        asyncio.run(dependencies.wait(settings, lambda text: say(f"pushsse: {text}", err=True)))
+        asyncio.run(wait(settings, lambda text: say(f"pushsse: {text}", err=True)))
         if settings.workers > 1:
             return supervisor.run(settings, port, ready=lambda: say(banner(settings, port), lines=True))
         return server.serve(node, listener, ready=lambda: say(banner(settings, port), lines=True))
@@ -64,5 +67,52 @@ def worker(link: int) -> None:
             sys.exit(1)
         except SettingsError as error:
             raise BadSetting(str(error)) from None
-        with listening.listening_socket(settings) as listener:
+        with listening_socket(settings) as listener:
             sys.exit(server.serve(node, listener, ready=one.ready, worker=one))
+
+
+Say = Callable[[str], None]
+# What is missing; empty when nothing is.
+Probe = Callable[[], Awaitable[str]]
+
+
+async def wait(settings: Settings, say: Say) -> None:
+    """Returns when the database is there and migrated, and Redis answers. The embedded parts always are.
+
+    Kafka is waited for by the node itself, which serves streams meanwhile.
+    """
+    if not settings.database_url.startswith("sqlite"):
+        async with Database(settings.database_url, cool_s=0.0) as database:
+            await _wait(lambda: _database(database, shown(settings.database_url)), say)
+    if settings.redis_url:
+        await _wait(lambda: _redis(settings), say)
+
+
+async def _wait(probe: Probe, say: Say) -> None:
+    backoff = Backoff(first_s=0.2, most_s=2.0)
+    said = ""
+    while missing := await probe():
+        what, _, _ = missing.partition(": ")
+        if what != said:
+            say(f"waiting for {missing}")
+            said = what
+        await asyncio.sleep(backoff.next_s())
+
+
+async def _database(database: Database, where: str) -> str:
+    try:
+        encoding = await database.encoding()
+        pending = await database.pending_migrations()
+    except DatabaseUnavailable as error:
+        return f"the database at {where}: {error}"
+    if encoding != "UTF8":
+        raise SettingsError(
+            f"PUSHSSE_DATABASE_URL: {where} is encoded in {encoding}, which can't hold every name:"
+            " make a database with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+        )
+    return f"`pushsse migrate`: {where} lacks {', '.join(pending)}" if pending else ""
+
+
+async def _redis(settings: Settings) -> str:
+    missing = await probe(settings.redis_url, settings.redis_prefix)
+    return f"Redis at {shown(settings.redis_url)}: {missing}" if missing else ""

@@ -5,15 +5,19 @@ port is had, so that what can't work is said at once.
 """
 
 import errno
+import shlex
+import shutil
 import socket
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import click
+import msgspec
 
-from pushsse import listening
+from pushsse import __version__
 from pushsse.cli.options import Failed, read_settings, with_settings
+from pushsse.logs import shown
 from pushsse.settings import Settings
 
 
@@ -33,7 +37,7 @@ def serve(config: Path | None, **options: object) -> None:
 def _reserved(settings: Settings) -> socket.socket:
     """The port, held for this process (and its workers). Raises Failed where somebody else has it."""
     try:
-        return listening.reserved_socket(settings)
+        return reserved_socket(settings)
     except (OSError, UnicodeError) as error:
         # A name that no resolver would be asked about (too long, an empty label) is a UnicodeError.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "no such host"
@@ -53,3 +57,106 @@ def _advice(error: Exception) -> str:
     if error.errno == errno.EACCES:
         return "; ports under 1024 need root or CAP_NET_BIND_SERVICE"
     return ""
+
+
+# Accepted sockets inherit these (tcp(7)): a peer that is gone, or doesn't read, is noticed.
+_SOCKET_OPTIONS = (
+    (socket.SOL_SOCKET, socket.SO_SNDBUF, 128 * 1024),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+)
+_LINUX_OPTIONS = (
+    ("TCP_KEEPIDLE", 20),
+    ("TCP_KEEPINTVL", 5),
+    ("TCP_KEEPCNT", 3),
+    ("TCP_USER_TIMEOUT", 30_000),
+)
+
+
+def listening_socket(settings: Settings) -> socket.socket:
+    """The socket to accept on, bound. Raises OSError."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if settings.workers > 1:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for level, option, value in _SOCKET_OPTIONS:
+            listener.setsockopt(level, option, value)
+        for name, value in _LINUX_OPTIONS:
+            if hasattr(socket, name):
+                listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        listener.bind((settings.host, settings.port))
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def reserved_socket(settings: Settings) -> socket.socket:
+    """The port, held for this process or its workers, accepting nothing. Raises OSError."""
+    if settings.workers == 1:
+        return listening_socket(settings)
+    # SO_REUSEPORT alone would share the port with another service of the same user.
+    with listening_socket(msgspec.structs.replace(settings, workers=1)) as alone:
+        port = alone.getsockname()[1]
+    return listening_socket(msgspec.structs.replace(settings, port=port))
+
+
+def banner(settings: Settings, port: int) -> str:
+    """A few lines for whoever started it."""
+    url = base_url(settings, port)
+    listen, publish = _curl(settings, url)
+    return "\n".join(
+        (
+            f"pushsse {__version__} is ready: {url}/  (stream: {url}/v1/stream)",
+            f"  listen:   {listen}",
+            f"  publish:  {publish}",
+        )
+    )
+
+
+def base_url(settings: Settings, port: int) -> str:
+    """Where a client on this machine finds it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+    if ":" in host and not host.startswith("["):
+        host = f"[{host}]"
+    return f"http://{host}:{port}"
+
+
+def parts(settings: Settings, port: int) -> dict[str, str]:
+    """Which parts are in use, by their names, without any secret."""
+    redis = f"{shown(settings.redis_url)} prefix {settings.redis_prefix}"
+    kafka = f"{shown(settings.kafka_bootstrap)} topic {settings.kafka_topic} group {settings.group}"
+    return {
+        "listening": base_url(settings, port)
+        + (f", {settings.workers} workers" if settings.workers > 1 else ""),
+        "database": shown(settings.database_url),
+        "backplane": redis if settings.redis_url else "memory: one process alone",
+        "intake": f"Kafka {kafka}" if settings.kafka_bootstrap else "POST /v1/events",
+        "answerer": "faq: (the example file)" if settings.answerer == "faq:" else shown(settings.answerer),
+        "identity": "development: ?user=NAME, from this machine alone" if settings.development else "JWT",
+    }
+
+
+def _curl(settings: Settings, url: str) -> tuple[str, str]:
+    if settings.development:
+        return (
+            f'curl -N "{url}/v1/stream?user=ann"',
+            f'curl -d "hello" "{url}/v1/events?user=ann&type=news&to=all"',
+        )
+    # With the secret in the environment, these lines want the same environment; no token is printed.
+    token = f"$({_program()} token --user {{}} --scope {{}})"
+    return (
+        f'curl -N -H "Authorization: Bearer {token.format("ann", "stream")}" "{url}/v1/stream"',
+        f'curl -H "Authorization: Bearer {token.format("ops", "publish")}" -d "hello"'
+        f' "{url}/v1/events?type=news&to=all"',
+    )
+
+
+def _program() -> str:
+    """How this program is called from the shell that started it."""
+    here = Path(sys.executable).with_name("pushsse")
+    if shutil.which("pushsse") == str(here):
+        return "pushsse"
+    return shlex.quote(str(here)) if here.exists() else f"{shlex.quote(sys.executable)} -m pushsse"

@@ -7,7 +7,7 @@ from tortoise.exceptions import ConfigurationError
 
 from pushsse.database.postgres_url import credentials
 from pushsse.errors import SettingsError
-from pushsse.shown import shown
+from pushsse.logs import shown
 
 APP = "pushsse"
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from pushsse.backoff import Backoff
 from pushsse.errors import CloseReason, Unavailable
 from pushsse.event import Publication
 from pushsse.hub.batch import with_id
@@ -20,6 +19,7 @@ from pushsse.hub.hub import Hub
 from pushsse.hub.replay import Replay
 from pushsse.hub.resume import Opening, Resume, Switches
 from pushsse.position import Position
+from pushsse.retry import Backoff
 from pushsse.stream.frame import chunk, event, random_retry_ms
 from pushsse.stream.subscriber import Person, Sink, Subscriber
 

@@ -12,7 +12,6 @@ from typing import NamedTuple, NoReturn
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, OffsetOutOfRangeError
 
-from pushsse.backoff import Backoff
 from pushsse.backplane import Draft
 from pushsse.errors import KafkaUnavailable, NotOwner, SettingsError, Unavailable
 from pushsse.intake.http import Dispatch
@@ -23,6 +22,7 @@ from pushsse.kafka.outage import Outage
 from pushsse.kafka.partition import Assignment, Fences, Partition, Preparation, SameBackplane
 from pushsse.kafka.producer import Producer
 from pushsse.metrics import Metrics
+from pushsse.retry import Backoff
 
 log = logging.getLogger(__name__)
 LOOK_S = 2.0

@@ -4,7 +4,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from pushsse.backoff import Backoff
+from pushsse.retry import Backoff
 
 
 @dataclass(slots=True)

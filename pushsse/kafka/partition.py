@@ -21,11 +21,11 @@ from aiokafka.errors import (
     KafkaTimeoutError,
 )
 
-from pushsse.backoff import Backoff
 from pushsse.errors import SettingsError
 from pushsse.kafka.client import Connection, Record, stop
 from pushsse.kafka.outage import Outage
 from pushsse.metrics import Metrics
+from pushsse.retry import Backoff
 from pushsse.settings import seconds
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from typing import Any
 from starlette.routing import Route
 
 from pushsse.api.openapi import document, load
+from pushsse.app import routes
 from pushsse.node import Node
-from pushsse.routes import routes
 from pushsse.settings import load as load_settings
 
 METHODS = {"get", "post", "put", "delete", "patch"}

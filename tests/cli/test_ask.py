@@ -2,7 +2,7 @@
 
 import pytest
 
-from pushsse.cli.ask import Printed
+from pushsse.cli.client import Printed
 
 
 def test_growing_answer_is_printed_piece_by_piece(capsys: pytest.CaptureFixture[str]) -> None:

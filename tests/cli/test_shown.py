@@ -2,7 +2,7 @@
 
 import pytest
 
-from pushsse.shown import shown
+from pushsse.logs import shown
 
 SECRET = "hunter2"
 

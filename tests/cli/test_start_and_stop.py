@@ -103,12 +103,12 @@ def test_a_service_that_dies_ends_streams_in_band(tmp_path: Path) -> None:
     dying = tmp_path / "dying.py"
     dying.write_text(
         "import asyncio, sys\n"
-        "from pushsse import memory\n"
+        "from pushsse import node\n"
         "async def die():\n"
         "    while not (__import__('pathlib').Path('die')).exists():\n"
         "        await asyncio.sleep(0.02)\n"
         "    raise RuntimeError('broken')\n"
-        "memory.run = die\n"
+        "node.trim_memory = die\n"
         "from pushsse.cli import main\n"
         "main()\n"
     )
@@ -265,14 +265,14 @@ def test_an_impossible_address_is_one_line_with_what_to_do(
 
 ELSEWHERE = """
 import asyncio, pathlib, sys, uvicorn
-from pushsse import memory
+from pushsse import node
 from pushsse.app import create_app
 from pushsse.settings import load
 async def die():
     while not pathlib.Path("die").exists():
         await asyncio.sleep(0.02)
     raise RuntimeError("broken")
-memory.run = die
+node.trim_memory = die
 uvicorn.run(create_app(load({})), port=int(sys.argv[1]), log_level="warning", lifespan="on")
 """
 

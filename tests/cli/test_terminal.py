@@ -19,7 +19,7 @@ import pytest
 from httpx_sse import ServerSentEvent
 
 from pushsse.cli.listen import Listener
-from pushsse.visible import visible
+from pushsse.logs import visible
 from tests.cli.running import LIMIT_S, Served, environment, served
 
 # A title, the clipboard (OSC 52), the screen cleared, C1's CSI, an override of direction, a forged line.

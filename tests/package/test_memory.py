@@ -9,12 +9,12 @@ import weakref
 
 import pytest
 
-from pushsse import memory
+from pushsse import node
 
 _BURST = """
 import os
 from pathlib import Path
-from pushsse.memory import give_back
+from pushsse.node import release_memory
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -23,7 +23,7 @@ burst = [bytes(12_000) for _ in range(4_000)]
 kept = burst[::100]
 del burst
 before = resident()
-give_back()
+release_memory()
 print(before - resident())
 """
 
@@ -45,10 +45,10 @@ class Knot:
 
 @pytest.mark.anyio
 async def test_old_cycles_are_looked_for_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "EVERY_S", 0.001)
-    monkeypatch.setattr(memory, "WALK_EVERY", 3)
+    monkeypatch.setattr(node, "TRIM_EVERY_S", 0.001)
+    monkeypatch.setattr(node, "WALK_EVERY", 3)
     gc.disable()
-    service = asyncio.create_task(memory.run())
+    service = asyncio.create_task(node.trim_memory())
     try:
         knot = weakref.ref(Knot())
         async with asyncio.timeout(5):

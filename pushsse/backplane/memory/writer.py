@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from pushsse.backoff import Backoff
 from pushsse.backplane.memory.logs import Snapshot
 from pushsse.backplane.memory.store import BOOT_ID, LogStore, LogUpdate, Statement
+from pushsse.retry import Backoff
 
 _log = logging.getLogger(__name__)
 MOST_PENDING_BYTES = 64 * 1024**2

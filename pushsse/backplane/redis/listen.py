@@ -14,13 +14,13 @@ from typing import NamedTuple
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from pushsse.backoff import Backoff
 from pushsse.backplane import Entry, Followed, Heard, HeardLive, Hearing, Lost, codec
 from pushsse.backplane.redis.connection import Connector, connect
 from pushsse.backplane.redis.read import Found, LogReader, Want, merged, tail_of
 from pushsse.errors import BackplaneUnavailable
 from pushsse.metrics import Metrics
 from pushsse.position import Mark
+from pushsse.retry import Backoff
 
 TIMEOUT_S = 1.5
 _CATCH_UP = 2000

@@ -24,12 +24,12 @@ from aiokafka.errors import (
 from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
 from pushsse import strictjson
-from pushsse.backoff import Backoff
 from pushsse.errors import InvalidInput, KafkaUnavailable, Problem, Unavailable
 from pushsse.kafka.client import cancellation_is_ours, stop
 from pushsse.metrics import Metrics
 from pushsse.questions.answerers.base import Answers, Piece, SentOff
 from pushsse.questions.question import Answered, By, Question, Unanswered
+from pushsse.retry import Backoff
 
 log = logging.getLogger(__name__)
 _ROUND_S = 0.05

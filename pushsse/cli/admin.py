@@ -1,6 +1,8 @@
-"""`pushsse doctor`: tries each dependency that is configured, one line each, with what to do.
+"""For whoever runs the service: `doctor`, `migrate` and `token`.
 
-Each check yields Findings; a fault makes the exit status 1. Nothing is changed anywhere.
+`doctor` tries each dependency that is configured, one line each, with what to do: each check yields Findings,
+a fault makes the exit status 1, and nothing is changed anywhere. `migrate` brings the database's tables to
+this version. `token` signs a JWT with this machine's PUSHSSE_JWT_SECRET (HS256).
 """
 
 import asyncio
@@ -8,24 +10,27 @@ import logging
 import os
 import resource
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import click
+import jwt
 import redis.asyncio as redis
 from redis.exceptions import NoPermissionError, RedisError
 
+from pushsse.api.identity import SCOPES
 from pushsse.backplane.redis.canary import probe
-from pushsse.cli.options import BadSetting, read_settings, with_settings
-from pushsse.cli.terminal import say
+from pushsse.cli.options import BadSetting, Failed, read_settings, say, with_settings
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable, SettingsError
+from pushsse.event import is_user
 from pushsse.kafka.client import configuration, topics
 from pushsse.kafka.dead_letters import about_dead_letters
-from pushsse.settings import PREFIX, Settings, unknown
-from pushsse.shown import shown
+from pushsse.logs import shown
+from pushsse.settings import PREFIX, Settings, seconds, unknown
 
 _REDIS_S = 3.0
 _CHECK_S = 20.0
@@ -212,3 +217,70 @@ _CHECKS: Mapping[str, Check] = {
     "identity": _identity,
     "files": _files,
 }
+
+
+@click.command()
+@with_settings("database_url")
+def migrate(config: Path | None, **options: object) -> None:
+    """Apply what is pending to the database, and say what."""
+    url = read_settings(config, options).database_url
+    try:
+        applied = asyncio.run(_migrate(url))
+    except SettingsError as error:
+        raise BadSetting(str(error)) from None
+    except DatabaseUnavailable as error:
+        raise Failed(f"{shown(url)}: {error}") from None
+    for name in applied:
+        say(f"applied {name}")
+    if not applied:
+        say("nothing to do: the database is up to date")
+
+
+async def _migrate(url: str) -> tuple[str, ...]:
+    async with Database(url) as database:
+        return await database.migrate()
+
+
+_PREFIX = "pushsse:"
+
+
+@click.command()
+@click.option("--user", required=True, help="whom it is for")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    help=f"what it allows, of {' '.join(SCOPES)}; several by spaces  [default: the first three]",
+)
+@click.option("--expires", default="1h", metavar="AGE", help="how long it holds  [default: 1h]")
+@with_settings("jwt_secret", "auth_user_claim")
+def token(user: str, scopes: tuple[str, ...], expires: str, config: Path | None, **options: object) -> None:
+    """Make a token for --user."""
+    settings = read_settings(config, options)
+    if not settings.jwt_secret:
+        raise Failed(
+            "PUSHSSE_JWT_SECRET isn't set: the service has development identity, where --user is enough"
+        )
+    if len(settings.jwt_secret.encode()) < _SECRET_BYTES:
+        raise Failed(f"PUSHSSE_JWT_SECRET has fewer than {_SECRET_BYTES} bytes")
+    if not is_user(user):
+        raise click.UsageError(f"--user {user!r} isn't 1–128 characters without white space")
+    claims: dict[str, object] = {settings.auth_user_claim: user, "exp": int(time.time() + _age(expires))}
+    if words := _words(scopes):
+        claims["scope"] = " ".join(words)
+    click.echo(jwt.encode(claims, settings.jwt_secret, algorithm="HS256"))
+
+
+def _age(text: str) -> float:
+    try:
+        return seconds(text)
+    except ValueError as error:
+        raise click.UsageError(f"--expires: {error}") from None
+
+
+def _words(scopes: tuple[str, ...]) -> list[str]:
+    words = [word.removeprefix(_PREFIX) for each in scopes for word in each.replace(",", " ").split()]
+    for word in words:
+        if word not in SCOPES:
+            raise click.UsageError(f"--scope {word!r} is none of {', '.join(SCOPES)}")
+    return [_PREFIX + word for word in words]
