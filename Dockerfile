@@ -2,7 +2,7 @@
 FROM python:3.12-slim AS build
 WORKDIR /source
 RUN python -m venv /opt/pushsse
-# What is locked is what is installed. This layer stays until the lock changes.
+# Installs exactly what the lock lists. The layer is rebuilt only when the lock changes.
 COPY requirements.lock ./
 RUN /opt/pushsse/bin/pip install --no-cache-dir --disable-pip-version-check \
       --no-deps --require-hashes --only-binary :all: -r requirements.lock
@@ -19,7 +19,7 @@ COPY --from=build /opt/pushsse /opt/pushsse
 ENV PATH=/opt/pushsse/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
-# Where a pushsse.toml may be put.
+# A pushsse.toml may be mounted here.
 WORKDIR /etc/pushsse
 USER 10001:10001
 EXPOSE 8000
