@@ -47,7 +47,7 @@ class Node:
         self.reading = Reading(store.switches, now=store.switches_now)
         self.catalogue = Catalogue(store, new_types=settings.new_types, metrics=self.metrics)
         self.backplane = build.backplane(settings, self.metrics)
-        self.preferences = Preferences(store, publish=self.backplane.publish, shards=settings.shards)
+        self.preferences = Preferences(store, self.backplane)
         self.dispatcher = Dispatcher(
             publish=self.backplane.publish,
             off_among=store.off_among,
@@ -71,7 +71,6 @@ class Node:
             self.backplane,
             self._answering.answerer,
             node=settings.node,
-            shards=settings.shards,
             timeout_s=settings.answer_timeout_s,
             metrics=self.metrics,
         )

@@ -184,6 +184,8 @@ class Backplane(Protocol):
     minutes (or among the newest 1,000,000; for a broadcast it counts as one).
     """
 
+    shards: int
+
     async def publish(self, calls: Sequence[Call]) -> Receipt:
         """Appends, call by call; a call is atomic. One record's drafts for a log belong in one call.
 
@@ -192,8 +194,16 @@ class Backplane(Protocol):
         """
         ...
 
-    async def publish_live(self, log: str, publication: Publication) -> None:
-        """Lets those who follow the log now hear what isn't kept. Raises BackplaneUnavailable."""
+    async def publish_to(self, user: str, drafts: Iterable[Draft]) -> Mark:
+        """Appends drafts to one person's log, in one call, and returns its end then. Raises as `publish`.
+
+        This is how a service of ours sends an event to one person; it needs to know nothing of shards.
+        """
+        call = Call(log_of(user, self.shards), tuple(drafts))
+        return (await self.publish((call,))).marks[call.log]
+
+    async def publish_live(self, user: str, publication: Publication) -> None:
+        """Sends one person's followers what the log never holds. Raises BackplaneUnavailable."""
         ...
 
     def listen(self) -> AsyncGenerator[Hearing, None]:

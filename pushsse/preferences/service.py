@@ -7,10 +7,10 @@ What a crash or an outage left between the two is published by `run`, or by whoe
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from pushsse import event
-from pushsse.backplane import Call, Draft, Receipt, log_of
+from pushsse.backplane import Backplane, Draft
 from pushsse.errors import Unavailable
 from pushsse.preferences.store import PreferenceStore
 from pushsse.preferences.views import PendingChange, Preference
@@ -26,16 +26,9 @@ _CHANGES_A_CALL = 100
 class Preferences:
     """People's switches, as the API changes them."""
 
-    def __init__(
-        self,
-        store: PreferenceStore,
-        *,
-        publish: Callable[[Sequence[Call]], Awaitable[Receipt]],
-        shards: int,
-    ) -> None:
+    def __init__(self, store: PreferenceStore, backplane: Backplane) -> None:
         self._store = store
-        self._publish = publish
-        self._shards = shards
+        self._backplane = backplane
 
     async def change(self, user: str, wanted: Mapping[str, bool]) -> tuple[Preference, ...]:
         """Switches types on and off, and returns all types once the log has the change.
@@ -72,9 +65,8 @@ class Preferences:
         for start in range(0, len(changes), _CHANGES_A_CALL):
             part = changes[start : start + _CHANGES_A_CALL]
             user = part[0].user
-            log = log_of(user, self._shards)
-            receipt = await self._publish([Call(log, tuple(d for change in part for d in _drafts(change)))])
-            await self._store.logged(user, part[-1].version, receipt.marks[log])
+            mark = await self._backplane.publish_to(user, (d for change in part for d in _drafts(change)))
+            await self._store.logged(user, part[-1].version, mark)
 
 
 def _drafts(change: PendingChange) -> list[Draft]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from pushsse.backplane import Backplane, Call, log_of
+from pushsse.backplane import Backplane
 from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable
 from pushsse.event import Publication
 from pushsse.metrics import Metrics
@@ -55,7 +55,6 @@ class Life:
 
     store: Store
     backplane: Backplane
-    shards: int
     metrics: Metrics
     pace: Pace
 
@@ -83,10 +82,9 @@ class Life:
 
     async def announce(self, question: Question) -> bool:
         """Appends what a question has come to to its person's log. False: a sweeper will do it later."""
-        call = Call(log_of(question.user, self.shards), events.drafts(question))
         try:
             async with _bounded():
-                await self.backplane.publish((call,))
+                await self.backplane.publish_to(question.user, events.drafts(question))
             await self.store.announced(question)
         except (BackplaneUnavailable, DatabaseUnavailable) as error:
             log.warning("question %s: %s isn't told yet: %s", question.id, question.status, error)
@@ -96,7 +94,7 @@ class Life:
     async def live(self, user: str, publication: Publication) -> None:
         """Lets the person's open streams hear a delta. Raises BackplaneUnavailable."""
         async with _bounded():
-            await self.backplane.publish_live(log_of(user, self.shards), publication)
+            await self.backplane.publish_live(user, publication)
 
     async def find(self, question_id: str) -> Question | None:
         """A question by its id. Raises DatabaseUnavailable."""

@@ -172,13 +172,12 @@ def questions(
     answerer: Answerer,
     *,
     node: str,
-    shards: int,
     timeout_s: float,
     metrics: Metrics,
     pace: Pace | None = None,
 ) -> Questions:
     """The service of one node; `run` has to be supervised. A question expires after `timeout_s`."""
-    life = Life(store, backplane, shards, metrics, pace or Pace())
+    life = Life(store, backplane, metrics, pace or Pace())
     answering = Answering(life, answerer, Turns())
     made = Questions(life, answering, Sweeper(life, answering, node), node, timeout_s)
     made.resume()

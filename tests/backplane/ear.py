@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from itertools import count
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +17,7 @@ from pushsse.backplane import (
     Hearing,
     Lost,
     Source,
+    log_of,
 )
 from pushsse.event import Publication
 
@@ -26,6 +28,11 @@ def publication(body: str, *, user: str = "ann", expires_ms: int = 0) -> Publica
 
 def call(log: str, *bodies: str) -> Call:
     return Call(log, tuple(Draft(publication(body)) for body in bodies))
+
+
+def user_of(log: str) -> str:
+    """Somebody who hashes to a log, of eight shards."""
+    return next(user for user in map(str, count()) if log_of(user, 8) == log)
 
 
 def sourced(log: str, *offsets: int, owner: str = "me", partition: int = 0) -> Call:

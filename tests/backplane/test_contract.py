@@ -13,7 +13,7 @@ from pushsse.errors import NotOwner
 from pushsse.event import Change, Publication
 from pushsse.position import Mark
 
-from .ear import Ear, bodies, call, publication, sourced
+from .ear import Ear, bodies, call, publication, sourced, user_of
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., AbstractAsyncContextManager[Backplane]]
@@ -36,6 +36,15 @@ async def test_numbers_begin_at_one_and_have_no_hole(backplane: Backplane) -> No
     epoch = page.heads["1"].epoch
     assert first.marks == {"1": Mark(epoch, 2)}
     assert second.marks == {"1": Mark(epoch, 3), "2": Mark(page.heads["2"].epoch, 1)}
+
+
+async def test_what_is_published_to_one_person_is_in_that_persons_log(backplane: Backplane) -> None:
+    drafts = [Draft(publication(body), once=body) for body in ("a", "b")]
+    mark = await backplane.publish_to(user_of("3"), drafts)
+    page = await backplane.read({"3": 0}, limit=10)
+    assert bodies(page.entries) == ["a", "b"]
+    assert mark == page.heads["3"].mark
+    assert await backplane.publish_to(user_of("3"), drafts) == mark
 
 
 async def test_order_grows_over_all_logs(backplane: Backplane) -> None:
@@ -342,8 +351,8 @@ async def test_live_publications_are_heard_in_their_order_and_not_kept(backplane
     async with Ear(backplane) as ear:
         await ear.follow("1")
         await backplane.publish([call("1", "a")])
-        await backplane.publish_live("1", publication("growing"))
-        await backplane.publish_live("2", publication("elsewhere"))
+        await backplane.publish_live(user_of("1"), publication("growing"))
+        await backplane.publish_live(user_of("2"), publication("elsewhere"))
         await backplane.publish([call("1", "b")])
         await ear.until_body("b")
     assert ear.live == [publication("growing")]

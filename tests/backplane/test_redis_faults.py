@@ -12,7 +12,7 @@ from pushsse.backplane.redis import RedisBackplane
 from pushsse.errors import BackplaneUnavailable
 from pushsse.metrics import Metrics
 
-from .ear import Ear, bodies, call, publication, sourced
+from .ear import Ear, bodies, call, publication, sourced, user_of
 from .redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -440,7 +440,7 @@ async def test_two_databases_of_one_redis_do_not_hear_each_other(own_server: Red
         own_server.database = 5
         async with node(own_server, "there") as other:
             await other.publish([call("1", "not this"), Call("1", (Draft(publication("x")),))])
-            await other.publish_live("1", publication("nor this"))
+            await other.publish_live(user_of("1"), publication("nor this"))
         await backplane.publish([call("1", "this")])
         await ear.until_body("this")
         assert (bodies(ear.entries), ear.live, ear.lost) == (["this"], [], [])

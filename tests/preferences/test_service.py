@@ -21,24 +21,24 @@ pytestmark = pytest.mark.anyio
 SHARDS = 4
 
 
-class Log:
+class Log(MemoryBackplane):
     """A backplane in memory that can be away."""
 
     def __init__(self) -> None:
-        self.backplane = MemoryBackplane(shards=SHARDS, keep_s=600, keep_bytes=1 << 22, metrics=Metrics())
+        super().__init__(shards=SHARDS, keep_s=600, keep_bytes=1 << 22, metrics=Metrics())
         self.away = False
         self.loses_answers = False
 
     async def publish(self, calls: Sequence[Call]) -> Receipt:
         if self.away:
             raise BackplaneUnavailable("away")
-        receipt = await self.backplane.publish(calls)
+        receipt = await super().publish(calls)
         if self.loses_answers:
             raise BackplaneUnavailable("no answer")
         return receipt
 
     async def entries(self, user: str) -> tuple[Entry, ...]:
-        return (await self.backplane.read({log_of(user, SHARDS): 0}, limit=1000)).entries
+        return (await self.read({log_of(user, SHARDS): 0}, limit=1000)).entries
 
     async def changes(self, user: str) -> list[Change]:
         found = [entry.publication.change for entry in await self.entries(user)]
@@ -62,7 +62,7 @@ async def log(anyio_backend: str) -> Log:
 @pytest.fixture
 async def preferences(store: PreferenceStore, log: Log) -> Preferences:
     await store.join(["alarm", "news"], hidden=False)
-    return Preferences(store, publish=log.publish, shards=SHARDS)
+    return Preferences(store, log)
 
 
 async def test_a_change_is_in_the_log_when_the_caller_is_answered(
@@ -153,7 +153,7 @@ async def test_changes_of_a_person_at_once_are_in_the_log_in_order(
 async def test_a_thousand_long_names_fit_into_frames(store: PreferenceStore, log: Log) -> None:
     names = [f"{i:04d}".ljust(64, "x") for i in range(1000)]
     await store.join(names, hidden=False)
-    await Preferences(store, publish=log.publish, shards=SHARDS).change("ann", dict.fromkeys(names, False))
+    await Preferences(store, log).change("ann", dict.fromkeys(names, False))
     entries = await log.entries("ann")
     told: dict[str, bool] = {}
     for entry in entries:

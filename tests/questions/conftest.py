@@ -93,7 +93,6 @@ class World:
             self.backplane,
             answerer,
             node=name,
-            shards=SHARDS,
             timeout_s=timeout_s,
             metrics=Metrics(),
             pace=pace,

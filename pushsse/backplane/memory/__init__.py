@@ -15,6 +15,7 @@ from typing import Self
 from pushsse.backplane import (
     BROADCAST,
     BROADCAST_SHARE,
+    Backplane,
     Call,
     Entry,
     Followed,
@@ -24,6 +25,7 @@ from pushsse.backplane import (
     Page,
     Receipt,
     fresh_word,
+    log_of,
     machine_ms,
 )
 from pushsse.backplane.memory.logs import LogSnapshot, MemoryLog, Partitions, SeenNames, Snapshot, recipients
@@ -44,7 +46,7 @@ MOST_WAITING = 10_000
 _AT_ONCE = 2_000
 
 
-class MemoryBackplane:
+class MemoryBackplane(Backplane):
     """Keeps the contract of `Backplane`. `keep_bytes` bounds a shard's log; the broadcast log has more."""
 
     def __init__(
@@ -56,6 +58,7 @@ class MemoryBackplane:
         metrics: Metrics,
         writer: LogWriter | None = None,
     ) -> None:
+        self.shards = shards
         self._keep_ms = int(keep_s * 1000)
         self._keep_bytes = keep_bytes
         self._metrics = metrics
@@ -139,9 +142,10 @@ class MemoryBackplane:
             raise NotOwner(f"{len(refused)} of {len(calls)} calls come from partitions with another owner")
         return receipt
 
-    async def publish_live(self, log: str, publication: Publication) -> None:
+    async def publish_live(self, user: str, publication: Publication) -> None:
         """Hands a publication to the listener, without the log."""
         await self._wait_for_room()
+        log = log_of(user, self.shards)
         if self._listening and log in self._asked:
             self._tell(HeardLive(log, publication))
 

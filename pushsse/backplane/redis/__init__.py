@@ -16,6 +16,7 @@ from pushsse.backplane import (
     BROADCAST_SHARE,
     REMEMBER_MOST,
     REMEMBER_MS,
+    Backplane,
     Call,
     Draft,
     Hearing,
@@ -23,6 +24,7 @@ from pushsse.backplane import (
     Receipt,
     codec,
     fresh_word,
+    log_of,
 )
 from pushsse.backplane.redis.canary import Watch
 from pushsse.backplane.redis.connection import Connector, Link, script
@@ -41,7 +43,7 @@ _FIRST_BLOB = 7  # of the script's arguments, which Lua counts from 1
 _PUBLISH = script("publish")
 
 
-class RedisBackplane:
+class RedisBackplane(Backplane):
     """Keeps the contract of `Backplane`. All keys begin with the prefix and the number of shards."""
 
     def __init__(
@@ -56,6 +58,7 @@ class RedisBackplane:
         metrics: Metrics,
     ) -> None:
         connector = Connector(url, timeout_s=TIMEOUT_S)
+        self.shards = shards
         self._names = f"{prefix}{shards}:"
         self._logs = (BROADCAST, *map(str, range(shards)))
         self._keep_ms = int(keep_s * 1000)
@@ -121,9 +124,10 @@ class RedisBackplane:
             raise NotOwner(f"{refused} of {len(calls)} calls come from partitions with another owner")
         return receipt
 
-    async def publish_live(self, log: str, publication: Publication) -> None:
-        """Lets those who follow the log now hear what isn't kept. Raises BackplaneUnavailable."""
-        await self._publisher.call("PUBLISH", self._channel + log, codec.live(publication))
+    async def publish_live(self, user: str, publication: Publication) -> None:
+        """Sends one person's followers what the log never holds. Raises BackplaneUnavailable."""
+        channel = self._channel + log_of(user, self.shards)
+        await self._publisher.call("PUBLISH", channel, codec.live(publication))
 
     def _portions(self, calls: Sequence[Call]) -> Iterator["Portion"]:
         """As many calls at once as one run of the script should take."""
