@@ -22,7 +22,7 @@ from faults.report import Row
 from faults.resources import poll
 from faults.world import World
 from pushsse import event
-from pushsse.backplane import BROADCAST, Call, Draft, log_of
+from pushsse.backplane import BROADCAST, Append, Draft, log_of
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.metrics import Metrics
 
@@ -134,7 +134,7 @@ async def _publisher(world: World) -> AsyncIterator[Callable[[int, int, int], Aw
                 made = event.publication(
                     found, event_id=f"{_TAG}|0|{number}", at=datetime.now(UTC), max_age_s=86_400
                 )
-                receipt = await backplane.publish([Call(log, (Draft(made),))])
+                receipt = await backplane.publish([Append(log, (Draft(made),))])
                 assert receipt.appended == 1
 
         yield publish

@@ -1,6 +1,6 @@
 """Events become publications for the people who want them: audience, switches, shards. The heart; small.
 
-Called by the intake with a batch of drafts, in order; hands calls to `backplane.publish`. The switches are
+Called by the intake with a batch of drafts, in order; hands appends to `backplane.publish`. The switches are
 asked of the database once per batch, never of a cache; broadcasts are filtered at the streams.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from pushsse.backplane import BROADCAST, Call, Draft, Receipt, log_of
+from pushsse.backplane import BROADCAST, Append, Draft, Receipt, log_of
 from pushsse.errors import DatabaseUnavailable
 from pushsse.metrics import Metrics
 
@@ -24,12 +24,12 @@ _NONE: Off = frozenset()
 
 
 class Dispatcher:
-    """Turns batches of drafts into calls, one after the other."""
+    """Turns batches of drafts into appends, one after the other."""
 
     def __init__(
         self,
         *,
-        publish: Callable[[Sequence[Call]], Awaitable[Receipt]],
+        publish: Callable[[Sequence[Append]], Awaitable[Receipt]],
         off_among: Callable[[Sequence[str], Sequence[str]], Awaitable[Off]],
         seen: Callable[[Sequence[str]], None],
         shards: int,
@@ -48,8 +48,8 @@ class Dispatcher:
         Raises BackplaneUnavailable and NotOwner; dispatching the same batch again is then right.
         """
         self._seen(list({draft.publication.name for draft in drafts}))
-        calls = await self._calls(drafts, await self._off(drafts))
-        return await self._publish(calls) if calls else Receipt()
+        appends = await self._appends(drafts, await self._off(drafts))
+        return await self._publish(appends) if appends else Receipt()
 
     async def _off(self, drafts: Sequence[Draft]) -> Off:
         """Who has what off. Unknown, because the database is away, means nobody: the streams filter too."""
@@ -70,9 +70,9 @@ class Dispatcher:
         self._unfiltered = False
         return off
 
-    async def _calls(self, drafts: Sequence[Draft], off: Off) -> list[Call]:
+    async def _appends(self, drafts: Sequence[Draft], off: Off) -> list[Append]:
         """Between two broadcasts, all drafts of one shard share a call, or few where they are for many."""
-        calls: list[Call] = []
+        appends: list[Append] = []
         run: dict[str, list[Draft]] = {}
         sorted_out = 0
         for draft in drafts:
@@ -81,7 +81,7 @@ class Dispatcher:
                 await asyncio.sleep(0)
                 sorted_out = 0
             if (users is None) != (BROADCAST in run):
-                calls += _bounded(run)
+                appends += _bounded(run)
                 run = {}
             if users is None:
                 run.setdefault(BROADCAST, []).append(draft)
@@ -94,8 +94,8 @@ class Dispatcher:
                 else:
                     part = draft
                 run.setdefault(name, []).append(part)
-        calls += _bounded(run)
-        return calls
+        appends += _bounded(run)
+        return appends
 
     def _by_shard(self, users: Sequence[str], type_name: str, off: Off) -> dict[str, list[str]]:
         shards: dict[str, list[str]] = {}
@@ -107,7 +107,7 @@ class Dispatcher:
         return shards
 
 
-def _bounded(run: Mapping[str, Sequence[Draft]]) -> Iterator[Call]:
+def _bounded(run: Mapping[str, Sequence[Draft]]) -> Iterator[Append]:
     """Calls that keep nobody waiting for long. Drafts of one record stay together: the fence wants that."""
     for log_name, drafts in run.items():
         start = recipients = 0
@@ -115,7 +115,7 @@ def _bounded(run: Mapping[str, Sequence[Draft]]) -> Iterator[Call]:
             if recipients >= _CALL_RECIPIENTS and (
                 draft.source is None or draft.source != drafts[at - 1].source
             ):
-                yield Call(log_name, tuple(drafts[start:at]))
+                yield Append(log_name, tuple(drafts[start:at]))
                 start, recipients = at, 0
             recipients += len(draft.publication.users or ())
-        yield Call(log_name, tuple(drafts[start:]))
+        yield Append(log_name, tuple(drafts[start:]))

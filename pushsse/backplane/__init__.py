@@ -76,7 +76,7 @@ class Draft(NamedTuple):
         ]
 
 
-class Call(NamedTuple):
+class Append(NamedTuple):
     """Drafts for one log that are appended together, in order."""
 
     log: str
@@ -161,7 +161,7 @@ class Followed(NamedTuple):
     tail: tuple[Entry, ...]
 
 
-class Lost(NamedTuple):
+class Gap(NamedTuple):
     """What a log had after the last entry heard is lost; it goes on from `head.base`, and that is heard.
 
     It goes on in another epoch, or in the same one where what was missed had been trimmed away.
@@ -171,7 +171,7 @@ class Lost(NamedTuple):
     head: Head
 
 
-Hearing = Heard | HeardLive | Followed | Lost
+Hearing = Heard | HeardLive | Followed | Gap
 
 
 class Backplane(Protocol):
@@ -186,7 +186,7 @@ class Backplane(Protocol):
 
     shards: int
 
-    async def publish(self, calls: Sequence[Call]) -> Receipt:
+    async def publish(self, calls: Sequence[Append]) -> Receipt:
         """Appends, call by call; a call is atomic. One record's drafts for a log belong in one call.
 
         Skips what is expired by the log's clock. Raises BackplaneUnavailable, NotOwner (a source's partition
@@ -199,7 +199,7 @@ class Backplane(Protocol):
 
         This is how a service of ours sends an event to one person; it needs to know nothing of shards.
         """
-        call = Call(log_of(user, self.shards), tuple(drafts))
+        call = Append(log_of(user, self.shards), tuple(drafts))
         return (await self.publish((call,))).marks[call.log]
 
     async def publish_live(self, user: str, publication: Publication) -> None:
@@ -210,7 +210,7 @@ class Backplane(Protocol):
         """What is published to the followed logs, for ever: in order, without a gap, each once.
 
         One listener at a time. An outage of the backplane isn't raised: it goes on when that is back,
-        with what was missed, or with Lost where that can't be had any more.
+        with what was missed, or with Gap where that can't be had any more.
         """
         ...
 

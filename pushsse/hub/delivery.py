@@ -6,7 +6,7 @@ can come between the place of an event and the filter before its write.
 
 from collections.abc import Mapping, Sequence
 
-from pushsse.backplane import BROADCAST, Entry, Followed, Heard, HeardLive, Hearing, Lost
+from pushsse.backplane import BROADCAST, Entry, Followed, Gap, Heard, HeardLive, Hearing
 from pushsse.event import Publication
 from pushsse.hub.batch import Batch, Broadcasts, Item
 from pushsse.hub.followed import FollowedLog
@@ -82,7 +82,7 @@ class Delivery:
         if publication.subject:
             self._hub.tapped(publication)
 
-    def _begin(self, hearing: Followed | Lost) -> None:
+    def _begin(self, hearing: Followed | Gap) -> None:
         """A log is followed from a place on, or was lost and goes on in another epoch."""
         shard = self._hub.shards.get(hearing.log)
         if shard is None and hearing.log != BROADCAST:

@@ -7,15 +7,15 @@ from types import TracebackType
 from typing import Self
 
 from pushsse.backplane import (
+    Append,
     Backplane,
-    Call,
     Draft,
     Entry,
     Followed,
+    Gap,
     Heard,
     HeardLive,
     Hearing,
-    Lost,
     Source,
     log_of,
 )
@@ -26,8 +26,8 @@ def publication(body: str, *, user: str = "ann", expires_ms: int = 0) -> Publica
     return Publication("note", b"data: " + body.encode() + b"\n", (user,), True, expires_ms)
 
 
-def call(log: str, *bodies: str) -> Call:
-    return Call(log, tuple(Draft(publication(body)) for body in bodies))
+def call(log: str, *bodies: str) -> Append:
+    return Append(log, tuple(Draft(publication(body)) for body in bodies))
 
 
 def user_of(log: str) -> str:
@@ -35,13 +35,13 @@ def user_of(log: str) -> str:
     return next(user for user in map(str, count()) if log_of(user, 8) == log)
 
 
-def sourced(log: str, *offsets: int, owner: str = "me", partition: int = 0) -> Call:
+def sourced(log: str, *offsets: int, owner: str = "me", partition: int = 0) -> Append:
     """One draft an offset, whose body is the offset and whose record's time is 1,000 more."""
     drafts = [
         Draft(publication(str(offset)), Source("topic", partition, offset, offset + 1000, owner))
         for offset in offsets
     ]
-    return Call(log, tuple(drafts))
+    return Append(log, tuple(drafts))
 
 
 def bodies(entries: tuple[Entry, ...] | list[Entry]) -> list[str]:
@@ -55,7 +55,7 @@ class Ear:
         self.hearings: list[Hearing] = []
         self.entries: list[Entry] = []
         self.live: list[Publication] = []
-        self.lost: list[Lost] = []
+        self.lost: list[Gap] = []
         self.followed: dict[str, Followed] = {}
         self.numbers: dict[str, int] = {}
         self.epochs: dict[str, str] = {}

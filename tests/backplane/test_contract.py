@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from pushsse.backplane import BROADCAST, Backplane, Call, Draft, HeardLive, Source
+from pushsse.backplane import BROADCAST, Append, Backplane, Draft, HeardLive, Source
 from pushsse.errors import NotOwner
 from pushsse.event import Change, Publication
 from pushsse.position import Mark
@@ -113,9 +113,11 @@ async def test_a_fence_that_was_reset_starts_over(backplane: Backplane) -> None:
 
 async def test_a_repeated_name_is_skipped_within_its_log(backplane: Backplane) -> None:
     draft = Draft(publication("a"), once="order-1")
-    receipt = await backplane.publish([Call("1", (draft, draft)), Call("1", (draft,)), Call("2", (draft,))])
+    receipt = await backplane.publish(
+        [Append("1", (draft, draft)), Append("1", (draft,)), Append("2", (draft,))]
+    )
     assert (receipt.appended, receipt.repeated) == (2, 2)
-    assert (await backplane.publish([Call("1", (draft,))])).repeated == 1
+    assert (await backplane.publish([Append("1", (draft,))])).repeated == 1
     assert await everything(backplane, "1") == ["a"]
 
 
@@ -129,51 +131,51 @@ async def recipients(backplane: Backplane, log: str) -> list[tuple[str, ...] | N
 
 async def test_one_name_for_many_people_reaches_each_of_them_once(backplane: Backplane) -> None:
     people = [f"user-{i}" for i in range(300)]
-    calls = [Call("1", (to(user, once="note|order-1"),)) for user in people]
+    calls = [Append("1", (to(user, once="note|order-1"),)) for user in people]
     receipt = await backplane.publish(calls)
     assert (receipt.appended, receipt.repeated) == (300, 0)
-    receipt = await backplane.publish([Call("1", tuple(to(user, once="note|order-1") for user in people))])
+    receipt = await backplane.publish([Append("1", tuple(to(user, once="note|order-1") for user in people))])
     assert (receipt.appended, receipt.repeated) == (0, 300)
     assert await recipients(backplane, "1") == [(user,) for user in people]
 
 
 async def test_a_repeated_recipient_is_left_out_and_the_others_get_it(backplane: Backplane) -> None:
-    await backplane.publish([Call("1", (to("bo", "李", once="n"),))])
-    receipt = await backplane.publish([Call("1", (to("ann", "bo", "cy", "李", once="n", body="长"),))])
+    await backplane.publish([Append("1", (to("bo", "李", once="n"),))])
+    receipt = await backplane.publish([Append("1", (to("ann", "bo", "cy", "李", once="n", body="长"),))])
     assert (receipt.appended, receipt.repeated) == (1, 2)
     entries = (await backplane.read({"1": 0}, limit=10)).entries
     assert [entry.publication.users for entry in entries] == [("bo", "李"), ("ann", "cy")]
     # All else is as it was sent.
     assert entries[1].publication == to("ann", "cy", once="", body="长").publication
-    receipt = await backplane.publish([Call("1", (to("ann", "bo", once="n"), to("ann", "di", once="n")))])
+    receipt = await backplane.publish([Append("1", (to("ann", "bo", once="n"), to("ann", "di", once="n")))])
     assert (receipt.appended, receipt.repeated) == (1, 3)
 
 
 async def test_a_broadcast_is_repeated_as_one(backplane: Backplane) -> None:
     everybody = Draft(Publication("note", b"data: 1\n", None, True), once="n")
     receipt = await backplane.publish(
-        [Call(BROADCAST, (everybody, everybody)), Call("1", (to("ann", once="n"),))]
+        [Append(BROADCAST, (everybody, everybody)), Append("1", (to("ann", once="n"),))]
     )
     assert (receipt.appended, receipt.repeated) == (2, 1)
 
 
 async def test_a_name_for_ten_thousand_people_and_a_change_of_one(backplane: Backplane) -> None:
     people = tuple(f"user-{i}" for i in range(10_000))
-    assert (await backplane.publish([Call("1", (to(*people, once="n"),))])).appended == 1
-    receipt = await backplane.publish([Call("1", (to("new", *people, "newer", once="n"),))])
+    assert (await backplane.publish([Append("1", (to(*people, once="n"),))])).appended == 1
+    receipt = await backplane.publish([Append("1", (to("new", *people, "newer", once="n"),))])
     assert (receipt.appended, receipt.repeated) == (1, 10_000)
     assert (await recipients(backplane, "1"))[1] == ("new", "newer")
     change = Change("ann", 1, (), ("note",))
     switched = Publication("preferences", b"data: 1\n", ("ann", "bo"), change=change)
     for _ in range(2):
-        await backplane.publish([Call("1", (Draft(switched, once="switch"),))])
+        await backplane.publish([Append("1", (Draft(switched, once="switch"),))])
     assert await backplane.first_change("1", "ann", 0) == change
     assert (await recipients(backplane, "1"))[2:] == [("ann", "bo")]
 
 
 async def test_a_publish_that_is_retried_appends_what_was_missing(backplane: Backplane) -> None:
     """The first try got as far as one of two calls; nobody misses anything, nobody gets it twice."""
-    calls = [Call(log, (to(f"a{log}", f"b{log}", once="n"),)) for log in ("1", "2")]
+    calls = [Append(log, (to(f"a{log}", f"b{log}", once="n"),)) for log in ("1", "2")]
     await backplane.publish(calls[:1])
     receipt = await backplane.publish(calls)
     assert (receipt.appended, receipt.repeated) == (1, 2)
@@ -186,7 +188,7 @@ async def test_what_is_expired_is_skipped_and_its_fence_advances(backplane: Back
     source = Source("topic", 0, 5, 1005, "me")
     old = Draft(publication("old", expires_ms=now_ms - 60_000), source, once="order-1")
     new = Draft(publication("new", expires_ms=now_ms + 60_000), once="order-1")
-    receipt = await backplane.publish([Call("1", (old, new))])
+    receipt = await backplane.publish([Append("1", (old, new))])
     assert (receipt.expired, receipt.appended) == (1, 1)
     assert await everything(backplane, "1") == ["new"]
     assert await backplane.fence("topic", 0) == (5, 1005)
@@ -203,7 +205,7 @@ async def test_a_claimed_partition_takes_nothing_from_another_owner(backplane: B
 
 async def test_a_refused_call_appends_nothing_and_the_others_are_taken(backplane: Backplane) -> None:
     await backplane.claim("topic", 0, "after")
-    mixed = Call("1", (Draft(publication("a")), *sourced("1", 2, owner="before").drafts))
+    mixed = Append("1", (Draft(publication("a")), *sourced("1", 2, owner="before").drafts))
     with pytest.raises(NotOwner):
         await backplane.publish([call("2", "x"), mixed, call("3", "y")])
     assert await everything(backplane, "1") == []
@@ -236,7 +238,7 @@ async def test_what_is_heard_is_what_was_published(backplane: Backplane) -> None
     full = Publication("preferences", b"data: {}\n", ("ann", "bo"), False, 2**42, "q1", change)
     async with Ear(backplane) as ear:
         await ear.follow("1")
-        await backplane.publish([Call("1", (Draft(full), Draft(publication("x"))))])
+        await backplane.publish([Append("1", (Draft(full), Draft(publication("x"))))])
         await ear.until(lambda: len(ear.entries) == 2)
     assert ear.entries[0].publication == full
     assert abs(ear.entries[0].at_ms - backplane.now_ms()) < 60_000
@@ -430,8 +432,8 @@ async def test_the_first_change_of_a_person_after_a_number(backplane: Backplane)
         return Draft(Publication("preferences", b"data: {}\n", (user,), change=change))
 
     for version in range(300):
-        await backplane.publish([Call("1", (changed("bo", version),))])
-    await backplane.publish([Call("1", (Draft(publication("x")), changed("ann", 7), changed("ann", 8)))])
+        await backplane.publish([Append("1", (changed("bo", version),))])
+    await backplane.publish([Append("1", (Draft(publication("x")), changed("ann", 7), changed("ann", 8)))])
     found = await backplane.first_change("1", "ann", 0)
     assert found == Change("ann", 7, ("news",), ("news", "alarm"))
     assert (await backplane.first_change("1", "ann", 301)) == found
@@ -468,7 +470,7 @@ async def test_the_broadcast_log_keeps_sixteen_times_as_much(make: Make) -> None
 async def test_changes_are_trimmed_with_their_log(make: Make) -> None:
     change = Publication("preferences", b"data: {}\n", ("ann",), change=Change("ann", 1, (), ("news",)))
     async with make(keep_bytes=65_536) as backplane:
-        await backplane.publish([Call("1", (Draft(change),))])
+        await backplane.publish([Append("1", (Draft(change),))])
         assert await backplane.first_change("1", "ann", 0) == change.change
         for _ in range(4):
             await backplane.publish([call("1", *("x" * 10_000 for _ in range(6)))])

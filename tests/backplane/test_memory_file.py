@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from pushsse import event
-from pushsse.backplane import Call, Draft, Source
+from pushsse.backplane import Append, Draft, Source
 from pushsse.backplane.memory import MemoryBackplane
-from pushsse.backplane.memory.writer import LogWriter, Pace
+from pushsse.backplane.memory.writer import LogWriter, WriterLimits
 from pushsse.errors import SettingsError
 from pushsse.event import Change
 from pushsse.metrics import Metrics
@@ -25,12 +25,12 @@ from tests.serving import eventually
 pytestmark = pytest.mark.anyio
 
 
-QUICK = Pace(retry_s=0.1)
+QUICK = WriterLimits(retry_s=0.1)
 
 
-def log_writer(path: Path, *, shards: int = 4, pace: Pace = QUICK) -> LogWriter:
+def log_writer(path: Path, *, shards: int = 4, limits: WriterLimits = QUICK) -> LogWriter:
     """Writes beside the database in `path`, and soon tries again what failed."""
-    return LogWriter(path / "x.db-log", shards=shards, pace=pace)
+    return LogWriter(path / "x.db-log", shards=shards, limits=limits)
 
 
 @asynccontextmanager
@@ -52,7 +52,7 @@ def draft(
 
 
 async def publish(backplane: MemoryBackplane, *drafts: Draft, log: str = "all") -> None:
-    await backplane.publish([Call(log, drafts)])
+    await backplane.publish([Append(log, drafts)])
 
 
 async def test_a_restart_has_everything_there_was(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ async def test_a_restart_has_everything_there_was(tmp_path: Path) -> None:
         assert await second.claimed("t", 3)
         assert await second.first_start("t", {0: 9}) == {0: 7}
         assert await second.identity("there") == "here"
-        receipt = await second.publish([Call("1", (draft(2, once="id"), draft(3)))])
+        receipt = await second.publish([Append("1", (draft(2, once="id"), draft(3)))])
         assert (receipt.repeated, receipt.appended) == (1, 1)
         page = await second.read({"all": 0, "1": 0}, limit=1000)
         orders = [entry.order for entry in page.entries]
@@ -110,23 +110,23 @@ KILLED = """
 import asyncio, os, sys
 from pathlib import Path
 from pushsse import event
-from pushsse.backplane import Call, Draft, Source
+from pushsse.backplane import Append, Draft, Source
 from pushsse.backplane.memory import MemoryBackplane
-from pushsse.backplane.memory.writer import LogWriter, Pace
+from pushsse.backplane.memory.writer import LogWriter, WriterLimits
 from pushsse.metrics import Metrics
 
 async def main():
     # It writes only when it must: what nobody waits for is lost.
-    writer = LogWriter(Path(sys.argv[1]), shards=4, pace=Pace(write_every_s=60))
+    writer = LogWriter(Path(sys.argv[1]), shards=4, limits=WriterLimits(write_every_s=60))
     backplane = MemoryBackplane(shards=4, keep_s=600, keep_bytes=1 << 20, metrics=Metrics(), writer=writer)
     await backplane.__aenter__()
     drafts = tuple(Draft(event.encode("news", n, users=None)) for n in range(50))
-    await backplane.publish([Call("all", drafts), Call("1", drafts)])
+    await backplane.publish([Append("all", drafts), Append("1", drafts)])
     await writer.flush()
     if sys.argv[2] == "lost":
-        await backplane.publish([Call("all", drafts[:3])])
+        await backplane.publish([Append("all", drafts[:3])])
     if sys.argv[2] == "kafka":
-        await backplane.publish([Call("all", (Draft(drafts[0].publication, Source("t", 0, 5, 1, "me")),))])
+        await backplane.publish([Append("all", (Draft(drafts[0].publication, Source("t", 0, 5, 1, "me")),))])
     os.kill(os.getpid(), 9)
 
 asyncio.run(main())

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from pushsse.backplane import Call, Head, Source, machine_ms
+from pushsse.backplane import Append, Head, Source, machine_ms
 from pushsse.backplane.memory import MemoryBackplane, store
-from pushsse.backplane.memory.store import Statement
-from pushsse.backplane.memory.writer import Pace
+from pushsse.backplane.memory.store import RowChange
+from pushsse.backplane.memory.writer import WriterLimits
 from pushsse.errors import SettingsError
 from tests.serving import eventually
 
@@ -55,7 +55,7 @@ def changed(path: Path, statement: str, *values: object) -> None:
 
 
 async def test_a_disk_that_stands_still_for_long_leaves_no_hole(tmp_path: Path) -> None:
-    writer = log_writer(tmp_path, pace=Pace(most_pending=10))
+    writer = log_writer(tmp_path, limits=WriterLimits(most_pending=10))
     async with opened(tmp_path, writer=writer) as backplane:
         with locked(tmp_path):
             await publish(backplane, draft(0))
@@ -105,7 +105,7 @@ async def test_what_a_start_without_the_file_published_makes_the_file_an_old_one
 
 
 async def test_the_lock_is_held_for_as_long_as_the_thread_may_write(tmp_path: Path) -> None:
-    writer = log_writer(tmp_path, pace=Pace(close_s=0.1))
+    writer = log_writer(tmp_path, limits=WriterLimits(close_s=0.1))
     async with opened(tmp_path, writer=writer) as first:
         thread = next(thread for thread in threading.enumerate() if thread.name == "log writer")
         await publish(first, draft(0))
@@ -150,7 +150,7 @@ async def test_the_thread_outlives_an_error_of_any_kind(tmp_path: Path) -> None:
     writer = log_writer(tmp_path)
     async with opened(tmp_path, writer=writer) as backplane:
         # Not an error of SQLite's: an integer that it can't hold.
-        writer.add(Statement("INSERT OR REPLACE INTO seen VALUES (?, ?)", (b"x", 1 << 70)))
+        writer.add(RowChange("INSERT OR REPLACE INTO seen VALUES (?, ?)", (b"x", 1 << 70)))
         async with asyncio.timeout(LIMIT_S):
             await publish(backplane, draft(0, source=Source("t", 0, 1, 1, "me")))
         await eventually(lambda: writer.on_disk)
@@ -296,11 +296,11 @@ async def test_ids_are_forgotten_in_time_also_where_the_clock_went_back(
     monkeypatch.setattr(MemoryBackplane, "now_ms", lambda _: now_ms + 1000)
     for _ in range(2):
         async with opened(tmp_path) as second:
-            receipt = await second.publish([Call("all", (draft(0, once="id"),))])
+            receipt = await second.publish([Append("all", (draft(0, once="id"),))])
             assert receipt.repeated == 1
     monkeypatch.setattr(MemoryBackplane, "now_ms", lambda _: now_ms + 660_000)
     async with opened(tmp_path) as third:
-        receipt = await third.publish([Call("all", (draft(0, once="id"),))])
+        receipt = await third.publish([Append("all", (draft(0, once="id"),))])
         assert receipt.appended == 1
 
 
@@ -315,7 +315,7 @@ async def test_no_more_ids_come_back_than_are_remembered(
             await publish(first, draft(number, once=str(number)))
     async with opened(tmp_path) as second:
         assert len(second.snapshot().names) == 10
-        receipt = await second.publish([Call("all", (draft(29, once="29"),))])
+        receipt = await second.publish([Append("all", (draft(29, once="29"),))])
         assert receipt.repeated == 1
 
 
@@ -337,11 +337,11 @@ KILLED = """
 import asyncio, os, sys
 from pathlib import Path
 from pushsse.backplane.memory import MemoryBackplane
-from pushsse.backplane.memory.writer import LogWriter, Pace
+from pushsse.backplane.memory.writer import LogWriter, WriterLimits
 from pushsse.metrics import Metrics
 
 async def main():
-    writer = LogWriter(Path(sys.argv[1]), shards=4, pace=Pace(write_every_s=60))
+    writer = LogWriter(Path(sys.argv[1]), shards=4, limits=WriterLimits(write_every_s=60))
     backplane = MemoryBackplane(shards=4, keep_s=600, keep_bytes=1 << 20, metrics=Metrics(), writer=writer)
     await backplane.__aenter__()
     await backplane.identity("here")

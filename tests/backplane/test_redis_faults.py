@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pushsse.backplane import BROADCAST, Call, Draft
+from pushsse.backplane import BROADCAST, Append, Draft
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.errors import BackplaneUnavailable
 from pushsse.metrics import Metrics
@@ -32,7 +32,7 @@ def unheard(server: RedisServer, *, keep_bytes: int = 64 * 1024**2) -> RedisBack
     return other
 
 
-async def until_taken(backplane: RedisBackplane, *calls: Call, limit_s: float = 20) -> None:
+async def until_taken(backplane: RedisBackplane, *calls: Append, limit_s: float = 20) -> None:
     """Publishes the same calls until they are taken, as every publisher does."""
     async with asyncio.timeout(limit_s):
         while True:
@@ -352,16 +352,16 @@ async def test_names_are_forgotten_after_ten_minutes(own_server: RedisServer) ->
         return Draft(publication(name), once=name)
 
     async with node(own_server) as backplane:
-        await backplane.publish([Call("1", (named("new"),))])
+        await backplane.publish([Append("1", (named("new"),))])
         had = "test:8:had"
         new_ms = own_server.admin.zscore(had, named("new").names("1")[0])
         assert isinstance(new_ms, float)
         for i in range(150):
             own_server.admin.zadd(had, {named(str(i)).names("1")[0]: new_ms - 600_100})
         own_server.admin.zadd(had, {named("just").names("1")[0]: new_ms - 590_000})
-        receipt = await backplane.publish([Call("1", (named("149"), named("just"), named("new")))])
+        receipt = await backplane.publish([Append("1", (named("149"), named("just"), named("new")))])
         assert (receipt.appended, receipt.repeated) == (1, 2)
-        await backplane.publish([Call("1", (named("b"),))])
+        await backplane.publish([Append("1", (named("b"),))])
         assert own_server.admin.zcard(had) == 4
 
 
@@ -439,7 +439,7 @@ async def test_two_databases_of_one_redis_do_not_hear_each_other(own_server: Red
         await ear.follow("1")
         own_server.database = 5
         async with node(own_server, "there") as other:
-            await other.publish([call("1", "not this"), Call("1", (Draft(publication("x")),))])
+            await other.publish([call("1", "not this"), Append("1", (Draft(publication("x")),))])
             await other.publish_live(user_of("1"), publication("nor this"))
         await backplane.publish([call("1", "this")])
         await ear.until_body("this")

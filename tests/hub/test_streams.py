@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pushsse.backplane import Lost, log_of
+from pushsse.backplane import Gap, log_of
 from pushsse.errors import CloseReason
 from pushsse.hub.resume import From
 from pushsse.preferences.views import Switches
@@ -162,7 +162,7 @@ async def test_a_lost_log_is_told_as_a_gap_and_streams_go_on_in_the_new_epoch() 
         await w.settled()
         for log in ("all", log_of("p1", SHARDS)):
             head = w.backplane._logs[log].head._replace(epoch="another1")
-            w.inside.delivery.deliver([Lost(log, head._replace(base=head.number))])
+            w.inside.delivery.deliver([Gap(log, head._replace(base=head.number))])
         behind.resume()
         async with asyncio.timeout(5):
             while not all(s.live for s in w.hub.subscribers):

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from pushsse.backplane import Call, Draft, log_of
+from pushsse.backplane import Append, Draft, log_of
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.event import Change, Publication, encode
 from pushsse.hub.hub import Hub
@@ -119,11 +119,11 @@ class World:
             await asyncio.sleep(0.002)
 
 
-def calls(made: object, users: tuple[str, ...]) -> list[Call]:
+def calls(made: object, users: tuple[str, ...]) -> list[Append]:
     """A publication's calls, one a shard."""
     if not users:
-        return [Call("all", (Draft(made),))]  # type: ignore[arg-type]
-    return [Call(log, (Draft(made),)) for log in sorted({log_of(user, SHARDS) for user in users})]  # type: ignore[arg-type]
+        return [Append("all", (Draft(made),))]  # type: ignore[arg-type]
+    return [Append(log, (Draft(made),)) for log in sorted({log_of(user, SHARDS) for user in users})]  # type: ignore[arg-type]
 
 
 @asynccontextmanager

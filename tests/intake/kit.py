@@ -14,7 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 
-from pushsse.backplane import Call, Draft, Receipt
+from pushsse.backplane import Append, Draft, Receipt
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.errors import Unavailable
 from pushsse.intake.kafka import KafkaIntake
@@ -52,7 +52,7 @@ class Recorder:
         if self.failures:
             self.failures -= 1
             raise Unavailable("not now")
-        receipt = await self.backplane.publish([Call("all", tuple(drafts))])
+        receipt = await self.backplane.publish([Append("all", tuple(drafts))])
         self.receipts.append(receipt)
         return receipt
 

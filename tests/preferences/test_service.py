@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 import pytest
 
-from pushsse.backplane import Call, Entry, Receipt, log_of
+from pushsse.backplane import Append, Entry, Receipt, log_of
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database
 from pushsse.errors import BackplaneUnavailable, InvalidInput
@@ -29,7 +29,7 @@ class Log(MemoryBackplane):
         self.away = False
         self.loses_answers = False
 
-    async def publish(self, calls: Sequence[Call]) -> Receipt:
+    async def publish(self, calls: Sequence[Append]) -> Receipt:
         if self.away:
             raise BackplaneUnavailable("away")
         receipt = await super().publish(calls)

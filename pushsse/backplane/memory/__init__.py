@@ -15,8 +15,8 @@ from typing import Self
 from pushsse.backplane import (
     BROADCAST,
     BROADCAST_SHARE,
+    Append,
     Backplane,
-    Call,
     Entry,
     Followed,
     Heard,
@@ -114,12 +114,12 @@ class MemoryBackplane(Backplane):
 
     # Publishing
 
-    async def publish(self, calls: Sequence[Call]) -> Receipt:
+    async def publish(self, calls: Sequence[Append]) -> Receipt:
         """Appends, call by call. Raises NotOwner once the other calls are in."""
         await self._wait_for_room()
         receipt = Receipt()
         heard: list[Entry] = []
-        refused: list[Call] = []
+        refused: list[Append] = []
         weight = 0
         for call in calls:
             if self._partitions.is_foreign(call):
@@ -149,7 +149,7 @@ class MemoryBackplane(Backplane):
         if self._listening and log in self._asked:
             self._tell(HeardLive(log, publication))
 
-    def _append(self, call: Call, receipt: Receipt) -> list[Entry]:
+    def _append(self, call: Append, receipt: Receipt) -> list[Entry]:
         log = self._log(call.log)
         now_ms = self.now_ms()
         drafts = self._partitions.unfenced(call)

@@ -16,7 +16,7 @@ from pushsse.backplane import (
     REMEMBER_MS,
     TAIL_BYTES,
     TAIL_ENTRIES,
-    Call,
+    Append,
     Draft,
     Entry,
     Head,
@@ -190,7 +190,7 @@ class Partitions:
         snapshot.fences, snapshot.owners = dict(self._fences), dict(self._owners)
         snapshot.starts = {topic: dict(offsets) for topic, offsets in self._starts.items()}
 
-    def fences_of(self, call: Call) -> list[tuple[str, int, int, int]]:
+    def fences_of(self, call: Append) -> list[tuple[str, int, int, int]]:
         """The fences that a call may have moved: topic, partition, offset, time."""
         moved = dict.fromkeys(
             (d.source.topic, d.source.partition) for d in call.drafts if d.source is not None
@@ -210,12 +210,12 @@ class Partitions:
         """Where reading of a topic began; the first call says it."""
         return self._starts.setdefault(topic, dict(offsets))
 
-    def is_foreign(self, call: Call) -> bool:
+    def is_foreign(self, call: Append) -> bool:
         """Whether a source of the call is from a partition that has another owner."""
         sources = [draft.source for draft in call.drafts if draft.source is not None]
         return any(self._owners.get(source[:2], source.owner) != source.owner for source in sources)
 
-    def unfenced(self, call: Call) -> list[Draft]:
+    def unfenced(self, call: Append) -> list[Draft]:
         """The drafts above their fence, which advances past them.
 
         Against the fence as it was before the call: one record may have several drafts in it.

@@ -111,31 +111,31 @@ class LogUpdate(NamedTuple):
         return sum(len(entry.publication.body) for entry in self.entries) + 64 * len(self.names)
 
 
-class Statement(NamedTuple):
+class RowChange(NamedTuple):
     """Any other change: an SQL statement and its row."""
 
     sql: str
     row: tuple[object, ...]
 
 
-def set_owner(topic: str, partition: int, owner: str) -> Statement:
+def set_owner(topic: str, partition: int, owner: str) -> RowChange:
     """A partition has been claimed."""
-    return Statement(_OWNER, (topic, partition, owner))
+    return RowChange(_OWNER, (topic, partition, owner))
 
 
-def set_start(topic: str, offsets: Mapping[int, int]) -> Statement:
+def set_start(topic: str, offsets: Mapping[int, int]) -> RowChange:
     """Where reading of a topic began."""
-    return Statement(_START, (topic, _json(offsets)))
+    return RowChange(_START, (topic, _json(offsets)))
 
 
-def delete_fences(topic: str, partition: int) -> Statement:
+def delete_fences(topic: str, partition: int) -> RowChange:
     """The fences of a partition have been reset."""
-    return Statement(_RESET_FENCE, (topic, partition))
+    return RowChange(_RESET_FENCE, (topic, partition))
 
 
-def set_identity(identity: str) -> Statement:
+def set_identity(identity: str) -> RowChange:
     """The word by which the backplane is known."""
-    return Statement(_SET, ("identity", identity))
+    return RowChange(_SET, ("identity", identity))
 
 
 class LogStore:
@@ -192,7 +192,7 @@ class LogStore:
             self._numbers.set(log, number)
 
     def write(
-        self, changes: Sequence[LogUpdate | Statement], whole: Snapshot | None, *, last: bool = False
+        self, changes: Sequence[LogUpdate | RowChange], whole: Snapshot | None, *, last: bool = False
     ) -> None:
         """Writes changes, or everything if there is a `whole`, in one transaction; `last` marks a clean end.
 
@@ -219,7 +219,7 @@ class LogStore:
     def _transact(
         self,
         connection: sqlite3.Connection,
-        changes: Sequence[LogUpdate | Statement],
+        changes: Sequence[LogUpdate | RowChange],
         whole: Snapshot | None,
         *,
         last: bool,
@@ -413,8 +413,8 @@ class _Numbers:
         return _NUMBER.size * (1 if name == BROADCAST else int(name) + 2)
 
 
-def _apply(connection: sqlite3.Connection, change: LogUpdate | Statement) -> None:
-    if isinstance(change, Statement):
+def _apply(connection: sqlite3.Connection, change: LogUpdate | RowChange) -> None:
+    if isinstance(change, RowChange):
         connection.execute(change.sql, change.row)
         return
     connection.executemany(_ENTRY, map(_row, change.entries))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from pushsse.backplane.memory.logs import Snapshot
-from pushsse.backplane.memory.store import BOOT_ID, LogStore, LogUpdate, Statement
+from pushsse.backplane.memory.store import BOOT_ID, LogStore, LogUpdate, RowChange
 from pushsse.retry import Backoff
 
 _log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ MOST_PENDING_BYTES = 64 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class WriterLimits:
     """How late changes are written, how long a full disk is waited for, how long the last write may take."""
 
     write_every_s: float = 0.05
@@ -46,7 +46,7 @@ class SnapshotSource(Protocol):
 class _Batch(NamedTuple):
     """What one transaction writes: changes, or the `whole` instead; and who waits for it."""
 
-    changes: Sequence[LogUpdate | Statement]
+    changes: Sequence[LogUpdate | RowChange]
     whole: Snapshot | None
     waiting: Sequence[asyncio.Future[None]]
 
@@ -54,11 +54,13 @@ class _Batch(NamedTuple):
 class LogWriter:
     """Writes between `open` and `close`. `on_disk` says whether changes reach the file at present."""
 
-    def __init__(self, path: Path, *, shards: int, pace: Pace | None = None, boot_id: Path = BOOT_ID) -> None:
+    def __init__(
+        self, path: Path, *, shards: int, limits: WriterLimits | None = None, boot_id: Path = BOOT_ID
+    ) -> None:
         self.on_disk = False
         self._store = LogStore(path, shards=shards, boot_id=boot_id)
-        self._pace = pace or Pace()
-        self._pending: list[LogUpdate | Statement] = []
+        self._limits = limits or WriterLimits()
+        self._pending: list[LogUpdate | RowChange] = []
         self._pending_bytes = 0
         # More waited than may: only a snapshot can bring the file up to date. Used on the event loop alone.
         self._dropped = False
@@ -94,13 +96,13 @@ class LogWriter:
         for event in (self._ending, self._urgent, self._wake):
             event.set()
         if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, self._pace.close_s)
+            await asyncio.to_thread(self._thread.join, self._limits.close_s)
             if self._thread.is_alive():
                 # The thread keeps the lock: what it still writes must not meet another process.
                 _log.warning(
                     "%s wasn't written within %.1f s: what isn't on disk is lost, and clients are told a gap",
                     self._store.path,
-                    self._pace.close_s,
+                    self._limits.close_s,
                 )
         for waiting in self._waiting:
             if not waiting.done():
@@ -113,7 +115,7 @@ class LogWriter:
         """How many changes the thread has not taken yet."""
         return len(self._pending)
 
-    def add(self, change: LogUpdate | Statement) -> None:
+    def add(self, change: LogUpdate | RowChange) -> None:
         """Takes a change, to be written soon; never waits."""
         if self._thread is None or self._ending.is_set():
             return
@@ -129,7 +131,7 @@ class LogWriter:
             return
         if not self._pending:
             self._wake.set()
-        if len(self._pending) < self._pace.most_pending and self._pending_bytes < MOST_PENDING_BYTES:
+        if len(self._pending) < self._limits.most_pending and self._pending_bytes < MOST_PENDING_BYTES:
             self._pending.append(change)
             self._pending_bytes += size
         else:
@@ -159,14 +161,14 @@ class LogWriter:
 
     def _run(self) -> None:
         failed = not self.on_disk
-        backoff = Backoff(self._pace.retry_s, self._pace.retry_most_s)
+        backoff = Backoff(self._limits.retry_s, self._limits.retry_most_s)
         while True:
             if failed:
                 self._ending.wait(backoff.next_s())
             else:
                 self._wake.wait()
                 # Gathers what comes meanwhile into one transaction, unless somebody waits for it.
-                self._urgent.wait(self._pace.write_every_s)
+                self._urgent.wait(self._limits.write_every_s)
             # Cleared before the changes are taken: what comes after that wakes the thread again.
             self._wake.clear()
             self._urgent.clear()

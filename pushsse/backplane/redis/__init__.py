@@ -16,8 +16,8 @@ from pushsse.backplane import (
     BROADCAST_SHARE,
     REMEMBER_MOST,
     REMEMBER_MS,
+    Append,
     Backplane,
-    Call,
     Draft,
     Hearing,
     Page,
@@ -101,7 +101,7 @@ class RedisBackplane(Backplane):
 
     # Publishing
 
-    async def publish(self, calls: Sequence[Call]) -> Receipt:
+    async def publish(self, calls: Sequence[Append]) -> Receipt:
         """Appends, call by call. Raises BackplaneUnavailable; NotOwner once the other calls are in."""
         receipt = Receipt()
         refused = 0
@@ -129,7 +129,7 @@ class RedisBackplane(Backplane):
         channel = self._channel + log_of(user, self.shards)
         await self._publisher.call("PUBLISH", channel, codec.live(publication))
 
-    def _portions(self, calls: Sequence[Call]) -> Iterator["Portion"]:
+    def _portions(self, calls: Sequence[Append]) -> Iterator["Portion"]:
         """As many calls at once as one run of the script should take."""
         portion = Portion()
         for call in calls:
@@ -264,7 +264,7 @@ class Portion:
         """Whether one run of the script should take no more: nothing else runs in Redis meanwhile."""
         return self._drafts >= _MOST_DRAFTS or self._bytes >= _MOST_BYTES or self._names >= _MOST_NAMES
 
-    def add(self, call: Call, known: Mark, *, keep_bytes: int) -> None:
+    def add(self, call: Append, known: Mark, *, keep_bytes: int) -> None:
         """A call, with what this node knows of its log."""
         sources: dict[tuple[str, str], int] = {}
         drafts = [self._draft(call.log, draft, sources) for draft in call.drafts]

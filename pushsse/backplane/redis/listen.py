@@ -14,7 +14,7 @@ from typing import NamedTuple
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from pushsse.backplane import Entry, Followed, Heard, HeardLive, Hearing, Lost, codec
+from pushsse.backplane import Entry, Followed, Gap, Heard, HeardLive, Hearing, codec
 from pushsse.backplane.redis.connection import Connector, connect
 from pushsse.backplane.redis.read import Found, LogReader, Want, merged, tail_of
 from pushsse.errors import BackplaneUnavailable
@@ -339,7 +339,7 @@ class Places:
         if one.head.epoch != place.epoch or one.start > place.number:
             _log.warning("log %s: what came after %s-%d is lost", one.log, place.epoch, place.number)
             place.epoch, place.number, place.at_ms = one.head.epoch, one.start, 0
-            yield Lost(one.log, one.head._replace(base=one.start))
+            yield Gap(one.log, one.head._replace(base=one.start))
 
     def _is(self, log: str, place: Place) -> bool:
         return self._places.get(log) is place
