@@ -117,15 +117,14 @@ def routes(node: Node) -> Routes:
     settings, identifier = node.settings, node.identifier
     stream = StreamEndpoint(
         identifier=identifier,
-        resumer=node.inside.resumer,
-        streams=node.inside.streams,
+        opener=node.inside.opener,
         has_room=node.has_room,
         backlog_bytes=settings.backlog_bytes,
     )
     events = EventsEndpoint(
         identifier=identifier,
         intake=node.intakes.accepting,
-        resumer=node.inside.resumer,
+        opener=node.inside.opener,
         replay=node.inside.replay,
         max_age_s=settings.event_max_age_s,
         admits=node.catalogue.admits,

@@ -12,7 +12,7 @@ from pushsse.backplane import Backplane
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.backplane.memory.writer import LogWriter
 from pushsse.backplane.redis import RedisBackplane
-from pushsse.hub.streams import StreamLimits
+from pushsse.hub.opening import StreamLimits
 from pushsse.intake.http import Dispatch, EmbeddedIntake, Intake, KafkaProducerIntake
 from pushsse.intake.kafka import KafkaIntake
 from pushsse.intake.record import PushsseFormat

@@ -14,9 +14,8 @@ from pushsse import build
 from pushsse.database import Database, WitnessTable
 from pushsse.dispatcher import Dispatcher
 from pushsse.errors import CloseReason
-from pushsse.hub.drain import drain
-from pushsse.hub.inside import inside
-from pushsse.hub.watch import Watch
+from pushsse.hub import inside
+from pushsse.hub.hub import Watch, drain
 from pushsse.metrics import Metrics
 from pushsse.preferences.catalogue import Catalogue
 from pushsse.preferences.reading import Reading
@@ -103,7 +102,8 @@ class Node:
         worker = self.worker
         return {
             **({"worker": lambda: worker.run(self.metrics.collect)} if worker is not None else {}),
-            "streams": self.inside.streams.run,
+            "catch-up": self.inside.catch_up.run,
+            "openings": self.inside.opener.run,
             "feed": self.inside.feed.run,
             "heartbeat": lambda: self.inside.heartbeat.run(self.hub),
             "catalogue": self.catalogue.run,

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import uvicorn
 
 from pushsse.app import create_app
-from pushsse.hub.drain import FLUSH_S, drain
+from pushsse.hub.hub import FLUSH_S, drain
 from pushsse.node import Node, settle_memory
 from pushsse.settings import Settings
 from pushsse.stream import handover

@@ -21,10 +21,11 @@ from pushsse.api.problem import MAX_EVENTS_BODY, HttpProblem, json_response, rea
 from pushsse.api.stream import after
 from pushsse.errors import InvalidInput, NotJson, Problem
 from pushsse.event import Event
-from pushsse.hub.replay import Replay
-from pushsse.hub.resume import From, Opening, Resume, Resumer
+from pushsse.hub.catch_up import Replay
+from pushsse.hub.opening import From, Opener, Opening
 from pushsse.intake.http import Intake, Submitted
 from pushsse.position import Position
+from pushsse.stream.frame import Resume
 from pushsse.stream.subscriber import Person
 
 _DATA = len(b"data: ")
@@ -102,7 +103,7 @@ class EventsEndpoint:
 
     identifier: Identifier
     intake: Intake
-    resumer: Resumer
+    opener: Opener
     replay: Replay
     max_age_s: int
     admits: Callable[[str], bool]
@@ -142,7 +143,7 @@ class EventsEndpoint:
         if "after" in parameters:
             given.append(parameters["after"])
         wish = after(given) if given else From(since_s=query.age(parameters, "since"))
-        async with self.resumer.opening(who.user, wish) as opening:
+        async with self.opener.opening(who.user, wish) as opening:
             return json_response(await self._read(opening, types, limit))
 
     async def _read(self, opening: Opening, types: frozenset[str] | None, limit: int) -> Events:

@@ -18,12 +18,10 @@ from pushsse import position
 from pushsse.api import direct, query
 from pushsse.api.identity import STREAM, Identifier, Identity
 from pushsse.errors import Overloaded, Unavailable
-from pushsse.hub.resume import From, Resumer
-from pushsse.hub.streams import StreamOptions, Streams
-from pushsse.stream.eventsource import Turns
+from pushsse.hub.opening import From, Opener, StreamOptions
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy
 from pushsse.stream.handover import offered
-from pushsse.stream.response import start
+from pushsse.stream.portable import Turns, start
 
 OPENING_AT_ONCE = 64
 # A stream that isn't handed over takes three times as long to open.
@@ -63,8 +61,7 @@ class StreamEndpoint:
     """An ASGI endpoint, since a stream may take the connection over."""
 
     identifier: Identifier
-    resumer: Resumer
-    streams: Streams
+    opener: Opener
     has_room: Callable[[], bool]
     backlog_bytes: int
     queue: Queue = field(default_factory=lambda: Queue(OPENING_AT_ONCE))
@@ -85,9 +82,9 @@ class StreamEndpoint:
         queue = self.queue if offered(scope) is not None else self.portable_queue
         try:
             # Until the stream begins, the person is held by this context.
-            async with queue, self.resumer.opening(who.user, wish) as opening:
+            async with queue, self.opener.opening(who.user, wish) as opening:
                 queued = await start(
-                    lambda sink: self.streams.begin(opening, sink, options),
+                    lambda sink: self.opener.begin(opening, sink, options),
                     scope,
                     send,
                     turns=self.turns,

@@ -5,13 +5,15 @@ can come between the place of an event and the filter before its write.
 """
 
 from collections.abc import Mapping, Sequence
+from heapq import merge
+from typing import NamedTuple
 
 from pushsse.backplane import BROADCAST, Entry, Followed, Gap, Heard, HeardLive, Hearing
 from pushsse.event import Publication
-from pushsse.hub.batch import Batch, Broadcasts, Item
-from pushsse.hub.followed import FollowedLog
 from pushsse.hub.hub import Hub, Shard
+from pushsse.hub.log_tail import FollowedLog
 from pushsse.position import Mark, Position
+from pushsse.stream.frame import Chunk, chunk, with_id
 from pushsse.stream.subscriber import NOTHING_OFF, Person, Subscriber
 
 
@@ -63,7 +65,7 @@ class Delivery:
                 live = [subscriber for subscriber in person.subscribers if subscriber.live]
                 self._write_items(person, live, items)
 
-    def _hear(self, entry: Entry, batch: Batch, now_ms: int) -> None:
+    def _hear(self, entry: Entry, batch: "Batch", now_ms: int) -> None:
         """Whatever was heard counts in its log; what has expired goes no further."""
         expired = 0 < entry.publication.expires_ms <= now_ms
         if entry.log == BROADCAST:
@@ -77,7 +79,7 @@ class Delivery:
                 self._keep(batch, shard, entry.publication, before)
         self._hub.metrics.expired += expired
 
-    def _keep(self, batch: Batch, shard: Shard, publication: Publication, before: Mark) -> None:
+    def _keep(self, batch: "Batch", shard: Shard, publication: Publication, before: Mark) -> None:
         batch.add(shard.log.name, publication, shard.log.mark, before=before)
         if publication.subject:
             self._hub.tapped(publication)
@@ -110,14 +112,14 @@ class Delivery:
                     part = "broadcast" if at is self._hub.broadcast else "shard"
                     subscriber.position = subscriber.position._replace(**{part: at.mark})
 
-    def _write(self, batch: Batch) -> None:
+    def _write(self, batch: "Batch") -> None:
         for name in self._hub.shards if batch.broadcasts else batch.personal:
             shard = self._hub.shards[name]
             # Nobody's shard costs nothing.
             if shard.people:
                 self._write_shard(shard, batch)
 
-    def _write_shard(self, shard: Shard, batch: Batch) -> None:
+    def _write_shard(self, shard: Shard, batch: "Batch") -> None:
         items = batch.items(shard.log.name, shard.log.mark)
         touched = self._touched(shard, items)
         if batch.broadcasts and shard.live:
@@ -127,7 +129,7 @@ class Delivery:
             live = [subscriber for subscriber in person.subscribers if subscriber.live]
             self._write_items(person, live, wanted)
 
-    def _touched(self, shard: Shard, items: Sequence[Item]) -> dict[Person, set[Item]]:
+    def _touched(self, shard: Shard, items: Sequence["Item"]) -> dict[Person, set["Item"]]:
         """The people here for whom there is something of their own."""
         found: dict[Person, set[Item]] = {}
         for item in items:
@@ -137,7 +139,7 @@ class Delivery:
         return found
 
     def _write_broadcasts(
-        self, shard: Shard, items: Sequence[Item], touched: Mapping[Person, set[Item]]
+        self, shard: Shard, items: Sequence["Item"], touched: Mapping[Person, set["Item"]]
     ) -> None:
         """To everybody but those who get something of their own with it."""
         broadcasts = Broadcasts(items)
@@ -163,7 +165,9 @@ class Delivery:
         self._hub.metrics.deliveries += whole * len(items) + partly
         self._hub.metrics.suppressed += held_back
 
-    def _write_items(self, person: Person, subscribers: Sequence[Subscriber], items: Sequence[Item]) -> None:
+    def _write_items(
+        self, person: Person, subscribers: Sequence[Subscriber], items: Sequence["Item"]
+    ) -> None:
         frames: list[list[bytes]] = [[] for _ in subscribers]
         for item in items:
             publication = item.publication
@@ -178,3 +182,96 @@ class Delivery:
         for subscriber, chosen in zip(subscribers, frames, strict=True):
             if chosen:
                 self._hub.write(subscriber, b"".join(chosen), events=len(chosen))
+
+
+class Item:
+    """One publication at its place."""
+
+    __slots__ = ("_frame", "place", "publication")
+
+    def __init__(self, publication: Publication, place: Position) -> None:
+        self.publication = publication
+        self.place = place
+        self._frame: bytes | None = None
+
+    def frame(self, *, named: bool = True) -> bytes:
+        """The whole frame; the named one is made once."""
+        if not named:
+            return with_id(self.publication, self.place, named=False)
+        if self._frame is None:
+            self._frame = with_id(self.publication, self.place)
+        return self._frame
+
+
+class Batch:
+    """Broadcasts, and each shard's own publications, in the order in which they were heard."""
+
+    __slots__ = ("_before", "_count", "_start", "broadcasts", "personal")
+
+    def __init__(self, start: Mark) -> None:
+        self.broadcasts: list[tuple[int, Publication, Mark]] = []
+        self.personal: dict[str, list[tuple[int, Publication, Mark]]] = {}
+        self._before: dict[str, Mark] = {}
+        self._start = start
+        self._count = 0
+
+    def add_broadcast(self, publication: Publication, mark: Mark) -> None:
+        """A publication for everybody, and the broadcast log's mark at it."""
+        self._count += 1
+        self.broadcasts.append((self._count, publication, mark))
+
+    def add(self, shard: str, publication: Publication, mark: Mark, *, before: Mark) -> None:
+        """A publication of one shard, its log's mark at it and before it."""
+        self._count += 1
+        self.personal.setdefault(shard, []).append((self._count, publication, mark))
+        self._before.setdefault(shard, before)
+
+    def items(self, shard: str, now: Mark) -> list[Item]:
+        """What concerns one shard, in order. `now` is its log's mark."""
+        at_broadcast, at_shard = self._start, self._before.get(shard, now)
+        found = []
+        own = [(*item, False) for item in self.personal.get(shard, ())]
+        for _, publication, mark, is_broadcast in merge(
+            ((*i, True) for i in self.broadcasts), own, key=_order
+        ):
+            if is_broadcast:
+                at_broadcast = mark
+            else:
+                at_shard = mark
+            found.append(Item(publication, Position(at_broadcast, at_shard)))
+        return found
+
+
+def _order(item: tuple[int, Publication, Mark, bool]) -> int:
+    return item[0]
+
+
+class Chosen(NamedTuple):
+    """Those of a batch's broadcasts that one person gets: how many, and their frames as one chunk."""
+
+    many: int
+    chunk: Chunk
+
+
+class Broadcasts:
+    """A batch's broadcasts for one shard, joined once for each set of its types that somebody has off."""
+
+    __slots__ = ("_items", "_made", "_types")
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self._items = items
+        self._types = frozenset(i.publication.name for i in items if i.publication.switchable)
+        self._made: dict[frozenset[str], Chosen] = {}
+
+    def without(self, off: frozenset[str]) -> Chosen:
+        """What somebody gets who has these types off."""
+        off = off & self._types
+        chosen = self._made.get(off)
+        if chosen is None:
+            frames = [
+                i.frame()
+                for i in self._items
+                if not i.publication.switchable or i.publication.name not in off
+            ]
+            chosen = self._made[off] = Chosen(len(frames), chunk(b"".join(frames)))
+        return chosen

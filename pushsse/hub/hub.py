@@ -4,26 +4,32 @@ Asked and told by delivery, resume, streams and heartbeat. Those who fall behind
 log was lost, to `lost`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 from pushsse.backplane import (
     BROADCAST,
     Backplane,
     log_of,
 )
-from pushsse.errors import CloseReason
+from pushsse.errors import BackplaneUnavailable, CloseReason
 from pushsse.event import Publication
-from pushsse.hub.followed import TAIL_MS, FollowedLog
 from pushsse.hub.heartbeat import Heartbeat
+from pushsse.hub.log_tail import TAIL_MS, FollowedLog
 from pushsse.metrics import Metrics
 from pushsse.position import Position
-from pushsse.stream.frame import Chunk, chunk, ending, ping
+from pushsse.stream.frame import Chunk, chunk, ending, ping, spread_retries_ms
 from pushsse.stream.subscriber import Person, Subscriber
 
 IDLE_S = 60.0
 TAIL_BYTES = 512 * 1024
 BROADCAST_TAIL_BYTES = 8 * 1024 * 1024
+PATIENCE_S = 5.0
+MOST_WAITING = 10_000
+STEP_S = 0.05
+FLUSH_S = 1.0
 Tap = Callable[[Publication], None]
 
 
@@ -199,3 +205,75 @@ class Hub:
                 said = made[person.log] = chunk(ping(self.place(person)))
             subscriber.wrote = self.heartbeat.now
             subscriber.sink.write(said)
+
+
+class Watch:
+    """Hears what the hub hears of one person's question."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    @asynccontextmanager
+    async def __call__(self, user: str, question_id: str) -> AsyncIterator[AsyncIterator[Publication]]:
+        """Everything from now on, in order. Raises BackplaneUnavailable."""
+        heard: asyncio.Queue[Publication] = asyncio.Queue(MOST_WAITING)
+
+        def tap(publication: Publication) -> None:
+            # Full only for a reader that is cut by its send timeout anyway.
+            if not heard.full():
+                heard.put_nowait(publication)
+
+        async def publications() -> AsyncIterator[Publication]:
+            while True:
+                yield await heard.get()
+
+        person = self._hub.hold(user)
+        try:
+            with self._hub.tap(question_id, tap):
+                try:
+                    async with asyncio.timeout(PATIENCE_S):
+                        await self._hub.followed(person)
+                except TimeoutError:
+                    raise BackplaneUnavailable("the person's log isn't followed yet") from None
+                yield publications()
+        finally:
+            self._hub.release(person)
+
+
+async def drain(
+    hub: Hub,
+    *,
+    window_s: float,
+    flush_s: float = FLUSH_S,
+    reason: CloseReason = CloseReason.SHUTDOWN,
+) -> None:
+    """Ends all streams within `window_s` seconds; last words may take `flush_s` more."""
+    loop = asyncio.get_running_loop()
+    leaving = list(hub.subscribers)
+    ended = tuple(leaving)
+    random.shuffle(leaving)
+    # Even ends and even waits make even returns, for whichever node gets them.
+    retries = spread_retries_ms()
+    began, whole = loop.time(), len(leaving)
+    while leaving:
+        spent = (loop.time() - began) / window_s if window_s > 0 else 1.0
+        due = whole - round(whole * min(1.0, spent))
+        while len(leaving) > due:
+            hub.end(leaving.pop(), reason, retry_ms=next(retries))
+        if leaving:
+            await asyncio.sleep(STEP_S)
+    late = list(hub.subscribers)
+    for subscriber in late:
+        hub.end(subscriber, reason, retry_ms=next(retries))
+    await _flush([*ended, *late], flush_s)
+
+
+async def _flush(ended: Sequence[Subscriber], flush_s: float) -> None:
+    """Lets last words leave; whoever hasn't read them by then is dropped."""
+    waiting = [subscriber for subscriber in ended if not subscriber.over]
+    deadline = asyncio.get_running_loop().time() + flush_s
+    while waiting and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(STEP_S)
+        waiting = [subscriber for subscriber in waiting if not subscriber.over]
+    for subscriber in waiting:
+        subscriber.sink.abort()

@@ -5,11 +5,13 @@ Made by the hub and by resume, written by a sink. A frame is `event`, `data`, `i
 
 import random
 from collections.abc import Iterator
+from enum import Enum
 from typing import NamedTuple
 
 import msgspec
 
 from pushsse.errors import CloseReason
+from pushsse.event import Publication
 from pushsse.position import Position
 
 MEDIA_TYPE = "text/event-stream"
@@ -19,6 +21,14 @@ RETRY_MS = (2_000, 5_000)
 # Steps of this part of a circle never come close to where one was before (Weyl).
 _GOLDEN = 0.6180339887
 _json = msgspec.json.Encoder()
+
+
+class Resume(Enum):
+    """How a resume went."""
+
+    NEW = "new"
+    COMPLETE = "complete"
+    GAP = "gap"
 
 
 class Chunk(NamedTuple):
@@ -42,6 +52,11 @@ def event(name: str, data: object, position: Position, *, retry_ms: int | None =
         _json.encode(data),
         str(position).encode(),
     )
+
+
+def with_id(publication: Publication, position: Position, *, named: bool = True) -> bytes:
+    """A publication's frame under its position."""
+    return b"%bid: %b\n\n" % (publication.frame(named=named), str(position).encode())
 
 
 def ping(position: Position) -> bytes:

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pushsse.backplane import Append, Draft, log_of
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.event import Change, Publication, encode
+from pushsse.hub import Inside, inside
 from pushsse.hub.hub import Hub
-from pushsse.hub.inside import Inside, inside
-from pushsse.hub.resume import From
-from pushsse.hub.streams import StreamLimits, StreamOptions
+from pushsse.hub.opening import From, StreamLimits, StreamOptions
 from pushsse.metrics import Metrics
 from pushsse.position import parse
 from pushsse.preferences.views import Switches
@@ -84,8 +83,8 @@ class World:
         if isinstance(wish, str):
             wish = From(position=parse(wish), unreadable=bool(wish) and parse(wish) is None)
         sink = ListSink()
-        async with self.inside.resumer.opening(user, wish) as opening:
-            sink.subscriber = self.inside.streams.begin(opening, sink, StreamOptions(**options))  # type: ignore[arg-type]
+        async with self.inside.opener.opening(user, wish) as opening:
+            sink.subscriber = self.inside.opener.begin(opening, sink, StreamOptions(**options))  # type: ignore[arg-type]
         self.sinks.append(sink)
         return sink
 
@@ -154,7 +153,11 @@ async def world(*, send_timeout_s: float = 5.0, keep_bytes: int = 4 * 1024**2) -
         metrics=metrics,
     )
     async with backplane, asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(made.streams.run()), tasks.create_task(made.feed.run())]
+        running = [
+            tasks.create_task(made.catch_up.run()),
+            tasks.create_task(made.opener.run()),
+            tasks.create_task(made.feed.run()),
+        ]
         try:
             yield World(backplane, made, switched)
         finally:

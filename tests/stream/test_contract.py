@@ -21,8 +21,8 @@ from deploy.parts.certificate import Certificate, make_certificate
 from pushsse.hub import heartbeat
 from pushsse.position import parse
 from pushsse.server import GRACE_S, Http
-from pushsse.stream.eventsource import QueueStream
 from pushsse.stream.handover import HandoverHttp, StreamProtocol
+from pushsse.stream.portable import QueueStream
 from pushsse.stream.subscriber import Subscriber
 from tests.parts import missing
 from tests.serving import Running, eventually, serving

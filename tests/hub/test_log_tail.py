@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from pushsse import event
 from pushsse.backplane import Entry, Head, codec
-from pushsse.hub.followed import FollowedLog
+from pushsse.hub.log_tail import FollowedLog
 
 _KEEP_BYTES = 512 * 1024
 

@@ -6,19 +6,25 @@ shutdown are left to the hub, whose heartbeat and drain do both for all streams.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
 from starlette.types import Receive, Scope, Send
 
-from pushsse.stream.frame import STREAM_HEADERS, Chunk
-from pushsse.stream.subscriber import Subscriber
+from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, Chunk
+from pushsse.stream.handover import offered
+from pushsse.stream.subscriber import Sink, Subscriber
 
 _A_TURN = 64
 # The same for all, and made once.
 _HEADERS = EventSourceResponse(iter(()), headers=STREAM_HEADERS, ping=0).raw_headers
+_HEAD = [
+    (b"content-type", f"{MEDIA_TYPE}; charset=utf-8".encode()),
+    *((name.lower().encode(), value.encode()) for name, value in STREAM_HEADERS.items()),
+    (b"x-accel-buffering", b"no"),
+]
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 
@@ -151,3 +157,31 @@ class QueueStream(EventSourceResponse):
                 self._full = False
                 if self.subscriber is not None:
                     self.subscriber.resumed()
+
+
+async def start(
+    begin: Callable[[Sink], Subscriber], scope: Scope, send: Send, *, turns: Turns, backlog_bytes: int
+) -> QueueStream | None:
+    """Begins a stream with `begin`.
+
+    Returns the response, which is still to be sent; None where the server has handed its connection over.
+    """
+    offer = offered(scope)
+    if offer is None:
+        queued = QueueStream(turns, backlog_bytes=backlog_bytes)
+        queued.subscriber = begin(queued)
+        return queued
+    offer.hold_head()
+    await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
+    stream = offer.take(backlog_bytes)
+    if stream is None:
+        # The client has gone, or has sent a request behind this one: an empty stream, it comes back.
+        await send({"type": "http.response.body", "body": b""})
+        return None
+    try:
+        stream.subscriber = begin(stream)
+    except BaseException:
+        # Nobody else knows of the connection by now.
+        stream.abort()
+        raise
+    return None

@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 from starlette.types import Message
 
-from pushsse.stream.eventsource import QueueStream, Turns
 from pushsse.stream.frame import chunk
+from pushsse.stream.portable import QueueStream, Turns
 from tests.serving import LIMIT_S, eventually
 
 pytestmark = pytest.mark.anyio

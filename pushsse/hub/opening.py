@@ -1,33 +1,30 @@
-"""Where a stream begins: its person's switches, its place in the logs, and the verdict on its position.
+"""Opens streams: finds a person's switches and the position to begin at, and writes `ready`.
 
-Called by the stream and the events endpoint before anything is written. A position of another epoch, one
-that was trimmed away or one that never was is a gap, told in band; only a log that can't be asked is an
-error.
+A service, called by the stream endpoint and the events endpoint. A position of another epoch, one that was
+trimmed away and one that never existed are gaps, which the client learns in band. Only a log or a database
+that doesn't answer is an error. A stream that has something to replay goes to catch-up.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from enum import Enum
 from typing import Protocol
 
 from pushsse.backplane import BROADCAST, Backplane
-from pushsse.errors import BackplaneUnavailable
-from pushsse.hub.followed import FollowedLog
+from pushsse.errors import BackplaneUnavailable, CloseReason, Unavailable
+from pushsse.event import Publication
 from pushsse.hub.hub import Hub
+from pushsse.hub.log_tail import FollowedLog
 from pushsse.position import Mark, Position
-from pushsse.stream.subscriber import Person
+from pushsse.retry import Backoff
+from pushsse.stream.frame import Resume, chunk, event, random_retry_ms, with_id
+from pushsse.stream.subscriber import Person, Sink, Subscriber
 
 PATIENCE_S = 5.0
-
-
-class Resume(Enum):
-    """How a resume went."""
-
-    NEW = "new"
-    COMPLETE = "complete"
-    GAP = "gap"
 
 
 class Switches(Protocol):
@@ -82,21 +79,53 @@ class Opening:
     growing: bool
 
 
-class Resumer:
-    """Finds the beginning of streams on this node."""
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """What a client asked of its stream, and when its token ends (seconds since 1970)."""
+
+    named: bool = True
+    types: frozenset[str] | None = None
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """What this node says in `ready`, and what it allows."""
+
+    node: str
+    heartbeat_s: float
+    window_s: int
+    send_timeout_s: float
+    lifetime_s: float
+
+
+class Opener:
+    """Finds the beginning of streams on this node, and begins them."""
 
     def __init__(
         self,
         hub: Hub,
         backplane: Backplane,
         *,
+        limits: StreamLimits,
+        serve: Callable[[Subscriber], None],
         switches: Callable[[str], Awaitable[Switches]],
         settle: Callable[[str], Awaitable[None]],
+        so_far: Callable[[str], Awaitable[Sequence[Publication]]],
     ) -> None:
         self._hub = hub
         self._backplane = backplane
+        self._limits = limits
+        self._serve = serve
         self._switches = switches
         self._settle = settle
+        self._so_far = so_far
+        self._tasks: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Lives as long as the node does, and its tasks with it."""
+        async with asyncio.TaskGroup() as self._tasks:
+            await asyncio.Event().wait()
 
     @asynccontextmanager
     async def opening(self, user: str, wish: From) -> AsyncIterator[Opening]:
@@ -115,6 +144,51 @@ class Resumer:
             yield Opening(person, start, held, resume, growing)
         finally:
             self._hub.release(person)
+
+    def begin(self, opening: Opening, sink: Sink, options: StreamOptions) -> Subscriber:
+        """Begins a stream with its `ready`. It is live at once if there is nothing to replay."""
+        person, start = opening.person, opening.start
+        subscriber = Subscriber(
+            person,
+            sink,
+            self._hub,
+            id=secrets.token_hex(6),
+            position=start,
+            held=opening.held,
+            named=options.named,
+            types=options.types,
+        )
+        self._limit_life(subscriber, options.expires_at)
+        self._hub.add(subscriber)
+        self._hub.metrics.resumes[opening.resume.value] += 1
+        sink.write(chunk(self.ready(subscriber, opening.resume, start)))
+        if start == self._hub.place(person) and subscriber.room:
+            self._hub.go_live(subscriber)
+        else:
+            self._serve(subscriber)
+        if opening.growing:
+            assert self._tasks is not None
+            self._tasks.create_task(self._tell_growing(subscriber), name=f"so far {subscriber.id}")
+        return subscriber
+
+    def ready(self, subscriber: Subscriber, resume: Resume, position: Position) -> bytes:
+        heartbeat = self._hub.heartbeat
+        left_s = int((subscriber.ends_at - heartbeat.now) * heartbeat.tick_s) if subscriber.ends_at else None
+        data = {
+            "user": subscriber.person.name,
+            "node": self._limits.node,
+            "stream": subscriber.id,
+            "resume": resume.value,
+            "heartbeat_s": self._limits.heartbeat_s,
+            "expires_in_s": left_s,
+            "window_s": self._limits.window_s,
+        }
+        return event("ready", data, position, retry_ms=random_retry_ms())
+
+    def refresh(self, people: Sequence[Person]) -> None:
+        """Reads the switches of people anew, because changes of them may have been lost with a log."""
+        assert self._tasks is not None
+        self._tasks.create_task(self._refresh(people), name="refresh switches")
 
     async def _learn(self, person: Person) -> bool:
         """Reads the switches; from the place where the person was held on, the log tells of changes."""
@@ -181,6 +255,40 @@ class Resumer:
             if change is not None and change.user == person.name:
                 return frozenset(change.before)
         return known
+
+    async def _tell_growing(self, subscriber: Subscriber) -> None:
+        """The answers that are growing, from their beginnings; read once their next pieces are heard."""
+        try:
+            so_far = await self._so_far(subscriber.person.name)
+        except Unavailable:
+            # The next piece but few reaches back, and the whole answer comes at the end.
+            return
+        if so_far and subscriber.reason is None:
+            position = self._hub.position(subscriber)
+            frames = [with_id(publication, position) for publication in so_far]
+            self._hub.write(subscriber, b"".join(frames), events=len(frames))
+
+    async def _refresh(self, people: Sequence[Person]) -> None:
+        backoff = Backoff()
+        for person in people:
+            while person.subscribers:
+                try:
+                    switches = await self._switches(person.name)
+                except Unavailable:
+                    await asyncio.sleep(backoff.next_s())
+                    continue
+                person.learn(switches.version, switches.off)
+                break
+
+    def _limit_life(self, subscriber: Subscriber, expires_at: float | None) -> None:
+        ends_in_s: list[tuple[float, CloseReason]] = []
+        if expires_at is not None:
+            ends_in_s.append((max(0.0, expires_at - time.time()), CloseReason.TOKEN_EXPIRED))
+        if self._limits.lifetime_s:
+            ends_in_s.append((self._limits.lifetime_s * random.uniform(0.8, 1.0), CloseReason.LIFETIME))
+        if ends_in_s:
+            seconds, subscriber.ends_for = min(ends_in_s, key=lambda end: end[0])
+            subscriber.ends_at = self._hub.heartbeat.ticks(seconds)
 
 
 async def _reach(log: FollowedLog, wanted: Mark) -> None:

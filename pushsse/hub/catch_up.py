@@ -1,22 +1,28 @@
-"""Serves one subscriber the next piece of what it has missed: from the node's memory, else from the log.
+"""Serves streams that are behind from the log, as fast as their sockets drain, until they are live again.
 
-Called by `streams` until there is nothing more, and by the events endpoint for its JSON. The filter asks the
-switches twice: as they were at each event's place (`held`), and as the node knows them now.
+A service: it owns one task per stream that is behind; a stream that has caught up has none. Called by the hub
+and by the opening; `Replay` is also what the events endpoint reads its JSON with. A stream that makes no
+progress for the send timeout is cut as slow, and can resume.
 """
 
-from collections.abc import Sequence
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
 from heapq import merge
 from typing import Protocol
 
 from pushsse.backplane import BROADCAST, Backplane, Entry
-from pushsse.hub.batch import with_id
-from pushsse.hub.followed import FollowedLog
+from pushsse.errors import CloseReason, Unavailable
 from pushsse.hub.hub import Hub
+from pushsse.hub.log_tail import FollowedLog
 from pushsse.position import Mark, Position
+from pushsse.retry import Backoff
+from pushsse.stream.frame import chunk, with_id
 from pushsse.stream.subscriber import Person, Subscriber
 
 STEP_ENTRIES = 500
 STEP_BYTES = 32 * 1024
+log = logging.getLogger(__name__)
 
 
 class Reader(Protocol):
@@ -128,6 +134,76 @@ class Replay:
         reader.gap = True
         part = "broadcast" if log is self._hub.broadcast else "shard"
         reader.position = reader.position._replace(**{part: mark})
+
+
+class CatchUp:
+    """The streams of this node that are behind."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        replay: Replay,
+        *,
+        gap: Callable[[Subscriber, Position], bytes],
+        send_timeout_s: float,
+    ) -> None:
+        self._hub = hub
+        self._replay = replay
+        self._gap = gap
+        self._send_timeout_s = send_timeout_s
+        self._tasks: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Lives as long as the node does, and the tasks of those behind with it."""
+        async with asyncio.TaskGroup() as self._tasks:
+            await asyncio.Event().wait()
+
+    def serve(self, subscriber: Subscriber) -> None:
+        """Serves a subscriber that is behind until it has caught up."""
+        assert self._tasks is not None
+        self._tasks.create_task(self._serve(subscriber), name=f"catch up {subscriber.id}")
+
+    async def _serve(self, subscriber: Subscriber) -> None:
+        try:
+            await self._catch_up(subscriber)
+        except Exception:
+            log.exception("stream %s can't be served", subscriber.id)
+            self._hub.end(subscriber, CloseReason.OVERLOADED)
+
+    async def _catch_up(self, subscriber: Subscriber) -> None:
+        backoff = Backoff()
+        while subscriber.reason is None:
+            if subscriber.gap:
+                subscriber.gap = False
+                position = self._hub.position(subscriber)
+                subscriber.sink.write(chunk(self._gap(subscriber, position)))
+            if not subscriber.room and not await self._drained(subscriber):
+                self._hub.end(subscriber, CloseReason.SLOW)
+                return
+            try:
+                more = await self._replay.step(subscriber)
+            except Unavailable:
+                await asyncio.sleep(backoff.next_s())
+                continue
+            backoff.reset()
+            if not more and subscriber.room and not subscriber.gap and subscriber.reason is None:
+                self._hub.go_live(subscriber)
+                return
+            await asyncio.sleep(0)
+
+    async def _drained(self, subscriber: Subscriber) -> bool:
+        """Waits for room; False when nothing moved for the send timeout."""
+        subscriber.wake = asyncio.Event()
+        try:
+            async with asyncio.timeout(self._send_timeout_s):
+                while not subscriber.room and subscriber.reason is None:
+                    await subscriber.wake.wait()
+                    subscriber.wake.clear()
+        except TimeoutError:
+            return False
+        finally:
+            subscriber.wake = None
+        return True
 
 
 def _merged(one: list[Entry], other: list[Entry]) -> list[Entry]:
