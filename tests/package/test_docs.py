@@ -1,10 +1,12 @@
-"""Links and code references in README.md, CHANGELOG.md, docs/ and examples/ lead somewhere."""
+"""Links, files and settings that README.md, CHANGELOG.md, docs/ and examples/ name exist."""
 
 import re
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
+
+from pushsse.settings import FIELDS, variable
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -16,6 +18,9 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ +(.*?) *$", re.MULTILINE)
 # A path of this repository as docs write it: `hub/delivery.py`, `tests/questions/asked.toml`.
 _FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]*\.(?:py|lua|md|toml|c|conf|sql|js|yaml))`")
+
+# Variables that aren't settings of the service: those of its clients, and of the tests.
+_OTHERS = {"PUSHSSE_URL", "PUSHSSE_TOKEN", "PUSHSSE_CA", "PUSHSSE_PARTS_DIR"}
 
 
 def text(page: Path) -> str:
@@ -59,3 +64,10 @@ def test_files_that_a_page_names_exist(name: str) -> None:
     named = set(_FILE.findall(text(page)))
     missing = sorted(file for file in named if not any((place / file).is_file() for place in places))
     assert not missing, f"{name} names files that don't exist: {missing}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_variables_that_a_page_names_are_settings(name: str) -> None:
+    named = set(re.findall(r"PUSHSSE_[A-Z_]*[A-Z]", (ROOT / name).read_text()))
+    unknown = named - set(map(variable, FIELDS)) - _OTHERS
+    assert not unknown, f"{name} names variables that aren't settings: {sorted(unknown)}"
