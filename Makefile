@@ -11,6 +11,9 @@ DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(PYTHON) -m pip --disable-pip-version-check
 LOCKING := --universal --generate-hashes --no-annotate --no-header --python-version 3.11 --group build
 ARGS ?=
+# Much of the tests' time is waiting, so more workers than cores. ARGS="-n 0" runs them in one process.
+WORKERS ?= 4
+PYTEST := -m pytest -n $(WORKERS) --dist loadgroup
 # Only a whole run says something about coverage.
 COVERAGE = $(if $(ARGS),,--cov=pushsse --cov-branch --cov-report=term:skip-covered --cov-fail-under=90)
 
@@ -23,8 +26,8 @@ help: ## this list
 run: $(STAMP) ## serve on http://127.0.0.1:8000 with nothing else installed; ARGS="--port 9000"
 	@exec $(VENV)/bin/pushsse serve $(ARGS)
 
-test: $(DEV_STAMP) ## all tests with coverage; ARGS="tests/cli -k listen" narrows
-	$(PYTHON) -m pytest $(COVERAGE) $(ARGS)
+test: $(DEV_STAMP) ## all tests with coverage; ARGS='-m "not real"' is fast, ARGS="tests/cli -k listen" narrows
+	$(PYTHON) $(PYTEST) $(COVERAGE) $(ARGS)
 
 lowest: ## the tests with the oldest versions that pyproject.toml allows; needs uv; ARGS as for test
 	$(call resolved,lowest-direct,$(VENV)-lowest)
@@ -94,5 +97,5 @@ define resolved
 	uv venv -q --allow-existing --python '>=3.11,<3.14' $(2)
 	uv pip install -q --python $(2) --resolution $(1) --upgrade --group build --group dev -e .
 	uv pip check -q --python $(2)
-	$(2)/bin/python -m pytest $(ARGS)
+	$(2)/bin/python $(PYTEST) $(ARGS)
 endef

@@ -1,6 +1,7 @@
-"""Session fixtures of the real parts: started when the first test asks, stopped at the end. A pytest plugin.
+"""The real parts of the tests: session fixtures and the marks that go with them. A pytest plugin.
 
-A part that can't be had skips the tests that need it, by name; in CI (CI=true) it fails them.
+A part starts when the first test asks for it and stops at the end; each pytest-xdist worker has its own.
+A part that isn't available skips the tests that need it; in CI (CI=true) it fails them.
 """
 
 import os
@@ -13,11 +14,26 @@ import pytest
 from deploy.parts import Kafka, Part, PartMissing, Postgres, Redis
 
 P = TypeVar("P", bound=Part)
+# A test that uses one of these fixtures, directly or through others, is marked `real`.
+_REAL = {"redis_part", "postgres_part", "kafka_part", "redis_server", "own_server"}
 
 
 def pytest_configure() -> None:
     """Ended by SIGTERM (a time limit, a cancelled run) the tests stop their parts as on Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that need a part, and keeps all tests of the shared Kafka in one worker.
+
+    Kafka is the only part whose start is expensive: a second one would cost more than it saves.
+    """
+    for item in items:
+        used = _REAL.intersection(getattr(item, "fixturenames", ()))
+        if used:
+            item.add_marker("real")
+        if "kafka_part" in used:
+            item.add_marker(pytest.mark.xdist_group("kafka"))
 
 
 @pytest.fixture(scope="session")

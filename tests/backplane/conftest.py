@@ -25,7 +25,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.close()
 
 
-@pytest.fixture(params=["memory", "on disk", "redis"])
+@pytest.fixture(params=["memory", "on disk", pytest.param("redis", marks=pytest.mark.real)])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     """Makes an empty backplane, of each kind, with bounds of the test's choice."""
     kind: str = request.param

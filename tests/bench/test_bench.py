@@ -18,7 +18,7 @@ from bench.rows import Row, markdown
 STREAMS = 20
 
 
-@pytest.fixture(params=["compiled", "python"])
+@pytest.fixture(params=[pytest.param("compiled", marks=pytest.mark.real), "python"])
 def floor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Floor]:
     in_python = [sys.executable, str(Path(floor_program.__code__.co_filename).with_name("floor.py"))]
     with Floor(

@@ -9,6 +9,8 @@ import pytest
 from tests.backplane.redis_server import RedisServer
 from tests.cli.running import process, pushsse, served, until
 
+pytestmark = pytest.mark.real
+
 
 def _line(folder: Path, url: str) -> str:
     ended = pushsse(folder, "doctor", PUSHSSE_REDIS_URL=url)

@@ -199,6 +199,7 @@ def test_a_second_signal_ends_what_hangs_at_start_or_end(tmp_path: Path, method:
         assert "Traceback" not in err.read_text()
 
 
+@pytest.mark.real
 def test_a_port_that_is_taken_while_it_waits_is_one_line(tmp_path: Path) -> None:
     redis = RedisServer(tmp_path)
     other = tmp_path / "other"

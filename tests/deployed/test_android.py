@@ -3,9 +3,13 @@
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from deploy.parts import PartMissing
 from deploy.parts.java import jars, java
 from tests.parts import missing
+
+pytestmark = pytest.mark.real
 
 EXAMPLE = Path(__file__).parents[2] / "examples/android/PushStream.kt"
 # Android's own classes, as an application sees them, and the compiler.

@@ -19,6 +19,8 @@ from tests.deployed.chromium import chromium
 from tests.parts import running
 from tests.serving import serving
 
+pytestmark = pytest.mark.real
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

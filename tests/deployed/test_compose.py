@@ -101,6 +101,7 @@ def test_what_is_mounted_and_copied_is_there(compose: dict[str, Any]) -> None:
                 assert f"!{name}\n" in (REPOSITORY / ".dockerignore").read_text()
 
 
+@pytest.mark.real
 def test_nginx_accepts_the_small_files_of_compose(tmp_path: Path) -> None:
     """With what only a container has (names, certificate) and what is newer than this nginx replaced."""
     for nginx in run_nginx(Nginx(tmp_path / "nginx", ["127.0.0.1:1"])):
@@ -127,6 +128,7 @@ def test_nginx_accepts_the_small_files_of_compose(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.real
 def test_docker_compose_accepts_the_file() -> None:
     if shutil.which("docker") is None or not _has_compose():
         pytest.skip("there is no docker compose here")

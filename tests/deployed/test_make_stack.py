@@ -18,7 +18,7 @@ from deploy.parts.ports import free_port
 from tests.parts import missing
 
 # Two starts of everything, and the tests around may have the machine busy.
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.real, pytest.mark.timeout(240), pytest.mark.xdist_group("deployment")]
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 120.0
 LIMIT_S = 30.0

@@ -13,7 +13,7 @@ from deploy.parts.nginx import CONFIGURATION, Nginx
 from tests.deployed.conftest import Front, run_nginx
 from tests.deployed.upstream import Request, Upstream, echo, hang_up, whole
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real]
 KIB = 1024
 
 

@@ -14,6 +14,8 @@ from tests.cli.test_serve import SECRET
 from tests.deployed import npm
 from tests.parts import missing
 
+pytestmark = pytest.mark.real
+
 _FAR = 4_000_000_000
 
 

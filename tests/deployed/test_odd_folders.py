@@ -12,6 +12,8 @@ from deploy.parts.nginx import Nginx
 from deploy.whole import Stack
 from tests.parts import missing
 
+pytestmark = pytest.mark.real
+
 ODD = "a b é 'c' \"d\""
 
 

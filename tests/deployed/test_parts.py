@@ -19,7 +19,7 @@ from deploy.parts.part import descendants, is_alive
 from deploy.parts.ports import free_port, take_port
 from tests.parts import running
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real]
 LIMIT_S = 10.0
 REPOSITORY = Path(__file__).resolve().parents[2]
 WAITS = """

@@ -17,7 +17,12 @@ from tests.deployed.listener import Listener, events, eventually, listening
 from tests.deployed.npm import eventsource, page
 from tests.parts import missing
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.real,
+    pytest.mark.timeout(90),
+    pytest.mark.xdist_group("deployment"),
+]
 PEOPLE = 6
 # Seconds between two events under load: half of what makes the load of a test.
 PACE_S = 0.01

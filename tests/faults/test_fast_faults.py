@@ -18,7 +18,11 @@ _FAULTS = "1,3,4,7,14"
 _LIMIT_S = 150
 
 # Twice what it takes on two cores that nobody else works on.
-pytestmark = pytest.mark.timeout(_LIMIT_S + 10)
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.timeout(_LIMIT_S + 10),
+    pytest.mark.xdist_group("deployment"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from tests.parts import running
 
 from .kit import Kit, until, value
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.anyio, pytest.mark.real, pytest.mark.timeout(180)]
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ import pytest
 from tests.cli.running import until
 from tests.parts import missing
 
+pytestmark = [pytest.mark.real, pytest.mark.first_minute, pytest.mark.xdist_group("package")]
+
 ROOT = Path(__file__).parents[2]
 # What ensurepip of each Python's first release brings.
 _OLDEST = {11: "22.3", 12: "23.2.1", 13: "24.2"}
@@ -168,7 +170,6 @@ def _pasted(output: Path, name: str) -> list[str]:
     return ["bash", "-c", f"exec {found[1]}"]
 
 
-@pytest.mark.first_minute
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", PIPS)
 def test_make_run_needs_python_and_make_alone(
@@ -184,7 +185,6 @@ def test_make_run_needs_python_and_make_alone(
         print(f"\nmake run with the {name}: {told}")
 
 
-@pytest.mark.first_minute
 @pytest.mark.timeout(400)
 def test_make_run_takes_uv_where_it_is(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -13,6 +13,8 @@ import pytest
 
 from tests.cli.running import served
 
+pytestmark = [pytest.mark.real, pytest.mark.xdist_group("package")]
+
 ROOT = Path(__file__).parents[2]
 INSIDE = (
     "pushsse/py.typed",

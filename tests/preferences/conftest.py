@@ -15,7 +15,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.real)])
 async def url(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: str) -> str:
     """The URL of a new, empty database, of either kind."""
     if request.param == "sqlite":

@@ -89,6 +89,7 @@ def test_a_wrong_value_is_one_line_that_names_it(tmp_path: Path, parameters: str
         assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.real
 def test_an_authority_that_is_named_is_asked(tmp_path: Path) -> None:
     authority = make_certificate(tmp_path).authority
     for mode, names in (("require", False), ("verify-ca", False), ("verify-full", True)):

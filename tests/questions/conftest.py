@@ -40,7 +40,7 @@ def postgres_url(postgres_part: Postgres) -> str:
     return postgres_part.create_database("questions")
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.real)])
 async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
     """A migrated, empty database of either kind."""
     url = f"sqlite://{tmp_path}/questions.db"

@@ -49,7 +49,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
         missing(str(error))
 
 
-@pytest.fixture(params=[False, True], ids=["tcp", "tls"])
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.real)], ids=["tcp", "tls"])
 def serve(request: pytest.FixtureRequest, http: Http, tmp_path: Path) -> Serve:
     """Starts a node that is served in this way."""
     certificate = request.getfixturevalue("certificate") if request.param else None

@@ -14,6 +14,8 @@ import pytest
 from tests.backplane.redis_server import RedisServer
 from tests.cli.running import LIMIT_S, Served, process, pushsse, served, until
 
+pytestmark = pytest.mark.real
+
 SERVED = re.compile(r"worker \d+ is process (\d+)")
 
 
