@@ -30,6 +30,7 @@ from pushsse.errors import CloseReason, PushsseError, SettingsError
 from pushsse.node import Node
 from pushsse.settings import Settings
 from pushsse.stream.frame import random_retry_ms
+from pushsse.stream.immediate import Calls
 from pushsse.workers.worker import SupervisorGone
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ def create_app(settings: Settings, *, on_failure: Callable[[], None] | None = No
         routes=calls.all, middleware=middleware(settings), exception_handlers=HANDLERS, lifespan=lifespan
     )
     app.direct = calls.direct
+    app.immediate = calls.immediate
     app.state.node = node
     return app
 
@@ -110,6 +112,7 @@ class Routes(NamedTuple):
 
     all: Sequence[BaseRoute]
     direct: Direct
+    immediate: Calls
 
 
 def routes(node: Node) -> Routes:
@@ -162,7 +165,8 @@ def routes(node: Node) -> Routes:
         handlers=HANDLERS,
         origins=bool(settings.allowed_origins),
     )
-    return Routes(found, direct)
+    immediate = direct.immediate({(b"POST", b"/v1/events"): events.post_at_once})
+    return Routes(found, direct, immediate)
 
 
 def middleware(settings: Settings) -> Sequence[Middleware]:

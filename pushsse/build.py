@@ -12,8 +12,9 @@ from pushsse.backplane import Backplane
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.backplane.memory.writer import LogWriter
 from pushsse.backplane.redis import RedisBackplane
+from pushsse.dispatcher import Dispatcher
 from pushsse.hub.opening import StreamLimits
-from pushsse.intake.http import Dispatch, EmbeddedIntake, Intake, KafkaProducerIntake
+from pushsse.intake.http import EmbeddedIntake, Intake, KafkaProducerIntake
 from pushsse.intake.kafka import KafkaIntake
 from pushsse.intake.record import PushsseFormat
 from pushsse.kafka.client import Connection, Record, connection
@@ -91,13 +92,13 @@ def intakes(
     settings: Settings,
     backplane: Backplane,
     *,
-    dispatch: Dispatch,
+    dispatcher: Dispatcher,
     admits: Callable[[str], bool],
     metrics: Metrics,
 ) -> Intakes:
     """Kafka where it is configured, else HTTP straight into the dispatcher."""
     if not settings.kafka_bootstrap:
-        return Intakes(EmbeddedIntake(dispatch))
+        return Intakes(EmbeddedIntake(dispatcher))
     reached = connection(settings)
     producer = Producer(reached)
     consumer = KafkaIntake(
@@ -107,7 +108,7 @@ def intakes(
         dlq_topic=settings.dlq_topic,
         start=settings.kafka_start,
         decode=PushsseFormat(metrics=metrics, max_age_s=settings.event_max_age_s, admits=admits),
-        dispatch=dispatch,
+        dispatch=dispatcher.dispatch,
         fences=backplane,
         metrics=metrics,
         skip_refused=settings.kafka_dlq_refused == "skip",

@@ -6,11 +6,12 @@ asked of the database once per batch, never of a cache; broadcasts are filtered 
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
-from pushsse.backplane import BROADCAST, Append, Draft, Receipt, log_of
+from pushsse.backplane import BROADCAST, Append, Backplane, Draft, Receipt, log_of
 from pushsse.errors import DatabaseUnavailable
 from pushsse.metrics import Metrics
 
@@ -23,20 +24,36 @@ Off = frozenset[tuple[str, str]]
 _NONE: Off = frozenset()
 
 
+# Recipients of what is dispatched without waiting.
+_SMALL = 64
+
+
+class KnowsSwitches(Protocol):
+    """Who can be asked what people have switched off: the database, at each call."""
+
+    async def off_among(self, users: Sequence[str], types: Sequence[str]) -> Off:
+        """Which of these types which of these people have off. Raises DatabaseUnavailable."""
+        ...
+
+    def off_among_at_once(self, users: Sequence[str], types: Sequence[str]) -> Off | None:
+        """The same without waiting; None where that can't be."""
+        ...
+
+
 class Dispatcher:
     """Turns batches of drafts into appends, one after the other."""
 
     def __init__(
         self,
         *,
-        publish: Callable[[Sequence[Append]], Awaitable[Receipt]],
-        off_among: Callable[[Sequence[str], Sequence[str]], Awaitable[Off]],
+        backplane: Backplane,
+        switches: KnowsSwitches,
         seen: Callable[[Sequence[str]], None],
         shards: int,
         metrics: Metrics,
     ) -> None:
-        self._publish = publish
-        self._off_among = off_among
+        self._backplane = backplane
+        self._switches = switches
         self._seen = seen
         self._shards = shards
         self._metrics = metrics
@@ -49,7 +66,32 @@ class Dispatcher:
         """
         self._seen(list({draft.publication.name for draft in drafts}))
         appends = await self._appends(drafts, await self._off(drafts))
-        return await self._publish(appends) if appends else Receipt()
+        return await self._backplane.publish(appends) if appends else Receipt()
+
+    def dispatch_at_once(self, draft: Draft) -> Receipt | None:
+        """As `dispatch`, with one draft and without waiting.
+
+        None where somebody has to be waited for, or would have to wait; then nothing was published.
+        """
+        publication = draft.publication
+        users = publication.users
+        if users is None:
+            appends = [Append(BROADCAST, (draft,))]
+        elif len(users) > _SMALL or self._unfiltered:
+            return None
+        else:
+            off = self._switches.off_among_at_once(users, (publication.name,))
+            if off is None:
+                return None
+            appends = list(_bounded({name: [part] for name, part in self._parts(draft, users, off)}))
+        receipt = self._backplane.publish_at_once(appends) if appends else Receipt()
+        if receipt is not None:
+            self._seen((publication.name,))
+            if users is not None:
+                self._metrics.suppressed += len(users) - sum(
+                    len(part.publication.users or ()) for append in appends for part in append.drafts
+                )
+        return receipt
 
     async def _off(self, drafts: Sequence[Draft]) -> Off:
         """Who has what off. Unknown, because the database is away, means nobody: the streams filter too."""
@@ -58,7 +100,9 @@ class Dispatcher:
             return _NONE
         users = {user for publication in personal for user in publication.users or ()}
         try:
-            off = await self._off_among(list(users), list({publication.name for publication in personal}))
+            off = await self._switches.off_among(
+                list(users), list({publication.name for publication in personal})
+            )
         except DatabaseUnavailable as error:
             self._metrics.unfiltered += len(personal)
             if not self._unfiltered:
@@ -87,24 +131,32 @@ class Dispatcher:
                 run.setdefault(BROADCAST, []).append(draft)
                 continue
             sorted_out += len(users)
-            for name, wanted in self._by_shard(users, draft.publication.name, off).items():
-                if len(wanted) != len(users):
-                    publication = msgspec.structs.replace(draft.publication, users=tuple(wanted))
-                    part = draft._replace(publication=publication)
-                else:
-                    part = draft
+            wanted = 0
+            for name, part in self._parts(draft, users, off):
+                wanted += len(part.publication.users or ())
                 run.setdefault(name, []).append(part)
+            self._metrics.suppressed += len(users) - wanted
         appends += _bounded(run)
         return appends
 
-    def _by_shard(self, users: Sequence[str], type_name: str, off: Off) -> dict[str, list[str]]:
+    def _parts(self, draft: Draft, users: Sequence[str], off: Off) -> Iterator[tuple[str, Draft]]:
+        """A draft for the people who haven't switched its type off, by the log of their shard."""
+        type_name = draft.publication.name
+        if len(users) == 1:
+            # Most events are for one person.
+            if (users[0], type_name) not in off:
+                yield log_of(users[0], self._shards), draft
+            return
         shards: dict[str, list[str]] = {}
         for user in users:
-            if (user, type_name) in off:
-                self._metrics.suppressed += 1
-            else:
+            if (user, type_name) not in off:
                 shards.setdefault(log_of(user, self._shards), []).append(user)
-        return shards
+        for name, wanted in shards.items():
+            if len(wanted) != len(users):
+                publication = msgspec.structs.replace(draft.publication, users=tuple(wanted))
+                yield name, draft._replace(publication=publication)
+            else:
+                yield name, draft
 
 
 def _bounded(run: Mapping[str, Sequence[Draft]]) -> Iterator[Append]:

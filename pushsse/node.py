@@ -48,8 +48,8 @@ class Node:
         self.backplane = build.backplane(settings, self.metrics)
         self.preferences = Preferences(store, self.backplane)
         self.dispatcher = Dispatcher(
-            publish=self.backplane.publish,
-            off_among=store.off_among,
+            backplane=self.backplane,
+            switches=store,
             seen=self.catalogue.notice,
             shards=settings.shards,
             metrics=self.metrics,
@@ -78,7 +78,7 @@ class Node:
         self.intakes = build.intakes(
             settings,
             self.backplane,
-            dispatch=self.dispatcher.dispatch,
+            dispatcher=self.dispatcher,
             admits=self.catalogue.admits,
             metrics=self.metrics,
         )

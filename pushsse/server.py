@@ -25,7 +25,8 @@ from pushsse.hub.hub import FLUSH_S, drain
 from pushsse.node import Node, settle_memory
 from pushsse.settings import Settings
 from pushsse.stream import handover
-from pushsse.stream.handover import HandoverHttp, drop
+from pushsse.stream.handover import drop
+from pushsse.stream.immediate import ImmediateHttp
 from pushsse.workers.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -230,7 +231,7 @@ def best_http() -> Http:
     if reason := handover.failed():
         log.warning("streams are written the portable way, which costs more: %s", reason)
         return "auto"
-    return HandoverHttp
+    return ImmediateHttp
 
 
 def make_server(settings: Settings, *, http: Http | None = None) -> Server:

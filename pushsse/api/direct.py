@@ -7,11 +7,14 @@ its client (`leave`) is sent after all layers have returned: it would keep the f
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pushsse.stream.immediate import Call, Calls
 
 _KEY = "pushsse.direct"
 Handler = Callable[[Request, Exception], Awaitable[Response]]
@@ -42,6 +45,16 @@ class Direct:
         if found is not None and self._origins and any(name == b"origin" for name, _ in scope["headers"]):
             return None
         return found
+
+    def immediate(self, calls: Calls) -> Calls:
+        """Such calls for the HTTP protocol, which leave out the same requests."""
+        return {place: self._own(call) for place, call in calls.items()} if self._origins else calls
+
+    def _own(self, call: Call) -> Call:
+        def own(request: Request, body: bytes) -> Response | None:
+            return None if "origin" in request.headers else call(request, body)
+
+        return own
 
     async def call(self, endpoint: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Calls an endpoint. An error becomes a response, as Starlette's two layers for errors do it."""
@@ -79,6 +92,8 @@ class Application(Starlette):
     """Starlette, the calls that need none of it, and after both what an endpoint has left for later."""
 
     direct: Direct | None = None
+    # Read by the HTTP protocol, for each connection.
+    immediate: Calls = MappingProxyType({})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""

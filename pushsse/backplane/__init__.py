@@ -194,6 +194,13 @@ class Backplane(Protocol):
         """
         ...
 
+    def publish_at_once(self, calls: Sequence[Append]) -> Receipt | None:
+        """`publish` for a few drafts without sources, without waiting.
+
+        None where that can't be, which may be always; then nothing was appended.
+        """
+        return None
+
     async def publish_to(self, user: str, drafts: Iterable[Draft]) -> Mark:
         """Appends drafts to one person's log, in one call, and returns its end then. Raises as `publish`.
 

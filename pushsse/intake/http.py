@@ -44,6 +44,10 @@ class Intake(Protocol):
         """
         ...
 
+    def accept_at_once(self, submitted: Submitted) -> Receipt | None:
+        """As `accept` with one event, without waiting; None where that can't be, and it wasn't taken."""
+        ...
+
 
 class KafkaProducerIntake:
     """An intake that writes to Kafka; see `Intake`."""
@@ -62,6 +66,9 @@ class KafkaProducerIntake:
             refused = [each.event_id for each in submitted if not await self._takes(each)]
             if refused:
                 raise EventTooLarge(refused) from None
+
+    def accept_at_once(self, submitted: Submitted) -> None:
+        """Never: Kafka has to be waited for."""
 
     async def _takes(self, submitted: Submitted) -> bool:
         try:
@@ -88,21 +95,38 @@ _MOST_EVENTS = 500
 _MOST_RECIPIENTS = 2_000
 
 
+class Dispatches(Protocol):
+    """The dispatcher, as the embedded intake needs it."""
+
+    async def dispatch(self, drafts: Sequence[Draft]) -> Receipt:
+        """Returns once the log has the drafts. Raises Unavailable."""
+        ...
+
+    def dispatch_at_once(self, draft: Draft) -> Receipt | None:
+        """The same with one draft, without waiting; None where that can't be, and nothing was published."""
+        ...
+
+
 class EmbeddedIntake:
     """An intake that dispatches by itself; see `Intake`."""
 
-    def __init__(self, dispatch: Dispatch) -> None:
-        self._dispatch = dispatch
+    def __init__(self, dispatcher: Dispatches) -> None:
+        self._dispatcher = dispatcher
         self._turn = asyncio.Lock()
 
     async def accept(self, submitted: Sequence[Submitted]) -> int:
         """Returns when the log has all of them: how many recipients had them already. Raises Unavailable."""
-        drafts = [Draft(each.publication, None, _once(each)) for each in submitted]
+        drafts = list(map(_draft, submitted))
         repeated = 0
         async with self._turn:
             for portion in _portions(drafts):
-                repeated += (await self._dispatch(portion)).repeated
+                repeated += (await self._dispatcher.dispatch(portion)).repeated
         return repeated
+
+    def accept_at_once(self, submitted: Submitted) -> Receipt | None:
+        """As `accept` with one event, without waiting; None where that can't be, and it wasn't taken."""
+        # The order is that of acceptance: while others are being dispatched, this one has to wait.
+        return None if self._turn.locked() else self._dispatcher.dispatch_at_once(_draft(submitted))
 
 
 def _portions(drafts: Sequence[Draft]) -> Iterator[Sequence[Draft]]:
@@ -115,6 +139,10 @@ def _portions(drafts: Sequence[Draft]) -> Iterator[Sequence[Draft]]:
         recipients += more
     if start < len(drafts):
         yield drafts[start:]
+
+
+def _draft(submitted: Submitted) -> Draft:
+    return Draft(submitted.publication, None, _once(submitted))
 
 
 def _once(submitted: Submitted) -> str:

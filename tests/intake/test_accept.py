@@ -82,31 +82,49 @@ async def test_a_topic_that_isnt_there_is_unavailable_until_it_is(kit: Kit) -> N
     assert len(await kit.read_all(kit.topic)) == 1
 
 
+class Dispatched:
+    """A dispatcher that notes what it is given; `turns_s` are its first waits."""
+
+    def __init__(self, *turns_s: float, repeated: int = 0) -> None:
+        self.once: list[str] = []
+        self._turns_s = list(turns_s)
+        self._repeated = repeated
+
+    async def dispatch(self, drafts: Sequence[Draft]) -> Receipt:
+        await asyncio.sleep(self._turns_s.pop() if self._turns_s else 0)
+        self.once += [draft.once for draft in drafts]
+        return Receipt(repeated=self._repeated)
+
+    def dispatch_at_once(self, draft: Draft) -> Receipt:
+        self.once.append(draft.once)
+        return Receipt(repeated=self._repeated)
+
+
 async def test_the_embedded_intake_dispatches_in_order_of_acceptance() -> None:
-    seen: list[str] = []
-
-    async def dispatch(drafts: Sequence[Draft]) -> Receipt:
-        await asyncio.sleep(0.01 if not seen else 0)
-        seen.extend(draft.once for draft in drafts)
-        return Receipt()
-
-    intake = EmbeddedIntake(dispatch)
+    dispatcher = Dispatched(0.01)
+    intake = EmbeddedIntake(dispatcher)
     await asyncio.gather(*[intake.accept([submitted(f"{n}a"), submitted(f"{n}b")]) for n in range(20)])
-    assert seen == [f"alarm|{n}{part}" for n in range(20) for part in "ab"]
+    assert dispatcher.once == [f"alarm|{n}{part}" for n in range(20) for part in "ab"]
+
+
+async def test_an_event_is_taken_at_once_only_while_no_other_is_on_its_way() -> None:
+    dispatcher = Dispatched(0.01)
+    intake = EmbeddedIntake(dispatcher)
+    first = asyncio.create_task(intake.accept([submitted("a")]))
+    await asyncio.sleep(0)
+    assert intake.accept_at_once(submitted("b")) is None
+    await first
+    assert intake.accept_at_once(submitted("b")) is not None
+    assert dispatcher.once == ["alarm|a", "alarm|b"]
 
 
 async def test_an_id_that_nobody_gave_is_not_remembered() -> None:
-    seen: list[str] = []
-
-    async def dispatch(drafts: Sequence[Draft]) -> Receipt:
-        seen.extend(draft.once for draft in drafts)
-        return Receipt(repeated=3)
-
-    intake = EmbeddedIntake(dispatch)
+    dispatcher = Dispatched(repeated=3)
+    intake = EmbeddedIntake(dispatcher)
     own = event.from_json({"type": "alarm", "message": 1, "to": "all"})
     unnamed = Submitted(own, "made", submitted("made").publication)
     assert await intake.accept([submitted("mine"), unnamed]) == 3
-    assert seen == ["alarm|mine", ""]
+    assert dispatcher.once == ["alarm|mine", ""]
 
 
 async def test_an_event_that_the_topic_never_takes_is_told_and_the_others_are_taken(kit: Kit) -> None:

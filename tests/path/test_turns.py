@@ -16,6 +16,16 @@ pytestmark = pytest.mark.anyio
 _EVENTS = 8
 
 
+class AllOn:
+    """Switches of people who have switched nothing off."""
+
+    async def off_among(self, users: Sequence[str], types: Sequence[str]) -> Off:
+        return frozenset()
+
+    def off_among_at_once(self, users: Sequence[str], types: Sequence[str]) -> Off:
+        return frozenset()
+
+
 async def test_others_have_their_turn_between_events_for_many_people() -> None:
     turns = 0
 
@@ -25,13 +35,10 @@ async def test_others_have_their_turn_between_events_for_many_people() -> None:
             await asyncio.sleep(0)
             turns += 1
 
-    async def nobody(users: Sequence[str], types: Sequence[str]) -> Off:
-        return frozenset()
-
     metrics = Metrics()
     backplane = MemoryBackplane(shards=4, keep_s=600, keep_bytes=4 * 1024**2, metrics=metrics)
     dispatcher = Dispatcher(
-        publish=backplane.publish, off_among=nobody, seen=lambda _: None, shards=4, metrics=metrics
+        backplane=backplane, switches=AllOn(), seen=lambda _: None, shards=4, metrics=metrics
     )
     people = [f"{number:x}" for number in range(10_000)]
     made = event.from_json({"type": "a", "message": 1, "to": {"users": people}, "id": "x"})

@@ -1,0 +1,140 @@
+"""What the HTTP protocol answers itself is, byte for byte, what ASGI answers."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from pushsse.stream.handover import HandoverHttp
+from pushsse.stream.immediate import MOST_BYTES, Call, ImmediateHttp
+from tests.serving import Running, serving
+
+pytestmark = pytest.mark.anyio
+EVENT = b'{"type":"alarm","to":{"users":["ann"]},"message":"x","id":"one"}'
+# What differs from one answer to the next: ids that are made, and the stream's.
+_MADE = re.compile(rb"[0-9A-HJKMNP-TV-Z]{26}")
+
+
+def post(
+    body: bytes = EVENT,
+    target: bytes = b"/v1/events",
+    *headers: bytes,
+    version: bytes = b"1.1",
+    kind: bytes = b"application/json",
+) -> bytes:
+    """A request that publishes."""
+    lines = [
+        b"POST %b HTTP/%b" % (target, version),
+        b"Host: 127.0.0.1",
+        b"Content-Type: " + kind,
+        b"Content-Length: %d" % len(body),
+        *headers,
+    ]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+# What is sent in one piece, and how many of its requests the protocol answers itself.
+CASES = {
+    "an event": (post(), 1),
+    "an event without an id": (post(EVENT.replace(b',"id":"one"', b"")), 1),
+    "a broadcast": (post(b'{"type":"alarm","to":"all","message":1}'), 1),
+    "people of many shards": (post(EVENT.replace(b'["ann"]', b'["ann","bo","cleo","dan"]')), 1),
+    "a media type with a charset": (post(kind=b"Application/JSON; charset=utf-8"), 1),
+    "an identity": (post(EVENT, b"/v1/events?user=bo"), 1),
+    "a byte order mark": (post(b"\xef\xbb\xbf" + EVENT), 1),
+    "close": (post(EVENT, b"/v1/events", b"Connection: close"), 1),
+    "keep-alive": (post(EVENT, b"/v1/events", b"Connection: keep-alive"), 1),
+    "far more people than are dispatched at once": (
+        post(EVENT.replace(b'"ann"', b",".join(b'"u%d"' % number for number in range(300)))),
+        0,
+    ),
+    "HTTP/1.0": (post(version=b"1.0"), 0),
+    "HTTP/1.0, kept": (post(EVENT, b"/v1/events", b"Connection: keep-alive", version=b"1.0"), 0),
+    "continue": (post(EVENT, b"/v1/events", b"Expect: 100-continue"), 0),
+    "an upgrade": (post(EVENT, b"/v1/events", b"Connection: upgrade", b"Upgrade: h2c"), 0),
+    "chunked": (
+        b"POST /v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n"
+        b"Content-Type: application/json\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(EVENT), EVENT),
+        0,
+    ),
+    "gzip that isn't": (post(EVENT, b"/v1/events", b"Content-Encoding: gzip"), 0),
+    "identity as encoding": (post(EVENT, b"/v1/events", b"Content-Encoding: identity"), 0),
+    "NDJSON": (post(EVENT + b"\n" + EVENT.replace(b"one", b"two"), kind=b"application/x-ndjson"), 0),
+    "NDJSON that says JSON": (post(EVENT + b"\n" + EVENT.replace(b"one", b"two")), 0),
+    "text": (post(b"deployed", b"/v1/events?type=deploy&to=all", kind=b"text/plain"), 0),
+    "another media type": (post(kind=b"text/html"), 0),
+    "no body": (post(b""), 0),
+    "not JSON": (post(b"{"), 0),
+    "NaN": (post(EVENT.replace(b'"x"', b"NaN")), 0),
+    "not UTF-8": (post(EVENT.replace(b'"x"', b'"\xff"')), 0),
+    "an unknown member": (post(EVENT.replace(b'"id"', b'"colour"')), 0),
+    "no recipients": (post(EVENT.replace(b'["ann"]', b"[]")), 0),
+    "a reserved type": (post(EVENT.replace(b"alarm", b"ready")), 0),
+    "a stranger's Host": (post().replace(b"127.0.0.1", b"example.com"), 0),
+    "a proxy": (post(EVENT, b"/v1/events", b"X-Forwarded-For: 10.0.0.1"), 0),
+    "a page of another site": (post(EVENT, b"/v1/events", b"Origin: https://example.com"), 0),
+    "a user that can't be": (post(EVENT, b"/v1/events?user=%20"), 0),
+    "a fragment": (post(EVENT, b"/v1/events?user=bo#x"), 0),
+    "an escaped path": (post(EVENT, b"/v1/%65vents"), 0),
+    "an absolute target": (post(EVENT, b"http://127.0.0.1/v1/events"), 0),
+    "a slash more": (post(EVENT, b"/v1/events/"), 0),
+    "too large": (post(EVENT.replace(b'"x"', b'"' + b"x" * MOST_BYTES + b'"')), 0),
+    "two in one piece": (post() + post(EVENT.replace(b"one", b"two")), 0),
+    "one and a half": (post() + post()[:40], 0),
+    "a broken header": (post(EVENT, b"/v1/events", b"No colon"), 0),
+    "a length that isn't": (post(EVENT, b"/v1/events", b"Content-Length: 5"), 0),
+    "an empty line before it": (b"\r\n" + post(), 1),
+    "HEAD": (b"HEAD /v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 0),
+    "OPTIONS": (b"OPTIONS /v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 0),
+}
+
+
+@pytest.fixture
+async def plain(tmp_path: Path) -> AsyncIterator[Running]:
+    (tmp_path / "plain").mkdir()
+    async with serving(tmp_path / "plain", http=HandoverHttp) as running:
+        yield running
+
+
+@pytest.fixture
+def counted() -> list[bool]:
+    """Of each request that had an immediate call: whether it was answered by that."""
+    return []
+
+
+@pytest.fixture
+async def immediate(tmp_path: Path, counted: list[bool]) -> AsyncIterator[Running]:
+    class Counting(ImmediateHttp):
+        def answer(self, call: Call, body: bytes) -> bool:
+            answered = super().answer(call, body)
+            counted.append(answered)
+            return answered
+
+    (tmp_path / "immediate").mkdir()
+    async with serving(tmp_path / "immediate", http=Counting) as running:
+        yield running
+
+
+async def exchange(node: Running, *pieces: bytes) -> bytes:
+    """All that is answered to what is sent piece by piece, and to a last request that closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    last = b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    async with asyncio.timeout(10):
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0.05)
+        writer.write(last)
+        answer = await reader.read(-1)
+    writer.close()
+    return _MADE.sub(b"made", answer.replace(str(node.port).encode(), b"port"))
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_an_answer_is_the_same_byte_for_byte(
+    case: str, plain: Running, immediate: Running, counted: list[bool]
+) -> None:
+    request, at_once = CASES[case]
+    assert await exchange(immediate, request) == await exchange(plain, request)
+    assert sum(counted) == at_once
