@@ -1,7 +1,8 @@
-"""The contract of a backplane, in words and types; redis and memory keep it, and one suite tests both.
+"""The contract of a backplane: what carries publications from the node that dispatches to every node.
 
-The dispatcher, preferences and questions publish; the hub listens; resume reads. Logs are named "all"
-(broadcasts) and "0" … "63" (shards); numbers run 1, 2, 3… without a hole within an epoch.
+The dispatcher, preferences and questions publish, the hub listens and reads, the intake fences. `memory` and
+`redis` implement it, and one test suite (tests/backplane/test_contract.py) runs over both. A log is "all"
+(broadcasts) or "0" … "63" (shards); within an epoch its entries are numbered 1, 2, 3… without a hole.
 """
 
 import secrets
@@ -18,11 +19,13 @@ from pushsse.metrics import Metrics
 from pushsse.position import Mark
 
 BROADCAST = "all"
+# How long a draft's name is remembered, and how many names at most: guarantee 1's bound.
 REMEMBER_MS = 600_000
 REMEMBER_MOST = 1_000_000
-# Among a million of them, two that happen to be alike are one case in 10**17.
+# Among a million names, the chance that two have the same digest is 1 in 10**17. publish.lua has it, too.
 NAME_BYTES = 12
 BROADCAST_SHARE = 16  # times as many bytes as a shard's log
+# How much of a log `Followed` brings along.
 TAIL_ENTRIES = 1000
 TAIL_BYTES = 1024 * 1024
 _WORD = string.ascii_lowercase + string.digits
@@ -34,7 +37,7 @@ def log_of(user: str, shards: int) -> str:
 
 
 def fresh_word() -> str:
-    """A random word that no log's epoch begins with yet."""
+    """A random word for the epoch of a log that begins, or begins again."""
     return "".join(secrets.choice(_WORD) for _ in range(8))
 
 
@@ -44,7 +47,7 @@ def machine_ms() -> int:
 
 
 class Source(NamedTuple):
-    """Where in Kafka a publication comes from; `owner` is the word that its reader claimed it by."""
+    """The Kafka record that a draft comes from; `owner` is the word by which its reader claimed it."""
 
     topic: str
     partition: int
@@ -54,10 +57,10 @@ class Source(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """A publication on its way into the log. `once` is its name for the memory of repeats, "" for none.
+    """A publication on its way into the log.
 
-    A name is remembered for each recipient by himself, and for a broadcast as one: a draft whose `once` is
-    known for some of its recipients goes to the others.
+    `once` is its name, "" for none. Each recipient gets a name once, and so does a broadcast as a whole: a
+    draft whose name some of its recipients have had goes to the others.
     """
 
     publication: Publication
@@ -65,7 +68,7 @@ class Draft(NamedTuple):
     once: str = ""
 
     def names(self, log: str) -> list[bytes]:
-        """What is remembered of it in a log: NAME_BYTES for each recipient, in order; one for a broadcast."""
+        """Digests of its name: NAME_BYTES for each recipient, in their order; one for a broadcast."""
         if not self.once:
             return []
         users = self.publication.users
@@ -85,9 +88,9 @@ class Append(NamedTuple):
 
 @dataclass(slots=True)
 class Receipt:
-    """What became of the drafts of one publish: how many of each, and where in its log each call ended.
+    """What became of the drafts of one publish, and the end of each log after it.
 
-    `repeated` counts recipients who had been sent a draft's name before, and a repeated broadcast as one.
+    `repeated` counts recipients who have had a draft's name before, and a repeated broadcast as one.
     """
 
     appended: int = 0
@@ -97,7 +100,7 @@ class Receipt:
     marks: dict[str, Mark] = field(default_factory=dict)
 
     def count(self, metrics: Metrics) -> None:
-        """Adds it to the process's counts; every backplane does so with what it returns."""
+        """Adds it to the metrics; every backplane does so before it returns a receipt."""
         metrics.appended += self.appended
         metrics.fenced += self.fenced
         metrics.repeated += self.repeated
@@ -105,7 +108,10 @@ class Receipt:
 
 
 class Entry(NamedTuple):
-    """A publication in its log. `order` grows over all logs; `at_ms` is the log's own clock."""
+    """A publication in its log.
+
+    `order` comes from one counter for all logs, so that a reader can merge them. `at_ms` is the log's clock.
+    """
 
     log: str
     number: int
@@ -115,9 +121,10 @@ class Entry(NamedTuple):
 
 
 class Head(NamedTuple):
-    """A log as it stands: the last number, the oldest still held (`number + 1` for none), where it began.
+    """The state of a log: its last number, and the first that it still holds (`number + 1` if it is empty).
 
-    `trimmed_ms` is the time of the newest entry that was trimmed away, 0 if none was.
+    `base` is the number before the first of this epoch. `trimmed_ms` is the time of the newest entry that was
+    trimmed away, 0 if none was.
     """
 
     epoch: str
@@ -133,7 +140,7 @@ class Head(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Entries of several logs, merged by order, as they stood at one moment; `more` if there is more."""
+    """Entries of several logs at one moment, merged by `order`; `more` if the limit cut some off."""
 
     entries: tuple[Entry, ...]
     heads: Mapping[str, Head]
@@ -141,20 +148,20 @@ class Page(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """Entries, in order; in each log the next number after the one before."""
+    """Entries, in order; within each log the numbers continue those heard before."""
 
     entries: tuple[Entry, ...]
 
 
 class HeardLive(NamedTuple):
-    """A publication that isn't in the log (a growing answer)."""
+    """A publication that the log does not hold (a growing answer)."""
 
     log: str
     publication: Publication
 
 
 class Followed(NamedTuple):
-    """A log is followed from `head` on; `tail` is what it held just before, oldest first."""
+    """What comes after `head` is heard from now on; `tail` is the newest of what came before."""
 
     log: str
     head: Head
@@ -162,9 +169,9 @@ class Followed(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """What a log had after the last entry heard is lost; it goes on from `head.base`, and that is heard.
+    """What followed the last entry heard of a log is lost. What comes after `head.base` is heard next.
 
-    It goes on in another epoch, or in the same one where what was missed had been trimmed away.
+    The epoch is another one, or the same if the missing entries were trimmed away.
     """
 
     log: str
@@ -175,22 +182,32 @@ Hearing = Heard | HeardLive | Followed | Gap
 
 
 class Backplane(Protocol):
-    """Carries publications to every node.
+    """Carries publications to every node. Implementations inherit from it, and with it `publish_to`.
 
-    Order: what one `publish` appends is heard in that order by every listener that follows the logs.
-    Guarantee: a draft is in its log once `publish` has returned. It may be there too when `publish` raised;
-    publishing the same drafts again is then right and appends what is missing, and only that: a source at or
-    below its log's fence is skipped, and so is each recipient for whom a `once` is known from the last 10
-    minutes (or among the newest 1,000,000; for a broadcast it counts as one).
+    Order: every listener hears entries in the order in which they were appended, over all logs that it
+    follows (`Entry.order`). What one caller publishes, one await after the other, is appended in that order.
+
+    Guarantee: when `publish` has returned, every draft is in its log, or was skipped for a reason that the
+    receipt counts. When it has raised or was cancelled, any number of the appends may be in. It is then right
+    to publish the same drafts again: a source at or below its log's fence is skipped, and so is every
+    recipient who has had the draft's `once` within 10 minutes (among the newest 1,000,000 names). A draft
+    with neither may be in twice.
+
+    Errors: BackplaneUnavailable, where the backplane does not answer in time or refuses. It says so within a
+    few seconds, never retries a write by itself, and the caller decides. The calls that raise nothing else
+    are marked "Raises BackplaneUnavailable"; those that are not marked raise nothing.
+
+    Cancellation: every call may be cancelled at any await, and leaves the backplane usable.
     """
 
     shards: int
 
-    async def publish(self, calls: Sequence[Append]) -> Receipt:
-        """Appends, call by call; a call is atomic. One record's drafts for a log belong in one call.
+    async def publish(self, appends: Sequence[Append]) -> Receipt:
+        """Appends one after the other; each is atomic. One record's drafts for a log belong in one of them.
 
-        Skips what is expired by the log's clock. Raises BackplaneUnavailable, NotOwner (a source's partition
-        was claimed by another owner; nothing of that call was appended).
+        Skips drafts that have expired by the log's clock. Raises BackplaneUnavailable; NotOwner after the
+        other appends are in, if a source's partition was claimed by another owner: that append changed
+        nothing.
         """
         ...
 
@@ -202,35 +219,43 @@ class Backplane(Protocol):
         return None
 
     async def publish_to(self, user: str, drafts: Iterable[Draft]) -> Mark:
-        """Appends drafts to one person's log, in one call, and returns its end then. Raises as `publish`.
+        """Appends drafts to one person's log, in one append, and returns its end then. Raises as `publish`.
 
         This is how a service of ours sends an event to one person; it needs to know nothing of shards.
         """
-        call = Append(log_of(user, self.shards), tuple(drafts))
-        return (await self.publish((call,))).marks[call.log]
+        append = Append(log_of(user, self.shards), tuple(drafts))
+        return (await self.publish((append,))).marks[append.log]
 
     async def publish_live(self, user: str, publication: Publication) -> None:
-        """Sends one person's followers what the log never holds. Raises BackplaneUnavailable."""
+        """Sends what the log never holds to those who follow one person's log now.
+
+        It may get lost. It is heard in its order among what the same caller publishes, save among entries
+        that a listener has missed and reads later. Raises BackplaneUnavailable.
+        """
         ...
 
     def listen(self) -> AsyncGenerator[Hearing, None]:
-        """What is published to the followed logs, for ever: in order, without a gap, each once.
+        """Yields what is appended to the followed logs, for ever: in order, without a hole, each once.
 
-        One listener at a time. An outage of the backplane isn't raised: it goes on when that is back,
-        with what was missed, or with Gap where that can't be had any more.
+        An outage is not raised: once it is over, what was missed is heard, or `Gap` where that is lost. There
+        is one listener at a time (RuntimeError). After it is closed or cancelled, another may begin, and
+        hears `Followed` for every log anew.
         """
         ...
 
     def follow(self, log: str) -> None:
-        """Asks for a log to be followed; `listen` yields Followed at the place from which it is."""
+        """Asks for a log. `listen` yields `Followed`, and from there on what is appended to it."""
         ...
 
     def unfollow(self, log: str) -> None:
-        """Ends following a log; nothing of it is heard after that until it is followed anew."""
+        """Leaves a log: nothing of it is heard after this call, until it is followed again."""
         ...
 
     async def read(self, after: Mapping[str, int], *, limit: int) -> Page:
-        """What the logs hold after these numbers, at most `limit` entries. Raises BackplaneUnavailable."""
+        """What the logs hold after these numbers, at most `limit` entries. Raises BackplaneUnavailable.
+
+        Within each log there is no hole, save one before `Head.first`.
+        """
         ...
 
     async def since(self, logs: Iterable[str], at_ms: int) -> Mapping[str, int]:
@@ -242,13 +267,13 @@ class Backplane(Protocol):
         ...
 
     async def claim(self, topic: str, partition: int, owner: str) -> None:
-        """Makes `owner` the only one whose sources of a partition are taken. Raises BackplaneUnavailable."""
+        """Accepts a partition's sources from `owner` alone from now on. Raises BackplaneUnavailable."""
         ...
 
     async def identity(self, suggested: str) -> str:
         """The word by which this backplane is known. Raises BackplaneUnavailable.
 
-        `suggested` becomes it where it has none; "" only asks, and returns "" then.
+        `suggested` becomes it where there is none; "" only asks, and returns "" then.
         """
         ...
 
@@ -257,18 +282,21 @@ class Backplane(Protocol):
         ...
 
     async def first_start(self, topic: str, offsets: Mapping[int, int]) -> Mapping[int, int]:
-        """Where reading began when a topic was first started, by partition. Raises BackplaneUnavailable.
+        """Where reading of a topic began, by partition. Raises BackplaneUnavailable.
 
-        The first call for a topic keeps its `offsets`; every later one, by any node, returns what was kept.
+        The first call for a topic stores its `offsets`; every later one, by any node, returns those.
         """
         ...
 
     async def fence(self, topic: str, partition: int) -> tuple[int, int] | None:
-        """The highest offset that any log has of this partition, with its record's timestamp in ms."""
+        """The highest offset of a partition in any log, and its record's timestamp in ms.
+
+        None if no log has any. Raises BackplaneUnavailable.
+        """
         ...
 
     async def reset_fence(self, topic: str, partition: int) -> None:
-        """Forgets the fence of a partition, because the topic was made anew."""
+        """Forgets a partition's fence, because the topic was created anew. Raises BackplaneUnavailable."""
         ...
 
     def now_ms(self) -> int:
@@ -277,10 +305,10 @@ class Backplane(Protocol):
 
     @property
     def hears(self) -> bool:
-        """Whether what is published reaches this node just now."""
+        """Whether what is published reaches this node at present."""
         ...
 
     @property
     def available(self) -> bool:
-        """Whether the backplane answered a moment ago; for /readyz's word and metrics, never a promise."""
+        """Whether the backplane answered a moment ago: for metrics and /readyz's text, never a promise."""
         ...

@@ -298,13 +298,14 @@ async def test_following_in_the_middle_of_traffic_misses_and_doubles_nothing(bac
             sent += 1
             await asyncio.sleep(0)
 
-    async with Ear(backplane) as ear, asyncio.TaskGroup() as tasks:
-        tasks.create_task(publish())
-        for log in logs:
-            heard = len(ear.entries)
-            await ear.follow(log)
-            await ear.until(partial(_more_than, ear, heard + 20))
-        done.set()
+    async with Ear(backplane) as ear:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(publish())
+            for log in logs:
+                heard = len(ear.entries)
+                await ear.follow(log)
+                await ear.until(partial(_more_than, ear, heard + 20))
+            done.set()
         await ear.until(lambda: all(len(ear.of(log)) == sent for log in logs))
     for log in logs:
         assert ear.of(log) == [f"{log} {i}" for i in range(sent)]

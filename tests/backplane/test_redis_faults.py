@@ -19,16 +19,28 @@ pytestmark = pytest.mark.anyio
 LOGS = (BROADCAST, "1", "2")
 
 
-def node(server: RedisServer, name: str = "here", *, keep_bytes: int = 64 * 1024**2) -> RedisBackplane:
+def node(
+    server: RedisServer,
+    name: str = "here",
+    *,
+    keep_bytes: int = 64 * 1024**2,
+    metrics: Metrics | None = None,
+) -> RedisBackplane:
     return RedisBackplane(
-        server.url, prefix="test:", node=name, shards=8, keep_s=600, keep_bytes=keep_bytes, metrics=Metrics()
+        server.url,
+        prefix="test:",
+        node=name,
+        shards=8,
+        keep_s=600,
+        keep_bytes=keep_bytes,
+        metrics=metrics or Metrics(),
     )
 
 
 def unheard(server: RedisServer, *, keep_bytes: int = 64 * 1024**2) -> RedisBackplane:
     """A node whose messages get lost: what it publishes is in the log, and nobody hears of it."""
     other = node(server, "unheard", keep_bytes=keep_bytes)
-    other._channel = "nowhere:"
+    other.channel = "nowhere:"
     return other
 
 
@@ -87,13 +99,14 @@ async def goes_on(ear: Ear, publisher: Publisher) -> None:
 
 
 async def test_a_cut_subscription_misses_nothing(own_server: RedisServer) -> None:
-    async with node(own_server) as backplane, Ear(backplane) as ear:
+    metrics = Metrics()
+    async with node(own_server, metrics=metrics) as backplane, Ear(backplane) as ear:
         async with traffic(backplane, ear) as publisher:
             for _ in range(5):
                 cut(own_server)
                 await goes_on(ear, publisher)
         assert not ear.lost
-        assert backplane._metrics.backplane_reconnects >= 4
+        assert metrics.backplane_reconnects >= 4
 
 
 async def test_a_frozen_redis_misses_and_doubles_nothing(own_server: RedisServer) -> None:
@@ -129,7 +142,8 @@ async def test_paused_writes_miss_and_double_nothing(own_server: RedisServer) ->
 
 async def test_an_overflowing_output_buffer_misses_nothing(own_server: RedisServer) -> None:
     own_server.admin.config_set("client-output-buffer-limit", "pubsub 65536 65536 1")
-    async with node(own_server) as backplane, Ear(backplane) as ear:
+    metrics = Metrics()
+    async with node(own_server, metrics=metrics) as backplane, Ear(backplane) as ear:
         await ear.follow(*LOGS)
         ear.open.clear()
         for i in range(40):
@@ -137,7 +151,7 @@ async def test_an_overflowing_output_buffer_misses_nothing(own_server: RedisServ
         ear.open.set()
         await ear.until(lambda: len(ear.entries) == 40 * 20 * 3)
         assert not ear.lost
-        assert backplane._metrics.backplane_reconnects >= 1
+        assert metrics.backplane_reconnects >= 1
 
 
 async def test_an_emptied_redis_is_told_without_traffic(own_server: RedisServer) -> None:

@@ -1,7 +1,9 @@
-"""The backplane of many nodes: logs in Redis, written by one script, heard by pub/sub, read where that drops.
+"""The backplane of many nodes: logs in Redis, written by one script and heard over pub/sub.
 
-Called by whoever publishes; `listen` is the listener's. Deliberate: one connection publishes, so that what
-is published one after another is appended in that order, and a publish is a run of the script, or few.
+`build` makes it; `Backplane` says who calls it and what it promises. The parts: `connection` runs commands,
+`listen` hears, `read` reads, `canary` watches, scripts/ is what runs inside Redis, and what each key holds is
+in its meta.lua. Deliberate: one connection publishes, so that appends keep the order in which they were asked
+for.
 """
 
 import asyncio
@@ -26,9 +28,9 @@ from pushsse.backplane import (
     fresh_word,
     log_of,
 )
-from pushsse.backplane.redis.canary import Watch
-from pushsse.backplane.redis.connection import Connector, Link, script
-from pushsse.backplane.redis.listen import TIMEOUT_S, Listener
+from pushsse.backplane.redis.canary import Canary
+from pushsse.backplane.redis.connection import Connector, RedisConnection, script
+from pushsse.backplane.redis.listen import TIMEOUT_S, LogListener
 from pushsse.backplane.redis.read import LogReader, Want, merged
 from pushsse.errors import NotOwner
 from pushsse.event import Change, Publication
@@ -64,93 +66,98 @@ class RedisBackplane(Backplane):
         self._keep_ms = int(keep_s * 1000)
         self._keep_bytes = keep_bytes
         self._metrics = metrics
-        # Channels are shared by all databases of a Redis.
+        # With the database's number, since a Redis has its channels in common for all databases.
         database = str(connector.database or "")
-        self._channel = f"{self._names}live{database}:"
-        canary = f"{self._names}canary{database}:{node}".encode()
+        self.channel = f"{self._names}live{database}:"
+        canary_channel = f"{self._names}canary{database}:{node}".encode()
         self._published: dict[str, Mark] = {}
-        self._publisher = Link(connector, "publishing", timeout_s=TIMEOUT_S)
-        self._reads = Link(connector, "reading", timeout_s=_READ_TIMEOUT_S)
-        self._looks = Link(connector, "canary", timeout_s=TIMEOUT_S)
-        self._reader = LogReader(self._reads, names=self._names)
-        self._listener = Listener(
-            connector, self._reader, channel=self._channel, canary=canary, metrics=metrics
+        self._publishing = RedisConnection(connector, "publishing", timeout_s=TIMEOUT_S)
+        self._reading = RedisConnection(connector, "reading", timeout_s=_READ_TIMEOUT_S)
+        self._checking = RedisConnection(connector, "canary", timeout_s=TIMEOUT_S)
+        self._reader = LogReader(self._reading, names=self._names)
+        self._listener = LogListener(
+            connector, self._reader, channel=self.channel, canary=canary_channel, metrics=metrics
         )
-        self._watch = Watch(self._looks, names=self._names, canary=canary, logs=self._listener.logs)
+        self._canary = Canary(self._checking, self._listener, names=self._names, channel=canary_channel)
         self._tasks = asyncio.TaskGroup()
-        self._watching: asyncio.Task[None] | None = None
+        self._canary_task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
-        self._watching = self._tasks.create_task(self._watch.run(), name="backplane canary")
+        self._canary_task = self._tasks.create_task(self._canary.run(), name="backplane canary")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
+        if self._canary_task is not None:
+            self._canary_task.cancel()
         await self._listener.close()
-        for link in (self._publisher, self._reads, self._looks):
-            await link.close()
+        for connection in (self._publishing, self._reading, self._checking):
+            await connection.close()
         if isinstance(error, asyncio.CancelledError):
-            # Perhaps the group's own: it knows, and raises what ended its task.
+            # It may come from the group, whose task has failed: the group knows, and raises that error.
             await self._tasks.__aexit__(kind, error, trace)
         else:
             await self._tasks.__aexit__(None, None, None)
 
     # Publishing
 
-    async def publish(self, calls: Sequence[Append]) -> Receipt:
-        """Appends, call by call. Raises BackplaneUnavailable; NotOwner once the other calls are in."""
+    async def publish(self, appends: Sequence[Append]) -> Receipt:
+        """Appends one after the other, in as few runs of the script as Redis's other clients can bear."""
         receipt = Receipt()
         refused = 0
-        for portion in self._portions(calls):
-            replies = await self._publisher.run(
+        for run in self._runs(appends):
+            replies = await self._publishing.run(
                 _PUBLISH,
                 self._names,
                 self._keep_ms,
                 REMEMBER_MS,
                 REMEMBER_MOST,
                 fresh_word(),
-                self._channel,
-                codec.pack(portion.calls),
-                *portion.blobs,
+                self.channel,
+                codec.pack(run.appends),
+                *run.blobs,
             )
-            for log, reply in zip(portion.logs, cast(list[list[int | bytes]], replies), strict=True):
+            for log, reply in zip(run.logs, cast(list[list[int | bytes]], replies), strict=True):
                 refused += not self._receive(log, reply, receipt)
         receipt.count(self._metrics)
         if refused:
-            raise NotOwner(f"{refused} of {len(calls)} calls come from partitions with another owner")
+            raise NotOwner(f"{refused} of {len(appends)} appends come from partitions with another owner")
         return receipt
 
     async def publish_live(self, user: str, publication: Publication) -> None:
         """Sends one person's followers what the log never holds. Raises BackplaneUnavailable."""
-        channel = self._channel + log_of(user, self.shards)
-        await self._publisher.call("PUBLISH", channel, codec.live(publication))
+        channel = self.channel + log_of(user, self.shards)
+        await self._publishing.call("PUBLISH", channel, codec.live(publication))
 
-    def _portions(self, calls: Sequence[Append]) -> Iterator["Portion"]:
-        """As many calls at once as one run of the script should take."""
-        portion = Portion()
-        for call in calls:
-            keep_bytes = self._keep_bytes * (BROADCAST_SHARE if call.log == BROADCAST else 1)
-            portion.add(call, self._known(call.log), keep_bytes=keep_bytes)
-            if portion.is_full:
-                yield portion
-                portion = Portion()
-        if portion.logs:
-            yield portion
+    def _runs(self, appends: Sequence[Append]) -> Iterator["ScriptRun"]:
+        """Guarantee 1: it divides between appends, never within one, since each is atomic."""
+        run = ScriptRun()
+        for append in appends:
+            keep_bytes = self._keep_bytes * (BROADCAST_SHARE if append.log == BROADCAST else 1)
+            # Known when the run is made, after the replies to the runs before it.
+            run.add(append, self._known(append.log), keep_bytes=keep_bytes)
+            if run.is_full:
+                yield run
+                run = ScriptRun()
+        if run.logs:
+            yield run
 
     def _known(self, log: str) -> Mark:
-        """The furthest place of a log that this node knows of: a log that is behind it has gone back."""
+        """The furthest place in a log that this node knows of.
+
+        Guarantee 2: the script gives a new epoch to a log that is behind it, since Redis has an older state.
+        """
         published, heard = self._published.get(log), self._listener.mark(log)
         if published is None or heard is None:
             return published or heard or Mark("", 0)
         return heard if heard.epoch == published.epoch and heard.number > published.number else published
 
     def _receive(self, log: str, reply: list[int | bytes], receipt: Receipt) -> bool:
-        taken, epoch, number, appended, fenced, repeated, expired = reply
-        if not taken:
+        """Adds a reply of the script to the receipt; False if the append was refused."""
+        accepted, epoch, number, appended, fenced, repeated, expired = reply
+        if not accepted:
             return False
         mark = Mark(cast(bytes, epoch).decode(), cast(int, number))
         self._published[log] = receipt.marks[log] = mark
@@ -163,7 +170,7 @@ class RedisBackplane(Backplane):
     # Listening
 
     def listen(self) -> AsyncGenerator[Hearing, None]:
-        """What is published to the followed logs, for ever."""
+        """Yields what is appended to the followed logs, for ever."""
         return self._listener.listen(self._tasks)
 
     def follow(self, log: str) -> None:
@@ -195,32 +202,33 @@ class RedisBackplane(Backplane):
     # Kafka's partitions
 
     async def claim(self, topic: str, partition: int, owner: str) -> None:
-        """Makes `owner` the only one whose sources of a partition are taken. Raises BackplaneUnavailable."""
-        await self._publisher.call("HSET", f"{self._names}owner", f"{topic}/{partition}", owner)
+        """Accepts a partition's sources from `owner` alone from now on. Raises BackplaneUnavailable."""
+        await self._publishing.call("HSET", f"{self._names}owner", f"{topic}/{partition}", owner)
 
     async def identity(self, suggested: str) -> str:
         """The word by which this Redis and prefix are known. Raises BackplaneUnavailable."""
         key = f"{self._names}identity"
         commands: list[tuple[str, ...]] = [("SET", key, suggested, "NX")] if suggested else []
-        found = (await self._publisher.pipeline([*commands, ("GET", key)]))[-1]
+        found = (await self._publishing.pipeline([*commands, ("GET", key)]))[-1]
         return cast(bytes, found).decode() if found else ""
 
     async def claimed(self, topic: str, partition: int) -> bool:
         """Whether anybody has ever claimed a partition. Raises BackplaneUnavailable."""
-        return bool(await self._publisher.call("HEXISTS", f"{self._names}owner", f"{topic}/{partition}"))
+        return bool(await self._publishing.call("HEXISTS", f"{self._names}owner", f"{topic}/{partition}"))
 
     async def first_start(self, topic: str, offsets: Mapping[int, int]) -> Mapping[int, int]:
         """Where reading began when a topic was first started. Raises BackplaneUnavailable."""
         key, mine = f"{self._names}starts", msgspec.json.encode(dict(offsets))
-        # HSETNX decides between nodes that start at the same time.
-        _, kept = await self._publisher.pipeline([("HSETNX", key, topic, mine), ("HGET", key, topic)])
-        found: dict[int, int] = msgspec.json.decode(cast(bytes, kept), type=dict[int, int])
+        # Guarantee 1: HSETNX decides between nodes that start at the same time. With two starts, records
+        # between them would be skipped.
+        _, first = await self._publishing.pipeline([("HSETNX", key, topic, mine), ("HGET", key, topic)])
+        found: dict[int, int] = msgspec.json.decode(cast(bytes, first), type=dict[int, int])
         return found
 
     async def fence(self, topic: str, partition: int) -> tuple[int, int] | None:
-        """The highest offset of a partition that any log has, and its time. Raises BackplaneUnavailable."""
+        """The highest offset of a partition in any log, and its time. Raises BackplaneUnavailable."""
         field = f"{topic}/{partition}"
-        found = await self._publisher.pipeline(
+        found = await self._publishing.pipeline(
             [("HGET", f"{self._names}fence:{log}", field) for log in self._logs]
         )
         fences = [cast(bytes, one).split(b":") for one in found if one is not None]
@@ -229,31 +237,35 @@ class RedisBackplane(Backplane):
     async def reset_fence(self, topic: str, partition: int) -> None:
         """Forgets the fence of a partition. Raises BackplaneUnavailable."""
         field = f"{topic}/{partition}"
-        await self._publisher.pipeline([("HDEL", f"{self._names}fence:{log}", field) for log in self._logs])
+        await self._publishing.pipeline([("HDEL", f"{self._names}fence:{log}", field) for log in self._logs])
 
     def now_ms(self) -> int:
         """Redis's clock."""
-        return self._watch.now_ms()
+        return self._canary.now_ms()
 
     @property
     def hears(self) -> bool:
         """Whether Redis answers, and this node's canary has come over the connection that listens."""
-        return self._watch.available and self._listener.hears
+        return self._canary.available and self._listener.hears
 
     @property
     def available(self) -> bool:
         """Whether Redis answered a moment ago."""
-        return self._watch.available
+        return self._canary.available
 
 
-class Portion:
-    """Calls for one run of the script."""
+class ScriptRun:
+    """Appends as one run of publish.lua takes them.
 
-    __slots__ = ("_bytes", "_drafts", "_names", "blobs", "calls", "logs")
+    The numbers and places are in MessagePack (`appends`); entries, names and changes are `blobs` beside it,
+    so that Redis copies them as they are.
+    """
+
+    __slots__ = ("_bytes", "_drafts", "_names", "appends", "blobs", "logs")
 
     def __init__(self) -> None:
         self.logs: list[str] = []
-        self.calls: list[tuple[object, ...]] = []
+        self.appends: list[tuple[object, ...]] = []
         self.blobs: list[bytes] = []
         self._bytes = 0
         self._drafts = 0
@@ -261,16 +273,16 @@ class Portion:
 
     @property
     def is_full(self) -> bool:
-        """Whether one run of the script should take no more: nothing else runs in Redis meanwhile."""
+        """Whether the script should take no more: nothing else runs in Redis meanwhile."""
         return self._drafts >= _MOST_DRAFTS or self._bytes >= _MOST_BYTES or self._names >= _MOST_NAMES
 
-    def add(self, call: Append, known: Mark, *, keep_bytes: int) -> None:
-        """A call, with what this node knows of its log."""
+    def add(self, append: Append, known: Mark, *, keep_bytes: int) -> None:
+        """Adds an append, with what this node knows of its log."""
         sources: dict[tuple[str, str], int] = {}
-        drafts = [self._draft(call.log, draft, sources) for draft in call.drafts]
+        drafts = [self._draft(append.log, draft, sources) for draft in append.drafts]
         self._drafts += len(drafts)
-        self.logs.append(call.log)
-        self.calls.append((call.log, known.epoch, known.number, keep_bytes, tuple(sources), drafts))
+        self.logs.append(append.log)
+        self.appends.append((append.log, known.epoch, known.number, keep_bytes, tuple(sources), drafts))
 
     def _draft(self, log: str, draft: Draft, sources: dict[tuple[str, str], int]) -> tuple[object, ...]:
         publication, source, _ = draft
@@ -282,14 +294,15 @@ class Portion:
         entry = self._blob(codec.encode(publication))
         names = draft.names(log)
         self._names += len(names)
-        # One recipient is a repeat or none: only several may have to be taken apart.
+        # A draft for one has one name: it is a repeat or it is not. Only one for several may have to be cut.
         begin, end = codec.users_of(publication) if len(names) > 1 else (0, 0)
-        had = self._blob(b"".join(names)) if names else 0
-        packed = (entry, publication.expires_ms, had, which, offset, at_ms, begin, end)
+        names_at = self._blob(b"".join(names)) if names else 0
+        packed = (entry, publication.expires_ms, names_at, which, offset, at_ms, begin, end)
         change = publication.change
         return packed if change is None else (*packed, change.user, self._blob(codec.encode_change(change)))
 
     def _blob(self, blob: bytes) -> int:
+        """Adds a blob, and returns its place in the script's ARGV."""
         self.blobs.append(blob)
         self._bytes += len(blob)
         return len(self.blobs) + _FIRST_BLOB - 1

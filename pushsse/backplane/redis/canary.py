@@ -1,12 +1,13 @@
-"""The canary: once a second Redis tells this node's own listener how its logs stand, over another connection.
+"""Whether Redis does its work: `probe` tries it before a node starts, `Canary` once a second from then on.
 
-A service of the Redis backplane. It keeps Redis's clock as well, and whether Redis answered a moment ago.
+The canary is a message that Redis sends to this node's own listener, with the state of the followed logs.
+`RedisBackplane` runs it; `pushsse serve` and `pushsse doctor` call the probe. A PING says little: a user
+without the right to a channel, or a read-only replica, answers it as well.
 """
 
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterable
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -20,70 +21,20 @@ from redis.exceptions import (
 )
 
 from pushsse.backplane import machine_ms
-from pushsse.backplane.redis.connection import Link, script
+from pushsse.backplane.redis.connection import RedisConnection, script
+from pushsse.backplane.redis.listen import LogListener
 from pushsse.errors import BackplaneUnavailable
 
 EVERY_S = 1.0
-_SURE_WITHIN_S = 0.25
+_CLOCK_WITHIN_S = 0.25
 _ALIVE_MS = 10_000
-_TIMEOUT_S = 3.0
-_NO_PASSWORD = "it wants a password: redis://USER:PASSWORD@HOST:PORT/0"
 _CHECK = script("check")
-
-
-# Counts the time that a machine sleeps, too, where the system has such a clock (Linux).
+# Counts the time that the machine sleeps, too, where the system has such a clock (Linux).
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def elapsed_s() -> float:
-    """Seconds on a clock that never jumps, and goes on while the process is stopped or the machine sleeps.
-
-    With it the node knows Redis's time when it wakes, before it hears from Redis again: what expired
-    meanwhile mustn't be written.
-    """
-    return time.clock_gettime(_CLOCK)
-
-
-class Watch:
-    """`run` for ever; the rest is what it has found out."""
-
-    def __init__(self, link: Link, *, names: str, canary: bytes, logs: Callable[[], Iterable[str]]) -> None:
-        self.available = False
-        self._alive = f"{names}alive"
-        self._link = link
-        self._names = names
-        self._canary = canary
-        self._logs = logs
-        self._ahead_ms: float | None = None  # of `elapsed_s`
-
-    def now_ms(self) -> int:
-        """Redis's clock, as far as known; until it has answered once, this machine's."""
-        if self._ahead_ms is None:
-            return machine_ms()
-        return int(elapsed_s() * 1000 + self._ahead_ms)
-
-    async def run(self) -> None:
-        """Looks once a second."""
-        while True:
-            try:
-                await self._look()
-                # A replica, or a Redis that is full, hears and answers, and takes nothing.
-                await self._link.call("SET", self._alive, "1", "PX", _ALIVE_MS)
-                self.available = True
-            except BackplaneUnavailable:
-                self.available = False
-            await asyncio.sleep(EVERY_S)
-
-    async def _look(self) -> None:
-        asked = elapsed_s()
-        time_ms = cast(int, await self._link.run(_CHECK, self._names, self._canary, *self._logs()))
-        took = elapsed_s() - asked
-        if took < _SURE_WITHIN_S or self._ahead_ms is None:
-            self._ahead_ms = time_ms - (asked + took / 2) * 1000
-
-
-# Writes and reads with the commands that the scripts of this folder use, and takes it all away again.
-_TURN = """
+_PROBE_TIMEOUT_S = 3.0
+_NO_PASSWORD = "it wants a password: redis://USER:PASSWORD@HOST:PORT/0"
+# Uses the commands that scripts/ uses, and deletes everything again.
+_PROBE = """
 local log = KEYS[1] .. ':log'
 redis.call('TIME')
 redis.call('XADD', log, '1-0', 'o', 1)
@@ -97,20 +48,74 @@ redis.call('ZADD', KEYS[1] .. ':seen', 1, 'a')
 redis.call('ZREMRANGEBYRANK', KEYS[1] .. ':seen', 0, 0)
 redis.call('PEXPIRE', log, 1000)
 redis.call('DEL', log, KEYS[1], KEYS[1] .. ':order', KEYS[1] .. ':seen')
-return redis.call('PUBLISH', ARGV[1], 'turn')
+return redis.call('PUBLISH', ARGV[1], 'probe')
 """
 
 
+def elapsed_s() -> float:
+    """Seconds on a clock that never jumps, and goes on while the process is stopped or the machine sleeps.
+
+    With it the node knows Redis's time as soon as it wakes, before Redis answers: what expired meanwhile must
+    not be written.
+    """
+    return time.clock_gettime(_CLOCK)
+
+
+class Canary:
+    """Sends the canary, and knows Redis's clock and whether Redis answered a moment ago."""
+
+    def __init__(
+        self, connection: RedisConnection, listener: LogListener, *, names: str, channel: bytes
+    ) -> None:
+        self.available = False
+        self._connection = connection
+        self._listener = listener
+        self._names = names
+        self._channel = channel
+        self._ahead_ms: float | None = None  # of `elapsed_s`
+
+    def now_ms(self) -> int:
+        """Redis's clock, as far as known; until Redis has answered once, this machine's."""
+        if self._ahead_ms is None:
+            return machine_ms()
+        return int(elapsed_s() * 1000 + self._ahead_ms)
+
+    async def run(self) -> None:
+        """Sends one a second, for ever."""
+        while True:
+            try:
+                await self._send()
+                # A replica, or a Redis without memory, publishes and answers, but takes no write.
+                await self._connection.call("SET", f"{self._names}alive", "1", "PX", _ALIVE_MS)
+                self.available = True
+            except BackplaneUnavailable:
+                self.available = False
+            await asyncio.sleep(EVERY_S)
+
+    async def _send(self) -> None:
+        # Guarantee 2: the logs and the publishing are one script. Were the state read first, and published by
+        # another command, entries in between would come before the canary and look like a log that went back.
+        asked = elapsed_s()
+        logs = self._listener.followed()
+        time_ms = cast(int, await self._connection.run(_CHECK, self._names, self._channel, *logs))
+        took = elapsed_s() - asked
+        if took < _CLOCK_WITHIN_S or self._ahead_ms is None:
+            self._ahead_ms = time_ms - (asked + took / 2) * 1000
+
+
 async def probe(url: str, prefix: str) -> str:
-    """What keeps Redis from doing its work, and what to do about it; empty if nothing does."""
+    """Why Redis cannot do its work, and what to do about it; empty if it can."""
     try:
         async with (
-            asyncio.timeout(2 * _TIMEOUT_S),
+            asyncio.timeout(2 * _PROBE_TIMEOUT_S),
             redis.Redis.from_url(
-                url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, decode_responses=True
+                url,
+                socket_timeout=_PROBE_TIMEOUT_S,
+                socket_connect_timeout=_PROBE_TIMEOUT_S,
+                decode_responses=True,
             ) as client,
         ):
-            return await _turn(client, prefix)
+            return await _try(client, prefix)
     except NoPermissionError as error:
         return f"{error}. {_grant(url, prefix)}"
     except ReadOnlyError:
@@ -126,27 +131,27 @@ async def probe(url: str, prefix: str) -> str:
             return f"{error}. {_grant(url, prefix)}"
         return f"it refuses to work: {error}"
     except TimeoutError:
-        return f"no answer within {_TIMEOUT_S:.0f} s"
+        return f"no answer within {_PROBE_TIMEOUT_S:.0f} s"
     except (RedisError, OSError) as error:
         return str(error)
 
 
-async def _turn(client: redis.Redis, prefix: str) -> str:
+async def _try(client: redis.Redis, prefix: str) -> str:
     name = f"{prefix}probe:{secrets.token_hex(6)}"
     async with client.pubsub() as heard:
         await heard.subscribe(name)
-        answer = await heard.get_message(timeout=_TIMEOUT_S)
+        answer = await heard.get_message(timeout=_PROBE_TIMEOUT_S)
         if answer is None or answer["type"] != "subscribe":
-            return f"no confirmation of SUBSCRIBE {name} within {_TIMEOUT_S:.0f} s"
-        # By a script, as everything is written; `eval` also tells whether scripts may be run.
-        await client.eval(_TURN, 1, name, name)
-        message = await heard.get_message(ignore_subscribe_messages=True, timeout=_TIMEOUT_S)
+            return f"no confirmation of SUBSCRIBE {name} within {_PROBE_TIMEOUT_S:.0f} s"
+        # By a script, as everything is written: `eval` also tells whether the user may run scripts.
+        await client.eval(_PROBE, 1, name, name)
+        message = await heard.get_message(ignore_subscribe_messages=True, timeout=_PROBE_TIMEOUT_S)
         if message is None:
-            return f"what is published to {name} isn't heard within {_TIMEOUT_S:.0f} s"
+            return f"what is published to {name} isn't heard within {_PROBE_TIMEOUT_S:.0f} s"
     return ""
 
 
 def _grant(url: str, prefix: str) -> str:
-    """The rule of an access list that lets a user do what a node does (Redis documentation, ACL)."""
+    """The command that gives the user the rights that a node needs (redis.io: ACL)."""
     user = urlsplit(url).username or "default"
     return f"Grant the rights: ACL SETUSER {user} ~{prefix}* &{prefix}* +@all -@admin -@dangerous +info"

@@ -1,7 +1,7 @@
-"""One connection to Redis: commands with one limit of time, no retry, and dropped after anything doubtful.
+"""One connection to Redis: commands with a time limit, without retries, dropped after any doubtful reply.
 
-Used by the Redis backplane, which has one for publishing, one for reading, one for the canary and one that
-listens. Deliberate: redis-py's client isn't used, only its connection, since the client repeats writes.
+The Redis backplane has one for publishing, one for reading and one for the canary; `listen` opens its own.
+Deliberate: of redis-py only the connection is used. Its client repeats a write whose reply was lost.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class Script(NamedTuple):
-    """A script of this folder, with what all of them begin with."""
+    """A script of the folder scripts/, with meta.lua in front, and the name that Redis knows it by."""
 
     source: str
     sha: str
@@ -38,7 +38,7 @@ def script(name: str) -> Script:
 
 
 class Connector:
-    """Makes connections to one Redis, which isn't asked for anything yet."""
+    """Makes connections to one Redis; itself it opens none."""
 
     def __init__(self, url: str, *, timeout_s: float) -> None:
         self._pool: ConnectionPool = ConnectionPool.from_url(
@@ -55,11 +55,11 @@ class Connector:
 
     @property
     def database(self) -> int:
-        """The number of the database, which channels don't know by themselves."""
+        """The number of the database."""
         return int(self._pool.connection_kwargs.get("db") or 0)
 
     def connection(self) -> AbstractConnection:
-        """A connection that isn't open yet."""
+        """A connection that is not open yet."""
         return cast(AbstractConnection, self._pool.make_connection())  # type: ignore[no-untyped-call]
 
 
@@ -68,8 +68,11 @@ async def connect(connection: AbstractConnection) -> None:
     await connection.connect()  # type: ignore[no-untyped-call]
 
 
-class Link:
-    """Commands one after another. Every failure is BackplaneUnavailable; each kind is logged once."""
+class RedisConnection:
+    """Runs commands one after another, in the order in which they were asked for.
+
+    Every failure is BackplaneUnavailable, and each kind of failure is logged once until Redis answers again.
+    """
 
     def __init__(self, connector: Connector, purpose: str, *, timeout_s: float) -> None:
         self._connector = connector
@@ -77,14 +80,14 @@ class Link:
         self._timeout_s = timeout_s
         self._connection: AbstractConnection | None = None
         self._lock = asyncio.Lock()
-        self._troubles: set[str] = set()
+        self._failures: set[str] = set()
 
     async def run(self, wanted: Script, *arguments: Argument) -> Reply:
         """Runs a script; `arguments` begin with its only key. Raises BackplaneUnavailable."""
         try:
             return (await self._timed((("EVALSHA", wanted.sha, 1, *arguments),)))[0]
         except NoScriptError:
-            # It didn't run, so it is no repetition; EVAL leaves it there for the next time.
+            # The script did not run, so this repeats nothing. EVAL leaves it in Redis for the next time.
             return await self.call("EVAL", wanted.source, 1, *arguments)
 
     async def call(self, *command: Argument) -> Reply:
@@ -92,7 +95,7 @@ class Link:
         return (await self.pipeline((command,)))[0]
 
     async def pipeline(self, commands: Sequence[Sequence[Argument]]) -> list[Reply]:
-        """Runs commands in one go. Raises BackplaneUnavailable."""
+        """Runs commands in one round trip, not atomically. Raises BackplaneUnavailable."""
         try:
             return await self._timed(commands)
         except NoScriptError as error:
@@ -114,15 +117,15 @@ class Link:
             raise self._away(f"no answer within {self._timeout_s} s") from error
         except (RedisError, OSError) as error:
             raise self._away(str(error) or type(error).__name__) from error
-        if self._troubles:
+        if self._failures:
             _log.info("Redis answers again (%s)", self._purpose)
-            self._troubles.clear()
+            self._failures.clear()
         return replies
 
     async def _exchange(self, commands: Sequence[Sequence[Argument]]) -> list[Reply]:
         try:
             if self._connection is not None and await self._connection.can_read():
-                # Redis has closed it meanwhile, or says what nobody asked for.
+                # Redis has closed the connection meanwhile, or has sent what nobody asked for.
                 await self.close()
             if self._connection is None:
                 self._connection = self._connector.connection()
@@ -133,11 +136,14 @@ class Link:
         except NoScriptError:
             raise
         except BaseException:
-            # A late reply must never be taken for that of a later command, whatever ended the wait.
+            # Guarantee 1: whatever ended the wait (cancellation, too), the reply may still come. On the same
+            # connection it would be taken for the reply to the next command, and confirm what was not
+            # appended.
             await self.close()
             raise
 
     async def _replies(self, connection: AbstractConnection, count: int) -> list[Reply]:
+        # All replies are read, after an error, too: one left over would be taken for a later command's.
         replies: list[Reply] = []
         refused: ResponseError | None = None
         for _ in range(count):
@@ -150,7 +156,7 @@ class Link:
         return replies
 
     def _away(self, reason: str) -> BackplaneUnavailable:
-        if reason not in self._troubles:
+        if reason not in self._failures:
             _log.warning("Redis doesn't answer as it should (%s): %s", self._purpose, reason)
-            self._troubles.add(reason)
+            self._failures.add(reason)
         return BackplaneUnavailable(reason)

@@ -1,7 +1,8 @@
 """Hears the followed logs over pub/sub, in order and without a hole, and reads what pub/sub dropped.
 
-`listen` is called by the backplane's only listener. All happens in its steps, one after another: what came
-is sorted, and where a number is missing, the connection is new or the canary says so, all logs are read.
+`RedisBackplane.listen` hands out what `LogListener` yields. All happens in its steps, one after another: what
+came is sorted; where a number is missing, the connection is new or the canary says so, all logs are read.
+`Cursors` knows how far each log was heard and does no I/O; `Subscription` is the connection.
 """
 
 import asyncio
@@ -16,24 +17,25 @@ from redis.exceptions import RedisError
 
 from pushsse.backplane import Entry, Followed, Gap, Heard, HeardLive, Hearing, codec
 from pushsse.backplane.redis.connection import Connector, connect
-from pushsse.backplane.redis.read import Found, LogReader, Want, merged, tail_of
+from pushsse.backplane.redis.read import LogReader, ReadResult, Want, merged, tail_of
 from pushsse.errors import BackplaneUnavailable
 from pushsse.metrics import Metrics
 from pushsse.position import Mark
 from pushsse.retry import Backoff
 
 TIMEOUT_S = 1.5
-_CATCH_UP = 2000
 SILENT_S = 3.0
+_CATCH_UP_ENTRIES = 2000
+# Their tails are read in one script, and nothing else runs in Redis meanwhile.
 _FOLLOW_AT_ONCE = 8
 _MOST_WAITING_BYTES = 8 * 1024 * 1024
 _MESSAGE_BYTES = 100
-_AT_ONCE = 500
+_MESSAGES_AT_ONCE = 500
 _log = logging.getLogger(__name__)
 
 
-class Listener:
-    """Keeps in step with the followed logs, and finds the way back into step after anything."""
+class LogListener:
+    """Keeps in step with the followed logs, and finds the way back into step after any outage."""
 
     def __init__(
         self, connector: Connector, reader: LogReader, *, channel: str, canary: bytes, metrics: Metrics
@@ -43,54 +45,55 @@ class Listener:
         self._channel = channel.encode()
         self._canary = canary
         self._metrics = metrics
-        self._places = Places(metrics)
+        self._cursors = Cursors(metrics)
         self._subscription: Subscription | None = None
         self._wake = asyncio.Event()
         self._backoff = Backoff(first_s=0.05, most_s=1.0)
         self._listening = False
-        self._trouble = False
+        self._lost = False
 
     def follow(self, log: str) -> None:
         """Asks for a log."""
-        if self._places.add(log):
+        if self._cursors.add(log):
             self._wake.set()
 
     def unfollow(self, log: str) -> None:
-        """Nothing of the log is yielded from now on."""
-        if self._places.remove(log):
+        """Leaves a log: nothing of it is yielded from now on."""
+        if self._cursors.remove(log):
             self._wake.set()
 
     def mark(self, log: str) -> Mark | None:
         """How far a log was heard; None before it is followed."""
-        return self._places.mark(log)
+        return self._cursors.mark(log)
 
     @property
     def hears(self) -> bool:
-        """Whether the connection that listens is whole, and has brought the canary."""
+        """Whether the connection is whole, and has brought the canary."""
         subscription = self._subscription
         return subscription is not None and subscription.has_heard and not subscription.broken
 
-    def logs(self) -> Iterable[str]:
+    def followed(self) -> Sequence[str]:
         """The logs that are followed by now."""
-        return self._places.followed
+        return self._cursors.followed
 
     async def listen(self, tasks: asyncio.TaskGroup) -> AsyncGenerator[Hearing, None]:
-        """For ever. Whoever ends it may begin anew: everything that is asked for is then followed anew."""
+        """Yields for ever. After it was closed another may begin, and follows all logs anew."""
         if self._listening:
             raise RuntimeError("the backplane has a listener already")
         self._listening = True
         try:
             while True:
                 for step in (partial(self._hear, tasks), self._catch_up):
-                    self._places.left = False
+                    self._cursors.left = False
                     for hearing in await step():
-                        heard = self._places.still(hearing) if self._places.left else hearing
+                        # A log may be left between two yields: what is said of it must not come after that.
+                        heard = self._cursors.still(hearing) if self._cursors.left else hearing
                         if heard is not None:
                             yield heard
         finally:
             self._listening = False
             await self.close()
-            self._places.reset()
+            self._cursors.reset()
 
     async def close(self) -> None:
         """Drops the connection."""
@@ -101,14 +104,15 @@ class Listener:
     # The connection
 
     async def _hear(self, tasks: asyncio.TaskGroup) -> list[Hearing]:
-        """Waits until something came, or is to be read."""
+        """Waits until something came or is to be read, and sorts what came."""
         try:
             subscription = self._subscription or await self._open(tasks)
             if subscription.broken:
                 raise ConnectionError(subscription.broken)
             await self._ask(subscription)
-            if not subscription.has_waiting and not self._must_read():
+            if not subscription.has_waiting and not self._may_read():
                 await self._wake.wait()
+            # No await between this and the sorting: a message that came in between would have woken nobody.
             self._wake.clear()
         except (RedisError, OSError, TimeoutError) as error:
             await self._lose_connection(error)
@@ -119,22 +123,24 @@ class Listener:
         subscription = Subscription(self._connector.connection(), canary=self._canary, wake=self._wake)
         self._subscription = subscription
         await subscription.open(tasks, timeout_s=TIMEOUT_S)
-        self._places.behind = True
-        if self._trouble:
+        # Guarantee 2: what was published while there was no connection is in the log alone.
+        self._cursors.behind = True
+        if self._lost:
             _log.info("listening to Redis again")
             self._metrics.backplane_reconnects += 1
-            self._trouble = False
+            self._lost = False
         return subscription
 
     async def _lose_connection(self, error: Exception) -> None:
-        if not self._trouble:
+        if not self._lost:
             _log.warning("the connection that listens to Redis is lost: %s", str(error) or "no answer")
-            self._trouble = True
+            self._lost = True
         await self.close()
         await asyncio.sleep(self._backoff.next_s())
 
     async def _ask(self, subscription: "Subscription") -> None:
-        wanted = self._places.names
+        """Subscribes to the channels of new logs, and leaves those of logs that were left."""
+        wanted = self._cursors.names
         for logs, end in ((subscription.sent - wanted, True), (wanted - subscription.sent, False)):
             if logs:
                 channels = [self._channel + log.encode() for log in logs]
@@ -144,6 +150,7 @@ class Listener:
     # What came
 
     def _sort(self, subscription: "Subscription") -> list[Hearing]:
+        """What came, as hearings, in the order in which it came."""
         hearings: list[Hearing] = []
         entries: list[Entry] = []
         for kind, channel, payload in subscription.take():
@@ -151,12 +158,16 @@ class Listener:
             if isinstance(payload, int):
                 subscription.confirm(kind, log)
             elif channel == self._canary:
-                self._places.check(payload)
-            elif self._places.mark(log) is not None:
+                # Guarantee 2: in its turn among the messages. Redis said it after all that came before it, so
+                # a log that is further than its cursor here has a hole; checked earlier, every entry would be
+                # one.
+                self._cursors.check(payload)
+            elif self._cursors.mark(log) is not None:
                 message = codec.message(payload)
                 if isinstance(message, codec.Appended):
-                    entries += self._places.take(log, message)
+                    entries += self._cursors.take(log, message)
                 elif message is not None:
+                    # A delta must not overtake the entries that came before it.
                     if entries:
                         hearings.append(Heard(tuple(entries)))
                         entries = []
@@ -167,34 +178,41 @@ class Listener:
 
     # What is missing
 
-    def _must_read(self) -> bool:
-        """Whether to read now: only once Redis sends all that comes after the reading."""
+    def _may_read(self) -> bool:
+        """Whether something is to be read, and may be.
+
+        Guarantee 2: only after Redis has confirmed every channel. What is published between an earlier read
+        and the confirmation would come by neither way, and be missing until the next canary.
+        """
         subscription = self._subscription
-        if subscription is None or not self._places.is_incomplete:
+        if subscription is None or not self._cursors.is_incomplete:
             return False
-        return subscription.sent == self._places.names and subscription.sent <= subscription.confirmed
+        return subscription.sent == self._cursors.names and subscription.sent <= subscription.confirmed
 
     async def _catch_up(self) -> list[Hearing]:
-        """Reads all followed logs at one moment, and with them the tails of some new ones."""
-        if not self._must_read():
+        """Reads all followed logs as they are at one moment, and with them the tails of some new ones."""
+        if not self._may_read():
             return []
-        reading = self._places.reading()
+        catch_up = self._cursors.catch_up()
         try:
-            found = await self._reader.read(reading.wants, limit=_CATCH_UP)
-            if back := reading.went_back(found):
+            found = await self._reader.read(catch_up.wants, limit=_CATCH_UP_ENTRIES)
+            if back := catch_up.went_back(found):
+                # Guarantee 2: a new epoch before anything of it is heard. In the old one the numbers that
+                # Redis lost are given again, and a client that has seen them would take the new entries for
+                # old ones.
                 for want in back:
                     await self._reader.renew(want)
-                found = await self._reader.read(reading.wants, limit=_CATCH_UP)
+                found = await self._reader.read(catch_up.wants, limit=_CATCH_UP_ENTRIES)
         except BackplaneUnavailable:
-            # Logged by the link. What comes meanwhile is in the log as well.
+            # The connection has logged it. What comes meanwhile is in the log as well.
             await asyncio.sleep(self._backoff.next_s())
             return []
         self._backoff.reset()
-        return list(self._places.apply(reading, found))
+        return list(self._cursors.apply(catch_up, found))
 
 
-class Place:
-    """How far one log was heard; no epoch until it was read for the first time."""
+class Cursor:
+    """How far one log was heard; without an epoch until it is followed."""
 
     __slots__ = ("at_ms", "epoch", "number")
 
@@ -204,49 +222,49 @@ class Place:
         self.at_ms = 0
 
 
-class Reading:
-    """What is to be read at one moment: all logs from their places on, and the tails of some new ones."""
+class CatchUp:
+    """What is read at one moment: the followed logs from their cursors on, and the tails of some new ones."""
 
-    __slots__ = ("_followed", "new", "places")
+    __slots__ = ("_followed", "cursors", "new")
 
-    def __init__(self, places: dict[str, Place], new: dict[str, Place]) -> None:
-        self.places = places
+    def __init__(self, cursors: dict[str, Cursor], new: dict[str, Cursor]) -> None:
+        self.cursors = cursors
         self.new = new
-        self._followed = [Want(log, place.epoch, place.number, place.at_ms) for log, place in places.items()]
+        self._followed = [Want(log, one.epoch, one.number, one.at_ms) for log, one in cursors.items()]
 
     @property
     def wants(self) -> list[Want]:
-        """In the order in which `split` expects what was found."""
+        """What to ask the reader for; the other methods expect the results in this order."""
         return [*self._followed, *map(tail_of, self.new)]
 
-    def went_back(self, found: Sequence[Found]) -> list[Want]:
-        """The places that are no longer in their logs."""
-        return [want for want, one in zip(self._followed, found, strict=False) if one.went_back]
+    def went_back(self, results: Sequence[ReadResult]) -> list[Want]:
+        """The logs that are no longer those in which their cursors stood: Redis has an older state."""
+        return [want for want, one in zip(self._followed, results, strict=False) if one.went_back]
 
-    def split(self, found: Sequence[Found]) -> tuple[Sequence[Found], Sequence[Found]]:
-        """What was found in the logs, and the tails."""
-        return found[: len(self._followed)], found[len(self._followed) :]
+    def split(self, results: Sequence[ReadResult]) -> tuple[Sequence[ReadResult], Sequence[ReadResult]]:
+        """The results of the followed logs, and the tails."""
+        return results[: len(self._followed)], results[len(self._followed) :]
 
 
-class Places:
-    """The followed logs. `behind`: something is missing, and will be read; until then nothing is taken."""
+class Cursors:
+    """The cursors of all logs that are asked for. `behind`: something is missing and has to be read."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.behind = False
         self.left = False  # a log was left since this was last set to False
         self._metrics = metrics
-        self._places: dict[str, Place] = {}
+        self._cursors: dict[str, Cursor] = {}
         self._new: dict[str, None] = {}
 
     @property
     def names(self) -> set[str]:
         """All logs that are asked for."""
-        return set(self._places)
+        return set(self._cursors)
 
     @property
     def followed(self) -> list[str]:
         """Those that are followed by now."""
-        return [log for log, place in self._places.items() if place.epoch]
+        return [log for log, cursor in self._cursors.items() if cursor.epoch]
 
     @property
     def is_incomplete(self) -> bool:
@@ -255,94 +273,101 @@ class Places:
 
     def add(self, log: str) -> bool:
         """A log is asked for; whether that is new."""
-        if log in self._places:
+        if log in self._cursors:
             return False
-        self._places[log] = Place()
+        self._cursors[log] = Cursor()
         self._new[log] = None
         return True
 
     def remove(self, log: str) -> bool:
         """A log is left; whether it was asked for."""
         self._new.pop(log, None)
-        found = self._places.pop(log, None) is not None
+        found = self._cursors.pop(log, None) is not None
         self.left = self.left or found
         return found
 
     def reset(self) -> None:
         """Every log is to be followed anew."""
-        self._places = {log: Place() for log in self._places}
-        self._new = dict.fromkeys(self._places)
+        self._cursors = {log: Cursor() for log in self._cursors}
+        self._new = dict.fromkeys(self._cursors)
 
     def mark(self, log: str) -> Mark | None:
         """How far a log was heard; None before it is followed."""
-        place = self._places.get(log)
-        return Mark(place.epoch, place.number) if place is not None and place.epoch else None
+        cursor = self._cursors.get(log)
+        return Mark(cursor.epoch, cursor.number) if cursor is not None and cursor.epoch else None
 
     def take(self, log: str, message: codec.Appended) -> Sequence[Entry]:
-        """What of a message goes on from where the log was heard."""
-        place = self._places[log]
-        if message.epoch != place.epoch or message.first > place.number + 1:
+        """The entries of a message that continue a log; none if there is a hole before them."""
+        cursor = self._cursors[log]
+        if message.epoch != cursor.epoch or message.first > cursor.number + 1:
             self.behind = True
-        if self.behind or message.last <= place.number:
-            # Behind: it will be read, in its order with what is missing.
+        # Guarantee 2: while one log has a hole, nothing is taken of any, and no cursor moves. A later
+        # broadcast would overtake the missing personal events; the read merges both by their order.
+        if self.behind or message.last <= cursor.number:
             return ()
-        skip = place.number + 1 - message.first
-        place.number = message.last
-        place.at_ms = message.at_ms
+        skip = cursor.number + 1 - message.first
+        cursor.number = message.last
+        cursor.at_ms = message.at_ms
         return tuple(_entries(log, message))[skip:]
 
     def check(self, canary: bytes) -> None:
-        """How the logs stand by what came before the canary: log, epoch, number a line."""
+        """Compares the cursors with the state of the logs: a line is a log, its epoch and its number."""
         for line in canary.decode().splitlines():
             log, epoch, number = line.split(" ")
             mark = self.mark(log)
+            # Guarantee 2: a lower number counts, too. Redis has an older state, and nothing else would show
+            # it.
             if mark is not None and mark != (epoch, int(number)):
                 self.behind = True
 
     # What is missing
 
-    def reading(self) -> Reading:
+    def catch_up(self) -> CatchUp:
         """What to read next."""
-        followed = {log: place for log, place in self._places.items() if place.epoch}
-        return Reading(followed, {log: self._places[log] for log in list(self._new)[:_FOLLOW_AT_ONCE]})
+        followed = {log: cursor for log, cursor in self._cursors.items() if cursor.epoch}
+        return CatchUp(followed, {log: self._cursors[log] for log in list(self._new)[:_FOLLOW_AT_ONCE]})
 
-    def apply(self, reading: Reading, every: Sequence[Found]) -> Iterator[Hearing]:
-        """Takes what was read; what was left or followed anew meanwhile is passed over."""
-        found, tails = reading.split(every)
+    def apply(self, catch_up: CatchUp, results: Sequence[ReadResult]) -> Iterator[Hearing]:
+        """Moves the cursors over what was read. What was left or followed anew meanwhile is passed over."""
+        found, tails = catch_up.split(results)
+        # Guarantee 2: before the entries, which continue after the gap.
         for one in found:
-            yield from self._lost(one, reading.places[one.log])
+            yield from self._gap(one, catch_up.cursors[one.log])
         entries, self.behind = merged(found)
-        kept = tuple(entry for entry in entries if self._is(entry.log, reading.places[entry.log]))
-        for entry in kept:
-            place = reading.places[entry.log]
-            place.number, place.at_ms = entry.number, entry.at_ms
-        if kept:
+        current = tuple(entry for entry in entries if self._is(entry.log, catch_up.cursors[entry.log]))
+        for entry in current:
+            cursor = catch_up.cursors[entry.log]
+            cursor.number, cursor.at_ms = entry.number, entry.at_ms
+        if current:
             self._metrics.gaps_filled += 1
-            yield Heard(kept)
+            yield Heard(current)
+        # Guarantee 2: a tail only after all logs are as far as the moment of this read. Otherwise the new log
+        # is ahead of what the others still lack, and its entries overtake theirs.
         for one in () if self.behind else tails:
-            place = reading.new[one.log]
-            if self._is(one.log, place):
-                place.epoch, place.number, place.at_ms = one.head.epoch, one.head.number, one.at_ms
+            cursor = catch_up.new[one.log]
+            if self._is(one.log, cursor):
+                cursor.epoch, cursor.number, cursor.at_ms = one.head.epoch, one.head.number, one.at_ms
                 del self._new[one.log]
                 yield Followed(one.log, one.head, one.entries)
 
     def still(self, hearing: Hearing) -> Hearing | None:
-        """What of a hearing is still followed."""
+        """The part of a hearing whose logs are still followed."""
         if not isinstance(hearing, Heard):
             return hearing if self.mark(hearing.log) is not None else None
         entries = tuple(entry for entry in hearing.entries if self.mark(entry.log) is not None)
         return Heard(entries) if entries else None
 
-    def _lost(self, one: Found, place: Place) -> Iterator[Hearing]:
-        if not self._is(one.log, place):
+    def _gap(self, one: ReadResult, cursor: Cursor) -> Iterator[Hearing]:
+        if not self._is(one.log, cursor):
             return
-        if one.head.epoch != place.epoch or one.start > place.number:
-            _log.warning("log %s: what came after %s-%d is lost", one.log, place.epoch, place.number)
-            place.epoch, place.number, place.at_ms = one.head.epoch, one.start, 0
+        if one.head.epoch != cursor.epoch or one.start > cursor.number:
+            _log.warning("log %s: what came after %s-%d is lost", one.log, cursor.epoch, cursor.number)
+            cursor.epoch, cursor.number, cursor.at_ms = one.head.epoch, one.start, 0
             yield Gap(one.log, one.head._replace(base=one.start))
 
-    def _is(self, log: str, place: Place) -> bool:
-        return self._places.get(log) is place
+    def _is(self, log: str, cursor: Cursor) -> bool:
+        """Whether a log still has this cursor; it gets another when it is left and followed anew."""
+        return self._cursors.get(log) is cursor
 
 
 def _entries(log: str, message: codec.Appended) -> Iterator[Entry]:
@@ -351,7 +376,7 @@ def _entries(log: str, message: codec.Appended) -> Iterator[Entry]:
 
 
 class Message(NamedTuple):
-    """What came: of which kind, on which channel; the payload of a subscription is a count."""
+    """What came: its kind, its channel, and the payload; that of a confirmation is a count."""
 
     kind: bytes
     channel: bytes
@@ -359,7 +384,11 @@ class Message(NamedTuple):
 
 
 class Subscription:
-    """What was asked for (`sent`), what Redis confirmed, and what waits to be taken."""
+    """One pub/sub connection: a task that only reads and queues, and breaks when the canary falls silent.
+
+    `sent` is what Redis was asked for, `confirmed` what it has taken up. Deliberate: nothing here reconnects.
+    redis-py would do so by itself, and nobody would know that something is missing.
+    """
 
     def __init__(self, connection: AbstractConnection, *, canary: bytes, wake: asyncio.Event) -> None:
         self.broken = ""
@@ -388,19 +417,22 @@ class Subscription:
         await self._connection.disconnect(nowait=True)
 
     async def subscribe(self, channels: Iterable[bytes], *, timeout_s: float, end: bool = False) -> None:
-        """Asks for channels, or ends them; the confirmations come as messages."""
+        """Asks for channels, or ends them; the confirmations come as messages.
+
+        Raises RedisError, OSError, TimeoutError.
+        """
         async with asyncio.timeout(timeout_s):
             await self._send("UNSUBSCRIBE" if end else "SUBSCRIBE", channels)
 
     @property
     def has_waiting(self) -> bool:
-        """Whether something waits to be taken."""
+        """Whether messages wait to be taken."""
         return bool(self._waiting)
 
     def take(self) -> list[Message]:
-        """What has come, oldest first; not all at once, so that taking never stops everything else."""
-        taken = self._waiting[:_AT_ONCE]
-        del self._waiting[:_AT_ONCE]
+        """The oldest messages that wait; not all at once, so that sorting them never holds the event loop."""
+        taken = self._waiting[:_MESSAGES_AT_ONCE]
+        del self._waiting[:_MESSAGES_AT_ONCE]
         if not self._waiting:
             self._bytes = 0
             self._room.set()
@@ -434,15 +466,17 @@ class Subscription:
         while True:
             message = Message(*await read(timeout=math.inf, disconnect_on_error=False))
             if message.channel == self._canary:
-                # Its confirmation comes on the same channel.
+                # The confirmation of its subscription comes on the same channel, and is no canary.
                 self.has_heard = self.has_heard or message.kind == b"message"
                 silence.reschedule(loop.time() + SILENT_S)
+            # Guarantee 2: one queue for confirmations, canary and messages. Their order is what tells a hole.
             self._waiting.append(message)
             self._wake.set()
             if type(message.payload) is bytes:
                 self._bytes += len(message.payload) + _MESSAGE_BYTES
             if self._bytes > _MOST_WAITING_BYTES:
-                # Redis waits now, and cuts this connection if that is for too long: then it is read again.
+                # The listener is slow, so Redis has to wait. If that is too long, it cuts this connection
+                # (client-output-buffer-limit), and what was missed is read from the log.
                 silence.reschedule(None)
                 self._room.clear()
                 await self._room.wait()
