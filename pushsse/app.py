@@ -23,8 +23,7 @@ from pushsse.api.events import EventsEndpoint
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.preferences import PreferencesEndpoint
 from pushsse.api.problem import HANDLERS
-from pushsse.api.questions import QuestionsEndpoint
-from pushsse.api.reply import Reply
+from pushsse.api.questions import QuestionsEndpoint, Reply
 from pushsse.api.stream import StreamEndpoint
 from pushsse.errors import CloseReason, PushsseError, SettingsError
 from pushsse.node import Node

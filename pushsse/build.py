@@ -21,8 +21,7 @@ from pushsse.kafka.client import Connection, Record, connection
 from pushsse.kafka.dead_letters import DeadLetters, Refused
 from pushsse.kafka.producer import Outgoing, Producer, RecordRefused
 from pushsse.metrics import Metrics
-from pushsse.questions.answerers import faq
-from pushsse.questions.answerers.base import Answerer
+from pushsse.questions.answerers import Answerer, faq
 from pushsse.questions.answerers.kafka import KafkaAnswerer
 from pushsse.settings import Settings, seconds
 

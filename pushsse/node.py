@@ -11,20 +11,18 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import count
 
 from pushsse import build
-from pushsse.database import Database, WitnessTable
+from pushsse.database import Database
 from pushsse.dispatcher import Dispatcher
 from pushsse.errors import CloseReason
 from pushsse.hub import inside
 from pushsse.hub.hub import Watch, drain
 from pushsse.metrics import Metrics
-from pushsse.preferences.catalogue import Catalogue
-from pushsse.preferences.reading import Reading
-from pushsse.preferences.service import Preferences
+from pushsse.preferences.service import Catalogue, Preferences, Reading
 from pushsse.preferences.store import PreferenceStore
 from pushsse.questions.service import questions
 from pushsse.questions.store import Store
 from pushsse.settings import Settings
-from pushsse.witness import Witness
+from pushsse.witness import Witness, WitnessTable
 from pushsse.workers.worker import Worker
 
 # Over how many seconds an isolated node ends its streams.

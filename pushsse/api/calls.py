@@ -8,7 +8,7 @@ from pushsse.api import events, questions
 from pushsse.api.identity import ASK, PREFERENCES, PUBLISH, STREAM
 from pushsse.api.preferences import ChangeRequest, PreferenceList
 from pushsse.event import Event
-from pushsse.questions.events import AnswerErrorEvent, AnswerEvent, DeltaEvent, QuestionEvent
+from pushsse.questions.life import AnswerErrorEvent, AnswerEvent, DeltaEvent, QuestionEvent
 
 JSON = "application/json"
 SSE = "text/event-stream"

@@ -15,9 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse import event, strictjson
-from pushsse.api import query
 from pushsse.api.identity import PUBLISH, STREAM, Identifier
-from pushsse.api.problem import MAX_EVENTS_BODY, HttpProblem, json_response, read_body
+from pushsse.api.problem import MAX_EVENTS_BODY, HttpProblem, Query, json_response, read_body
 from pushsse.api.stream import after
 from pushsse.errors import InvalidInput, NotJson, Problem
 from pushsse.event import Event
@@ -148,13 +147,13 @@ class EventsEndpoint:
     async def get(self, request: Request) -> Response:
         """Events after a position, or since some time ago; neither: none, and now's position."""
         who = self.identifier.identify(request, STREAM)
-        parameters = query.parameters(request)
-        limit = query.number(parameters, "limit", default=100, most=1000)
-        types = query.types(parameters)
-        given = query.places(request, parameters)
-        if "after" in parameters:
-            given.append(parameters["after"])
-        wish = after(given) if given else From(since_s=query.age(parameters, "since"))
+        query = Query(request)
+        limit = query.number("limit", default=100, most=1000)
+        types = query.types()
+        given = query.positions()
+        if (position := query.get("after")) is not None:
+            given.append(position)
+        wish = after(given) if given else From(since_s=query.age_s("since"))
         async with self.opener.opening(who.user, wish) as opening:
             return json_response(await self._read(opening, types, limit))
 

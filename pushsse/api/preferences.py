@@ -9,8 +9,7 @@ from starlette.responses import Response
 from pushsse.api.identity import PREFERENCES, Identifier
 from pushsse.api.problem import json_response, read_json
 from pushsse.preferences.service import Preferences
-from pushsse.preferences.store import PreferenceStore
-from pushsse.preferences.views import Preference
+from pushsse.preferences.store import Preference, PreferenceStore
 
 
 class ChangeRequest(Struct, frozen=True, forbid_unknown_fields=True):

@@ -3,6 +3,7 @@
 Endpoints raise; `app` registers the handlers below, the only place where an error becomes a response.
 """
 
+import re
 import zlib
 from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
@@ -17,6 +18,7 @@ from starlette.types import Message
 from pushsse import strictjson
 from pushsse.errors import EventTooLarge, InvalidInput, NotJson, StatementFailed, Unavailable
 from pushsse.errors import Problem as Fault
+from pushsse.settings import seconds
 
 T = TypeVar("T")
 MEDIA_TYPE = "application/problem+json"
@@ -202,3 +204,105 @@ HANDLERS = {
     ClientDisconnect: on_disconnect,
     Exception: on_bug,
 }
+
+
+_TYPE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_MOST_TYPES = 1000  # as many as the catalogue holds
+_FLAGS = {
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+}
+# Clients and polyfills differ in case, "-" and "_".
+_NO_JOINTS = str.maketrans("", "", "-_")
+_LAST_EVENT_ID = frozenset({"lasteventid", "evslasteventid"})
+
+
+def parameter_problem(name: str, value: str, what: str) -> HttpProblem:
+    """The problem of a query parameter that can't be used: 400, with its name and value."""
+    return HttpProblem(400, "parameter_invalid", f"{name}={value[:80]!r} {what}")
+
+
+class Query:
+    """The query parameters of a request; each method raises HttpProblem 400 for a value that it can't use.
+
+    Of a parameter that is given twice the last value counts; of `types` all do. Deliberate: a blank value
+    counts as not given, white space around a value is ignored, and spellings that can only mean one thing are
+    accepted. A 400 ends a browser's EventSource for good: it is for what can never work.
+    """
+
+    __slots__ = ("_given", "_request")
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._given: dict[str, str] = {}
+        if not request.scope["query_string"]:
+            return
+        given = [(name, value.strip()) for name, value in request.query_params.multi_items()]
+        self._given = {name: value for name, value in given if value}
+        if "types" in self._given:
+            self._given["types"] = ",".join(value for name, value in given if name == "types")
+
+    def get(self, name: str) -> str | None:
+        """A parameter's text; None if it isn't given."""
+        return self._given.get(name)
+
+    def positions(self) -> list[str]:
+        """The positions that the client gives, the one that counts last: by query, then by header.
+
+        EventSource sends the header by itself, and an old position in its URL for ever, so the header wins.
+        Polyfills that can't send a header append the position to the page's URL, so the later of several
+        wins. A proxy may have joined headers that were given twice (RFC 9110, 5.3).
+        """
+        named = [
+            value
+            for name, value in self._given.items()
+            if name.translate(_NO_JOINTS).lower() in _LAST_EVENT_ID
+        ]
+        headers = ",".join(self._request.headers.getlist("last-event-id"))
+        return named + [value for value in map(str.strip, headers.split(",")) if value]
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        """0 or 1, also as words."""
+        value = self._given.get(name)
+        if value is None:
+            return default
+        found = _FLAGS.get(value.lower())
+        if found is None:
+            raise parameter_problem(name, value, "is neither 0 nor 1")
+        return found
+
+    def number(self, name: str, *, default: int, most: int) -> int:
+        """A whole number from 1 to `most`."""
+        value = self._given.get(name)
+        if value is None:
+            return default
+        if not (value.isascii() and value.isdigit()) or len(value) > 9 or not 1 <= int(value) <= most:
+            raise parameter_problem(name, value, f"isn't a whole number from 1 to {most}")
+        return int(value)
+
+    def age_s(self, name: str) -> float | None:
+        """An age such as 30m, in seconds."""
+        value = self._given.get(name)
+        if value is None:
+            return None
+        try:
+            return min(seconds(value.lower()), 366 * 86_400.0)
+        except ValueError:
+            raise parameter_problem(name, value, "isn't an age such as 30s, 30m, 1.5h or 7d") from None
+
+    def types(self) -> frozenset[str] | None:
+        """The names of event types in `types`, comma-separated; None for all."""
+        given = self._given.get("types", "")
+        names = [name for each in given.split(",") if (name := each.strip())]
+        if not names:
+            return None
+        if len(names) > _MOST_TYPES or not all(map(_TYPE.fullmatch, names)):
+            what = f"isn't a list of at most {_MOST_TYPES} event types such as alarm,order.paid"
+            raise parameter_problem("types", given, what)
+        return frozenset(names)

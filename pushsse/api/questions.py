@@ -1,25 +1,31 @@
-"""`/v1/questions`: ask, read and cancel. Wired by `app`; the answer in the reply is `api/reply`'s.
+"""`/v1/questions`: ask, read, cancel; and the answer in the reply, a finite stream.
 
 Raises what `problem` turns into responses. Losing the connection never stops an answer.
 """
 
+import asyncio
 import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
+from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pushsse.api import query
 from pushsse.api.identity import ASK, Identifier
-from pushsse.api.problem import HttpProblem, json_response, read_json
-from pushsse.api.reply import Reply
-from pushsse.errors import InvalidInput, Problem
+from pushsse.api.problem import HttpProblem, Query, json_response, parameter_problem, read_json
+from pushsse.errors import CloseReason, DatabaseUnavailable, InvalidInput, Problem, Unavailable
+from pushsse.event import Publication, encode
+from pushsse.questions import life
 from pushsse.questions.question import By, Link, Overloaded, Question, Status, TooManyQuestions
-from pushsse.questions.service import Asking, Questions
+from pushsse.questions.service import Asking, Questions, grown
+from pushsse.stream.frame import STREAM_HEADERS as HEADERS
 from pushsse.strictjson import shown
 
 MAX_CONTEXT_BYTES = 16 * 1024
@@ -109,7 +115,7 @@ class QuestionsEndpoint:
 
     identifier: Identifier
     questions: Questions
-    reply: Reply
+    reply: "Reply"
 
     async def post(self, request: Request) -> Response:
         """Asks: 202, or, for who accepts text/event-stream, the answer in the reply."""
@@ -130,11 +136,11 @@ class QuestionsEndpoint:
     async def get_all(self, request: Request) -> Response:
         """The newest `limit` questions, before the id `before`."""
         who = self.identifier.identify(request, ASK)
-        parameters = query.parameters(request)
-        limit = query.number(parameters, "limit", default=50, most=100)
-        before = parameters.get("before")
+        query = Query(request)
+        limit = query.number("limit", default=50, most=100)
+        before = query.get("before")
         if before is not None and not _ID.fullmatch(before):
-            raise query.refused("before", before, "isn't the id of a question")
+            raise parameter_problem("before", before, "isn't the id of a question")
         found = await self.questions.page(who.user, limit=limit, before=before)
         views = tuple(_view(question, most=LISTED_CHARACTERS) for question in found)
         return json_response(QuestionList(views))
@@ -215,3 +221,120 @@ def _view(question: Question, *, most: int | None = None) -> QuestionView:
         answer=answer,
         error=error,
     )
+
+
+# Every publication of one question of a person's, from the moment that the context is entered.
+Watch = Callable[[str, str], AbstractAsyncContextManager[AsyncIterator[Publication]]]
+ENDINGS = frozenset({"answer", "answer.error"})
+_LOOK_S = 2.0
+_TICK_S = 0.5
+_SEND_TIMEOUT_S = 30.0
+_PING = b"event: ping\ndata: {}\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Streams answers. `stopping` says whether the node is about to leave."""
+
+    questions: Questions
+    watch: Watch
+    stopping: Callable[[], bool]
+    heartbeat_s: float = 15.0
+
+    def response(self, question: Question, headers: Mapping[str, str]) -> Response:
+        """The response; when its client leaves, the answer goes on without it."""
+        frames = self.frames(question)
+        return EventSourceResponse(
+            frames, headers={**HEADERS, **headers}, ping=0, send_timeout=_SEND_TIMEOUT_S
+        )
+
+    async def frames(self, question: Question) -> AsyncGenerator[bytes, None]:
+        """`question`, the answer so far, what is heard, and the end."""
+        async with AsyncExitStack() as stack:
+            heard: AsyncIterator[Publication] | None = None
+            try:
+                heard = await stack.enter_async_context(self.watch(question.user, question.id))
+            except Unavailable:
+                # The question is taken: without the backplane its end is found by looking.
+                heard = None
+            now = await self._look(question) or question
+            yield _frame(life.status_changed(now))
+            if not now.is_open:
+                yield _frame(life.ended(now))
+                return
+            for delta in grown(now):
+                yield _frame(delta)
+            async for frame in self._rest(question, heard, _frame(life.status_changed(now))):
+                yield frame
+
+    async def _rest(
+        self, question: Question, heard: AsyncIterator[Publication] | None, first: bytes
+    ) -> AsyncGenerator[bytes, None]:
+        """What comes after the `question` that was sent `first`, which may be heard once more."""
+        wrote = looked = time.monotonic()
+        async for publication in _ticking(heard):
+            now = time.monotonic()
+            if publication is not None:
+                if _frame(publication) == first:
+                    continue
+                yield _frame(publication)
+                wrote = now
+                if publication.name in ENDINGS:
+                    return
+            elif self.stopping():
+                yield _leaving()
+                return
+            if now - looked >= _LOOK_S:
+                looked = now
+                found = await self._look(question)
+                if found is not None and not found.is_open:
+                    yield _frame(life.status_changed(found))
+                    yield _frame(life.ended(found))
+                    return
+            if now - wrote >= self.heartbeat_s:
+                yield _PING
+                wrote = now
+
+    async def _look(self, question: Question) -> Question | None:
+        try:
+            return await self.questions.get(question.user, question.id)
+        except DatabaseUnavailable:
+            return None
+
+
+async def _ticking(heard: AsyncIterator[Publication] | None) -> AsyncGenerator[Publication | None, None]:
+    """What is heard, and None whenever that was nothing for half a second."""
+    waiting: asyncio.Task[Publication | None] | None = None
+    try:
+        while True:
+            if waiting is None:
+                waiting = asyncio.create_task(_next(heard))
+            done, _ = await asyncio.wait((waiting,), timeout=_TICK_S)
+            if not done:
+                yield None
+                continue
+            publication, waiting = waiting.result(), None
+            if publication is None:
+                heard = None
+            yield publication
+    finally:
+        if waiting is not None:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def _next(heard: AsyncIterator[Publication] | None) -> Publication | None:
+    if heard is None:
+        await asyncio.Event().wait()
+        return None
+    return await anext(heard, None)
+
+
+def _frame(publication: Publication) -> bytes:
+    return publication.frame() + b"\n"
+
+
+def _leaving() -> bytes:
+    reason = CloseReason.SHUTDOWN
+    data = {"code": reason.code, "detail": reason.detail, "retry": reason.retry}
+    return _frame(encode("exception", data, users=None))

@@ -15,8 +15,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pushsse import position
-from pushsse.api import direct, query
+from pushsse.api import direct
 from pushsse.api.identity import STREAM, Identifier, Identity
+from pushsse.api.problem import Query
 from pushsse.errors import Overloaded, Unavailable
 from pushsse.hub.opening import From, Opener, StreamOptions
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy
@@ -100,14 +101,14 @@ class StreamEndpoint:
 
 def asked(request: Request, who: Identity) -> tuple[From, StreamOptions]:
     """What a request says about where to begin and what to send. Raises HttpProblem 400."""
-    parameters = query.parameters(request)
+    query = Query(request)
     options = StreamOptions(
-        named=query.flag(parameters, "named", default=True),
-        types=query.types(parameters),
+        named=query.flag("named", default=True),
+        types=query.types(),
         expires_at=who.expires_at,
     )
-    given = query.places(request, parameters)
-    return after(given) if given else From(since_s=query.age(parameters, "since")), options
+    given = query.positions()
+    return after(given) if given else From(since_s=query.age_s("since")), options
 
 
 def after(given: Sequence[str]) -> From:

@@ -78,7 +78,7 @@ class Migration(migrations.Migration):
             bases=["Model"],
         ),
         ops.CreateModel(
-            name="Question",
+            name="QuestionRow",
             fields=[
                 ("id", fields.CharField(primary_key=True, unique=True, db_index=True, max_length=26)),
                 ("user", fields.CharField(max_length=128)),

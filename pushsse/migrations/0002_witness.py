@@ -10,7 +10,7 @@ class Migration(migrations.Migration):
 
     operations = [
         ops.CreateModel(
-            name="Witness",
+            name="WitnessRow",
             fields=[
                 ("node", fields.CharField(primary_key=True, unique=True, db_index=True, max_length=255)),
                 ("heard_at", fields.DatetimeField(auto_now=False, auto_now_add=False)),

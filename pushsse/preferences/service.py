@@ -7,13 +7,16 @@ What a crash or an outage left between the two is published by `run`, or by whoe
 import asyncio
 import logging
 import random
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Literal
 
 from pushsse import event
 from pushsse.backplane import Backplane, Draft
-from pushsse.errors import Unavailable
-from pushsse.preferences.store import PreferenceStore
-from pushsse.preferences.views import PendingChange, Preference
+from pushsse.errors import DatabaseUnavailable, Unavailable
+from pushsse.metrics import Metrics
+from pushsse.preferences.store import MAX_TYPES, PendingChange, Preference, PreferenceStore, Switches
 
 _log = logging.getLogger(__name__)
 _RELAY_EVERY_S = 2.0
@@ -85,3 +88,151 @@ def _drafts(change: PendingChange) -> list[Draft]:
         )
         for part, frame in enumerate(frames)
     ]
+
+
+_REFRESH_S = 5.0
+
+
+class Catalogue:
+    """The types that this node knows of, a few seconds old at most while the database answers."""
+
+    def __init__(
+        self, store: PreferenceStore, *, new_types: Literal["list", "hide", "refuse"], metrics: Metrics
+    ) -> None:
+        self._store = store
+        self._new_types = new_types
+        self._metrics = metrics
+        self._said_full = False
+        self._known: frozenset[str] | None = None
+        self._new: dict[str, None] = {}
+        self._noticed = asyncio.Event()
+
+    def admits(self, name: str) -> bool:
+        """Whether events of this type are taken. Before the catalogue was read once, all are."""
+        return self._new_types != "refuse" or self._known is None or name in self._known
+
+    @property
+    def size(self) -> int:
+        """How many types there are, as far as this node knows."""
+        return len(self._known or ())
+
+    def notice(self, names: Iterable[str]) -> None:
+        """Remembers the types that aren't known, to join them, as far as there is room for them."""
+        if self._new_types == "refuse":
+            return
+        known = self._known or frozenset()
+        for name in names:
+            if name in known or name in self._new:
+                continue
+            if len(known) + len(self._new) < MAX_TYPES:
+                self._new[name] = None
+                self._noticed.set()
+            elif self._known is not None:
+                self._overflow(name)
+
+    async def refresh(self) -> None:
+        """Joins what is new and reads the catalogue. Raises DatabaseUnavailable."""
+        self._noticed.clear()
+        if self._new:
+            names = list(self._new)
+            left_out = await self._store.join(names, hidden=self._new_types == "hide")
+            for name in names:
+                self._new.pop(name, None)
+            if joined := [name for name in names if name not in left_out]:
+                _log.info("types that joined the catalogue: %s", ", ".join(joined))
+            for name in left_out:
+                # Other nodes had filled it meanwhile.
+                self._overflow(name)
+        self._known = await self._store.known()
+        if len(self._known) < MAX_TYPES:
+            self._said_full = False
+
+    def _overflow(self, name: str) -> None:
+        """A type found no room. Which ones did isn't remembered: with an id in the name they never end."""
+        self._metrics.types_left_out += 1
+        if not self._said_full:
+            self._said_full = True
+            _log.warning(
+                "the catalogue is full (%d types): the type %s isn't listed, nor are further new ones; their"
+                " events are delivered, and nobody can switch them off. Keep ids out of the names of types,"
+                " remove types that are no longer used, or set PUSHSSE_NEW_TYPES=refuse",
+                MAX_TYPES,
+                name,
+            )
+
+    async def run(self) -> None:
+        """Keeps the view fresh for ever; a database that is away is asked again."""
+        while True:
+            try:
+                await self.refresh()
+            except Unavailable as error:
+                _log.warning("the catalogue can't be read: %s", error)
+                await asyncio.sleep(1)
+            try:
+                await asyncio.wait_for(self._noticed.wait(), _REFRESH_S)
+            except TimeoutError:
+                pass
+
+
+MOST_AT_ONCE = 64
+GATHER_S = 0.005
+Answer = asyncio.Future[Switches]
+
+
+class Reading:
+    """Gathers questions while one is under way; what is asked is read after it was asked."""
+
+    def __init__(
+        self,
+        read: Callable[[Sequence[str]], Awaitable[dict[str, Switches]]],
+        *,
+        now: Callable[[str], Switches | None] = lambda _: None,
+    ) -> None:
+        """`now` reads one person's at once, or says None."""
+        self._read = read
+        self._now = now
+        self._answered_at = -GATHER_S
+        self._waiting: dict[str, list[Answer]] = {}
+        self._asked = asyncio.Event()
+
+    async def switches(self, user: str) -> Switches:
+        """One person's switches, as they are now. Raises DatabaseUnavailable."""
+        clock = time.monotonic()
+        if clock - self._answered_at >= GATHER_S and (found := self._now(user)) is not None:
+            self._answered_at = clock
+            return found
+        answer: Answer = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(user, []).append(answer)
+        self._asked.set()
+        return await answer
+
+    async def run(self) -> None:
+        """Reads for whoever waits, for ever."""
+        while True:
+            await self._asked.wait()
+            if time.monotonic() - self._answered_at < GATHER_S and len(self._waiting) < MOST_AT_ONCE:
+                await asyncio.sleep(GATHER_S)
+            waiting = dict(islice(self._waiting.items(), MOST_AT_ONCE))
+            for user in waiting:
+                del self._waiting[user]
+            if not self._waiting:
+                self._asked.clear()
+            await self._answer(waiting)
+            self._answered_at = time.monotonic()
+
+    async def _answer(self, waiting: dict[str, list[Answer]]) -> None:
+        found: dict[str, Switches] = {}
+        failure: DatabaseUnavailable | None = None
+        try:
+            found = await self._read(list(waiting))
+        except DatabaseUnavailable as error:
+            failure = error
+        for user, answers in waiting.items():
+            for answer in answers:
+                # Whoever asked may have gone.
+                if answer.done():
+                    continue
+                if failure is None:
+                    answer.set_result(found[user])
+                else:
+                    answer.set_exception(failure)

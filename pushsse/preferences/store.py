@@ -8,13 +8,128 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+from msgspec import Struct
 from msgspec.structs import replace
+from tortoise import fields
+from tortoise.models import Model
 
 from pushsse.database import Database, Session, Statement
 from pushsse.errors import InvalidInput, Problem
+from pushsse.event import Change
 from pushsse.position import Mark
-from pushsse.preferences.models import EventType, PreferenceChange, Switch
-from pushsse.preferences.views import PendingChange, Preference, Switches, TypeView
+
+
+class TypeView(Struct, frozen=True):
+    """One type of the catalogue."""
+
+    name: str
+    title: str
+    description: str
+    default_on: bool
+    mandatory: bool
+    hidden: bool
+
+
+class Preference(Struct, frozen=True):
+    """One type as a person sees it."""
+
+    name: str
+    title: str
+    description: str
+    category: str
+    enabled: bool
+    mandatory: bool
+
+
+class Switches(Struct, frozen=True):
+    """A person's switches as committed: the number of the last change, and every type that is off.
+
+    `pending`: a committed change isn't known to be in the log; `logged` is the place of the last one that is.
+    `open_question`: a question of theirs is still to be answered.
+    """
+
+    version: int
+    off: frozenset[str]
+    pending: bool
+    logged: Mark | None
+    open_question: bool
+
+
+class PendingChange(Struct, frozen=True):
+    """A committed change that isn't known to be in the log: what it changed, and all that was and is off."""
+
+    user: str
+    version: int
+    changed: dict[str, bool]
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+
+    @property
+    def change(self) -> Change:
+        """The change as the log carries it."""
+        return Change(self.user, self.version, self.before, self.after)
+
+
+class EventType(Model):
+    """One type of the catalogue, in the order in which they joined."""
+
+    id = fields.BigIntField(primary_key=True)
+    name = fields.CharField(max_length=64, unique=True)
+    title = fields.CharField(max_length=200, db_default="")
+    description = fields.TextField(db_default="")
+    default_on = fields.BooleanField(db_default=True)
+    mandatory = fields.BooleanField(db_default=False)
+    hidden = fields.BooleanField(db_default=False)
+    created_at = fields.DatetimeField(auto_now_add=True)
+
+    class Meta:
+        table = "pushsse_event_type"
+
+
+class Switch(Model):
+    """What a person chose for one type. Without a row the type's default holds."""
+
+    id = fields.BigIntField(primary_key=True)
+    user = fields.CharField(max_length=128)
+    type = fields.CharField(max_length=64)
+    enabled = fields.BooleanField()
+
+    class Meta:
+        table = "pushsse_switch"
+        unique_together = (("user", "type"),)
+
+
+class Person(Model):
+    """A person who has changed a switch: the number of the last change, and of the last one in the log.
+
+    `logged_epoch` and `logged_number` are the place in the person's shard log of the latter.
+    """
+
+    user = fields.CharField(max_length=128, primary_key=True)
+    version = fields.BigIntField(db_default=0)
+    logged_version = fields.BigIntField(db_default=0)
+    logged_epoch = fields.CharField(max_length=12, db_default="")
+    logged_number = fields.BigIntField(db_default=0)
+
+    class Meta:
+        table = "pushsse_person"
+
+
+class PreferenceChange(Model):
+    """A change on its way into the log: written with the switches, removed once the log has it."""
+
+    id = fields.BigIntField(primary_key=True)
+    user = fields.CharField(max_length=128)
+    version = fields.BigIntField()
+    changed: fields.JSONField[dict[str, bool]] = fields.JSONField()
+    before: fields.JSONField[list[str]] = fields.JSONField()
+    after: fields.JSONField[list[str]] = fields.JSONField()
+    created_at = fields.DatetimeField(auto_now_add=True)
+
+    class Meta:
+        table = "pushsse_preference_change"
+        unique_together = (("user", "version"),)
+
 
 MAX_TYPES = 1_000
 # "pushsse" and a digit in ASCII: of two nodes that join types, one waits.

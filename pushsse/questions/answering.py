@@ -6,17 +6,18 @@ Called by the service, which supervises `run`, and by the sweeper; asks the answ
 
 import asyncio
 import logging
+from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 
 import msgspec
 
 from pushsse.errors import Unavailable
-from pushsse.questions.answerers.base import Answerer, Delta, SentOff
-from pushsse.questions.growing import Growing
-from pushsse.questions.life import Life
+from pushsse.questions.answerers import Answerer, Delta, SentOff
+from pushsse.questions.life import Growing, Life
 from pushsse.questions.question import (
     EXPIRED,
     TOO_LONG,
@@ -26,7 +27,6 @@ from pushsse.questions.question import (
     Question,
     Unanswered,
 )
-from pushsse.questions.turns import Turns
 
 log = logging.getLogger(__name__)
 _FAILED = Unanswered("failed", "answerer_failed", "the answerer failed")
@@ -37,7 +37,7 @@ _CLOSE_S = 2.0
 class Answering:
     """The questions that this node holds: waiting for their turn, or being answered."""
 
-    def __init__(self, life: Life, answerer: Answerer, turns: Turns) -> None:
+    def __init__(self, life: Life, answerer: Answerer, turns: "Turns") -> None:
         self.turns = turns
         self._life = life
         self._answerer = answerer
@@ -182,3 +182,49 @@ class Answering:
                 await self._life.store.lease(given_up, 0)
         except (Unavailable, TimeoutError) as error:
             log.warning("%d questions wait for their leases to lapse: %s", len(given_up), error)
+
+
+@dataclass(slots=True)
+class Turns:
+    """Questions that wait, by person, and how many of each person are being answered. Bounded."""
+
+    most_running: int = 64
+    most_of_one: int = 4
+    most_waiting: int = 1_000
+    waiting: int = 0
+    _lines: dict[str, deque[str]] = field(default_factory=dict)
+    _running: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def room(self) -> int:
+        """How many more questions may wait."""
+        return max(0, self.most_waiting - self.waiting)
+
+    def put(self, user: str, question_id: str) -> bool:
+        """Lets a question wait; False if there is no room."""
+        if not self.room:
+            return False
+        self._lines.setdefault(user, deque()).append(question_id)
+        self.waiting += 1
+        return True
+
+    def next(self) -> tuple[str, str] | None:
+        """The next person and question, which count as running until `done`; None if nobody may begin."""
+        if self._running.total() >= self.most_running:
+            return None
+        user = next((user for user in self._lines if self._running[user] < self.most_of_one), None)
+        if user is None:
+            return None
+        line = self._lines.pop(user)
+        question_id = line.popleft()
+        if line:
+            self._lines[user] = line
+        self.waiting -= 1
+        self._running[user] += 1
+        return user, question_id
+
+    def done(self, user: str) -> None:
+        """A question of this person isn't being answered any more."""
+        self._running[user] -= 1
+        if not self._running[user]:
+            del self._running[user]

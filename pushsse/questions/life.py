@@ -7,24 +7,30 @@ there twice.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import msgspec
+from msgspec import Meta, Struct
 
-from pushsse.backplane import Backplane
+from pushsse.backplane import Backplane, Draft
 from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable
-from pushsse.event import Publication
+from pushsse.event import Publication, encode
 from pushsse.metrics import Metrics
-from pushsse.questions import events
 from pushsse.questions.question import (
     MAX_ANSWER_CHARACTERS,
+    OPEN,
     TOO_LONG,
     Answered,
+    By,
     Ending,
+    Link,
     Lost,
     Question,
+    Status,
     clean,
     units,
 )
@@ -83,8 +89,8 @@ class Life:
     async def announce(self, question: Question) -> bool:
         """Appends what a question has come to to its person's log. False: a sweeper will do it later."""
         try:
-            async with _bounded():
-                await self.backplane.publish_to(question.user, events.drafts(question))
+            async with _in_time():
+                await self.backplane.publish_to(question.user, drafts(question))
             await self.store.announced(question)
         except (BackplaneUnavailable, DatabaseUnavailable) as error:
             log.warning("question %s: %s isn't told yet: %s", question.id, question.status, error)
@@ -93,7 +99,7 @@ class Life:
 
     async def live(self, user: str, publication: Publication) -> None:
         """Lets the person's open streams hear a delta. Raises BackplaneUnavailable."""
-        async with _bounded():
+        async with _in_time():
             await self.backplane.publish_live(user, publication)
 
     async def find(self, question_id: str) -> Question | None:
@@ -113,7 +119,7 @@ class Life:
             return False
         try:
             # Stored before it is told, so whoever joins after that finds it stored.
-            for delta in events.deltas(question, text, start=units(question.answer), seq=seq):
+            for delta in deltas(question, text, start=units(question.answer), seq=seq):
                 await self.live(question.user, delta)
         except BackplaneUnavailable as error:
             log.warning("question %s: a delta wasn't heard: %s", question.id, error)
@@ -121,7 +127,7 @@ class Life:
 
 
 @asynccontextmanager
-async def _bounded() -> AsyncIterator[None]:
+async def _in_time() -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(_PUBLISH_S):
             yield
@@ -135,3 +141,196 @@ def _fitting(ending: Answered) -> Ending:
     if len(ending.text) > MAX_ANSWER_CHARACTERS:
         return TOO_LONG
     return msgspec.structs.replace(ending, text=clean(ending.text))
+
+
+class _Place(NamedTuple):
+    """A place in the text, in characters and in UTF-16 code units."""
+
+    characters: int = 0
+    units: int = 0
+
+
+class Growing:
+    """The text so far, how much of it was told, and how much is stored."""
+
+    def __init__(self, life: Life, question: Question) -> None:
+        self.text = ""
+        self._life = life
+        self._question = question
+        self._seq = question.seq
+        self._told = _Place()
+        self._stored = _Place()
+        self._next_store = time.monotonic() + life.pace.store_s
+        self._more = asyncio.Event()
+
+    @property
+    def too_long(self) -> bool:
+        """Whether the answer is over its bound."""
+        return len(self.text) > MAX_ANSWER_CHARACTERS
+
+    def add(self, text: str) -> None:
+        """A piece more."""
+        if text := clean(text):
+            self.text += text
+            self._more.set()
+
+    async def run(self) -> None:
+        """Tells and stores what is there, for ever. Raises Lost when somebody else has the question."""
+        while True:
+            await self._something()
+            self._more.clear()
+            await self._tell()
+            if time.monotonic() >= self._next_store and self._stored.characters < len(self.text):
+                await self._store()
+            await asyncio.sleep(self._life.pace.gather_s)
+
+    async def finish(self) -> None:
+        """Tells the rest; storing it is the end's."""
+        await self._tell()
+
+    async def _something(self) -> None:
+        unstored = self._stored.characters < len(self.text)
+        wait_s = max(0.0, self._next_store - time.monotonic()) if unstored else None
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._more.wait()
+        except TimeoutError:
+            pass
+
+    async def _tell(self, *, since: _Place | None = None) -> None:
+        if since is None and self._told.characters == len(self.text):
+            return
+        start = self._stored if since is None else since
+        text = self.text[start.characters :]
+        unheard = deltas(self._question, text, start=start.units, seq=self._seq + 1)
+        try:
+            for delta in unheard:
+                self._seq += 1
+                await self._life.live(self._question.user, delta)
+        except BackplaneUnavailable as error:
+            # Nothing is lost: the next delta begins where the last one that was heard ended.
+            log.warning("question %s: a delta wasn't heard: %s", self._question.id, error)
+            return
+        self._told = _Place(start.characters + len(text), start.units + units(text))
+
+    async def _store(self) -> None:
+        text, before = self.text, self._stored
+        self._next_store = time.monotonic() + self._life.pace.store_s
+        try:
+            if not await self._life.store.grow(self._question, text, self._seq):
+                raise Lost(self._question.id)
+        except DatabaseUnavailable as error:
+            log.warning("question %s: the answer so far isn't stored: %s", self._question.id, error)
+            return
+        added = text[before.characters :]
+        self._stored = _Place(len(text), before.units + units(added))
+        await self._tell(since=before)
+
+
+MAX_TEXT_BYTES = 32 * 1024
+# JSON may write one byte as six; the frame's 48 KiB hold this, links, suggestions and the rest.
+_MAX_ENCODED_BYTES = 38 * 1024
+_MAX_EXTRAS_BYTES = 4 * 1024
+_DELTA_CHARACTERS = 6_000
+_json = msgspec.json.Encoder()
+T = TypeVar("T")
+
+
+class QuestionEvent(Struct, frozen=True):
+    """`question`: asked, and at each change of status."""
+
+    id: str
+    conversation: str
+    text: str
+    status: Status
+
+
+class DeltaEvent(Struct, frozen=True, rename={"start": "from"}):
+    """`answer.delta`: the answer from `from` on is this text. A client does text = text[:from] + delta.
+
+    `from` is in UTF-16 code units, never beyond what was sent before, and may reach back into it.
+    """
+
+    question: str
+    seq: int
+    start: int
+    text: str
+
+
+class AnswerEvent(Struct, frozen=True):
+    """`answer`: the whole text, or, with `truncated`, its first 32 KiB."""
+
+    question: str
+    text: str
+    by: By
+    links: tuple[Link, ...]
+    suggestions: tuple[str, ...]
+    truncated: Annotated[bool, Meta(description="GET /v1/questions/ID has all of it")]
+
+
+class AnswerErrorEvent(Struct, frozen=True):
+    """`answer.error`: no answer will come."""
+
+    question: str
+    code: str
+    detail: str
+
+
+def status_changed(question: Question) -> Publication:
+    """The `question` event."""
+    data = QuestionEvent(question.id, question.conversation, question.text, question.status)
+    return encode("question", data, users=(question.user,), subject=question.id)
+
+
+def ended(question: Question) -> Publication:
+    """The `answer` or `answer.error` of a question that has ended."""
+    data: AnswerEvent | AnswerErrorEvent
+    name: Literal["answer", "answer.error"]
+    if question.status == "answered":
+        text = cut(question.answer)
+        links, suggestions = _first(question.links), _first(question.suggestions)
+        by = question.by or By("bot", "")
+        data = AnswerEvent(question.id, text, by, links, suggestions, len(text) < len(question.answer))
+        name = "answer"
+    else:
+        data = AnswerErrorEvent(question.id, question.error_code, question.error_detail[:1000])
+        name = "answer.error"
+    return encode(name, data, users=(question.user,), subject=question.id)
+
+
+def drafts(question: Question) -> tuple[Draft, ...]:
+    """What the log gets when a question has come to its present status: that, and the end if it is one."""
+    changed = Draft(status_changed(question), once=f"question:{question.id}:{question.status}")
+    if question.status in OPEN:
+        return (changed,)
+    return changed, Draft(ended(question), once=f"question:{question.id}:end")
+
+
+def deltas(question: Question, text: str, *, start: int, seq: int) -> Iterator[Publication]:
+    """`answer.delta` for a text that begins at `start`; a long one in several, `seq` counting up."""
+    for at in range(0, len(text), _DELTA_CHARACTERS):
+        piece = text[at : at + _DELTA_CHARACTERS]
+        data = DeltaEvent(question.id, seq, start, piece)
+        yield encode("answer.delta", data, users=(question.user,), subject=question.id)
+        start += units(piece)
+        seq += 1
+
+
+def pieces(text: str) -> int:
+    """How many deltas a text takes."""
+    return -(-len(text) // _DELTA_CHARACTERS)
+
+
+def cut(text: str) -> str:
+    """The beginning of a text, within 32 KiB of UTF-8 and a frame's room; no character is split."""
+    text = text.encode()[:MAX_TEXT_BYTES].decode(errors="ignore")
+    while (encoded := len(_json.encode(text))) > _MAX_ENCODED_BYTES:
+        text = text[: min(len(text) - 1, len(text) * _MAX_ENCODED_BYTES // encoded)]
+    return text
+
+
+def _first(values: tuple[T, ...]) -> tuple[T, ...]:
+    first = values[:20]
+    while first and len(_json.encode(first)) > _MAX_EXTRAS_BYTES:
+        first = first[:-1]
+    return first

@@ -9,11 +9,49 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal, cast
 
 import msgspec
+from tortoise import fields
 from tortoise.exceptions import IntegrityError
+from tortoise.models import Model
 
 from pushsse.database import Database
-from pushsse.questions import models
 from pushsse.questions.question import OPEN, Answered, By, Ending, Link, Question, Status
+
+
+class QuestionRow(Model):
+    """One question with its answer so far. The id is a ULID, so ids sort by time.
+
+    A node answers it until `lease_until`; after that any node may take it over (null: the answer comes from
+    elsewhere). `attempts` counts the takers, and no earlier one may write. `announce_by` is when
+    somebody else should append the present status to the log; null once it is there.
+    """
+
+    id = fields.CharField(max_length=26, primary_key=True)
+    user = fields.CharField(max_length=128)
+    conversation = fields.CharField(max_length=64)
+    text = fields.TextField()
+    context: fields.JSONField[dict[str, object] | None] = fields.JSONField(null=True)
+    status = fields.CharField(max_length=16)
+    answer = fields.TextField(db_default="")
+    answer_seq = fields.IntField(db_default=0)
+    by_kind = fields.CharField(max_length=8, db_default="")
+    by_name = fields.CharField(max_length=128, db_default="")
+    links: fields.JSONField[list[dict[str, str]] | None] = fields.JSONField(null=True)
+    suggestions: fields.JSONField[list[str] | None] = fields.JSONField(null=True)
+    error_code = fields.CharField(max_length=64, db_default="")
+    error_detail = fields.TextField(db_default="")
+    idempotency_key = fields.CharField(max_length=128, null=True)
+    owner = fields.CharField(max_length=128, db_default="")
+    attempts = fields.IntField(db_default=0)
+    lease_until = fields.DatetimeField(null=True)
+    announce_by = fields.DatetimeField(null=True)
+    created_at = fields.DatetimeField()
+    updated_at = fields.DatetimeField()
+    deadline_at = fields.DatetimeField()
+
+    class Meta:
+        table = "pushsse_question"
+        unique_together = (("user", "idempotency_key"),)
+        indexes = (("user", "id"), ("status", "deadline_at"), ("announce_by",))
 
 
 class KeyTaken(Exception):
@@ -32,7 +70,7 @@ class Store:
         """Writes a new question. Raises KeyTaken; the unique constraint decides when two ask at once."""
         now = _now()
         async with self.database.session():
-            row = models.Question(
+            row = QuestionRow(
                 id=question.id,
                 user=question.user,
                 conversation=question.conversation,
@@ -56,17 +94,17 @@ class Store:
     async def by_key(self, user: str, key: str) -> Question | None:
         """The question that a person asked with an idempotency key."""
         async with self.database.session():
-            return _value(await models.Question.get_or_none(user=user, idempotency_key=key))
+            return _value(await QuestionRow.get_or_none(user=user, idempotency_key=key))
 
     async def one(self, question_id: str) -> Question | None:
         """A question by its id."""
         async with self.database.session():
-            return _value(await models.Question.get_or_none(id=question_id))
+            return _value(await QuestionRow.get_or_none(id=question_id))
 
     async def page(self, user: str, *, limit: int, before: str | None) -> Sequence[Question]:
         """A person's questions, newest first, below the id `before`."""
         async with self.database.session():
-            rows = models.Question.filter(user=user)
+            rows = QuestionRow.filter(user=user)
             if before is not None:
                 rows = rows.filter(id__lt=before)
             return [_question(row) for row in await rows.order_by("-id").limit(limit)]
@@ -74,21 +112,19 @@ class Store:
     async def count_open(self, user: str) -> int:
         """How many questions of a person have no end yet."""
         async with self.database.session():
-            return await models.Question.filter(user=user, status__in=OPEN).count()
+            return await QuestionRow.filter(user=user, status__in=OPEN).count()
 
     async def answering(self, user: str) -> Sequence[Question]:
         """A person's questions whose answers have begun to grow."""
         async with self.database.session():
-            rows = (
-                await models.Question.filter(user=user, status="answering").exclude(answer="").order_by("id")
-            )
+            rows = await QuestionRow.filter(user=user, status="answering").exclude(answer="").order_by("id")
             return [_question(row) for row in rows]
 
     async def begin(self, question_id: str, attempt: int, *, announce_s: float) -> bool:
         """pending → answering, for the taker numbered `attempt`."""
         now = _now()
         async with self.database.session():
-            rows = models.Question.filter(id=question_id, attempts=attempt, status="pending")
+            rows = QuestionRow.filter(id=question_id, attempts=attempt, status="pending")
             return bool(
                 await rows.update(
                     status="answering", updated_at=now, announce_by=now + timedelta(seconds=announce_s)
@@ -98,7 +134,7 @@ class Store:
     async def grow(self, question: Question, text: str, seq: int, *, after: int | None = None) -> bool:
         """Stores the answer so far, if this taker still holds the question (and its seq is `after`)."""
         async with self.database.session():
-            rows = models.Question.filter(id=question.id, attempts=question.attempt, status="answering")
+            rows = QuestionRow.filter(id=question.id, attempts=question.attempt, status="answering")
             if after is not None:
                 rows = rows.filter(answer_seq=after)
             return bool(await rows.update(answer=text, answer_seq=seq, updated_at=_now()))
@@ -109,7 +145,7 @@ class Store:
         announce_by = now + timedelta(seconds=announce_s)
         changes = _changes(ending) | {"updated_at": now, "announce_by": announce_by, "lease_until": None}
         async with self.database.session():
-            rows = models.Question.filter(id=question_id, status__in=OPEN)
+            rows = QuestionRow.filter(id=question_id, status__in=OPEN)
             if attempt is not None:
                 rows = rows.filter(attempts=attempt)
             return bool(await rows.update(**changes))
@@ -117,32 +153,32 @@ class Store:
     async def announced(self, question: Question) -> None:
         """The log has the question's status, if it is still this one."""
         async with self.database.session():
-            await models.Question.filter(id=question.id, status=question.status).update(announce_by=None)
+            await QuestionRow.filter(id=question.id, status=question.status).update(announce_by=None)
 
     async def unannounced(self, limit: int) -> Sequence[Question]:
         """Questions whose status should have come to the log by now."""
         async with self.database.session():
-            rows = models.Question.filter(announce_by__lt=_now()).order_by("announce_by").limit(limit)
+            rows = QuestionRow.filter(announce_by__lt=_now()).order_by("announce_by").limit(limit)
             return [_question(row) for row in await rows]
 
     async def overdue(self, limit: int) -> Sequence[Question]:
         """Open questions after their deadline."""
         async with self.database.session():
-            rows = models.Question.filter(status__in=OPEN, deadline_at__lt=_now())
+            rows = QuestionRow.filter(status__in=OPEN, deadline_at__lt=_now())
             return [_question(row) for row in await rows.order_by("deadline_at").limit(limit)]
 
     async def abandoned(self, limit: int) -> Sequence[Question]:
         """Open questions whose taker has let its lease lapse."""
         now = _now()
         async with self.database.session():
-            rows = models.Question.filter(status__in=OPEN, deadline_at__gt=now, lease_until__lt=now)
+            rows = QuestionRow.filter(status__in=OPEN, deadline_at__gt=now, lease_until__lt=now)
             return [_question(row) for row in await rows.order_by("id").limit(limit)]
 
     async def take(self, question: Question, *, owner: str, lease_s: float) -> bool:
         """Makes this node the next taker of an abandoned question; one of several nodes wins."""
         now = _now()
         async with self.database.session():
-            rows = models.Question.filter(
+            rows = QuestionRow.filter(
                 id=question.id, attempts=question.attempt, status__in=OPEN, lease_until__lt=now
             )
             lease = now + timedelta(seconds=lease_s)
@@ -151,22 +187,20 @@ class Store:
     async def held(self, ids: Collection[str]) -> dict[str, int]:
         """Of these questions the open ones, with the number of their present taker."""
         async with self.database.session():
-            rows = await models.Question.filter(id__in=list(ids), status__in=OPEN).values_list(
-                "id", "attempts"
-            )
+            rows = await QuestionRow.filter(id__in=list(ids), status__in=OPEN).values_list("id", "attempts")
         return {str(row[0]): int(row[1]) for row in rows}
 
     async def lease(self, ids: Collection[str], lease_s: float) -> None:
         """Renews the leases of questions that this node holds; 0 gives them up."""
         until = _now() + timedelta(seconds=lease_s)
         async with self.database.session():
-            rows = models.Question.filter(id__in=list(ids), status__in=OPEN, lease_until__isnull=False)
+            rows = QuestionRow.filter(id__in=list(ids), status__in=OPEN, lease_until__isnull=False)
             await rows.update(lease_until=until)
 
     async def sent_off(self, question: Question) -> None:
         """The answer comes from elsewhere: nobody takes the question over any more, it can only expire."""
         async with self.database.session():
-            await models.Question.filter(id=question.id, attempts=question.attempt).update(lease_until=None)
+            await QuestionRow.filter(id=question.id, attempts=question.attempt).update(lease_until=None)
 
 
 def _now() -> datetime:
@@ -188,11 +222,11 @@ def _changes(ending: Ending) -> dict[str, object]:
     return changes
 
 
-def _value(row: models.Question | None) -> Question | None:
+def _value(row: QuestionRow | None) -> Question | None:
     return None if row is None else _question(row)
 
 
-def _question(row: models.Question) -> Question:
+def _question(row: QuestionRow) -> Question:
     kind: Literal["bot", "staff"] = "bot" if row.by_kind == "bot" else "staff"
     return Question(
         id=row.id,

@@ -10,7 +10,7 @@ import pytest
 from pushsse.backplane import Gap, log_of
 from pushsse.errors import CloseReason
 from pushsse.hub.opening import From
-from pushsse.preferences.views import Switches
+from pushsse.preferences.store import Switches
 from tests.hub.world import SHARDS, world
 
 pytestmark = pytest.mark.anyio

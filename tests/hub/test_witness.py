@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pytest
 
 from deploy.parts import Postgres
-from pushsse.database import Database, WitnessTable
+from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable
-from pushsse.witness import AFTER_S, Isolation, Witness
+from pushsse.witness import AFTER_S, Isolation, Witness, WitnessTable
 
 pytestmark = pytest.mark.anyio
 NOBODY_KNOWS = None

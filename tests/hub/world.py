@@ -14,7 +14,7 @@ from pushsse.hub.hub import Hub
 from pushsse.hub.opening import From, StreamLimits, StreamOptions
 from pushsse.metrics import Metrics
 from pushsse.position import parse
-from pushsse.preferences.views import Switches
+from pushsse.preferences.store import Switches
 from pushsse.stream.frame import Chunk
 from pushsse.stream.subscriber import Subscriber
 

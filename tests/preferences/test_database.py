@@ -11,8 +11,7 @@ import pytest
 from deploy.parts import Postgres
 from pushsse.database import Database, Statement
 from pushsse.errors import DatabaseUnavailable, SettingsError, StatementFailed
-from pushsse.preferences.models import EventType
-from pushsse.preferences.store import PreferenceStore
+from pushsse.preferences.store import EventType, PreferenceStore
 from tests.parts import running
 
 from .delay import Delay

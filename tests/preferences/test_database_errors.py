@@ -16,7 +16,7 @@ from deploy.parts import Postgres
 from pushsse.database import Database, Statement
 from pushsse.errors import DatabaseUnavailable, StatementFailed
 from pushsse.metrics import Metrics
-from pushsse.preferences.catalogue import Catalogue
+from pushsse.preferences.service import Catalogue
 from pushsse.preferences.store import PreferenceStore
 from tests.cli.running import pushsse, served, until
 

@@ -18,7 +18,7 @@ from deploy.parts.certificate import make_certificate
 from deploy.parts.packages import program
 from deploy.parts.ports import free_port
 from pushsse.database import Database, Statement
-from pushsse.database.postgres_url import credentials
+from pushsse.database.url import credentials
 from pushsse.errors import DatabaseUnavailable, SettingsError
 from pushsse.preferences.store import PreferenceStore
 from tests.cli.running import pushsse, until

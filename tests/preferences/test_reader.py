@@ -10,7 +10,7 @@ import pytest
 
 from pushsse.database import Database, Statement
 from pushsse.errors import DatabaseUnavailable
-from pushsse.preferences.reading import Reading
+from pushsse.preferences.service import Reading
 from pushsse.preferences.store import PreferenceStore
 
 pytestmark = pytest.mark.anyio

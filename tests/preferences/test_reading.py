@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from pushsse.errors import DatabaseUnavailable
-from pushsse.preferences.reading import MOST_AT_ONCE, Reading
-from pushsse.preferences.views import Switches
+from pushsse.preferences.service import MOST_AT_ONCE, Reading
+from pushsse.preferences.store import Switches
 
 pytestmark = pytest.mark.anyio
 

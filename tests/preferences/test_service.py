@@ -12,10 +12,8 @@ from pushsse.errors import BackplaneUnavailable, InvalidInput
 from pushsse.event import Change
 from pushsse.metrics import Metrics
 from pushsse.position import Mark
-from pushsse.preferences.catalogue import Catalogue
-from pushsse.preferences.models import EventType
-from pushsse.preferences.service import Preferences
-from pushsse.preferences.store import PreferenceStore
+from pushsse.preferences.service import Catalogue, Preferences
+from pushsse.preferences.store import EventType, PreferenceStore
 
 pytestmark = pytest.mark.anyio
 SHARDS = 4

@@ -8,11 +8,10 @@ from unittest.mock import patch
 import pytest
 
 from pushsse.database import Database, Session, Statement
-from pushsse.database.reader import Reader
+from pushsse.database.connection import Reader
 from pushsse.errors import InvalidInput
 from pushsse.position import Mark
-from pushsse.preferences.models import EventType
-from pushsse.preferences.store import PreferenceStore
+from pushsse.preferences.store import EventType, PreferenceStore
 
 pytestmark = pytest.mark.anyio
 

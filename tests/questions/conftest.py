@@ -18,7 +18,7 @@ from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database
 from pushsse.event import Publication
 from pushsse.metrics import Metrics
-from pushsse.questions.answerers.base import Answerer, Answers, Piece
+from pushsse.questions.answerers import Answerer, Answers, Piece
 from pushsse.questions.life import Pace
 from pushsse.questions.question import Question
 from pushsse.questions.service import Questions, questions

@@ -15,13 +15,12 @@ from starlette.routing import Route
 
 from pushsse.api.identity import DevelopmentIdentifier
 from pushsse.api.problem import HANDLERS
-from pushsse.api.questions import QuestionsEndpoint
-from pushsse.api.reply import Reply
+from pushsse.api.questions import QuestionsEndpoint, Reply
 from pushsse.backplane import Heard, HeardLive, log_of
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.errors import BackplaneUnavailable
 from pushsse.event import Publication
-from pushsse.questions.answerers.base import Delta, Piece
+from pushsse.questions.answerers import Delta, Piece
 from pushsse.questions.question import Answered, By, Question
 from pushsse.questions.service import Asking, Questions
 from tests.questions.conftest import SHARDS, Scripted, World, free_port, grown_text

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from pushsse.errors import SettingsError
-from pushsse.questions.answerers import faq
-from pushsse.questions.answerers.base import Delta
+from pushsse.questions.answerers import Delta, faq
 from pushsse.questions.answerers.faq import Wording
 from pushsse.questions.question import Answered, Question
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from pushsse.errors import BackplaneUnavailable, InvalidInput
-from pushsse.questions.answerers.base import Delta, Piece
+from pushsse.questions.answerers import Delta, Piece
 from pushsse.questions.question import (
     Answered,
     By,
@@ -17,8 +17,7 @@ from pushsse.questions.question import (
     TooManyQuestions,
     Unanswered,
 )
-from pushsse.questions.service import Asking
-from pushsse.questions.sweeper import MOST_ATTEMPTS
+from pushsse.questions.service import MOST_ATTEMPTS, Asking
 from tests.questions.conftest import FAST, Scripted, World, data, eventually, grown_text
 
 pytestmark = pytest.mark.anyio

@@ -1,1 +1,60 @@
-"""What answers questions: chosen by PUSHSSE_ANSWERER, one module each, behind the protocol in `base`."""
+"""The contract of an answerer: it takes a question and says its answer piece by piece, or sends it off.
+
+Called by the service, one task a question; `run` is supervised beside it.
+"""
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from msgspec import Struct
+
+from pushsse.questions.question import Answered, Ending, Question, Unanswered
+
+
+class Delta(Struct, frozen=True):
+    """The answer grows by this text."""
+
+    text: str
+
+
+class SentOff(Struct, frozen=True):
+    """The answer comes from elsewhere, through Answers; the last piece."""
+
+
+Piece = Delta | Answered | Unanswered | SentOff
+
+
+class Answers(Protocol):
+    """Where an answerer whose answers come from elsewhere hands them in; any node may. `life` is it."""
+
+    async def find(self, question_id: str) -> Question | None:
+        """A question as it stands; None if there is none. Raises DatabaseUnavailable."""
+        ...
+
+    async def add(self, question: Question, text: str, seq: int) -> bool:
+        """The answer grows by a text; `seq` is the number of its last piece. Raises DatabaseUnavailable.
+
+        False if the question has changed since it was read: it is right to read it again.
+        """
+        ...
+
+    async def end(self, question_id: str, ending: Ending) -> bool:
+        """The answer is there, or won't come; False if the question has ended before."""
+        ...
+
+
+class Answerer(Protocol):
+    """Answers questions."""
+
+    def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
+        """Yields Delta any number of times, then exactly one Answered, Unanswered or SentOff.
+
+        Is closed or cancelled at any point when the question is cancelled or its time is over. Raises
+        Unavailable where it can't be reached just now; any exception makes the question fail.
+        A question may come twice, when the node that had it died: the answer then begins anew.
+        """
+        ...
+
+    async def run(self, answers: Answers) -> None:
+        """What it does besides, for ever; returns at once if that is nothing."""
+        ...

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from pushsse import strictjson
 from pushsse.errors import InvalidInput, SettingsError
-from pushsse.questions.answerers.base import Answers, Delta, Piece
+from pushsse.questions.answerers import Answers, Delta, Piece
 from pushsse.questions.answerers.matching import Matcher, is_answer, is_ideographic
 from pushsse.questions.question import Answered, By, Link, Question
 

@@ -27,7 +27,7 @@ from pushsse import strictjson
 from pushsse.errors import InvalidInput, KafkaUnavailable, Problem, Unavailable
 from pushsse.kafka.client import cancellation_is_ours, stop
 from pushsse.metrics import Metrics
-from pushsse.questions.answerers.base import Answers, Piece, SentOff
+from pushsse.questions.answerers import Answers, Piece, SentOff
 from pushsse.questions.question import Answered, By, Question, Unanswered
 from pushsse.retry import Backoff
 
