@@ -31,7 +31,7 @@ class Script(NamedTuple):
 
 
 def script(name: str) -> Script:
-    """Reads a script."""
+    """Reads a script. Raises OSError where the package was installed without it."""
     here = Path(__file__).parent / "scripts"
     source = (here / "meta.lua").read_text() + (here / f"{name}.lua").read_text()
     return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())

@@ -1,6 +1,9 @@
--- The canary: tells one node's listener how the logs that it follows stand. Whatever was published before
--- comes before it on the listener's connection, so a log that is further than was heard has a hole.
--- ARGV: the channel, then logs. Returns Redis's time in ms.
+-- Sends the canary: a message to one node's own listener with the state of the logs that it follows.
+-- In:  ARGV = the canary's channel, then the logs.
+-- Out: Redis's time in ms. The message has a line for each log: LOG EPOCH NUMBER; a log without state: LOG - 0.
+-- Guarantee 2: what was published before this script reaches the listener before the canary, on one connection.
+-- A log that is further here than the listener has heard therefore has a hole, and one that is not as far has
+-- gone back. That holds because reading the state and publishing it are one script.
 local lines = {}
 for i = 2, #ARGV do
   local found = redis.call('HMGET', K .. 'meta:' .. ARGV[i], 'epoch', 'number')

@@ -1,4 +1,6 @@
--- The first change of a person's switches in a log after a number, or nothing. ARGV: log, user, number.
+-- Finds the first change of a person's switches in a log after a number (guarantee 3, for replays).
+-- In:  ARGV = log, user, number.
+-- Out: the change, or false.
 local from = string.format('(%s-0', ARGV[3])
 while true do
   local items = redis.call('XRANGE', K .. 'changes:' .. ARGV[1], from, '+', 'COUNT', 200)

@@ -1,6 +1,21 @@
--- Put in front of every script: what is known about a log, read and written.
--- KEYS[1] is how the names of all keys begin. Numbers go into ids by %.0f: `..` rounds to 14 digits.
+-- In front of every script: reads and writes the state of a log.
+-- KEYS[1] is how the names of all keys begin (K); a script touches no others. After K:
+--   meta:LOG     hash    the state of a log; FIELDS below
+--   log:LOG      stream  entries; id NUMBER-0, fields o (order), t (time in ms), b (the entry)
+--   changes:LOG  stream  changes of switches; id as their entry's, fields u (user), c (the change)
+--   fence:LOG    hash    TOPIC/PARTITION -> OFFSET:TIMESTAMP_MS, the highest offset appended
+--   order        string  the counter that every entry of every log takes its order from
+--   owner        hash    TOPIC/PARTITION -> who has claimed it
+--   had          zset    digests of drafts' names -> when they were appended, in ms
+--   starts       hash    TOPIC -> where reading of it began, JSON
+--   identity     string  the word by which this Redis and prefix are known
+--   alive        string  written by the canary, to see whether Redis takes writes
+-- Numbers go into ids and texts by %.0f: `..` would round them to 14 digits.
+-- Redis does not undo a script that fails half-way. So each script writes what may be refused first, and what
+-- makes the rest visible last.
 local K = KEYS[1]
+-- base: the number before the first of this epoch. first: the oldest number held. oldest: its time. at: the
+-- time of the newest entry. trimmed: the time of the newest entry that was trimmed away.
 local FIELDS = {'epoch', 'number', 'base', 'bytes', 'first', 'oldest', 'at', 'trimmed'}
 
 local function now_ms()
@@ -12,11 +27,12 @@ local function id(number)
   return string.format('%.0f-0', number)
 end
 
--- A fresh word with the log's name, so that no place in one log can be taken for a place in another.
+-- Guarantee 2: with the log's name, so that no position in one log is taken for one in another.
 local function epoch_of(log, fresh)
   return fresh .. log
 end
 
+-- The state of a log. One that does not exist is `new`, with an epoch that is not saved yet.
 local function load(log, fresh)
   local found = redis.call('HMGET', K .. 'meta:' .. log, unpack(FIELDS))
   local meta = {log = log, stream = K .. 'log:' .. log, changes = K .. 'changes:' .. log}
@@ -29,7 +45,8 @@ local function load(log, fresh)
     meta.epoch = epoch_of(log, fresh)
     meta.first = 1
   elseif redis.call('EXISTS', meta.stream) == 0 then
-    -- A quiet log's stream goes away as a whole.
+    -- The stream of a quiet log expires as a whole, and its numbers go on. They must: numbers that were given
+    -- once may not be given again in this epoch (guarantee 2).
     if meta.first <= meta.number then meta.trimmed = meta.at end
     meta.first = meta.number + 1
     meta.bytes = 0
@@ -54,8 +71,9 @@ local function save(meta)
   redis.call('HSET', K .. 'meta:' .. meta.log, unpack(values))
 end
 
--- Whether the log is no longer the one in which somebody stood at this place: its number is lower, or
--- another entry has it. Redis came back with an older state, perhaps with newer entries on top.
+-- Whether the log no longer has the place (epoch, number, time) at which a listener stood: its number is
+-- lower, or another entry has that number. Redis came back with an older state, perhaps with newer entries on
+-- top (guarantee 2).
 local function went_back(meta, epoch, number, at)
   if meta.epoch ~= epoch then return false end
   if meta.number < number then return true end

@@ -1,8 +1,10 @@
--- What several logs hold, at one moment.
--- ARGV: a fresh epoch, most entries, most bytes, wants (MessagePack): {log, epoch or '', number, at_ms, tail}.
--- A want with tail > 0 is answered with the newest entries, at most so many, and so many bytes. Any other
--- with what comes after its number; of another epoch: with what comes after that epoch's base.
--- Returns for each: epoch, number, first, base, trimmed, at, from, whether it went back, entries.
+-- Reads several logs as they are at one moment (guarantee 2: only so can they be merged by order).
+-- In:  ARGV = a fresh word, most entries, most bytes, wants (MessagePack).
+--      A want: {log, epoch or '', number, time in ms, tail}. With tail > 0 it is answered with the newest
+--      entries, at most so many. Any other is answered with what comes after its number; where the log has
+--      another epoch, with what comes after that epoch's base.
+-- Out: for each want {epoch, number, first, base, trimmed, at, from, went back: 1 or 0, entries after `from`}.
+-- A log that does not exist begins here, so that a listener has an epoch to compare with.
 local FRESH, LIMIT, MOST_BYTES = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 
 local function average(meta)
@@ -31,6 +33,7 @@ for i, want in ipairs(cmsgpack.unpack(ARGV[4])) do
   end
   local from = want[3]
   if want[2] ~= '' and want[2] ~= meta.epoch then from = meta.base end
+  -- Guarantee 2: `from` says what is missing. The caller tells a gap where it is beyond the wanted number.
   from = math.max(from, meta.first - 1)
   local back = went_back(meta, want[2], want[3], want[4]) and 1 or 0
   local entries = {}
@@ -44,7 +47,8 @@ for i, want in ipairs(cmsgpack.unpack(ARGV[4])) do
   }
 end
 
--- The shortest first: what they leave of their share is for the others.
+-- The log with the fewest entries first: what it leaves of its share is for the others. Each gets at least one
+-- entry, so that every log comes nearer to its end with every read.
 table.sort(behind, function(a, b) return a[4] < b[4] end)
 local left = LIMIT
 for i, want in ipairs(behind) do

@@ -1,4 +1,7 @@
--- For each log the number before its first entry at or after a time. ARGV: at_ms, then logs.
+-- Finds where the past begins: for each log the number before its first entry at or after a time.
+-- In:  ARGV = time in ms, then the logs.
+-- Out: the numbers, in the order of the logs.
+-- A binary search: times never fall within a log (see `append` in publish.lua).
 local AT = tonumber(ARGV[1])
 local numbers = {}
 for i = 2, #ARGV do
