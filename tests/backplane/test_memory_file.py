@@ -287,6 +287,7 @@ def say(node: Served, text: str) -> None:
     assert answer.status_code == 202
 
 
+@pytest.mark.real
 def test_a_client_resumes_with_complete_over_a_restart(folder: Path) -> None:
     with served(folder) as node:
         say(node, "before")
@@ -299,6 +300,7 @@ def test_a_client_resumes_with_complete_over_a_restart(folder: Path) -> None:
     assert len(messages) == 2
 
 
+@pytest.mark.real
 def test_a_client_is_told_the_truth_after_a_kill(folder: Path) -> None:
     with served(folder) as node:
         say(node, "before")
@@ -320,6 +322,7 @@ def on_disk_number(folder: Path) -> int:
         connection.close()
 
 
+@pytest.mark.real
 def test_two_processes_on_one_database_are_told(folder: Path) -> None:
     with served(folder):
         ended = pushsse(folder, "serve", "--port", "0")
@@ -328,12 +331,14 @@ def test_two_processes_on_one_database_are_told(folder: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.real
 def test_a_database_in_memory_keeps_nothing(folder: Path) -> None:
     with served(folder, PUSHSSE_DATABASE_URL="sqlite://:memory:") as node:
         say(node, "hello")
     assert not list(folder.glob("*log*-*")) + list(folder.glob("*.db*"))
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("wrong", ["missing/x.db", "folder", "garbage.db", "/proc/x.db"])
 def test_a_database_that_cannot_be_used_is_one_line(folder: Path, wrong: str) -> None:
     (folder / "folder").mkdir()

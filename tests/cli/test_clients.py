@@ -13,6 +13,8 @@ import pytest
 from tests.cli.running import LIMIT_S, Served, environment, pushsse, served, until
 from tests.cli.test_serve import SECRET
 
+pytestmark = pytest.mark.real
+
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:

@@ -15,6 +15,8 @@ import pytest
 from deploy.parts.ports import take_port
 from tests.cli.running import LIMIT_S, Served, environment, served, until
 
+pytestmark = pytest.mark.real
+
 ROOT = Path(__file__).parents[2]
 PYTHON = [sys.executable, str(ROOT / "examples/python/listen.py")]
 CURL = ["bash", str(ROOT / "examples/curl/listen.sh")]

@@ -14,6 +14,8 @@ from pushsse.cli.publish import Line, portions
 from tests.cli.running import LIMIT_S, Served, environment, served
 from tests.cli.test_terminal import on_terminal
 
+pytestmark = pytest.mark.real
+
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:

@@ -11,6 +11,8 @@ import pytest
 
 from tests.cli.running import LIMIT_S, environment, process, pushsse, served, until
 
+pytestmark = pytest.mark.real
+
 SECRET = "0123456789abcdef0123456789abcdef"
 
 BAD = [

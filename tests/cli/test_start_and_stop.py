@@ -16,6 +16,8 @@ from deploy.parts.ports import answers, free_port
 from tests.backplane.redis_server import RedisServer
 from tests.cli.running import LIMIT_S, PROGRAM, Served, environment, process, pushsse, served, until
 
+pytestmark = pytest.mark.real
+
 SLOW_DRAIN = {"PUSHSSE_DRAIN_DELAY_S": "60", "PUSHSSE_DRAIN_WINDOW_S": "60"}
 
 
@@ -199,7 +201,6 @@ def test_a_second_signal_ends_what_hangs_at_start_or_end(tmp_path: Path, method:
         assert "Traceback" not in err.read_text()
 
 
-@pytest.mark.real
 def test_a_port_that_is_taken_while_it_waits_is_one_line(tmp_path: Path) -> None:
     redis = RedisServer(tmp_path)
     other = tmp_path / "other"

@@ -22,6 +22,8 @@ from pushsse.cli.listen import Listener
 from pushsse.logs import visible
 from tests.cli.running import LIMIT_S, Served, environment, served
 
+pytestmark = pytest.mark.real
+
 # A title, the clipboard (OSC 52), the screen cleared, C1's CSI, an override of direction, a forged line.
 EVIL = "\x1b]0;title\x07 \x1b]52;c;cm0gLXJm\x07 \x1b[2J \x9b31m \u202egnp.exe\u202c\r\nforged  line \u2028end"
 # What must never reach a terminal in what others say. CR LF at a line's end is the terminal's own.

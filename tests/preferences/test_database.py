@@ -83,6 +83,7 @@ async def test_migrations_are_pending_until_they_are_applied(url: str) -> None:
         assert await again.pending_migrations() == ()
 
 
+@pytest.mark.real
 async def test_processes_that_migrate_at_once_share_the_work(url: str) -> None:
     said = await asyncio.gather(*(in_a_process(url) for _ in range(4)))
     assert sorted(said) == [" ".join(MIGRATIONS), "nothing", "nothing", "nothing"]

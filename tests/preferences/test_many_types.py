@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.cli.running import served, until
+
+pytestmark = pytest.mark.real
 
 MOST = 1_000
 
