@@ -1,184 +1,153 @@
-"""The only wiring: parts, routes, lifespan, supervised services.
+"""The ASGI application of one node: its calls, and its lifespan.
 
-`create_app` makes the ASGI application of one node out of Settings. Whatever runs for ever is a service in
-one task group; one that dies takes the process down, loudly.
+`server` serves `application`. Any other ASGI server gets `create_app`, which reads the settings by itself:
+`uvicorn --factory pushsse.app:create_app`. Deliberate: such a server waits for open streams when it has to
+stop, and ends the lifespan after that. So `create_app` hears the signals, too, and ends the streams.
 """
 
 import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import NamedTuple
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from types import FrameType
 
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import BaseRoute, Route
 
-from pushsse.api import openapi
-from pushsse.api import page as h5
-from pushsse.api.direct import Application, Direct, answered
+from pushsse import settings as configuration
+from pushsse.api import page
+from pushsse.api.calls import Document, Endpoints, direct_calls, immediate_calls, routes
+from pushsse.api.direct import Application, Direct
 from pushsse.api.events import EventsEndpoint
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.preferences import PreferencesEndpoint
 from pushsse.api.problem import HANDLERS
 from pushsse.api.questions import QuestionsEndpoint, Reply
 from pushsse.api.stream import StreamEndpoint
-from pushsse.errors import CloseReason, PushsseError, SettingsError
-from pushsse.node import Node
+from pushsse.build import build
+from pushsse.node import Node, Service
 from pushsse.settings import Settings
-from pushsse.stream.frame import random_retry_ms
-from pushsse.stream.immediate import Calls
-from pushsse.workers.worker import SupervisorGone
 
 log = logging.getLogger(__name__)
 
 
-def die(node: Node) -> None:
-    """Ends the process as a supervisor would: what is broken is started anew, not limped along.
+def create_app(settings: Settings | None = None) -> Application:
+    """A node for any ASGI server, one in each of its processes. Raises SettingsError.
 
-    Streams are told before, since a server that waits for them would otherwise wait for ever.
+    Without settings they are read: pushsse.toml, then PUSHSSE_* variables. The server decides about the
+    address and the number of processes.
     """
-    node.draining = True
-    for subscriber in list(node.hub.subscribers):
-        node.hub.end(subscriber, CloseReason.SHUTDOWN, retry_ms=random_retry_ms())
-    os.kill(os.getpid(), signal.SIGTERM)
+    node = build(settings or configuration.load(os.environ, file=configuration.FILE))
+
+    def fail() -> None:
+        # The streams first: the server waits for them.
+        node.end_streams()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    async def leave_when_told() -> None:
+        with _stop_signal() as stopping:
+            await stopping.wait()
+            await node.leave(window_s=node.settings.drain_window_s)
+            await asyncio.Event().wait()
+
+    return application(node, on_failure=fail, more={"drain": leave_when_told})
 
 
-def create_app(settings: Settings, *, on_failure: Callable[[], None] | None = None) -> Application:
-    """One node's application. `on_failure` is called when a service died; without it the process ends."""
-    node = Node(settings)
-    failed = on_failure or (lambda: die(node))
+def application(
+    node: Node, *, on_failure: Callable[[], None], more: Mapping[str, Service] | None = None
+) -> Application:
+    """A node's application, which runs the node, and `more` services, for as long as its lifespan.
+
+    `on_failure` is called when a service has ended by itself; it has to end the process.
+    """
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            try:
-                await stack.enter_async_context(node.parts())
-            except PushsseError as error:
-                log.critical("this node can't start: %s", error)
-                raise
-            await stack.enter_async_context(_supervised(node.services(), failed))
-            node.started = True
+        async with node.running(on_failure, more=more):
             yield
 
-    calls = routes(node)
-    app = Application(
-        routes=calls.all, middleware=middleware(settings), exception_handlers=HANDLERS, lifespan=lifespan
+    endpoints = _endpoints(node)
+    origins = node.settings.allowed_origins
+    direct = Direct(direct_calls(endpoints), handlers=HANDLERS, origins=bool(origins))
+    return Application(
+        direct=direct,
+        immediate=direct.immediate(immediate_calls(endpoints)),
+        routes=routes(endpoints),
+        middleware=_middleware(origins),
+        exception_handlers=HANDLERS,
+        lifespan=lifespan,
     )
-    app.direct = calls.direct
-    app.immediate = calls.immediate
-    app.state.node = node
-    return app
 
 
-@asynccontextmanager
-async def _supervised(
-    services: dict[str, Callable[[], Awaitable[None]]], on_failure: Callable[[], None]
-) -> AsyncIterator[None]:
-    """Runs the services while the context lasts."""
-
-    async def run(name: str, service: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await service()
-            log.critical("service %s ended by itself, so this process ends", name)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # A library let a cancellation of its own out: nobody asked this service to stop.
-            log.critical("service %s was cancelled from inside, so this process ends", name, exc_info=True)
-        except SupervisorGone:
-            log.critical("the supervisor of this worker is gone, so this process ends")
-        except SettingsError as error:
-            log.critical("%s; this process ends", error)
-        except Exception:
-            log.critical("service %s died, so this process ends", name, exc_info=True)
-        on_failure()
-
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(run(name, service), name=name) for name, service in services.items()]
-        try:
-            yield
-        finally:
-            for task in reversed(tasks):
-                task.cancel()
-
-
-class Routes(NamedTuple):
-    """All calls, and beside them the way of those that come by the thousand."""
-
-    all: Sequence[BaseRoute]
-    direct: Direct
-    immediate: Calls
-
-
-def routes(node: Node) -> Routes:
-    """All calls, each endpoint with what it needs."""
+def _endpoints(node: Node) -> Endpoints:
+    """What answers the calls, each with the parts of the node that it needs."""
     settings, identifier = node.settings, node.identifier
-    stream = StreamEndpoint(
-        identifier=identifier,
-        opener=node.inside.opener,
-        has_room=node.has_room,
-        backlog_bytes=settings.backlog_bytes,
-    )
-    events = EventsEndpoint(
-        identifier=identifier,
-        intake=node.intakes.accepting,
-        opener=node.inside.opener,
-        replay=node.inside.replay,
-        max_age_s=settings.event_max_age_s,
-        admits=node.catalogue.admits,
-        now_ms=node.backplane.now_ms,
-    )
-    preferences = PreferencesEndpoint(identifier, node.preferences, node.store)
     reply = Reply(node.questions, node.watch, lambda: node.draining, settings.heartbeat_s)
-    questions = QuestionsEndpoint(identifier, node.questions, reply)
-    health = HealthEndpoint(unready=node.unready, parts=node.available, exposition=node.exposition)
-    page = h5.load()
-    interface = openapi.load()
-    found: Sequence[BaseRoute] = [
-        Route("/v1/stream", stream, methods=["GET"]),
-        Route("/v1/events", events.get, methods=["GET"]),
-        Route("/v1/events", events.post, methods=["POST"]),
-        Route("/v1/preferences", preferences.get, methods=["GET"]),
-        Route("/v1/preferences", preferences.post, methods=["POST"]),
-        Route("/v1/questions", questions.get_all, methods=["GET"]),
-        Route("/v1/questions", questions.post, methods=["POST"]),
-        Route("/v1/questions/{id}", questions.get, methods=["GET"]),
-        Route("/v1/questions/{id}/cancel", questions.cancel, methods=["POST"]),
-        Route("/livez", health.live),
-        Route("/readyz", health.ready),
-        Route("/metrics", health.metrics),
-        Route("/openapi.json", interface.get),
-        *(Route(path, page.get) for path in h5.PATHS),
-    ]
-    direct = Direct(
-        {
-            ("GET", "/v1/stream"): stream,
-            ("POST", "/v1/events"): answered(events.post),
-            # nginx asks before each stream.
-            ("GET", "/readyz"): answered(health.ready),
-        },
-        handlers=HANDLERS,
-        origins=bool(settings.allowed_origins),
+    return Endpoints(
+        stream=StreamEndpoint(
+            identifier=identifier,
+            opener=node.inside.opener,
+            has_room=node.has_room,
+            backlog_bytes=settings.backlog_bytes,
+        ),
+        events=EventsEndpoint(
+            identifier=identifier,
+            intake=node.intake,
+            opener=node.inside.opener,
+            replay=node.inside.replay,
+            max_age_s=settings.event_max_age_s,
+            admits=node.catalogue.admits,
+            now_ms=node.backplane.now_ms,
+        ),
+        preferences=PreferencesEndpoint(identifier, node.preferences, node.store),
+        questions=QuestionsEndpoint(identifier, node.questions, reply),
+        health=HealthEndpoint(node),
+        page=page.load(),
+        document=Document(),
     )
-    immediate = direct.immediate({(b"POST", b"/v1/events"): events.post_at_once})
-    return Routes(found, direct, immediate)
 
 
-def middleware(settings: Settings) -> Sequence[Middleware]:
+def _middleware(origins: Sequence[str]) -> Sequence[Middleware]:
     """Browsers of other sites are let in by name only."""
-    if not settings.allowed_origins:
+    if not origins:
         return []
     return [
         Middleware(
             CORSMiddleware,
-            allow_origins=settings.allowed_origins,
+            allow_origins=origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "Idempotency-Key"],
             allow_credentials=True,
             max_age=600,
         )
     ]
+
+
+@contextmanager
+def _stop_signal() -> Iterator[asyncio.Event]:
+    """Set by the first SIGTERM or SIGINT, which then goes on to the handler that the server has set."""
+    stopping, loop = asyncio.Event(), asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        # It may interrupt any code, so it only asks.
+        loop.call_soon_threadsafe(stopping.set)
+        servers = before[signal.Signals(number)]
+        if callable(servers):
+            servers(number, frame)
+
+    if threading.current_thread() is not threading.main_thread():
+        before = {}
+    for number, servers in before.items():
+        # Where the server has set none, the signal ends the process by itself.
+        if callable(servers):
+            signal.signal(number, handle)
+    try:
+        yield stopping
+    finally:
+        for number, servers in before.items():
+            if signal.getsignal(number) is handle:
+                signal.signal(number, servers)

@@ -1,6 +1,7 @@
-"""How a node's parts are made out of Settings: which backplane, which intake, which answerer, who is asking.
+"""Builds a node out of Settings: which backplane, which intake, which answerer, who is asking.
 
-Called by `node` alone. Siblings don't know each other; here is where one is handed to another, as a callable.
+Called by the command line and by `create_app`. Siblings don't import each other; here each part is handed the
+parts that it needs. Nothing is opened or started here: `Node.running` does that.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,10 @@ from pushsse.backplane import Backplane
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.backplane.memory.writer import LogWriter
 from pushsse.backplane.redis import RedisBackplane
+from pushsse.database import Database
 from pushsse.dispatcher import Dispatcher
+from pushsse.hub import inside
+from pushsse.hub.hub import Watch
 from pushsse.hub.opening import StreamLimits
 from pushsse.intake.http import EmbeddedIntake, Intake, KafkaProducerIntake
 from pushsse.intake.kafka import KafkaIntake
@@ -21,12 +25,88 @@ from pushsse.kafka.client import Connection, Record, connection
 from pushsse.kafka.dead_letters import DeadLetters, Refused
 from pushsse.kafka.producer import Outgoing, Producer, RecordRefused
 from pushsse.metrics import Metrics
+from pushsse.node import Node, Work
+from pushsse.preferences.service import Catalogue, Preferences, Reading
+from pushsse.preferences.store import PreferenceStore
 from pushsse.questions.answerers import Answerer, faq
 from pushsse.questions.answerers.kafka import KafkaAnswerer
+from pushsse.questions.service import questions
+from pushsse.questions.store import Store
 from pushsse.settings import Settings, seconds
+from pushsse.witness import Witness, WitnessTable
+from pushsse.workers.worker import Worker
 
 
-def backplane(settings: Settings, metrics: Metrics) -> MemoryBackplane | RedisBackplane:
+def build(settings: Settings, *, worker: Worker | None = None) -> Node:
+    """One node, whose parts know each other. Raises SettingsError."""
+    metrics = Metrics()
+    log = _backplane(settings, metrics)
+    database = Database(settings.database_url)
+    store = PreferenceStore(database)
+    reading = Reading(store.switches, now=store.switches_now)
+    catalogue = Catalogue(store, new_types=settings.new_types, metrics=metrics)
+    preferences = Preferences(store, log)
+    dispatcher = Dispatcher(
+        backplane=log,
+        switches=store,
+        seen=catalogue.notice,
+        shards=settings.shards,
+        metrics=metrics,
+    )
+    answering = _answering(settings, metrics)
+    answers = questions(
+        Store(database),
+        log,
+        answering.answerer,
+        node=settings.node,
+        timeout_s=settings.answer_timeout_s,
+        metrics=metrics,
+    )
+    hub = inside(
+        log,
+        shards=settings.shards,
+        limits=_limits(settings),
+        switches=reading.switches,
+        settle=preferences.settle,
+        so_far=answers.so_far,
+        metrics=metrics,
+    )
+    intakes = _intakes(settings, log, dispatcher=dispatcher, admits=catalogue.admits, metrics=metrics)
+    work = Work(log, intakes.consumer, answers, hub.hub)
+    node = Node(
+        settings=settings,
+        metrics=metrics,
+        identifier=_identifier(settings),
+        database=database,
+        backplane=log,
+        store=store,
+        catalogue=catalogue,
+        reading=reading,
+        preferences=preferences,
+        inside=hub,
+        watch=Watch(hub.hub),
+        questions=answers,
+        intake=intakes.accepting,
+        consumer=intakes.consumer,
+        producers=(*intakes.producers, *answering.producers),
+        witness=_witness(settings, database, work),
+        worker=worker,
+    )
+    _measure(node)
+    return node
+
+
+def check(settings: Settings) -> None:
+    """Raises SettingsError for what only a part can tell: a key, a URL, a question file, a certificate."""
+    _identifier(settings)
+    Database(settings.database_url)
+    _backplane(settings, Metrics())
+    _answering(settings, Metrics())
+    if settings.kafka_bootstrap:
+        connection(settings)
+
+
+def _backplane(settings: Settings, metrics: Metrics) -> MemoryBackplane | RedisBackplane:
     """Redis where it is configured, else memory."""
     if not settings.redis_url:
         file = _log_file(settings.database_url)
@@ -55,7 +135,7 @@ def _log_file(database_url: str) -> Path | None:
     return Path(f"{name}-log") if scheme == "sqlite" and name and name != ":memory:" else None
 
 
-def limits(settings: Settings) -> StreamLimits:
+def _limits(settings: Settings) -> StreamLimits:
     """What streams are told and allowed."""
     return StreamLimits(
         node=settings.node,
@@ -66,7 +146,7 @@ def limits(settings: Settings) -> StreamLimits:
     )
 
 
-def identifier(settings: Settings) -> Identifier:
+def _identifier(settings: Settings) -> Identifier:
     """Tokens where there is a key, else the development identity."""
     if settings.development:
         return DevelopmentIdentifier(settings.allowed_origins)
@@ -79,7 +159,7 @@ def identifier(settings: Settings) -> Identifier:
 
 
 @dataclass(frozen=True, slots=True)
-class Intakes:
+class _Intakes:
     """The way in: what POST /v1/events hands its events to, what has to be closed, what runs for ever."""
 
     accepting: Intake
@@ -87,17 +167,17 @@ class Intakes:
     consumer: KafkaIntake | None = None
 
 
-def intakes(
+def _intakes(
     settings: Settings,
     backplane: Backplane,
     *,
     dispatcher: Dispatcher,
     admits: Callable[[str], bool],
     metrics: Metrics,
-) -> Intakes:
+) -> _Intakes:
     """Kafka where it is configured, else HTTP straight into the dispatcher."""
     if not settings.kafka_bootstrap:
-        return Intakes(EmbeddedIntake(dispatcher))
+        return _Intakes(EmbeddedIntake(dispatcher))
     reached = connection(settings)
     producer = Producer(reached)
     consumer = KafkaIntake(
@@ -112,25 +192,25 @@ def intakes(
         metrics=metrics,
         skip_refused=settings.kafka_dlq_refused == "skip",
     )
-    return Intakes(KafkaProducerIntake(producer, topic=settings.kafka_topic), (producer,), consumer)
+    return _Intakes(KafkaProducerIntake(producer, topic=settings.kafka_topic), (producer,), consumer)
 
 
 @dataclass(frozen=True, slots=True)
-class Answering:
+class _Answering:
     """Who answers, and the producers that have to be closed."""
 
     answerer: Answerer
     producers: Sequence[Producer] = ()
 
 
-def answering(settings: Settings, metrics: Metrics) -> Answering:
+def _answering(settings: Settings, metrics: Metrics) -> _Answering:
     """The answerer that the setting names. Raises SettingsError."""
     kind, _, rest = settings.answerer.partition(":")
     if kind == "faq":
-        return Answering(faq.load(rest))
+        return _Answering(faq.load(rest))
     reached = connection(settings)
     questions, letters = Producer(reached), Producer(reached)
-    return Answering(_kafka_answerer(settings, reached, questions, letters, metrics), (questions, letters))
+    return _Answering(_kafka_answerer(settings, reached, questions, letters, metrics), (questions, letters))
 
 
 def _kafka_answerer(
@@ -158,3 +238,23 @@ def _kafka_answerer(
         metrics=metrics,
         start_age_s=max(settings.answer_timeout_s, seconds("10m")),
     )
+
+
+def _witness(settings: Settings, database: Database, work: Work) -> Witness | None:
+    """Only where there may be other nodes, and a database to ask about them."""
+    if not settings.redis_url or settings.database_url.startswith("sqlite"):
+        return None
+    return Witness(WitnessTable(database, node=settings.node), work)
+
+
+def _measure(node: Node) -> None:
+    """The gauges of a node, which are asked at each scrape."""
+    gauge, hub = node.metrics.gauge, node.hub
+    gauge("connections", "Open streams", lambda: len(hub.subscribers))
+    gauge("people", "People with a stream here", lambda: sum(len(s.people) for s in hub.shards.values()))
+    gauge("hearings_waiting", "What was heard and not delivered", lambda: node.inside.feed.waiting)
+    gauge("backplane_available", "Whether the backplane answers", lambda: node.backplane.available)
+    gauge("types", "Types in the catalogue, which holds 1,000", lambda: node.catalogue.size)
+    gauge("isolated", "Whether this node alone has lost Redis", lambda: node.isolated)
+    gauge("database_failures", "Statements that failed so far", lambda: node.database.failures)
+    gauge("database_available", "Whether the database answers", lambda: node.database.available)

@@ -1,101 +1,103 @@
-"""One node: every part, made of Settings and handed what it needs. Used by `app` and the command line.
+"""One node while it runs: opens its parts, supervises its services, and says whether it is ready.
 
-Constructing only stores; `parts` opens what has to be closed, `services` names what runs for ever.
+`build` makes it, `app` serves it. Whatever runs for ever is a service in one task group; a service that dies
+takes the process down, loudly, so that a supervisor starts what is broken anew.
 """
 
 import asyncio
 import ctypes
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from itertools import count
 
-from pushsse import build
+from pushsse.api.identity import Identifier
+from pushsse.backplane import Backplane
+from pushsse.backplane.memory import MemoryBackplane
+from pushsse.backplane.redis import RedisBackplane
 from pushsse.database import Database
-from pushsse.dispatcher import Dispatcher
-from pushsse.errors import CloseReason
-from pushsse.hub import inside
-from pushsse.hub.hub import Watch, drain
+from pushsse.errors import CloseReason, PushsseError, SettingsError
+from pushsse.hub import Inside
+from pushsse.hub.hub import FLUSH_S, Hub, Watch, drain
+from pushsse.intake.http import Intake
+from pushsse.intake.kafka import KafkaIntake
+from pushsse.kafka.producer import Producer
 from pushsse.metrics import Metrics
 from pushsse.preferences.service import Catalogue, Preferences, Reading
 from pushsse.preferences.store import PreferenceStore
-from pushsse.questions.service import questions
-from pushsse.questions.store import Store
+from pushsse.questions.service import Questions
 from pushsse.settings import Settings
-from pushsse.witness import Witness, WitnessTable
-from pushsse.workers.worker import Worker
+from pushsse.stream.frame import random_retry_ms
+from pushsse.witness import Witness
+from pushsse.workers.worker import SupervisorGone, Worker
 
+log = logging.getLogger(__name__)
 # Over how many seconds an isolated node ends its streams.
-_LEAVE_S = 5.0
+_ISOLATED_WINDOW_S = 5.0
+TRIM_EVERY_S = 20.0
+# One walk over everything takes 0.2 s where there are 15,000 streams.
+WALK_EVERY = 180
 Service = Callable[[], Awaitable[None]]
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
 class Node:
-    """The parts of one process. `draining` and `started` decide whether it is ready."""
+    """The parts of one process. `worker` is its link to a supervisor, where it has one."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.metrics = Metrics()
-        self.started = False
-        self.draining = False
-        self.worker: Worker | None = None
-        self.database = Database(settings.database_url)
-        store = self.store = PreferenceStore(self.database)
-        self.reading = Reading(store.switches, now=store.switches_now)
-        self.catalogue = Catalogue(store, new_types=settings.new_types, metrics=self.metrics)
-        self.backplane = build.backplane(settings, self.metrics)
-        self.preferences = Preferences(store, self.backplane)
-        self.dispatcher = Dispatcher(
-            backplane=self.backplane,
-            switches=store,
-            seen=self.catalogue.notice,
-            shards=settings.shards,
-            metrics=self.metrics,
-        )
-        self.inside = inside(
-            self.backplane,
-            shards=settings.shards,
-            limits=build.limits(settings),
-            switches=self.reading.switches,
-            settle=self.preferences.settle,
-            so_far=lambda user: self.questions.so_far(user),
-            metrics=self.metrics,
-        )
-        self.hub = self.inside.hub
-        self._answering = build.answering(settings, self.metrics)
-        self.questions = questions(
-            Store(self.database),
-            self.backplane,
-            self._answering.answerer,
-            node=settings.node,
-            timeout_s=settings.answer_timeout_s,
-            metrics=self.metrics,
-        )
-        self.watch = Watch(self.hub)
-        self.identifier = build.identifier(settings)
-        self.intakes = build.intakes(
-            settings,
-            self.backplane,
-            dispatcher=self.dispatcher,
-            admits=self.catalogue.admits,
-            metrics=self.metrics,
-        )
-        self.witness = self._witness()
-        self._gauges()
+    settings: Settings
+    metrics: Metrics
+    identifier: Identifier
+    database: Database
+    backplane: MemoryBackplane | RedisBackplane
+    store: PreferenceStore
+    catalogue: Catalogue
+    reading: Reading
+    preferences: Preferences
+    inside: Inside
+    watch: Watch
+    questions: Questions
+    intake: Intake
+    consumer: KafkaIntake | None
+    producers: Sequence[Producer]
+    witness: Witness | None
+    worker: Worker | None
+    started: bool = False
+    draining: bool = False
+
+    @property
+    def hub(self) -> Hub:
+        """The streams of this node."""
+        return self.inside.hub
 
     @asynccontextmanager
-    async def parts(self) -> AsyncIterator[None]:
-        """Opens the database, the backplane and the intake; the embedded database is migrated."""
+    async def running(
+        self, on_failure: Callable[[], None], *, more: Mapping[str, Service] | None = None
+    ) -> AsyncIterator[None]:
+        """Runs the node, and `more` services, while the context lasts. Raises PushsseError if it can't start.
+
+        `on_failure` is called when a service has ended; it has to end the process.
+        """
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self.database)
-            if self.settings.database_url.startswith("sqlite"):
-                await self.database.migrate()
-            await stack.enter_async_context(self.backplane)
-            for producer in (*self.intakes.producers, *self._answering.producers):
-                await stack.enter_async_context(producer)
+            try:
+                await self._open(stack)
+            except PushsseError as error:
+                log.critical("this node can't start: %s", error)
+                raise
+            await stack.enter_async_context(_supervised({**self._services(), **(more or {})}, on_failure))
+            self.started = True
             yield
 
-    def services(self) -> dict[str, Service]:
+    async def _open(self, stack: AsyncExitStack) -> None:
+        await stack.enter_async_context(self.database)
+        if self.settings.database_url.startswith("sqlite"):
+            await self.database.migrate()
+        await stack.enter_async_context(self.backplane)
+        for producer in self.producers:
+            await stack.enter_async_context(producer)
+
+    def _services(self) -> dict[str, Service]:
         """What runs for as long as the node does, in the order in which it starts."""
         worker = self.worker
         return {
@@ -110,35 +112,14 @@ class Node:
             "questions": self.questions.run,
             "memory": trim_memory,
             **({"witness": self.witness.run} if self.witness is not None else {}),
-            **({"intake": self.intakes.consumer.run} if self.intakes.consumer is not None else {}),
+            # Last: what the intake dispatches, the services above deliver.
+            **({"intake": self.consumer.run} if self.consumer is not None else {}),
         }
 
     @property
     def isolated(self) -> bool:
         """Whether this node alone has lost Redis."""
         return self.witness is not None and self.witness.isolated
-
-    def _witness(self) -> Witness | None:
-        """Only where there may be other nodes, and a database to ask about them."""
-        if not self.settings.redis_url or self.settings.database_url.startswith("sqlite"):
-            return None
-        return Witness(
-            WitnessTable(self.database, node=self.settings.node),
-            hears=lambda: self.backplane.hears,
-            leave=self._leave,
-            come_back=self._come_back,
-        )
-
-    async def _leave(self) -> None:
-        if self.intakes.consumer is not None:
-            self.intakes.consumer.release()
-        self.questions.release()
-        await drain(self.hub, window_s=_LEAVE_S, reason=CloseReason.OVERLOADED)
-
-    def _come_back(self) -> None:
-        if self.intakes.consumer is not None:
-            self.intakes.consumer.resume()
-        self.questions.resume()
 
     def unready(self) -> str:
         """Why the node isn't ready; empty when it is."""
@@ -158,30 +139,84 @@ class Node:
         return {"database": self.database.available, "backplane": self.backplane.available}
 
     async def exposition(self) -> bytes:
-        """The metrics of this process, or of all workers."""
+        """The metrics of this process, or of all workers, as text for Prometheus."""
         if self.worker is not None:
             return await self.worker.exposition(self.metrics.collect)
         return self.metrics.exposition()
 
-    def _gauges(self) -> None:
-        gauge = self.metrics.gauge
-        gauge("connections", "Open streams", lambda: len(self.hub.subscribers))
-        gauge(
-            "people",
-            "People with a stream here",
-            lambda: sum(len(s.people) for s in self.hub.shards.values()),
-        )
-        gauge("hearings_waiting", "What was heard and not delivered", lambda: self.inside.feed.waiting)
-        gauge("backplane_available", "Whether the backplane answers", lambda: self.backplane.available)
-        gauge("types", "Types in the catalogue, which holds 1,000", lambda: self.catalogue.size)
-        gauge("isolated", "Whether this node alone has lost Redis", lambda: self.isolated)
-        gauge("database_failures", "Statements that failed so far", lambda: self.database.failures)
-        gauge("database_available", "Whether the database answers", lambda: self.database.available)
+    def end_streams(self) -> None:
+        """Ends all streams at once; from now on the node isn't ready."""
+        self.draining = True
+        for subscriber in list(self.hub.subscribers):
+            self.hub.end(subscriber, CloseReason.SHUTDOWN, retry_ms=random_retry_ms())
+
+    async def leave(self, *, window_s: float, flush_s: float = FLUSH_S) -> None:
+        """Ends all streams within `window_s` seconds; their last words may take `flush_s` more."""
+        self.draining = True
+        await drain(self.hub, window_s=window_s, flush_s=flush_s)
 
 
-TRIM_EVERY_S = 20.0
-# One walk over everything takes 0.2 s where there are 15,000 streams.
-WALK_EVERY = 180
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a node does for all of them, and gives back while it is isolated. Called by `witness`."""
+
+    backplane: Backplane
+    consumer: KafkaIntake | None
+    questions: Questions
+    hub: Hub
+
+    @property
+    def hears(self) -> bool:
+        """Whether the node hears the backplane."""
+        return self.backplane.hears
+
+    async def give_back(self) -> None:
+        """Other nodes get the Kafka partitions, the questions and the streams."""
+        if self.consumer is not None:
+            self.consumer.release()
+        self.questions.release()
+        await drain(self.hub, window_s=_ISOLATED_WINDOW_S, reason=CloseReason.OVERLOADED)
+
+    def take_back(self) -> None:
+        """This node takes its share again."""
+        if self.consumer is not None:
+            self.consumer.resume()
+        self.questions.resume()
+
+
+@asynccontextmanager
+async def _supervised(services: Mapping[str, Service], on_failure: Callable[[], None]) -> AsyncIterator[None]:
+    """Runs the services while the context lasts."""
+
+    async def run(name: str, service: Service) -> None:
+        try:
+            await service()
+            log.critical("service %s ended by itself, so this process ends", name)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # A library let a cancellation of its own out: nobody asked this service to stop.
+            log.critical("service %s was cancelled from inside, so this process ends", name, exc_info=True)
+        except SupervisorGone:
+            log.critical("the supervisor of this worker is gone, so this process ends")
+        except SettingsError as error:
+            log.critical("%s; this process ends", error)
+        except Exception:
+            log.critical("service %s died, so this process ends", name, exc_info=True)
+        on_failure()
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(run(name, service), name=name) for name, service in services.items()]
+        try:
+            yield
+        finally:
+            # The reverse of their start: the intake stops before what delivers.
+            for task in reversed(tasks):
+                task.cancel()
+
+
+# Memory
 
 
 def settle_memory() -> None:

@@ -20,14 +20,12 @@ from typing import Any, Literal
 
 import uvicorn
 
-from pushsse.app import create_app
-from pushsse.hub.hub import FLUSH_S, drain
+from pushsse.app import application
+from pushsse.hub.hub import FLUSH_S
 from pushsse.node import Node, settle_memory
-from pushsse.settings import Settings
 from pushsse.stream import handover
 from pushsse.stream.handover import drop
 from pushsse.stream.immediate import ImmediateHttp
-from pushsse.workers.worker import Worker
 
 log = logging.getLogger(__name__)
 Http = type[asyncio.Protocol] | Literal["auto", "h11", "httptools"]
@@ -46,17 +44,35 @@ def stopping_signals() -> list[signal.Signals]:
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that drains its node first.
+    """A uvicorn server that drains its node before it stops. `ready` is called when it serves.
 
-    `failed` says that a service died; `status` is the exit status that a second signal asked for.
+    `failed` says that a service has ended by itself; `status` is the exit status that a second signal asked
+    for.
     """
 
-    def __init__(self, config: uvicorn.Config, node: Node) -> None:
-        super().__init__(config)
+    def __init__(
+        self, node: Node, *, http: Http | None = None, ready: Callable[[], None] | None = None
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                application(node, on_failure=self.fail),
+                lifespan="on",
+                http=http or best_http(),
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                proxy_headers=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=GRACE_S,
+            )
+        )
         self.node = node
         self.failed = False
         self.status = 0
-        self.ready: Callable[[], None] | None = None
+        self._ready = ready
         self._signals = 0
         self._leaving: asyncio.Task[None] | None = None
         self._quick: asyncio.Task[None] | None = None
@@ -85,8 +101,10 @@ class Server(uvicorn.Server):
             # The port was had, and somebody else has begun to listen on it since then.
             log.critical("can't listen on port %s: %s", ", ".join(ports), reason)
             self.failed = self.should_exit = True
-        elif self.started and self.ready is not None:
-            self.ready()
+        elif self.started:
+            settle_memory()
+            if self._ready is not None:
+                self._ready()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -167,14 +185,14 @@ class Server(uvicorn.Server):
         await asyncio.sleep(delay_s)
         for server in self.servers:
             server.close()
-        await drain(self.node.hub, window_s=window_s)
+        await self.node.leave(window_s=window_s)
         self.should_exit = True
 
     async def _end_quickly(self) -> None:
         self.node.draining = True
         for server in self.servers:
             server.close()
-        await drain(self.node.hub, window_s=0.0, flush_s=_QUICK_FLUSH_S)
+        await self.node.leave(window_s=0.0, flush_s=_QUICK_FLUSH_S)
         self.should_exit = True
         # uvicorn may be waiting for connections already.
         await asyncio.sleep(_QUICK_FLUSH_S)
@@ -234,49 +252,9 @@ def best_http() -> Http:
     return ImmediateHttp
 
 
-def make_server(settings: Settings, *, http: Http | None = None) -> Server:
-    """A server for one node, on sockets that it is given when it runs. Raises SettingsError."""
-    server: Server | None = None
-
-    def on_failure() -> None:
-        if server is not None:
-            server.fail()
-
-    app = create_app(settings, on_failure=on_failure)
-    config = uvicorn.Config(
-        app,
-        lifespan="on",
-        http=http or best_http(),
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,
-        backlog=BACKLOG,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=GRACE_S,
-    )
-    server = Server(config, app.state.node)
-    return server
-
-
-def serve(
-    server: Server,
-    listener: socket.socket,
-    *,
-    ready: Callable[[], None] | None = None,
-    worker: Worker | None = None,
-) -> int:
-    """Runs one node until it is told to stop; the exit status. `ready` is called when it serves."""
-
-    def on_ready() -> None:
-        settle_memory()
-        if ready is not None:
-            ready()
-
-    server.ready = on_ready
-    server.node.worker = worker
+def serve(node: Node, listener: socket.socket, *, ready: Callable[[], None]) -> int:
+    """Serves until told to stop; the exit status. `ready` is called when the node serves."""
+    server = Server(node, ready=ready)
     server.run(sockets=[listener])
     return server.status or (1 if server.failed or not server.started else 0)
 

@@ -23,6 +23,7 @@ from pushsse.errors import SettingsError
 from pushsse.logs import HIDDEN, shown
 
 PREFIX = "PUSHSSE_"
+FILE = Path("pushsse.toml")
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZES = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _DEFAULT_PORTS = (("http", ":80"), ("https", ":443"))

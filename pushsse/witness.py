@@ -10,7 +10,6 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
@@ -45,6 +44,23 @@ class Words(Protocol):
         ...
 
 
+class Work(Protocol):
+    """What the node does for all of them, and whether it hears what the others publish."""
+
+    @property
+    def hears(self) -> bool:
+        """Whether the node hears the backplane."""
+        ...
+
+    async def give_back(self) -> None:
+        """Others are to do it: this node is isolated."""
+        ...
+
+    def take_back(self) -> None:
+        """This node does its share again."""
+        ...
+
+
 @dataclass(slots=True)
 class Isolation:
     """Whether this node is isolated: a change takes ten seconds of the same, so nothing flaps."""
@@ -69,21 +85,11 @@ class Isolation:
 
 
 class Witness:
-    """Looks, for ever. `leave` is called when this node is isolated, `come_back` when it no longer is."""
+    """Looks, for ever, and gives the work back while this node is isolated."""
 
-    def __init__(
-        self,
-        words: Words,
-        *,
-        hears: Callable[[], bool],
-        leave: Callable[[], Awaitable[None]],
-        come_back: Callable[[], None],
-        look_s: float = _LOOK_S,
-    ) -> None:
+    def __init__(self, words: Words, work: Work, *, look_s: float = _LOOK_S) -> None:
         self._words = words
-        self._hears = hears
-        self._leave = leave
-        self._come_back = come_back
+        self._work = work
         self._look_s = look_s
         self._isolation = Isolation()
 
@@ -98,7 +104,7 @@ class Witness:
         while True:
             number += 1
             await asyncio.sleep(self._look_s * random.uniform(0.75, 1.25))
-            hears = self._hears()
+            hears = self._work.hears
             others = await self._others(hears, number)
             if self._isolation.look(time.monotonic(), hears=hears, others=others):
                 await self._change()
@@ -122,10 +128,10 @@ class Witness:
                 " partitions and its questions back, and ends its streams. Look at its network",
                 AFTER_S,
             )
-            await self._leave()
+            await self._work.give_back()
         else:
             log.warning("this node hears Redis again: it is ready")
-            self._come_back()
+            self._work.take_back()
 
 
 def draw_after_s() -> float:

@@ -15,9 +15,10 @@ from httpx_sse import ServerSentEvent
 from httpx_sse._decoders import SSEDecoder
 
 from deploy.parts.certificate import Certificate
+from pushsse.build import build
 from pushsse.cli.serve import listening_socket
 from pushsse.node import Node
-from pushsse.server import Http, make_server
+from pushsse.server import Http, Server
 from pushsse.settings import load
 
 LIMIT_S = 10.0
@@ -147,7 +148,7 @@ async def serving(
     settings = load({}, given)
     listener = listening_socket(settings)
     port = listener.getsockname()[1]
-    server = make_server(settings, http=http)
+    server = Server(build(settings), http=http)
     trust = None
     if certificate is not None:
         server.config.ssl_certfile, server.config.ssl_keyfile = certificate.chain, str(certificate.key)

@@ -1,19 +1,81 @@
-"""The calls of the interface as a table, with the types that they take and give. `openapi` reads it."""
+"""The interface: a table of its calls, the routes made from it, and the document made from it.
 
-from collections.abc import Mapping
+`app` asks for `routes` and `direct_calls` with the endpoints of a node. `/openapi.json` is the same table,
+with the types that validate what calls take and give. A new call is an entry here and an endpoint's method.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any, Literal
 
-from pushsse.api import events, questions
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from pushsse import __version__
+from pushsse.api import events, page, questions
+from pushsse.api.direct import answered
+from pushsse.api.health import HealthEndpoint
 from pushsse.api.identity import ASK, PREFERENCES, PUBLISH, STREAM
-from pushsse.api.preferences import ChangeRequest, PreferenceList
+from pushsse.api.preferences import ChangeRequest, PreferenceList, PreferencesEndpoint
+from pushsse.api.problem import MEDIA_TYPE
+from pushsse.api.stream import StreamEndpoint
 from pushsse.event import Event
 from pushsse.questions.life import AnswerErrorEvent, AnswerEvent, DeltaEvent, QuestionEvent
+from pushsse.stream import immediate
 
 JSON = "application/json"
 SSE = "text/event-stream"
 TEXT = "text/plain"
 NDJSON = "application/x-ndjson"
+# A stream may take the connection over, so its endpoint is an ASGI application; all others return a response.
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Document:
+    """`/openapi.json`, encoded once."""
+
+    def __init__(self) -> None:
+        self._content = msgspec.json.encode(document())
+
+    async def get(self, _: Request) -> Response:
+        """The interface, for tools that make clients and for people."""
+        return Response(self._content, media_type="application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """What answers the calls of one node."""
+
+    stream: StreamEndpoint
+    events: events.EventsEndpoint
+    preferences: PreferencesEndpoint
+    questions: questions.QuestionsEndpoint
+    health: HealthEndpoint
+    page: page.PageEndpoint
+    document: Document
+
+
+class ProblemError(msgspec.Struct, frozen=True):
+    """One thing that is wrong with the body."""
+
+    at: str
+    detail: str
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """What is wrong with a request (RFC 9457); `code` is for programs, `detail` for people."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    errors: tuple[ProblemError, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +90,30 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One call: what it needs, takes and gives. None as a type means text."""
+    """One call: what it needs, takes and gives. None as a type means text.
+
+    `hot` calls come by the thousand and go around the framework's layers. `immediate` answers those that need
+    not wait, without ASGI. A call without a name isn't in the document.
+    """
 
     method: str
     path: str
-    name: str
-    summary: str
+    handler: Callable[[Endpoints], Handler | StreamEndpoint]
+    hot: bool = False
+    immediate: Callable[[Endpoints], immediate.Call] | None = None
+    name: str = ""
+    summary: str = ""
     text: str = ""
     scope: str = ""
     parameters: tuple[Parameter, ...] = ()
     bodies: Mapping[str, type | None] = field(default_factory=dict)
-    answers: Mapping[tuple[int, str], type | None]
+    answers: Mapping[tuple[int, str], type | None] = field(default_factory=dict)
     problems: tuple[int, ...] = ()
 
 
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_REF = "#/components/schemas/{name}"
+_PATH_PARAMETER = re.compile(r"{(\w+)}")
 # What the events about questions hold, on a stream and in the reply to a question.
 QUESTION_EVENTS: Mapping[str, type] = {
     "question": QuestionEvent,
@@ -65,6 +137,8 @@ CALLS = (
     Call(
         method="GET",
         path="/v1/stream",
+        handler=lambda at: at.stream,
+        hot=True,
         name="stream",
         summary="The person's stream",
         text="Begins with `ready`; each event's `id` is where the stream has got. A service that is busy "
@@ -93,6 +167,7 @@ CALLS = (
     Call(
         method="GET",
         path="/v1/events",
+        handler=lambda at: at.events.get,
         name="readEvents",
         summary="The person's events as JSON",
         text="Without `after` and `since` there are no events, only the present position.",
@@ -114,6 +189,9 @@ CALLS = (
     Call(
         method="POST",
         path="/v1/events",
+        handler=lambda at: at.events.post,
+        hot=True,
+        immediate=lambda at: at.events.post_at_once,
         name="publishEvents",
         summary="Publish one event, or one a line",
         text="With `type` and `to`, any other body is a text message. 202 if at least one was accepted. "
@@ -135,6 +213,7 @@ CALLS = (
     Call(
         method="GET",
         path="/v1/preferences",
+        handler=lambda at: at.preferences.get,
         name="preferences",
         summary="The person's switches",
         scope=PREFERENCES,
@@ -144,6 +223,7 @@ CALLS = (
     Call(
         method="POST",
         path="/v1/preferences",
+        handler=lambda at: at.preferences.post,
         name="changePreferences",
         summary="Switch event types on and off",
         scope=PREFERENCES,
@@ -154,6 +234,7 @@ CALLS = (
     Call(
         method="GET",
         path="/v1/questions",
+        handler=lambda at: at.questions.get_all,
         name="questions",
         summary="The person's questions, newest first",
         scope=ASK,
@@ -172,6 +253,7 @@ CALLS = (
     Call(
         method="POST",
         path="/v1/questions",
+        handler=lambda at: at.questions.post,
         name="ask",
         summary="Ask a question",
         text="With `Accept: text/event-stream` the answer streams in the reply, and on the person's streams.",
@@ -191,6 +273,7 @@ CALLS = (
     Call(
         method="GET",
         path="/v1/questions/{id}",
+        handler=lambda at: at.questions.get,
         name="question",
         summary="One question with its answer so far",
         scope=ASK,
@@ -200,21 +283,169 @@ CALLS = (
     Call(
         method="POST",
         path="/v1/questions/{id}/cancel",
+        handler=lambda at: at.questions.cancel,
         name="cancelQuestion",
         summary="Stop an answer",
         scope=ASK,
         answers=_FOUND,
         problems=(*_ME, 404, 503),
     ),
-    Call(method="GET", path="/livez", name="livez", summary="Alive", answers={(200, JSON): dict}),
+    Call(
+        method="GET",
+        path="/livez",
+        handler=lambda at: at.health.live,
+        name="livez",
+        summary="Alive",
+        answers={(200, JSON): dict},
+    ),
     Call(
         method="GET",
         path="/readyz",
+        handler=lambda at: at.health.ready,
+        hot=True,
         name="readyz",
         summary="Whether to send streams here",
         answers={(200, JSON): dict, (503, JSON): dict},
     ),
-    Call(method="GET", path="/metrics", name="metrics", summary="Prometheus", answers={(200, TEXT): None}),
-    Call(method="GET", path="/", name="page", summary="The H5 page", answers={(200, "text/html"): None}),
-    Call(method="GET", path="/openapi.json", name="openapi", summary="This", answers={(200, JSON): dict}),
+    Call(
+        method="GET",
+        path="/metrics",
+        handler=lambda at: at.health.metrics,
+        name="metrics",
+        summary="Prometheus",
+        answers={(200, TEXT): None},
+    ),
+    Call(
+        method="GET",
+        path="/",
+        handler=lambda at: at.page.get,
+        name="page",
+        summary="The H5 page",
+        answers={(200, "text/html"): None},
+    ),
+    Call(
+        method="GET",
+        path="/openapi.json",
+        handler=lambda at: at.document.get,
+        name="openapi",
+        summary="This",
+        answers={(200, JSON): dict},
+    ),
+    *(Call(method="GET", path=path, handler=lambda at: at.page.get) for path in page.PATHS if path != "/"),
 )
+
+
+def routes(endpoints: Endpoints) -> Sequence[Route]:
+    """A route for each call."""
+    return [Route(call.path, call.handler(endpoints), methods=[call.method]) for call in CALLS]
+
+
+def direct_calls(endpoints: Endpoints) -> Mapping[tuple[str, str], ASGIApp]:
+    """The calls that come by the thousand, by method and path."""
+    found: dict[tuple[str, str], ASGIApp] = {}
+    for call in CALLS:
+        if call.hot:
+            handler = call.handler(endpoints)
+            found[call.method, call.path] = (
+                handler if isinstance(handler, StreamEndpoint) else answered(handler)
+            )
+    return found
+
+
+def immediate_calls(endpoints: Endpoints) -> immediate.Calls:
+    """The calls that the HTTP protocol answers itself, where they need not wait for anything."""
+    return {
+        (call.method.encode(), call.path.encode()): call.immediate(endpoints)
+        for call in CALLS
+        if call.immediate is not None
+    }
+
+
+def document() -> dict[str, Any]:
+    """The interface as OpenAPI 3.1."""
+    calls = [call for call in CALLS if call.name]
+    kinds = {
+        kind for call in calls for kind in (*call.bodies.values(), *call.answers.values()) if kind is not None
+    }
+    kinds |= {Problem, *QUESTION_EVENTS.values()}
+    ordered = sorted(kinds, key=lambda kind: (kind.__name__, kind.__module__))
+    refs, components = msgspec.json.schema_components(ordered, ref_template=_REF)
+    schema = dict(zip(ordered, refs, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for call in calls:
+        paths.setdefault(call.path, {})[call.method.lower()] = _operation(call, schema)
+    found: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "jsonSchemaDialect": _DIALECT,
+        "info": {
+            "title": "pushsse",
+            "version": __version__,
+            "description": "Events to people over Server-Sent Events, their switches, their questions.",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "paths": paths,
+        "components": {
+            "schemas": _ecma(components),
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+        },
+    }
+    return found
+
+
+def _operation(call: Call, schema: Mapping[type, Any]) -> dict[str, Any]:
+    operation: dict[str, Any] = {"operationId": call.name, "summary": call.summary, "responses": {}}
+    if call.scope:
+        operation["description"] = f"Needs the scope `pushsse:{call.scope}`. {call.text}".strip()
+        operation["security"] = [{"bearer": []}]
+    elif call.text:
+        operation["description"] = call.text
+    path_parameters = [
+        Parameter(name, "path", "", {"type": "string"}) for name in _PATH_PARAMETER.findall(call.path)
+    ]
+    if parameters := [*path_parameters, *call.parameters]:
+        operation["parameters"] = [_parameter(parameter) for parameter in parameters]
+    if call.bodies:
+        operation["requestBody"] = {"required": True, "content": _content(call.bodies.items(), schema)}
+    responses = operation["responses"]
+    for (status, media), kind in call.answers.items():
+        response = responses.setdefault(str(status), {"description": HTTPStatus(status).phrase})
+        if media:
+            response.setdefault("content", {}).update(_content([(media, kind)], schema))
+            if media == SSE:
+                # OpenAPI 3.1 has no word for a stream of events.
+                response["content"][media]["x-events"] = {
+                    name: schema[event] for name, event in QUESTION_EVENTS.items()
+                }
+    for status in call.problems:
+        problem = {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": schema[Problem]}},
+        }
+        responses[str(status)] = problem
+    return operation
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    made = {
+        "name": parameter.name,
+        "in": parameter.place,
+        "required": parameter.place == "path",
+        "schema": parameter.schema,
+    }
+    return made | ({"description": parameter.text} if parameter.text else {})
+
+
+def _content(media: Iterable[tuple[str, type | None]], schema: Mapping[type, Any]) -> dict[str, Any]:
+    return {
+        name: {"schema": schema[kind] if kind is not None else {"type": "string"}} for name, kind in media
+    }
+
+
+def _ecma(schema: Any) -> Any:
+    r"""Patterns as JSON Schema means them: ECMA-262 has no \Z, and its $ is just that."""
+    if isinstance(schema, dict):
+        return {
+            name: inner.replace(r"\Z", "$") if name == "pattern" and isinstance(inner, str) else _ecma(inner)
+            for name, inner in schema.items()
+        }
+    return [_ecma(inner) for inner in schema] if isinstance(schema, list | tuple) else schema

@@ -7,14 +7,14 @@ its client (`leave`) is sent after all layers have returned: it would keep the f
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from types import MappingProxyType
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pushsse.stream.immediate import Call, Calls
+from pushsse.stream.immediate import NO_CALLS, Call, Calls
 
 _KEY = "pushsse.direct"
 Handler = Callable[[Request, Exception], Awaitable[Response]]
@@ -91,15 +91,16 @@ def answered(endpoint: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
 class Application(Starlette):
     """Starlette, the calls that need none of it, and after both what an endpoint has left for later."""
 
-    direct: Direct | None = None
-    # Read by the HTTP protocol, for each connection.
-    immediate: Calls = MappingProxyType({})
+    def __init__(self, *, direct: Direct, immediate: Calls = NO_CALLS, **options: Any) -> None:
+        """`immediate` is read by the HTTP protocol, for each connection; `options` are Starlette's."""
+        super().__init__(**options)
+        self._direct = direct
+        self.immediate = immediate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        direct = self.direct
-        if direct is not None and (endpoint := direct.find(scope)) is not None:
-            await direct.call(endpoint, scope, receive, send)
+        endpoint = self._direct.find(scope)
+        if endpoint is not None:
+            await self._direct.call(endpoint, scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
         response: Callable[[], Awaitable[None]] | None = scope.pop(_KEY, None)

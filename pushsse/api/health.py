@@ -1,11 +1,11 @@
-"""`/livez`, `/readyz`, `/metrics`. Wired by `app`.
+"""`/livez`, `/readyz`, `/metrics`: for balancers, orchestrators and Prometheus.
 
-Deliberate: not ready only while starting, draining, or for a fault of this node's own; a shared dependency
-that is away would take all nodes out at once.
+Deliberate: a node isn't ready only while it starts, while it drains, or for a fault of its own. A shared
+dependency that is away makes no node unready: all of them would leave at once.
 """
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,24 +13,38 @@ from starlette.responses import Response
 from pushsse.api.problem import json_response
 
 
+class Health(Protocol):
+    """What a node says about itself."""
+
+    def unready(self) -> str:
+        """Why it takes no streams; empty when it does."""
+        ...
+
+    def available(self) -> dict[str, bool]:
+        """Which of its parts answered a moment ago."""
+        ...
+
+    async def exposition(self) -> bytes:
+        """Its metrics, or those of all workers, in Prometheus' text format 0.0.4."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class HealthEndpoint:
-    """For balancers, orchestrators and Prometheus."""
+    """The calls about the node itself."""
 
-    unready: Callable[[], str]
-    parts: Callable[[], dict[str, bool]]
-    exposition: Callable[[], Awaitable[bytes]]
+    node: Health
 
     async def live(self, _: Request) -> Response:
-        """The process turns its loop."""
+        """The event loop runs."""
         return json_response({"status": "alive"})
 
     async def ready(self, _: Request) -> Response:
-        """Whether to send streams here; the parts are told for people, they don't decide."""
-        reason = self.unready()
-        body = {"status": reason or "ready", "parts": self.parts()}
+        """Whether to send streams here. The parts are there for people to read; they don't decide."""
+        reason = self.node.unready()
+        body = {"status": reason or "ready", "parts": self.node.available()}
         return json_response(body, 503 if reason else 200)
 
     async def metrics(self, _: Request) -> Response:
-        """All counters, in Prometheus' text format."""
-        return Response(await self.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        """The metrics of this process, or of all workers."""
+        return Response(await self.node.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")

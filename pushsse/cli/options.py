@@ -19,7 +19,6 @@ from pushsse.errors import SettingsError
 from pushsse.logs import CONTROL, visible
 from pushsse.settings import Settings
 
-FILE = "pushsse.toml"
 Command = Callable[..., Any]
 
 
@@ -44,7 +43,7 @@ def with_settings(*names: str) -> Callable[[Command], Command]:
         for name in reversed(names or tuple(settings.FIELDS)):
             command = _option(name)(command)
         return click.option(
-            "--config", type=click.Path(path_type=Path), help=f"settings file  [default: {FILE}]"
+            "--config", type=click.Path(path_type=Path), help=f"settings file  [default: {settings.FILE}]"
         )(command)
 
     return decorate
@@ -55,7 +54,7 @@ def read_settings(config: Path | None, options: dict[str, object]) -> Settings:
     try:
         if config is not None and not config.exists():
             raise SettingsError(f"{config}: there is no such file")
-        return settings.load(os.environ, options, file=config or Path(FILE))
+        return settings.load(os.environ, options, file=config or settings.FILE)
     except SettingsError as error:
         raise BadSetting(str(error)) from None
 

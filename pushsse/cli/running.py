@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import click
 
-from pushsse import __version__, logs, server
+from pushsse import __version__, build, logs, server
 from pushsse.backplane.redis.canary import probe
 from pushsse.cli.options import BadSetting, say
 from pushsse.cli.serve import banner, listening_socket, parts
@@ -31,14 +31,18 @@ def run(settings: Settings, listener: socket.socket) -> int:
     """Serves until told to stop; the exit status. Raises BadSetting."""
     logs.configure(settings.log_level)
     port = listener.getsockname()[1]
+
+    def ready() -> None:
+        say(banner(settings, port), lines=True)
+
     try:
         # Before the first word: what the settings name (a question file, a key) may be unusable.
-        node = server.make_server(settings)
+        build.check(settings)
         _introduce(settings, port)
         asyncio.run(wait(settings, lambda text: say(f"pushsse: {text}", err=True)))
         if settings.workers > 1:
-            return supervisor.run(settings, port, ready=lambda: say(banner(settings, port), lines=True))
-        return server.serve(node, listener, ready=lambda: say(banner(settings, port), lines=True))
+            return supervisor.run(settings, port, ready=ready)
+        return server.serve(build.build(settings), listener, ready=ready)
     except SettingsError as error:
         raise BadSetting(str(error)) from None
 
@@ -62,13 +66,13 @@ def worker(link: int) -> None:
         try:
             settings = one.settings()
             logs.configure(settings.log_level)
-            node = server.make_server(settings)
+            node = build.build(settings, worker=one)
         except SupervisorGone:
             sys.exit(1)
         except SettingsError as error:
             raise BadSetting(str(error)) from None
         with listening_socket(settings) as listener:
-            sys.exit(server.serve(node, listener, ready=one.ready, worker=one))
+            sys.exit(server.serve(node, listener, ready=one.ready))
 
 
 Say = Callable[[str], None]

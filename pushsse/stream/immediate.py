@@ -34,7 +34,7 @@ Call = Callable[[Request, bytes], Response | None]
 Calls = Mapping[tuple[bytes, bytes], Call]
 # Whatever changes how a request or its body is read.
 _UNUSUAL = frozenset({b"expect", b"upgrade", b"transfer-encoding", b"content-encoding"})
-_NO_CALLS: Calls = {}
+NO_CALLS: Calls = {}
 
 
 class ImmediateHttp(HandoverHttp):
@@ -49,7 +49,7 @@ class ImmediateHttp(HandoverHttp):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         plain = not (self.root_path or config.access_log or self.limit_concurrency is not None)
-        self._calls: Calls = getattr(self.app, "immediate", _NO_CALLS) if plain else _NO_CALLS
+        self._calls: Calls = getattr(self.app, "immediate", NO_CALLS) if plain else NO_CALLS
         # What was read and is being parsed, and whether its request began with it.
         self._data = b""
         self._began = False

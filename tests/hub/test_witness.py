@@ -75,25 +75,34 @@ class Words:
         pass
 
 
+class Work:
+    """What a node does for others, and whether it was given back."""
+
+    def __init__(self) -> None:
+        self.hears = False
+        self.given_back, self.taken_back = asyncio.Event(), asyncio.Event()
+
+    async def give_back(self) -> None:
+        self.given_back.set()
+
+    def take_back(self) -> None:
+        self.taken_back.set()
+
+
 async def test_the_service_leaves_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pushsse.witness.AFTER_S", 0.1)
-    words, hears = Words(), asyncio.Event()
-    left, back = asyncio.Event(), asyncio.Event()
-
-    async def leave() -> None:
-        left.set()
-
-    witness = Witness(words, hears=hears.is_set, leave=leave, come_back=back.set, look_s=0.02)
+    words, work = Words(), Work()
+    witness = Witness(words, work, look_s=0.02)
     words.away = True
     task = asyncio.create_task(witness.run())
     await asyncio.sleep(0.5)
     assert not witness.isolated
     words.away = False
-    await asyncio.wait_for(left.wait(), 10)
+    await asyncio.wait_for(work.given_back.wait(), 10)
     assert witness.isolated
     assert not words.said
-    hears.set()
-    await asyncio.wait_for(back.wait(), 10)
+    work.hears = True
+    await asyncio.wait_for(work.taken_back.wait(), 10)
     assert not witness.isolated
     assert words.said
     task.cancel()
