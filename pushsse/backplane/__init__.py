@@ -211,10 +211,10 @@ class Backplane(Protocol):
         """
         ...
 
-    def publish_at_once(self, calls: Sequence[Append]) -> Receipt | None:
-        """`publish` for a few drafts without sources, without waiting.
+    def publish_at_once(self, appends: Sequence[Append]) -> Receipt | None:
+        """`publish` for a few drafts without sources, without an await.
 
-        None where that can't be, which may be always; then nothing was appended.
+        None if the backplane would have to wait: then nothing was appended, and `publish` is to be called.
         """
         return None
 

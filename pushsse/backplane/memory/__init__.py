@@ -1,8 +1,8 @@
-"""The backplane of a single process: logs in memory, one listener, no outage; a file for the next start.
+"""The backplane of a single process: logs in memory, without outages, and a file that the next start reads.
 
-Called by whoever publishes; hands to `listen`. Deliberate: `publish` appends each call without suspending, so
-that it is atomic; it waits only while the listener is more than MOST_WAITING entries behind, and lets others
-have the loop between calls for many recipients.
+`build` makes it; `Backplane` says who calls it and what it promises. In `logs` are logs, fences and names,
+`writer` is the thread that writes the file, and `store` the file. Deliberate: `publish` waits while the
+listener is MOST_WAITING entries behind, so that what waits for it has a bound.
 """
 
 import asyncio
@@ -41,8 +41,8 @@ from pushsse.errors import NotOwner
 from pushsse.event import Change, Publication
 from pushsse.metrics import Metrics
 
-MOST_WAITING = 10_000
-# Recipients, each of whom is remembered: some 3 ms.
+MOST_WAITING = 10_000  # entries
+# Recipients whose names are remembered without a pause for the event loop: some 3 ms.
 _AT_ONCE = 2_000
 
 
@@ -114,45 +114,51 @@ class MemoryBackplane(Backplane):
 
     # Publishing
 
-    async def publish(self, calls: Sequence[Append]) -> Receipt:
-        """Appends, call by call. Raises NotOwner once the other calls are in."""
+    async def publish(self, appends: Sequence[Append]) -> Receipt:
+        """Appends one after the other, with a pause for others between appends for many recipients.
+
+        An append is atomic because nothing in it awaits.
+        """
         await self._wait_for_room()
         receipt = Receipt()
         heard: list[Entry] = []
         refused: list[Append] = []
         weight = 0
-        for call in calls:
-            if self._partitions.is_foreign(call):
-                refused.append(call)
+        for append in appends:
+            if self._partitions.is_foreign(append):
+                refused.append(append)
                 continue
             if weight >= _AT_ONCE:
-                self._tell_all(heard)
+                # Guarantee 2: before the pause, in which another publisher's entries get a higher order.
+                self._queue_entries(heard)
                 heard, weight = [], 0
                 await asyncio.sleep(0)
-            appended = self._append(call, receipt)
-            weight += sum(recipients(draft.publication) for draft in call.drafts)
-            if self._listening and call.log in self._asked:
+            appended = self._append(append, receipt)
+            weight += sum(recipients(draft.publication) for draft in append.drafts)
+            if self._listening and append.log in self._asked:
                 heard += appended
-        self._tell_all(heard)
+        self._queue_entries(heard)
         receipt.count(self._metrics)
-        if self._writer is not None and any(d.source is not None for call in calls for d in call.drafts):
+        if self._writer is not None and any(d.source is not None for one in appends for d in one.drafts):
             # Guarantee 1: the caller commits their offsets next, and then Kafka never sends them again.
             await self._writer.flush()
         if refused:
-            raise NotOwner(f"{len(refused)} of {len(calls)} calls come from partitions with another owner")
+            raise NotOwner(
+                f"{len(refused)} of {len(appends)} appends come from partitions with another owner"
+            )
         return receipt
 
-    def publish_at_once(self, calls: Sequence[Append]) -> Receipt | None:
+    def publish_at_once(self, appends: Sequence[Append]) -> Receipt | None:
         """`publish` for a few drafts without sources; None while the listener is far behind."""
         if self._behind >= MOST_WAITING:
             return None
         receipt = Receipt()
         heard: list[Entry] = []
-        for call in calls:
-            appended = self._append(call, receipt)
-            if self._listening and call.log in self._asked:
+        for append in appends:
+            appended = self._append(append, receipt)
+            if self._listening and append.log in self._asked:
                 heard += appended
-        self._tell_all(heard)
+        self._queue_entries(heard)
         receipt.count(self._metrics)
         return receipt
 
@@ -161,37 +167,39 @@ class MemoryBackplane(Backplane):
         await self._wait_for_room()
         log = log_of(user, self.shards)
         if self._listening and log in self._asked:
-            self._tell(HeardLive(log, publication))
+            self._queue(HeardLive(log, publication))
 
-    def _append(self, call: Append, receipt: Receipt) -> list[Entry]:
-        log = self._log(call.log)
+    def _append(self, append: Append, receipt: Receipt) -> list[Entry]:
+        """Appends the drafts that are neither fenced, expired nor repeated; returns their entries."""
+        log = self._log(append.log)
         now_ms = self.now_ms()
-        drafts = self._partitions.unfenced(call)
-        receipt.fenced += len(call.drafts) - len(drafts)
+        drafts = self._partitions.unfenced(append)
+        receipt.fenced += len(append.drafts) - len(drafts)
         appended: list[Entry] = []
         for draft in drafts:
+            # Before the names: an expired draft must not use up the name of a later one with the same id.
             if 0 < draft.publication.expires_ms <= now_ms:
                 receipt.expired += 1
                 continue
-            publication = self._seen.unrepeated(call.log, draft, now_ms)
+            publication = self._seen.unrepeated(append.log, draft, now_ms)
             receipt.repeated += recipients(draft.publication) - recipients(publication)
             if publication is not None:
                 self._order += 1
                 appended.append(log.append(self._order, now_ms, publication))
         receipt.appended += len(appended)
         head = log.head
-        receipt.marks[call.log] = head.mark
-        if self._writer is not None and call.drafts:
-            names = [name for draft in call.drafts if draft.once for name in draft.names(call.log)]
+        receipt.marks[append.log] = head.mark
+        if self._writer is not None and append.drafts:
+            names = [name for draft in append.drafts if draft.once for name in draft.names(append.log)]
             self._writer.add(
                 LogUpdate(
-                    call.log,
+                    append.log,
                     head.epoch,
                     head.number,
                     head.first,
                     head.trimmed_ms,
                     appended,
-                    self._partitions.fences_of(call),
+                    self._partitions.fences_of(append),
                     self._seen.times_of(names),
                 )
             )
@@ -210,7 +218,7 @@ class MemoryBackplane(Backplane):
     # Listening
 
     async def listen(self) -> AsyncGenerator[Hearing, None]:
-        """What is published to the followed logs from now on."""
+        """Yields what is appended to the followed logs from now on, for ever."""
         if self._listening:
             raise RuntimeError("the backplane has a listener already")
         self._listening = True
@@ -241,26 +249,26 @@ class MemoryBackplane(Backplane):
             self._begin(log)
 
     def unfollow(self, log: str) -> None:
-        """Takes effect at once: what waits for the listener is dropped."""
+        """Takes effect at once: what waits for the listener of this log is dropped."""
         if self._asked.pop(log, log) is None:
-            kept = [left for heard in self._waiting if (left := _without(log, heard)) is not None]
-            self._waiting = deque(kept)
-            self._behind = sum(map(_weight, kept))
+            others = [left for heard in self._waiting if (left := _without(log, heard)) is not None]
+            self._waiting = deque(others)
+            self._behind = sum(map(_weight, others))
 
     def _begin(self, name: str) -> None:
         log = self._trimmed(name)
-        self._tell(Followed(name, log.head, log.tail()))
+        self._queue(Followed(name, log.head, log.tail()))
 
     def _trimmed(self, name: str) -> MemoryLog:
         log = self._log(name)
         log.trim(self.now_ms())
         return log
 
-    def _tell_all(self, heard: Sequence[Entry]) -> None:
+    def _queue_entries(self, heard: Sequence[Entry]) -> None:
         if heard:
-            self._tell(Heard(tuple(heard)))
+            self._queue(Heard(tuple(heard)))
 
-    def _tell(self, heard: Hearing) -> None:
+    def _queue(self, heard: Hearing) -> None:
         self._waiting.append(heard)
         self._behind += _weight(heard)
         self._wake.set()
@@ -291,7 +299,7 @@ class MemoryBackplane(Backplane):
     # Kafka's partitions
 
     async def claim(self, topic: str, partition: int, owner: str) -> None:
-        """Makes `owner` the only one whose sources of this partition are taken."""
+        """Accepts a partition's sources from `owner` alone from now on."""
         self._partitions.claim(topic, partition, owner)
         if self._writer is not None:
             self._writer.add(set_owner(topic, partition, owner))

@@ -1,6 +1,7 @@
-"""The logs of the embedded backplane, trimmed by age and by bytes, and what it has taken already.
+"""What the embedded backplane holds: logs, what it knows of Kafka's partitions, and the names it has seen.
 
-Used by the embedded backplane alone. Taken already: fences, the owners of partitions, and names of drafts.
+`MemoryBackplane` calls it, on the event loop. All of it together is a `Snapshot`, which the store reads and
+writes.
 """
 
 from bisect import bisect_left
@@ -24,8 +25,8 @@ from pushsse.backplane import (
 )
 from pushsse.event import Change, Publication
 
-_GIVEN_UP = 1000
-_NOTHING = (-1, 0)
+_COMPACT_FROM = 1000
+_NO_FENCE = (-1, 0)
 
 
 @dataclass(slots=True)
@@ -61,15 +62,15 @@ class MemoryLog:
     """Holds every number from `head.first` to `head.number`."""
 
     __slots__ = (
-        "_before",
         "_bytes",
         "_changes",
         "_entries",
         "_epoch",
-        "_given_up",
         "_keep_bytes",
         "_keep_ms",
+        "_last",
         "_name",
+        "_trimmed",
         "_trimmed_ms",
     )
 
@@ -78,24 +79,22 @@ class MemoryLog:
         self._epoch = epoch
         self._keep_ms = keep_ms
         self._keep_bytes = keep_bytes
-        self._before = 0  # the number before the first of all, or the last one where none is held
+        self._last = 0  # the last number, while the list is empty
         self._entries: list[Entry] = []
-        self._given_up = 0  # of the list's front: no longer held, and cut off now and then
+        self._trimmed = 0  # entries at the list's front that are no longer held, and deleted now and then
         self._bytes = 0
         self._trimmed_ms = 0
         self._changes: deque[tuple[int, Change]] = deque()
 
     @property
     def head(self) -> Head:
-        """The log as it stands; its numbers begin after 0."""
-        number = self._entries[-1].number if self._entries else self._before
-        return Head(
-            self._epoch, number, number + 1 - len(self._entries) + self._given_up, 0, self._trimmed_ms
-        )
+        """The state of the log. Its numbers begin at 1, so its base is 0."""
+        number = self._entries[-1].number if self._entries else self._last
+        return Head(self._epoch, number, number + 1 - len(self._entries) + self._trimmed, 0, self._trimmed_ms)
 
     def append(self, order: int, at_ms: int, publication: Publication) -> Entry:
-        """The next number. Its time is never before the one before it, so that times can be searched."""
-        number = self._before + 1
+        """Appends the next entry. Its time is never before its predecessor's, so that `before` can search."""
+        number = self._last + 1
         if self._entries:
             last = self._entries[-1]
             number, at_ms = last.number + 1, max(at_ms, last.at_ms)
@@ -108,48 +107,49 @@ class MemoryLog:
         return entry
 
     def restore(self, number: int, trimmed_ms: int, entries: list[Entry]) -> None:
-        """Goes on where an earlier process stopped."""
-        self._before, self._trimmed_ms, self._entries = number, trimmed_ms, entries
+        """Continues where an earlier process stopped."""
+        self._last, self._trimmed_ms, self._entries = number, trimmed_ms, entries
         self._bytes = sum(_size(entry.publication) for entry in entries)
         changes = ((entry.number, entry.publication.change) for entry in entries)
         self._changes.extend((at, change) for at, change in changes if change is not None)
 
     def entries(self) -> list[Entry]:
         """A copy of all that it holds."""
-        return self._entries[self._given_up :]
+        return self._entries[self._trimmed :]
 
     def trim(self, now_ms: int) -> None:
-        """Gives up what is too old or too much; the last entry stays in the list to carry the number."""
+        """Trims what is too old or too much."""
         entries, oldest_ms = self._entries, now_ms - self._keep_ms
-        while self._given_up < len(entries) and (
-            self._bytes > self._keep_bytes or entries[self._given_up].at_ms < oldest_ms
+        while self._trimmed < len(entries) and (
+            self._bytes > self._keep_bytes or entries[self._trimmed].at_ms < oldest_ms
         ):
-            self._bytes -= _size(entries[self._given_up].publication)
-            self._trimmed_ms = entries[self._given_up].at_ms
-            self._given_up += 1
-        if self._given_up > _GIVEN_UP and self._given_up * 2 > len(entries):
-            # One stays even where all were given up: the head takes its number from it.
-            cut = min(self._given_up, len(entries) - 1)
+            self._bytes -= _size(entries[self._trimmed].publication)
+            self._trimmed_ms = entries[self._trimmed].at_ms
+            self._trimmed += 1
+        if self._trimmed > _COMPACT_FROM and self._trimmed * 2 > len(entries):
+            # Guarantee 2: the last entry stays in the list even if it is trimmed. The next number continues
+            # its number; without it, the log would begin at 1 again in the same epoch.
+            cut = min(self._trimmed, len(entries) - 1)
             del entries[:cut]
-            self._given_up -= cut
+            self._trimmed -= cut
         first = self.head.first
         while self._changes and self._changes[0][0] < first:
             self._changes.popleft()
 
     def after(self, number: int, limit: int) -> list[Entry]:
         """Up to `limit` entries after a number, as far as they are held."""
-        start = self._given_up + max(0, number + 1 - self.head.first)
+        start = self._trimmed + max(0, number + 1 - self.head.first)
         return self._entries[start : start + limit]
 
     def before(self, at_ms: int) -> int:
         """The number before the first entry at or after a time."""
-        at = bisect_left(self._entries, at_ms, lo=self._given_up, key=_at_ms)
-        return self.head.first - 1 + at - self._given_up
+        at = bisect_left(self._entries, at_ms, lo=self._trimmed, key=_at_ms)
+        return self.head.first - 1 + at - self._trimmed
 
     def tail(self) -> tuple[Entry, ...]:
         """The newest entries: at most TAIL_ENTRIES, and TAIL_BYTES together."""
         start, room = len(self._entries), TAIL_BYTES
-        least = max(self._given_up, start - TAIL_ENTRIES)
+        least = max(self._trimmed, start - TAIL_ENTRIES)
         while start > least and room >= _size(self._entries[start - 1].publication):
             start -= 1
             room -= _size(self._entries[start].publication)
@@ -190,16 +190,16 @@ class Partitions:
         snapshot.fences, snapshot.owners = dict(self._fences), dict(self._owners)
         snapshot.starts = {topic: dict(offsets) for topic, offsets in self._starts.items()}
 
-    def fences_of(self, call: Append) -> list[tuple[str, int, int, int]]:
-        """The fences that a call may have moved: topic, partition, offset, time."""
+    def fences_of(self, append: Append) -> list[tuple[str, int, int, int]]:
+        """The fences that an append may have moved: topic, partition, offset, time."""
         moved = dict.fromkeys(
-            (d.source.topic, d.source.partition) for d in call.drafts if d.source is not None
+            (d.source.topic, d.source.partition) for d in append.drafts if d.source is not None
         )
-        found = ((key, self._fences.get((call.log, *key))) for key in moved)
+        found = ((key, self._fences.get((append.log, *key))) for key in moved)
         return [(*key, *fence) for key, fence in found if fence is not None]
 
     def claim(self, topic: str, partition: int, owner: str) -> None:
-        """Makes `owner` the only one of a partition."""
+        """Makes `owner` the only owner of a partition."""
         self._owners[topic, partition] = owner
 
     def is_claimed(self, topic: str, partition: int) -> bool:
@@ -207,29 +207,31 @@ class Partitions:
         return (topic, partition) in self._owners
 
     def first_start(self, topic: str, offsets: Mapping[int, int]) -> Mapping[int, int]:
-        """Where reading of a topic began; the first call says it."""
+        """Where reading of a topic began, as the first call said."""
         return self._starts.setdefault(topic, dict(offsets))
 
-    def is_foreign(self, call: Append) -> bool:
-        """Whether a source of the call is from a partition that has another owner."""
-        sources = [draft.source for draft in call.drafts if draft.source is not None]
+    def is_foreign(self, append: Append) -> bool:
+        """Whether a source is from a partition that has another owner."""
+        sources = [draft.source for draft in append.drafts if draft.source is not None]
         return any(self._owners.get(source[:2], source.owner) != source.owner for source in sources)
 
-    def unfenced(self, call: Append) -> list[Draft]:
-        """The drafts above their fence, which advances past them.
+    def unfenced(self, append: Append) -> list[Draft]:
+        """The drafts above their fence, which moves up to them.
 
-        Against the fence as it was before the call: one record may have several drafts in it.
+        Guarantee 1: against the fence as it was before the append, since one record may have several drafts
+        in it. The fence moves for drafts that expire or repeat, too: it is never behind Kafka's committed
+        offset.
         """
         fences = self._fences
         found: list[Draft] = []
         highest: dict[tuple[str, str, int], tuple[int, int]] = {}
-        for draft in call.drafts:
+        for draft in append.drafts:
             source = draft.source
             if source is not None:
-                key = (call.log, source.topic, source.partition)
-                if source.offset <= fences.get(key, _NOTHING)[0]:
+                key = (append.log, source.topic, source.partition)
+                if source.offset <= fences.get(key, _NO_FENCE)[0]:
                     continue
-                highest[key] = max(highest.get(key, _NOTHING), (source.offset, source.timestamp_ms))
+                highest[key] = max(highest.get(key, _NO_FENCE), (source.offset, source.timestamp_ms))
             found.append(draft)
         fences.update(highest)
         return found
@@ -267,19 +269,19 @@ class SeenNames:
         return [(name, self._names[name]) for name in names if name in self._names]
 
     def unrepeated(self, log: str, draft: Draft, now_ms: int) -> Publication | None:
-        """A draft for those who haven't had its name in the last ten minutes; None if that is nobody."""
+        """A draft's publication for those who have not had its name yet; None if that is nobody."""
         publication = draft.publication
         if not draft.once:
             return publication
-        news = [self._is_new(name, now_ms) for name in draft.names(log)]
-        if all(news):
+        new = [self._is_new(name, now_ms) for name in draft.names(log)]
+        if all(new):
             return publication
-        if publication.users is None or not any(news):
+        if publication.users is None or not any(new):
             return None
-        return msgspec.structs.replace(publication, users=tuple(compress(publication.users, news)))
+        return msgspec.structs.replace(publication, users=tuple(compress(publication.users, new)))
 
     def _is_new(self, name: bytes, now_ms: int) -> bool:
-        """Whether a name isn't known; it is from now on."""
+        """Whether a name is not known; from now on it is."""
         names = self._names
         while names and names[oldest := next(iter(names))] <= now_ms - REMEMBER_MS:
             del names[oldest]
@@ -292,7 +294,7 @@ class SeenNames:
 
 
 def recipients(publication: Publication | None) -> int:
-    """How many recipients a publication has, as repeats are counted: a broadcast has one."""
+    """How many recipients a publication has for `Receipt.repeated`: a broadcast has one."""
     if publication is None:
         return 0
     return 1 if publication.users is None else len(publication.users)
