@@ -26,7 +26,8 @@ from pushsse.api.problem import MEDIA_TYPE
 from pushsse.api.stream import StreamEndpoint
 from pushsse.event import Event
 from pushsse.questions.life import AnswerErrorEvent, AnswerEvent, DeltaEvent, QuestionEvent
-from pushsse.stream import immediate
+from pushsse.stream.immediate import Call as ImmediateCall
+from pushsse.stream.immediate import Calls as ImmediateCalls
 
 JSON = "application/json"
 SSE = "text/event-stream"
@@ -100,7 +101,7 @@ class Call:
     path: str
     handler: Callable[[Endpoints], Handler | StreamEndpoint]
     hot: bool = False
-    immediate: Callable[[Endpoints], immediate.Call] | None = None
+    immediate: Callable[[Endpoints], ImmediateCall] | None = None
     name: str = ""
     summary: str = ""
     text: str = ""
@@ -352,7 +353,7 @@ def direct_calls(endpoints: Endpoints) -> Mapping[tuple[str, str], ASGIApp]:
     return found
 
 
-def immediate_calls(endpoints: Endpoints) -> immediate.Calls:
+def immediate_calls(endpoints: Endpoints) -> ImmediateCalls:
     """The calls that the HTTP protocol answers itself, where they need not wait for anything."""
     return {
         (call.method.encode(), call.path.encode()): call.immediate(endpoints)
