@@ -1,7 +1,8 @@
-"""How publications travel through Redis: entries of the log with their version, and messages of a channel.
+"""Publications as bytes: entries of a log, with a version in front, and messages on a log's channel.
 
-Used by the Redis backplane alone. A node reads the version before its own and the one after, so that two
-releases run side by side; MessagePack arrays with more items than a node knows are read as far as it knows.
+Both backplanes call it: Redis for entries and messages, memory for the entries in its file. A node reads the
+versions before and after its own, so that two releases run side by side. Of a MessagePack array it reads the
+items that it knows, so that a release may add some.
 """
 
 import logging
@@ -23,7 +24,7 @@ _change = msgspec.msgpack.Decoder(Change)
 
 
 class Appended(NamedTuple):
-    """What one call appended: entries from `first` on, of consecutive orders."""
+    """A message: what one append added, entries from `first` on, of consecutive orders."""
 
     epoch: str
     first: int
@@ -38,36 +39,44 @@ class Appended(NamedTuple):
 
 
 def encode(publication: Publication) -> bytes:
-    """A publication as an entry of the log: the version, then MessagePack."""
+    """Encodes a publication as an entry of the log: the version, then MessagePack."""
     return _VERSION + _encoder.encode(publication)
 
 
 def users_of(publication: Publication) -> tuple[int, int]:
-    """Where in its entry the recipients stand: the first byte and the last, counted from 1, as Lua does."""
-    # Before them: the version, the head of the array, and two members.
+    """Where the recipients are in an entry: their first and last byte, counted from 1 as in Lua.
+
+    publish.lua cuts them out there, to leave out those who have had the draft.
+    """
+    # Before them come the version, the head of the array, and two items: the order of Publication's members.
     before = 2 + len(_encoder.encode(publication.name)) + len(_encoder.encode(publication.body))
     return before + 1, before + len(_encoder.encode(publication.users))
 
 
 def decode(blob: bytes) -> Publication:
-    """Reads an entry. One that can't be read is logged, and is for nobody: its number counts."""
+    """Decodes an entry. One that cannot be read is logged and for nobody, but its number counts."""
     try:
         if blob[0] in _READABLE:
             return _publication.decode(memoryview(blob)[1:])
     except (msgspec.DecodeError, IndexError) as error:
-        _log.warning("an entry of the log can't be read and is skipped: %s", error)
+        _log.warning("an entry of the log can't be read, and nobody gets it: %s", error)
         return UNREADABLE
-    _log.warning("an entry of the log has version %d, and this node reads %d: skipped", blob[0], VERSION)
+    _log.warning(
+        "an entry of the log has version %d, and nobody on this node gets it, since it reads version %d and"
+        " those next to it: run neighbouring releases on all nodes",
+        blob[0],
+        VERSION,
+    )
     return UNREADABLE
 
 
 def encode_change(change: Change) -> bytes:
-    """A change as it stands in the log of changes."""
+    """Encodes a change of switches for the stream of changes."""
     return _encoder.encode(change)
 
 
 def decode_change(blob: bytes) -> Change | None:
-    """Reads a change; None for one that can't be read."""
+    """Decodes a change; None for one that cannot be read, which is logged."""
     try:
         return _change.decode(blob)
     except msgspec.DecodeError as error:
@@ -76,23 +85,26 @@ def decode_change(blob: bytes) -> Change | None:
 
 
 def pack(arguments: object) -> bytes:
-    """Arguments of a script, as cmsgpack.unpack reads them."""
+    """Encodes arguments of a script, as cmsgpack.unpack reads them."""
     return _encoder.encode(arguments)
 
 
-def live(publication: Publication) -> bytes:
-    """A message with a publication that isn't in the log."""
+def encode_live(publication: Publication) -> bytes:
+    """Encodes a message with a publication that the log does not hold."""
     return _LIVE + encode(publication)
 
 
-def message(payload: bytes) -> Appended | Publication | None:
-    """Reads a message of a log's channel: what publish.lua or `live` made; None for a kind that is newer."""
+def decode_message(payload: bytes) -> Appended | Publication | None:
+    """Decodes a message of publish.lua or `encode_live`; None, logged, for one that cannot be read."""
     header, _, body = payload.partition(b"\n")
     if payload.startswith(b"1 "):
         return _appended(header, body)
     if payload.startswith(_LIVE):
         return decode(body)
-    _log.warning("a message of kind %r is of a newer release: skipped", header[:8])
+    _log.warning(
+        "a message of kind %r comes from a newer release, and is skipped: its entries are read from the log",
+        header[:8],
+    )
     return None
 
 
@@ -107,5 +119,5 @@ def _appended(header: bytes, body: bytes) -> Appended | None:
             start += size
         return Appended(epoch.decode(), int(first), int(order), int(at_ms), tuple(blobs))
     except ValueError as error:
-        _log.warning("a message can't be read and is skipped: %s", error)
+        _log.warning("a message can't be read, and is skipped: its entries are read from the log: %s", error)
         return None

@@ -20,7 +20,7 @@ def of_version(version: int, *items: object) -> bytes:
 @pytest.mark.parametrize("publication", [FULL, Publication("ping", b"data: {}\n", None)])
 def test_a_publication_comes_back_as_it_was(publication: Publication) -> None:
     assert codec.decode(codec.encode(publication)) == publication
-    assert codec.message(codec.live(publication)) == publication
+    assert codec.decode_message(codec.encode_live(publication)) == publication
 
 
 def test_a_change_comes_back_as_it_was() -> None:
@@ -58,7 +58,9 @@ def test_an_entry_that_cannot_be_read_is_for_nobody_and_logged(
 
 def test_a_message_has_the_entries_of_one_call() -> None:
     one, two = codec.encode(FULL), b"\x01\nwith a line end"
-    message = codec.message(b"1 abcd1234 7 90 1700000000000 %d %d\n" % (len(one), len(two)) + one + two)
+    message = codec.decode_message(
+        b"1 abcd1234 7 90 1700000000000 %d %d\n" % (len(one), len(two)) + one + two
+    )
     assert message == codec.Appended("abcd1234", 7, 90, 1_700_000_000_000, (one, two))
     assert isinstance(message, codec.Appended)
     assert message.last == 8
@@ -69,5 +71,5 @@ def test_a_message_that_cannot_be_read_is_skipped_and_logged(
     payload: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert codec.message(payload) is None
+        assert codec.decode_message(payload) is None
     assert len(caplog.records) == 1

@@ -129,7 +129,7 @@ class RedisBackplane(Backplane):
     async def publish_live(self, user: str, publication: Publication) -> None:
         """Sends one person's followers what the log never holds. Raises BackplaneUnavailable."""
         channel = self.channel + log_of(user, self.shards)
-        await self._publishing.call("PUBLISH", channel, codec.live(publication))
+        await self._publishing.call("PUBLISH", channel, codec.encode_live(publication))
 
     def _runs(self, appends: Sequence[Append]) -> Iterator["ScriptRun"]:
         """Guarantee 1: it divides between appends, never within one, since each is atomic."""

@@ -163,7 +163,7 @@ class LogListener:
                 # one.
                 self._cursors.check(payload)
             elif self._cursors.mark(log) is not None:
-                message = codec.message(payload)
+                message = codec.decode_message(payload)
                 if isinstance(message, codec.Appended):
                     entries += self._cursors.take(log, message)
                 elif message is not None:
