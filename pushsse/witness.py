@@ -140,11 +140,11 @@ def draw_after_s() -> float:
 
 
 _SAY = Statement("""
-    INSERT INTO pushsse_witness (node, heard_at) VALUES ($1, now())
+    INSERT INTO pushsse_witness (node, heard_at) VALUES ({value[1]}, now())
     ON CONFLICT (node) DO UPDATE SET heard_at = now()""")
 _OTHERS = Statement("""
     SELECT count(*) FROM pushsse_witness
-     WHERE node <> $1 AND heard_at > now() - $2 * interval '1 second'""")
+     WHERE node <> {value[1]} AND heard_at > now() - {value[2]} * interval '1 second'""")
 _FORGET = Statement("DELETE FROM pushsse_witness WHERE heard_at < now() - interval '1 day'")
 
 

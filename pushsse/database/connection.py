@@ -1,18 +1,30 @@
-"""Connections, and the SQL on them: sessions, the reader of SQLite's file, and poolers before PostgreSQL."""
+"""SQL for both databases, and the connections that it runs on.
+
+Used by `database` alone, which hands sessions to the stores. The one home of Tortoise's private parts, of
+aiosqlite and of asyncpg.
+"""
 
 import asyncio
 import logging
-import re
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
+import asyncpg
 import msgspec
 from tortoise.backends.asyncpg.client import AsyncpgDBClient
-from tortoise.backends.base.client import NestedTransactionContext, TransactionContext
-from tortoise.backends.sqlite.client import SqliteTransactionWrapper
+from tortoise.backends.asyncpg.client import TransactionWrapper as PostgresConnection
+from tortoise.backends.base.client import BaseDBAsyncClient, NestedTransactionContext, TransactionContext
+from tortoise.backends.sqlite.client import SqliteClient, SqliteTransactionWrapper
+from tortoise.context import TortoiseContext, _current_context
+from tortoise.migrations.executor import MigrationExecutor
+from tortoise.migrations.schema_editor import AsyncpgSchemaEditor, BaseSchemaEditor, SqliteSchemaEditor
+
+from pushsse.database.errors import AWAY, OPENING
+from pushsse.errors import DatabaseUnavailable
 
 Value = str | int | float | bool | None | list[str]
 Row = TypeVar("Row")
@@ -20,12 +32,14 @@ Row = TypeVar("Row")
 log = logging.getLogger(__name__)
 
 _json = msgspec.json.Encoder()
+_RELEASE_S = 0.3
+_CLOSE_S = 2.0
 
 
 # Items of lists: more may take long.
 _MOST_SMALL = 64
-_NAMES = tuple(f"p{at}" for at in range(1, 10))
-_LISTED = re.compile(r"IN \((\$\d+|:p\d+)\)")
+_MOST_VALUES = 9
+_NAMES = tuple(f"p{at}" for at in range(1, _MOST_VALUES + 1))
 
 
 def is_small(values: Sequence[Value]) -> bool:
@@ -34,23 +48,27 @@ def is_small(values: Sequence[Value]) -> bool:
 
 
 class Statement:
-    """One SQL text for both databases: `$1` is a parameter, `IN ($1)` membership in a list of text.
+    """One SQL text for both databases: `{value[1]}` is a parameter, `{among[1]}` membership in a list.
 
-    Where each list has one item, which is so for most questions, a text that compares is used: to take a list
-    apart costs either database more than all the rest.
+    As in `"user" {among[1]} AND version <= {value[2]}`. Deliberate: not pypika, which writes a list out item
+    by item, so that neither database could keep the statement prepared, and dispatch and the opening of
+    streams would build it anew each time. Where each list has one item, as in most calls, a text that
+    compares is used: to unpack a list costs either database more than all the rest.
     """
 
     __slots__ = ("_of_lists", "_of_ones")
 
     def __init__(self, text: str) -> None:
-        # By name: from Python 3.12 on, numbered parameters don't go with a sequence.
-        named = text.replace("$", ":p")
+        postgres, sqlite = _each("${}"), _each(":p{}")
         # Not `= ANY($1)`: where PostgreSQL takes that for a filter, it compares each row with each element.
         self._of_lists = (
-            _LISTED.sub(r"IN (SELECT unnest(\1::text[]))", text),
-            _LISTED.sub(r"IN (SELECT value FROM json_each(\1))", named),
+            text.format(value=postgres, among=_each("IN (SELECT unnest(${}::text[]))")),
+            text.format(value=sqlite, among=_each("IN (SELECT value FROM json_each(:p{}))")),
         )
-        self._of_ones = (_LISTED.sub(r"= \1", text), _LISTED.sub(r"= \1", named))
+        self._of_ones = (
+            text.format(value=postgres, among=_each("= ${}")),
+            text.format(value=sqlite, among=_each("= :p{}")),
+        )
 
     def for_postgres(self, values: Sequence[Value]) -> tuple[str, Sequence[Value]]:
         """The text and its parameters."""
@@ -59,11 +77,16 @@ class Statement:
         return self._of_lists[0], values
 
     def for_sqlite(self, values: Sequence[Value]) -> tuple[str, dict[str, Value]]:
-        """The text and its parameters by name."""
+        """The text and its parameters, by name: from Python 3.12 on, `$1` doesn't go with a sequence."""
         if (ones := _ones(values)) is not None:
             return self._of_ones[1], dict(zip(_NAMES, ones, strict=False))
         packed = [_json.encode(value).decode() if isinstance(value, list) else value for value in values]
         return self._of_lists[1], dict(zip(_NAMES, packed, strict=False))
+
+
+def _each(form: str) -> dict[int, str]:
+    """A parameter's text by its number."""
+    return {number: form.format(number) for number in range(1, _MOST_VALUES + 1)}
 
 
 def _ones(values: Sequence[Value]) -> list[Value] | None:
@@ -79,7 +102,7 @@ def _ones(values: Sequence[Value]) -> list[Value] | None:
     return ones
 
 
-_LOCK = Statement("SELECT pg_advisory_xact_lock($1)")
+_LOCK = Statement("SELECT pg_advisory_xact_lock({value[1]})")
 
 
 class Session:
@@ -223,3 +246,149 @@ class Route:
             await self._client.create_connection(with_db=True)
             pool.terminate()
             self.known = True
+
+
+class Connections:
+    """The connections to one database, and all that pushsse uses of Tortoise beyond its public interface.
+
+    Deliberate: Tortoise's own `in_transaction` isn't used, since it keeps the connection (or the lock) for
+    ever when its BEGIN is cancelled. `Tortoise.init` neither, since its state is the process's: here each
+    database has a context, entered for the length of a block. A context's own `with` keeps its token on the
+    context, so two tasks can't be in it at once. tests/preferences/test_tortoise.py checks the private parts:
+    `_current_context`, `_pool`, `_connection`.
+    """
+
+    def __init__(self, configuration: dict[str, Any]) -> None:
+        self._configuration = configuration
+        self._context = TortoiseContext()
+        self._client: Any = None
+        self.sqlite = False
+        self.route: Route | None = None
+
+    @property
+    def filename(self) -> str:
+        """SQLite's file."""
+        return str(self._client.filename)
+
+    async def open(self) -> None:
+        """Opens SQLite's file; PostgreSQL is called by the first query. Raises DatabaseUnavailable."""
+        with self._context:
+            await self._context.init(config=self._configuration)
+        self._client = self._context.db()
+        self.sqlite = isinstance(self._client, SqliteClient)
+        if not self.sqlite:
+            self.route = Route(self._client)
+        try:
+            if self.sqlite:
+                await asyncio.to_thread(_try_file, self.filename)
+            await self._client.create_connection(with_db=True)
+        except OPENING as error:
+            where = f" {self.filename}" if self.sqlite else ""
+            raise DatabaseUnavailable(f"the database{where} can't be opened: {error}") from error
+
+    async def close(self) -> None:
+        """Closes the connections; those that don't within 2 s are cut."""
+        if isinstance(self._client, AsyncpgDBClient) and (pool := self._client._pool) is not None:
+            try:
+                await asyncio.wait_for(pool.close(), _CLOSE_S)
+            except AWAY:
+                pool.terminate()
+            self._client._pool = None
+        await self._context.close_connections()
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[Any]:
+        """A driver's connection (aiosqlite's or asyncpg's) for the length of a block."""
+        if self.sqlite:
+            async with self._client.acquire_connection() as raw:
+                yield raw
+            return
+        if self.route is not None and not self.route.known:
+            await self.route.recognise()
+        pool = self._client._pool
+        raw = await pool.acquire()
+        try:
+            yield raw
+        finally:
+            # After a cancelled query asyncpg waits here for the server to confirm; without a limit, for ever.
+            with suppress(asyncpg.InternalClientError):  # raised when `renew` cut it in the meantime
+                await pool.release(raw, timeout=_RELEASE_S)
+
+    @asynccontextmanager
+    async def begun(self, raw: Any) -> AsyncIterator[None]:
+        """A transaction on a connection; on SQLite it has the write lock from the start."""
+        if not self.sqlite:
+            async with _postgres_transaction(raw):
+                yield
+            return
+        try:
+            await raw.execute("BEGIN IMMEDIATE")
+            yield
+            await raw.commit()
+        except BaseException:
+            # Also when BEGIN itself was cancelled: SQLite's thread may come to it all the same.
+            await raw.rollback()
+            raise
+
+    @contextmanager
+    def current(self, raw: Any) -> Iterator[None]:
+        """Makes a connection the one that Tortoise's models use, in this task."""
+        wrapper = (SqliteConnection if self.sqlite else PostgresConnection)(self._client)
+        wrapper._connection = raw
+        entered = _current_context.set(self._context)
+        token = self._context.connections.set(self._client.connection_name, wrapper)
+        try:
+            yield
+        finally:
+            self._context.connections.reset(token)
+            _current_context.reset(entered)
+
+    async def renew(self) -> None:
+        """Cuts all of the pool's connections: those to a server that vanished would fail one by one."""
+        if not self.sqlite and self._client._pool is not None:
+            self._client._pool.terminate()
+            if self.route is not None:
+                self.route.forget()
+            await self._client.create_connection(with_db=True)
+
+    def migrations(self) -> MigrationExecutor:
+        """What plans and applies migrations on the `current` connection."""
+        return MigrationExecutor(self._migrated, self._configuration["apps"])
+
+    def schema_editor(self) -> BaseSchemaEditor:
+        """Makes the table of applied migrations on the `current` connection."""
+        return (SqliteSchemaEditor if self.sqlite else AsyncpgSchemaEditor)(self._migrated, atomic=False)
+
+    @property
+    def _migrated(self) -> BaseDBAsyncClient:
+        return self._context.connections.get(self._client.connection_name)
+
+
+def _try_file(name: str) -> None:
+    """Before aiosqlite does: where that fails, its thread outlives the error, and the event loop."""
+    with closing(sqlite3.connect(name)) as connection:
+        connection.execute("PRAGMA schema_version")
+
+
+@asynccontextmanager
+async def _postgres_transaction(raw: Any) -> AsyncIterator[None]:
+    # What we wrote is right for this level: with a stricter one from the server it would fail now and then.
+    transaction = raw.transaction(isolation="read_committed")
+    # Where BEGIN is cancelled, the pool rolls back when it gets the connection again.
+    await transaction.__aenter__()
+    try:
+        yield
+    except BaseException as error:
+        undone = False
+        try:
+            with suppress(*AWAY):
+                async with asyncio.timeout(_RELEASE_S):
+                    await transaction.__aexit__(type(error), error, error.__traceback__)
+                    undone = True
+        finally:
+            # asyncpg would wait for the server; without the connection the server rolls back by itself.
+            if not undone:
+                raw.terminate()
+        raise
+    else:
+        await transaction.__aexit__(None, None, None)

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from tortoise import fields
 from tortoise.models import Model
 
-from pushsse.database import Database, Session, Statement
+from pushsse.database import Database, Statement
 from pushsse.errors import InvalidInput, Problem
 from pushsse.event import Change
 from pushsse.position import Mark
@@ -138,11 +138,11 @@ _CATALOGUE_LOCK = 0x7075736873736532
 # The empty user marks a type that is off by default; a person's row says the opposite of the default.
 _OFF_AMONG = Statement("""
     SELECT '', t.name, t.default_on FROM pushsse_event_type t
-     WHERE t.name IN ($2) AND NOT t.default_on AND NOT t.mandatory
+     WHERE t.name {among[2]} AND NOT t.default_on AND NOT t.mandatory
     UNION ALL
     SELECT s."user", s.type, s.enabled
       FROM pushsse_switch s LEFT JOIN pushsse_event_type t ON t.name = s.type
-     WHERE s."user" IN ($1) AND s.type IN ($2)
+     WHERE s."user" {among[1]} AND s.type {among[2]}
        AND s.enabled <> coalesce(t.default_on, true) AND NOT coalesce(t.mandatory, false)""")
 # Rows of four kinds, so that it is one question: a type off by default (without a user), a person's numbers,
 # a type chosen otherwise than by default, an open question. Most people have none.
@@ -151,30 +151,23 @@ _SWITCHES = Statement("""
      WHERE NOT t.default_on AND NOT t.mandatory
     UNION ALL
     SELECT 'person', p."user", '', false, p.version, p.logged_version, p.logged_epoch, p.logged_number
-      FROM pushsse_person p WHERE p."user" IN ($1)
+      FROM pushsse_person p WHERE p."user" {among[1]}
     UNION ALL
     SELECT 'chosen', s."user", s.type, s.enabled, 0, 0, '', 0
       FROM pushsse_switch s LEFT JOIN pushsse_event_type t ON t.name = s.type
-     WHERE s."user" IN ($1)
+     WHERE s."user" {among[1]}
        AND s.enabled <> coalesce(t.default_on, true) AND NOT coalesce(t.mandatory, false)
     UNION ALL
     SELECT DISTINCT 'asked', q."user", '', false, 0, 0, '', 0
-      FROM pushsse_question q WHERE q."user" IN ($1) AND q.status IN ('pending', 'answering')""")
-_CATALOGUE = Statement("""
-    SELECT name, title, description, default_on, mandatory, hidden FROM pushsse_event_type ORDER BY id""")
+      FROM pushsse_question q WHERE q."user" {among[1]} AND q.status IN ('pending', 'answering')""")
 _PREFERENCES = Statement("""
     SELECT t.name, t.title, t.description, t.default_on, t.mandatory, t.hidden, s.enabled
-      FROM pushsse_event_type t LEFT JOIN pushsse_switch s ON s.type = t.name AND s."user" = $1
+      FROM pushsse_event_type t LEFT JOIN pushsse_switch s ON s.type = t.name AND s."user" = {value[1]}
      ORDER BY t.id""")
 # An update that changes nothing, so that a row that is there is locked like one that is made.
 _LOCK_PERSON = Statement("""
-    INSERT INTO pushsse_person ("user") VALUES ($1)
+    INSERT INTO pushsse_person ("user") VALUES ({value[1]})
     ON CONFLICT ("user") DO UPDATE SET version = pushsse_person.version RETURNING version""")
-_SET_VERSION = Statement('UPDATE pushsse_person SET version = $2 WHERE "user" = $1')
-_SET_LOGGED = Statement("""
-    UPDATE pushsse_person SET logged_version = $2, logged_epoch = $3, logged_number = $4
-     WHERE "user" = $1 AND logged_version < $2""")
-_FORGET_CHANGES = Statement('DELETE FROM pushsse_preference_change WHERE "user" = $1 AND version <= $2')
 
 
 class _Fact(NamedTuple):
@@ -232,7 +225,8 @@ class PreferenceStore:
 
     async def catalogue(self) -> tuple[TypeView, ...]:
         """All types, in the order in which they joined."""
-        return tuple(await self._database.rows(_type, _CATALOGUE))
+        async with self._database.session():
+            return await _types()
 
     async def known(self) -> frozenset[str]:
         """The names of all types."""
@@ -272,7 +266,7 @@ class PreferenceStore:
                 after = {name for name in before if name not in changed} | {
                     n for n, on in changed.items() if not on
                 }
-                await _number(session, user, version + 1, changed, before, after)
+                await _number(user, version + 1, changed, before, after)
             return await _pending(user)
 
     async def pending(self, user: str) -> list[PendingChange]:
@@ -289,9 +283,11 @@ class PreferenceStore:
 
     async def logged(self, user: str, version: int, mark: Mark) -> None:
         """Notes that a person's changes up to `version` are in the log, up to `mark`; never backwards."""
-        async with self._database.transaction() as session:
-            await session.rows(str, _SET_LOGGED, user, version, mark.epoch, mark.number)
-            await session.rows(str, _FORGET_CHANGES, user, version)
+        async with self._database.transaction():
+            await Person.filter(user=user, logged_version__lt=version).update(
+                logged_version=version, logged_epoch=mark.epoch, logged_number=mark.number
+            )
+            await PreferenceChange.filter(user=user, version__lte=version).delete()
 
     async def join(self, names: Sequence[str], *, hidden: bool) -> frozenset[str]:
         """Adds types to the catalogue, up to 1,000 in all; those that are there stay as they are.
@@ -300,7 +296,7 @@ class PreferenceStore:
         """
         async with self._database.transaction() as session:
             await session.lock(_CATALOGUE_LOCK)
-            known = {view.name for view in await session.rows(_type, _CATALOGUE)}
+            known = {view.name for view in await _types()}
             wanted = [name for name in dict.fromkeys(names) if name not in known]
             # More than fit may be there already, by other hands than ours.
             room = max(0, MAX_TYPES - len(known))
@@ -349,10 +345,12 @@ def _pair(user: str, name: str, enabled: bool) -> tuple[str, str, bool]:
     return user, name, enabled
 
 
-def _type(
-    name: str, title: str, description: str, default_on: bool, mandatory: bool, hidden: bool
-) -> TypeView:
-    return TypeView(name, title or name, description, bool(default_on), bool(mandatory), bool(hidden))
+async def _types() -> tuple[TypeView, ...]:
+    rows = await EventType.all().order_by("id")
+    return tuple(
+        TypeView(row.name, row.title or row.name, row.description, row.default_on, row.mandatory, row.hidden)
+        for row in rows
+    )
 
 
 def _check(known: Mapping[str, _Choice], wanted: Mapping[str, bool]) -> None:
@@ -379,9 +377,9 @@ async def _choose(user: str, rows: Sequence[_Choice], wanted: Mapping[str, bool]
 
 
 async def _number(
-    session: Session, user: str, version: int, changed: dict[str, bool], before: set[str], after: set[str]
+    user: str, version: int, changed: dict[str, bool], before: set[str], after: set[str]
 ) -> None:
-    await session.rows(str, _SET_VERSION, user, version)
+    await Person.filter(user=user).update(version=version)
     await PreferenceChange.create(
         user=user, version=version, changed=changed, before=sorted(before), after=sorted(after)
     )

@@ -18,7 +18,7 @@ _ONE = Statement("SELECT 1")
 _WITHOUT_END = Statement(
     "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
 )
-_TYPES = Statement("SELECT name FROM pushsse_event_type WHERE name IN ($1)")
+_TYPES = Statement("SELECT name FROM pushsse_event_type WHERE name {among[1]}")
 
 
 @pytest.fixture
@@ -35,8 +35,10 @@ async def database(file: Path) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-def path(database: Database) -> Path:
-    return Path(str(database._client.filename))
+async def path(database: Database) -> Path:
+    """The file that SQLite opened."""
+    (path,) = await database.rows(lambda _number, _name, path: Path(path), Statement("PRAGMA database_list"))
+    return path
 
 
 async def test_one_and_few_are_answered_at_once_and_many_are_not(database: Database) -> None:
