@@ -4,23 +4,44 @@ A part starts when the first test asks for it and stops at the end; each pytest-
 A part that isn't available skips the tests that need it; in CI (CI=true) it fails them.
 """
 
+import ctypes
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from typing import NoReturn, TypeVar
 
 import pytest
 
 from deploy.parts import Kafka, Part, PartMissing, Postgres, Redis
+from deploy.parts.part import descendants, kill_family
 
 P = TypeVar("P", bound=Part)
+# Of linux/prctl.h.
+_PR_SET_CHILD_SUBREAPER = 36
 # A test that uses one of these fixtures, directly or through others, is marked `real`.
 _REAL = {"redis_part", "postgres_part", "kafka_part", "redis_server", "own_server"}
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Ended by SIGTERM (a time limit, a cancelled run) the tests stop their parts as on Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not _is_worker(config) and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Ends what a worker has left: pytest-xdist gives an interrupted one ten seconds, then kills it.
+
+    Its parts are ours by then: orphans go to the nearest ancestor that is a subreaper.
+    """
+    if not _is_worker(config):
+        for pid in descendants(os.getpid()):
+            kill_family(pid)
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,8 +23,10 @@ pytestmark = [pytest.mark.anyio, pytest.mark.real]
 LIMIT_S = 10.0
 REPOSITORY = Path(__file__).resolve().parents[2]
 WAITS = """
-import pathlib, time
+import os, pathlib, signal, time
 def test_that_waits(redis_part):
+    if "PYTEST_XDIST_WORKER" in os.environ:  # It is killed then, and stops nothing by itself.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     pathlib.Path({place!r}).write_text(str(redis_part.pid))
     time.sleep(60)
 """
@@ -130,15 +132,22 @@ async def test_kafka_that_was_killed_comes_back_with_its_topics(kafka: Kafka) ->
     assert [name for name in topics(kafka.port) if not name.startswith("__")] == ["kept"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_tests_that_are_ended_leave_no_part_running(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGTERM, 1)]
+)
+def test_tests_that_are_ended_leave_no_part_running(
+    tmp_path: Path, number: signal.Signals, workers: int
+) -> None:
     """By Ctrl-C, or by whoever runs them and has had enough."""
     place, test = tmp_path / "pid", tmp_path / "test_waits.py"
     test.write_text(WAITS.format(place=str(place)))
-    options = ["-q", "-p", "tests.parts", "-p", "no:cacheprovider", "-c", os.devnull]
+    options = ["-q", "-p", "tests.parts", "-p", "no:cacheprovider", "-c", os.devnull, f"-n{workers}"]
+    # In a run of pytest-xdist this test is in a worker, and the tests in it aren't.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", *options, "--rootdir", str(tmp_path), str(test)],
         cwd=REPOSITORY,
+        env=environment,
         stdout=subprocess.DEVNULL,
     )
     try:
@@ -150,7 +159,7 @@ def test_tests_that_are_ended_leave_no_part_running(tmp_path: Path, number: sign
         redis = int(place.read_text())
         assert is_alive(redis)
         process.send_signal(number)
-        assert process.wait(LIMIT_S) != 0
+        assert process.wait(4 * LIMIT_S) != 0
         assert not is_alive(redis)
     finally:
         process.kill()
