@@ -26,7 +26,7 @@ def publication(body: str, *, user: str = "ann", expires_ms: int = 0) -> Publica
     return Publication("note", b"data: " + body.encode() + b"\n", (user,), True, expires_ms)
 
 
-def call(log: str, *bodies: str) -> Append:
+def append(log: str, *bodies: str) -> Append:
     return Append(log, tuple(Draft(publication(body)) for body in bodies))
 
 
@@ -55,7 +55,7 @@ class Ear:
         self.hearings: list[Hearing] = []
         self.entries: list[Entry] = []
         self.live: list[Publication] = []
-        self.lost: list[Gap] = []
+        self.gaps: list[Gap] = []
         self.followed: dict[str, Followed] = {}
         self.numbers: dict[str, int] = {}
         self.epochs: dict[str, str] = {}
@@ -122,7 +122,7 @@ class Ear:
             self.followed[hearing.log] = hearing
             self._begin(hearing.log, hearing.head.epoch, hearing.head.number)
         else:
-            self.lost.append(hearing)
+            self.gaps.append(hearing)
             self._order = 0
             self._begin(hearing.log, hearing.head.epoch, hearing.head.base)
 

@@ -13,7 +13,7 @@ from pushsse.errors import NotOwner
 from pushsse.event import Change, Publication
 from pushsse.position import Mark
 
-from .ear import Ear, bodies, call, publication, sourced, user_of
+from .ear import Ear, append, bodies, publication, sourced, user_of
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., AbstractAsyncContextManager[Backplane]]
@@ -27,8 +27,8 @@ async def everything(backplane: Backplane, log: str) -> list[str]:
 
 
 async def test_numbers_begin_at_one_and_have_no_hole(backplane: Backplane) -> None:
-    first = await backplane.publish([call("1", "a", "b")])
-    second = await backplane.publish([call("1", "c"), call("2", "d")])
+    first = await backplane.publish([append("1", "a", "b")])
+    second = await backplane.publish([append("1", "c"), append("2", "d")])
     page = await backplane.read({"1": 0, "2": 0}, limit=100)
     assert [entry.number for entry in page.entries] == [1, 2, 3, 1]
     assert bodies(page.entries) == ["a", "b", "c", "d"]
@@ -49,7 +49,7 @@ async def test_what_is_published_to_one_person_is_in_that_persons_log(backplane:
 
 async def test_order_grows_over_all_logs(backplane: Backplane) -> None:
     for i in range(10):
-        await backplane.publish([call(BROADCAST, f"all {i}"), call(str(i % 3), f"one {i}")])
+        await backplane.publish([append(BROADCAST, f"all {i}"), append(str(i % 3), f"one {i}")])
     page = await backplane.read({BROADCAST: 0, "0": 0, "1": 0, "2": 0}, limit=100)
     assert bodies(page.entries) == [f"{to} {i}" for i in range(10) for to in ("all", "one")]
     orders = [entry.order for entry in page.entries]
@@ -131,8 +131,8 @@ async def recipients(backplane: Backplane, log: str) -> list[tuple[str, ...] | N
 
 async def test_one_name_for_many_people_reaches_each_of_them_once(backplane: Backplane) -> None:
     people = [f"user-{i}" for i in range(300)]
-    calls = [Append("1", (to(user, once="note|order-1"),)) for user in people]
-    receipt = await backplane.publish(calls)
+    appends = [Append("1", (to(user, once="note|order-1"),)) for user in people]
+    receipt = await backplane.publish(appends)
     assert (receipt.appended, receipt.repeated) == (300, 0)
     receipt = await backplane.publish([Append("1", tuple(to(user, once="note|order-1") for user in people))])
     assert (receipt.appended, receipt.repeated) == (0, 300)
@@ -174,13 +174,27 @@ async def test_a_name_for_ten_thousand_people_and_a_change_of_one(backplane: Bac
 
 
 async def test_a_publish_that_is_retried_appends_what_was_missing(backplane: Backplane) -> None:
-    """The first try got as far as one of two calls; nobody misses anything, nobody gets it twice."""
-    calls = [Append(log, (to(f"a{log}", f"b{log}", once="n"),)) for log in ("1", "2")]
-    await backplane.publish(calls[:1])
-    receipt = await backplane.publish(calls)
+    """The first try got as far as one of two appends; nobody misses anything, nobody gets it twice."""
+    appends = [Append(log, (to(f"a{log}", f"b{log}", once="n"),)) for log in ("1", "2")]
+    await backplane.publish(appends[:1])
+    receipt = await backplane.publish(appends)
     assert (receipt.appended, receipt.repeated) == (1, 2)
     assert await recipients(backplane, "1") == [("a1", "b1")]
     assert await recipients(backplane, "2") == [("a2", "b2")]
+
+
+async def test_a_publish_that_is_cancelled_may_be_repeated(backplane: Backplane) -> None:
+    async with Ear(backplane) as ear:
+        await ear.follow("1")
+        for offset in range(40):
+            publishing = asyncio.create_task(backplane.publish([sourced("1", offset)]))
+            for _ in range(offset % 8):
+                await asyncio.sleep(0)  # a step further each time
+            publishing.cancel()
+            await asyncio.wait([publishing])
+            await backplane.publish([sourced("1", offset)])
+        await ear.until_body("39")
+    assert bodies(ear.entries) == [str(offset) for offset in range(40)]
 
 
 async def test_what_is_expired_is_skipped_and_its_fence_advances(backplane: Backplane) -> None:
@@ -199,7 +213,7 @@ async def test_a_claimed_partition_takes_nothing_from_another_owner(backplane: B
     await backplane.claim("topic", 0, "after")
     with pytest.raises(NotOwner):
         await backplane.publish([sourced("1", 2, owner="before")])
-    await backplane.publish([sourced("1", 2, owner="after"), call("1", "by itself")])
+    await backplane.publish([sourced("1", 2, owner="after"), append("1", "by itself")])
     assert await everything(backplane, "1") == ["1", "2", "by itself"]
 
 
@@ -207,7 +221,7 @@ async def test_a_refused_call_appends_nothing_and_the_others_are_taken(backplane
     await backplane.claim("topic", 0, "after")
     mixed = Append("1", (Draft(publication("a")), *sourced("1", 2, owner="before").drafts))
     with pytest.raises(NotOwner):
-        await backplane.publish([call("2", "x"), mixed, call("3", "y")])
+        await backplane.publish([append("2", "x"), mixed, append("3", "y")])
     assert await everything(backplane, "1") == []
     assert await everything(backplane, "2") == ["x"]
     assert await everything(backplane, "3") == ["y"]
@@ -220,7 +234,7 @@ async def test_concurrent_publishers_leave_no_hole(backplane: Backplane) -> None
 
         async def publish(name: int) -> None:
             for i in range(50):
-                await backplane.publish([call(("1", "2", BROADCAST)[(name + i) % 3], f"{name}/{i}")])
+                await backplane.publish([append(("1", "2", BROADCAST)[(name + i) % 3], f"{name}/{i}")])
 
         await asyncio.gather(*map(publish, range(8)))
         await ear.until(lambda: len(ear.entries) == 400)
@@ -245,12 +259,12 @@ async def test_what_is_heard_is_what_was_published(backplane: Backplane) -> None
     assert (await backplane.read({"1": 0}, limit=5)).entries == tuple(ear.entries)
 
 
-async def test_calls_are_heard_in_the_order_in_which_they_were_published(backplane: Backplane) -> None:
+async def test_appends_are_heard_in_the_order_in_which_they_were_published(backplane: Backplane) -> None:
     logs = [BROADCAST, "0", "1", "2"]
     async with Ear(backplane) as ear:
         await ear.follow(*logs)
         for i in range(200):
-            await backplane.publish([call(log, f"{i} {log}") for log in logs])
+            await backplane.publish([append(log, f"{i} {log}") for log in logs])
         await ear.until(lambda: len(ear.entries) == 800)
     assert bodies(ear.entries) == [f"{i} {log}" for i in range(200) for log in logs]
 
@@ -258,27 +272,27 @@ async def test_calls_are_heard_in_the_order_in_which_they_were_published(backpla
 async def test_a_log_that_isnt_followed_isnt_heard(backplane: Backplane) -> None:
     async with Ear(backplane) as ear:
         await ear.follow("1")
-        await backplane.publish([call("2", "not this"), call("1", "this")])
+        await backplane.publish([append("2", "not this"), append("1", "this")])
         await ear.until_body("this")
     assert bodies(ear.entries) == ["this"]
 
 
 async def test_following_gives_what_the_log_held_before(backplane: Backplane) -> None:
-    await backplane.publish([call("1", "a", "b")])
+    await backplane.publish([append("1", "a", "b")])
     async with Ear(backplane) as ear:
         await ear.follow("1", "2")
         followed = ear.followed["1"]
         assert bodies(followed.tail) == ["a", "b"]
         assert (followed.head.number, followed.head.first, followed.head.base) == (2, 1, 0)
         assert (ear.followed["2"].head.number, ear.followed["2"].tail) == (0, ())
-        await backplane.publish([call("1", "c"), call("2", "d")])
+        await backplane.publish([append("1", "c"), append("2", "d")])
         await ear.until_body("d")
     assert bodies(ear.entries) == ["c", "d"]
 
 
 async def test_the_tail_is_bounded(backplane: Backplane) -> None:
-    await backplane.publish([call("1", *map(str, range(1500)))])
-    await backplane.publish([call("2", *(str(i) + "x" * 40_000 for i in range(50)))])
+    await backplane.publish([append("1", *map(str, range(1500)))])
+    await backplane.publish([append("2", *(str(i) + "x" * 40_000 for i in range(50)))])
     async with Ear(backplane) as ear:
         await ear.follow("1", "2")
     assert bodies(ear.followed["1"].tail) == [str(i) for i in range(500, 1500)]
@@ -294,7 +308,7 @@ async def test_following_in_the_middle_of_traffic_misses_and_doubles_nothing(bac
     async def publish() -> None:
         nonlocal sent
         while not done.is_set():
-            await backplane.publish([call(log, f"{log} {sent}") for log in logs])
+            await backplane.publish([append(log, f"{log} {sent}") for log in logs])
             sent += 1
             await asyncio.sleep(0)
 
@@ -314,16 +328,16 @@ async def test_following_in_the_middle_of_traffic_misses_and_doubles_nothing(bac
 async def test_after_unfollow_nothing_is_heard_until_it_is_followed_anew(backplane: Backplane) -> None:
     async with Ear(backplane) as ear:
         await ear.follow("1", "2")
-        await backplane.publish([call("1", "a")])
+        await backplane.publish([append("1", "a")])
         await ear.until_body("a")
         backplane.unfollow("1")
-        await backplane.publish([call("1", "b"), call("2", "c")])
+        await backplane.publish([append("1", "b"), append("2", "c")])
         await ear.until_body("c")
         assert "b" not in bodies(ear.entries)
         del ear.followed["1"]
         await ear.follow("1")
         assert bodies(ear.followed["1"].tail) == ["a", "b"]
-        await backplane.publish([call("1", "d")])
+        await backplane.publish([append("1", "d")])
         await ear.until_body("d")
     assert bodies(ear.entries) == ["a", "c", "d"]
 
@@ -331,11 +345,11 @@ async def test_after_unfollow_nothing_is_heard_until_it_is_followed_anew(backpla
 async def test_unfollow_and_follow_at_once_begins_anew(backplane: Backplane) -> None:
     async with Ear(backplane) as ear:
         await ear.follow("1")
-        await backplane.publish([call("1", "a")])
+        await backplane.publish([append("1", "a")])
         backplane.unfollow("1")
         del ear.followed["1"]
         await ear.follow("1")
-        await backplane.publish([call("1", "b")])
+        await backplane.publish([append("1", "b")])
         await ear.until_body("b")
         assert ear.of("1")[-1] == "b"
         assert bodies(ear.followed["1"].tail) == ["a"]
@@ -344,7 +358,7 @@ async def test_unfollow_and_follow_at_once_begins_anew(backplane: Backplane) -> 
 async def test_whoever_listens_anew_follows_what_was_asked_for(backplane: Backplane) -> None:
     async with Ear(backplane) as ear:
         await ear.follow("1")
-    await backplane.publish([call("1", "between")])
+    await backplane.publish([append("1", "between")])
     async with Ear(backplane) as again:
         await again.until(lambda: "1" in again.followed)
         assert bodies(again.followed["1"].tail) == ["between"]
@@ -353,10 +367,10 @@ async def test_whoever_listens_anew_follows_what_was_asked_for(backplane: Backpl
 async def test_live_publications_are_heard_in_their_order_and_not_kept(backplane: Backplane) -> None:
     async with Ear(backplane) as ear:
         await ear.follow("1")
-        await backplane.publish([call("1", "a")])
+        await backplane.publish([append("1", "a")])
         await backplane.publish_live(user_of("1"), publication("growing"))
         await backplane.publish_live(user_of("2"), publication("elsewhere"))
-        await backplane.publish([call("1", "b")])
+        await backplane.publish([append("1", "b")])
         await ear.until_body("b")
     assert ear.live == [publication("growing")]
     live = next(i for i, hearing in enumerate(ear.hearings) if isinstance(hearing, HeardLive))
@@ -367,7 +381,7 @@ async def test_live_publications_are_heard_in_their_order_and_not_kept(backplane
 async def test_a_slow_listener_gets_everything(backplane: Backplane) -> None:
     async def publish() -> None:
         for i in range(150):
-            await backplane.publish([call("1", *(f"{i}/{j}" + "x" * 500 for j in range(100)))])
+            await backplane.publish([append("1", *(f"{i}/{j}" + "x" * 500 for j in range(100)))])
 
     async with Ear(backplane) as ear, asyncio.TaskGroup() as tasks:
         await ear.follow("1")
@@ -383,9 +397,9 @@ async def test_a_slow_listener_gets_everything(backplane: Backplane) -> None:
 
 @pytest.mark.parametrize("limit", [1, 2, 7])
 async def test_reading_in_pages_merges_by_order_and_misses_nothing(backplane: Backplane, limit: int) -> None:
-    await backplane.publish([call(BROADCAST, *(f"b{i}" for i in range(40)))])
+    await backplane.publish([append(BROADCAST, *(f"b{i}" for i in range(40)))])
     for i in range(30):
-        await backplane.publish([call("1", f"p{i}"), call(BROADCAST, f"m{i}"), call("2", "z")])
+        await backplane.publish([append("1", f"p{i}"), append(BROADCAST, f"m{i}"), append("2", "z")])
     after = {BROADCAST: 3, "1": 0, "2": 29}
     heard: list[str] = []
     pages = 0
@@ -407,7 +421,7 @@ async def test_reading_in_pages_merges_by_order_and_misses_nothing(backplane: Ba
 
 
 async def test_reading_at_the_end_or_beyond_gives_nothing(backplane: Backplane) -> None:
-    await backplane.publish([call("1", "a")])
+    await backplane.publish([append("1", "a")])
     for number in (1, 2, 10**14):
         page = await backplane.read({"1": number, "2": number}, limit=10)
         assert (page.entries, page.more) == ((), False)
@@ -416,7 +430,7 @@ async def test_reading_at_the_end_or_beyond_gives_nothing(backplane: Backplane) 
 
 async def test_since_gives_the_number_before_the_first_entry_at_or_after_a_time(backplane: Backplane) -> None:
     for i in range(6):
-        await backplane.publish([call("1", str(i))])
+        await backplane.publish([append("1", str(i))])
         await asyncio.sleep(0.003)  # so that entries differ in their time
     entries = (await backplane.read({"1": 0}, limit=10)).entries
     for entry in entries:
@@ -451,7 +465,7 @@ async def test_the_first_change_of_a_person_after_a_number(backplane: Backplane)
 async def test_a_log_keeps_so_many_bytes_and_numbers_go_on(make: Make) -> None:
     async with make(keep_bytes=70_000) as backplane:
         for i in range(40):
-            await backplane.publish([call("1", *(f"{i}" + "x" * 1000 for _ in range(10)))])
+            await backplane.publish([append("1", *(f"{i}" + "x" * 1000 for _ in range(10)))])
         page = await backplane.read({"1": 0}, limit=1000)
         head = page.heads["1"]
         assert 50 <= len(page.entries) <= 70
@@ -464,7 +478,7 @@ async def test_a_log_keeps_so_many_bytes_and_numbers_go_on(make: Make) -> None:
 async def test_the_broadcast_log_keeps_sixteen_times_as_much(make: Make) -> None:
     async with make(keep_bytes=65_536) as backplane:
         for _ in range(15):
-            await backplane.publish([call(BROADCAST, *("x" * 1000 for _ in range(100)))])
+            await backplane.publish([append(BROADCAST, *("x" * 1000 for _ in range(100)))])
         assert 930 <= len((await backplane.read({BROADCAST: 0}, limit=1500)).entries) <= 1040
 
 
@@ -474,13 +488,13 @@ async def test_changes_are_trimmed_with_their_log(make: Make) -> None:
         await backplane.publish([Append("1", (Draft(change),))])
         assert await backplane.first_change("1", "ann", 0) == change.change
         for _ in range(4):
-            await backplane.publish([call("1", *("x" * 10_000 for _ in range(6)))])
+            await backplane.publish([append("1", *("x" * 10_000 for _ in range(6)))])
         assert await backplane.first_change("1", "ann", 0) is None
 
 
 async def test_a_log_keeps_what_is_not_too_old(make: Make) -> None:
     async with make(keep_s=0.3) as backplane:
-        await backplane.publish([call("1", "old"), call("2", "old")])
+        await backplane.publish([append("1", "old"), append("2", "old")])
         first = (await backplane.read({"1": 0}, limit=10)).heads["1"]
         async with asyncio.timeout(10):
             while (await backplane.read({"1": 0, "2": 0}, limit=10)).entries:
@@ -488,7 +502,7 @@ async def test_a_log_keeps_what_is_not_too_old(make: Make) -> None:
         head = (await backplane.read({"1": 0}, limit=10)).heads["1"]
         assert (head.epoch, head.number, head.first) == (first.epoch, 1, 2)
         assert head.trimmed_ms > 0
-        await backplane.publish([call("1", "new")])
+        await backplane.publish([append("1", "new")])
         page = await backplane.read({"1": 0}, limit=10)
         assert (bodies(page.entries), page.entries[0].number) == (["new"], 2)
 
@@ -497,7 +511,7 @@ async def test_a_busy_log_keeps_what_is_not_too_old(make: Make) -> None:
     async with make(keep_s=0.3) as backplane:
         started = time.monotonic()
         while time.monotonic() < started + 0.8:
-            receipt = await backplane.publish([call("1", "a")])
+            receipt = await backplane.publish([append("1", "a")])
             await asyncio.sleep(0.001)  # so that times differ
         page = await backplane.read({"1": 0}, limit=5000)
         first, last = page.entries[0], page.entries[-1]
