@@ -14,6 +14,7 @@ from pushsse.server import best_http
 from pushsse.stream import handover
 from pushsse.stream.frame import chunk
 from pushsse.stream.handover import HandoverHttp, StreamProtocol, offered
+from pushsse.stream.immediate import ImmediateHttp
 from tests.serving import LIMIT_S, eventually, serving
 
 pytestmark = pytest.mark.anyio
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 def test_the_handover_works_with_this_uvicorn() -> None:
     assert handover.failed() == ""
-    assert best_http() is HandoverHttp
+    assert best_http() is ImmediateHttp
 
 
 @pytest.mark.parametrize(
