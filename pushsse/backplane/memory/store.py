@@ -174,7 +174,12 @@ class LogStore:
                 " or set PUSHSSE_REDIS_URL for both"
             ) from None
         except OSError as error:
-            _log.warning("%s can't be kept: %s. The log is in memory alone", self.path, error.strerror)
+            _log.warning(
+                "%s can't be used: %s. The log is in memory alone, and a restart loses it: mend that and"
+                " start again",
+                self.path,
+                error.strerror,
+            )
             # From now on the file is out of date. Without the table, a later start could not know that.
             with suppress(OSError):
                 self._put_aside()
@@ -277,7 +282,11 @@ class LogStore:
     def _without_file(self, error: Exception) -> Snapshot:
         """Starts empty; the file is written whole as soon as it can be."""
         assert self._numbers is not None
-        _log.warning("%s can't be kept: %s. Until it can, the log is in memory alone", self.path, error)
+        _log.warning(
+            "%s can't be used yet: %s. Until it can, the log is in memory alone, and a restart loses it",
+            self.path,
+            error,
+        )
         # The table gets this start's session and the file does not: unless it is written, it is out of date.
         self._numbers.begin(self._session, {})
         return Snapshot()

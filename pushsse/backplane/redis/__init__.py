@@ -104,7 +104,7 @@ class RedisBackplane(Backplane):
     # Publishing
 
     async def publish(self, appends: Sequence[Append]) -> Receipt:
-        """Appends one after the other, in as few runs of the script as Redis's other clients can bear."""
+        """Appends one after the other, several in one run of the script."""
         receipt = Receipt()
         refused = 0
         for run in self._runs(appends):
@@ -128,15 +128,19 @@ class RedisBackplane(Backplane):
 
     async def publish_live(self, user: str, publication: Publication) -> None:
         """Sends one person's followers what the log never holds. Raises BackplaneUnavailable."""
+        # Over the connection that publishes: a delta stays behind the event before it, and ahead of the next.
         channel = self.channel + log_of(user, self.shards)
         await self._publishing.call("PUBLISH", channel, codec.encode_live(publication))
 
     def _runs(self, appends: Sequence[Append]) -> Iterator["ScriptRun"]:
-        """Guarantee 1: it divides between appends, never within one, since each is atomic."""
+        """Divides appends into runs of the script that Redis's other clients can bear.
+
+        Guarantee 1: between appends, never within one, since each is atomic.
+        """
         run = ScriptRun()
         for append in appends:
             keep_bytes = self._keep_bytes * (BROADCAST_SHARE if append.log == BROADCAST else 1)
-            # Known when the run is made, after the replies to the runs before it.
+            # Looked up here, and so after the replies to earlier runs: they may have brought a new epoch.
             run.add(append, self._known(append.log), keep_bytes=keep_bytes)
             if run.is_full:
                 yield run

@@ -157,6 +157,8 @@ class RedisConnection:
 
     def _away(self, reason: str) -> BackplaneUnavailable:
         if reason not in self._failures:
-            _log.warning("Redis doesn't answer as it should (%s): %s", self._purpose, reason)
+            _log.warning(
+                "Redis fails (%s): %s. Whoever needs it tries again until it answers", self._purpose, reason
+            )
             self._failures.add(reason)
         return BackplaneUnavailable(reason)

@@ -133,7 +133,11 @@ class LogListener:
 
     async def _lose_connection(self, error: Exception) -> None:
         if not self._lost:
-            _log.warning("the connection that listens to Redis is lost: %s", str(error) or "no answer")
+            _log.warning(
+                "the connection that listens to Redis is lost: %s. It is opened again, and what was missed is"
+                " then read from the logs",
+                str(error) or "no answer",
+            )
             self._lost = True
         await self.close()
         await asyncio.sleep(self._backoff.next_s())
@@ -158,9 +162,8 @@ class LogListener:
             if isinstance(payload, int):
                 subscription.confirm(kind, log)
             elif channel == self._canary:
-                # Guarantee 2: in its turn among the messages. Redis said it after all that came before it, so
-                # a log that is further than its cursor here has a hole; checked earlier, every entry would be
-                # one.
+                # Guarantee 2: in its order among the messages. All that it says was appended came before it,
+                # so a log that is further than its cursor has a hole.
                 self._cursors.check(payload)
             elif self._cursors.mark(log) is not None:
                 message = codec.decode_message(payload)
@@ -361,7 +364,13 @@ class Cursors:
         if not self._is(one.log, cursor):
             return
         if one.head.epoch != cursor.epoch or one.start > cursor.number:
-            _log.warning("log %s: what came after %s-%d is lost", one.log, cursor.epoch, cursor.number)
+            _log.warning(
+                "log %s: what came after %s-%d is lost, and clients are told a gap. Redis was emptied or came"
+                " back with an older state, or the log was trimmed before this node had read it",
+                one.log,
+                cursor.epoch,
+                cursor.number,
+            )
             cursor.epoch, cursor.number, cursor.at_ms = one.head.epoch, one.start, 0
             yield Gap(one.log, one.head._replace(base=one.start))
 
