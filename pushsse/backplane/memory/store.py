@@ -235,8 +235,7 @@ class LogStore:
                 _rewrite(connection, whole)
                 connection.executemany(_SET, self._meta(whole))
             else:
-                for change in changes:
-                    _apply(connection, change)
+                _apply(connection, changes)
             if time.monotonic() - self._forgotten_at > _FORGET_EVERY_S:
                 self._forgotten_at = time.monotonic()
                 connection.execute(_FORGET, (machine_ms() - REMEMBER_MS, REMEMBER_MOST))
@@ -422,17 +421,33 @@ class _Numbers:
         return _NUMBER.size * (1 if name == BROADCAST else int(name) + 2)
 
 
-def _apply(connection: sqlite3.Connection, change: LogUpdate | RowChange) -> None:
-    if isinstance(change, RowChange):
+def _apply(connection: sqlite3.Connection, changes: Sequence[LogUpdate | RowChange]) -> None:
+    """Writes changes in their order: a fence that is reset in between stays reset."""
+    run: list[LogUpdate] = []
+    for change in changes:
+        if isinstance(change, LogUpdate):
+            run.append(change)
+            continue
+        _apply_updates(connection, run)
+        run = []
         connection.execute(change.sql, change.row)
-        return
-    connection.executemany(_ENTRY, map(_row, change.entries))
-    connection.execute(_LOG, (change.log, change.epoch, change.number, change.trimmed_ms))
-    connection.execute(_TRIM, (change.log, change.first))
-    if change.fences:
-        connection.executemany(_FENCE, [(change.log, *fence) for fence in change.fences])
-    if change.names:
-        connection.executemany(_SEEN, change.names)
+    _apply_updates(connection, run)
+
+
+def _apply_updates(connection: sqlite3.Connection, updates: Sequence[LogUpdate]) -> None:
+    """Writes updates in a row, statement by statement: for most events that is one insert of many.
+
+    Each execution of a statement passes the interpreter's lock to and fro, which the event loop feels.
+    """
+    connection.executemany(_ENTRY, [_row(entry) for update in updates for entry in update.entries])
+    # The state of a log is that after its last update.
+    newest = {update.log: update for update in updates}
+    connection.executemany(_LOG, [(log, u.epoch, u.number, u.trimmed_ms) for log, u in newest.items()])
+    connection.executemany(_TRIM, [(log, u.first) for log, u in newest.items() if u.trimmed_ms])
+    if fences := [(update.log, *fence) for update in updates for fence in update.fences]:
+        connection.executemany(_FENCE, fences)
+    if names := [name for update in updates for name in update.names]:
+        connection.executemany(_SEEN, names)
 
 
 def _row(entry: Entry) -> tuple[object, ...]:
