@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pushsse.stream.immediate import NO_CALLS, Call, Calls
+from pushsse.stream.immediate import NO_CALLS, Answer, Call, Calls
 
 _KEY = "pushsse.direct"
 Handler = Callable[[Request, Exception], Awaitable[Response]]
@@ -51,8 +51,8 @@ class Direct:
         return {place: self._own(call) for place, call in calls.items()} if self._origins else calls
 
     def _own(self, call: Call) -> Call:
-        def own(request: Request, body: bytes) -> Response | None:
-            return None if "origin" in request.headers else call(request, body)
+        def own(request: Request) -> Answer | None:
+            return None if "origin" in request.headers else call(request)
 
         return own
 

@@ -25,6 +25,7 @@ from pushsse.hub.opening import From, Opener, Opening
 from pushsse.intake.http import Intake, Submitted
 from pushsse.position import Position
 from pushsse.stream.frame import Resume
+from pushsse.stream.immediate import Answer, Reply
 from pushsse.stream.subscriber import Person
 
 _DATA = len(b"data: ")
@@ -118,17 +119,26 @@ class EventsEndpoint:
         repeated = await self.intake.accept(checked.taken)
         return json_response(checked.answer(repeated), 202)
 
-    def post_at_once(self, request: Request, body: bytes) -> Response | None:
-        """As `post`, with one event and without waiting; None where that can't be, and nothing was done.
+    def posting(self, request: Request) -> Answer | None:
+        """`post` for the bodies behind one head: what answers one event at once. None where `post` has to.
 
-        Raises what `post` raises, before anything is done.
+        Raises what `post` raises for such a head.
         """
-        self.identifier.identify(request, PUBLISH)
-        if _kind(request) != "application/json" or len(body) > MAX_EVENTS_BODY:
+        who = self.identifier.identify(request, PUBLISH)
+        if _kind(request) != "application/json":
             return None
-        checked = _Checked([self._submitted(event.decode(body))])
-        receipt = self.intake.accept_at_once(checked.taken[0])
-        return None if receipt is None else json_response(checked.answer(receipt.repeated), 202)
+
+        def answer(body: bytes) -> Reply | None:
+            if who.has_expired:
+                return None
+            submitted = self._submitted(event.decode(body))
+            receipt = self.intake.accept_at_once(submitted)
+            if receipt is None:
+                return None
+            accepted = Accepted(1, (submitted.event_id,), (), receipt.repeated)
+            return Reply(202, b"application/json", msgspec.json.encode(accepted))
+
+        return answer
 
     async def _checked(self, request: Request, body: bytes) -> "_Checked":
         checked = _Checked()

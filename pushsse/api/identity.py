@@ -45,6 +45,11 @@ class Identity:
     expires_at: float | None = None
 
     @property
+    def has_expired(self) -> bool:
+        """Whether the token has ended since it was checked."""
+        return self.expires_at is not None and self.expires_at <= time.time()
+
+    @property
     def expires_in_s(self) -> int | None:
         """Whole seconds until the token ends."""
         return None if self.expires_at is None else max(0, int(self.expires_at - time.time()))

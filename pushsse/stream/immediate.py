@@ -9,16 +9,19 @@ Deliberate:
   that would have to wait for its turn.
 - A call that returns None, or raises, has changed nothing. ASGI runs the request again from its beginning, so
   each error is made into a response in one place.
-- httptools still parses each request: what is a valid request is decided in one place, too.
-- The answer has the bytes that uvicorn's own cycle would write, in one write.
+- httptools parses each head, except for one that equals the head before it on the same connection in all but
+  the number behind Content-Length: a producer sends the same head again and again.
+- The answer has the bytes that uvicorn's own cycle would write. They go straight to the socket while nothing
+  waits in the transport.
+- The timer of an idle connection isn't renewed for each request: when it fires, it looks how long that was.
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, Self, cast
 
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import Scope
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -28,13 +31,59 @@ from pushsse.stream.handover import HandoverHttp
 
 # A request with its head.
 MOST_BYTES = 16 * 1024
-# Answers a request and its body. None, or any exception: nothing has happened, and ASGI is to answer.
-Call = Callable[[Request, bytes], Response | None]
-# By method and path.
-Calls = Mapping[tuple[bytes, bytes], Call]
+_MOST_DIGITS = 5
+_LENGTH = b"content-length:"
 # Whatever changes how a request or its body is read.
 _UNUSUAL = frozenset({b"expect", b"upgrade", b"transfer-encoding", b"content-encoding"})
+
+
+class Reply(NamedTuple):
+    """An answer, with the headers that Starlette gives a response of this type."""
+
+    status: int
+    media_type: bytes
+    body: bytes
+
+
+# Answers a request by its body. None, or any exception: nothing has happened, and ASGI has to answer.
+Answer = Callable[[bytes], Reply | None]
+# Takes a request's head, and returns what answers the bodies behind it, now and later; None as above.
+Call = Callable[[Request], Answer | None]
+# By method and path.
+Calls = Mapping[tuple[bytes, bytes], Call]
 NO_CALLS: Calls = {}
+
+
+class _Head(NamedTuple):
+    """A head around the number behind Content-Length, and what answers the bodies behind it."""
+
+    before: bytes
+    after: bytes
+    answer: Answer
+
+    @classmethod
+    def of(cls, head: bytes, answer: Answer) -> Self | None:
+        """None where the number can't be told from the rest for certain."""
+        lower = head.lower()
+        start = lower.find(_LENGTH) + len(_LENGTH)
+        end = head.find(b"\r\n", start)
+        if lower.count(_LENGTH) != 1:
+            return None
+        while head[start : start + 1] == b" ":
+            start += 1
+        return cls(head[:start], head[end:], answer) if head[start:end].isdigit() else None
+
+    def body(self, data: bytes) -> bytes | None:
+        """The body of a request that has this head, and is whole; None for any other."""
+        if not data.startswith(self.before):
+            return None
+        start = len(self.before)
+        end = data.find(b"\r\n", start, start + _MOST_DIGITS + 2)
+        length = data[start:end]
+        if end < 0 or not length.isdigit() or not data.startswith(self.after, end):
+            return None
+        start = end + len(self.after)
+        return data[start:] if len(data) == start + int(length) else None
 
 
 class ImmediateHttp(HandoverHttp):
@@ -53,49 +102,99 @@ class ImmediateHttp(HandoverHttp):
         # What was read and is being parsed, and whether its request began with it.
         self._data = b""
         self._began = False
-        # The call behind the request that is being parsed, and the request's body.
-        self._call: Call | None = None
-        self._body = b""
+        # Whether the parser stands between two requests.
+        self._between = True
+        # What answers the request that is being parsed, and where its body begins.
+        self._answer: Answer | None = None
+        self._body_at = 0
+        # The head of the last request, where it was answered at once.
+        self._head: _Head | None = None
+        self._answered_at = 0.0
+        self._fd = -1
 
     def data_received(self, data: bytes) -> None:
+        head = self._head
+        if head is not None and self._between and not self.flow.write_paused and not self._is_answering():
+            body = head.body(data)
+            if body is not None and self.reply(head.answer, body, keep_alive=True):
+                # `on_response_complete`, as far as there is anything to do.
+                self.server_state.total_requests += 1
+                self._answered_at = self.loop.time()
+                return
         self._data, self._began = data, False
         super().data_received(data)
         self._data = b""
 
     def on_message_begin(self) -> None:
-        self._began = True
+        self._began, self._between = True, False
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self._call = self._found()
-        if self._call is None:
+        self._answer = self._found()
+        if self._answer is None:
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        if self._call is None:
+        if self._answer is None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        call, self._call = self._call, None
-        if call is None:
+        self._between = True
+        answer, self._answer = self._answer, None
+        self._head = None
+        if answer is None:
             super().on_message_complete()
             return
-        body, self._body = self._body, b""
-        # Here, and not later: the parser says whether to keep the connection only within this callback.
-        if not self.answer(call, body):
+        # Only within this callback does the parser know whether the connection is kept.
+        keep_alive = self.parser.should_keep_alive()
+        body = self._data[self._body_at :]
+        if not self.reply(answer, body, keep_alive=keep_alive):
             super().on_headers_complete()
             if body:
                 super().on_body(body)
             super().on_message_complete()
+            return
+        if keep_alive:
+            self._head = _Head.of(self._data[: self._body_at], answer)
+        self._answered_at = self.loop.time()
+        self.on_response_complete()
 
-    def _found(self) -> Call | None:
-        """The call behind a request that is plain, small and whole; it leaves the body in `_body`."""
+    def timeout_keep_alive_handler(self) -> None:
+        """The connection was idle for as long as it may be, unless it has been used since the timer began."""
+        left_s = self._answered_at + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0 and not self.transport.is_closing():
+            self.timeout_keep_alive_task = self.loop.call_later(left_s, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def reply(self, answer: Answer, body: bytes, *, keep_alive: bool) -> bool:
+        """Answers a request; False where ASGI has to."""
+        try:
+            found = answer(body)
+        except Exception:  # noqa: BLE001  whatever it is: ASGI comes upon it again, and makes it a response
+            return False
+        if found is None:
+            return False
+        head = b"%bcontent-length: %d\r\ncontent-type: %b\r\n%b\r\n" % (
+            STATUS_LINE[found.status],
+            len(found.body),
+            found.media_type,
+            b"" if keep_alive else b"connection: close\r\n",
+        )
+        self._write(head + found.body)
+        if not keep_alive:
+            self.transport.close()
+        return True
+
+    def _found(self) -> Answer | None:
+        """What answers the request whose head is being parsed, if it is plain, small and whole."""
         path, _, query = self.url.partition(b"?")
-        call = self._calls.get((self.parser.get_method(), path))
+        method = self.parser.get_method()
+        call = self._calls.get((method, path))
         data = self._data
         if call is None or not self._began or len(data) > MOST_BYTES or b"#" in query:
             return None
-        if self._is_answering() or self.flow.write_paused:
+        if self._is_answering() or self.flow.write_paused or self.server_state.default_headers:
             return None
         body_bytes = 0
         for name, value in self.headers:
@@ -103,40 +202,33 @@ class ImmediateHttp(HandoverHttp):
                 body_bytes = int(value)
             elif name in _UNUSUAL:
                 return None
-        start = data.find(b"\r\n\r\n") + 4
-        if start + body_bytes != len(data) or self.parser.get_http_version() != "1.1":
+        self._body_at = data.find(b"\r\n\r\n") + 4
+        if self._body_at + body_bytes != len(data) or self.parser.get_http_version() != "1.1":
             return None
         scope = cast(Scope, self.scope)
-        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["method"] = method.decode("ascii")
         scope["path"], scope["raw_path"], scope["query_string"] = path.decode("ascii"), path, query
-        self._body = data[start:]
-        return call
+        try:
+            return call(Request(scope))
+        except Exception:  # noqa: BLE001  as in `reply`
+            return None
 
     def _is_answering(self) -> bool:
         """Whether ASGI is still at an earlier request."""
         cycle = cast(RequestResponseCycle | None, self.cycle)
         return cycle is not None and not cycle.response_complete
 
-    def answer(self, call: Call, body: bytes) -> bool:
-        """Answers the request; False where ASGI is to do so."""
+    def _write(self, data: bytes) -> None:
+        transport = self.transport
+        if self._fd < 0 and transport.get_extra_info("sslcontext") is None:
+            self._fd = transport.get_extra_info("socket").fileno()
+        if self._fd < 0 or transport.is_closing() or transport.get_write_buffer_size():
+            transport.write(data)
+            return
         try:
-            response = call(Request(cast(Scope, self.scope)), body)
-        except Exception:  # noqa: BLE001  whatever it is: ASGI comes upon it again, and makes it a response
-            return False
-        if response is None:
-            return False
-        keep_alive = self.parser.should_keep_alive()
-        self.transport.write(_bytes_of(response, self.server_state.default_headers, keep_alive=keep_alive))
-        if not keep_alive:
-            self.transport.close()
-        self.on_response_complete()
-        return True
-
-
-def _bytes_of(response: Response, default: list[tuple[bytes, bytes]], *, keep_alive: bool) -> bytes:
-    """An answer as uvicorn's cycle writes it."""
-    lines = [STATUS_LINE[response.status_code]]
-    for name, value in (*default, *response.raw_headers):
-        lines += [name, b": ", value, b"\r\n"]
-    lines += [b"\r\n" if keep_alive else b"connection: close\r\n\r\n", bytes(response.body)]
-    return b"".join(lines)
+            sent = os.write(self._fd, data)
+        except OSError:
+            # Full, or gone: the transport finds out which.
+            sent = 0
+        if sent < len(data):
+            transport.write(data[sent:])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pushsse.stream.handover import HandoverHttp
-from pushsse.stream.immediate import MOST_BYTES, Call, ImmediateHttp
+from pushsse.stream.immediate import MOST_BYTES, Answer, ImmediateHttp
 from tests.serving import Running, serving
 
 pytestmark = pytest.mark.anyio
@@ -107,8 +107,8 @@ def counted() -> list[bool]:
 @pytest.fixture
 async def immediate(tmp_path: Path, counted: list[bool]) -> AsyncIterator[Running]:
     class Counting(ImmediateHttp):
-        def answer(self, call: Call, body: bytes) -> bool:
-            answered = super().answer(call, body)
+        def reply(self, answer: Answer, body: bytes, *, keep_alive: bool) -> bool:
+            answered = super().reply(answer, body, keep_alive=keep_alive)
             counted.append(answered)
             return answered
 
