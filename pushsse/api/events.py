@@ -5,7 +5,7 @@ the same replay as a stream's, with the same filter. A body of many lines gives 
 """
 
 import asyncio
-import os
+import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -232,7 +232,7 @@ class _Checked:
 
 def _ulid(at_ms: int) -> str:
     """A name that nobody else has, and that sorts by its time: 48 bits of that, 80 random ones (ULID)."""
-    bits = at_ms << 80 | int.from_bytes(os.urandom(10))
+    bits = at_ms << 80 | random.getrandbits(80)
     return "".join([_PAIRS[bits >> shift & 1023] for shift in range(120, -1, -10)])
 
 

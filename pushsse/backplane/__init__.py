@@ -181,6 +181,14 @@ class Gap(NamedTuple):
 Hearing = Heard | HeardLive | Followed | Gap
 
 
+class Ear(Protocol):
+    """A listener that may be told outside of `listen`."""
+
+    def hear(self, hearing: Heard) -> bool:
+        """Takes a hearing; False where it has to wait for its turn."""
+        ...
+
+
 class Backplane(Protocol):
     """Carries publications to every node. Implementations inherit from it, and with it `publish_to`.
 
@@ -242,6 +250,13 @@ class Backplane(Protocol):
         hears `Followed` for every log anew.
         """
         ...
+
+    def hear_at_once(self, ear: Ear | None) -> None:
+        """Lets the listener hear what `publish_at_once` appends within that call, if nothing waits before it.
+
+        What `ear` doesn't take, `listen` yields. A backplane that never publishes at once needs no ear.
+        """
+        return
 
     def follow(self, log: str) -> None:
         """Asks for a log. `listen` yields `Followed`, and from there on what is appended to it."""

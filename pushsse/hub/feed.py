@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import aclosing
 
-from pushsse.backplane import Backplane, Hearing
+from pushsse.backplane import BROADCAST, Backplane, Heard, Hearing
 from pushsse.hub.delivery import Delivery
 
 GATHER_S = 0.002
@@ -33,6 +33,7 @@ class Feed:
         self._heard = asyncio.Event()
         self._room = asyncio.Event()
         self._rested_at = 0.0
+        self._failure: Exception | None = None
 
     @property
     def waiting(self) -> int:
@@ -41,9 +42,28 @@ class Feed:
 
     async def run(self) -> None:
         """Listens and delivers, for ever."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen(), name="listen")
-            tasks.create_task(self._deliver_queue(), name="deliver")
+        self._backplane.hear_at_once(self)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._listen(), name="listen")
+                tasks.create_task(self._deliver_queue(), name="deliver")
+        finally:
+            self._backplane.hear_at_once(None)
+
+    def hear(self, hearing: Heard) -> bool:
+        """Delivers one event for a few within the call that publishes it; False where it has to wait.
+
+        Order: nothing waits in the queue. A broadcast always goes through it: what comes while it is written
+        to thousands can then be written together.
+        """
+        if self._queue or len(hearing.entries) != 1 or hearing.entries[0].log == BROADCAST:
+            return False
+        try:
+            self._delivery.deliver((hearing,))
+        except Exception as error:  # noqa: BLE001  it ends this service, not the publisher's request
+            self._failure = error
+            self._heard.set()
+        return True
 
     async def _listen(self) -> None:
         in_a_row = 0
@@ -66,6 +86,8 @@ class Feed:
     async def _deliver_queue(self) -> None:
         while True:
             await self._heard.wait()
+            if self._failure is not None:
+                raise self._failure
             if (wait_s := self._rested_at - time.perf_counter()) > 0:
                 await asyncio.sleep(wait_s)
             self._heard.clear()

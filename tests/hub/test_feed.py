@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from pushsse.backplane import HeardLive, Hearing
+from pushsse import backplane
+from pushsse.backplane import BROADCAST, Ear, Entry, HeardLive, Hearing
 from pushsse.event import Publication
 from pushsse.hub.feed import Feed
 
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Heard:
-    """A backplane of which only `listen` is used, and a delivery that takes its time."""
+    """A backplane that is only listened to, and a delivery that takes its time."""
 
     def __init__(self, cost_s: float = 0.0) -> None:
         self.cost_s = cost_s
@@ -26,6 +27,9 @@ class Heard:
     async def listen(self) -> AsyncGenerator[Hearing, None]:
         while True:
             yield await self.coming.get()
+
+    def hear_at_once(self, ear: Ear | None) -> None:
+        self.ear = ear
 
     def deliver(self, hearings: Sequence[HeardLive]) -> None:
         until = time.perf_counter() + self.cost_s
@@ -84,3 +88,56 @@ async def test_cheap_deliveries_are_made_at_once_and_dear_ones_gathered() -> Non
         assert heard.batches[2:] == [["3"], ["4", "5", "6"]]
 
     await running(heard, work())
+
+
+def published(log: str, *, events: int = 1) -> backplane.Heard:
+    """What a backplane tells of events that were just published."""
+    publication = Publication("a", b"", None)
+    return backplane.Heard(tuple(Entry(log, number, number, 0, publication) for number in range(events)))
+
+
+class Delivered:
+    """A delivery that takes down what it is given, or fails."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.heard: list[Hearing] = []
+        self.failure = failure
+
+    def deliver(self, hearings: Sequence[Hearing]) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.heard += hearings
+
+
+def test_an_event_for_a_few_is_delivered_while_it_is_published() -> None:
+    delivery = Delivered()
+    feed = Feed(cast(Any, None), cast(Any, delivery))
+    assert feed.hear(published("7"))
+    assert delivery.heard == [published("7")]
+    for later in (published(BROADCAST), published("7", events=2)):
+        assert not feed.hear(later)
+    assert delivery.heard == [published("7")]
+
+
+async def test_what_waits_is_not_overtaken() -> None:
+    heard = Heard(0.002)
+
+    async def work() -> None:
+        heard.hear(1)
+        await heard.delivered(1)
+        heard.hear(2)
+        while not heard.feed.waiting:
+            await asyncio.sleep(0)
+        assert not heard.feed.hear(published("7"))
+        assert await heard.delivered(2) == ["1", "2"]
+
+    await running(heard, work())
+
+
+async def test_a_delivery_that_fails_ends_the_feed_and_not_the_publisher() -> None:
+    feed = Feed(cast(Any, Heard()), cast(Any, Delivered(ZeroDivisionError("a bug"))))
+    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+        async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+            tasks.create_task(feed.run())
+            await asyncio.sleep(0.01)
+            assert feed.hear(published("7"))

@@ -17,6 +17,8 @@ from pushsse.backplane import (
     BROADCAST_SHARE,
     Append,
     Backplane,
+    Draft,
+    Ear,
     Entry,
     Followed,
     Heard,
@@ -76,6 +78,7 @@ class MemoryBackplane(Backplane):
         self._behind = 0
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
+        self._ear: Ear | None = None
 
     async def __aenter__(self) -> Self:
         """Continues where the file ends. Raises SettingsError where another process uses it."""
@@ -158,8 +161,12 @@ class MemoryBackplane(Backplane):
             appended = self._append(append, receipt)
             if self._listening and append.log in self._asked:
                 heard += appended
-        self._queue_entries(heard)
         receipt.count(self._metrics)
+        if heard:
+            hearing = Heard(tuple(heard))
+            # What waits was appended before: the order is that of the log.
+            if self._waiting or self._ear is None or not self._ear.hear(hearing):
+                self._queue(hearing)
         return receipt
 
     async def publish_live(self, user: str, publication: Publication) -> None:
@@ -173,8 +180,11 @@ class MemoryBackplane(Backplane):
         """Appends the drafts that are neither fenced, expired nor repeated; returns their entries."""
         log = self._log(append.log)
         now_ms = self.now_ms()
-        drafts = self._partitions.unfenced(append)
-        receipt.fenced += len(append.drafts) - len(drafts)
+        drafts: Sequence[Draft] = append.drafts
+        sourced = any(draft.source is not None for draft in drafts)
+        if sourced:
+            drafts = self._partitions.unfenced(append)
+            receipt.fenced += len(append.drafts) - len(drafts)
         appended: list[Entry] = []
         for draft in drafts:
             # Before the names: an expired draft must not use up the name of a later one with the same id.
@@ -199,8 +209,8 @@ class MemoryBackplane(Backplane):
                     head.first,
                     head.trimmed_ms,
                     appended,
-                    self._partitions.fences_of(append),
-                    self._seen.times_of(names),
+                    self._partitions.fences_of(append) if sourced else (),
+                    self._seen.times_of(names) if names else (),
                 )
             )
         return appended
@@ -239,6 +249,10 @@ class MemoryBackplane(Backplane):
             self._waiting.clear()
             self._behind = 0
             self._room.set()
+
+    def hear_at_once(self, ear: Ear | None) -> None:
+        """From now on `ear` is asked first."""
+        self._ear = ear
 
     def follow(self, log: str) -> None:
         """Takes effect at once: what is appended after this call is heard."""

@@ -132,9 +132,10 @@ class MemoryLog:
             cut = min(self._trimmed, len(entries) - 1)
             del entries[:cut]
             self._trimmed -= cut
-        first = self.head.first
-        while self._changes and self._changes[0][0] < first:
-            self._changes.popleft()
+        if self._changes:
+            first = self.head.first
+            while self._changes and self._changes[0][0] < first:
+                self._changes.popleft()
 
     def after(self, number: int, limit: int) -> list[Entry]:
         """Up to `limit` entries after a number, as far as they are held."""
