@@ -26,7 +26,8 @@ from pushsse.kafka.dead_letters import DeadLetters, Refused
 from pushsse.kafka.producer import Outgoing, Producer, RecordRefused
 from pushsse.metrics import Metrics
 from pushsse.node import Node, Work
-from pushsse.preferences.service import Catalogue, Preferences, Reading
+from pushsse.people import StateTable, StoredPeople
+from pushsse.preferences.service import Catalogue, Preferences
 from pushsse.preferences.store import PreferenceStore
 from pushsse.questions.answerers import Answerer, faq
 from pushsse.questions.answerers.kafka import KafkaAnswerer
@@ -43,7 +44,6 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
     log = _backplane(settings, metrics)
     database = Database(settings.database_url)
     store = PreferenceStore(database)
-    reading = Reading(store.switches, now=store.switches_now)
     catalogue = Catalogue(store, new_types=settings.new_types, metrics=metrics)
     preferences = Preferences(store, log)
     dispatcher = Dispatcher(
@@ -62,13 +62,14 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         timeout_s=settings.answer_timeout_s,
         metrics=metrics,
     )
+    people = StoredPeople(StateTable(database), preferences, answers)
     hub = inside(
         log,
         shards=settings.shards,
         limits=_limits(settings),
-        switches=reading.switches,
-        settle=preferences.settle,
-        so_far=answers.so_far,
+        switches=people.state,
+        settle=people.settle,
+        so_far=people.growing,
         metrics=metrics,
     )
     intakes = _intakes(settings, log, dispatcher=dispatcher, admits=catalogue.admits, metrics=metrics)
@@ -81,7 +82,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         backplane=log,
         store=store,
         catalogue=catalogue,
-        reading=reading,
+        people=people,
         preferences=preferences,
         inside=hub,
         watch=Watch(hub.hub),

@@ -25,7 +25,8 @@ from pushsse.intake.http import Intake
 from pushsse.intake.kafka import KafkaIntake
 from pushsse.kafka.producer import Producer
 from pushsse.metrics import Metrics
-from pushsse.preferences.service import Catalogue, Preferences, Reading
+from pushsse.people import StoredPeople
+from pushsse.preferences.service import Catalogue, Preferences
 from pushsse.preferences.store import PreferenceStore
 from pushsse.questions.service import Questions
 from pushsse.settings import Settings
@@ -53,7 +54,7 @@ class Node:
     backplane: MemoryBackplane | RedisBackplane
     store: PreferenceStore
     catalogue: Catalogue
-    reading: Reading
+    people: StoredPeople
     preferences: Preferences
     inside: Inside
     watch: Watch
@@ -107,7 +108,7 @@ class Node:
             "feed": self.inside.feed.run,
             "heartbeat": lambda: self.inside.heartbeat.run(self.hub),
             "catalogue": self.catalogue.run,
-            "switches": self.reading.run,
+            "people": self.people.run,
             "preferences": self.preferences.run,
             "questions": self.questions.run,
             "memory": trim_memory,

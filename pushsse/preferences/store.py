@@ -45,14 +45,12 @@ class Switches(Struct, frozen=True):
     """A person's switches as committed: the number of the last change, and every type that is off.
 
     `pending`: a committed change isn't known to be in the log; `logged` is the place of the last one that is.
-    `open_question`: a question of theirs is still to be answered.
     """
 
     version: int
     off: frozenset[str]
     pending: bool
     logged: Mark | None
-    open_question: bool
 
 
 class PendingChange(Struct, frozen=True):
@@ -144,9 +142,10 @@ _OFF_AMONG = Statement("""
       FROM pushsse_switch s LEFT JOIN pushsse_event_type t ON t.name = s.type
      WHERE s."user" {among[1]} AND s.type {among[2]}
        AND s.enabled <> coalesce(t.default_on, true) AND NOT coalesce(t.mandatory, false)""")
-# Rows of four kinds, so that it is one question: a type off by default (without a user), a person's numbers,
-# a type chosen otherwise than by default, an open question. Most people have none.
-_SWITCHES = Statement("""
+# The switches of the people among the first parameter, as rows of `SwitchRow`. `people` reads them, joined
+# with the open questions. Rows of three kinds make it one statement: a type off by default (without a user),
+# a person's numbers, a type chosen otherwise than by default. Most people have no row of their own.
+SWITCHES = """
     SELECT 'default', '', t.name, false, 0, 0, '', 0 FROM pushsse_event_type t
      WHERE NOT t.default_on AND NOT t.mandatory
     UNION ALL
@@ -156,10 +155,7 @@ _SWITCHES = Statement("""
     SELECT 'chosen', s."user", s.type, s.enabled, 0, 0, '', 0
       FROM pushsse_switch s LEFT JOIN pushsse_event_type t ON t.name = s.type
      WHERE s."user" {among[1]}
-       AND s.enabled <> coalesce(t.default_on, true) AND NOT coalesce(t.mandatory, false)
-    UNION ALL
-    SELECT DISTINCT 'asked', q."user", '', false, 0, 0, '', 0
-      FROM pushsse_question q WHERE q."user" {among[1]} AND q.status IN ('pending', 'answering')""")
+       AND s.enabled <> coalesce(t.default_on, true) AND NOT coalesce(t.mandatory, false)"""
 _PREFERENCES = Statement("""
     SELECT t.name, t.title, t.description, t.default_on, t.mandatory, t.hidden, s.enabled
       FROM pushsse_event_type t LEFT JOIN pushsse_switch s ON s.type = t.name AND s."user" = {value[1]}
@@ -170,7 +166,9 @@ _LOCK_PERSON = Statement("""
     ON CONFLICT ("user") DO UPDATE SET version = pushsse_person.version RETURNING version""")
 
 
-class _Fact(NamedTuple):
+class SwitchRow(NamedTuple):
+    """A row of `SWITCHES`; those of another kind are somebody else's."""
+
     kind: str
     user: str
     type: str
@@ -213,15 +211,6 @@ class PreferenceStore:
         """The same of few people, read without waiting; None where that can't be: then ask `off_among`."""
         rows = self._database.read_now(_pair, _OFF_AMONG, list(users), list(types))
         return None if rows is None else _off(users, rows)
-
-    async def switches(self, users: Sequence[str]) -> dict[str, Switches]:
-        """What streams need to know about their people when they open; each of `users` is in it."""
-        return _switches(users, await self._database.read(_Fact, _SWITCHES, list(users)))
-
-    def switches_now(self, user: str) -> Switches | None:
-        """One person's, read without waiting; None where that can't be: then ask `switches`."""
-        facts = self._database.read_now(_Fact, _SWITCHES, [user])
-        return None if facts is None else _switches((user,), facts)[user]
 
     async def catalogue(self) -> tuple[TypeView, ...]:
         """All types, in the order in which they joined."""
@@ -305,6 +294,30 @@ class PreferenceStore:
             return frozenset(wanted[room:])
 
 
+def switches_of(users: Sequence[str], rows: Sequence[SwitchRow]) -> dict[str, Switches]:
+    """What the rows of `SWITCHES` say of each of `users`."""
+    default_off = frozenset(row.type for row in rows if row.kind == "default")
+    unchanged = Switches(version=0, off=default_off, pending=False, logged=None)
+    found = dict.fromkeys(users, unchanged)
+    for row in rows:
+        if row.kind == "person":
+            found[row.user] = replace(
+                found[row.user],
+                version=row.version,
+                pending=row.version > row.logged_version,
+                logged=Mark(row.logged_epoch, row.logged_number) if row.logged_version else None,
+            )
+        elif row.kind == "chosen":
+            off = found[row.user].off
+            off = off - {row.type} if row.enabled else off | {row.type}
+            found[row.user] = replace(found[row.user], off=off)
+    return found
+
+
+def _pair(user: str, name: str, enabled: bool) -> tuple[str, str, bool]:
+    return user, name, enabled
+
+
 def _off(users: Sequence[str], rows: Sequence[tuple[str, str, bool]]) -> frozenset[tuple[str, str]]:
     """What is off, by the rows of _OFF_AMONG."""
     if not rows:
@@ -314,35 +327,6 @@ def _off(users: Sequence[str], rows: Sequence[tuple[str, str, bool]]) -> frozens
         on = {(user, name) for user, name, enabled in rows if user and enabled}
         off.update(pair for name in default_off for user in users if (pair := (user, name)) not in on)
     return frozenset(off)
-
-
-def _switches(users: Sequence[str], facts: Sequence["_Fact"]) -> dict[str, Switches]:
-    default_off = frozenset(fact.type for fact in facts if fact.kind == "default")
-    unchanged = Switches(version=0, off=default_off, pending=False, logged=None, open_question=False)
-    found = dict.fromkeys(users, unchanged)
-    for fact in facts:
-        if fact.user:
-            found[fact.user] = _with(found[fact.user], fact)
-    return found
-
-
-def _with(switches: Switches, fact: _Fact) -> Switches:
-    """A person's switches with one more fact about him."""
-    if fact.kind == "asked":
-        return replace(switches, open_question=True)
-    if fact.kind == "chosen":
-        off = switches.off - {fact.type} if fact.enabled else switches.off | {fact.type}
-        return replace(switches, off=off)
-    return replace(
-        switches,
-        version=fact.version,
-        pending=fact.version > fact.logged_version,
-        logged=Mark(fact.logged_epoch, fact.logged_number) if fact.logged_version else None,
-    )
-
-
-def _pair(user: str, name: str, enabled: bool) -> tuple[str, str, bool]:
-    return user, name, enabled
 
 
 async def _types() -> tuple[TypeView, ...]:

@@ -120,7 +120,7 @@ class Questions:
         """A person's questions, newest first, those before an id."""
         return await self.life.store.page(user, limit=limit, before=before)
 
-    async def so_far(self, user: str) -> Sequence[Publication]:
+    async def growing(self, user: str) -> Sequence[Publication]:
         """For whoever joins: the answers that are growing for this person, from their beginnings.
 
         To be called after the stream hears live publications; a delta heard before may then be told again.

@@ -54,6 +54,12 @@ class QuestionRow(Model):
         indexes = (("user", "id"), ("status", "deadline_at"), ("announce_by",))
 
 
+# Who of the people among the first parameter has a question that is still to be answered. `people` reads it.
+OPEN_USERS = f"""
+    SELECT DISTINCT "user" FROM pushsse_question
+     WHERE "user" {{among[1]}} AND status IN ({", ".join(f"'{status}'" for status in OPEN)})"""
+
+
 class KeyTaken(Exception):
     """The person has used this idempotency key before."""
 

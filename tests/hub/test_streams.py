@@ -10,7 +10,7 @@ import pytest
 from pushsse.backplane import Gap, log_of
 from pushsse.errors import CloseReason
 from pushsse.hub.opening import From
-from pushsse.preferences.store import Switches
+from pushsse.people import PersonState
 from tests.hub.world import SHARDS, world
 
 pytestmark = pytest.mark.anyio
@@ -109,7 +109,7 @@ async def test_a_person_with_a_narrow_and_a_wide_stream_gets_nothing_twice() -> 
 
 async def test_what_expires_while_the_node_stands_still_is_written_nowhere() -> None:
     async with world() as w:
-        w.switched["p1"] = Switches(1, frozenset({"other"}), False, None, False)
+        w.switched["p1"] = PersonState(1, frozenset({"other"}), False, None, False)
         live = await w.open("p1")
         start = live.frames[0][2]
         streams = [
@@ -258,7 +258,7 @@ async def test_since_begins_at_a_time() -> None:
 
 async def test_who_joins_while_an_answer_grows_gets_it_from_its_beginning() -> None:
     async with world() as w:
-        w.switched["p1"] = Switches(0, frozenset(), False, None, True)
+        w.switched["p1"] = PersonState(0, frozenset(), False, None, True)
         sink = await w.open("p1")
         other = await w.open("p2")
         await w.publish("news", 1)

@@ -13,8 +13,8 @@ from pushsse.hub import Inside, inside
 from pushsse.hub.hub import Hub
 from pushsse.hub.opening import From, StreamLimits, StreamOptions
 from pushsse.metrics import Metrics
+from pushsse.people import PersonState
 from pushsse.position import parse
-from pushsse.preferences.store import Switches
 from pushsse.stream.frame import Chunk
 from pushsse.stream.subscriber import Subscriber
 
@@ -72,7 +72,7 @@ class World:
 
     backplane: MemoryBackplane
     inside: Inside
-    switched: dict[str, Switches] = field(default_factory=dict)
+    switched: dict[str, PersonState] = field(default_factory=dict)
     sinks: list[ListSink] = field(default_factory=list)
 
     @property
@@ -100,7 +100,7 @@ class World:
         made = encode("preferences", {}, users=(user,), change=change)
         receipt = await self.backplane.publish(calls(made, (user,)))
         mark = receipt.marks[log_of(user, SHARDS)]
-        self.switched[user] = Switches(version, frozenset(after), False, mark, False)
+        self.switched[user] = PersonState(version, frozenset(after), False, mark, False)
 
     async def settled(self) -> None:
         """Waits until everything published was delivered to everybody who takes it."""
@@ -129,10 +129,10 @@ def calls(made: object, users: tuple[str, ...]) -> list[Append]:
 async def world(*, send_timeout_s: float = 5.0, keep_bytes: int = 4 * 1024**2) -> AsyncIterator[World]:
     """A node's inside, running."""
     metrics = Metrics()
-    switched: dict[str, Switches] = {}
+    switched: dict[str, PersonState] = {}
 
-    async def switches(user: str) -> Switches:
-        return switched.get(user, Switches(0, frozenset(), False, None, False))
+    async def switches(user: str) -> PersonState:
+        return switched.get(user, PersonState(0, frozenset(), False, None, False))
 
     async def settle(_: str) -> None:
         raise AssertionError("nothing is pending here")

@@ -7,6 +7,7 @@ import pytest
 
 from deploy.parts import Postgres
 from pushsse.database import Database
+from pushsse.people import StateTable
 from pushsse.preferences.store import PreferenceStore
 
 
@@ -35,3 +36,8 @@ async def database(url: str) -> AsyncIterator[Database]:
 @pytest.fixture
 def store(database: Database) -> PreferenceStore:
     return PreferenceStore(database)
+
+
+@pytest.fixture
+def states(database: Database) -> StateTable:
+    return StateTable(database)

@@ -11,6 +11,7 @@ import pytest
 from deploy.parts import Postgres
 from pushsse.database import Database, Statement
 from pushsse.errors import DatabaseUnavailable, SettingsError, StatementFailed
+from pushsse.people import StateTable
 from pushsse.preferences.store import EventType, PreferenceStore
 from tests.parts import running
 
@@ -107,8 +108,8 @@ async def test_handlers_in_other_tasks_and_contexts_use_the_same_database(databa
 
 
 async def test_memory_lasts_as_long_as_its_process(anyio_backend: str) -> None:
-    async with opened("sqlite://:memory:") as (_, store):
-        assert (await store.switches(["ann"]))["ann"].off == {"alarm"}
+    async with opened("sqlite://:memory:") as (database, _):
+        assert (await StateTable(database).read(["ann"]))["ann"].off == {"alarm"}
 
 
 async def test_a_relative_path_is_relative(
@@ -217,7 +218,7 @@ async def test_a_stopped_postgres_is_unavailable_at_once_and_recovers_after_its_
     own_server: Postgres, anyio_backend: str
 ) -> None:
     async with opened(own_server.url) as (database, store):
-        await asyncio.gather(*(store.switches(["ann"]) for _ in range(8)))
+        await asyncio.gather(*(StateTable(database).read(["ann"]) for _ in range(8)))
         await asyncio.to_thread(own_server.stop)
         await unavailable_within(store, 2)
         await asyncio.to_thread(own_server.start)
@@ -231,12 +232,12 @@ async def test_a_connection_that_postgres_is_just_ending_means_unavailable(
     delay = Delay()
     async with delay.before(own_server.port):
         url = own_server.url.replace(f":{own_server.port}/", f":{delay.port}/")
-        async with opened(url) as (database, store):
+        async with opened(url) as (database, _):
             # The last words of the server are there before the end of the connection is.
             delay.end_s = 1.0
             await asyncio.to_thread(own_server.stop)
             with pytest.raises(DatabaseUnavailable):
-                await store.switches(["ann"])
+                await StateTable(database).read(["ann"])
             await asyncio.to_thread(own_server.start)
             await until_back(database, within_s=4)
 
@@ -255,13 +256,13 @@ async def test_a_slow_postgres_is_unavailable_within_two_seconds_and_recovers(
                 await database.check()
             delay.seconds = 0.0
             await until_back(database, within_s=4)
-            assert (await store.switches(["ann"]))["ann"].off == {"alarm"}
+            assert (await StateTable(database).read(["ann"]))["ann"].off == {"alarm"}
 
 
 async def test_a_change_that_waits_for_a_lock_does_not_stop_the_others(
     own_server: Postgres, anyio_backend: str
 ) -> None:
-    async with opened(own_server.url) as (database, store):
+    async with opened(own_server.url) as (database, _):
 
         async def hold() -> None:
             async with database.transaction() as session:
@@ -276,7 +277,7 @@ async def test_a_change_that_waits_for_a_lock_does_not_stop_the_others(
         await asyncio.sleep(0.05)
         waiting = asyncio.create_task(wait())
         while not waiting.done():
-            await store.switches(["ann"])
+            await StateTable(database).read(["ann"])
             await asyncio.sleep(0.01)
         with pytest.raises(DatabaseUnavailable):
             await waiting

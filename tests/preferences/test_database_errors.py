@@ -16,6 +16,7 @@ from deploy.parts import Postgres
 from pushsse.database import Database, Statement
 from pushsse.errors import DatabaseUnavailable, StatementFailed
 from pushsse.metrics import Metrics
+from pushsse.people import StateTable
 from pushsse.preferences.service import Catalogue
 from pushsse.preferences.store import PreferenceStore
 from tests.cli.running import pushsse, served, until
@@ -179,7 +180,7 @@ async def test_a_database_that_cannot_hold_a_name_is_unavailable_for_it_alone(
     await prepared(url)
     async with opened(url) as (database, store):
         with pytest.raises(DatabaseUnavailable, match="LATIN1"):
-            await store.switches(["张三"])
+            await StateTable(database).read(["张三"])
         await store.change("ann", {"alarm": False})
         assert database.available
 

@@ -1,6 +1,5 @@
 """Small questions are answered on the event loop, from the file as it is now; others by the thread."""
 
-import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -10,7 +9,7 @@ import pytest
 
 from pushsse.database import Database, Statement
 from pushsse.errors import DatabaseUnavailable
-from pushsse.preferences.service import Reading
+from pushsse.people import StateTable
 from pushsse.preferences.store import PreferenceStore
 
 pytestmark = pytest.mark.anyio
@@ -56,10 +55,9 @@ async def test_what_another_process_commits_holds_for_the_next_question(
     database: Database, path: Path
 ) -> None:
     store = PreferenceStore(database)
-    reading = Reading(store.switches, now=store.switches_now)
+    states = StateTable(database)
     assert await store.off_among(["ann"], ["news"]) == frozenset()
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        running = asyncio.create_task(reading.run())
         for enabled in (0, 1, 0):
             other.execute(
                 'INSERT INTO pushsse_switch ("user", type, enabled) VALUES (?, ?, ?) '
@@ -68,8 +66,8 @@ async def test_what_another_process_commits_holds_for_the_next_question(
             )
             off = {("ann", "news")} if not enabled else set()
             assert await store.off_among(["ann"], ["news"]) == off
-            assert (await reading.switches("ann")).off == {name for _, name in off}
-        running.cancel()
+            assert (state := states.read_at_once("ann")) is not None
+            assert state.off == {name for _, name in off}
 
 
 async def test_a_question_without_an_end_is_given_up(database: Database) -> None:

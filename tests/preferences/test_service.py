@@ -11,6 +11,7 @@ from pushsse.database import Database
 from pushsse.errors import BackplaneUnavailable, InvalidInput
 from pushsse.event import Change
 from pushsse.metrics import Metrics
+from pushsse.people import StateTable
 from pushsse.position import Mark
 from pushsse.preferences.service import Catalogue, Preferences
 from pushsse.preferences.store import EventType, PreferenceStore
@@ -64,7 +65,7 @@ async def preferences(store: PreferenceStore, log: Log) -> Preferences:
 
 
 async def test_a_change_is_in_the_log_when_the_caller_is_answered(
-    preferences: Preferences, store: PreferenceStore, log: Log
+    preferences: Preferences, store: PreferenceStore, log: Log, states: StateTable
 ) -> None:
     seen = await preferences.change("ann", {"alarm": False})
     assert {p.name: p.enabled for p in seen} == {"alarm": False, "news": True}
@@ -74,7 +75,7 @@ async def test_a_change_is_in_the_log_when_the_caller_is_answered(
     assert publication.body == b'data: {"types":{"alarm":false}}\n'
     assert (publication.users, publication.switchable) == (("ann",), False)
     assert publication.change == Change("ann", 1, (), ("alarm",))
-    switches = (await store.switches(["ann"]))["ann"]
+    switches = (await states.read(["ann"]))["ann"]
     assert not switches.pending
     assert switches.logged is not None
     assert switches.logged.number == 1
@@ -86,12 +87,12 @@ async def test_a_change_that_changes_nothing_is_not_published(preferences: Prefe
 
 
 async def test_a_change_waits_while_the_log_is_away_and_goes_first_afterwards(
-    preferences: Preferences, store: PreferenceStore, log: Log
+    preferences: Preferences, store: PreferenceStore, log: Log, states: StateTable
 ) -> None:
     log.away = True
     with pytest.raises(BackplaneUnavailable):
         await preferences.change("ann", {"alarm": False})
-    assert (await store.switches(["ann"]))["ann"].pending
+    assert (await states.read(["ann"]))["ann"].pending
     log.away = False
     await preferences.change("ann", {"news": False})
     assert await log.changes("ann") == [
@@ -102,7 +103,7 @@ async def test_a_change_waits_while_the_log_is_away_and_goes_first_afterwards(
 
 
 async def test_a_change_repeated_after_a_lost_answer_is_in_the_log_once(
-    preferences: Preferences, store: PreferenceStore, log: Log
+    preferences: Preferences, store: PreferenceStore, log: Log, states: StateTable
 ) -> None:
     log.loses_answers = True
     with pytest.raises(BackplaneUnavailable):
@@ -110,17 +111,17 @@ async def test_a_change_repeated_after_a_lost_answer_is_in_the_log_once(
     log.loses_answers = False
     await preferences.change("ann", {"alarm": False})
     assert [change.version for change in await log.changes("ann")] == [1]
-    assert not (await store.switches(["ann"]))["ann"].pending
+    assert not (await states.read(["ann"]))["ann"].pending
 
 
 async def test_an_opening_stream_settles_what_was_left(
-    preferences: Preferences, store: PreferenceStore, log: Log
+    preferences: Preferences, store: PreferenceStore, log: Log, states: StateTable
 ) -> None:
     await store.change("ann", {"alarm": False})
     await preferences.settle("ann")
     await preferences.settle("ann")
     assert await log.changes("ann") == [Change("ann", 1, (), ("alarm",))]
-    assert not (await store.switches(["ann"]))["ann"].pending
+    assert not (await states.read(["ann"]))["ann"].pending
 
 
 async def test_the_relay_publishes_what_a_crash_left(
@@ -140,11 +141,11 @@ async def test_the_relay_publishes_what_a_crash_left(
 
 
 async def test_changes_of_a_person_at_once_are_in_the_log_in_order(
-    preferences: Preferences, store: PreferenceStore, log: Log
+    preferences: Preferences, store: PreferenceStore, log: Log, states: StateTable
 ) -> None:
     await asyncio.gather(*(preferences.change("ann", {"alarm": i % 2 == 0}) for i in range(20)))
     versions = [change.version for change in await log.changes("ann")]
-    assert versions == list(range(1, (await store.switches(["ann"]))["ann"].version + 1))
+    assert versions == list(range(1, (await states.read(["ann"]))["ann"].version + 1))
     assert await store.pending("ann") == []
 
 
@@ -262,11 +263,11 @@ async def test_a_catalogue_with_more_types_than_fit_takes_no_more(
 
 
 async def test_the_mark_of_a_repeated_change_is_a_place_at_or_after_it(
-    preferences: Preferences, store: PreferenceStore, log: Log
+    preferences: Preferences, store: PreferenceStore, log: Log, states: StateTable
 ) -> None:
     await preferences.change("ann", {"alarm": False})
-    first = (await store.switches(["ann"]))["ann"].logged
+    first = (await states.read(["ann"]))["ann"].logged
     await preferences.change("ann", {"alarm": True})
-    second = (await store.switches(["ann"]))["ann"].logged
+    second = (await states.read(["ann"]))["ann"].logged
     assert first is not None
     assert second == Mark(first.epoch, 2)

@@ -10,6 +10,7 @@ import pytest
 from pushsse.database import Database, Session, Statement
 from pushsse.database.connection import Reader
 from pushsse.errors import InvalidInput
+from pushsse.people import StateTable
 from pushsse.position import Mark
 from pushsse.preferences.store import EventType, PreferenceStore
 
@@ -42,9 +43,9 @@ def counted() -> Iterator[list[Statement]]:
         yield asked
 
 
-async def test_nobody_has_anything_off_at_first(store: PreferenceStore) -> None:
+async def test_nobody_has_anything_off_at_first(store: PreferenceStore, states: StateTable) -> None:
     assert await store.off_among(["ann"], ["alarm"]) == frozenset()
-    switches = (await store.switches(["ann"]))["ann"]
+    switches = (await states.read(["ann"]))["ann"]
     assert (switches.version, switches.off, switches.pending, switches.logged) == (
         0,
         frozenset(),
@@ -54,11 +55,13 @@ async def test_nobody_has_anything_off_at_first(store: PreferenceStore) -> None:
     assert switches.open_question is False
 
 
-async def test_a_switch_is_off_until_it_is_switched_on_again(store: PreferenceStore) -> None:
+async def test_a_switch_is_off_until_it_is_switched_on_again(
+    store: PreferenceStore, states: StateTable
+) -> None:
     await store.join(["alarm", "news"], hidden=False)
     [first] = await store.change("ann", {"alarm": False})
     assert (first.version, first.changed, first.before, first.after) == (1, {"alarm": False}, (), ("alarm",))
-    assert (await store.switches(["ann"]))["ann"].off == {"alarm"}
+    assert (await states.read(["ann"]))["ann"].off == {"alarm"}
     assert await store.off_among(["ann", "bo"], ["alarm", "news"]) == {("ann", "alarm")}
     changes = await store.change("ann", {"alarm": True, "news": True})
     assert [c.version for c in changes] == [1, 2]
@@ -67,43 +70,47 @@ async def test_a_switch_is_off_until_it_is_switched_on_again(store: PreferenceSt
 
 
 async def test_what_changes_nothing_has_no_number_and_still_names_what_is_left(
-    store: PreferenceStore,
+    store: PreferenceStore, states: StateTable
 ) -> None:
     await store.join(["alarm", "news"], hidden=False)
     assert await store.change("ann", {"alarm": True}) == []
     left = await store.change("ann", {"alarm": False})
     assert await store.change("ann", {"alarm": False}) == left
-    assert (await store.switches(["ann"]))["ann"].version == 1
+    assert (await states.read(["ann"]))["ann"].version == 1
 
 
-async def test_a_choice_stays_when_the_default_changes(store: PreferenceStore, database: Database) -> None:
+async def test_a_choice_stays_when_the_default_changes(
+    store: PreferenceStore, database: Database, states: StateTable
+) -> None:
     await store.join(["alarm"], hidden=False)
     await store.change("ann", {"alarm": True})
     async with database.session():
         await EventType.filter(name="alarm").update(default_on=False)
     assert await store.off_among(["ann", "bo"], ["alarm"]) == {("bo", "alarm")}
-    assert (await store.switches(["ann"]))["ann"].off == frozenset()
-    assert (await store.switches(["bo"]))["bo"].off == {"alarm"}
+    assert (await states.read(["ann"]))["ann"].off == frozenset()
+    assert (await states.read(["bo"]))["bo"].off == {"alarm"}
 
 
 async def test_all_that_is_wrong_with_a_change_is_said_at_once(
-    store: PreferenceStore, database: Database
+    store: PreferenceStore, database: Database, states: StateTable
 ) -> None:
     await add_types(database, alarm={}, law={"mandatory": True}, secret={"hidden": True})
     with pytest.raises(InvalidInput) as caught:
         await store.change("ann", {"alarm": False, "law": False, "secret": False, "nope": True})
     assert [p.at for p in caught.value.problems] == ["$.types.law", "$.types.secret", "$.types.nope"]
-    assert (await store.switches(["ann"]))["ann"].version == 0
-    assert (await store.switches(["ann"]))["ann"].off == frozenset()
+    assert (await states.read(["ann"]))["ann"].version == 0
+    assert (await states.read(["ann"]))["ann"].off == frozenset()
 
 
-async def test_a_mandatory_type_is_never_off(store: PreferenceStore, database: Database) -> None:
+async def test_a_mandatory_type_is_never_off(
+    store: PreferenceStore, database: Database, states: StateTable
+) -> None:
     await add_types(database, law={"default_on": False, "mandatory": True}, alarm={})
     await store.change("ann", {"alarm": False})
     async with database.session():
         await EventType.filter(name="alarm").update(mandatory=True)
     assert await store.off_among(["ann"], ["law", "alarm"]) == frozenset()
-    assert (await store.switches(["ann"]))["ann"].off == frozenset()
+    assert (await states.read(["ann"]))["ann"].off == frozenset()
     assert [(p.name, p.enabled, p.mandatory) for p in await store.preferences("ann")] == [
         ("law", True, True),
         ("alarm", True, True),
@@ -138,7 +145,9 @@ async def test_the_catalogue_ends_at_a_thousand_types(store: PreferenceStore) ->
     assert len(await store.known()) == 1000
 
 
-async def test_changes_at_once_are_numbered_without_a_hole_and_chain(store: PreferenceStore) -> None:
+async def test_changes_at_once_are_numbered_without_a_hole_and_chain(
+    store: PreferenceStore, states: StateTable
+) -> None:
     names = [f"t{i}" for i in range(6)]
     await store.join(names, hidden=False)
     chance = random.Random(7)
@@ -154,35 +163,39 @@ async def test_changes_at_once_are_numbered_without_a_hole_and_chain(store: Pref
         expected -= {n for n, on in change.changed.items() if on}
         assert set(change.after) == expected != set(off)
         off = change.after
-    assert (await store.switches(["ann"]))["ann"].off == set(off)
-    assert (await store.switches(["ann"]))["ann"].version == len(changes)
+    assert (await states.read(["ann"]))["ann"].off == set(off)
+    assert (await states.read(["ann"]))["ann"].version == len(changes)
 
 
-async def test_first_changes_of_many_people_at_once(store: PreferenceStore) -> None:
+async def test_first_changes_of_many_people_at_once(store: PreferenceStore, states: StateTable) -> None:
     await store.join(["alarm"], hidden=False)
     people = [f"user{i}" for i in range(20)] * 2
     await asyncio.gather(*(store.change(user, {"alarm": False}) for user in people))
-    assert {(await store.switches([user]))[user].version for user in people} == {1}
+    assert {(await states.read([user]))[user].version for user in people} == {1}
 
 
-async def test_what_is_logged_is_forgotten_and_never_goes_back(store: PreferenceStore) -> None:
+async def test_what_is_logged_is_forgotten_and_never_goes_back(
+    store: PreferenceStore, states: StateTable
+) -> None:
     await store.join(["alarm"], hidden=False)
     for on in (False, True, False):
         await store.change("ann", {"alarm": on})
-    assert (await store.switches(["ann"]))["ann"].pending
+    assert (await states.read(["ann"]))["ann"].pending
     assert await store.pending_users(older_than_s=0) == ["ann"]
     assert await store.pending_users(older_than_s=60) == []
     await store.logged("ann", 2, Mark("abcd", 5))
     assert [c.version for c in await store.pending("ann")] == [3]
-    assert (await store.switches(["ann"]))["ann"].logged == Mark("abcd", 5)
-    assert (await store.switches(["ann"]))["ann"].pending
+    assert (await states.read(["ann"]))["ann"].logged == Mark("abcd", 5)
+    assert (await states.read(["ann"]))["ann"].pending
     await store.logged("ann", 3, Mark("efgh", 1))
     await store.logged("ann", 2, Mark("abcd", 5))
-    switches = (await store.switches(["ann"]))["ann"]
+    switches = (await states.read(["ann"]))["ann"]
     assert (switches.pending, switches.logged, await store.pending("ann")) == (False, Mark("efgh", 1), [])
 
 
-async def test_off_among_agrees_with_a_model_of_it(store: PreferenceStore, database: Database) -> None:
+async def test_off_among_agrees_with_a_model_of_it(
+    store: PreferenceStore, database: Database, states: StateTable
+) -> None:
     chance = random.Random(11)
     types = {
         f"t{i}": {"default_on": chance.random() < 0.6, "mandatory": chance.random() < 0.2} for i in range(8)
@@ -209,15 +222,17 @@ async def test_off_among_agrees_with_a_model_of_it(store: PreferenceStore, datab
         assert await store.off_among(some, asked) == off
     for user in users:
         expected = {n for n in types if (user, n) in await store.off_among([user], list(types))}
-        assert (await store.switches([user]))[user].off == expected
+        assert (await states.read([user]))[user].off == expected
 
 
-async def test_dispatch_and_an_opening_stream_ask_one_question_each(store: PreferenceStore) -> None:
+async def test_dispatch_and_an_opening_stream_ask_one_question_each(
+    store: PreferenceStore, states: StateTable
+) -> None:
     await store.join(["alarm"], hidden=False)
     await store.change("ann", {"alarm": False})
     with counted() as asked:
         await store.off_among([f"user{i}" for i in range(20_000)] + ["ann"], ["alarm", "news"])
     assert len(asked) == 1
     with counted() as asked:
-        await store.switches(["ann"])
+        await states.read(["ann"])
     assert len(asked) == 1

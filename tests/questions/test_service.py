@@ -283,7 +283,7 @@ async def test_deltas_reconstruct_the_text_for_who_heard_all_and_for_who_joined(
 
         await eventually(growing)
         heard = len(world.live)
-        joined = await node.so_far("ann")
+        joined = await node.growing("ann")
         answers = await world.until_told("ann", "answer")
     hearing.cancel()
     await asyncio.gather(hearing, return_exceptions=True)
@@ -295,7 +295,7 @@ async def test_deltas_reconstruct_the_text_for_who_heard_all_and_for_who_joined(
     assert joined
     assert data(joined[0])["from"] == 0
     assert grown_text([data(publication) for publication in joined] + deltas[heard:]) == "".join(words)
-    assert await node.so_far("ann") == []
+    assert await node.growing("ann") == []
 
 
 async def test_a_long_answer_is_cut_in_the_event_and_whole_in_the_call(world: World) -> None:

@@ -1,4 +1,4 @@
-"""Questions for switches that come together are read together, and each has its own answer."""
+"""Streams that open together have their people read together, and each gets its own answer."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -6,9 +6,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from pushsse.backplane.memory import MemoryBackplane
+from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable
-from pushsse.preferences.service import MOST_AT_ONCE, Reading
-from pushsse.preferences.store import Switches
+from pushsse.metrics import Metrics
+from pushsse.people import MOST_AT_ONCE, PersonState, StoredPeople
+from pushsse.preferences.service import Preferences
+from pushsse.preferences.store import PreferenceStore
+from pushsse.questions.answerers import faq
+from pushsse.questions.service import questions
+from pushsse.questions.store import Store
 
 pytestmark = pytest.mark.anyio
 
@@ -21,25 +28,31 @@ class Table:
         self.goes_on = asyncio.Event()
         self.away = False
 
-    async def read(self, users: Sequence[str]) -> dict[str, Switches]:
+    def read_at_once(self, user: str) -> None:
+        """Never."""
+
+    async def read(self, users: Sequence[str]) -> dict[str, PersonState]:
         self.readings.append(users)
         await self.goes_on.wait()
         if self.away:
             raise DatabaseUnavailable("away")
-        return {user: Switches(len(user), frozenset({user}), False, None, False) for user in users}
+        return {user: PersonState(len(user), frozenset({user}), False, None, False) for user in users}
 
 
 @asynccontextmanager
-async def reading(table: Table) -> AsyncIterator[Reading]:
-    made = Reading(table.read)
+async def reading(table: Table) -> AsyncIterator[StoredPeople]:
+    database, metrics = Database("sqlite://:memory:"), Metrics()
+    backplane = MemoryBackplane(shards=4, keep_s=60, keep_bytes=1 << 20, metrics=metrics)
+    asked = questions(Store(database), backplane, faq.load(""), node="n", timeout_s=60, metrics=metrics)
+    made = StoredPeople(table, Preferences(PreferenceStore(database), backplane), asked)
     running = asyncio.create_task(made.run())
     async with asyncio.timeout(5):
         yield made
     running.cancel()
 
 
-async def asked_by(reading: Reading, users: Sequence[str]) -> "list[asyncio.Task[Switches]]":
-    tasks = [asyncio.create_task(reading.switches(user)) for user in users]
+async def asked_by(reading: StoredPeople, users: Sequence[str]) -> "list[asyncio.Task[PersonState]]":
+    tasks = [asyncio.create_task(reading.state(user)) for user in users]
     for _ in range(3):
         await asyncio.sleep(0)
     return tasks
@@ -86,4 +99,4 @@ async def test_everybody_learns_that_the_database_is_away_and_the_next_one_is_an
             with pytest.raises(DatabaseUnavailable):
                 await task
         table.away = False
-        assert (await one.switches("ann")).off == {"ann"}
+        assert (await one.state("ann")).off == {"ann"}
