@@ -50,7 +50,6 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         backplane=log,
         switches=store,
         seen=catalogue.notice,
-        shards=settings.shards,
         metrics=metrics,
     )
     answering = _answering(settings, metrics)
@@ -65,7 +64,6 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
     people = StoredPeople(StateTable(database), preferences, answers)
     hub = inside(
         log,
-        shards=settings.shards,
         limits=_limits(settings),
         switches=people.state,
         settle=people.settle,
@@ -107,7 +105,7 @@ def check(settings: Settings) -> None:
         connection(settings)
 
 
-def _backplane(settings: Settings, metrics: Metrics) -> MemoryBackplane | RedisBackplane:
+def _backplane(settings: Settings, metrics: Metrics) -> Backplane:
     """Redis where it is configured, else memory."""
     if not settings.redis_url:
         file = _log_file(settings.database_url)

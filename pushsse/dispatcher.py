@@ -49,13 +49,12 @@ class Dispatcher:
         backplane: Backplane,
         switches: KnowsSwitches,
         seen: Callable[[Sequence[str]], None],
-        shards: int,
         metrics: Metrics,
     ) -> None:
         self._backplane = backplane
         self._switches = switches
         self._seen = seen
-        self._shards = shards
+        self._shards = backplane.shards
         self._metrics = metrics
         self._unfiltered = False
 

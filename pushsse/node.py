@@ -15,8 +15,6 @@ from itertools import count
 
 from pushsse.api.identity import Identifier
 from pushsse.backplane import Backplane
-from pushsse.backplane.memory import MemoryBackplane
-from pushsse.backplane.redis import RedisBackplane
 from pushsse.database import Database
 from pushsse.errors import CloseReason, PushsseError, SettingsError
 from pushsse.hub import Inside
@@ -51,7 +49,7 @@ class Node:
     metrics: Metrics
     identifier: Identifier
     database: Database
-    backplane: MemoryBackplane | RedisBackplane
+    backplane: Backplane
     store: PreferenceStore
     catalogue: Catalogue
     people: StoredPeople

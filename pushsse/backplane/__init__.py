@@ -12,7 +12,8 @@ import zlib
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import NamedTuple, Protocol
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self
 
 from pushsse.event import Change, Publication
 from pushsse.metrics import Metrics
@@ -209,6 +210,16 @@ class Backplane(Protocol):
     """
 
     shards: int
+
+    async def __aenter__(self) -> Self:
+        """Opens it. Raises SettingsError if another process uses what only one may. Redis may be away."""
+        ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes its connections, or its file. Whoever listens has to have ended."""
+        ...
 
     async def publish(self, appends: Sequence[Append]) -> Receipt:
         """Appends one after the other; each is atomic. One record's drafts for a log belong in one of them.

@@ -35,7 +35,6 @@ class Inside:
 def inside(
     backplane: Backplane,
     *,
-    shards: int,
     limits: StreamLimits,
     switches: Callable[[str], Awaitable[Switches]],
     settle: Callable[[str], Awaitable[None]],
@@ -47,7 +46,6 @@ def inside(
     heartbeat = Heartbeat(heartbeat_s=limits.heartbeat_s)
     hub = Hub(
         backplane,
-        shards=shards,
         heartbeat=heartbeat,
         metrics=metrics,
         behind=lambda subscriber: catch_up.serve(subscriber),

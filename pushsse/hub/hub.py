@@ -52,7 +52,6 @@ class Hub:
         self,
         backplane: Backplane,
         *,
-        shards: int,
         heartbeat: Heartbeat,
         metrics: Metrics,
         behind: Callable[[Subscriber], None],
@@ -65,7 +64,7 @@ class Hub:
         self.metrics = metrics
         self.subscribers: dict[Subscriber, None] = {}
         self._taps: dict[str, list[Tap]] = {}
-        self._shard_count = shards
+        self._shard_count = backplane.shards
         self._behind = behind
         self.lost = lost
 

@@ -145,7 +145,6 @@ async def world(*, send_timeout_s: float = 5.0, keep_bytes: int = 4 * 1024**2) -
     limits = StreamLimits("here", 15, 600, send_timeout_s, 0)
     made = inside(
         backplane,
-        shards=SHARDS,
         limits=limits,
         switches=switches,
         settle=settle,

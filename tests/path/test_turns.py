@@ -37,9 +37,7 @@ async def test_others_have_their_turn_between_events_for_many_people() -> None:
 
     metrics = Metrics()
     backplane = MemoryBackplane(shards=4, keep_s=600, keep_bytes=4 * 1024**2, metrics=metrics)
-    dispatcher = Dispatcher(
-        backplane=backplane, switches=AllOn(), seen=lambda _: None, shards=4, metrics=metrics
-    )
+    dispatcher = Dispatcher(backplane=backplane, switches=AllOn(), seen=lambda _: None, metrics=metrics)
     people = [f"{number:x}" for number in range(10_000)]
     made = event.from_json({"type": "a", "message": 1, "to": {"users": people}, "id": "x"})
     publications = [

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from heapq import merge
 from itertools import islice
+from types import TracebackType
 from typing import Self
 
 from pushsse.backplane import (
@@ -93,7 +94,9 @@ class MemoryBackplane(Backplane):
             self._metrics.gauge("log_kept", "Whether the embedded log is on disk", lambda: writer.on_disk)
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._writer is not None:
             await self._writer.close()
         self._logs.clear()
