@@ -85,19 +85,19 @@ def application(
 def _endpoints(node: Node) -> Endpoints:
     """What answers the calls, each with the parts of the node that it needs."""
     settings, identifier = node.settings, node.identifier
-    reply = Reply(node.questions, node.watch, lambda: node.draining, settings.heartbeat_s)
+    reply = Reply(node.questions, node.hub.publications, lambda: node.draining, settings.heartbeat_s)
     return Endpoints(
         stream=StreamEndpoint(
             identifier=identifier,
-            opener=node.inside.opener,
+            opener=node.streams.opener,
             has_room=node.has_room,
             backlog_bytes=settings.backlog_bytes,
         ),
         events=EventsEndpoint(
             identifier=identifier,
             intake=node.intake,
-            opener=node.inside.opener,
-            replay=node.inside.replay,
+            opener=node.streams.opener,
+            replay=node.streams.replay,
             max_age_s=settings.event_max_age_s,
             admits=node.catalogue.admits,
             now_ms=node.backplane.now_ms,

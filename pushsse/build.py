@@ -15,8 +15,7 @@ from pushsse.backplane.memory.writer import LogWriter
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.database import Database
 from pushsse.dispatcher import Dispatcher
-from pushsse.hub import inside
-from pushsse.hub.hub import Watch
+from pushsse.hub import assemble
 from pushsse.hub.opening import StreamLimits
 from pushsse.intake.http import EmbeddedIntake, Intake, KafkaProducerIntake
 from pushsse.intake.kafka import KafkaIntake
@@ -62,16 +61,9 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         metrics=metrics,
     )
     people = StoredPeople(StateTable(database), preferences, answers)
-    hub = inside(
-        log,
-        limits=_limits(settings),
-        switches=people.state,
-        settle=people.settle,
-        so_far=people.growing,
-        metrics=metrics,
-    )
+    streams = assemble(log, people, limits=_limits(settings), metrics=metrics)
     intakes = _intakes(settings, log, dispatcher=dispatcher, admits=catalogue.admits, metrics=metrics)
-    work = Work(log, intakes.consumer, answers, hub.hub)
+    work = Work(log, intakes.consumer, answers, streams.hub)
     node = Node(
         settings=settings,
         metrics=metrics,
@@ -82,8 +74,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         catalogue=catalogue,
         people=people,
         preferences=preferences,
-        inside=hub,
-        watch=Watch(hub.hub),
+        streams=streams,
         questions=answers,
         intake=intakes.accepting,
         consumer=intakes.consumer,
@@ -251,7 +242,7 @@ def _measure(node: Node) -> None:
     gauge, hub = node.metrics.gauge, node.hub
     gauge("connections", "Open streams", lambda: len(hub.subscribers))
     gauge("people", "People with a stream here", lambda: sum(len(s.people) for s in hub.shards.values()))
-    gauge("hearings_waiting", "What was heard and not delivered", lambda: node.inside.feed.waiting)
+    gauge("hearings_waiting", "What was heard and not delivered", lambda: node.streams.feed.waiting)
     gauge("backplane_available", "Whether the backplane answers", lambda: node.backplane.available)
     gauge("types", "Types in the catalogue, which holds 1,000", lambda: node.catalogue.size)
     gauge("isolated", "Whether this node alone has lost Redis", lambda: node.isolated)

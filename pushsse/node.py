@@ -17,8 +17,8 @@ from pushsse.api.identity import Identifier
 from pushsse.backplane import Backplane
 from pushsse.database import Database
 from pushsse.errors import CloseReason, PushsseError, SettingsError
-from pushsse.hub import Inside
-from pushsse.hub.hub import FLUSH_S, Hub, Watch, drain
+from pushsse.hub import HubParts
+from pushsse.hub.hub import FLUSH_S, Hub, drain
 from pushsse.intake.http import Intake
 from pushsse.intake.kafka import KafkaIntake
 from pushsse.kafka.producer import Producer
@@ -54,8 +54,7 @@ class Node:
     catalogue: Catalogue
     people: StoredPeople
     preferences: Preferences
-    inside: Inside
-    watch: Watch
+    streams: HubParts
     questions: Questions
     intake: Intake
     consumer: KafkaIntake | None
@@ -68,7 +67,7 @@ class Node:
     @property
     def hub(self) -> Hub:
         """The streams of this node."""
-        return self.inside.hub
+        return self.streams.hub
 
     @asynccontextmanager
     async def running(
@@ -101,10 +100,10 @@ class Node:
         worker = self.worker
         return {
             **({"worker": lambda: worker.run(self.metrics.collect)} if worker is not None else {}),
-            "catch-up": self.inside.catch_up.run,
-            "openings": self.inside.opener.run,
-            "feed": self.inside.feed.run,
-            "heartbeat": lambda: self.inside.heartbeat.run(self.hub),
+            "catch-up": self.streams.catch_up.run,
+            "openings": self.streams.opener.run,
+            "feed": self.streams.feed.run,
+            "heartbeat": lambda: self.streams.heartbeat.run(self.hub),
             "catalogue": self.catalogue.run,
             "people": self.people.run,
             "preferences": self.preferences.run,
@@ -147,7 +146,7 @@ class Node:
         """Ends all streams at once; from now on the node isn't ready."""
         self.draining = True
         for subscriber in list(self.hub.subscribers):
-            self.hub.end(subscriber, CloseReason.SHUTDOWN, retry_ms=random_retry_ms())
+            subscriber.end(CloseReason.SHUTDOWN, retry_ms=random_retry_ms())
 
     async def leave(self, *, window_s: float, flush_s: float = FLUSH_S) -> None:
         """Ends all streams within `window_s` seconds; their last words may take `flush_s` more."""

@@ -23,10 +23,9 @@ from pushsse.event import Event
 from pushsse.hub.catch_up import Replay
 from pushsse.hub.opening import From, Opener, Opening
 from pushsse.intake.http import Intake, Submitted
-from pushsse.position import Position
 from pushsse.stream.frame import Resume
 from pushsse.stream.immediate import Answer, Reply
-from pushsse.stream.subscriber import Person
+from pushsse.stream.subscriber import selects
 
 _DATA = len(b"data: ")
 _LINES_TYPES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
@@ -80,21 +79,6 @@ class Events(msgspec.Struct, frozen=True):
     position: str
     gap: bool
     more: bool
-
-
-@dataclass(slots=True)
-class Reading:
-    """Somebody who reads events by calls: stands at a position, as a subscriber does."""
-
-    person: Person
-    held: frozenset[str]
-    position: Position | None
-    types: frozenset[str] | None
-    gap: bool = False
-
-    def wants(self, name: str, switchable: bool) -> bool:
-        """Whether events of this name were asked for."""
-        return not switchable or self.types is None or name in self.types
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,27 +152,27 @@ class EventsEndpoint:
             return json_response(await self._read(opening, types, limit))
 
     async def _read(self, opening: Opening, types: frozenset[str] | None, limit: int) -> Events:
-        reading = Reading(opening.person, opening.held, opening.start, types)
+        cursor = opening.cursor
         told: list[tuple[int, Told]] = []
         gap = opening.resume is Resume.GAP
         more = True
         while more and len(told) < limit:
-            entries = await self.replay.entries(reading)
-            if reading.gap:
-                gap, reading.gap = True, False
+            entries = await self.replay.entries(cursor)
+            if cursor.take_gap():
+                gap = True
                 continue
             more = bool(entries)
             for entry in entries:
-                if self.replay.advance(reading, entry):
+                if self.replay.advance(cursor, entry) and selects(types, entry.publication):
                     publication = entry.publication
                     data = msgspec.Raw(publication.body[_DATA:-1])
-                    found = Told(publication.name, data, str(reading.position))
+                    found = Told(publication.name, data, str(cursor.position))
                     told.append((publication.expires_ms, found))
                     if len(told) == limit:
                         break
         # Pages were read in between: what was found first may have expired meanwhile.
         fresh = tuple(each for expires_ms, each in told if not self.replay.expired(expires_ms))
-        return Events(fresh, str(reading.position), gap, more)
+        return Events(fresh, str(cursor.position), gap, more)
 
     def _submitted(self, given: Event | Line) -> Submitted:
         taken = given if isinstance(given, Event) else event.decode(given)

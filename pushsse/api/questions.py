@@ -26,6 +26,7 @@ from pushsse.questions import life
 from pushsse.questions.question import By, Link, Overloaded, Question, Status, TooManyQuestions
 from pushsse.questions.service import Asking, Questions, grown
 from pushsse.stream.frame import STREAM_HEADERS as HEADERS
+from pushsse.stream.frame import exception
 from pushsse.strictjson import shown
 
 MAX_CONTEXT_BYTES = 16 * 1024
@@ -335,6 +336,4 @@ def _frame(publication: Publication) -> bytes:
 
 
 def _leaving() -> bytes:
-    reason = CloseReason.SHUTDOWN
-    data = {"code": reason.code, "detail": reason.detail, "retry": reason.retry}
-    return _frame(encode("exception", data, users=None))
+    return _frame(encode("exception", exception(CloseReason.SHUTDOWN), users=None))

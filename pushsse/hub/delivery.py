@@ -1,7 +1,9 @@
-"""Delivers what the node hears: keeps it in the logs' tails, and writes it to the live subscribers.
+"""Delivers what the node hears: keeps it in the tails of the logs, and offers it to the live streams.
 
-Called by the feed with what the backplane let the node hear, in order. `deliver` is synchronous, so nothing
-can come between the place of an event and the filter before its write.
+The feed calls `deliver` with what the backplane yielded, in order. What was heard together is encoded once
+per shard, and each stream gets it in one write. Deliberate: nothing here awaits, so nothing comes between an
+event's position and the filter before its write (guarantee 3), nor between two steps of a stream's state
+(guarantee 2).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,22 +13,23 @@ from typing import NamedTuple
 from pushsse.backplane import BROADCAST, Entry, Followed, Gap, Heard, HeardLive, Hearing
 from pushsse.event import Publication
 from pushsse.hub.hub import Hub, Shard
-from pushsse.hub.log_tail import FollowedLog
+from pushsse.hub.opening import Opener
 from pushsse.position import Mark, Position
-from pushsse.stream.frame import Chunk, chunk, with_id
-from pushsse.stream.subscriber import NOTHING_OFF, Person, Subscriber
+from pushsse.stream.frame import Chunk, chunk, frame
+from pushsse.stream.subscriber import LIVE, NOTHING_OFF, Person, Subscriber, selects
 
 
 class Delivery:
     """From what was heard to what is written, for all streams of the node at once."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, opener: Opener) -> None:
         self._hub = hub
+        self._opener = opener
 
     def deliver(self, hearings: Sequence[Hearing]) -> None:
         """Takes what the backplane let the node hear, in order, and writes it to the live subscribers."""
-        # Here, since nothing is awaited from now until the write: what was heard may have waited for long, in
-        # the log while Redis was away, or in this process while it was stopped.
+        # The time of expiry is asked for here and not where the event was heard: it may have waited for long,
+        # in the log while Redis was away, or in this process while it was stopped.
         now_ms = self._hub.backplane.now_ms()
         if len(hearings) == 1 and isinstance(first := hearings[0], Heard) and len(first.entries) == 1:
             [entry] = first.entries
@@ -48,7 +51,7 @@ class Delivery:
         self._write(batch)
 
     def _deliver_one(self, entry: Entry, now_ms: int) -> None:
-        """What a batch of one event for a few comes to, without the batch: most events are such."""
+        """Does what a batch of one event for a few people would, without the batch: most events are such."""
         if (shard := self._hub.shards.get(entry.log)) is None:
             return
         publication = entry.publication
@@ -57,16 +60,16 @@ class Delivery:
             self._hub.metrics.expired += 1
             return
         if publication.subject:
-            self._hub.tapped(publication)
+            self._hub.show(publication)
         items: list[Item] = []
         for user in publication.users or ():
             if (person := shard.people.get(user)) is not None:
                 items = items or [Item(publication, Position(self._hub.broadcast.mark, shard.log.mark))]
-                live = [subscriber for subscriber in person.subscribers if subscriber.live]
+                live = [subscriber for subscriber in person.subscribers if subscriber.state is LIVE]
                 self._write_items(person, live, items)
 
     def _hear(self, entry: Entry, batch: "Batch", now_ms: int) -> None:
-        """Whatever was heard counts in its log; what has expired goes no further."""
+        """Puts an entry into its log's tail and into the batch; what has expired only into the tail."""
         expired = 0 < entry.publication.expires_ms <= now_ms
         if entry.log == BROADCAST:
             self._hub.broadcast.append(entry)
@@ -82,40 +85,32 @@ class Delivery:
     def _keep(self, batch: "Batch", shard: Shard, publication: Publication, before: Mark) -> None:
         batch.add(shard.log.name, publication, shard.log.mark, before=before)
         if publication.subject:
-            self._hub.tapped(publication)
+            self._hub.show(publication)
 
     def _begin(self, hearing: Followed | Gap) -> None:
-        """A log is followed from a place on, or was lost and goes on in another epoch."""
+        """A log is followed from its head on, or was lost and goes on from its base."""
         shard = self._hub.shards.get(hearing.log)
         if shard is None and hearing.log != BROADCAST:
             return
-        log = shard.log if shard is not None else self._hub.broadcast
+        tail = shard.log if shard is not None else self._hub.broadcast
         if isinstance(hearing, Followed):
-            log.begin(hearing.head, hearing.tail)
+            tail.begin(hearing.head, hearing.tail)
             return
         self._hub.metrics.logs_lost += 1
-        log.begin(hearing.head._replace(number=hearing.head.base), ())
+        tail.begin(hearing.head._replace(number=hearing.head.base), ())
+        # Guarantee 2: every stream of the log is told, live or behind, before anything that follows the gap.
         for concerned in (shard,) if shard is not None else tuple(self._hub.shards.values()):
-            self._owe_gap(concerned, at=log)
+            for person in concerned.people.values():
+                for subscriber in tuple(person.subscribers):
+                    subscriber.owe_gap(tail.name, tail.mark)
         if shard is not None:
-            # Changes of switches may have been among what was lost.
-            self._hub.lost(tuple(shard.people.values()))
-
-    def _owe_gap(self, shard: Shard, *, at: FollowedLog) -> None:
-        """Everybody of a shard goes on from where a lost log begins anew, and is told so."""
-        for person in tuple(shard.people.values()):
-            for subscriber in tuple(person.subscribers):
-                subscriber.gap = True
-                if subscriber.live:
-                    self._hub.fell_behind(subscriber)
-                elif subscriber.position is not None:
-                    part = "broadcast" if at is self._hub.broadcast else "shard"
-                    subscriber.position = subscriber.position._replace(**{part: at.mark})
+            # Guarantee 3: changes of switches may have been among what was lost.
+            self._opener.refresh(tuple(shard.people.values()))
 
     def _write(self, batch: "Batch") -> None:
         for name in self._hub.shards if batch.broadcasts else batch.personal:
             shard = self._hub.shards[name]
-            # Nobody's shard costs nothing.
+            # A shard without people is followed for a while: it costs nothing here.
             if shard.people:
                 self._write_shard(shard, batch)
 
@@ -126,11 +121,11 @@ class Delivery:
             self._write_broadcasts(shard, [item for item in items if item.publication.users is None], touched)
         for person, own in touched.items():
             wanted = [item for item in items if item.publication.users is None or item in own]
-            live = [subscriber for subscriber in person.subscribers if subscriber.live]
+            live = [subscriber for subscriber in person.subscribers if subscriber.state is LIVE]
             self._write_items(person, live, wanted)
 
     def _touched(self, shard: Shard, items: Sequence["Item"]) -> dict[Person, set["Item"]]:
-        """The people here for whom there is something of their own."""
+        """The people here for whom there are personal events, and which."""
         found: dict[Person, set[Item]] = {}
         for item in items:
             for user in item.publication.users or ():
@@ -141,7 +136,7 @@ class Delivery:
     def _write_broadcasts(
         self, shard: Shard, items: Sequence["Item"], touched: Mapping[Person, set["Item"]]
     ) -> None:
-        """To everybody but those who get something of their own with it."""
+        """Writes to all live streams but those of `touched` people, who get their personal events with it."""
         broadcasts = Broadcasts(items)
         everything = broadcasts.without(NOTHING_OFF).chunk
         now = self._hub.heartbeat.now
@@ -149,16 +144,14 @@ class Delivery:
         for subscriber in tuple(shard.live):
             if touched and subscriber.person in touched:
                 continue
-            if subscriber.plain:
-                subscriber.wrote = now
-                subscriber.sink.write(everything)
+            if subscriber.unfiltered:
+                subscriber.offer(everything, tick=now)
                 whole += 1
             elif subscriber.named and subscriber.types is None:
                 count, chosen = broadcasts.without(subscriber.person.off)
                 held_back += len(items) - count
                 if count:
-                    subscriber.wrote = now
-                    subscriber.sink.write(chosen)
+                    subscriber.offer(chosen, tick=now)
                     partly += count
             else:
                 self._write_items(subscriber.person, (subscriber,), items)
@@ -168,6 +161,7 @@ class Delivery:
     def _write_items(
         self, person: Person, subscribers: Sequence[Subscriber], items: Sequence["Item"]
     ) -> None:
+        """Filters items by the person's switches and each stream's types, and writes what is left."""
         frames: list[list[bytes]] = [[] for _ in subscribers]
         for item in items:
             publication = item.publication
@@ -175,31 +169,33 @@ class Delivery:
                 self._hub.metrics.suppressed += 1
                 continue
             if publication.change is not None:
+                # Guarantee 3: what follows the change in this batch is filtered by it.
                 person.learn(publication.change.version, frozenset(publication.change.after))
             for subscriber, chosen in zip(subscribers, frames, strict=True):
-                if subscriber.wants(publication.name, publication.switchable):
+                if selects(subscriber.types, publication):
                     chosen.append(item.frame(named=subscriber.named))
         for subscriber, chosen in zip(subscribers, frames, strict=True):
             if chosen:
-                self._hub.write(subscriber, b"".join(chosen), events=len(chosen))
+                self._hub.metrics.deliveries += len(chosen)
+                subscriber.offer(chunk(b"".join(chosen)), tick=self._hub.heartbeat.now)
 
 
 class Item:
-    """One publication at its place."""
+    """One publication at its position, which is the same for every stream of a shard."""
 
-    __slots__ = ("_frame", "place", "publication")
+    __slots__ = ("_frame", "position", "publication")
 
-    def __init__(self, publication: Publication, place: Position) -> None:
+    def __init__(self, publication: Publication, position: Position) -> None:
         self.publication = publication
-        self.place = place
+        self.position = position
         self._frame: bytes | None = None
 
     def frame(self, *, named: bool = True) -> bytes:
         """The whole frame; the named one is made once."""
         if not named:
-            return with_id(self.publication, self.place, named=False)
+            return frame(self.publication, self.position, named=False)
         if self._frame is None:
-            self._frame = with_id(self.publication, self.place)
+            self._frame = frame(self.publication, self.position)
         return self._frame
 
 

@@ -1,38 +1,35 @@
-"""One wheel for the whole node: pings for the quiet, ends for streams whose time has come, burials.
+"""One timer wheel for all streams of a node: it pings quiet ones, ends old ones and drops ended ones.
 
-A service; the hub adds subscribers. Deliberate: a subscriber that was written to isn't moved at once, the
-wheel finds it where it was, and puts it where its silence would now be over.
+A service. The hub adds streams; the wheel calls the hub for pings. Deliberate: a write doesn't move a stream
+on the wheel. The wheel finds the stream where it was, and moves it to where its silence would now be over, so
+a delivery costs the heartbeat nothing but the tick that the subscriber keeps.
 """
 
 import asyncio
 from collections.abc import Iterable
 from typing import Protocol
 
-from pushsse.errors import CloseReason
-from pushsse.stream.subscriber import Subscriber
+from pushsse.stream.subscriber import Ended, Live, Subscriber
 
+# How long a client has to read the last frame of a stream that was ended.
 LINGER_S = 10.0
 PRUNE_TICKS = 20
 
 
-class Beaten(Protocol):
-    """Whoever acts on what the wheel finds: the hub."""
+class Pinger(Protocol):
+    """What the wheel calls: the hub."""
 
     def ping(self, subscribers: Iterable[Subscriber]) -> None:
-        """Writes a ping to each."""
-        ...
-
-    def end(self, subscriber: Subscriber, reason: CloseReason) -> None:
-        """Ends a stream."""
+        """Pings live subscribers."""
         ...
 
     def prune(self) -> None:
-        """Gives up what nobody has needed for a while."""
+        """Forgets what nobody has needed for a while."""
         ...
 
 
 class Heartbeat:
-    """Counts ticks; `now` is the present one."""
+    """Counts ticks of at most half a second; `now` is the present one."""
 
     def __init__(self, *, heartbeat_s: float) -> None:
         self.tick_s = min(0.5, heartbeat_s / 4)
@@ -41,19 +38,21 @@ class Heartbeat:
         self._wheel: dict[int, list[Subscriber]] = {}
 
     def ticks(self, seconds: float) -> int:
-        """A tick so many seconds from now."""
+        """The tick so many seconds from now, at least the next one."""
         return self.now + max(1, round(seconds / self.tick_s))
 
     def add(self, subscriber: Subscriber) -> None:
-        """A subscriber to look at when it has been silent long enough, or when it is to end."""
-        subscriber.wrote = self.now
-        self._schedule(subscriber)
+        """Schedules a subscriber for when it has been silent for long enough, or is to end."""
+        at = max(subscriber.wrote + self._period, self.now + 1)
+        if subscriber.expiry is not None:
+            at = max(self.now + 1, min(at, subscriber.expiry.tick))
+        self._wheel.setdefault(at, []).append(subscriber)
 
     def bury(self, subscriber: Subscriber) -> None:
-        """A subscriber that was ended: whoever doesn't read its last words is dropped in a while."""
+        """Schedules an ended subscriber: if its client hasn't read the last frame by then, it is dropped."""
         self._wheel.setdefault(self.ticks(LINGER_S), []).append(subscriber)
 
-    async def run(self, hub: Beaten) -> None:
+    async def run(self, hub: Pinger) -> None:
         """Turns the wheel, for ever."""
         loop = asyncio.get_running_loop()
         due = loop.time()
@@ -62,26 +61,25 @@ class Heartbeat:
             await asyncio.sleep(max(0.0, due - loop.time()))
             self.turn(hub)
 
-    def turn(self, hub: Beaten) -> None:
+    def turn(self, hub: Pinger) -> None:
         """One tick."""
         self.now += 1
         quiet: list[Subscriber] = []
         for subscriber in self._wheel.pop(self.now, ()):
-            if subscriber.reason is not None:
+            state, expiry = subscriber.state, subscriber.expiry
+            if isinstance(state, Ended):
+                # Guarantee 4: whoever doesn't read the last frame doesn't keep a connection.
                 subscriber.sink.abort()
-            elif subscriber.ends_at and subscriber.ends_at <= self.now:
-                hub.end(subscriber, subscriber.ends_for)
+            elif not subscriber.is_open:
+                continue
+            elif expiry is not None and expiry.tick <= self.now:
+                subscriber.end(expiry.reason)
+            elif isinstance(state, Live) and self.now - subscriber.wrote >= self._period:
+                quiet.append(subscriber)
             else:
-                if subscriber.live and self.now - subscriber.wrote >= self._period:
-                    quiet.append(subscriber)
-                    subscriber.wrote = self.now
-                self._schedule(subscriber)
+                self.add(subscriber)
         hub.ping(quiet)
+        for subscriber in quiet:
+            self.add(subscriber)
         if self.now % PRUNE_TICKS == 0:
             hub.prune()
-
-    def _schedule(self, subscriber: Subscriber) -> None:
-        at = max(subscriber.wrote + self._period, self.now + 1)
-        if subscriber.ends_at:
-            at = max(self.now + 1, min(at, subscriber.ends_at))
-        self._wheel.setdefault(at, []).append(subscriber)

@@ -1,6 +1,7 @@
-"""One log that this node follows: how far it has heard, and the tail of it that is kept in memory.
+"""One log that this node follows: how far the node has heard it, and its tail, which is kept in memory.
 
-Written by the hub as it hears, read by resume, so that a storm of reconnecting clients is served from memory.
+Delivery writes it as the node hears the log; the opening and catch-up read it, so that a storm of clients
+that reconnect is served from memory and not by Redis.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ TAIL_MS = 60_000
 _ENTRY_BYTES = 520
 
 
-class FollowedLog:
+class LogTail:
     """The tail holds all numbers from `first` to `mark.number`; `first` is one above that if it is empty."""
 
     __slots__ = ("_bytes", "_dropped", "_keep_bytes", "_tail", "advanced", "changes", "mark", "name", "ready")

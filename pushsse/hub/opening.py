@@ -9,7 +9,7 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,21 +18,21 @@ from pushsse.backplane import BROADCAST, Backplane
 from pushsse.errors import BackplaneUnavailable, CloseReason, Unavailable
 from pushsse.event import Publication
 from pushsse.hub.hub import Hub
-from pushsse.hub.log_tail import FollowedLog
+from pushsse.hub.log_tail import LogTail
 from pushsse.position import Mark, Position
 from pushsse.retry import Backoff
-from pushsse.stream.frame import Resume, chunk, event, random_retry_ms, with_id
-from pushsse.stream.subscriber import Person, Sink, Subscriber
+from pushsse.stream.frame import Resume, chunk, event, frame, random_retry_ms
+from pushsse.stream.subscriber import Cursor, Expiry, Person, Sink, Subscriber
 
 PATIENCE_S = 5.0
 
 
-class Switches(Protocol):
-    """A person's switches as the database has them."""
+class PersonState(Protocol):
+    """What the database says of a person when one of their streams opens."""
 
     @property
     def version(self) -> int:
-        """The number of the last change."""
+        """The number of the last change of the switches, 0 for none."""
         ...
 
     @property
@@ -42,17 +42,42 @@ class Switches(Protocol):
 
     @property
     def pending(self) -> bool:
-        """Whether a change isn't in the log yet."""
+        """Whether a committed change isn't known to be in the log."""
         ...
 
     @property
     def logged(self) -> Mark | None:
-        """Where in the person's log the last change is."""
+        """Where the last change that is known to be in the person's shard log is."""
         ...
 
     @property
     def open_question(self) -> bool:
         """Whether a question of theirs is still to be answered."""
+        ...
+
+
+class People(Protocol):
+    """What the opening needs to know about people. The preferences and the questions answer it together.
+
+    Order: `state` must read what was committed before it was called, because what is committed later reaches
+    the node through the person's shard log, which it follows by then (guarantee 3). One call is one round
+    trip to the database at most: every stream that opens waits for it.
+    """
+
+    async def state(self, user: str) -> PersonState:
+        """The person's switches, and whether a question is open. Raises DatabaseUnavailable."""
+        ...
+
+    async def settle(self, user: str) -> None:
+        """Publishes the person's changes that aren't known to be in the log. Raises Unavailable."""
+        ...
+
+    async def growing(self, user: str) -> Sequence[Publication]:
+        """The text so far of each answer that is growing, as `answer.delta`. Raises Unavailable.
+
+        Called after the stream has begun, so that no piece is missed between this text and what is heard
+        live.
+        """
         ...
 
 
@@ -67,16 +92,11 @@ class From:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A stream that may begin: after `start`, where the types in `held` were off.
+    """A stream that may begin at `cursor`. `open_question`: an answer of the person's may be growing now."""
 
-    `growing` says that an answer of the person's may be growing just now.
-    """
-
-    person: Person
-    start: Position
-    held: frozenset[str]
+    cursor: Cursor
     resume: Resume
-    growing: bool
+    open_question: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +110,7 @@ class StreamOptions:
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """What this node says in `ready`, and what it allows."""
+    """What this node says in `ready`, and what it allows. A `lifetime_s` of 0 is none."""
 
     node: str
     heartbeat_s: float
@@ -100,117 +120,105 @@ class StreamLimits:
 
 
 class Opener:
-    """Finds the beginning of streams on this node, and begins them."""
+    """Finds where streams of this node begin, and begins them."""
 
-    def __init__(
-        self,
-        hub: Hub,
-        backplane: Backplane,
-        *,
-        limits: StreamLimits,
-        serve: Callable[[Subscriber], None],
-        switches: Callable[[str], Awaitable[Switches]],
-        settle: Callable[[str], Awaitable[None]],
-        so_far: Callable[[str], Awaitable[Sequence[Publication]]],
-    ) -> None:
+    def __init__(self, hub: Hub, backplane: Backplane, people: People, *, limits: StreamLimits) -> None:
         self._hub = hub
         self._backplane = backplane
+        self._people = people
         self._limits = limits
-        self._serve = serve
-        self._switches = switches
-        self._settle = settle
-        self._so_far = so_far
         self._tasks: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
-        """Lives as long as the node does, and its tasks with it."""
+        """Runs for ever, and the opener's tasks with it."""
         async with asyncio.TaskGroup() as self._tasks:
             await asyncio.Event().wait()
 
     @asynccontextmanager
     async def opening(self, user: str, wish: From) -> AsyncIterator[Opening]:
-        """A beginning, valid while the context lasts and the node isn't waited for in it.
+        """An opening; while the context lasts the node follows the person's logs.
 
         Raises BackplaneUnavailable, DatabaseUnavailable.
         """
         person = self._hub.hold(user)
         try:
+            # Guarantee 3: the log is followed before the switches are read, so that a change that is
+            # committed after the reading is heard.
             if not self._hub.follows(person):
                 async with _patience():
                     await self._hub.followed(person)
-            growing = await self._learn(person)
+            open_question = await self._learn(person)
+            # Guarantee 3: the switches at the position are looked up once that is fixed.
             start, resume = await self._start(person, wish)
-            held = await self._held(person, start.shard.number)
-            yield Opening(person, start, held, resume, growing)
+            cursor = Cursor(person, start, await self._off_at(person, start.shard.number))
+            yield Opening(cursor, resume, open_question)
         finally:
             self._hub.release(person)
 
     def begin(self, opening: Opening, sink: Sink, options: StreamOptions) -> Subscriber:
         """Begins a stream with its `ready`. It is live at once if there is nothing to replay."""
-        person, start = opening.person, opening.start
         subscriber = Subscriber(
-            person,
             sink,
             self._hub,
             id=secrets.token_hex(6),
-            position=start,
-            held=opening.held,
+            cursor=opening.cursor,
             named=options.named,
             types=options.types,
+            expiry=self._expiry(options.expires_at),
+            tick=self._hub.heartbeat.now,
         )
-        self._limit_life(subscriber, options.expires_at)
         self._hub.add(subscriber)
         self._hub.metrics.resumes[opening.resume.value] += 1
-        sink.write(chunk(self.ready(subscriber, opening.resume, start)))
-        if start == self._hub.place(person) and subscriber.room:
-            self._hub.go_live(subscriber)
-        else:
-            self._serve(subscriber)
-        if opening.growing:
+        sink.write(chunk(self.ready(subscriber, opening.resume)))
+        if not subscriber.go_live():
+            self._hub.fell_behind(subscriber)
+        if opening.open_question:
             assert self._tasks is not None
-            self._tasks.create_task(self._tell_growing(subscriber), name=f"so far {subscriber.id}")
+            self._tasks.create_task(self._offer_growing(subscriber), name=f"growing answers {subscriber.id}")
         return subscriber
 
-    def ready(self, subscriber: Subscriber, resume: Resume, position: Position) -> bytes:
-        heartbeat = self._hub.heartbeat
-        left_s = int((subscriber.ends_at - heartbeat.now) * heartbeat.tick_s) if subscriber.ends_at else None
+    def ready(self, subscriber: Subscriber, resume: Resume) -> bytes:
+        """The frame of `ready` at the subscriber's position: its first frame, and what tells of a gap."""
+        heartbeat, expiry = self._hub.heartbeat, subscriber.expiry
         data = {
             "user": subscriber.person.name,
             "node": self._limits.node,
             "stream": subscriber.id,
             "resume": resume.value,
             "heartbeat_s": self._limits.heartbeat_s,
-            "expires_in_s": left_s,
+            "expires_in_s": None if expiry is None else int((expiry.tick - heartbeat.now) * heartbeat.tick_s),
             "window_s": self._limits.window_s,
         }
-        return event("ready", data, position, retry_ms=random_retry_ms())
+        return event("ready", data, subscriber.position, retry_ms=random_retry_ms())
 
     def refresh(self, people: Sequence[Person]) -> None:
-        """Reads the switches of people anew, because changes of them may have been lost with a log."""
+        """Reads the switches of people again, because changes of them may have been lost with a log."""
         assert self._tasks is not None
         self._tasks.create_task(self._refresh(people), name="refresh switches")
 
     async def _learn(self, person: Person) -> bool:
-        """Reads the switches; from the place where the person was held on, the log tells of changes."""
-        switches = await self._switches(person.name)
-        if switches.pending:
+        """Reads the person's state into `person`; returns whether a question is open."""
+        state = await self._people.state(person.name)
+        if state.pending:
             async with _patience():
-                while switches.pending:
-                    await self._settle(person.name)
-                    switches = await self._switches(person.name)
+                while state.pending:
+                    await self._people.settle(person.name)
+                    state = await self._people.state(person.name)
         log = self._hub.log(person)
-        if switches.logged is not None and switches.logged.epoch == log.mark.epoch:
-            await _reach(log, switches.logged)
-        person.learn(switches.version, switches.off)
-        return switches.open_question
+        if state.logged is not None and state.logged.epoch == log.mark.epoch:
+            # Guarantee 3: a node that hasn't heard the change yet would hear it after events that are newer
+            # than the state that it already acts on.
+            await _reach(log, state.logged)
+        person.learn(state.version, state.off)
+        return state.open_question
 
     async def _start(self, person: Person, wish: From) -> tuple[Position, Resume]:
         if wish.unreadable:
-            return self._hub.place(person), Resume.GAP
+            return self._hub.position(person), Resume.GAP
         if wish.since_s is not None:
             return await self._since(person, wish.since_s)
         if wish.position is None:
-            return self._hub.place(person), Resume.NEW
+            return self._hub.position(person), Resume.NEW
         broadcast, lost_b = await self._resolve(self._hub.broadcast, wish.position.broadcast)
         shard, lost_s = await self._resolve(self._hub.log(person), wish.position.shard)
         return Position(broadcast, shard), Resume.GAP if lost_b or lost_s else Resume.COMPLETE
@@ -231,7 +239,7 @@ class Opener:
         trimmed = any(head.trimmed_ms >= at_ms for head in heads.values())
         return start, Resume.GAP if trimmed else Resume.COMPLETE
 
-    async def _resolve(self, log: FollowedLog, wanted: Mark) -> tuple[Mark, bool]:
+    async def _resolve(self, log: LogTail, wanted: Mark) -> tuple[Mark, bool]:
         """Where to begin in one log, and whether something is lost before that."""
         now = log.mark
         if wanted.epoch == now.epoch and wanted.number <= now.number and log.reaches(wanted.number):
@@ -244,54 +252,58 @@ class Opener:
             return Mark(head.epoch, head.first - 1), True
         return wanted, False
 
-    async def _held(self, person: Person, after: int) -> frozenset[str]:
-        """The types that were off at a place of the person's log."""
-        log, known = self._hub.log(person), person.off
-        if not log.reaches(after):
-            change = await self._backplane.first_change(log.name, person.name, after)
-            return known if change is None else frozenset(change.before)
-        for entry in log.changes_after(after):
+    async def _off_at(self, person: Person, number: int) -> frozenset[str]:
+        """The types that were off at a number of the person's shard log: those before the next change."""
+        log, off_now = self._hub.log(person), person.off
+        if not log.reaches(number):
+            change = await self._backplane.first_change(log.name, person.name, number)
+            return off_now if change is None else frozenset(change.before)
+        for entry in log.changes_after(number):
             change = entry.publication.change
             if change is not None and change.user == person.name:
                 return frozenset(change.before)
-        return known
+        return off_now
 
-    async def _tell_growing(self, subscriber: Subscriber) -> None:
-        """The answers that are growing, from their beginnings; read once their next pieces are heard."""
+    async def _offer_growing(self, subscriber: Subscriber) -> None:
+        """Offers the answers that are growing, from their beginnings."""
         try:
-            so_far = await self._so_far(subscriber.person.name)
+            answers = await self._people.growing(subscriber.person.name)
         except Unavailable:
-            # The next piece but few reaches back, and the whole answer comes at the end.
+            # A later delta may reach back to the beginning, and the whole answer comes at the end.
             return
-        if so_far and subscriber.reason is None:
-            position = self._hub.position(subscriber)
-            frames = [with_id(publication, position) for publication in so_far]
-            self._hub.write(subscriber, b"".join(frames), events=len(frames))
+        if answers and subscriber.is_open:
+            position = subscriber.position
+            frames = [frame(publication, position) for publication in answers]
+            self._hub.metrics.deliveries += len(frames)
+            subscriber.offer(chunk(b"".join(frames)), tick=self._hub.heartbeat.now)
 
     async def _refresh(self, people: Sequence[Person]) -> None:
         backoff = Backoff()
         for person in people:
             while person.subscribers:
                 try:
-                    switches = await self._switches(person.name)
+                    state = await self._people.state(person.name)
                 except Unavailable:
                     await asyncio.sleep(backoff.next_s())
                     continue
-                person.learn(switches.version, switches.off)
+                person.learn(state.version, state.off)
                 break
 
-    def _limit_life(self, subscriber: Subscriber, expires_at: float | None) -> None:
-        ends_in_s: list[tuple[float, CloseReason]] = []
+    def _expiry(self, expires_at: float | None) -> Expiry | None:
+        """When a stream ends at the latest, and why; None for never."""
+        ends: list[tuple[float, CloseReason]] = []
         if expires_at is not None:
-            ends_in_s.append((max(0.0, expires_at - time.time()), CloseReason.TOKEN_EXPIRED))
+            ends.append((max(0.0, expires_at - time.time()), CloseReason.TOKEN_EXPIRED))
         if self._limits.lifetime_s:
-            ends_in_s.append((self._limits.lifetime_s * random.uniform(0.8, 1.0), CloseReason.LIFETIME))
-        if ends_in_s:
-            seconds, subscriber.ends_for = min(ends_in_s, key=lambda end: end[0])
-            subscriber.ends_at = self._hub.heartbeat.ticks(seconds)
+            # Random, so that streams that began together don't come back together.
+            ends.append((self._limits.lifetime_s * random.uniform(0.8, 1.0), CloseReason.LIFETIME))
+        if not ends:
+            return None
+        in_s, reason = min(ends, key=lambda end: end[0])
+        return Expiry(self._hub.heartbeat.ticks(in_s), reason)
 
 
-async def _reach(log: FollowedLog, wanted: Mark) -> None:
+async def _reach(log: LogTail, wanted: Mark) -> None:
     """Waits until the node has heard a log up to a mark."""
     if not log.has(wanted):
         async with _patience():
@@ -302,9 +314,11 @@ async def _reach(log: FollowedLog, wanted: Mark) -> None:
 
 @asynccontextmanager
 async def _patience() -> AsyncIterator[None]:
-    """A limit where there is something to wait for: a timer for each stream would cost a tenth of it."""
+    """A limit of time for a wait. Entered only where there is one: a timer costs a tenth of an opening."""
     try:
         async with asyncio.timeout(PATIENCE_S):
             yield
     except TimeoutError:
-        raise BackplaneUnavailable(f"the node didn't hear in {PATIENCE_S:.0f} s what it was to") from None
+        raise BackplaneUnavailable(
+            f"this node didn't hear a log from where a stream begins within {PATIENCE_S:.0f} s"
+        ) from None

@@ -1,6 +1,7 @@
-"""The bytes of the service's own events, and chunks: what one write carries to a stream.
+"""Frames, which are the bytes of one event, and chunks, which are what one write carries to a stream.
 
-Made by the hub and by resume, written by a sink. A frame is `event`, `data`, `id`, each on its own line.
+Made by the opening, by delivery and by catch-up; written by a sink. A frame is `event`, `data` and `id`, each
+on its own line, and a blank line (WHATWG HTML, 9.2.5).
 """
 
 import random
@@ -18,13 +19,14 @@ MEDIA_TYPE = "text/event-stream"
 STREAM_HEADERS = {"Cache-Control": "no-store, no-transform"}
 NEVER_MS = 300_000
 RETRY_MS = (2_000, 5_000)
-# Steps of this part of a circle never come close to where one was before (Weyl).
+BUSY_RETRY_MS = (5_000, 15_000)
+# Steps of this part of a circle never come close to an earlier one (Weyl's equidistribution theorem).
 _GOLDEN = 0.6180339887
 _json = msgspec.json.Encoder()
 
 
 class Resume(Enum):
-    """How a resume went."""
+    """What `ready` says of the position that a client came with."""
 
     NEW = "new"
     COMPLETE = "complete"
@@ -43,19 +45,15 @@ def chunk(raw: bytes) -> Chunk:
     return Chunk(raw, b"%x\r\n%b\r\n" % (len(raw), raw))
 
 
-def event(name: str, data: object, position: Position, *, retry_ms: int | None = None) -> bytes:
-    """One event of the service's own."""
+def event(name: str, data: object, position: Position | None, *, retry_ms: int | None = None) -> bytes:
+    """One event of the service's own; without a position it has no `id` line."""
     retry = b"" if retry_ms is None else b"retry: %d\n" % retry_ms
-    return b"%bevent: %b\ndata: %b\nid: %b\n\n" % (
-        retry,
-        name.encode(),
-        _json.encode(data),
-        str(position).encode(),
-    )
+    id_line = b"" if position is None else b"id: %b\n" % str(position).encode()
+    return b"%bevent: %b\ndata: %b\n%b\n" % (retry, name.encode(), _json.encode(data), id_line)
 
 
-def with_id(publication: Publication, position: Position, *, named: bool = True) -> bytes:
-    """A publication's frame under its position."""
+def frame(publication: Publication, position: Position, *, named: bool = True) -> bytes:
+    """A publication's frame, with the position of a stream that has it."""
     return b"%bid: %b\n\n" % (publication.frame(named=named), str(position).encode())
 
 
@@ -64,21 +62,24 @@ def ping(position: Position) -> bytes:
     return b"event: ping\ndata: {}\nid: %b\n\n" % str(position).encode()
 
 
+def exception(reason: CloseReason) -> dict[str, object]:
+    """The data of `exception`, the last event before the server ends a stream."""
+    return {"code": reason.code, "detail": reason.detail, "retry": reason.retry}
+
+
 def ending(reason: CloseReason, position: Position, *, retry_ms: int | None = None) -> bytes:
-    """The last frame before the server ends a stream; without `retry_ms` that is drawn at random."""
+    """The last frame of a stream; without `retry_ms` that is drawn at random."""
     if not reason.retry:
         retry_ms = NEVER_MS
     elif retry_ms is None:
         retry_ms = random_retry_ms()
-    data = {"code": reason.code, "detail": reason.detail, "retry": reason.retry}
-    return event("exception", data, position, retry_ms=retry_ms)
+    return event("exception", exception(reason), position, retry_ms=retry_ms)
 
 
 def busy() -> bytes:
     """The body for a stream that can't be served now: EventSource gives up for good on other statuses."""
-    reason = CloseReason.OVERLOADED
-    data = {"code": reason.code, "detail": reason.detail, "retry": True}
-    return b"retry: %d\nevent: exception\ndata: %b\n\n" % (random.randint(5_000, 15_000), _json.encode(data))
+    retry_ms = random.randint(*BUSY_RETRY_MS)
+    return event("exception", exception(CloseReason.OVERLOADED), None, retry_ms=retry_ms)
 
 
 def random_retry_ms() -> int:

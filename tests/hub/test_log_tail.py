@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from pushsse import event
 from pushsse.backplane import Entry, Head, codec
-from pushsse.hub.log_tail import FollowedLog
+from pushsse.hub.log_tail import LogTail
 
 _KEEP_BYTES = 512 * 1024
 
@@ -14,7 +14,7 @@ def test_a_tail_of_small_events_takes_no_more_memory_than_it_is_allowed_to_keep(
     small = event.decode(b'{"type": "alarm", "message": {"text": "fire"}, "to": {"users": ["person12"]}}')
     made = event.publication(small, event_id="order-981", at=datetime.now(UTC), max_age_s=60)
     blob = codec.encode(made)
-    log = FollowedLog("12", keep_bytes=_KEEP_BYTES)
+    log = LogTail("12", keep_bytes=_KEEP_BYTES)
     log.begin(Head("epoch", 0, 1, 0), ())
     tracemalloc.start()
     try:
@@ -30,7 +30,7 @@ def test_a_tail_of_small_events_takes_no_more_memory_than_it_is_allowed_to_keep(
 
 def test_what_is_older_than_a_minute_is_forgotten_and_the_place_stays() -> None:
     made = event.encode("news", 1, users=("ann",))
-    log = FollowedLog("12", keep_bytes=_KEEP_BYTES)
+    log = LogTail("12", keep_bytes=_KEEP_BYTES)
     log.begin(Head("epoch", 0, 1, 0), ())
     for number in range(1, 301):
         log.append(Entry("12", number, number, 1_790_000_000_000 + number * 1000, made))

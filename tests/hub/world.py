@@ -2,21 +2,21 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from pushsse.backplane import Append, Draft, log_of
+from pushsse.backplane import Append, Draft, Head, log_of
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.event import Change, Publication, encode
-from pushsse.hub import Inside, inside
+from pushsse.hub import HubParts, assemble
 from pushsse.hub.hub import Hub
 from pushsse.hub.opening import From, StreamLimits, StreamOptions
 from pushsse.metrics import Metrics
 from pushsse.people import PersonState
 from pushsse.position import parse
 from pushsse.stream.frame import Chunk
-from pushsse.stream.subscriber import Subscriber
+from pushsse.stream.subscriber import Behind, Live, Subscriber
 
 SHARDS = 4
 LIMIT_S = 10.0
@@ -26,7 +26,7 @@ LIMIT_S = 10.0
 class ListSink:
     """Keeps what is written; `pause` and `resume` say what a socket would."""
 
-    subscriber: Subscriber | None = None
+    subscriber: Subscriber = field(init=False)
     raw: bytes = b""
     ended: bool = False
     aborted: bool = False
@@ -36,7 +36,7 @@ class ListSink:
         assert not self.ended
         assert chunk.framed == b"%x\r\n%b\r\n" % (len(chunk.raw), chunk.raw)
         self.raw += chunk.raw
-        if self.pause_after is not None and self.subscriber is not None and self.subscriber.room:
+        if self.pause_after is not None and not self.full:
             self.pause_after -= 1
             if self.pause_after <= 0:
                 self.subscriber.paused()
@@ -50,8 +50,17 @@ class ListSink:
 
     def resume(self, *, pause_after: int | None = None) -> None:
         self.pause_after = pause_after
-        assert self.subscriber is not None
         self.subscriber.resumed()
+
+    @property
+    def full(self) -> bool:
+        """Whether it has said that it is full, and not yet that it has room again."""
+        return isinstance(self.subscriber.state, Behind) and not self.subscriber.state.room
+
+    @property
+    def live(self) -> bool:
+        """Whether its stream has caught up."""
+        return isinstance(self.subscriber.state, Live)
 
     @property
     def frames(self) -> list[tuple[str, str, str]]:
@@ -67,24 +76,40 @@ class ListSink:
 
 
 @dataclass
+class People:
+    """The state of people as a database would have it; who isn't in it has everything on."""
+
+    states: dict[str, PersonState] = field(default_factory=dict)
+
+    async def state(self, user: str) -> PersonState:
+        return self.states.get(user, PersonState(0, frozenset(), False, None, False))
+
+    async def settle(self, _: str) -> None:
+        raise AssertionError("nothing is pending here")
+
+    async def growing(self, _: str) -> list[Publication]:
+        return [encode("answer.delta", "so far", users=())]
+
+
+@dataclass
 class World:
-    """One node's inside."""
+    """One node's hub."""
 
     backplane: MemoryBackplane
-    inside: Inside
-    switched: dict[str, PersonState] = field(default_factory=dict)
+    parts: HubParts
+    people: People
     sinks: list[ListSink] = field(default_factory=list)
 
     @property
     def hub(self) -> Hub:
-        return self.inside.hub
+        return self.parts.hub
 
     async def open(self, user: str, wish: From | str = "", **options: object) -> ListSink:
         if isinstance(wish, str):
             wish = From(position=parse(wish), unreadable=bool(wish) and parse(wish) is None)
         sink = ListSink()
-        async with self.inside.opener.opening(user, wish) as opening:
-            sink.subscriber = self.inside.opener.begin(opening, sink, StreamOptions(**options))  # type: ignore[arg-type]
+        async with self.parts.opener.opening(user, wish) as opening:
+            sink.subscriber = self.parts.opener.begin(opening, sink, StreamOptions(**options))  # type: ignore[arg-type]
         self.sinks.append(sink)
         return sink
 
@@ -100,22 +125,25 @@ class World:
         made = encode("preferences", {}, users=(user,), change=change)
         receipt = await self.backplane.publish(calls(made, (user,)))
         mark = receipt.marks[log_of(user, SHARDS)]
-        self.switched[user] = PersonState(version, frozenset(after), False, mark, False)
+        self.people.states[user] = PersonState(version, frozenset(after), False, mark, False)
+
+    async def heads(self) -> dict[str, Head]:
+        """The heads of all logs, as the backplane has them."""
+        logs = dict.fromkeys(("all", *map(str, range(SHARDS))), 0)
+        return dict((await self.backplane.read(logs, limit=1)).heads)
 
     async def settled(self) -> None:
-        """Waits until everything published was delivered to everybody who takes it."""
-
-        def done() -> bool:
-            hub = self.hub
-            waiting = [s for s in hub.subscribers if s.room and not s.live]
-            heads = {log: kept.head.number for log, kept in self.backplane._logs.items()}
-            here = all(shard.log.mark.number == heads.get(name, 0) for name, shard in hub.shards.items())
-            return here and hub.broadcast.mark.number == heads.get("all", 0) and not waiting
-
+        """Waits until everything published was delivered, and every stream with room has caught up."""
         async with asyncio.timeout(LIMIT_S):
-            while not done() or self.inside.feed.waiting:
-                await asyncio.sleep(0.001)
-            await asyncio.sleep(0.002)
+            while not self._caught_up(await self.heads()):
+                await asyncio.sleep(0)
+
+    def _caught_up(self, heads: Mapping[str, Head]) -> bool:
+        tails = [self.hub.broadcast, *(shard.log for shard in self.hub.shards.values())]
+        states = [subscriber.state for subscriber in self.hub.subscribers]
+        return all(tail.mark.number == heads[tail.name].number for tail in tails) and not any(
+            isinstance(state, Behind) and state.room for state in states
+        )
 
 
 def calls(made: object, users: tuple[str, ...]) -> list[Append]:
@@ -127,38 +155,16 @@ def calls(made: object, users: tuple[str, ...]) -> list[Append]:
 
 @asynccontextmanager
 async def world(*, send_timeout_s: float = 5.0, keep_bytes: int = 4 * 1024**2) -> AsyncIterator[World]:
-    """A node's inside, running."""
-    metrics = Metrics()
-    switched: dict[str, PersonState] = {}
-
-    async def switches(user: str) -> PersonState:
-        return switched.get(user, PersonState(0, frozenset(), False, None, False))
-
-    async def settle(_: str) -> None:
-        raise AssertionError("nothing is pending here")
-
+    """A node's hub, running."""
+    metrics, people = Metrics(), People()
     backplane = MemoryBackplane(shards=SHARDS, keep_s=600, keep_bytes=keep_bytes, metrics=metrics)
-
-    async def so_far(_: str) -> list[Publication]:
-        return [encode("answer.delta", "so far", users=())]
-
     limits = StreamLimits("here", 15, 600, send_timeout_s, 0)
-    made = inside(
-        backplane,
-        limits=limits,
-        switches=switches,
-        settle=settle,
-        so_far=so_far,
-        metrics=metrics,
-    )
+    parts = assemble(backplane, people, limits=limits, metrics=metrics)
     async with backplane, asyncio.TaskGroup() as tasks:
-        running = [
-            tasks.create_task(made.catch_up.run()),
-            tasks.create_task(made.opener.run()),
-            tasks.create_task(made.feed.run()),
-        ]
+        services = (parts.catch_up, parts.opener, parts.feed)
+        running = [tasks.create_task(service.run()) for service in services]
         try:
-            yield World(backplane, made, switched)
+            yield World(backplane, parts, people)
         finally:
             for task in running:
                 task.cancel()

@@ -15,6 +15,7 @@ from pushsse.stream import handover
 from pushsse.stream.frame import chunk
 from pushsse.stream.handover import HandoverHttp, StreamProtocol, offered
 from pushsse.stream.immediate import ImmediateHttp
+from pushsse.stream.subscriber import Live
 from tests.serving import LIMIT_S, eventually, serving
 
 pytestmark = pytest.mark.anyio
@@ -134,7 +135,7 @@ async def test_an_aborted_stream_is_gone_with_all_that_a_slow_reader_has_not_rea
         (subscriber,) = node.node.hub.subscribers
         # More than the client's side of the connection takes, less than the kernel holds on ours.
         await node.publish("news", "x" * 40_000)
-        await eventually(lambda: subscriber.live)
+        await eventually(lambda: isinstance(subscriber.state, Live))
         subscriber.sink.abort()
         await eventually(lambda: not node.node.hub.subscribers)
         with slow, pytest.raises(ConnectionResetError):
