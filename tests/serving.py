@@ -171,10 +171,3 @@ def client(url: str, trust: ssl.SSLContext | None) -> httpx.AsyncClient:
     # Reading the system's certificate authorities takes 20 ms, and plain HTTP needs none.
     verify = False if trust is None else trust
     return httpx.AsyncClient(base_url=url, timeout=LIMIT_S, trust_env=False, verify=verify)
-
-
-async def eventually(check: Any, what: str = "") -> None:
-    """Polls until something holds, within the limit."""
-    async with asyncio.timeout(LIMIT_S):
-        while not check():
-            await asyncio.sleep(0.01)

@@ -10,7 +10,8 @@ from pathlib import Path
 import jwt
 import pytest
 
-from tests.serving import LIMIT_S, Running, eventually, serving
+from tests.serving import LIMIT_S, Running, serving
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 SECRET = "a secret of thirty-two bytes and more"

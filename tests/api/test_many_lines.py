@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import Running, eventually, serving
+from tests.serving import Running, serving
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 NDJSON = {"content-type": "application/x-ndjson"}

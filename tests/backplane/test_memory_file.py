@@ -19,8 +19,8 @@ from pushsse.backplane.memory.writer import LogWriter, WriterLimits
 from pushsse.errors import SettingsError
 from pushsse.event import Change
 from pushsse.metrics import Metrics
-from tests.cli.running import Served, pushsse, served, until
-from tests.serving import eventually
+from tests.cli.running import Served, pushsse, served
+from tests.waiting import eventually, until
 
 pytestmark = pytest.mark.anyio
 

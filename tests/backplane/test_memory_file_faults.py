@@ -20,7 +20,7 @@ from pushsse.backplane.memory import MemoryBackplane, store
 from pushsse.backplane.memory.store import RowChange
 from pushsse.backplane.memory.writer import WriterLimits
 from pushsse.errors import SettingsError
-from tests.serving import eventually
+from tests.waiting import eventually
 
 from .test_memory_file import draft, log_writer, on_disk, opened, publish
 

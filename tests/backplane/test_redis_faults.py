@@ -11,7 +11,7 @@ from pushsse.backplane import BROADCAST, Append, Draft
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.errors import BackplaneUnavailable
 from pushsse.metrics import Metrics
-from tests.serving import eventually
+from tests.waiting import eventually
 
 from .ear import Ear, append, bodies, publication, sourced, user_of
 from .redis_server import RedisServer

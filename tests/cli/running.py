@@ -5,11 +5,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.waiting import until
 
 LIMIT_S = 30.0
 PROGRAM = (sys.executable, "-m", "pushsse")
@@ -33,14 +34,6 @@ def pushsse(folder: Path, *arguments: str, **settings: str) -> subprocess.Comple
         timeout=LIMIT_S,
         check=False,
     )
-
-
-def until(found: Callable[[], object], what: str, *, limit_s: float = LIMIT_S) -> None:
-    """Looks again and again until it is so."""
-    end = time.monotonic() + limit_s
-    while not found():
-        assert time.monotonic() < end, f"no {what} within {limit_s} s"
-        time.sleep(0.02)
 
 
 @dataclass

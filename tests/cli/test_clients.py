@@ -10,8 +10,9 @@ from pathlib import Path
 import jwt
 import pytest
 
-from tests.cli.running import LIMIT_S, Served, environment, pushsse, served, until
+from tests.cli.running import LIMIT_S, Served, environment, pushsse, served
 from tests.cli.test_serve import SECRET
+from tests.waiting import until
 
 pytestmark = pytest.mark.real
 

@@ -7,7 +7,8 @@ import httpx
 import pytest
 
 from tests.backplane.redis_server import RedisServer
-from tests.cli.running import process, pushsse, served, until
+from tests.cli.running import process, pushsse, served
+from tests.waiting import until
 
 pytestmark = pytest.mark.real
 

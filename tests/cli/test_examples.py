@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from deploy.parts.ports import take_port
-from tests.cli.running import LIMIT_S, Served, environment, served, until
+from tests.cli.running import LIMIT_S, Served, environment, served
+from tests.waiting import until
 
 pytestmark = pytest.mark.real
 

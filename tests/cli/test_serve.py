@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.cli.running import LIMIT_S, environment, process, pushsse, served, until
+from tests.cli.running import LIMIT_S, environment, process, pushsse, served
+from tests.waiting import until
 
 pytestmark = pytest.mark.real
 

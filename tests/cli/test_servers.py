@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from deploy.parts.ports import answers, free_port
-from tests.cli.running import LIMIT_S, process, until
+from tests.cli.running import LIMIT_S, process
+from tests.waiting import until
 
 pytestmark = pytest.mark.real
 APP = "pushsse.app:create_app"

@@ -14,7 +14,8 @@ import pytest
 
 from deploy.parts.ports import answers, free_port
 from tests.backplane.redis_server import RedisServer
-from tests.cli.running import LIMIT_S, PROGRAM, Served, environment, process, pushsse, served, until
+from tests.cli.running import LIMIT_S, PROGRAM, Served, environment, process, pushsse, served
+from tests.waiting import until
 
 pytestmark = pytest.mark.real
 

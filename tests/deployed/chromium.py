@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.parts import missing
+from tests.waiting import eventually
 
 LIMIT_S = 60.0
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
@@ -57,10 +58,8 @@ class Browser:
     async def until(self, script: str) -> None:
         """Until an expression is true."""
         try:
-            async with asyncio.timeout(LIMIT_S):
-                while not await self.run(script):
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
+            await eventually(lambda: self.run(script))
+        except AssertionError:
             raise AssertionError(f"not so: {script}; {await self.run('document.body.innerText')}") from None
 
 

@@ -2,13 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import httpx
 from httpx_sse import ServerSentEvent
 from httpx_sse._decoders import SSEDecoder
+
+from tests.waiting import eventually
 
 _TIMEOUT = httpx.Timeout(10.0, read=60.0)
 
@@ -81,10 +83,3 @@ async def listening(listeners: Sequence[Listener]) -> AsyncIterator[None]:
         finally:
             for task in tasks:
                 task.cancel()
-
-
-async def eventually(true: Callable[[], bool], limit_s: float = 30.0) -> None:
-    """Waits for a state, with a limit."""
-    async with asyncio.timeout(limit_s):
-        while not true():
-            await asyncio.sleep(0.02)

@@ -14,10 +14,11 @@ import pytest
 from deploy.parts.packages import program
 from deploy.parts.part import Part
 from deploy.parts.ports import answers
-from tests.cli.running import served, until
+from tests.cli.running import served
 from tests.deployed.chromium import chromium
 from tests.parts import running
 from tests.serving import serving
+from tests.waiting import until
 
 pytestmark = pytest.mark.real
 

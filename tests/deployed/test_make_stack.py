@@ -5,8 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from deploy.parts import Kafka, Nginx, PartMissing, Postgres, Redis
 from deploy.parts.part import is_alive
 from deploy.parts.ports import free_port
 from tests.parts import missing
+from tests.waiting import until
 
 # Two starts of everything, and the tests around may have the machine busy.
 pytestmark = [pytest.mark.real, pytest.mark.timeout(240), pytest.mark.xdist_group("deployment")]
@@ -52,14 +52,14 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     first = begin(folder / "first.log", environment, [])
     try:
         # Kafka takes longest: while it begins, the others are up and the nodes aren't.
-        wait_for(lambda: {"kafka", "redis", "nginx"} <= set(first.pids()), START_LIMIT_S)
+        until(lambda: {"kafka", "redis", "nginx"} <= set(first.pids()), within_s=START_LIMIT_S)
     finally:
         left = list(first.pids().values())
         first.process.kill()
         first.process.wait(LIMIT_S)
     second = begin(folder / "second.log", environment, left)
     try:
-        wait_for(lambda: second.said("Ctrl-C stops everything") or ended(second), START_LIMIT_S)
+        until(lambda: second.said("Ctrl-C stops everything") or ended(second), within_s=START_LIMIT_S)
         assert not ended(second), second.output.read_text()
         yield second
     finally:
@@ -101,13 +101,6 @@ def ended(command: Command) -> bool:
     return command.process.poll() is not None
 
 
-def wait_for(true: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
-    end = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < end, "not within the limit"
-        time.sleep(0.02)
-
-
 def test_what_a_stack_that_was_killed_has_left_is_ended_by_the_next(command: Command) -> None:
     assert command.left
     assert not [pid for pid in command.left if is_alive(pid)]
@@ -138,10 +131,10 @@ def test_shells_can_read_where_everything_is(command: Command) -> None:
 def test_a_part_that_dies_is_shown_and_comes_back_when_asked_for(command: Command) -> None:
     before = command.pids()["redis"]
     os.kill(before, signal.SIGKILL)
-    wait_for(lambda: command.said("redis died"))
+    until(lambda: command.said("redis died"))
     assert not ended(command)
     command.process.send_signal(signal.SIGUSR1)
-    wait_for(lambda: command.said("redis runs again") and command.pids()["redis"] != before)
+    until(lambda: command.said("redis runs again") and command.pids()["redis"] != before)
     assert is_alive(command.pids()["redis"])
 
 

@@ -11,7 +11,7 @@ from pushsse.errors import CloseReason
 from pushsse.hub.opening import From
 from pushsse.people import PersonState
 from tests.hub.world import SHARDS, world
-from tests.serving import eventually
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 PEOPLE = tuple(f"p{n}" for n in range(12))

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,14 +21,7 @@ from pushsse.intake.kafka import KafkaIntake
 from pushsse.intake.record import PushsseFormat
 from pushsse.kafka.client import Connection
 from pushsse.metrics import Metrics
-
-
-async def until(true: Callable[[], object], limit_s: float = 20.0) -> None:
-    """Waits for a state, with a limit."""
-    end = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < end, f"not within {limit_s} s"
-        await asyncio.sleep(0.02)
+from tests.waiting import eventually
 
 
 def value(number: int, **more: object) -> bytes:
@@ -179,10 +172,10 @@ class Kit:
         return -1 if found is None else int(found.offset)
 
     async def until_committed(self, offset: int, partition: int = 0) -> None:
-        end = time.monotonic() + 20
-        while (found := await self.committed(partition)) != offset:
-            assert time.monotonic() < end, f"{found} is committed, not {offset}"
-            await asyncio.sleep(0.05)
+        async def there() -> bool:
+            return await self.committed(partition) == offset
+
+        await eventually(there, what=f"commit of offset {offset}")
 
     async def rewind(self, offset: int, partition: int = 0) -> None:
         """Sets the group's offset, while it has no member."""

@@ -8,8 +8,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 from deploy.parts import Kafka
 from pushsse.intake import kafka
 from tests.parts import running
+from tests.waiting import eventually
 
-from .kit import Kit, until, value
+from .kit import Kit, value
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real, pytest.mark.timeout(180)]
 
@@ -39,7 +40,7 @@ async def test_a_kafka_that_crashes_and_comes_back_is_read_on(
             assert ("the consumer is replaced" in caplog.text) == (away_s > kafka.STUCK_S)
             await asyncio.to_thread(broker.start)
             await kit.produce([value(n) for n in range(100, 200)])
-            await until(lambda: kit.recorder.appended == 200, 60)
+            await eventually(lambda: kit.recorder.appended == 200, 60)
             await kit.until_committed(200)
         assert await kit.recorder.numbers() == list(range(200))
     finally:

@@ -9,8 +9,9 @@ from pushsse.errors import SettingsError
 from pushsse.intake import kafka
 from pushsse.intake.kafka import RECHECK_AFTER_S
 from pushsse.kafka.client import Connection
+from tests.waiting import eventually
 
-from .kit import Kit, Recorder, until, value
+from .kit import Kit, Recorder, value
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +52,7 @@ async def test_offsets_are_committed_only_after_the_dispatch(kit: Kit) -> None:
     await kit.produce([value(n) for n in range(10)])
     kit.recorder.open.clear()
     async with kit.running():
-        await until(lambda: kit.recorder.calls)
+        await eventually(lambda: kit.recorder.calls)
         assert await kit.committed() == 0
         kit.recorder.open.set()
         await kit.until_committed(10)
@@ -70,12 +71,12 @@ async def test_a_restart_goes_on_where_it_stopped(kit: Kit) -> None:
     await kit.create(kit.topic, kit.dlq)
     await kit.produce([value(n) for n in range(100)])
     async with kit.running():
-        await until(lambda: kit.recorder.appended == 100)
+        await eventually(lambda: kit.recorder.appended == 100)
     assert await kit.committed() == 100
     await kit.produce([value(n) for n in range(100, 150)])
     second = Recorder(kit.backplane)
     async with kit.running(second):
-        await until(lambda: second.appended == 50)
+        await eventually(lambda: second.appended == 50)
     assert second.offsets() == list(range(100, 150))
     assert await kit.recorder.numbers() == list(range(150))
 
@@ -155,7 +156,7 @@ async def test_a_record_that_the_dead_letter_topic_takes_in_no_form_is_skipped_o
         if skip_refused:
             await kit.until_committed(3)
         else:
-            await until(lambda: kit.metrics.dead_letters_refused > 1)
+            await eventually(lambda: kit.metrics.dead_letters_refused > 1)
             assert intake.held == 1
             assert await kit.committed() == 1
             await kit.configure(kit.dlq, {"max.message.bytes": "100000"})
@@ -169,12 +170,12 @@ async def test_offsets_set_back_are_fenced(kit: Kit) -> None:
     await kit.create(kit.topic, kit.dlq)
     await kit.produce([value(n) for n in range(1500)])
     async with kit.running():
-        await until(lambda: kit.recorder.appended == 1500)
+        await eventually(lambda: kit.recorder.appended == 1500)
     await kit.rewind(500)
     await kit.produce([value(1500)])
     second = Recorder(kit.backplane)
     async with kit.running(second):
-        await until(lambda: second.appended == 1)
+        await eventually(lambda: second.appended == 1)
     assert second.fenced == 1000
     assert await kit.recorder.numbers() == list(range(1501))
 
@@ -210,7 +211,7 @@ async def test_a_partition_that_appears_later_begins_at_its_beginning(kit: Kit, 
         for partition in (1, 2):
             # Before any node has noticed it.
             await kit.produce([value(10 * partition + n) for n in range(5)], partition=partition)
-        await until(lambda: kit.recorder.appended == 10, 40)
+        await eventually(lambda: kit.recorder.appended == 10, 40)
     assert sorted(await kit.recorder.numbers()) == [*range(10, 15), *range(20, 25)]
 
 
@@ -223,7 +224,7 @@ async def test_a_partition_that_appears_while_all_nodes_are_stopped_begins_at_it
     await kit.produce([value(n) for n in range(10, 15)], partition=1)
     second = Recorder(kit.backplane)
     async with kit.running(second, start="latest"):
-        await until(lambda: second.appended == 5)
+        await eventually(lambda: second.appended == 5)
     assert await kit.recorder.numbers() == list(range(10, 15))
 
 
@@ -237,7 +238,7 @@ async def test_the_first_start_is_one_for_all_nodes_and_partitions(kit: Kit) -> 
     for partition in range(2):
         await kit.produce([value(10 + partition)], partition=partition)
     async with kit.running(start="latest"):
-        await until(lambda: kit.recorder.appended == 2)
+        await eventually(lambda: kit.recorder.appended == 2)
     assert sorted(await kit.recorder.numbers()) == [10, 11]
 
 
@@ -248,7 +249,7 @@ async def test_offsets_of_a_release_before_count_as_a_first_start(kit: Kit) -> N
     await kit.produce([value(1)], partition=1)
     await kit.rewind(1)
     async with kit.running(start="latest"):
-        await until(lambda: kit.recorder.appended == 1)
+        await eventually(lambda: kit.recorder.appended == 1)
         await kit.until_committed(1, 1)
     assert await kit.recorder.numbers() == [1]
 
@@ -261,7 +262,7 @@ async def test_a_topic_made_anew_before_anything_was_published_begins_at_its_beg
         await kit.delete()
         await kit.create(kit.topic)
         await kit.produce([value(n) for n in range(100, 103)])
-        await until(lambda: kit.recorder.appended == 3, 40)
+        await eventually(lambda: kit.recorder.appended == 3, 40)
     assert await kit.recorder.numbers() == [100, 101, 102]
 
 
@@ -283,7 +284,7 @@ async def test_a_node_at_another_backplane_does_not_join_the_group(kit: Kit) -> 
             await asyncio.wait_for(other.intake().run(), 20)
         await kit.produce([value(1)], partition=0)
         await kit.produce([value(2)], partition=1)
-        await until(lambda: kit.recorder.appended == 3)
+        await eventually(lambda: kit.recorder.appended == 3)
     assert not other.recorder.calls
 
 
@@ -354,7 +355,7 @@ async def test_a_topic_made_anew_while_stopped_is_read_from_its_beginning(kit: K
     # The worst case: a committed offset of the old topic is still there.
     await kit.rewind(min(10, anew))
     async with kit.running(start="latest"):
-        await until(lambda: kit.recorder.appended == 10 + anew)
+        await eventually(lambda: kit.recorder.appended == 10 + anew)
     assert await kit.recorder.numbers() == [*range(10), *range(100, 100 + anew)]
 
 
@@ -367,9 +368,9 @@ async def test_a_topic_made_anew_while_running_is_read_from_its_beginning(kit: K
         await kit.delete()
         await kit.create(kit.topic)
         await kit.produce([value(n) for n in range(100, 100 + anew)])
-        await until(lambda: kit.recorder.appended == 10 + anew, 40)
+        await eventually(lambda: kit.recorder.appended == 10 + anew, 40)
         await kit.produce([value(200)])
-        await until(lambda: kit.recorder.appended == 11 + anew)
+        await eventually(lambda: kit.recorder.appended == 11 + anew)
     assert await kit.recorder.numbers() == [*range(10), *range(100, 100 + anew), 200]
 
 
@@ -380,13 +381,13 @@ async def test_a_topic_made_anew_during_an_outage_is_read_from_its_beginning(kit
         await kit.until_committed(10)
         kit.recorder.failures = 1_000_000
         await kit.produce([value(10)])
-        await until(lambda: kit.recorder.failures < 1_000_000)
+        await eventually(lambda: kit.recorder.failures < 1_000_000)
         await kit.delete()
         await kit.create(kit.topic)
         await kit.produce([value(n) for n in range(100, 140)])
         kit.recorder.failures = 0
         # Number 10 may be gone with the old topic, if the group took the partition back in between.
-        await until(lambda: kit.recorder.appended >= 50, 30)
+        await eventually(lambda: kit.recorder.appended >= 50, 30)
         await kit.until_committed(40)
     assert [number for number in await kit.recorder.numbers() if number != 10] == [
         *range(10),
@@ -401,9 +402,9 @@ async def test_a_partition_claimed_by_somebody_else_is_dropped_and_later_claimed
         await kit.until_committed(1)
         await kit.backplane.claim(kit.topic, 0, "somebody else")
         await kit.produce([value(n) for n in range(1, 5)])
-        await until(lambda: kit.recorder.offsets() == [0, 1, 2, 3, 4])
+        await eventually(lambda: kit.recorder.offsets() == [0, 1, 2, 3, 4])
         assert kit.recorder.appended == 1
-        await until(lambda: kit.recorder.appended == 5)
+        await eventually(lambda: kit.recorder.appended == 5)
     assert await kit.recorder.numbers() == list(range(5))
 
 
@@ -414,7 +415,7 @@ async def test_a_second_member_shares_the_partitions_and_nothing_comes_twice(kit
     async with kit.running():
         for partition in range(4):
             await kit.produce([value(n) for n in range(100)], partition=partition)
-        await until(lambda: kit.recorder.appended == 400)
+        await eventually(lambda: kit.recorder.appended == 400)
         async with kit.running(second):
             sent = 400
             end = time.monotonic() + 20
@@ -422,9 +423,9 @@ async def test_a_second_member_shares_the_partitions_and_nothing_comes_twice(kit
                 for partition in range(4):
                     await kit.produce([value(sent)], partition=partition)
                     sent += 1
-            await until(lambda: kit.recorder.appended + second.appended == sent)
+            await eventually(lambda: kit.recorder.appended + second.appended == sent)
         await kit.produce([value(1000)], partition=3)
-        await until(lambda: kit.recorder.appended + second.appended == sent + 1)
+        await eventually(lambda: kit.recorder.appended + second.appended == sent + 1)
     assert second.appended
     assert len(await kit.recorder.bodies()) == sent + 1
 
@@ -446,7 +447,7 @@ async def test_a_killed_members_partitions_are_taken_over_and_nothing_is_lost(ki
             member.kill()
             await member.wait()
             # The member had read, but never returned from its dispatch: all is left to do.
-            await until(lambda: kit.recorder.appended == 100, 30)
+            await eventually(lambda: kit.recorder.appended == 100, 30)
     finally:
         if member.returncode is None:
             member.kill()
@@ -457,10 +458,10 @@ async def test_a_killed_members_partitions_are_taken_over_and_nothing_is_lost(ki
 
 async def test_a_topic_that_isnt_there_yet_is_waited_for(kit: Kit, caplog: pytest.LogCaptureFixture) -> None:
     async with kit.running():
-        await until(lambda: f"topic {kit.topic}: isn't there" in caplog.text)
+        await eventually(lambda: f"topic {kit.topic}: isn't there" in caplog.text)
         await kit.create(kit.topic, kit.dlq)
         await kit.produce([value(1)])
-        await until(lambda: kit.recorder.appended == 1)
+        await eventually(lambda: kit.recorder.appended == 1)
 
 
 async def test_a_kafka_that_is_away_is_waited_for_and_named_once(
@@ -474,12 +475,12 @@ async def test_a_kafka_that_is_away_is_waited_for_and_named_once(
     intake._connection = Connection(bootstrap=f"127.0.0.1:{port}")
     task = asyncio.create_task(intake.run())
     try:
-        await until(lambda: f"Kafka at 127.0.0.1:{port}" in caplog.text)
+        await eventually(lambda: f"Kafka at 127.0.0.1:{port}" in caplog.text)
         await asyncio.sleep(1)
         assert caplog.text.count("Kafka at") == 1
         assert not task.done()
         forward = await asyncio.start_server(_forward_to(kit.bootstrap), "127.0.0.1", port)
-        await until(lambda: kit.recorder.appended == 1)
+        await eventually(lambda: kit.recorder.appended == 1)
         assert "works again" in caplog.text
     finally:
         task.cancel()
@@ -493,7 +494,7 @@ async def test_stopping_is_bounded_even_while_the_dispatch_hangs(kit: Kit) -> No
     await kit.produce([value(1)])
     kit.recorder.open.clear()
     task = asyncio.create_task(kit.intake().run())
-    await until(lambda: kit.recorder.calls)
+    await eventually(lambda: kit.recorder.calls)
     began = time.monotonic()
     task.cancel()
     await asyncio.wait([task])
@@ -506,9 +507,9 @@ async def test_lag_is_measured(kit: Kit) -> None:
     await kit.produce([value(n) for n in range(10)])
     kit.recorder.open.clear()
     async with kit.running():
-        await until(lambda: kit.metrics.lag.get((kit.topic, "0")) == 10)
+        await eventually(lambda: kit.metrics.lag.get((kit.topic, "0")) == 10)
         kit.recorder.open.set()
-        await until(lambda: kit.metrics.lag.get((kit.topic, "0")) == 0)
+        await eventually(lambda: kit.metrics.lag.get((kit.topic, "0")) == 0)
     assert kit.metrics.lag == {}
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.running import until
 from tests.parts import missing
+from tests.waiting import until
 
 pytestmark = [pytest.mark.real, pytest.mark.first_minute, pytest.mark.xdist_group("package")]
 
@@ -113,7 +113,7 @@ def first_minute(tree: Path, environment: dict[str, str]) -> str:
             assert making.poll() is None, output.read_text()
             return "publish:" in output.read_text()
 
-        until(is_ready, "banner", limit_s=_INSTALL_S)
+        until(is_ready, "banner", within_s=_INSTALL_S)
         ready = time.monotonic() - began
         with heard.open("wb") as out:
             listening = subprocess.Popen(

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from pushsse.database import Database
-from tests.serving import LIMIT_S, Running, Stream, eventually, serving
+from tests.serving import LIMIT_S, Running, Stream, serving
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 TYPES = ("alarm", "news", "order", "offer", "chat")
@@ -116,6 +118,10 @@ def wanted(events: Sequence[dict[str, object]], user: str, off: set[str]) -> lis
     ]
 
 
+def has_at_least(reader: Reader, count: int) -> bool:
+    return len(reader.got) >= count
+
+
 def check(reader: Reader, expected: list[str], where: dict[str, int]) -> None:
     """Exactly these, each once, in the order of each partition."""
     got = [str(data["id"]) for data in reader.got]
@@ -159,7 +165,7 @@ async def test_each_stream_gets_exactly_what_it_should_in_order_and_once(world: 
         where = await world.produce(mixed)
         for reader in readers:
             expected = wanted(events, reader.user, off[reader.user])
-            await eventually(lambda r=reader, e=expected: len(r.got) >= len(e))
+            await eventually(partial(has_at_least, reader, len(expected)))
         for reader in readers:
             check(reader, wanted(events, reader.user, off[reader.user]), where)
         assert await dead_letters(world, len(POISON) * 3) == sorted(POISON * 3)
@@ -177,7 +183,7 @@ async def test_each_stream_gets_exactly_what_it_should_in_order_and_once(world: 
         where = await world.produce(events)
         for reader in readers:
             expected = wanted(events, reader.user, off[reader.user])
-            await eventually(lambda r=reader, e=expected: len(r.got) >= len(e))
+            await eventually(partial(has_at_least, reader, len(expected)))
         for reader in readers:
             check(reader, wanted(events, reader.user, off[reader.user]), where)
             assert (reader.told.count("preferences") == 1) == (reader.user in PEOPLE[:5])

@@ -19,7 +19,8 @@ from pushsse.metrics import Metrics
 from pushsse.people import StateTable
 from pushsse.preferences.service import Catalogue
 from pushsse.preferences.store import PreferenceStore
-from tests.cli.running import pushsse, served, until
+from tests.cli.running import pushsse, served
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

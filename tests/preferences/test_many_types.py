@@ -6,7 +6,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.cli.running import served, until
+from tests.cli.running import served
+from tests.waiting import until
 
 pytestmark = pytest.mark.real
 

@@ -21,8 +21,9 @@ from pushsse.database import Database, Statement
 from pushsse.database.url import credentials
 from pushsse.errors import DatabaseUnavailable, SettingsError
 from pushsse.preferences.store import PreferenceStore
-from tests.cli.running import pushsse, until
+from tests.cli.running import pushsse
 from tests.parts import missing
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 KEPT = Statement("SELECT count(*) FROM pg_prepared_statements")

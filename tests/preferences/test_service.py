@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -15,6 +15,7 @@ from pushsse.people import StateTable
 from pushsse.position import Mark
 from pushsse.preferences.service import Catalogue, Preferences
 from pushsse.preferences.store import EventType, PreferenceStore
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 SHARDS = 4
@@ -42,15 +43,6 @@ class Log(MemoryBackplane):
     async def changes(self, user: str) -> list[Change]:
         found = [entry.publication.change for entry in await self.entries(user)]
         return [change for change in found if change is not None and change.user == user]
-
-
-async def until(reached: Callable[[], Awaitable[bool]], *, within_s: float) -> None:
-    """Polls; fails when it isn't so in time."""
-    async with asyncio.timeout(within_s):
-        while True:
-            if await reached():
-                return
-            await asyncio.sleep(0.02)
 
 
 @pytest.fixture
@@ -134,7 +126,7 @@ async def test_the_relay_publishes_what_a_crash_left(
         return await store.pending_users(older_than_s=-60) == []
 
     running = asyncio.create_task(preferences.run())
-    await until(nothing_waits, within_s=15)
+    await eventually(nothing_waits, within_s=15)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert await log.changes("ann") == [Change("ann", 1, (), ("alarm",))]
@@ -183,7 +175,7 @@ async def test_a_new_type_joins_in_the_background(
     async def both_joined() -> bool:
         return len(await store.catalogue()) == 2
 
-    await until(both_joined, within_s=3)
+    await eventually(both_joined, within_s=3)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert [(t.name, t.hidden) for t in await store.catalogue()] == [("alarm", hidden), ("news", hidden)]

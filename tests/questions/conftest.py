@@ -23,6 +23,7 @@ from pushsse.questions.life import Pace
 from pushsse.questions.question import Question
 from pushsse.questions.service import Questions, questions
 from pushsse.questions.store import Store
+from tests.waiting import eventually
 
 SHARDS = 8
 FAST = Pace(gather_s=0.02, store_s=0.06, sweep_s=0.05, lease_s=0.6, announce_s=0.3)
@@ -147,13 +148,6 @@ async def running(forever: Awaitable[None]) -> AsyncIterator[asyncio.Task[None]]
         done = await asyncio.gather(task, return_exceptions=True)
         if isinstance(done[0], Exception):
             raise done[0]
-
-
-async def eventually(check: Callable[[], Awaitable[bool]]) -> None:
-    """Waits until something is so, at most ten seconds."""
-    async with asyncio.timeout(LIMIT_S):
-        while not await check():
-            await asyncio.sleep(0.01)
 
 
 def data(publication: Publication) -> dict[str, object]:

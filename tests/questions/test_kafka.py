@@ -18,7 +18,8 @@ from pushsse.metrics import Metrics
 from pushsse.questions.answerers.kafka import KafkaAnswerer, read
 from pushsse.questions.question import Question
 from pushsse.questions.service import Asking, Questions
-from tests.questions.conftest import World, data, eventually, grown_text
+from tests.questions.conftest import World, data, grown_text
+from tests.waiting import eventually
 
 PARTITIONS = 3
 

@@ -18,7 +18,8 @@ from pushsse.questions.question import (
     Unanswered,
 )
 from pushsse.questions.service import MOST_ATTEMPTS, Asking
-from tests.questions.conftest import FAST, Scripted, World, data, eventually, grown_text
+from tests.questions.conftest import FAST, Scripted, World, data, grown_text
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 BOT = By("bot", "test")

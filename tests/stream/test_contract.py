@@ -25,7 +25,8 @@ from pushsse.stream.handover import HandoverHttp, StreamProtocol
 from pushsse.stream.portable import QueueStream
 from pushsse.stream.subscriber import Subscriber
 from tests.parts import missing
-from tests.serving import Running, eventually, serving
+from tests.serving import Running, serving
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 PER_STREAM = (HandoverHttp, StreamProtocol, QueueStream, Subscriber)

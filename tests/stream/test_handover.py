@@ -16,7 +16,8 @@ from pushsse.stream.frame import chunk
 from pushsse.stream.handover import HandoverHttp, StreamProtocol, offered
 from pushsse.stream.immediate import ImmediateHttp
 from pushsse.stream.subscriber import Live
-from tests.serving import LIMIT_S, eventually, serving
+from tests.serving import LIMIT_S, serving
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 

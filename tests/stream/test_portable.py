@@ -8,7 +8,8 @@ from starlette.types import Message
 
 from pushsse.stream.frame import chunk
 from pushsse.stream.portable import QueueStream, Turns
-from tests.serving import LIMIT_S, eventually
+from tests.serving import LIMIT_S
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 SCOPE = {"type": "http", "method": "GET"}

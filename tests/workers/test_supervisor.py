@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from tests.backplane.redis_server import RedisServer
-from tests.cli.running import LIMIT_S, Served, process, pushsse, served, until
+from tests.cli.running import LIMIT_S, Served, process, pushsse, served
+from tests.waiting import until
 
 pytestmark = pytest.mark.real
 
@@ -111,7 +112,7 @@ def test_worker_that_does_not_answer_is_left_out_and_counted(tmp_path: Path, red
                     return False
                 return found["pushsse_workers_unanswered"] == 1
 
-            until(answered, "scrape", limit_s=60)
+            until(answered, "scrape", within_s=60)
             assert found["pushsse_appended_total"] >= before["pushsse_appended_total"]
         finally:
             os.kill(stopped, signal.SIGCONT)
