@@ -4,13 +4,14 @@ import asyncio
 import json
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import uvicorn
 from httpx_sse import ServerSentEvent
 from httpx_sse._decoders import SSEDecoder
 
@@ -20,6 +21,7 @@ from pushsse.cli.serve import listening_socket
 from pushsse.node import Node
 from pushsse.server import Http, Server
 from pushsse.settings import load
+from tests.waiting import eventually
 
 LIMIT_S = 10.0
 
@@ -153,16 +155,28 @@ async def serving(
     if certificate is not None:
         server.config.ssl_certfile, server.config.ssl_keyfile = certificate.chain, str(certificate.key)
         trust = ssl.create_default_context(cafile=certificate.authority)
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        while not server.started:
-            assert not task.done(), "the server didn't start"
-            await asyncio.sleep(0.01)
+    async with started(server, listener, server.leave):
         url = f"http://127.0.0.1:{port}" if trust is None else f"https://localhost:{port}"
         async with client(url, trust) as caller:
             yield Running(url, server.node, caller, server.leave, server.server_state.connections, trust)
+
+
+@asynccontextmanager
+async def started(
+    server: uvicorn.Server, listener: socket.socket, stop: Callable[[], None]
+) -> AsyncIterator[None]:
+    """Any server of uvicorn's, serving on a socket while the context lasts; `stop` asks it to end."""
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+
+    def is_ready() -> bool:
+        assert not task.done(), "the server didn't start"
+        return server.started
+
+    try:
+        await eventually(is_ready)
+        yield
     finally:
-        server.leave()
+        stop()
         await asyncio.wait_for(task, 20)
 
 

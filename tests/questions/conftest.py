@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import pwd
-import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -165,12 +164,6 @@ def grown_text(deltas: list[dict[str, object]]) -> str:
         assert 2 * start <= len(text), "a delta begins after what is there"
         text = text[: 2 * start] + str(delta["text"]).encode("utf-16-le")
     return text.decode("utf-16-le")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _unprivileged() -> pwd.struct_passwd | None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from typing import NoReturn
 
 import httpx
@@ -23,7 +25,9 @@ from pushsse.event import Publication
 from pushsse.questions.answerers import Delta, Piece
 from pushsse.questions.question import Answered, By, Question
 from pushsse.questions.service import Asking, Questions
-from tests.questions.conftest import SHARDS, Scripted, World, free_port, grown_text
+from tests.questions.conftest import SHARDS, Scripted, World, grown_text, running
+from tests.serving import started
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 ANN = {"user": "ann"}
@@ -96,8 +100,9 @@ async def site(world: World) -> AsyncIterator[Site]:
     gate = Gate()
     service = world.node(Scripted(gate.script))
     hearing = Hearing(world.backplane)
-    port = free_port()
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    async with httpx.AsyncClient(base_url=url, timeout=10, verify=False) as client:
         found = Site(client, service, gate)
         reply = Reply(service, hearing.watch, lambda: found.stopping, heartbeat_s=0.6)
         endpoint = QuestionsEndpoint(DevelopmentIdentifier(), service, reply)
@@ -108,20 +113,14 @@ async def site(world: World) -> AsyncIterator[Site]:
             Route("/v1/questions/{id}/cancel", endpoint.cancel, methods=["POST"]),
         ]
         app = Starlette(routes=routes, exception_handlers=HANDLERS)
-        server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
         server.capture_signals = nullcontext  # type: ignore[method-assign, assignment]
-        tasks = [asyncio.create_task(each) for each in (service.run(), hearing.run(), server.serve())]
-        try:
-            async with asyncio.timeout(10):
-                while not server.started:
-                    await asyncio.sleep(0.01)
+        async with (
+            running(service.run()),
+            running(hearing.run()),
+            started(server, listener, partial(setattr, server, "should_exit", True)),
+        ):
             yield found
-        finally:
-            server.should_exit = True
-            await tasks[2]
-            for task in tasks[:2]:
-                task.cancel()
-            await asyncio.gather(*tasks[:2], return_exceptions=True)
 
 
 def problem(response: httpx.Response, status: int, code: str) -> dict[str, object]:
@@ -133,12 +132,14 @@ def problem(response: httpx.Response, status: int, code: str) -> dict[str, objec
 
 
 async def until_answered(site: Site, location: str) -> dict[str, object]:
-    async with asyncio.timeout(10):
-        while True:
-            body: dict[str, object] = (await site.client.get(location, params=ANN)).json()
-            if body["status"] not in ("pending", "answering"):
-                return body
-            await asyncio.sleep(0.02)
+    body: dict[str, object] = {}
+
+    async def ended() -> bool:
+        body.update((await site.client.get(location, params=ANN)).json())
+        return body["status"] not in ("pending", "answering")
+
+    await eventually(ended)
+    return body
 
 
 async def test_a_question_is_accepted_and_its_answer_can_be_read(site: Site) -> None:
