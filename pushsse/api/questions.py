@@ -20,10 +20,10 @@ from starlette.responses import Response
 
 from pushsse.api.identity import ASK, Identifier
 from pushsse.api.problem import HttpProblem, Query, json_response, parameter_problem, read_json
-from pushsse.errors import CloseReason, DatabaseUnavailable, InvalidInput, Problem, Unavailable
+from pushsse.errors import CloseReason, DatabaseUnavailable, InvalidInput, Overloaded, Problem, Unavailable
 from pushsse.event import Publication, encode
 from pushsse.questions import life
-from pushsse.questions.question import By, Link, Overloaded, Question, Status, TooManyQuestions
+from pushsse.questions.question import By, Link, Question, Status, TooManyQuestions
 from pushsse.questions.service import Asking, Questions, grown
 from pushsse.stream.frame import STREAM_HEADERS as HEADERS
 from pushsse.stream.frame import exception

@@ -1,7 +1,7 @@
-"""The answering on this node: which questions it holds, and one task for each that has its turn.
+"""Answers the questions that are leased to this node: one task for each that has its turn.
 
-Called by the service, which supervises `run`, and by the sweeper; asks the answerer, hands to `growing` and
-`life`. A question that can't be answered just now (a part is away) is taken anew when its lease has lapsed.
+Called by the service, which supervises `run`, and by its sweeps; asks the answerer, hands to `life`. Where
+a part is away, a question is dropped: a node takes it over when its lease has lapsed.
 """
 
 import asyncio
@@ -35,38 +35,38 @@ _CLOSE_S = 2.0
 
 
 class Answering:
-    """The questions that this node holds: waiting for their turn, or being answered."""
+    """The questions that are leased to this node: they wait for their turn, or are being answered."""
 
-    def __init__(self, life: Life, answerer: Answerer, turns: "Turns") -> None:
-        self.turns = turns
+    def __init__(self, life: Life, answerer: Answerer) -> None:
+        self.queue = FairQueue()
         self._life = life
         self._answerer = answerer
-        self._held: dict[str, Question] = {}
+        self._leased: dict[str, Question] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
 
     @property
-    def held(self) -> Mapping[str, int]:
-        """The ids of the questions that this node holds, each with its taker's number."""
-        return {question.id: question.attempt for question in self._held.values()}
+    def leased(self) -> Mapping[str, int]:
+        """The ids of this node's questions, each with the number of its attempt."""
+        return {question.id: question.attempt for question in self._leased.values()}
 
     def put(self, question: Question) -> bool:
-        """Takes a question on; False if there is no room: another sweep, here or elsewhere, takes it."""
+        """Queues a question; False if there is no room: another sweep, here or elsewhere, takes it over."""
         self.drop(question.id)
-        if not self.turns.put(question.user, question.id):
+        if not self.queue.put(question.user, question.id):
             return False
-        self._held[question.id] = question
+        self._leased[question.id] = question
         self._start()
         return True
 
     def drop(self, question_id: str) -> None:
-        """Stops answering a question, which has ended or is somebody else's."""
-        self._held.pop(question_id, None)
+        """Stops answering a question, which has ended or is another node's."""
+        self._leased.pop(question_id, None)
         if (task := self._tasks.get(question_id)) is not None:
             task.cancel()
 
     async def run(self) -> None:
-        """Answers, for ever; what is still held at the end is given up, for another node to take at once."""
+        """Answers, for ever; at the end it gives up its leases, so that another node goes on at once."""
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
@@ -81,18 +81,18 @@ class Answering:
             await self._give_up()
 
     def _start(self) -> None:
-        while self._group is not None and (turn := self.turns.next()) is not None:
+        while self._group is not None and (turn := self.queue.next()) is not None:
             user, question_id = turn
             task = self._group.create_task(self._turn(user, question_id), name=f"answer {question_id}")
             task.add_done_callback(partial(self._over, user))
 
     def _over(self, user: str, _: asyncio.Task[None]) -> None:
         # In a callback, since a task that is cancelled before its first step runs no `finally`.
-        self.turns.done(user)
+        self.queue.done(user)
         self._start()
 
     async def _turn(self, user: str, question_id: str) -> None:
-        question = self._held.get(question_id)
+        question = self._leased.get(question_id)
         task = asyncio.current_task()
         if question is None or task is None:
             return
@@ -100,13 +100,15 @@ class Answering:
         try:
             await self._answer(question)
         except Lost:
-            log.info("question %s has ended or is somebody else's", question_id)
+            log.info("question %s: it has ended, or another node has taken it over", question_id)
             self._forget(question)
         except Unavailable as error:
-            log.warning("question %s can't be answered just now: %s", question_id, error)
+            log.warning(
+                "question %s: not answered now, a node tries again after its lease: %s", question_id, error
+            )
             self._forget(question)
         except Exception:
-            # Taken anew when its lease lapses, a few times; it mustn't take node after node down.
+            # Taken over when its lease lapses, a few times: a bug may not bring down node after node.
             log.exception("question %s: answering failed", question_id)
             self._forget(question)
         finally:
@@ -124,12 +126,13 @@ class Answering:
         except TimeoutError:
             if not limit.expired():
                 raise
-        # From here on neither a sweep nor a cancel may stop this task between a step and its telling.
+        # Before the end is written: from here on neither a sweep nor a cancel may stop this task between the
+        # database's step and the log's.
         if not self._forget(question):
             raise Lost(question.id)
         del self._tasks[question.id]
         if isinstance(ending, SentOff):
-            await self._life.store.sent_off(question)
+            await self._life.sent_off(question)
         else:
             await self._life.end(question.id, ending, attempt=question.attempt)
 
@@ -137,9 +140,9 @@ class Answering:
         growing = Growing(self._life, question)
         try:
             async with asyncio.TaskGroup() as group:
-                telling = group.create_task(growing.run(), name=f"tell {question.id}")
+                publishing = group.create_task(growing.run(), name=f"publish {question.id}")
                 ending = await self._ask(question, growing)
-                telling.cancel()
+                publishing.cancel()
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
         await growing.finish()
@@ -165,34 +168,39 @@ class Answering:
         return _SILENT
 
     def _forget(self, question: Question) -> bool:
-        """This node doesn't hold the question any more; False if it didn't, as this taker, before."""
-        held = self._held.get(question.id)
-        if held is None or held.attempt != question.attempt:
+        """Ends the lease on this node; False if it had none for this attempt."""
+        leased = self._leased.get(question.id)
+        if leased is None or leased.attempt != question.attempt:
             return False
-        del self._held[question.id]
+        del self._leased[question.id]
         return True
 
     async def _give_up(self) -> None:
-        given_up = list(self._held)
-        self._held.clear()
+        given_up = list(self._leased)
+        self._leased.clear()
         if not given_up:
             return
         try:
             async with asyncio.timeout(_CLOSE_S):
-                await self._life.store.lease(given_up, 0)
+                await self._life.give_up(given_up)
         except (Unavailable, TimeoutError) as error:
-            log.warning("%d questions wait for their leases to lapse: %s", len(given_up), error)
+            log.warning(
+                "%d questions weren't given up and wait for their leases to lapse: %s", len(given_up), error
+            )
 
 
 @dataclass(slots=True)
-class Turns:
-    """Questions that wait, by person, and how many of each person are being answered. Bounded."""
+class FairQueue:
+    """The questions that wait: people take turns, so that nobody holds up somebody else (guarantee 4).
+
+    Bounded. Deliberate: plain functions, so that nothing comes between a look and a step.
+    """
 
     most_running: int = 64
     most_of_one: int = 4
     most_waiting: int = 1_000
     waiting: int = 0
-    _lines: dict[str, deque[str]] = field(default_factory=dict)
+    _waiting: dict[str, deque[str]] = field(default_factory=dict)
     _running: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -204,7 +212,7 @@ class Turns:
         """Lets a question wait; False if there is no room."""
         if not self.room:
             return False
-        self._lines.setdefault(user, deque()).append(question_id)
+        self._waiting.setdefault(user, deque()).append(question_id)
         self.waiting += 1
         return True
 
@@ -212,13 +220,14 @@ class Turns:
         """The next person and question, which count as running until `done`; None if nobody may begin."""
         if self._running.total() >= self.most_running:
             return None
-        user = next((user for user in self._lines if self._running[user] < self.most_of_one), None)
+        user = next((user for user in self._waiting if self._running[user] < self.most_of_one), None)
         if user is None:
             return None
-        line = self._lines.pop(user)
-        question_id = line.popleft()
-        if line:
-            self._lines[user] = line
+        # Back to the end of the line, which is the order of the dictionary.
+        own = self._waiting.pop(user)
+        question_id = own.popleft()
+        if own:
+            self._waiting[user] = own
         self.waiting -= 1
         self._running[user] += 1
         return user, question_id

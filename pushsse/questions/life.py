@@ -1,14 +1,14 @@
-"""The steps of a question's life: each is written by the store, then appended to the person's log.
+"""The steps of a question's life: the store writes each, then the person's log gets its events.
 
-Called by the service, the sweeper and answerers whose answers come from elsewhere; hands to the backplane.
-A step whose events didn't get into the log is told again by some node's sweeper: `once` keeps it from being
-there twice.
+Called by the service, by `answering` and by answerers whose answers come from elsewhere; hands publications
+to the backplane. Where a step's events didn't reach the log, some node's sweep publishes them again; `once`
+keeps them from being there twice. Deliberate: `from` counts UTF-16 code units, as browsers and Java do.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, TypeVar
@@ -38,92 +38,180 @@ from pushsse.questions.store import Store
 
 log = logging.getLogger(__name__)
 _PUBLISH_S = 5.0
+MAX_TEXT_BYTES = 32 * 1024
+# JSON may write one byte as six; the frame's 48 KiB hold this, links, suggestions and the rest.
+_MAX_ENCODED_BYTES = 38 * 1024
+_MAX_EXTRAS_BYTES = 4 * 1024
+_DELTA_CHARACTERS = 6_000
+_json = msgspec.json.Encoder()
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
     """How often things happen, in seconds.
 
-    A delta at most every `gather_s`; the answer so far stored every `store_s`; who holds a question renews
-    its lease of `lease_s` every `sweep_s`; what isn't in the log after `announce_s` is told by who sweeps.
+    A delta at most every `delta_s`; the answer so far stored every `store_s`. A node renews its leases of
+    `lease_s` every `sweep_s`. What isn't in the log after `announce_s`, a sweep publishes.
     """
 
-    gather_s: float = 0.05
+    delta_s: float = 0.05
     store_s: float = 0.5
     sweep_s: float = 2.0
     lease_s: float = 15.0
     announce_s: float = 10.0
 
 
-@dataclass(frozen=True, slots=True)
 class Life:
-    """Writes what happens to questions, and tells their people."""
+    """Writes what happens to questions, and publishes it to their people. The only caller of the store.
 
-    store: Store
-    backplane: Backplane
-    metrics: Metrics
-    pace: Pace
+    Every method but `live` raises DatabaseUnavailable.
+    """
+
+    def __init__(self, store: Store, backplane: Backplane, metrics: Metrics, pace: Pace) -> None:
+        self.pace = pace
+        self._store = store
+        self._backplane = backplane
+        self._metrics = metrics
+
+    async def ask(self, question: Question, *, key: str | None, node: str, leased: bool) -> None:
+        """Writes a new question and publishes it. Raises KeyTaken, of two that ask at once for one.
+
+        Without a lease another node takes the question at its next sweep.
+        """
+        lease_s = self.pace.lease_s if leased else 0
+        await self._store.create(
+            question, key=key, owner=node, lease_s=lease_s, announce_s=self.pace.announce_s
+        )
+        self._metrics.questions[question.status] += 1
+        await self.announce(question)
 
     async def begin(self, question: Question) -> Question:
         """pending → answering; one taken over in the middle is that already. Raises Lost."""
         if question.status == "answering":
             return question
-        if not await self.store.begin(question.id, question.attempt, announce_s=self.pace.announce_s):
+        if not await self._store.begin(question.id, question.attempt, announce_s=self.pace.announce_s):
             raise Lost(question.id)
         question = msgspec.structs.replace(question, status="answering")
         await self.announce(question)
         return question
 
+    async def store_growth(self, question: Question, text: str, seq: int) -> None:
+        """Stores the answer so far, up to the delta numbered `seq`. Raises Lost."""
+        if not await self._store.grow(question, text, seq):
+            raise Lost(question.id)
+
+    async def sent_off(self, question: Question) -> None:
+        """The answer comes from elsewhere: no node takes the question over, it can only expire."""
+        await self._store.sent_off(question)
+
     async def end(self, question_id: str, ending: Ending, *, attempt: int | None = None) -> bool:
-        """Ends an open question and tells its person; False if somebody else has ended or taken it."""
+        """Ends an open question and publishes that; False if it has ended already.
+
+        With `attempt` also False if another node has taken the question over since.
+        """
         if isinstance(ending, Answered):
             ending = _fitting(ending)
-        if not await self.store.end(question_id, ending, attempt=attempt, announce_s=self.pace.announce_s):
+        # One conditional update decides between all nodes: whoever it tells True publishes the end.
+        if not await self._store.end(question_id, ending, attempt=attempt, announce_s=self.pace.announce_s):
             return False
-        question = await self.store.one(question_id)
+        question = await self._store.one(question_id)
         if question is not None:
-            self.metrics.questions[question.status] += 1
+            self._metrics.questions[question.status] += 1
             await self.announce(question)
         return True
 
     async def announce(self, question: Question) -> bool:
-        """Appends what a question has come to to its person's log. False: a sweeper will do it later."""
+        """Appends a question's status to its person's log. False: a sweep does it later."""
         try:
             async with _in_time():
-                await self.backplane.publish_to(question.user, drafts(question))
-            await self.store.announced(question)
+                await self._backplane.publish_to(question.user, drafts(question))
+            # After the log has it: a node that dies in between leaves it to a sweep, whose second append the
+            # log drops by `once`. The other way round the status would never be published.
+            await self._store.announced(question)
         except (BackplaneUnavailable, DatabaseUnavailable) as error:
-            log.warning("question %s: %s isn't told yet: %s", question.id, question.status, error)
+            log.warning(
+                "question %s: its status %s isn't published yet, a sweep tries again: %s",
+                question.id,
+                question.status,
+                error,
+            )
             return False
         return True
 
     async def live(self, user: str, publication: Publication) -> None:
-        """Lets the person's open streams hear a delta. Raises BackplaneUnavailable."""
+        """Sends a delta to the person's open streams; the log doesn't get it. Raises BackplaneUnavailable."""
         async with _in_time():
-            await self.backplane.publish_live(user, publication)
+            await self._backplane.publish_live(user, publication)
 
     async def find(self, question_id: str) -> Question | None:
-        """A question by its id. Raises DatabaseUnavailable."""
-        return await self.store.one(question_id)
+        """A question by its id."""
+        return await self._store.one(question_id)
+
+    async def find_by_key(self, user: str, key: str) -> Question | None:
+        """The question that a person asked with an idempotency key."""
+        return await self._store.by_key(user, key)
+
+    async def page(self, user: str, *, limit: int, before: str | None) -> Sequence[Question]:
+        """A person's questions, newest first, below the id `before`."""
+        return await self._store.page(user, limit=limit, before=before)
+
+    async def count_open(self, user: str) -> int:
+        """How many questions of a person have no end yet."""
+        return await self._store.count_open(user)
+
+    async def growing(self, user: str) -> Sequence[Question]:
+        """A person's questions whose answers have begun to grow."""
+        return await self._store.answering(user)
 
     async def add(self, question: Question, text: str, seq: int) -> bool:
         """Makes an answer that comes from elsewhere grow by a text, up to the piece numbered `seq`.
 
-        False if the question has ended or has grown otherwise since it was read. Raises DatabaseUnavailable.
+        False if the question has ended or has grown otherwise since it was read.
         """
         text = clean(text)
         whole = question.answer + text
         if len(whole) > MAX_ANSWER_CHARACTERS:
             return await self.end(question.id, TOO_LONG)
-        if not await self.store.grow(question, whole, seq, after=question.seq):
+        if not await self._store.grow(question, whole, seq, after=question.seq):
             return False
         try:
-            # Stored before it is told, so whoever joins after that finds it stored.
+            # Stored before it is published: a stream that opens after that reads it in the table.
             for delta in deltas(question, text, start=units(question.answer), seq=seq):
                 await self.live(question.user, delta)
         except BackplaneUnavailable as error:
-            log.warning("question %s: a delta wasn't heard: %s", question.id, error)
+            log.warning("question %s: no stream got a delta: %s", question.id, error)
         return True
+
+    async def overdue(self, limit: int) -> Sequence[Question]:
+        """Open questions after their deadline."""
+        return await self._store.overdue(limit)
+
+    async def abandoned(self, limit: int) -> Sequence[Question]:
+        """Open questions whose lease has lapsed."""
+        return await self._store.abandoned(limit)
+
+    async def unannounced(self, limit: int) -> Sequence[Question]:
+        """Questions whose status should have come to the log by now."""
+        return await self._store.unannounced(limit)
+
+    async def take_over(self, question: Question, *, node: str) -> Question | None:
+        """Leases an abandoned question to this node; None if another one was first."""
+        if not await self._store.take(question, owner=node, lease_s=self.pace.lease_s):
+            return None
+        return msgspec.structs.replace(question, attempt=question.attempt + 1)
+
+    async def attempts(self, question_ids: Collection[str]) -> Mapping[str, int]:
+        """Of these questions the open ones, each with the number of its present attempt."""
+        return await self._store.attempts(question_ids)
+
+    async def renew(self, question_ids: Collection[str]) -> None:
+        """Renews the leases of a node's questions."""
+        await self._store.lease(question_ids, self.pace.lease_s)
+
+    async def give_up(self, question_ids: Collection[str]) -> None:
+        """Ends the leases of a node's questions: another node takes them at its next sweep."""
+        await self._store.lease(question_ids, 0)
 
 
 @asynccontextmanager
@@ -143,7 +231,7 @@ def _fitting(ending: Answered) -> Ending:
     return msgspec.structs.replace(ending, text=clean(ending.text))
 
 
-class _Place(NamedTuple):
+class _Offset(NamedTuple):
     """A place in the text, in characters and in UTF-16 code units."""
 
     characters: int = 0
@@ -151,15 +239,20 @@ class _Place(NamedTuple):
 
 
 class Growing:
-    """The text so far, how much of it was told, and how much is stored."""
+    """One answer while it grows on this node: pieces become deltas, and the text is stored now and then.
+
+    Made by `answering` for each question of this node. Deliberate: a stream that opens reads what is stored,
+    so each delta begins where the last storing ended, and the first one after a storing begins where the
+    storing before it ended. Whatever of the two texts a stream has read, the next delta continues it.
+    """
 
     def __init__(self, life: Life, question: Question) -> None:
         self.text = ""
         self._life = life
         self._question = question
         self._seq = question.seq
-        self._told = _Place()
-        self._stored = _Place()
+        self._published = _Offset()
+        self._stored = _Offset()
         self._next_store = time.monotonic() + life.pace.store_s
         self._more = asyncio.Event()
 
@@ -169,26 +262,27 @@ class Growing:
         return len(self.text) > MAX_ANSWER_CHARACTERS
 
     def add(self, text: str) -> None:
-        """A piece more."""
+        """Appends a piece."""
         if text := clean(text):
             self.text += text
             self._more.set()
 
     async def run(self) -> None:
-        """Tells and stores what is there, for ever. Raises Lost when somebody else has the question."""
+        """Publishes and stores what is added, for ever. Raises Lost when another node has the question."""
         while True:
-            await self._something()
+            await self._wait()
             self._more.clear()
-            await self._tell()
+            await self._publish()
             if time.monotonic() >= self._next_store and self._stored.characters < len(self.text):
                 await self._store()
-            await asyncio.sleep(self._life.pace.gather_s)
+            await asyncio.sleep(self._life.pace.delta_s)
 
     async def finish(self) -> None:
-        """Tells the rest; storing it is the end's."""
-        await self._tell()
+        """Publishes the rest; `Life.end` stores it."""
+        await self._publish()
 
-    async def _something(self) -> None:
+    async def _wait(self) -> None:
+        """Until something is added, or what was added before has to be stored."""
         unstored = self._stored.characters < len(self.text)
         wait_s = max(0.0, self._next_store - time.monotonic()) if unstored else None
         try:
@@ -197,43 +291,35 @@ class Growing:
         except TimeoutError:
             pass
 
-    async def _tell(self, *, since: _Place | None = None) -> None:
-        if since is None and self._told.characters == len(self.text):
+    async def _publish(self, *, since: _Offset | None = None) -> None:
+        if since is None and self._published.characters == len(self.text):
             return
         start = self._stored if since is None else since
         text = self.text[start.characters :]
-        unheard = deltas(self._question, text, start=start.units, seq=self._seq + 1)
         try:
-            for delta in unheard:
+            for delta in deltas(self._question, text, start=start.units, seq=self._seq + 1):
                 self._seq += 1
                 await self._life.live(self._question.user, delta)
         except BackplaneUnavailable as error:
-            # Nothing is lost: the next delta begins where the last one that was heard ended.
-            log.warning("question %s: a delta wasn't heard: %s", self._question.id, error)
+            # Nothing is lost: the next delta begins where the last one that was published ended.
+            log.warning(
+                "question %s: no stream got a delta, the next one repeats it: %s", self._question.id, error
+            )
             return
-        self._told = _Place(start.characters + len(text), start.units + units(text))
+        self._published = _Offset(start.characters + len(text), start.units + units(text))
 
     async def _store(self) -> None:
         text, before = self.text, self._stored
         self._next_store = time.monotonic() + self._life.pace.store_s
         try:
-            if not await self._life.store.grow(self._question, text, self._seq):
-                raise Lost(self._question.id)
+            await self._life.store_growth(self._question, text, self._seq)
         except DatabaseUnavailable as error:
-            log.warning("question %s: the answer so far isn't stored: %s", self._question.id, error)
+            log.warning("question %s: the answer so far isn't stored yet: %s", self._question.id, error)
             return
         added = text[before.characters :]
-        self._stored = _Place(len(text), before.units + units(added))
-        await self._tell(since=before)
-
-
-MAX_TEXT_BYTES = 32 * 1024
-# JSON may write one byte as six; the frame's 48 KiB hold this, links, suggestions and the rest.
-_MAX_ENCODED_BYTES = 38 * 1024
-_MAX_EXTRAS_BYTES = 4 * 1024
-_DELTA_CHARACTERS = 6_000
-_json = msgspec.json.Encoder()
-T = TypeVar("T")
+        self._stored = _Offset(len(text), before.units + units(added))
+        # Back to the storing before: a stream that read that one continues, too.
+        await self._publish(since=before)
 
 
 class QuestionEvent(Struct, frozen=True):

@@ -8,7 +8,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from pushsse.errors import PushsseError, Unavailable
+from pushsse.errors import PushsseError
 
 Status = Literal["pending", "answering", "answered", "failed", "cancelled", "expired"]
 OPEN: tuple[Status, ...] = ("pending", "answering")
@@ -82,10 +82,6 @@ TOO_LONG = Unanswered("failed", "too_long", f"the answer has more than {MAX_ANSW
 
 class TooManyQuestions(PushsseError):
     """This person has as many open questions as one may have. HTTP 429."""
-
-
-class Overloaded(Unavailable):
-    """More questions wait than this node takes. HTTP 503."""
 
 
 class Lost(PushsseError):

@@ -1,7 +1,6 @@
-"""Questions as the endpoints see them: ask, cancel, read; and what a stream that opens has to be told.
+"""Questions as the endpoints see them: ask, cancel, read; and the sweeps that keep all questions moving.
 
-Called by api/questions and, through `so_far`, by the stream; hands new questions to `answering`. `run` is
-supervised by the app.
+Called by api/questions and by `people`; hands new questions to `answering`. `run` is a service of the node.
 """
 
 import asyncio
@@ -11,21 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-import msgspec
 from ulid import ULID
 
 from pushsse.backplane import Backplane
-from pushsse.errors import DatabaseUnavailable, InvalidInput, Problem
+from pushsse.errors import DatabaseUnavailable, InvalidInput, Overloaded, Problem
 from pushsse.event import Publication
 from pushsse.metrics import Metrics
 from pushsse.questions.answerers import Answerer
-from pushsse.questions.answering import Answering, Turns
+from pushsse.questions.answering import Answering
 from pushsse.questions.life import Life, Pace, deltas, pieces
-from pushsse.questions.question import CANCELLED, EXPIRED, GIVEN_UP, Overloaded, Question, TooManyQuestions
+from pushsse.questions.question import CANCELLED, EXPIRED, GIVEN_UP, Question, TooManyQuestions
 from pushsse.questions.store import KeyTaken, Store
 from pushsse.strictjson import shown
 
 log = logging.getLogger(__name__)
+MOST_ATTEMPTS = 4
+_AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,24 +80,14 @@ class Questions:
             return first
         await self._admit(user)
         question = self._new(user, asking)
-        pace = self.life.pace
         ours = self._allowed.is_set()
         try:
-            await self.life.store.create(
-                question,
-                key=idempotency_key,
-                owner=self.node,
-                # Without a lease another node takes it at its next sweep.
-                lease_s=pace.lease_s if ours else 0,
-                announce_s=pace.announce_s,
-            )
+            await self.life.ask(question, key=idempotency_key, node=self.node, leased=ours)
         except KeyTaken:
             # Asked twice at once, and the other one was first.
             if idempotency_key is None or not (first := await self._first(user, idempotency_key, asking)):
                 raise
             return first
-        self.life.metrics.questions[question.status] += 1
-        await self.life.announce(question)
         if ours:
             self.answering.put(question)
         return question
@@ -118,18 +108,18 @@ class Questions:
 
     async def page(self, user: str, *, limit: int, before: str | None = None) -> Sequence[Question]:
         """A person's questions, newest first, those before an id."""
-        return await self.life.store.page(user, limit=limit, before=before)
+        return await self.life.page(user, limit=limit, before=before)
 
     async def growing(self, user: str) -> Sequence[Publication]:
         """For whoever joins: the answers that are growing for this person, from their beginnings.
 
         To be called after the stream hears live publications; a delta heard before may then be told again.
         """
-        questions = await self.life.store.answering(user)
+        questions = await self.life.growing(user)
         return [delta for question in questions for delta in grown(question)]
 
     async def _first(self, user: str, key: str, asking: Asking) -> Question | None:
-        first = await self.life.store.by_key(user, key)
+        first = await self.life.find_by_key(user, key)
         if first is None:
             return None
         same = (
@@ -142,9 +132,9 @@ class Questions:
         return first
 
     async def _admit(self, user: str) -> None:
-        if not self.answering.turns.room:
+        if not self.answering.queue.room:
             raise Overloaded("too many questions wait for their turn")
-        if await self.life.store.count_open(user) >= self.most_open:
+        if await self.life.count_open(user) >= self.most_open:
             raise TooManyQuestions(f"{self.most_open} questions are open, wait for an answer or cancel one")
 
     def _new(self, user: str, asking: Asking) -> Question:
@@ -180,19 +170,19 @@ def questions(
 ) -> Questions:
     """The service of one node; `run` has to be supervised. A question expires after `timeout_s`."""
     life = Life(store, backplane, metrics, pace or Pace())
-    answering = Answering(life, answerer, Turns())
+    answering = Answering(life, answerer)
     made = Questions(life, answering, Sweeper(life, answering, node), node, timeout_s)
     made.resume()
     return made
 
 
-MOST_ATTEMPTS = 4
-_AT_ONCE = 100
-
-
 @dataclass(frozen=True, slots=True)
 class Sweeper:
-    """Keeps the questions of all nodes moving."""
+    """Keeps the questions of all nodes moving: none stays open, unanswered or unpublished for ever.
+
+    Each sweep renews this node's leases, ends what is overdue, takes over what a dead node had, and publishes
+    what isn't in the log. Each step is conditional in the database, so several nodes may sweep at once.
+    """
 
     life: Life
     answering: Answering
@@ -204,40 +194,40 @@ class Sweeper:
             try:
                 await self.sweep()
             except DatabaseUnavailable as error:
-                log.warning("no sweep: %s", error)
+                log.warning("questions: this sweep failed, the next one tries again: %s", error)
             await asyncio.sleep(self.life.pace.sweep_s * random.uniform(0.75, 1.25))
 
     async def sweep(self) -> None:
         """One round. Raises DatabaseUnavailable."""
-        await self._keep()
-        for question in await self.life.store.overdue(_AT_ONCE):
+        await self._renew()
+        for question in await self.life.overdue(_AT_ONCE):
             if await self.life.end(question.id, EXPIRED):
                 self.answering.drop(question.id)
-        if room := min(self.answering.turns.room, _AT_ONCE):
-            for question in await self.life.store.abandoned(room):
-                await self._take(question)
-        for question in await self.life.store.unannounced(_AT_ONCE):
+        if room := min(self.answering.queue.room, _AT_ONCE):
+            for question in await self.life.abandoned(room):
+                await self._take_over(question)
+        for question in await self.life.unannounced(_AT_ONCE):
             if not await self.life.announce(question):
-                # A part is away, and each try may take seconds: leases have to be renewed meanwhile.
+                # A part is away, and each try may take seconds: leases have to be renewed in time.
                 break
 
-    async def _keep(self) -> None:
-        """Renews the leases of what this node holds, and drops what it holds no more."""
-        mine = self.answering.held
-        if not mine:
+    async def _renew(self) -> None:
+        """Renews this node's leases, and drops the questions that it has lost."""
+        leased = self.answering.leased
+        if not leased:
             return
-        takers = await self.life.store.held(mine)
-        for question_id, attempt in mine.items():
-            # Compared again: it may have come to its end here while the database was asked.
-            if takers.get(question_id) != attempt and self.answering.held.get(question_id) == attempt:
+        attempts = await self.life.attempts(leased)
+        for question_id, attempt in leased.items():
+            # Compared again: it may have ended here while the database was asked.
+            if attempts.get(question_id) != attempt and self.answering.leased.get(question_id) == attempt:
                 self.answering.drop(question_id)
-        if kept := [question_id for question_id in takers if takers[question_id] == mine[question_id]]:
-            await self.life.store.lease(kept, self.life.pace.lease_s)
+        if ours := [each for each, attempt in attempts.items() if attempt == leased[each]]:
+            await self.life.renew(ours)
 
-    async def _take(self, question: Question) -> None:
+    async def _take_over(self, question: Question) -> None:
         if question.attempt >= MOST_ATTEMPTS:
-            # What brings node after node down must not do so for ever.
+            # A question that brings down one node after the other must not do so for ever.
             await self.life.end(question.id, GIVEN_UP, attempt=question.attempt)
-        elif await self.life.store.take(question, owner=self.node, lease_s=self.life.pace.lease_s):
-            log.info("question %s is taken over, attempt %d", question.id, question.attempt + 1)
-            self.answering.put(msgspec.structs.replace(question, attempt=question.attempt + 1))
+        elif (taken := await self.life.take_over(question, node=self.node)) is not None:
+            log.info("question %s: this node takes it over, attempt %d", taken.id, taken.attempt)
+            self.answering.put(taken)

@@ -1,6 +1,6 @@
 """The SQL of the questions: every change of status is one conditional UPDATE, so that one node wins it.
 
-Called by `life`, the service and the sweeper. Raises DatabaseUnavailable.
+Called by `life` alone. Every call raises DatabaseUnavailable.
 """
 
 from collections.abc import Collection, Sequence
@@ -190,8 +190,8 @@ class Store:
             lease = now + timedelta(seconds=lease_s)
             return bool(await rows.update(attempts=question.attempt + 1, owner=owner, lease_until=lease))
 
-    async def held(self, ids: Collection[str]) -> dict[str, int]:
-        """Of these questions the open ones, with the number of their present taker."""
+    async def attempts(self, ids: Collection[str]) -> dict[str, int]:
+        """Of these questions the open ones, each with the number of its present attempt."""
         async with self.database.session():
             rows = await QuestionRow.filter(id__in=list(ids), status__in=OPEN).values_list("id", "attempts")
         return {str(row[0]): int(row[1]) for row in rows}

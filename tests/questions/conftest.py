@@ -14,7 +14,7 @@ import pytest
 from deploy.parts import Postgres
 from pushsse.backplane import HeardLive, log_of
 from pushsse.backplane.memory import MemoryBackplane
-from pushsse.database import Database
+from pushsse.database import Database, Statement
 from pushsse.event import Publication
 from pushsse.metrics import Metrics
 from pushsse.questions.answerers import Answerer, Answers, Piece
@@ -25,7 +25,7 @@ from pushsse.questions.store import Store
 from tests.waiting import eventually
 
 SHARDS = 8
-FAST = Pace(gather_s=0.02, store_s=0.06, sweep_s=0.05, lease_s=0.6, announce_s=0.3)
+FAST = Pace(delta_s=0.02, store_s=0.06, sweep_s=0.05, lease_s=0.6, announce_s=0.3)
 LIMIT_S = 10.0
 
 
@@ -50,8 +50,7 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
         await opened.migrate()
         yield opened
         if request.param == "postgres":
-            async with opened.session() as session:
-                await session._raw.execute("DELETE FROM pushsse_question")
+            await opened.rows(str, Statement("DELETE FROM pushsse_question"))
 
 
 @pytest.fixture
@@ -84,6 +83,7 @@ class World:
     database: Database
     backplane: MemoryBackplane
     live: list[Publication] = field(default_factory=list)
+    metrics: Metrics = field(default_factory=Metrics)
 
     def node(
         self, answerer: Answerer, *, name: str = "one", timeout_s: float = 30.0, pace: Pace = FAST
@@ -94,7 +94,7 @@ class World:
             answerer,
             node=name,
             timeout_s=timeout_s,
-            metrics=Metrics(),
+            metrics=self.metrics,
             pace=pace,
         )
 

@@ -298,7 +298,7 @@ async def test_too_many_open_questions_are_refused_for_that_person_alone(site: S
     assert int(response.headers["retry-after"]) > 0
     other = await site.client.post("/v1/questions", params={"user": "bo"}, json={"text": "me"})
     assert other.status_code == 202
-    site.service.answering.turns.most_waiting = 0
+    site.service.answering.queue.most_waiting = 0
     problem(await site.ask({"text": "busy"}), 503, "overloaded")
 
 

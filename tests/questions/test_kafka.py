@@ -122,7 +122,7 @@ async def answering(node: Questions, world: World, text: str = "hello?") -> Ques
     asked = await node.ask("ann", Asking(text))
 
     async def sent() -> bool:
-        return not node.answering.held
+        return not node.answering.leased
 
     await eventually(sent)
     found = await node.get("ann", asked.id)

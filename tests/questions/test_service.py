@@ -4,20 +4,21 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator
 
+import msgspec
 import pytest
 
-from pushsse.errors import BackplaneUnavailable, InvalidInput
+from pushsse.errors import BackplaneUnavailable, InvalidInput, Overloaded
 from pushsse.questions.answerers import Delta, Piece
 from pushsse.questions.question import (
     Answered,
     By,
     Lost,
-    Overloaded,
     Question,
     TooManyQuestions,
     Unanswered,
 )
 from pushsse.questions.service import MOST_ATTEMPTS, Asking
+from pushsse.questions.store import Store
 from tests.questions.conftest import FAST, Scripted, World, data, grown_text
 from tests.waiting import eventually
 
@@ -132,7 +133,7 @@ async def test_cancelling_stops_the_answer_and_says_so(world: World) -> None:
         assert await node.cancel("ann", asked.id) == cancelled
     errors = await world.until_told("ann", "answer.error")
     assert [error["code"] for error in errors] == ["cancelled"]
-    assert node.answering.held == {}
+    assert node.answering.leased == {}
 
 
 async def test_cancelling_on_another_node_stops_the_answer_here(world: World) -> None:
@@ -143,7 +144,7 @@ async def test_cancelling_on_another_node_stops_the_answer_here(world: World) ->
         await other.cancel("ann", asked.id)
 
         async def dropped() -> bool:
-            return not node.answering.held
+            return not node.answering.leased
 
         await eventually(dropped)
 
@@ -165,7 +166,7 @@ async def test_a_question_of_a_dead_node_expires_on_any_other(world: World) -> N
     async with world.running(one), world.running(two):
         await world.until_told("ann", "answer.error")
     assert [name for name, _ in await world.told("ann")] == ["question", "question", "answer.error"]
-    assert one.life.metrics.questions["expired"] + two.life.metrics.questions["expired"] == 1
+    assert world.metrics.questions["expired"] == 1
 
 
 async def test_another_node_takes_over_when_the_answering_one_died(world: World) -> None:
@@ -200,7 +201,7 @@ async def test_a_question_that_no_node_survives_is_given_up(world: World) -> Non
     sweeper = world.node(Scripted(waits_for_ever), pace=dataclasses.replace(FAST, lease_s=0.0)).sweeper
     for _ in range(MOST_ATTEMPTS + 2):
         await asyncio.sleep(0)
-        await sweeper.life.store.lease([question.id], -1.0)
+        await Store(world.database).lease([question.id], -1.0)
         await sweeper.sweep()
     errors = await world.until_told("ann", "answer.error")
     assert [error["code"] for error in errors] == ["gave_up"]
@@ -258,7 +259,7 @@ async def test_one_person_has_a_limit_and_others_dont_feel_it(world: World) -> N
 
 async def test_a_full_node_says_that_it_is_overloaded(world: World) -> None:
     node = world.node(Scripted(waits_for_ever))
-    node.answering.turns.most_waiting = 1
+    node.answering.queue.most_waiting = 1
     await node.ask("ann", Asking("waits"))
     with pytest.raises(Overloaded):
         await node.ask("bo", Asking("no room"))
@@ -374,12 +375,13 @@ async def test_what_the_log_did_not_take_is_told_later_and_once(
 async def test_a_late_taker_cannot_write(world: World) -> None:
     node = world.node(Scripted(says_hello))
     asked = await node.ask("ann", Asking("mine"))
-    await node.life.store.lease([asked.id], -1.0)
-    assert await node.life.store.take(asked, owner="two", lease_s=10)
-    assert not await node.life.store.take(asked, owner="three", lease_s=10)
+    await Store(world.database).lease([asked.id], -1.0)
+    assert await node.life.take_over(asked, node="two") == msgspec.structs.replace(asked, attempt=2)
+    assert await node.life.take_over(asked, node="three") is None
     with pytest.raises(Lost):
         await node.life.begin(asked)
-    assert not await node.life.store.grow(asked, "late", 1)
+    with pytest.raises(Lost):
+        await node.life.store_growth(asked, "late", 1)
     assert not await node.life.end(asked.id, Answered(BOT, "late"), attempt=asked.attempt)
 
 
