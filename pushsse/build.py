@@ -18,18 +18,18 @@ from pushsse.dispatcher import Dispatcher
 from pushsse.hub import assemble
 from pushsse.hub.opening import StreamLimits
 from pushsse.intake.http import EmbeddedIntake, Intake, KafkaProducerIntake
-from pushsse.intake.kafka import KafkaIntake
+from pushsse.intake.kafka import EventHandler, KafkaIntake
 from pushsse.intake.record import PushsseFormat
-from pushsse.kafka.client import Connection, Record, connection
-from pushsse.kafka.dead_letters import DeadLetters, Refused
-from pushsse.kafka.producer import Outgoing, Producer, RecordRefused
+from pushsse.kafka.client import connection
+from pushsse.kafka.consumer import Consumer
+from pushsse.kafka.producer import Producer
 from pushsse.metrics import Metrics
 from pushsse.node import Node, Work
 from pushsse.people import StateTable, StoredPeople
 from pushsse.preferences.service import Catalogue, Preferences
 from pushsse.preferences.store import PreferenceStore
 from pushsse.questions.answerers import Answerer, faq
-from pushsse.questions.answerers.kafka import KafkaAnswerer
+from pushsse.questions.answerers.kafka import ROUND_S, KafkaAnswerer
 from pushsse.questions.service import questions
 from pushsse.questions.store import Store
 from pushsse.settings import Settings, seconds
@@ -170,19 +170,19 @@ def _intakes(
         return _Intakes(EmbeddedIntake(dispatcher))
     reached = connection(settings)
     producer = Producer(reached)
-    consumer = KafkaIntake(
+    consumer = Consumer(
         reached,
         topic=settings.kafka_topic,
         group=settings.group,
         dlq_topic=settings.dlq_topic,
         start=settings.kafka_start,
-        decode=PushsseFormat(metrics=metrics, max_age_s=settings.event_max_age_s, admits=admits),
-        dispatch=dispatcher.dispatch,
         fences=backplane,
         metrics=metrics,
         skip_refused=settings.kafka_dlq_refused == "skip",
     )
-    return _Intakes(KafkaProducerIntake(producer, topic=settings.kafka_topic), (producer,), consumer)
+    decode = PushsseFormat(metrics=metrics, max_age_s=settings.event_max_age_s, admits=admits)
+    events = KafkaIntake(consumer, EventHandler(decode, dispatcher))
+    return _Intakes(KafkaProducerIntake(producer, topic=settings.kafka_topic), (producer,), events)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,35 +199,22 @@ def _answering(settings: Settings, metrics: Metrics) -> _Answering:
     if kind == "faq":
         return _Answering(faq.load(rest))
     reached = connection(settings)
-    questions, letters = Producer(reached), Producer(reached)
-    return _Answering(_kafka_answerer(settings, reached, questions, letters, metrics), (questions, letters))
-
-
-def _kafka_answerer(
-    settings: Settings, reached: Connection, questions: Producer, letters: Producer, metrics: Metrics
-) -> KafkaAnswerer:
-    async def send(key: bytes, value: bytes) -> None:
-        await questions.send(settings.questions_topic, [Outgoing(key, value)])
-
-    dead_letters = DeadLetters(
-        letters,
-        topic=f"{settings.answers_topic}.dlq",
-        skip_refused=settings.kafka_dlq_refused == "skip",
-        metrics=metrics,
-    )
-
-    async def bury(unusable: Sequence[tuple[Record, str]]) -> None:
-        if held := await dead_letters.write([Refused(record, "$", error) for record, error in unusable]):
-            raise RecordRefused(f"{dead_letters.topic} takes {len(held)} records in no form")
-
-    return KafkaAnswerer(
-        send=send,
-        consumer=lambda: reached.consumer(f"{settings.group}.answers"),
+    questions = Producer(reached)
+    answers = Consumer(
+        reached,
         topic=settings.answers_topic,
-        letters=bury,
+        group=f"{settings.group}.answers",
+        dlq_topic=f"{settings.answers_topic}.dlq",
+        # An older answer can't belong to an open question.
+        start=f"{max(settings.answer_timeout_s, seconds('10m')):.0f}s",
         metrics=metrics,
-        start_age_s=max(settings.answer_timeout_s, seconds("10m")),
+        skip_refused=settings.kafka_dlq_refused == "skip",
+        round_s=ROUND_S,
     )
+    answerer = KafkaAnswerer(
+        questions=questions, questions_topic=settings.questions_topic, answers=answers, metrics=metrics
+    )
+    return _Answering(answerer, (questions,))
 
 
 def _witness(settings: Settings, database: Database, work: Work) -> Witness | None:

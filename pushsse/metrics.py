@@ -40,6 +40,8 @@ class Metrics:
     questions: Counter[str] = field(default_factory=Counter)
     gauges: dict[str, tuple[str, Callable[[], float]]] = field(default_factory=dict)
     lag: dict[tuple[str, str], int] = field(default_factory=dict)
+    # Partitions, by topic and number, that wait for the dead-letter topic.
+    held_partitions: set[tuple[str, int]] = field(default_factory=set)
 
     def gauge(self, name: str, text: str, ask: Callable[[], float]) -> None:
         """Adds a gauge that is asked at each scrape."""

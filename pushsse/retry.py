@@ -1,6 +1,11 @@
-"""Waiting between tries of a dependency that is away: exponential, with full jitter, and bounded."""
+"""Waiting between tries of a dependency that is away, and telling the log once that it is.
 
+Used wherever something is tried again. Waits are exponential, with jitter, and bounded.
+"""
+
+import logging
 import random
+import time
 from dataclasses import dataclass
 
 
@@ -21,3 +26,30 @@ class Backoff:
     def reset(self) -> None:
         """It worked: the next failure starts from the beginning."""
         self.tries = 0
+
+
+@dataclass(slots=True)
+class Outage:
+    """The tries of one part: `log` gets one line when they begin to fail, and one when they work again."""
+
+    what: str
+    log: logging.Logger
+    backoff: Backoff
+    since: float | None = None
+
+    def failed(self, error: object) -> float:
+        """A try failed: seconds until the next one."""
+        if self.since is None:
+            self.since = time.monotonic()
+            self.log.warning("%s: %s; trying again until it works", self.what, error or type(error).__name__)
+        return self.backoff.next_s()
+
+    def over(self) -> float:
+        """A try worked: seconds since the first that failed, 0 if none did."""
+        if self.since is None:
+            return 0.0
+        lasted_s = time.monotonic() - self.since
+        self.since = None
+        self.backoff.reset()
+        self.log.warning("%s: works again, after %.1f s", self.what, lasted_s)
+        return lasted_s

@@ -1,7 +1,8 @@
-"""As much of Kafka's protocol as `kafka` needs: who is there, make a topic, delete a topic.
+"""As much of Kafka's protocol as `kafka` needs: is it ready, make a topic, delete a topic, list them.
 
-Over one blocking connection per call, with the versions that every Kafka from 2.1 to 4 speaks
-(kafka.apache.org/protocol). A tool of Kafka's own would start a Java for each.
+aiokafka's admin client could do the same, but parts use the standard library only (`make stack` runs them
+with any Python), and block, inside a running event loop as well as outside. Kafka's own tools start a Java
+per call. The versions used are those that every Kafka from 2.1 to 4 speaks (kafka.apache.org/protocol).
 """
 
 import socket

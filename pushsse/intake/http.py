@@ -1,10 +1,12 @@
-"""POST /v1/events where Kafka is configured: the events go into the topic and come back through the intake.
+"""Events that come by POST /v1/events, with Kafka behind the call or without.
 
-Called by the API; hands on to Kafka, keyed so that one person's events stay in order.
+Called by the API with events that it has checked. Without Kafka they go to the dispatcher at once; with it
+they go into the topic, keyed so that one person's events stay in order, and come back through the intake from
+Kafka.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -12,13 +14,13 @@ import msgspec
 from pushsse.backplane import Draft, Receipt
 from pushsse.errors import EventTooLarge
 from pushsse.event import Event, Publication
+from pushsse.intake.record import Dispatcher, own_name
 from pushsse.kafka.producer import Outgoing, Producer, RecordTooLarge
 
 EVERYBODY = b"all"
-
-
-# Returns once the log has the drafts. Raises Unavailable (try the same drafts again) or NotOwner.
-Dispatch = Callable[[Sequence[Draft]], Awaitable[Receipt]]
+# What is dispatched in one piece: more would hold the event loop for over some milliseconds.
+_MOST_EVENTS = 500
+_MOST_RECIPIENTS = 2_000
 
 
 class Submitted(NamedTuple):
@@ -47,6 +49,37 @@ class Intake(Protocol):
     def accept_at_once(self, submitted: Submitted) -> Receipt | None:
         """As `accept` with one event, without waiting; None where that can't be, and it wasn't taken."""
         ...
+
+
+class ImmediateDispatcher(Dispatcher, Protocol):
+    """A dispatcher that can do without waiting where nothing has to be waited for."""
+
+    def dispatch_at_once(self, draft: Draft) -> Receipt | None:
+        """As `dispatch` with one draft; None where it has to wait, and nothing was published."""
+        ...
+
+
+class EmbeddedIntake:
+    """An intake without Kafka; see `Intake`."""
+
+    def __init__(self, dispatcher: ImmediateDispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._one_at_a_time = asyncio.Lock()
+
+    async def accept(self, submitted: Sequence[Submitted]) -> int:
+        """Returns when the log has all of them: how many recipients had them already. Raises Unavailable."""
+        drafts = list(map(_draft, submitted))
+        repeated = 0
+        # Order: one call after another, since a call's portions are dispatched one after another.
+        async with self._one_at_a_time:
+            for portion in _portions(drafts):
+                repeated += (await self._dispatcher.dispatch(portion)).repeated
+        return repeated
+
+    def accept_at_once(self, submitted: Submitted) -> Receipt | None:
+        """As `accept` with one event, without waiting; None where that can't be, and it wasn't taken."""
+        # Order is that of acceptance: while others are being dispatched, this one has to wait.
+        return None if self._one_at_a_time.locked() else self._dispatcher.dispatch_at_once(_draft(submitted))
 
 
 class KafkaProducerIntake:
@@ -90,45 +123,6 @@ def key_of(event: Event) -> bytes:
     return users[0].encode() if users is not None and len(users) == 1 else EVERYBODY
 
 
-# What is dispatched in one piece: more would hold the event loop for over some milliseconds.
-_MOST_EVENTS = 500
-_MOST_RECIPIENTS = 2_000
-
-
-class Dispatches(Protocol):
-    """The dispatcher, as the embedded intake needs it."""
-
-    async def dispatch(self, drafts: Sequence[Draft]) -> Receipt:
-        """Returns once the log has the drafts. Raises Unavailable."""
-        ...
-
-    def dispatch_at_once(self, draft: Draft) -> Receipt | None:
-        """The same with one draft, without waiting; None where that can't be, and nothing was published."""
-        ...
-
-
-class EmbeddedIntake:
-    """An intake that dispatches by itself; see `Intake`."""
-
-    def __init__(self, dispatcher: Dispatches) -> None:
-        self._dispatcher = dispatcher
-        self._turn = asyncio.Lock()
-
-    async def accept(self, submitted: Sequence[Submitted]) -> int:
-        """Returns when the log has all of them: how many recipients had them already. Raises Unavailable."""
-        drafts = list(map(_draft, submitted))
-        repeated = 0
-        async with self._turn:
-            for portion in _portions(drafts):
-                repeated += (await self._dispatcher.dispatch(portion)).repeated
-        return repeated
-
-    def accept_at_once(self, submitted: Submitted) -> Receipt | None:
-        """As `accept` with one event, without waiting; None where that can't be, and it wasn't taken."""
-        # The order is that of acceptance: while others are being dispatched, this one has to wait.
-        return None if self._turn.locked() else self._dispatcher.dispatch_at_once(_draft(submitted))
-
-
 def _portions(drafts: Sequence[Draft]) -> Iterator[Sequence[Draft]]:
     start = recipients = 0
     for at, draft in enumerate(drafts):
@@ -142,9 +136,4 @@ def _portions(drafts: Sequence[Draft]) -> Iterator[Sequence[Draft]]:
 
 
 def _draft(submitted: Submitted) -> Draft:
-    return Draft(submitted.publication, None, _once(submitted))
-
-
-def _once(submitted: Submitted) -> str:
-    """A producer's own id. Nobody can repeat one that was made for this call: it isn't remembered."""
-    return f"{submitted.event.type}|{submitted.event_id}" if submitted.event.id else ""
+    return Draft(submitted.publication, None, own_name(submitted.event))

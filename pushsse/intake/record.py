@@ -1,27 +1,32 @@
-"""One Kafka record to one draft. Called by the intake for every record; what it refuses is a dead letter.
+"""An event becomes a draft, by one rule whichever way it came in; and the formats of Kafka's records.
 
-A format is a `Decode`; `PushsseFormat` is the one where the value is the event's own JSON.
+Called by the intake from Kafka for every record, and by the one over HTTP. A format is a `Decode`;
+`PushsseFormat` is the one where a record's value is the event's own JSON.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from pushsse import event
-from pushsse.backplane import Draft, Source
+from pushsse.backplane import Draft, Receipt, Source
 from pushsse.errors import InvalidInput, Problem
+from pushsse.event import Event
 from pushsse.kafka.client import Record
-from pushsse.kafka.dead_letters import Refused
 from pushsse.metrics import Metrics
 
-# How long a run of records may hold the event loop.
-_TURN_S = 0.005
+
+class Dispatcher(Protocol):
+    """Takes drafts on; both intakes end in it."""
+
+    async def dispatch(self, drafts: Sequence[Draft]) -> Receipt:
+        """Returns once the log has the drafts. Raises Unavailable (try the same drafts again), NotOwner."""
+        ...
 
 
 class Decode(Protocol):
-    """A format: reads one record, for the owner of its partition.
+    """A format: reads one record of the partition that is claimed under `owner`.
 
     Pure and quick: it is called for thousands of records in a row. The draft's source is the record.
     """
@@ -52,48 +57,25 @@ class PushsseFormat:
             record.offset,
             record.timestamp,
         )
-        own_id = found.id or ""
         publication = event.publication(
             found,
-            event_id=own_id or f"{topic}-{partition}-{offset}",
+            event_id=found.id or f"{topic}-{partition}-{offset}",
             at=_time(timestamp_ms),
             max_age_s=self.max_age_s,
         )
-        # Without an id of its own a record is known by its offset alone, and that is the fence's business.
-        once = f"{found.type}|{own_id}" if own_id else ""
-        return Draft(publication, Source(topic, partition, offset, timestamp_ms, owner), once)
+        return Draft(publication, Source(topic, partition, offset, timestamp_ms, owner), own_name(found))
 
     def _ignored(self, count: int) -> None:
         self.metrics.unknown_members += count
 
 
-class Decoded(NamedTuple):
-    """What became of a run of records of one partition, in order."""
+def own_name(given: Event) -> str:
+    """What an event is remembered by for 10 minutes, so that its repeat is left out; "" for not at all.
 
-    drafts: list[Draft]
-    refused: list[Refused]
-
-
-async def decode_all(decode: Decode, records: Sequence[Record], owner: str) -> Decoded:
-    """Decodes a run of records; none can stop the others. Gives way to others in between."""
-    drafts: list[Draft] = []
-    refused: list[Refused] = []
-    loop = asyncio.get_running_loop()
-    until = loop.time() + _TURN_S
-    for record in records:
-        if loop.time() > until:
-            await asyncio.sleep(0)
-            until = loop.time() + _TURN_S
-        try:
-            draft = decode(record, owner)
-        except InvalidInput as error:
-            refused.append(Refused(record, error.problems[0].at, str(error)))
-        except Exception as error:  # noqa: BLE001 - a record that trips a bug must not stop its partition for ever
-            refused.append(Refused(record, "$", f"the decoder failed: {type(error).__name__}: {error}"))
-        else:
-            if draft is not None:
-                drafts.append(draft)
-    return Decoded(drafts, refused)
+    Only a producer's own id can come again. A record without one is known by its offset, which is the fence's
+    business; an id that was made for an HTTP call is never made twice.
+    """
+    return f"{given.type}|{given.id}" if given.id else ""
 
 
 def _time(timestamp_ms: int) -> datetime:

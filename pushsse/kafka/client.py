@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import TopicPartition as TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
@@ -165,18 +166,14 @@ _TIMEOUT_S = 10.0
 
 async def topics(settings: Settings) -> dict[str, int]:
     """The topics that may be read, and how many partitions each has. Raises OSError."""
-    consumer = connection(settings).consumer(None)
     try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            await consumer.start()
-            cluster = await consumer._client.fetch_all_metadata()
-            return {name: len(cluster.partitions_for_topic(name) or ()) for name in cluster.topics()}
+        async with asyncio.timeout(_TIMEOUT_S), connection(settings).admin() as admin:
+            found = await admin.describe_topics()
+            return {each["topic"]: len(each["partitions"]) for each in found if not each["is_internal"]}
     except KafkaError as error:
         raise OSError(f"{error}") from error
     except TimeoutError as error:
         raise OSError(f"no answer within {_TIMEOUT_S:.0f} s") from error
-    finally:
-        await stop(consumer)
 
 
 async def configuration(settings: Settings, topic: str) -> dict[str, str]:

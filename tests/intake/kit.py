@@ -17,9 +17,11 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 from pushsse.backplane import Append, Draft, Receipt
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.errors import Unavailable
-from pushsse.intake.kafka import KafkaIntake
+from pushsse.intake.kafka import EventHandler, KafkaIntake
 from pushsse.intake.record import PushsseFormat
 from pushsse.kafka.client import Connection
+from pushsse.kafka.consumer import RECHECK_AFTER_S, STUCK_S, Consumer
+from pushsse.kafka.fences import Fences
 from pushsse.metrics import Metrics
 from tests.waiting import eventually
 
@@ -39,7 +41,7 @@ class Recorder:
         self.open = asyncio.Event()
         self.open.set()
 
-    async def __call__(self, drafts: Sequence[Draft]) -> Receipt:
+    async def dispatch(self, drafts: Sequence[Draft]) -> Receipt:
         self.calls.append(list(drafts))
         await self.open.wait()
         if self.failures:
@@ -72,6 +74,16 @@ class Recorder:
         return [json.loads(body.removeprefix(b"data: "))["message"]["n"] for body in await self.bodies()]
 
 
+class Backplane(MemoryBackplane):
+    """A backplane whose identity can get lost, as one can that is kept in Redis."""
+
+    known_by = ""
+
+    async def identity(self, suggested: str) -> str:
+        self.known_by = self.known_by or suggested
+        return self.known_by
+
+
 @dataclass
 class Kit:
     bootstrap: str
@@ -79,13 +91,11 @@ class Kit:
     topic: str = field(default_factory=lambda: f"events-{uuid4().hex[:8]}")
     group: str = field(default_factory=lambda: f"group-{uuid4().hex[:8]}")
     metrics: Metrics = field(default_factory=Metrics)
-    backplane: MemoryBackplane = field(init=False)
+    backplane: Backplane = field(init=False)
     recorder: Recorder = field(init=False)
 
     def __post_init__(self) -> None:
-        self.backplane = MemoryBackplane(
-            shards=64, keep_s=3600, keep_bytes=64 * 1024**2, metrics=self.metrics
-        )
+        self.backplane = Backplane(shards=64, keep_s=3600, keep_bytes=64 * 1024**2, metrics=self.metrics)
         self.recorder = Recorder(self.backplane)
 
     @property
@@ -111,19 +121,22 @@ class Kit:
             # A topic of that name is still being deleted.
             assert time.monotonic() < end, answer.topic_errors
             await asyncio.sleep(0.05)
-        async with self.consumer() as consumer:
-            for name in topics:
-                while not consumer.partitions_for_topic(name):
-                    await consumer._client.force_metadata_update()
-                    consumer._client.add_topic(name)
+        for name in topics:
+            await self._until_there(name, partitions)
 
     async def widen(self, partitions: int) -> None:
         """More partitions for the topic."""
         await self.admin.create_partitions({self.topic: NewPartitions(partitions)})
-        async with self.consumer() as consumer:
-            consumer.subscribe([self.topic])
-            while len(consumer.partitions_for_topic(self.topic) or ()) < partitions:
-                await consumer._client.force_metadata_update()
+        await self._until_there(self.topic, partitions)
+
+    async def _until_there(self, topic: str, partitions: int) -> None:
+        end = time.monotonic() + 20
+        while True:
+            [found] = await self.admin.describe_topics([topic])
+            if len(found["partitions"]) >= partitions:
+                return
+            assert time.monotonic() < end, found
+            await asyncio.sleep(0.02)
 
     async def delete(self) -> None:
         await self.admin.delete_topics([self.topic])
@@ -190,27 +203,35 @@ class Kit:
             await consumer.stop()
 
     def intake(
-        self, recorder: Recorder | None = None, *, start: str = "earliest", skip_refused: bool = True
+        self,
+        recorder: Recorder | None = None,
+        *,
+        start: str = "earliest",
+        skip_refused: bool = True,
+        connection: Connection | None = None,
+        fences: Fences | None = None,
+        stuck_s: float = STUCK_S,
+        recheck_after_s: float = RECHECK_AFTER_S,
     ) -> KafkaIntake:
-        return KafkaIntake(
-            self.connection,
+        consumer = Consumer(
+            connection or self.connection,
             topic=self.topic,
             group=self.group,
             dlq_topic=self.dlq,
             start=start,
-            decode=PushsseFormat(metrics=self.metrics, max_age_s=86_400, admits=lambda name: name != "no"),
-            dispatch=recorder or self.recorder,
-            fences=self.backplane,
+            fences=fences or self.backplane,
             metrics=self.metrics,
             skip_refused=skip_refused,
+            stuck_s=stuck_s,
+            recheck_after_s=recheck_after_s,
         )
+        decode = PushsseFormat(metrics=self.metrics, max_age_s=86_400, admits=lambda name: name != "no")
+        return KafkaIntake(consumer, EventHandler(decode, recorder or self.recorder))
 
     @asynccontextmanager
-    async def running(
-        self, recorder: Recorder | None = None, *, start: str = "earliest", skip_refused: bool = True
-    ) -> AsyncIterator[KafkaIntake]:
+    async def running(self, recorder: Recorder | None = None, **options: Any) -> AsyncIterator[KafkaIntake]:
         """An intake that runs, and is cancelled at the end; that it died before is an error."""
-        intake = self.intake(recorder, start=start, skip_refused=skip_refused)
+        intake = self.intake(recorder, **options)
         task = asyncio.create_task(intake.run())
         try:
             yield intake

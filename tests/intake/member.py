@@ -6,32 +6,33 @@ from collections.abc import Sequence
 
 from pushsse.backplane import Draft, Receipt
 from pushsse.backplane.memory import MemoryBackplane
-from pushsse.intake.kafka import KafkaIntake
+from pushsse.intake.kafka import EventHandler, KafkaIntake
 from pushsse.intake.record import PushsseFormat
 from pushsse.kafka.client import Connection
+from pushsse.kafka.consumer import Consumer
 from pushsse.metrics import Metrics
 
 
-async def hang(drafts: Sequence[Draft]) -> Receipt:
-    print("dispatching", flush=True)
-    await asyncio.Event().wait()
-    return Receipt()
+class Hanging:
+    async def dispatch(self, drafts: Sequence[Draft]) -> Receipt:
+        print("dispatching", flush=True)
+        await asyncio.Event().wait()
+        return Receipt()
 
 
 async def main(bootstrap: str, topic: str, group: str) -> None:
     metrics = Metrics()
-    intake = KafkaIntake(
+    consumer = Consumer(
         Connection(bootstrap=bootstrap, session_timeout_ms=6000),
         topic=topic,
         group=group,
         dlq_topic=f"{topic}.dlq",
         start="earliest",
-        decode=PushsseFormat(metrics=metrics, max_age_s=86_400, admits=lambda name: True),
-        dispatch=hang,
         fences=MemoryBackplane(shards=64, keep_s=60, keep_bytes=1024**2, metrics=metrics),
         metrics=metrics,
     )
-    await intake.run()
+    decode = PushsseFormat(metrics=metrics, max_age_s=86_400, admits=lambda name: True)
+    await KafkaIntake(consumer, EventHandler(decode, Hanging())).run()
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
 from deploy.parts import Kafka
-from pushsse.intake import kafka
 from tests.parts import running
 from tests.waiting import eventually
 
 from .kit import Kit, value
 
+STUCK_S = 8.0
 pytestmark = [pytest.mark.anyio, pytest.mark.real, pytest.mark.timeout(180)]
 
 
@@ -23,21 +23,20 @@ def broker(tmp_path: Path) -> Iterator[Kafka]:
 
 @pytest.mark.parametrize("away_s", [1, 20])
 async def test_a_kafka_that_crashes_and_comes_back_is_read_on(
-    broker: Kafka, away_s: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    broker: Kafka, away_s: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once shorter and once longer than it takes until the consumer is given up and replaced."""
-    monkeypatch.setattr(kafka, "STUCK_S", 8.0)
     admin = AIOKafkaAdminClient(bootstrap_servers=broker.url)
     await admin.start()
     try:
         kit = Kit(broker.url, admin)
         await kit.create(kit.topic, kit.dlq)
         await kit.produce([value(n) for n in range(100)])
-        async with kit.running():
+        async with kit.running(stuck_s=STUCK_S):
             await kit.until_committed(100)
             broker.kill()
             await asyncio.sleep(away_s)
-            assert ("the consumer is replaced" in caplog.text) == (away_s > kafka.STUCK_S)
+            assert ("the consumer is replaced" in caplog.text) == (away_s > STUCK_S)
             await asyncio.to_thread(broker.start)
             await kit.produce([value(n) for n in range(100, 200)])
             await eventually(lambda: kit.recorder.appended == 200, 60)

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from pushsse.backplane import Draft, Source
+from pushsse.backplane import Draft, Receipt, Source
 from pushsse.errors import InvalidInput, NotJson
-from pushsse.intake.record import PushsseFormat, decode_all
+from pushsse.intake.kafka import EventHandler
+from pushsse.intake.record import Decode, PushsseFormat
 from pushsse.kafka.client import Record
+from pushsse.kafka.consumer import decode_all
+from pushsse.kafka.dead_letters import Refused
 from pushsse.metrics import Metrics
 
 
@@ -35,6 +38,15 @@ def metrics() -> Metrics:
 @pytest.fixture
 def decode(metrics: Metrics) -> PushsseFormat:
     return PushsseFormat(metrics=metrics, max_age_s=60, admits=lambda name: name != "refused")
+
+
+class Nowhere:
+    async def dispatch(self, drafts: Sequence[Draft]) -> Receipt:
+        raise AssertionError("only decoded")
+
+
+async def decoded(decode: Decode, records: Sequence[Given]) -> tuple[Sequence[Draft], Sequence[Refused]]:
+    return await decode_all(EventHandler(decode, Nowhere()), records, "owner")
 
 
 def body(draft: Draft | None) -> dict[str, object]:
@@ -111,9 +123,9 @@ def test_a_record_without_a_timestamp_is_of_now(decode: PushsseFormat) -> None:
 @pytest.mark.anyio
 async def test_one_bad_record_doesnt_stop_the_others(decode: PushsseFormat) -> None:
     records = [Given(event(), 0), Given(b"{", 1), Given(None, 2), Given(event(), 3)]
-    found = await decode_all(decode, records, "owner")
-    assert [draft.source.offset for draft in found.drafts if draft.source] == [0, 3]
-    assert [refused.record.offset for refused in found.refused] == [1]
+    drafts, refused = await decoded(decode, records)
+    assert [draft.source.offset for draft in drafts if draft.source] == [0, 3]
+    assert [each.record.offset for each in refused] == [1]
 
 
 @pytest.mark.anyio
@@ -121,14 +133,14 @@ async def test_a_decoder_that_fails_costs_one_record() -> None:
     def decode(record: Record, owner: str) -> Draft | None:
         raise ZeroDivisionError("oh")
 
-    found = await decode_all(decode, [Given(b"1")], "owner")
-    assert found.refused[0].error == "the decoder failed: ZeroDivisionError: oh"
+    _, refused = await decoded(decode, [Given(b"1")])
+    assert refused[0].error == "the decoder failed: ZeroDivisionError: oh"
 
 
 @pytest.mark.anyio
 async def test_a_time_beyond_the_calendar_costs_one_record(decode: PushsseFormat) -> None:
-    found = await decode_all(decode, [Given(event(ts="0001-01-01T00:00:00+05:00")), Given(event())], "owner")
-    assert (len(found.drafts), len(found.refused)) == (1, 1)
+    drafts, refused = await decoded(decode, [Given(event(ts="0001-01-01T00:00:00+05:00")), Given(event())])
+    assert (len(drafts), len(refused)) == (1, 1)
 
 
 @pytest.mark.anyio
@@ -144,6 +156,7 @@ async def test_a_run_of_large_records_gives_way_to_others(decode: PushsseFormat)
     people = {"users": [f"{number:x}" for number in range(10_000)]}
     records = [Given(event(to=people), offset) for offset in range(40)]
     ticking = asyncio.create_task(other())
-    assert len((await decode_all(decode, records, "owner")).drafts) == 40
+    drafts, _ = await decoded(decode, records)
+    assert len(drafts) == 40
     ticking.cancel()
     assert turns >= 2

@@ -6,9 +6,8 @@ import pytest
 
 from deploy.parts.ports import free_port
 from pushsse.errors import SettingsError
-from pushsse.intake import kafka
-from pushsse.intake.kafka import RECHECK_AFTER_S
 from pushsse.kafka.client import Connection
+from pushsse.kafka.consumer import RECHECK_AFTER_S
 from tests.waiting import eventually
 
 from .kit import Kit, Recorder, value
@@ -82,14 +81,11 @@ async def test_a_restart_goes_on_where_it_stopped(kit: Kit) -> None:
 
 
 @pytest.mark.parametrize("recheck_after_s", [0.0, RECHECK_AFTER_S])
-async def test_an_unavailable_dispatch_gets_the_same_records_again(
-    kit: Kit, monkeypatch: pytest.MonkeyPatch, recheck_after_s: float
-) -> None:
-    monkeypatch.setattr(kafka, "RECHECK_AFTER_S", recheck_after_s)
+async def test_an_unavailable_dispatch_gets_the_same_records_again(kit: Kit, recheck_after_s: float) -> None:
     await kit.create(kit.topic, kit.dlq)
     await kit.produce([value(n) for n in range(200)])
     kit.recorder.failures = 4
-    async with kit.running():
+    async with kit.running(recheck_after_s=recheck_after_s):
         await kit.until_committed(200)
         await kit.produce([value(200)])
         await kit.until_committed(201)
@@ -102,10 +98,10 @@ async def test_a_dead_letter_topic_that_cant_be_written_holds_up_its_partition_a
     await kit.create(kit.topic, partitions=2)
     await kit.produce([value(0), b"poison", value(2)], partition=0)
     await kit.produce([value(n) for n in range(10)], partition=1)
-    async with kit.running() as intake:
+    async with kit.running():
         await kit.until_committed(10, 1)
         await kit.until_committed(1, 0)
-        assert intake.held == 1
+        assert kit.metrics.held_partitions == {(kit.topic, 0)}
         await kit.produce([value(3)], partition=0)
         await kit.produce([value(10)], partition=1)
         await kit.until_committed(11, 1)
@@ -113,7 +109,7 @@ async def test_a_dead_letter_topic_that_cant_be_written_holds_up_its_partition_a
         assert b"pushsse_kafka_held_partitions 1.0" in kit.metrics.exposition()
         await kit.create(kit.dlq)
         await kit.until_committed(4, 0)
-        assert intake.held == 0
+        assert not kit.metrics.held_partitions
     assert kit.recorder.offsets(0) == [0, 2, 3]
     assert [letter.value for letter in await kit.read_all(kit.dlq)] == [b"poison"]
 
@@ -152,12 +148,12 @@ async def test_a_record_that_the_dead_letter_topic_takes_in_no_form_is_skipped_o
     await kit.create(kit.topic)
     await kit.create(kit.dlq, config={"max.message.bytes": "60"})
     await kit.produce([value(0), b"{", value(2)])
-    async with kit.running(skip_refused=skip_refused) as intake:
+    async with kit.running(skip_refused=skip_refused):
         if skip_refused:
             await kit.until_committed(3)
         else:
             await eventually(lambda: kit.metrics.dead_letters_refused > 1)
-            assert intake.held == 1
+            assert kit.metrics.held_partitions == {(kit.topic, 0)}
             assert await kit.committed() == 1
             await kit.configure(kit.dlq, {"max.message.bytes": "100000"})
             await kit.until_committed(3)
@@ -319,7 +315,7 @@ async def test_running_nodes_put_the_identity_back_that_redis_has_lost(kit: Kit)
     async with kit.running():
         await kit.until_committed(1)
         known = await kit.backplane.identity("")
-        kit.backplane._identity = ""
+        kit.backplane.known_by = ""
         async with kit.running(second):
 
             async def put_back() -> bool:
@@ -471,8 +467,7 @@ async def test_a_kafka_that_is_away_is_waited_for_and_named_once(
     await kit.create(kit.topic, kit.dlq)
     await kit.produce([value(1)])
     forward: asyncio.Server | None = None
-    intake = kit.intake()
-    intake._connection = Connection(bootstrap=f"127.0.0.1:{port}")
+    intake = kit.intake(connection=Connection(bootstrap=f"127.0.0.1:{port}"))
     task = asyncio.create_task(intake.run())
     try:
         await eventually(lambda: f"Kafka at 127.0.0.1:{port}" in caplog.text)

@@ -2,21 +2,25 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
 
+import msgspec
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from ulid import ULID
 
 from deploy.parts import Kafka
-from pushsse.errors import InvalidInput
+from pushsse.errors import DatabaseUnavailable, InvalidInput
 from pushsse.kafka.client import Connection
-from pushsse.kafka.producer import Outgoing, Producer
+from pushsse.kafka.consumer import Consumer
+from pushsse.kafka.producer import Producer
 from pushsse.metrics import Metrics
-from pushsse.questions.answerers.kafka import KafkaAnswerer, read
-from pushsse.questions.question import Question
+from pushsse.questions.answerers.kafka import ROUND_S, AnswerHandler, KafkaAnswerer, read
+from pushsse.questions.question import Answered, By, Ending, Question
 from pushsse.questions.service import Asking, Questions
 from tests.questions.conftest import World, data, grown_text
 from tests.waiting import eventually
@@ -38,7 +42,6 @@ class Desk:
     name: str
     producer: AIOKafkaProducer
     sending: Producer
-    unusable: list[tuple[int, str]] = field(default_factory=list)
     metrics: Metrics = field(default_factory=Metrics)
 
     @property
@@ -49,21 +52,36 @@ class Desk:
     def answers(self) -> str:
         return f"{self.name}.answers"
 
-    def answerer(self) -> KafkaAnswerer:
-        async def send(key: bytes, value: bytes) -> None:
-            await self.sending.send(self.questions, [Outgoing(key, value)])
-
-        async def letters(refused: Sequence[tuple[object, str]]) -> None:
-            self.unusable += [(record.offset, reason) for record, reason in refused]  # type: ignore[attr-defined]
-
-        return KafkaAnswerer(
-            send=send,
-            consumer=lambda: self.connection.consumer(f"{self.name}.group"),
+    def answerer(self, connection: Connection | None = None) -> KafkaAnswerer:
+        consumer = Consumer(
+            connection or self.connection,
             topic=self.answers,
-            letters=letters,
-            start_age_s=60.0,
+            group=f"{self.name}.group",
+            dlq_topic=f"{self.answers}.dlq",
+            start="60s",
             metrics=self.metrics,
+            round_s=ROUND_S,
+            stuck_s=2.0,
         )
+        return KafkaAnswerer(
+            questions=self.sending, questions_topic=self.questions, answers=consumer, metrics=self.metrics
+        )
+
+    async def unusable(self) -> list[str]:
+        """Why the dead letters are dead, in order."""
+        at = TopicPartition(f"{self.answers}.dlq", 0)
+        found: list[str] = []
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.connection.bootstrap)
+        await consumer.start()
+        try:
+            consumer.assign([at])
+            end = (await consumer.end_offsets([at]))[at]
+            consumer.seek(at, 0)
+            while await consumer.position(at) < end:
+                found.append(dict((await consumer.getone()).headers)["error"].decode())
+        finally:
+            await consumer.stop()
+        return found
 
     async def says(self, question: Question, **record: object) -> None:
         await self.writes(question.id, json.dumps({"question": question.id} | record).encode())
@@ -106,6 +124,7 @@ async def desk(bootstrap: str) -> AsyncIterator[Desk]:
     await admin.start()
     await admin.create_topics(
         [NewTopic(f"{name}.{topic}", PARTITIONS, 1) for topic in ("questions", "answers")]
+        + [NewTopic(f"{name}.answers.dlq", 1, 1)]
     )
     await admin.close()
     producer = connection.producer()
@@ -164,7 +183,7 @@ async def test_a_question_goes_out_and_its_answer_comes_in_pieces(world: World, 
     assert answers[0]["text"] == "Guten Tag 😀, 安."
     assert answers[0]["by"] == {"kind": "bot", "name": "kafka"}
     assert grown_text([data(publication) for publication in world.live]) == "Guten Tag 😀, 安."
-    assert desk.unusable == []
+    assert await desk.unusable() == []
 
 
 @pytest.mark.anyio
@@ -228,8 +247,9 @@ async def test_what_cant_be_used_is_a_dead_letter_and_the_rest_goes_on(world: Wo
             return await desk.committed() == 7
 
         await eventually(all_committed)
-    reasons = " | ".join(sorted(reason for _, reason in desk.unusable))
-    assert len(desk.unusable) == 5, reasons
+        unusable = await desk.unusable()
+    reasons = " | ".join(unusable)
+    assert len(unusable) == 5 == desk.metrics.dead_letters, reasons
     for part in ("isn't JSON", "no question 'NOBODYS'", "$.seq", "delta and text", "$.handover"):
         assert part in reasons
 
@@ -287,7 +307,62 @@ async def test_the_first_end_wins_where_several_come_in_one_batch(
     assert text is None or found.answer == text
     assert text is not None or found.error_detail == "no idea"
     assert desk.metrics.answers_late == late
-    assert desk.unusable == []
+    assert await desk.unusable() == []
+
+
+class Deaf(AIOKafkaConsumer):  # type: ignore[misc]
+    """A member that is stuck: it has its partitions, and none of its fetches is answered."""
+
+    async def getmany(self, *partitions: TopicPartition, timeout_ms: int = 0, **more: object) -> object:
+        await asyncio.sleep(timeout_ms / 1000)
+        return {}
+
+    def last_poll_timestamp(self, partition: TopicPartition) -> int:
+        return 0
+
+
+class Unanswered(AIOKafkaConsumer):  # type: ignore[misc]
+    """A member whose commits, but for the one that proves its membership, are never answered."""
+
+    proved = False
+
+    async def commit(self, offsets: object = None) -> None:
+        if self.proved:
+            await asyncio.Event().wait()
+        self.proved = True
+        await super().commit(offsets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faulty(Connection):
+    """A connection whose first consumer is of another class; those after it are fine."""
+
+    faults: list[type[AIOKafkaConsumer]]
+
+    def consumer(self, group: str | None) -> AIOKafkaConsumer:
+        made = super().consumer(group)
+        if self.faults:
+            # aiokafka's constructor takes twenty settings: cheaper than to repeat them here.
+            made.__class__ = self.faults.pop()
+        return made
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("fault", [Deaf, Unanswered])
+async def test_answers_go_on_after_a_member_is_stuck_and_while_commits_hang(
+    world: World, desk: Desk, fault: type[AIOKafkaConsumer]
+) -> None:
+    faults = [fault]
+    connection = Faulty(bootstrap=desk.connection.bootstrap, session_timeout_ms=6_000, faults=faults)
+    node = world.node(desk.answerer(connection))
+    async with world.running(node):
+        question = await answering(node, world)
+        await desk.says(question, seq=1, delta="a")
+        await until(node, question, "a")
+        await desk.says(question, seq=2, delta="b", done=True)
+        answers = await world.until_told("ann", "answer")
+    assert not faults
+    assert answers[0]["text"] == "ab"
 
 
 @pytest.mark.anyio
@@ -307,3 +382,65 @@ async def test_an_answer_that_never_comes_expires_and_is_not_asked_again(world: 
 def test_a_record_that_says_nothing_is_refused(value: bytes | None) -> None:
     with pytest.raises(InvalidInput):
         read(value)
+
+
+@dataclass
+class Shaky:
+    """One question, and a database that is away for the first call of those that are named."""
+
+    question: Question
+    away: set[str]
+    ended: list[Ending] = field(default_factory=list)
+
+    async def find(self, question_id: str) -> Question | None:
+        return self.question
+
+    async def add(self, question: Question, text: str, seq: int) -> bool:
+        self._fail("add")
+        self.question = msgspec.structs.replace(self.question, answer=self.question.answer + text, seq=seq)
+        return True
+
+    async def end(self, question_id: str, ending: Ending) -> bool:
+        self._fail("end")
+        self.ended.append(ending)
+        return True
+
+    def _fail(self, name: str) -> None:
+        if name in self.away:
+            self.away.remove(name)
+            raise DatabaseUnavailable(name)
+
+
+def record(offset: int, **says: object) -> Any:
+    value = json.dumps({"question": "q"} | says).encode()
+    return ConsumerRecord("answers", 0, offset, 0, 0, None, value, None, 0, len(value), ())
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("away", ["add", "end"])
+async def test_a_database_that_is_away_costs_an_answer_neither_a_piece_nor_its_end(away: str) -> None:
+    now = datetime.now(UTC)
+    question = Question(
+        id="q",
+        user="ann",
+        conversation="c",
+        text="?",
+        status="answering",
+        asked_at=now,
+        updated_at=now,
+        deadline_at=now,
+    )
+    answers = Shaky(question, {away})
+    handler = AnswerHandler(answers, by="kafka", metrics=Metrics())
+    at = TopicPartition("answers", 0)
+    # The last piece came first: it waits in memory, and isn't committed.
+    assert not await handler.apply([handler.decode(record(0, seq=2, delta="b", done=True), "")])
+    assert handler.unfinished() == {at: 0}
+    rest = [handler.decode(record(1, seq=1, delta="a"), "")]
+    with pytest.raises(DatabaseUnavailable):
+        await handler.apply(rest)
+    assert handler.unfinished() == {at: 0}
+    assert not await handler.apply(rest)
+    assert handler.unfinished() == {}
+    assert answers.question.answer == "ab"
+    assert answers.ended == [Answered(By("bot", "kafka"))]

@@ -1,0 +1,508 @@
+"""Reads one topic in one consumer group, has a handler apply the records, and commits what is applied.
+
+Run as a service by the intake (events) and by the answerer over Kafka (answers); any other topic needs a
+`Handler` alone. Records that can't be used go to the dead-letter topic. A member of the group that fails or
+gets stuck is replaced by a new one.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, NamedTuple, NoReturn, Protocol, TypeVar
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+
+from pushsse.errors import InvalidInput, KafkaUnavailable, NotOwner, Unavailable
+from pushsse.kafka.client import Connection, Record, cancellation_is_ours, stop
+from pushsse.kafka.dead_letters import DeadLetters, Refused
+from pushsse.kafka.fences import Fenced, Fences, Ownership, Unfenced
+from pushsse.kafka.partition import Assignment, Partition, Progress
+from pushsse.kafka.producer import Producer
+from pushsse.metrics import Metrics
+from pushsse.retry import Backoff, Outage
+
+log = logging.getLogger(__name__)
+BATCH_RECORDS = 1000
+STUCK_S = 30.0
+RECHECK_AFTER_S = 5.0
+_START_LIMIT_S = 30.0
+_POLL_MS = 200
+_POLL_LIMIT_S = 5.0
+_LOST_S = 4.0
+_LOOK_S = 2.0
+_LETTERS_AT_ONCE = 100
+# How long a run of records may hold the event loop.
+_DECODE_S = 0.005
+Item = TypeVar("Item")
+
+
+class Handler(Progress, Protocol[Item]):
+    """What becomes of a topic's records.
+
+    Order: a partition's records are decoded and applied by offset. Guarantee: at least once; a record may
+    come again after a failure, a rebalance or a restart, here or in another process. Cancelled at any point.
+    """
+
+    def decode(self, record: Record, owner: str) -> Item | None:
+        """Reads one record of the partition that is claimed under `owner`; None skips it.
+
+        Pure and quick: it is called for thousands of records in a row. Raises InvalidInput where it can't be
+        used, which makes it a dead letter.
+        """
+        ...
+
+    async def apply(self, items: Sequence[Item]) -> Sequence[Refused]:
+        """Returns once the items' effects are stored: those that turned out to be of no use.
+
+        Called with nothing, too, every 200 ms while something is unfinished. Raises Unavailable (it is called
+        again with the same items), NotOwner (one of the partitions has a newer owner).
+        """
+        ...
+
+
+class Consumer:
+    """A member of a consumer group, for as long as the process lives.
+
+    Order: that of each partition. Guarantee: an offset is committed only once everything before it was
+    applied, skipped, or is in the dead-letter topic. What is away is waited for; nothing is dropped. With
+    `fences` a record that the backplane has isn't applied again. `round_s` is the least time between two
+    batches.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        topic: str,
+        group: str,
+        dlq_topic: str,
+        start: str,
+        metrics: Metrics,
+        fences: Fences | None = None,
+        skip_refused: bool = True,
+        round_s: float = 0.0,
+        stuck_s: float = STUCK_S,
+        recheck_after_s: float = RECHECK_AFTER_S,
+    ) -> None:
+        self._connection = connection
+        self._topic = topic
+        self._group = group
+        self._dlq_topic = dlq_topic
+        self._metrics = metrics
+        self._skip_refused = skip_refused
+        self._round_s = round_s
+        self._stuck_s = stuck_s
+        self._recheck_after_s = recheck_after_s
+        self._ownership: Ownership = Unfenced(start)
+        if fences is not None:
+            self._ownership = Fenced(connection, fences, topic, group, start)
+        self._assignment: Assignment | None = None
+        self._allowed = asyncio.Event()
+        self._allowed.set()
+
+    async def run(self, handler: Handler[Item]) -> NoReturn:
+        """For ever; a Kafka that is away, or a topic that isn't there, is waited for.
+
+        Raises SettingsError where the group is another backplane's. Cancellation leaves the group.
+        """
+        held = self._metrics.held_partitions
+        text = "Partitions that wait for the dead-letter topic"
+        self._metrics.gauge("kafka_held_partitions", text, lambda: len(held))
+        outage = Outage(f"Kafka at {self._connection.bootstrap}, for {self._topic}", log, Backoff(0.5, 10.0))
+        async with Producer(self._connection) as producer:
+            letters = DeadLetters(
+                producer, topic=self._dlq_topic, skip_refused=self._skip_refused, metrics=self._metrics
+            )
+            while True:
+                await self._allowed.wait()
+                try:
+                    await self._be_a_member(handler, letters, outage)
+                except (KafkaError, Unavailable, TimeoutError) as error:
+                    await asyncio.sleep(outage.failed(error))
+                except asyncio.CancelledError:
+                    if cancellation_is_ours():
+                        raise
+                    # Ending here would pass for a service that was told to stop, and nothing be read again.
+                    await asyncio.sleep(outage.failed("its client gave up"))
+
+    def release(self) -> None:
+        """Gives the partitions back to the group, until `resume`: others can use them, this node can't."""
+        self._allowed.clear()
+        if self._assignment is not None:
+            self._assignment.end()
+
+    def resume(self) -> None:
+        """Joins the group again."""
+        self._allowed.set()
+
+    async def _be_a_member(self, handler: Handler[Item], letters: DeadLetters, outage: Outage) -> None:
+        """One membership: until it fails, gets stuck, or is released."""
+        consumer = self._connection.consumer(self._group)
+        assignment = Assignment(consumer, self._ownership, handler, self._metrics)
+        member = _Member(
+            consumer,
+            assignment,
+            handler,
+            letters=letters,
+            watchdog=_Watchdog(
+                consumer,
+                assignment,
+                self._ownership,
+                topic=self._topic,
+                stuck_s=self._stuck_s,
+                metrics=self._metrics,
+            ),
+            metrics=self._metrics,
+            kafka=outage,
+            round_s=self._round_s,
+            recheck_after_s=self._recheck_after_s,
+        )
+        self._assignment = assignment
+        try:
+            async with asyncio.timeout(_START_LIMIT_S):
+                await consumer.start()
+            await self._topic_is_there(consumer)
+            # Before the group counts this node in: a node of another backplane must get no partition at all.
+            await self._ownership.check()
+            consumer.subscribe([self._topic], listener=assignment)
+            await member.run(self._allowed.is_set)
+        finally:
+            # aiokafka revokes nothing when it stops. The commit is for the batch that is applied; what is in
+            # hand isn't in it.
+            await assignment.commit()
+            assignment.end()
+            await stop(consumer)
+
+    async def _topic_is_there(self, consumer: AIOKafkaConsumer) -> None:
+        """Waits for the topic; the service stays up meanwhile."""
+        missing = Outage(f"topic {self._topic}", log, Backoff(first_s=0.5, most_s=3.0))
+        while True:
+            async with asyncio.timeout(_START_LIMIT_S):
+                there = self._topic in await consumer.topics()
+            if there:
+                missing.over()
+                return
+            await asyncio.sleep(missing.failed("isn't there, or may not be read"))
+
+
+class _Batch(NamedTuple, Generic[Item]):
+    """One partition's records of one poll, decoded; `end` is the offset after the last of them."""
+
+    partition: Partition
+    items: Sequence[Item]
+    refused: Sequence[Refused]
+    end: int
+
+
+class _Member(Generic[Item]):
+    """One membership: rounds of prepare, poll, decode, apply, commit.
+
+    Deliberate: a partition with dead letters to write is paused, alone, until they are acknowledged. What
+    came after them in the same batch is applied already but not committed; if it is read again, it is known.
+    """
+
+    def __init__(
+        self,
+        consumer: AIOKafkaConsumer,
+        assignment: Assignment,
+        handler: Handler[Item],
+        *,
+        letters: DeadLetters,
+        watchdog: "_Watchdog",
+        metrics: Metrics,
+        kafka: Outage,
+        round_s: float,
+        recheck_after_s: float,
+    ) -> None:
+        self._consumer = consumer
+        self._assignment = assignment
+        self._handler = handler
+        self._letters = letters
+        self._watchdog = watchdog
+        self._metrics = metrics
+        self._round_s = round_s
+        self._recheck_after_s = recheck_after_s
+        self._kafka = kafka
+        self._applying = Outage("records from Kafka can't be applied", log, Backoff())
+        self._burying = Outage(f"dead-letter topic {letters.topic}", log, Backoff(first_s=0.25))
+        self._writes: set[asyncio.Task[None]] = set()
+
+    async def run(self, allowed: Callable[[], bool]) -> None:
+        """Returns when the member is stuck, or not allowed any more. Raises KafkaError: take a new one."""
+        failed: KafkaError | None = None
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(self._watchdog.run())
+            try:
+                while allowed() and not self._watchdog.stuck:
+                    await self._round(tasks)
+            except KafkaError as error:
+                failed = error
+            watching.cancel()
+            for write in self._writes:
+                # Its offsets aren't committed: the next member reads those records again.
+                write.cancel()
+        if failed is not None:
+            raise failed
+        if self._watchdog.stuck:
+            log.warning("the consumer is replaced: %s", self._watchdog.stuck)
+
+    async def _round(self, tasks: asyncio.TaskGroup) -> None:
+        began = time.monotonic()
+        await self._assignment.prepare()
+        polled = await self._poll()
+        if polled or self._handler.unfinished():
+            self._assignment.idle.clear()
+            try:
+                await self._handle(await self._decoded(polled), tasks)
+            finally:
+                self._assignment.idle.set()
+        else:
+            await self._pass_over_markers()
+        # Guarantee 1: after the batch, never while it is applied.
+        await self._assignment.commit_due()
+        if self._round_s:
+            await asyncio.sleep(max(0.0, began + self._round_s - time.monotonic()))
+
+    async def _poll(self) -> Mapping[TopicPartition, Sequence[Record]]:
+        """The next records; none after 200 ms without. Raises KafkaError where the member can't go on."""
+        try:
+            # getmany alone waits without an end while the group is rebalancing.
+            async with asyncio.timeout(_POLL_LIMIT_S):
+                polled: Mapping[TopicPartition, Sequence[Record]] = await self._consumer.getmany(
+                    timeout_ms=_POLL_MS, max_records=BATCH_RECORDS
+                )
+                self._kafka.over()
+                return polled
+        except TimeoutError:
+            return {}
+        except OffsetOutOfRangeError as error:
+            # The topic was made anew, or retention has overtaken us: `prepare` finds out and says which.
+            for at in error.args[0]:
+                if (partition := self._assignment.partitions.get(at)) is not None:
+                    self._assignment.suspend(partition)
+            return {}
+
+    async def _decoded(self, polled: Mapping[TopicPartition, Sequence[Record]]) -> Sequence[_Batch[Item]]:
+        batches: list[_Batch[Item]] = []
+        for at, records in polled.items():
+            partition = self._assignment.partitions.get(at)
+            if partition is None or not partition.ready:
+                # Guarantee 1: fetched under an assignment before, or before the partition was suspended. It
+                # is read again from the right offset, under the right owner.
+                continue
+            self._metrics.records += len(records)
+            items, refused = await decode_all(self._handler, records, partition.owner)
+            batches.append(_Batch(partition, items, refused, records[-1].offset + 1))
+        return batches
+
+    async def _handle(self, batches: Sequence[_Batch[Item]], tasks: asyncio.TaskGroup) -> None:
+        """Returns when the batches are applied or their partitions gone; dead letters may take longer."""
+        for batch in await self._applied(batches):
+            if not batch.refused:
+                batch.partition.next_offset = batch.end
+                continue
+            # Only what is before the first dead letter may be committed until the letters are acknowledged.
+            batch.partition.next_offset = batch.refused[0].record.offset
+            self._assignment.block(batch.partition)
+            write = tasks.create_task(self._bury(batch))
+            self._writes.add(write)
+            write.add_done_callback(self._writes.discard)
+
+    async def _applied(self, batches: Sequence[_Batch[Item]]) -> Sequence[_Batch[Item]]:
+        """The same items again until they are applied; what isn't ours any more is left out."""
+        ended = self._assignment.ended
+        while not ended.is_set():
+            ours = [batch for batch in batches if batch.partition.assigned]
+            if batches and not ours:
+                break
+            try:
+                # Order in a partition: nothing is polled after these before they have gone through.
+                refused = await self._handler.apply([item for batch in ours for item in batch.items])
+            except NotOwner:
+                return await self._without_the_lost(ours)
+            except Unavailable as error:
+                await self._assignment.wait(self._applying.failed(error))
+            else:
+                if self._applying.over() > self._recheck_after_s:
+                    # Nothing was fetched for a while: a topic made anew meanwhile would go unnoticed.
+                    self._assignment.suspend_all()
+                return [_with(batch, refused) for batch in ours if batch.partition.assigned]
+        return []
+
+    async def _without_the_lost(self, batches: Sequence[_Batch[Item]]) -> Sequence[_Batch[Item]]:
+        """Finds out whose partition has a newer owner, one by one; the log skips what it has already."""
+        if len(batches) > 1:
+            return [applied for batch in batches for applied in await self._applied([batch])]
+        [batch] = batches
+        log.warning("%s has a newer owner; its records in hand are dropped", batch.partition.name)
+        # If the group takes it from us, that comes within a heartbeat or two. If not, it is claimed anew.
+        # What the other owner committed is where to go on, so our own offset is forgotten.
+        batch.partition.next_offset = None
+        self._assignment.suspend(batch.partition, for_s=_LOST_S)
+        return []
+
+    async def _bury(self, batch: _Batch[Item]) -> None:
+        """Writes dead letters until they are acknowledged, then lets their partition go on."""
+        partition, left = batch.partition, batch.refused
+        log.warning(
+            "%s: %d of the records up to offset %d can't be used, first offset %d (%s); they go to %s",
+            partition.name,
+            len(left),
+            batch.end - 1,
+            left[0].record.offset,
+            left[0].at,
+            self._letters.topic,
+        )
+        while left and partition.assigned:
+            now, later = left[:_LETTERS_AT_ONCE], left[_LETTERS_AT_ONCE:]
+            try:
+                not_taken = await self._letters.write(now)
+            except KafkaUnavailable as error:
+                wait_s = self._burying.failed(f"{error}; {partition.name} waits for it")
+                await self._assignment.wait(wait_s)
+                continue
+            self._metrics.dead_letters += len(now) - len(not_taken)
+            # What is written isn't written again because of what waits beside it.
+            left = [*not_taken, *later]
+            if not_taken:
+                await self._assignment.wait(self._burying.failed(f"{partition.name} waits for it"))
+            else:
+                self._burying.over()
+        if partition.assigned:
+            partition.next_offset = batch.end
+            self._assignment.unblock(partition)
+
+    async def _pass_over_markers(self) -> None:
+        """Nothing to read: what the consumer passed over by itself (markers of transactions) is done, too."""
+        for partition in list(self._assignment.partitions.values()):
+            if partition.ready and not partition.blocked:
+                try:
+                    async with asyncio.timeout(_POLL_LIMIT_S):
+                        position = await self._consumer.position(partition.at)
+                except TimeoutError:
+                    return
+                # Revoked or suspended while we waited: its offset isn't ours to move.
+                if partition.ready:
+                    partition.next_offset = max(position, partition.next_offset or 0)
+
+
+class _Watchdog:
+    """Watches a member from the side: how far behind it is, and whether it still gets anywhere.
+
+    aiokafka's member can get stuck without an error (no partitions though there is work, no answers to its
+    fetches); only a new one helps then. `stuck` says why it should be replaced, "" while all is well.
+    """
+
+    def __init__(
+        self,
+        consumer: AIOKafkaConsumer,
+        assignment: Assignment,
+        ownership: Ownership,
+        *,
+        topic: str,
+        stuck_s: float,
+        metrics: Metrics,
+    ) -> None:
+        self.stuck = ""
+        self._consumer = consumer
+        self._assignment = assignment
+        self._ownership = ownership
+        self._topic = topic
+        self._stuck_s = stuck_s
+        self._metrics = metrics
+        self._polled: dict[TopicPartition, tuple[int | None, float]] = {}
+        self._spare_since = time.monotonic()
+        self._behind: Mapping[TopicPartition, int] = {}
+
+    async def run(self) -> None:
+        """Looks every 2 s, until cancelled."""
+        while not self.stuck:
+            await asyncio.sleep(_LOOK_S)
+            self._look_at_polls()
+            try:
+                async with asyncio.timeout(_LOOK_S * 2):
+                    await self._ownership.renew()
+                    await self._measure_lag()
+                    await self._look_whether_spare()
+            except (KafkaError, Unavailable, TimeoutError):
+                # Kafka is away: the polls stand still as well, and that is noticed above.
+                continue
+
+    def _look_at_polls(self) -> None:
+        now = time.monotonic()
+        if not self._assignment.idle.is_set():
+            # A batch in hand, perhaps for long: nothing is asked of Kafka meanwhile.
+            self._polled.clear()
+        for partition in self._assignment.partitions.values():
+            if not partition.ready or partition.blocked:
+                continue
+            polled = self._consumer.last_poll_timestamp(partition.at)
+            known = self._polled.get(partition.at)
+            if known is None or known[0] != polled:
+                self._polled[partition.at] = (polled, now)
+            elif now - known[1] > self._stuck_s:
+                self.stuck = f"no fetch of {partition.name} was answered for {self._stuck_s:g} s"
+
+    async def _measure_lag(self) -> None:
+        partitions = self._assignment.partitions
+        ats = [each.at for each in partitions.values() if each.next_offset is not None]
+        if not ats:
+            return
+        for at, end in (await self._consumer.end_offsets(ats)).items():
+            # Revoked meanwhile, it has no lag here.
+            if (partition := partitions.get(at)) is not None:
+                self._metrics.lag[at.topic, str(at.partition)] = max(0, end - (partition.next_offset or 0))
+
+    async def _look_whether_spare(self) -> None:
+        """A member without partitions is fine where others do the work, and stuck where nobody does."""
+        if self._assignment.partitions:
+            self._spare_since = time.monotonic()
+            self._behind = {}
+        elif time.monotonic() - self._spare_since > 2 * self._stuck_s:
+            behind = await self._behind_now()
+            if any(self._behind.get(at) == committed for at, committed in behind.items()):
+                self.stuck = f"no partition of {self._topic} is assigned, though nobody in the group reads on"
+            self._spare_since = time.monotonic()
+            self._behind = behind
+
+    async def _behind_now(self) -> Mapping[TopicPartition, int]:
+        """The partitions with records that the group hasn't committed, and how far each has got."""
+        ats = [TopicPartition(self._topic, n) for n in self._consumer.partitions_for_topic(self._topic) or ()]
+        ends = await self._consumer.end_offsets(ats) if ats else {}
+        committed = {at: await self._consumer.committed(at) or 0 for at in ats}
+        return {at: committed[at] for at in ats if ends[at] > committed[at]}
+
+
+async def decode_all(
+    handler: Handler[Item], records: Sequence[Record], owner: str
+) -> tuple[Sequence[Item], Sequence[Refused]]:
+    """Decodes a run of records; none can stop the others. Gives way to other tasks in between."""
+    items: list[Item] = []
+    refused: list[Refused] = []
+    loop = asyncio.get_running_loop()
+    until = loop.time() + _DECODE_S
+    for record in records:
+        if loop.time() > until:
+            await asyncio.sleep(0)
+            until = loop.time() + _DECODE_S
+        try:
+            item = handler.decode(record, owner)
+        except InvalidInput as error:
+            refused.append(Refused(record, error.problems[0].at, str(error)))
+        except Exception as error:  # noqa: BLE001 - a record that trips a bug must not stop its partition for ever
+            refused.append(Refused(record, "$", f"the decoder failed: {type(error).__name__}: {error}"))
+        else:
+            if item is not None:
+                items.append(item)
+    return items, refused
+
+
+def _with(batch: _Batch[Item], refused: Sequence[Refused]) -> _Batch[Item]:
+    """The batch with those of its records that were refused when they were applied, by offset."""
+    at = batch.partition.at
+    mine = [each for each in refused if (each.record.topic, each.record.partition) == at]
+    if not mine:
+        return batch
+    return batch._replace(refused=sorted([*batch.refused, *mine], key=lambda each: each.record.offset))

@@ -1,0 +1,357 @@
+"""Before a partition is read: whose it is, where reading starts, and whether its topic is still the same one.
+
+Called by `partition` for what the group has assigned. Guarantee 1 begins here: claim first, then look at the
+fence, only then read. `Fenced` is for records that must not be applied twice, `Unfenced` for those whose
+second time does no harm.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import GroupAuthorizationFailedError, KafkaTimeoutError
+
+from pushsse.errors import SettingsError
+from pushsse.kafka.client import Connection, Record, stop
+from pushsse.settings import seconds
+
+log = logging.getLogger(__name__)
+PREFIX = "pushsse-backplane="
+_ADMIN_S = 10.0
+_PROBE_S = 5.0
+# Running nodes put an identity that Redis has lost back every two seconds.
+_PUT_BACK_S = 6.0
+_LOOK_S = 0.5
+
+
+class Fences(Protocol):
+    """The part of the backplane that keeps Kafka's records from being published twice."""
+
+    async def claim(self, topic: str, partition: int, owner: str) -> None:
+        """Makes `owner` the only one whose sources of this partition are taken."""
+        ...
+
+    async def identity(self, suggested: str) -> str:
+        """The word by which this backplane is known.
+
+        `suggested` becomes it where it has none; "" only asks, and returns "" then.
+        """
+        ...
+
+    async def claimed(self, topic: str, partition: int) -> bool:
+        """Whether anybody has ever claimed this partition."""
+        ...
+
+    async def first_start(self, topic: str, offsets: Mapping[int, int]) -> Mapping[int, int]:
+        """Where reading began when the topic was first started, by partition.
+
+        The first call for a topic keeps its `offsets`; every later one, by any node, returns what was kept.
+        """
+        ...
+
+    async def fence(self, topic: str, partition: int) -> tuple[int, int] | None:
+        """The highest offset that any log has, with its record's timestamp in ms."""
+        ...
+
+    async def reset_fence(self, topic: str, partition: int) -> None:
+        """Forgets the fence."""
+        ...
+
+
+class Range(NamedTuple):
+    """The offsets that a partition holds: `first` is the oldest, `end` the next to be written."""
+
+    first: int
+    end: int
+
+
+class Ownership(Protocol):
+    """What a member settles, beside its assignment by the group, before it reads.
+
+    All of it raises KafkaError and Unavailable, and may be called again.
+    """
+
+    @property
+    def metadata(self) -> str:
+        """What is committed beside each offset."""
+        ...
+
+    async def check(self) -> None:
+        """Returns when this process may join the group. Raises SettingsError where it never may."""
+        ...
+
+    async def renew(self) -> None:
+        """What has to be done again every few seconds."""
+        ...
+
+    async def first_offsets(
+        self, consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, int]:
+        """Where to begin with partitions for which the group has no offset."""
+        ...
+
+    async def claim(self, owners: Mapping[TopicPartition, str]) -> None:
+        """Makes each owner the only one whose records of its partition are taken."""
+        ...
+
+    async def recreated(
+        self, consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, int]:
+        """The partitions that aren't the ones read before, though named like them, and where they begin."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Unfenced:
+    """The group's assignment is enough. `start` is "earliest", "latest" or an age such as 10m."""
+
+    start: str
+    metadata: str = ""
+
+    async def check(self) -> None:
+        """Anybody may join."""
+
+    async def renew(self) -> None:
+        """Nothing."""
+
+    async def first_offsets(
+        self, consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, int]:
+        """What `start` means for each partition just now."""
+        return await _start_offsets(consumer, ats, self.start) if ats else {}
+
+    async def claim(self, owners: Mapping[TopicPartition, str]) -> None:
+        """Nobody asks."""
+
+    async def recreated(
+        self, consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, int]:
+        """None is known to be."""
+        return {}
+
+
+@dataclass(slots=True)
+class Fenced:
+    """The backplane keeps claims and fences, and its identity is committed beside the group's offsets.
+
+    Two backplanes in one group would each publish only the records of their own nodes' partitions: half of
+    the people would get nothing, and no log would say so. `identity` tells them apart; "" until `check`
+    returned.
+    """
+
+    connection: Connection
+    fences: Fences
+    topic: str
+    group: str
+    start: str
+    identity: str = field(default="", init=False)
+
+    @property
+    def metadata(self) -> str:
+        """The backplane's identity."""
+        return PREFIX + self.identity
+
+    async def check(self) -> None:
+        """Returns when the group's offsets are this backplane's, or nobody's.
+
+        Raises SettingsError where they are another's; KafkaError, BackplaneUnavailable, TimeoutError.
+        """
+        found = await self._committed_by()
+        self.identity = await self.fences.identity(self.identity)
+        if not self.identity and found:
+            self.identity = await self._adopted(found)
+        elif not self.identity:
+            self.identity = await self.fences.identity(secrets.token_hex(8))
+        if found - {self.identity}:
+            raise SettingsError(
+                f"PUSHSSE_KAFKA_GROUP: the group {self.group!r} reads {self.topic} for another backplane"
+                " (another Redis, or a node without one). Set PUSHSSE_REDIS_URL to the Redis of its nodes,"
+                " or PUSHSSE_KAFKA_GROUP to a group of this deployment's own"
+            )
+
+    async def renew(self) -> None:
+        """Puts the identity back where Redis has lost it. Raises BackplaneUnavailable."""
+        if self.identity:
+            await self.fences.identity(self.identity)
+
+    async def claim(self, owners: Mapping[TopicPartition, str]) -> None:
+        """From here on the backplane refuses what an owner before has read and not published yet."""
+        for at, owner in owners.items():
+            await self.fences.claim(at.topic, at.partition, owner)
+
+    async def first_offsets(
+        self, consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, int]:
+        """`start` for a topic that the group has never read, else the beginning.
+
+        The offsets of `start` are decided once, for all of the topic's partitions, by whichever node is
+        first, and kept in the backplane. A partition that appears later, or whose offsets Kafka has lost,
+        begins at its beginning: nobody meant to pass it over.
+        """
+        if not ats:
+            return {}
+        every = [TopicPartition(self.topic, n) for n in consumer.partitions_for_topic(self.topic) or ()]
+        kept = await self.fences.first_start(self.topic, await self._first_start(consumer, every))
+        held = await ranges(consumer, ats)
+        found: dict[TopicPartition, int] = {}
+        for at in ats:
+            # Claimed, but without a committed offset: Kafka has lost it. The fence skips what the log has.
+            lost = await self.fences.claimed(at.topic, at.partition)
+            offset = None if lost else kept.get(at.partition)
+            found[at] = held[at].first if offset is None else within(at, offset, held[at])
+        return found
+
+    async def recreated(
+        self, consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, int]:
+        """Compares the record that is now at each fence with the one that was published; resets fences.
+
+        To be called after `claim`: the owner before us may publish until then, and move the fence.
+        """
+        fences: dict[TopicPartition, tuple[int, int]] = {}
+        for at in ats:
+            if (fence := await self.fences.fence(at.topic, at.partition)) is not None:
+                fences[at] = fence
+        held = await ranges(consumer, list(fences))
+        to_read = {
+            at: offset for at, (offset, _) in fences.items() if held[at].first <= offset < held[at].end
+        }
+        found = await self._timestamps_ms(to_read)
+        anew: dict[TopicPartition, int] = {}
+        for at, (offset, timestamp_ms) in fences.items():
+            # No record where the fence is: trimmed or compacted away, so nothing speaks against the topic.
+            if offset < held[at].end and found.get(at) in (None, timestamp_ms):
+                continue
+            # Before anything is read: a fence of the old topic would skip the new one's records as known.
+            await self.fences.reset_fence(at.topic, at.partition)
+            anew[at] = held[at].first
+            log.warning(
+                "%s-%d was deleted and made again: offset %d %s. Its fence starts over, and it is read from"
+                " its beginning",
+                at.topic,
+                at.partition,
+                offset,
+                "is another record than the one published" if at in to_read else "is beyond the end",
+            )
+        return anew
+
+    async def _first_start(
+        self, consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]
+    ) -> Mapping[int, int]:
+        """What `start` means for all partitions of the topic now; nothing where the group has begun it."""
+        for at in ats:
+            if await consumer.committed(at) is not None:
+                return {}
+        found = await _start_offsets(consumer, ats, self.start)
+        return {at.partition: offset for at, offset in found.items()}
+
+    async def _timestamps_ms(self, offsets: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int]:
+        """The timestamps of the records at these offsets, where there are any.
+
+        By a consumer without a group, so that the group's own isn't moved. Raises KafkaError.
+        """
+        if not offsets:
+            return {}
+        probe = self.connection.consumer(None)
+        found: dict[TopicPartition, int] = {}
+        try:
+            await probe.start()
+            for at, offset in offsets.items():
+                record = await _record(probe, at, offset)
+                if record is not None:
+                    found[at] = record.timestamp
+        finally:
+            await stop(probe)
+        return found
+
+    async def _adopted(self, found: set[str]) -> str:
+        """The identity of a Redis that has none: new, or emptied, or restored from before it had one."""
+        until = time.monotonic() + self.connection.session_timeout_ms / 1000 + _PUT_BACK_S
+        while others := await self._members():
+            # They put it back if this is their Redis; a member that was killed is one until its session ends.
+            if identity := await self.fences.identity(""):
+                return identity
+            if time.monotonic() > until:
+                log.warning("the group %s has %d members at another backplane", self.group, others)
+                return await self.fences.identity(secrets.token_hex(8))
+            await asyncio.sleep(_LOOK_S)
+        log.warning(
+            "the backplane knows nothing of the offsets that the group %s has committed: it is new, or was"
+            " emptied. The group has no other member, so this node goes on from them",
+            self.group,
+        )
+        return await self.fences.identity(min(found))
+
+    async def _committed_by(self) -> set[str]:
+        """The identities of the backplanes whose nodes committed the group's offsets of this topic."""
+        async with asyncio.timeout(_ADMIN_S), self.connection.admin() as admin:
+            offsets = await admin.list_consumer_group_offsets(self.group)
+        metadata = {each.metadata for at, each in offsets.items() if at.topic == self.topic and each.metadata}
+        return {each.removeprefix(PREFIX) for each in metadata if each.startswith(PREFIX)}
+
+    async def _members(self) -> int:
+        """How many members the group has; 0 where that may not be asked."""
+        try:
+            async with asyncio.timeout(_ADMIN_S), self.connection.admin() as admin:
+                answers = await admin.describe_consumer_groups([self.group])
+        except GroupAuthorizationFailedError:
+            return 0
+        return sum(len(members) for answer in answers for _, _, _, _, _, members, *_ in answer.groups)
+
+
+async def ranges(consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]) -> Mapping[TopicPartition, Range]:
+    """What partitions hold just now. Raises KafkaError."""
+    if not ats:
+        return {}
+    first, end = await asyncio.gather(consumer.beginning_offsets(ats), consumer.end_offsets(ats))
+    return {at: Range(first[at], end[at]) for at in ats}
+
+
+def within(at: TopicPartition, offset: int, held: Range) -> int:
+    """The offset, or the oldest one where Kafka doesn't hold it (any more, or yet)."""
+    if held.first <= offset <= held.end:
+        return offset
+    log.warning(
+        "%s-%d: offset %d is out of range (%d to %d), starting at the earliest",
+        at.topic,
+        at.partition,
+        offset,
+        held.first,
+        held.end,
+    )
+    return held.first
+
+
+async def _start_offsets(
+    consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition], start: str
+) -> dict[TopicPartition, int]:
+    """What `start` means for partitions just now; an age beyond the newest record is the end."""
+    held = await ranges(consumer, ats)
+    if start == "earliest":
+        return {at: held[at].first for at in ats}
+    if start == "latest":
+        return {at: held[at].end for at in ats}
+    since_ms = max(0, int((time.time() - seconds(start)) * 1000))
+    found = await consumer.offsets_for_times(dict.fromkeys(ats, since_ms))
+    return {at: held[at].end if found[at] is None else int(found[at].offset) for at in ats}
+
+
+async def _record(probe: AIOKafkaConsumer, at: TopicPartition, offset: int) -> Record | None:
+    """The record at an offset; None where there is none now (compacted, or a transaction's marker)."""
+    probe.assign([at])
+    probe.seek(at, offset)
+    until = time.monotonic() + _PROBE_S
+    while time.monotonic() < until:
+        found: Mapping[TopicPartition, Sequence[Record]] = await probe.getmany(
+            at, timeout_ms=500, max_records=1
+        )
+        if found:
+            return found[at][0] if found[at][0].offset == offset else None
+        if await probe.position(at) > offset:
+            return None
+    raise KafkaTimeoutError(f"{at.topic}-{at.partition}: the record at {offset} couldn't be read")
