@@ -99,7 +99,7 @@ class Node:
         """What runs for as long as the node does, in the order in which it starts."""
         worker = self.worker
         return {
-            **({"worker": lambda: worker.run(self.metrics.collect)} if worker is not None else {}),
+            **({"worker": lambda: worker.run(self.metrics)} if worker is not None else {}),
             "catch-up": self.streams.catch_up.run,
             "openings": self.streams.opener.run,
             "feed": self.streams.feed.run,
@@ -139,7 +139,7 @@ class Node:
     async def exposition(self) -> bytes:
         """The metrics of this process, or of all workers, as text for Prometheus."""
         if self.worker is not None:
-            return await self.worker.exposition(self.metrics.collect)
+            return await self.worker.exposition(self.metrics)
         return self.metrics.exposition()
 
     def end_streams(self) -> None:

@@ -1,1 +1,1 @@
-"""Several processes that share a port: the supervisor, what it hears, and its workers' side of it."""
+"""`serve --workers`: several processes that share one port, and the supervisor that keeps them running."""

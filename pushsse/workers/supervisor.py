@@ -1,8 +1,9 @@
-"""`pushsse serve --workers N`: starts the workers, replaces one that dies, and adds up their numbers.
+"""`pushsse serve --workers N`: starts the workers, replaces one that dies, and adds their metrics up.
 
-Called by the command line. It serves nothing itself: the workers bind the port together (SO_REUSEPORT).
-Deliberate: workers are sessions of their own, so that Ctrl-C reaches them once, through the supervisor. A
-worker is reached by a socket pair, which needs no folder to write to and no name that could be too long.
+Called by the command line. It serves nothing itself: each worker binds the port (SO_REUSEPORT). Deliberate:
+uvicorn's supervisor has one accept queue for all workers and gives all of them the same settings, so also the
+same node name; it can't tell when all serve, waits without limit for them to end, and ignores a second signal.
+In prometheus_client's multiprocess mode custom collectors, such as `Metrics`, don't work.
 """
 
 import asyncio
@@ -20,29 +21,34 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from pushsse import server
 from pushsse.retry import Backoff
+from pushsse.server import GRACE_S, QUICK_S, stopping_signals
 from pushsse.settings import Settings
 from pushsse.workers.worker import (
     MAX_LINE,
-    Asked,
     Begin,
+    Collect,
+    Collected,
     Exposition,
     Family,
     Hello,
     Ready,
     Scrape,
     Scraped,
-    Sum,
-    Told,
-    line,
-    read,
+    Totals,
+    decode,
+    encode,
 )
 
 log = logging.getLogger(__name__)
+# A worker that fails to start this often in a row ends the service.
 _FAILED_STARTS = 5
+# What a worker may take beyond its drain, its grace and its parts' end.
 _LINGER_S = 10.0
+# A worker's exit status for a setting that can't be used: no start will ever work.
 _REFUSED = 2
+# How long a scrape waits for the workers.
+COLLECT_S = 1.0
 
 
 def run(settings: Settings, port: int, *, ready: Callable[[], None]) -> int:
@@ -51,7 +57,11 @@ def run(settings: Settings, port: int, *, ready: Callable[[], None]) -> int:
 
 
 class Supervisor:
-    """The processes of one service."""
+    """The processes of one service.
+
+    Deliberate: each is a session of its own, so that a terminal's Ctrl-C reaches it once, by the supervisor.
+    Its link is a socket pair, which needs no folder to write to and no name that could be too long.
+    """
 
     def __init__(self, settings: Settings, *, ready: Callable[[], None]) -> None:
         self._settings = settings
@@ -59,16 +69,16 @@ class Supervisor:
         self._hurrying = asyncio.Event()
         self._processes: dict[int, Process] = {}
         self._status = 0
-        self._gatherer = Gatherer(workers=settings.workers, ready=ready)
+        self._scraper = Scraper(workers=settings.workers, ready=ready)
 
     async def run(self) -> int:
-        """Until told to stop, or until a worker can't be started; the exit status."""
+        """Runs until told to stop, or until a worker can't be started. Returns the exit status."""
         loop = asyncio.get_running_loop()
-        for number in server.stopping_signals():
+        for number in stopping_signals():
             loop.add_signal_handler(number, self._signalled, number)
         async with asyncio.TaskGroup() as tasks:
             for index in range(self._settings.workers):
-                tasks.create_task(self._keep(index), name=f"worker {index}")
+                tasks.create_task(self._keep_running(index), name=f"worker {index}")
             await self._stopping.wait()
             await self._end()
         return self._status
@@ -76,13 +86,13 @@ class Supervisor:
     def _signalled(self, number: signal.Signals) -> None:
         """A first signal: the workers drain. A second: they end at once. A third: they are killed."""
         if self._hurrying.is_set():
-            self._pass_on(signal.SIGKILL)
+            self._signal_all(signal.SIGKILL)
         elif self._stopping.is_set():
             log.info("stopping at once: a second signal")
             self._status = 128 + number
             self._hurrying.set()
             # Another one than before: two of a kind may reach a busy worker as one (signal(7)).
-            self._pass_on(signal.SIGINT)
+            self._signal_all(signal.SIGINT)
         else:
             log.info("stopping: %d workers end within %.1f s", len(self._processes), self._drain_s)
             self._stop()
@@ -93,25 +103,25 @@ class Supervisor:
 
     def _stop(self) -> None:
         self._stopping.set()
-        self._pass_on(signal.SIGTERM)
+        self._signal_all(signal.SIGTERM)
 
-    def _pass_on(self, number: signal.Signals) -> None:
+    def _signal_all(self, number: signal.Signals) -> None:
         for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
 
     async def _end(self) -> None:
-        """Waits for the workers to drain; who doesn't end in time is killed."""
-        limit_s = self._drain_s + server.GRACE_S + _LINGER_S
+        """Waits for the workers to drain, and kills those that don't end in time."""
+        limit_s = self._drain_s + GRACE_S + _LINGER_S
         ended = asyncio.create_task(self._ended(), name="workers ended")
         hurried = asyncio.create_task(self._hurrying.wait(), name="hurried")
         await asyncio.wait((ended, hurried), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
         if self._hurrying.is_set():
-            await asyncio.wait((ended,), timeout=server.QUICK_S + 1.0)
+            await asyncio.wait((ended,), timeout=QUICK_S + 1.0)
         for process in self._processes.values():
-            log.error("worker process %d didn't end in time and is killed", process.pid)
-        self._pass_on(signal.SIGKILL)
+            log.error("worker process %d didn't end in time and is killed: its streams are cut", process.pid)
+        self._signal_all(signal.SIGKILL)
         await ended
 
     async def _ended(self) -> None:
@@ -119,12 +129,12 @@ class Supervisor:
             await next(iter(self._processes.values())).wait()
             await asyncio.sleep(0)
 
-    async def _keep(self, index: int) -> None:
-        """Runs one worker, again and again."""
+    async def _keep_running(self, index: int) -> None:
+        """Runs one worker, and starts it again whenever it ends."""
         backoff = Backoff(first_s=0.2, most_s=5.0)
         failed_starts = 0
         while not self._stopping.is_set():
-            status, served = await self._live(index)
+            status, served = await self._run_once(index)
             if self._stopping.is_set():
                 break
             failed_starts = 0 if served else failed_starts + 1
@@ -133,14 +143,14 @@ class Supervisor:
             if status == _REFUSED or failed_starts == _FAILED_STARTS:
                 self._give_up(index, status)
                 break
-            log.error("worker %d ended with status %d and is started anew", index, status)
-            self._gatherer.restarts += 1
+            log.error("worker %d ended with exit status %d; starting it again", index, status)
+            self._scraper.restarts += 1
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), backoff.next_s())
 
-    async def _live(self, index: int) -> tuple[int, bool]:
+    async def _run_once(self, index: int) -> tuple[int, bool]:
         """One process from its start to its end: its exit status, and whether it came to serve."""
-        served_before = self._gatherer.served[index]
+        served_before = self._scraper.served[index]
         process, link = await self._start(index)
         self._processes[index] = process
         log.info("worker %d is process %d", index, process.pid)
@@ -148,15 +158,15 @@ class Supervisor:
             if self._stopping.is_set():
                 process.terminate()
             status = await process.wait()
-            # It ends with the process; what came last may still have to be read.
+            # The link ends with the process. Its last metrics may still have to be read.
             await asyncio.wait((link,), timeout=1.0)
         finally:
             link.cancel()
             del self._processes[index]
-        return status, self._gatherer.served[index] > served_before
+        return status, self._scraper.served[index] > served_before
 
     async def _start(self, index: int) -> tuple[Process, "asyncio.Task[None]"]:
-        """Starts a worker, and hears it in a task."""
+        """Starts a worker, and a task that receives what it sends."""
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
@@ -168,62 +178,64 @@ class Supervisor:
             )
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=MAX_LINE)
         own = msgspec.structs.replace(self._settings, node=f"{self._settings.node}-{index}")
-        writer.write(line(Begin(own)))
-        hearing = asyncio.create_task(self._gatherer.attend(index, reader, writer), name=f"hear {index}")
-        return process, hearing
+        writer.write(encode(Begin(own)))
+        receiving = asyncio.create_task(self._scraper.receive(index, reader, writer), name=f"link {index}")
+        return process, receiving
 
     def _give_up(self, index: int, status: int) -> None:
         if not self._status:
-            log.critical("worker %d can't be started (status %d), so the service ends", index, status)
+            log.critical("worker %d can't start (exit status %d), so the service ends", index, status)
             self._status = status if status > 0 else 128 - status
         self._stop()
 
 
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without the settings: those come over the link."""
+    """A worker's, without settings: those come over the link, with what options and the file have said."""
     return {name: value for name, value in environment.items() if not name.startswith("PUSHSSE_")}
 
 
-ANSWER_S = 1.0
-
-
 @dataclass(slots=True, eq=False)
-class Link:
-    """A worker's connection, and what it last told."""
+class WorkerLink:
+    """A worker's connection, and the metrics that it sent last."""
 
     index: int
     writer: asyncio.StreamWriter
     families: tuple[Family, ...] = ()
-    turn: int = 0
+    scrape: int = 0
     answered: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def hear(self, told: Told) -> None:
-        """The worker's numbers."""
-        self.families = told.families
-        self.turn = max(self.turn, told.turn)
+    def take(self, collected: Collected) -> None:
+        """The worker has sent its metrics."""
+        self.families = collected.families
+        self.scrape = max(self.scrape, collected.scrape)
         self.answered.set()
 
 
-class Gatherer:
-    """Listens for workers. `served` counts how often each came to serve; the supervisor counts `restarts`."""
+class Scraper:
+    """Receives from the workers, and makes one exposition of their metrics.
+
+    `served` counts how often each worker came to serve; `restarts` is counted by the supervisor. No counter
+    goes back while the supervisor lives: what a worker sent last is kept when the worker is gone or doesn't
+    answer. Only what it counted after that is lost.
+    """
 
     def __init__(self, *, workers: int, ready: Callable[[], None]) -> None:
         self.served: Counter[int] = Counter()
         self.restarts = 0
         self._workers = workers
         self._ready: Callable[[], None] | None = ready
-        self._links: set[Link] = set()
-        self._gone = Sum()
-        self._turn = 0
+        self._links: set[WorkerLink] = set()
+        self._gone = Totals()
+        self._scrape = 0
         self._scraping = asyncio.Lock()
 
-    async def attend(self, index: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Hears one worker until its link ends."""
-        link = Link(index, writer)
+    async def receive(self, index: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Receives from one worker until its link ends."""
+        link = WorkerLink(index, writer)
         with closing(writer):
             try:
                 async with asyncio.TaskGroup() as scrapes:
-                    await self._hear(link, reader, scrapes)
+                    await self._receive(link, reader, scrapes)
             except* ConnectionError:
                 # The worker is gone; its exit status says more.
                 pass
@@ -231,27 +243,29 @@ class Gatherer:
                 log.warning("the link to worker %d broke: %r", index, errors.exceptions[0])
 
     async def exposition(self) -> bytes:
-        """All numbers, in Prometheus' text format."""
+        """The metrics of all workers, in Prometheus' text format."""
+        # One at a time: a link keeps one answer.
         async with self._scraping:
-            self._turn += 1
+            self._scrape += 1
             asked = set(self._links)
             for link in asked:
                 link.answered.clear()
-                link.writer.write(line(Asked(self._turn)))
+                link.writer.write(encode(Collect(self._scrape)))
             try:
-                async with asyncio.timeout(ANSWER_S):
+                async with asyncio.timeout(COLLECT_S):
                     for link in asked:
                         await link.answered.wait()
             except TimeoutError:
                 pass
-            return Exposition(self._sum()).text()
+            return Exposition(self._total()).text()
 
-    def _sum(self) -> tuple[Family, ...]:
-        total, unanswered = Sum(), 0
+    def _total(self) -> tuple[Family, ...]:
+        total, unanswered = Totals(), 0
         total.add(self._gone.families())
         for link in self._links:
-            silent = link.turn != self._turn
+            silent = link.scrape != self._scrape
             unanswered += silent
+            # An old gauge says nothing about now; an old counter is still a lower bound.
             total.add(link.families, counters_only=silent)
         total.add(self._own(unanswered))
         return total.families()
@@ -270,27 +284,29 @@ class Gatherer:
             Family("pushsse_worker_restarts", "counter", "Workers that died and were replaced", restarts),
         )
 
-    async def _hear(self, link: Link, reader: asyncio.StreamReader, scrapes: asyncio.TaskGroup) -> None:
+    async def _receive(
+        self, link: WorkerLink, reader: asyncio.StreamReader, scrapes: asyncio.TaskGroup
+    ) -> None:
         try:
-            while sent := await reader.readline():
-                word = read(sent)
-                if isinstance(word, Hello):
+            while line := await reader.readline():
+                message = decode(line)
+                if isinstance(message, Hello):
                     self._links.add(link)
-                elif isinstance(word, Told):
-                    link.hear(word)
-                elif isinstance(word, Ready):
+                elif isinstance(message, Collected):
+                    link.take(message)
+                elif isinstance(message, Ready):
                     self._serves(link.index)
-                elif isinstance(word, Scrape):
-                    # A task: the answer waits for this worker's own numbers, too.
-                    scrapes.create_task(self._answer(link, word.number), name=f"scrape {link.index}")
+                elif isinstance(message, Scrape):
+                    # A task, since the answer waits for this worker's own metrics, which are read here.
+                    scrapes.create_task(self._answer(link, message.number), name=f"scrape {link.index}")
         finally:
             self._links.discard(link)
             self._gone.add(link.families, counters_only=True)
             link.answered.set()
 
-    async def _answer(self, link: Link, number: int) -> None:
+    async def _answer(self, link: WorkerLink, number: int) -> None:
         text = (await self.exposition()).decode()
-        link.writer.write(line(Scraped(number, text)))
+        link.writer.write(encode(Scraped(number, text)))
         await link.writer.drain()
 
     def _serves(self, index: int) -> None:

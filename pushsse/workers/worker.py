@@ -1,12 +1,14 @@
-"""A worker's link to its supervisor: it says when it serves, tells its numbers, and asks for everybody's.
+"""A worker's side of `serve --workers`: its link to the supervisor, and the messages that both sides send.
 
-Handed to the node by `server.serve`. When the link ends the supervisor is gone, and so is the worker soon.
+`cli/running` makes the `Worker`, `node` runs it. It gets its settings over the link, says when it serves, and
+reports its metrics. `Totals` adds the metrics of several processes up. The end of the link means that the
+supervisor is gone; then the worker ends, too.
 """
 
 import asyncio
 import itertools
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -15,8 +17,13 @@ from msgspec import Struct
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
+from pushsse.metrics import Metrics
 from pushsse.settings import Settings
 
+# How long a worker waits for the metrics of all workers before it answers with its own.
+_SCRAPE_S = 3.0
+# A line of JSON with the metrics of all workers.
+MAX_LINE = 16 * 1024 * 1024
 Labels = tuple[tuple[str, str], ...]
 
 
@@ -43,25 +50,26 @@ def families(metrics: Iterable[Metric]) -> tuple[Family, ...]:
 
 
 @dataclass(slots=True)
-class Sum:
-    """Families added up. What says whether a part is there holds for all only if it holds for each."""
+class Totals:
+    """Metrics of several processes, added up."""
 
     _families: dict[str, tuple[str, str]] = field(default_factory=dict)
     _samples: dict[tuple[str, str, Labels], float] = field(default_factory=dict)
 
-    def add(self, told: Iterable[Family], *, counters_only: bool = False) -> None:
+    def add(self, added: Iterable[Family], *, counters_only: bool = False) -> None:
         """Adds one process's."""
-        for family in told:
+        for family in added:
             if counters_only and family.kind != "counter":
                 continue
             self._families.setdefault(family.name, (family.kind, family.text))
+            # A part is available to the service only if it is available to each worker.
             combine = _least if family.name.endswith("_available") else _plus
             for sample, labels, value in family.samples:
-                at = (family.name, sample, labels)
-                self._samples[at] = combine(self._samples[at], value) if at in self._samples else value
+                key = (family.name, sample, labels)
+                self._samples[key] = combine(self._samples[key], value) if key in self._samples else value
 
     def families(self) -> tuple[Family, ...]:
-        """The sum."""
+        """The totals."""
         found: dict[str, list[tuple[str, Labels, float]]] = {name: [] for name in self._families}
         for (name, sample, labels), value in self._samples.items():
             found[name].append((sample, labels, value))
@@ -70,13 +78,13 @@ class Sum:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Exposition:
-    """Families as prometheus_client wants them."""
+    """Families as text for Prometheus."""
 
-    told: tuple[Family, ...]
+    metrics: tuple[Family, ...]
 
     def collect(self) -> Iterator[Metric]:
-        """Called by the registry."""
-        for family in self.told:
+        """Called by prometheus_client's registry."""
+        for family in self.metrics:
             metric = Metric(family.name, family.text, family.kind)
             for sample, labels, value in family.samples:
                 metric.add_sample(sample, dict(labels), value)
@@ -97,64 +105,62 @@ def _least(one: float, other: float) -> float:
     return min(one, other)
 
 
+# Messages: one line of JSON each.
+
+
 class Begin(Struct, frozen=True, tag="begin"):
-    """The supervisor's first word: the worker's settings."""
+    """Supervisor, first: the worker's settings."""
 
     settings: Settings
 
 
-class Asked(Struct, frozen=True, tag="asked"):
-    """The supervisor wants a worker's numbers; the answer carries the same turn."""
-
-    turn: int
-
-
 class Hello(Struct, frozen=True, tag="hello"):
-    """A worker's first word: from now on it tells its numbers."""
+    """Worker, first: it answers from now on."""
 
 
 class Ready(Struct, frozen=True, tag="ready"):
-    """The worker serves."""
+    """Worker: it serves."""
 
 
-class Told(Struct, frozen=True, tag="told"):
-    """A worker's numbers."""
+class Collect(Struct, frozen=True, tag="collect"):
+    """Supervisor: the worker's metrics are wanted, for the scrape with this number."""
 
-    turn: int
+    scrape: int
+
+
+class Collected(Struct, frozen=True, tag="collected"):
+    """Worker: its metrics. Scrape 0: the last ones, which nobody has asked for."""
+
+    scrape: int
     families: tuple[Family, ...]
 
 
 class Scrape(Struct, frozen=True, tag="scrape"):
-    """The worker was asked for the numbers of all; the answer carries the same number."""
+    """Worker: somebody scrapes it. The answer carries the same number."""
 
     number: int
 
 
 class Scraped(Struct, frozen=True, tag="scraped"):
-    """The numbers of all workers, in Prometheus' text format."""
+    """Supervisor: the metrics of all workers, as text for Prometheus."""
 
     number: int
     text: str
 
 
-Word = Begin | Asked | Hello | Ready | Told | Scrape | Scraped
-MAX_LINE = 16 * 1024 * 1024
+Message = Begin | Hello | Ready | Collect | Collected | Scrape | Scraped
 _encoder = msgspec.json.Encoder()
-_decoder: msgspec.json.Decoder[Word] = msgspec.json.Decoder(Word)
+_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
-def line(word: Word) -> bytes:
-    """A word as it is sent: one line of JSON."""
-    return _encoder.encode(word) + b"\n"
+def encode(message: Message) -> bytes:
+    """A message as it is sent."""
+    return _encoder.encode(message) + b"\n"
 
 
-def read(sent: bytes) -> Word:
-    """The word of a line. Raises msgspec.DecodeError."""
-    return _decoder.decode(sent)
-
-
-_SCRAPE_S = 3.0
-Collect = Callable[[], Iterable[Metric]]
+def decode(line: bytes) -> Message:
+    """The message of a line. Raises msgspec.DecodeError."""
+    return _decoder.decode(line)
 
 
 class SupervisorGone(Exception):
@@ -162,7 +168,7 @@ class SupervisorGone(Exception):
 
 
 class Worker:
-    """One worker's side of a socket pair."""
+    """One worker's end of a socket pair."""
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
@@ -172,21 +178,21 @@ class Worker:
         self._numbers = itertools.count(1)
 
     def settings(self) -> Settings:
-        """The supervisor's first word. Raises SupervisorGone."""
+        """The settings, which the supervisor sends first; blocks until then. Raises SupervisorGone."""
         # Unbuffered, so that what follows stays in the socket for `run`.
-        with self._link.makefile("rb", buffering=0) as sent:
-            told = sent.readline()
-        if not told:
+        with self._link.makefile("rb", buffering=0) as lines:
+            line = lines.readline()
+        if not line:
             raise SupervisorGone
-        begin = read(told)
+        begin = decode(line)
         assert isinstance(begin, Begin)
         return begin.settings
 
     def ready(self) -> None:
-        """The worker serves."""
+        """Lets the supervisor know that the worker serves."""
         self._serving.set()
 
-    async def run(self, collect: Collect) -> None:
+    async def run(self, metrics: Metrics) -> None:
         """Answers the supervisor for as long as the node runs. Raises SupervisorGone."""
         try:
             reader, writer = await asyncio.open_unix_connection(sock=self._link, limit=MAX_LINE)
@@ -194,46 +200,45 @@ class Worker:
             raise SupervisorGone from error
         with closing(writer):
             self._writer = writer
-            writer.write(line(Hello()))
+            writer.write(encode(Hello()))
             async with asyncio.TaskGroup() as tasks:
-                told = tasks.create_task(self._tell_ready(writer), name="tell ready")
+                reporting = tasks.create_task(self._report_ready(writer), name="report ready")
                 try:
-                    while sent := await reader.readline():
-                        self._hear(sent, writer, collect)
+                    while line := await reader.readline():
+                        self._receive(decode(line), writer, metrics)
                 except OSError as error:
                     raise SupervisorGone from error
                 finally:
-                    told.cancel()
+                    reporting.cancel()
                     self._writer = None
-                    # The last numbers: what was counted since somebody asked.
-                    writer.write(line(Told(0, families(collect()))))
+                    # What was counted since the last scrape would otherwise be lost.
+                    writer.write(encode(Collected(0, families(metrics.collect()))))
         raise SupervisorGone
 
-    def _hear(self, sent: bytes, writer: asyncio.StreamWriter, collect: Collect) -> None:
-        word = read(sent)
-        if isinstance(word, Asked):
-            writer.write(line(Told(word.turn, families(collect()))))
-        elif isinstance(word, Scraped):
-            waiting = self._scrapes.get(word.number)
+    def _receive(self, message: Message, writer: asyncio.StreamWriter, metrics: Metrics) -> None:
+        if isinstance(message, Collect):
+            writer.write(encode(Collected(message.scrape, families(metrics.collect()))))
+        elif isinstance(message, Scraped):
+            waiting = self._scrapes.get(message.number)
             if waiting is not None and not waiting.done():
-                waiting.set_result(word.text.encode())
+                waiting.set_result(message.text.encode())
 
-    async def exposition(self, collect: Collect) -> bytes:
-        """The numbers of all workers, or, if the supervisor doesn't answer in time, this one's own."""
+    async def exposition(self, metrics: Metrics) -> bytes:
+        """The metrics of all workers, or, if the supervisor doesn't answer in time, this one's own."""
         if self._writer is not None:
             number = next(self._numbers)
             answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
             self._scrapes[number] = answer
             try:
-                self._writer.write(line(Scrape(number)))
+                self._writer.write(encode(Scrape(number)))
                 async with asyncio.timeout(_SCRAPE_S):
                     return await answer
             except TimeoutError:
                 pass
             finally:
                 del self._scrapes[number]
-        return Exposition(families(collect())).text()
+        return metrics.exposition()
 
-    async def _tell_ready(self, writer: asyncio.StreamWriter) -> None:
+    async def _report_ready(self, writer: asyncio.StreamWriter) -> None:
         await self._serving.wait()
-        writer.write(line(Ready()))
+        writer.write(encode(Ready()))
