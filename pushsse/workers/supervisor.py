@@ -2,7 +2,7 @@
 
 Called by the command line. It serves nothing itself: each worker binds the port (SO_REUSEPORT). Deliberate:
 uvicorn's supervisor has one accept queue for all workers and gives all of them the same settings, so also the
-same node name; it can't tell when all serve, waits without limit for them to end, and ignores a second signal.
+same node name; it can't tell when all serve, waits for their end without limit, and ignores a second signal.
 In prometheus_client's multiprocess mode custom collectors, such as `Metrics`, don't work.
 """
 
