@@ -22,7 +22,7 @@ from pushsse.errors import Overloaded, Unavailable
 from pushsse.hub.opening import From, Opener, StreamOptions
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy
 from pushsse.stream.handover import offered
-from pushsse.stream.portable import Turns, start
+from pushsse.stream.portable import WakeQueue, start
 
 OPENING_AT_ONCE = 64
 # A stream that isn't handed over takes three times as long to open.
@@ -67,7 +67,7 @@ class StreamEndpoint:
     backlog_bytes: int
     queue: Queue = field(default_factory=lambda: Queue(OPENING_AT_ONCE))
     portable_queue: Queue = field(default_factory=lambda: Queue(PORTABLE_AT_ONCE))
-    turns: Turns = field(default_factory=Turns)
+    wake_queue: WakeQueue = field(default_factory=WakeQueue)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -88,7 +88,7 @@ class StreamEndpoint:
                     lambda sink: self.opener.begin(opening, sink, options),
                     scope,
                     send,
-                    turns=self.turns,
+                    wake_queue=self.wake_queue,
                     backlog_bytes=self.backlog_bytes,
                 )
         except Unavailable as error:

@@ -1,8 +1,8 @@
-"""The node's one in-process queue, between what the backplane lets it hear and its delivery.
+"""The node's one in-process queue, between the backplane's `listen` and delivery.
 
-A service. Idle, it delivers at once. After a delivery that cost something it waits a moment, so that what
-arrives meanwhile leaves in one write per stream; after one to a few it doesn't, since nothing would be saved.
-Full, it stops reading: the log keeps what isn't read.
+A service. While it is idle, each hearing is delivered at once. After a delivery to many streams it rests for
+up to 2 ms, so that what arrives meanwhile leaves in one write per stream; after a delivery to few it doesn't,
+because that would save nothing. When the queue is full it stops listening, and the log keeps what isn't read.
 """
 
 import asyncio
@@ -14,17 +14,18 @@ from contextlib import aclosing
 from pushsse.backplane import BROADCAST, Backplane, Heard, Hearing
 from pushsse.hub.delivery import Delivery
 
-GATHER_S = 0.002
-# A wait is so many times as long as the delivery was: deliveries take a ninth of the time at most.
-_TIMES = 8
-# The event loop counts in milliseconds: a shorter wait is none.
-_LEAST_S = 0.0005
-_IN_A_ROW = 64
+MAX_REST_S = 0.002
+# A rest is so many times as long as the delivery was: deliveries take a ninth of the time at most.
+_REST_RATIO = 8
+# The event loop's timers count in milliseconds: a shorter rest would be none.
+_MIN_REST_S = 0.0005
+# How many hearings are delivered in a row before other tasks have their turn.
+_MAX_IN_A_ROW = 64
 QUEUE_LENGTH = 10_000
 
 
 class Feed:
-    """Listens, and hands on in order."""
+    """Hands what the node hears to delivery, in order."""
 
     def __init__(self, backplane: Backplane, delivery: Delivery) -> None:
         self._backplane = backplane
@@ -32,7 +33,7 @@ class Feed:
         self._queue: deque[Hearing] = deque()
         self._heard = asyncio.Event()
         self._room = asyncio.Event()
-        self._rested_at = 0.0
+        self._rest_until = 0.0
         self._failure: Exception | None = None
 
     @property
@@ -41,7 +42,7 @@ class Feed:
         return len(self._queue)
 
     async def run(self) -> None:
-        """Listens and delivers, for ever."""
+        """Listens and delivers, for ever. An error of the delivery ends it."""
         self._backplane.hear_at_once(self)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -69,11 +70,12 @@ class Feed:
         in_a_row = 0
         async with aclosing(self._backplane.listen()) as hearings:
             async for hearing in hearings:
-                # What waits stays in the queue until it is delivered: nothing overtakes it here.
-                if not self._queue and time.perf_counter() >= self._rested_at:
+                # Guarantee 2: a hearing is delivered directly only while nothing waits in the queue, so it
+                # can't overtake what was heard before it.
+                if not self._queue and time.perf_counter() >= self._rest_until:
                     self._deliver((hearing,))
                     in_a_row += 1
-                    if in_a_row == _IN_A_ROW:
+                    if in_a_row == _MAX_IN_A_ROW:
                         in_a_row = 0
                         await asyncio.sleep(0)
                     continue
@@ -88,22 +90,24 @@ class Feed:
             await self._heard.wait()
             if self._failure is not None:
                 raise self._failure
-            if (wait_s := self._rested_at - time.perf_counter()) > 0:
+            if (wait_s := self._rest_until - time.perf_counter()) > 0:
                 await asyncio.sleep(wait_s)
+            # Guarantee 2: emptied and delivered without an await between, so that `hear` and `_listen` see
+            # either all of the batch waiting or all of it delivered.
             self._heard.clear()
             batch = tuple(self._queue)
             self._queue.clear()
             self._room.set()
             self._deliver(batch)
-            rest_s = self._rested_at - time.perf_counter()
-            # What waits in a transport leaves when the loop turns: the rest begins after that.
+            rest_s = self._rest_until - time.perf_counter()
+            # What waits in a transport leaves at the next turn of the loop; the rest begins after that.
             await asyncio.sleep(0)
             if rest_s > 0:
-                self._rested_at = time.perf_counter() + rest_s
+                self._rest_until = time.perf_counter() + rest_s
 
     def _deliver(self, batch: Sequence[Hearing]) -> None:
         began = time.perf_counter()
         self._delivery.deliver(batch)
         ended = time.perf_counter()
-        rest_s = min(GATHER_S, (ended - began) * _TIMES)
-        self._rested_at = ended + rest_s if rest_s >= _LEAST_S else 0.0
+        rest_s = min(MAX_REST_S, (ended - began) * _REST_RATIO)
+        self._rest_until = ended + rest_s if rest_s >= _MIN_REST_S else 0.0

@@ -1,7 +1,8 @@
-"""The portable way of writing a stream: sse-starlette's EventSourceResponse over a bounded queue.
+"""Writes streams under any ASGI server: sse-starlette's EventSourceResponse over a bounded queue.
 
-Used by the stream endpoint under any ASGI server that doesn't offer the handover. Deliberate: pings and
-shutdown are left to the hub, whose heartbeat and drain do both for all streams.
+The stream endpoint calls `start`, which takes the connection over where the server offers that (`handover`),
+and else makes such a response. Deliberate: pings and shutdown are left to the hub, whose heartbeat and drain
+do both for all streams.
 """
 
 import asyncio
@@ -17,8 +18,9 @@ from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, Chunk
 from pushsse.stream.handover import offered
 from pushsse.stream.subscriber import Sink, Subscriber
 
-_A_TURN = 64
-# The same for all, and made once.
+# How many streams are woken in one turn of the event loop.
+_WAKES_PER_TURN = 64
+# Made once: they are the same for all streams.
 _HEADERS = EventSourceResponse(iter(()), headers=STREAM_HEADERS, ping=0).raw_headers
 _HEAD = [
     (b"content-type", f"{MEDIA_TYPE}; charset=utf-8".encode()),
@@ -28,10 +30,11 @@ _HEAD = [
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 
-class Turns:
+class WakeQueue:
     """Wakes the streams that have something to send, a few in each turn of the event loop.
 
-    What is for everybody would else keep thousands of tasks busy at once, and others waiting for all of them.
+    Guarantee 4: a broadcast would otherwise make thousands of tasks ready at once, and every other task would
+    wait for all of them.
     """
 
     def __init__(self) -> None:
@@ -44,25 +47,24 @@ class Turns:
         self._streams.append(stream)
 
     def _next(self) -> None:
-        for _ in range(min(_A_TURN, len(self._streams))):
+        for _ in range(min(_WAKES_PER_TURN, len(self._streams))):
             self._streams.popleft().wake()
         if self._streams:
             asyncio.get_running_loop().call_soon(self._next)
 
 
 class QueueStream(EventSourceResponse):
-    """One stream: the hub writes to it, and as a response it sends what is queued.
+    """One stream: a sink for the hub, and the response that sends what is queued.
 
-    It is full above `backlog_bytes`, and has room again when it is empty. It takes one task beside the
-    server's own, where sse-starlette would start three: thousands of streams would feel them, in memory and
-    when they all come at once.
+    It is full above `backlog_bytes`, and has room again when it is empty. It starts one task beside the
+    server's own, where sse-starlette starts three, which cost memory and time with thousands of streams.
     """
 
-    def __init__(self, turns: Turns, *, backlog_bytes: int) -> None:
+    def __init__(self, wake_queue: WakeQueue, *, backlog_bytes: int) -> None:
         super().__init__(self._body(), ping=0)
         self.raw_headers = _HEADERS
         self.subscriber: Subscriber | None = None
-        self._turns = turns
+        self._wake_queue = wake_queue
         self._backlog_bytes = backlog_bytes
         self._queued: list[bytes] = []
         self._bytes = 0
@@ -92,10 +94,8 @@ class QueueStream(EventSourceResponse):
         self._ended = True
         self._close()
 
-    # Turns
-
     def wake(self) -> None:
-        """There is something to send."""
+        """Called by the wake queue: something is queued to be sent."""
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 
@@ -114,7 +114,7 @@ class QueueStream(EventSourceResponse):
             self._open = None
             writing.cancel()
             await asyncio.wait((writing,))
-            # The two hold each other, which would wait for the collector of cycles.
+            # The two refer to each other: a cycle would stay in memory until the collector runs.
             subscriber, self.subscriber = self.subscriber, None
             if subscriber is not None:
                 subscriber.gone()
@@ -130,20 +130,20 @@ class QueueStream(EventSourceResponse):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _put(self, chunk: Chunk) -> None:
-        # Whoever has something queued is awake already, or will be.
+        # A stream that has something queued is awake, or in the wake queue.
         if not self._queued:
-            self._turns.add(self)
+            self._wake_queue.add(self)
         self._queued.append(chunk.raw)
         self._bytes += len(chunk.raw)
 
     def _close(self, _: object = None) -> None:
-        """Makes the server's task leave off waiting for the client's leaving."""
+        """Ends the server's task's wait for the client to leave."""
         if self._open is not None:
             self._open.reschedule(0)
             self._open = None
 
     async def _body(self) -> AsyncIterator[bytes]:
-        """Whatever is queued, in one piece."""
+        """All that is queued, joined, each time that something is."""
         while self._queued or not self._ended:
             if not self._queued:
                 self._idle = asyncio.get_running_loop().create_future()
@@ -160,28 +160,34 @@ class QueueStream(EventSourceResponse):
 
 
 async def start(
-    begin: Callable[[Sink], Subscriber], scope: Scope, send: Send, *, turns: Turns, backlog_bytes: int
+    begin: Callable[[Sink], Subscriber],
+    scope: Scope,
+    send: Send,
+    *,
+    wake_queue: WakeQueue,
+    backlog_bytes: int,
 ) -> QueueStream | None:
-    """Begins a stream with `begin`.
+    """Begins a stream with `begin`, which gets the stream's sink.
 
     Returns the response, which is still to be sent; None where the server has handed its connection over.
     """
     offer = offered(scope)
     if offer is None:
-        queued = QueueStream(turns, backlog_bytes=backlog_bytes)
+        queued = QueueStream(wake_queue, backlog_bytes=backlog_bytes)
         queued.subscriber = begin(queued)
         return queued
     offer.hold_head()
     await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
     stream = offer.take(backlog_bytes)
     if stream is None:
-        # The client has gone, or has sent a request behind this one: an empty stream, it comes back.
+        # The client has left, or has sent another request behind this one: it gets an empty stream and comes
+        # back.
         await send({"type": "http.response.body", "body": b""})
         return None
     try:
         stream.subscriber = begin(stream)
     except BaseException:
-        # Nobody else knows of the connection by now.
+        # The server has let go of the connection, so nobody else would close it.
         stream.abort()
         raise
     return None

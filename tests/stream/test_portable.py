@@ -7,7 +7,7 @@ import pytest
 from starlette.types import Message
 
 from pushsse.stream.frame import chunk
-from pushsse.stream.portable import QueueStream, Turns
+from pushsse.stream.portable import QueueStream, WakeQueue
 from tests.serving import LIMIT_S
 from tests.waiting import eventually
 
@@ -23,6 +23,8 @@ class Peer:
         self.open = asyncio.Event()
         self.open.set()
         self.left = asyncio.Event()
+        self.sending = asyncio.Event()
+        self.receiving = asyncio.Event()
         self.error: Exception | None = None
 
     @property
@@ -32,6 +34,7 @@ class Peer:
 
     async def send(self, message: Message) -> None:
         """ASGI."""
+        self.sending.set()
         await self.open.wait()
         if self.error is not None:
             raise self.error
@@ -39,8 +42,17 @@ class Peer:
 
     async def receive(self) -> Message:
         """ASGI."""
+        self.receiving.set()
         await self.left.wait()
         return {"type": "http.disconnect"}
+
+
+async def under_way(*peers: Peer) -> None:
+    """Waits until the response of each sends, and listens for its client's leaving."""
+    async with asyncio.timeout(LIMIT_S):
+        for peer in peers:
+            await peer.sending.wait()
+            await peer.receiving.wait()
 
 
 def serve(stream: QueueStream, peer: Peer) -> asyncio.Task[None]:
@@ -48,7 +60,7 @@ def serve(stream: QueueStream, peer: Peer) -> asyncio.Task[None]:
 
 
 async def test_what_is_queued_goes_out_in_order_and_the_end_ends_the_body() -> None:
-    stream, peer = QueueStream(Turns(), backlog_bytes=1_000), Peer()
+    stream, peer = QueueStream(WakeQueue(), backlog_bytes=1_000), Peer()
     stream.write(chunk(b"one "))
     task = serve(stream, peer)
     await eventually(lambda: peer.body == b"one ")
@@ -64,13 +76,12 @@ async def test_what_is_queued_goes_out_in_order_and_the_end_ends_the_body() -> N
 
 @pytest.mark.parametrize("begun", [False, True], ids=["before it is sent", "while it is sent"])
 async def test_an_aborted_stream_is_over_although_its_client_takes_nothing(begun: bool) -> None:
-    stream, peer = QueueStream(Turns(), backlog_bytes=1_000), Peer()
+    stream, peer = QueueStream(WakeQueue(), backlog_bytes=1_000), Peer()
     peer.open.clear()
     task = serve(stream, peer)
     if begun:
-        await asyncio.sleep(0.01)
+        await under_way(peer)
         stream.write(chunk(b"never taken"))
-        await asyncio.sleep(0.01)
     stream.abort()
     if not begun:
         # The head and an empty body are all that is left to be said.
@@ -82,9 +93,9 @@ async def test_an_aborted_stream_is_over_although_its_client_takes_nothing(begun
 
 async def test_a_client_that_has_gone_ends_the_stream_whichever_way_the_server_says_so() -> None:
     silent, loud = Peer(), Peer()
-    first, second = (QueueStream(Turns(), backlog_bytes=1_000) for _ in range(2))
+    first, second = (QueueStream(WakeQueue(), backlog_bytes=1_000) for _ in range(2))
     tasks = serve(first, silent), serve(second, loud)
-    await asyncio.sleep(0.01)
+    await under_way(silent, loud)
     silent.left.set()
     loud.error = OSError("it has gone")
     second.write(chunk(b"nobody reads this"))
@@ -92,17 +103,17 @@ async def test_a_client_that_has_gone_ends_the_stream_whichever_way_the_server_s
 
 
 async def test_a_mistake_in_the_server_is_not_hidden() -> None:
-    stream, peer = QueueStream(Turns(), backlog_bytes=1_000), Peer()
+    stream, peer = QueueStream(WakeQueue(), backlog_bytes=1_000), Peer()
     peer.error = LookupError("a bug")
     with pytest.raises(LookupError, match="a bug"):
         await asyncio.wait_for(serve(stream, peer), LIMIT_S)
 
 
 async def test_a_cancelled_response_takes_its_writing_task_with_it() -> None:
-    stream, peer = QueueStream(Turns(), backlog_bytes=1_000), Peer()
+    stream, peer = QueueStream(WakeQueue(), backlog_bytes=1_000), Peer()
     before = asyncio.all_tasks()
     task = serve(stream, peer)
-    await asyncio.sleep(0.01)
+    await under_way(peer)
     assert len(asyncio.all_tasks() - before) == 2
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -111,10 +122,10 @@ async def test_a_cancelled_response_takes_its_writing_task_with_it() -> None:
 
 
 async def test_many_streams_are_woken_a_few_at_a_time_so_that_others_have_their_turn() -> None:
-    turns, peers = Turns(), [Peer() for _ in range(500)]
-    streams = [QueueStream(turns, backlog_bytes=1_000) for _ in peers]
+    wake_queue, peers = WakeQueue(), [Peer() for _ in range(500)]
+    streams = [QueueStream(wake_queue, backlog_bytes=1_000) for _ in peers]
     tasks = [serve(stream, peer) for stream, peer in zip(streams, peers, strict=True)]
-    await asyncio.sleep(0.05)
+    await under_way(*peers)
     for stream in streams:
         stream.write(chunk(b"all"))
     seen: list[int] = []
