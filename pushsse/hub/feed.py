@@ -79,11 +79,13 @@ class Feed:
                         in_a_row = 0
                         await asyncio.sleep(0)
                     continue
+                self._queue.append(hearing)
+                self._heard.set()
+                # Guarantee 2: it is in the queue before this waits. With a hearing in hand, `hear` could find
+                # the queue empty, and deliver first what comes after it.
                 while len(self._queue) >= QUEUE_LENGTH:
                     self._room.clear()
                     await self._room.wait()
-                self._queue.append(hearing)
-                self._heard.set()
 
     async def _deliver_queue(self) -> None:
         while True:

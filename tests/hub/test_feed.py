@@ -8,9 +8,12 @@ from typing import Any, cast
 import pytest
 
 from pushsse import backplane
-from pushsse.backplane import BROADCAST, Ear, Entry, HeardLive, Hearing
+from pushsse.backplane import BROADCAST, Append, Draft, Ear, Entry, HeardLive, Hearing
+from pushsse.backplane.memory import MemoryBackplane
 from pushsse.event import Publication
+from pushsse.hub import feed
 from pushsse.hub.feed import Feed
+from pushsse.metrics import Metrics
 
 pytestmark = pytest.mark.anyio
 
@@ -31,9 +34,9 @@ class Heard:
     def hear_at_once(self, ear: Ear | None) -> None:
         self.ear = ear
 
-    def deliver(self, hearings: Sequence[HeardLive]) -> None:
+    def deliver(self, hearings: Sequence[Hearing]) -> None:
         until = time.perf_counter() + self.cost_s
-        self.batches.append([hearing.log for hearing in hearings])
+        self.batches.append([name(hearing) for hearing in hearings])
         while time.perf_counter() < until:
             pass
 
@@ -46,6 +49,10 @@ class Heard:
             while len(found := [name for batch in self.batches for name in batch]) < count:
                 await asyncio.sleep(0)
         return found
+
+
+def name(hearing: Hearing) -> str:
+    return hearing.entries[0].log if isinstance(hearing, backplane.Heard) else hearing.log
 
 
 async def running(heard: Heard, work: Any) -> None:
@@ -99,14 +106,21 @@ def published(log: str, *, events: int = 1) -> backplane.Heard:
 class Delivered:
     """A delivery that takes down what it is given, or fails."""
 
-    def __init__(self, failure: Exception | None = None) -> None:
+    def __init__(self, failure: Exception | None = None, *, cost_s: float = 0.0) -> None:
         self.heard: list[Hearing] = []
         self.failure = failure
+        self.cost_s = cost_s
 
     def deliver(self, hearings: Sequence[Hearing]) -> None:
         if self.failure is not None:
             raise self.failure
+        time.sleep(self.cost_s)
         self.heard += hearings
+
+    @property
+    def numbers(self) -> list[int]:
+        entries = (heard.entries for heard in self.heard if isinstance(heard, backplane.Heard))
+        return [entry.number for some in entries for entry in some]
 
 
 def test_an_event_for_a_few_is_delivered_while_it_is_published() -> None:
@@ -132,6 +146,34 @@ async def test_what_waits_is_not_overtaken() -> None:
         assert await heard.delivered(2) == ["1", "2"]
 
     await running(heard, work())
+
+
+async def test_what_is_published_at_once_overtakes_nothing_even_while_the_queue_is_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(feed, "QUEUE_LENGTH", 1)
+    log = MemoryBackplane(shards=1, keep_s=600, keep_bytes=1 << 20, metrics=Metrics())
+    append = Append("0", (Draft(Publication("a", b"", ("ann",))),))
+    delivery = Delivered(cost_s=0.001)
+    deliverer = Feed(log, cast(Any, delivery))
+    log.follow("0")
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(deliverer.run())
+        for round in range(20):
+            # While the feed rests after a delivery, one fills the queue and one waits for room.
+            while len(delivery.heard) <= 3 * round:
+                await asyncio.sleep(0)
+            for _ in range(2):
+                await log.publish([append])
+                for _ in range(5):
+                    await asyncio.sleep(0)
+            while deliverer.waiting:
+                await asyncio.sleep(0)
+            log.publish_at_once([append])
+        while len(delivery.numbers) < 60:
+            await asyncio.sleep(0)
+        running.cancel()
+    assert delivery.numbers == list(range(1, 61))
 
 
 async def test_a_delivery_that_fails_ends_the_feed_and_not_the_publisher() -> None:
