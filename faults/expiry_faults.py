@@ -38,8 +38,8 @@ _BACK_S = 20.0
 
 
 async def late(world: World) -> None:
-    """Events worth 4 s, in the log in time, while a node is cut off from Redis for 12 s, or stopped."""
-    what = f"{_EVENTS} events worth {_TTL_S} s in the log in time"
+    """A node is cut off from Redis for 12 s, or stopped, while the log has events that expire after 4 s."""
+    what = f"{_EVENTS} events that expire after {_TTL_S} s, in the log in time"
     async with Relay(free_port(), world.cluster.stack.redis.port) as relay:
         make = world.cluster.make
         url = world.cluster.stack.settings["PUSHSSE_REDIS_URL"]
@@ -75,7 +75,7 @@ async def _away(world: World, row: Row, leave: Callable[[], None], come_back: Ca
         row.check("written late", _late(away, sent), _late(away, sent) == 0)
         elsewhere = sum(0 < receipt.key.number <= _EVENTS for receipt in here.account.receipts)
         row.check("written in time elsewhere", elsewhere, elsewhere == _EVENTS and not _late(here, sent))
-        row.check("on after", f"{back_s:.1f} s", back_s < _BACK_S)
+        row.check("working again after", f"{back_s:.1f} s", back_s < _BACK_S)
 
 
 def _late(client: Client, sent: float) -> int:

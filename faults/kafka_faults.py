@@ -1,4 +1,4 @@
-"""Faults of Kafka: the broker killed, members that come and go, a topic made anew, records twice."""
+"""Faults of Kafka: the broker killed, members that come and go, a topic recreated, records twice."""
 
 import asyncio
 import re
@@ -34,12 +34,12 @@ async def killed(world: World) -> None:
         back = time.monotonic()
         await asyncio.sleep(_BACK_S + 1)
         heard_s = world.heard_again_s(back)
-        row.check("on after", f"{heard_s:.1f} s", heard_s <= _BACK_S)
+        row.check("working again after", f"{heard_s:.1f} s", heard_s <= _BACK_S)
         row.check("streams cut", world.cuts(), world.cuts() == 0)
 
 
 async def rebalanced(world: World) -> None:
-    """Nodes come and go every 20 s; the topic is made anew."""
+    """Nodes come and go every 20 s; the topic is recreated."""
     async with world.row(
         6, "every 20 s a node added, removed, killed; six members for four partitions"
     ) as row:
@@ -67,7 +67,7 @@ async def rebalanced(world: World) -> None:
     await asyncio.sleep(2)
     await asyncio.to_thread(kafka.create_topic, TOPIC, PARTITIONS)
     await world.producer.renew()
-    async with world.row(6, "the topic deleted and made anew") as row:
+    async with world.row(6, "the topic deleted and recreated") as row:
         await asyncio.sleep(25)
         row.check("streams cut", world.cuts(), world.cuts() == 0)
 
@@ -112,7 +112,7 @@ async def dead_letters_refused(world: World) -> None:
             return _partition_heard_s(world, 0) < 0.5
 
         await poll(again, limit_s=20)
-        row.check("on after", f"{time.monotonic() - back:.1f} s", time.monotonic() - back < 15)
+        row.check("working again after", f"{time.monotonic() - back:.1f} s", time.monotonic() - back < 15)
         letters = await _letters(world)
         row.check("dead letters", len(letters), letters == [poison])
 
@@ -197,7 +197,7 @@ async def _check_numbers(world: World, node: Node, row: Row, what: str, wanted: 
 
 async def repeated(world: World) -> None:
     """The same records twice; offsets rewound; a producer that repeats ids."""
-    async with world.row(12, "1,000 records produced twice, half of them with the id alone the same") as row:
+    async with world.row(12, "1,000 records produced twice, half of them with only the id in common") as row:
         await asyncio.sleep(6)
         ledger = world.producer.ledger
         before = await world.cluster.total("repeated")

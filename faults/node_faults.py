@@ -141,7 +141,8 @@ async def clock(world: World) -> None:
     """The clock of one node is five minutes off, ahead and behind."""
     for make, word in ((ClockNode, "ahead"), (SlowClockNode, "behind")):
         await exchange(world, 2, make)
-        async with world.row(16, f"clock of one node 5 minutes {word}; events worth 4 minutes") as row:
+        what = f"clock of one node 5 minutes {word}; events that expire after 4 minutes"
+        async with world.row(16, what) as row:
             await _shaken(world, row, 2)
     await exchange(world, 2, world.cluster.make)
 
@@ -155,13 +156,13 @@ async def side_by_side(world: World) -> None:
 
 
 async def _shaken(world: World, row: Row, number: int) -> None:
-    """Clients come and go between the strange node and the others, and flip switches."""
+    """Clients come and go between that node and the others, and flip switches."""
     node = world.cluster.stack.node(number)
     before = (await world.cluster.metrics(node)).get("appended", 0)
     flips = await shake(world, 15, people=PEOPLE[:60], flips_per_s=4, drops_per_s=10)
     now = await world.cluster.metrics(node)
     row.check("flips", flips, flips > 20)
-    row.check("streams at the strange node", int(now["connections"]), now["connections"] > 20)
+    row.check("streams at that node", int(now["connections"]), now["connections"] > 20)
     appended = int(now["appended"] - before)
     row.check("appended by it", appended, appended > 100)
 

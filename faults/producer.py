@@ -47,7 +47,7 @@ class Producer:
         await self._group.__aexit__(kind, error, trace)
 
     async def renew(self) -> None:
-        """A new connection, for a topic that was made anew."""
+        """A new connection, for a topic that was recreated."""
         if self._kafka is not None:
             await self._kafka.stop()
         self._kafka = AIOKafkaProducer(

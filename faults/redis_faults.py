@@ -29,7 +29,7 @@ async def killed(world: World) -> None:
             back = time.monotonic()
             await asyncio.sleep(2 if world.scale.fast else _BACK_S + 1)
             heard_s = world.heard_again_s(back)
-            row.check("on after", f"{heard_s:.1f} s", heard_s <= _BACK_S)
+            row.check("working again after", f"{heard_s:.1f} s", heard_s <= _BACK_S)
             row.check("streams cut", world.cuts(), world.cuts() == 0)
 
 
@@ -54,7 +54,7 @@ async def stopped(world: World) -> None:
         back = time.monotonic()
         await asyncio.sleep(_BACK_S + 1)
         heard_s = world.heard_again_s(back)
-        row.check("on after", f"{heard_s:.1f} s", heard_s <= _BACK_S)
+        row.check("working again after", f"{heard_s:.1f} s", heard_s <= _BACK_S)
         row.check("streams cut", world.cuts(), world.cuts() == 0)
 
 
@@ -125,10 +125,10 @@ async def emptied(world: World) -> None:
 def _check_told(world: World, row: Row, begun: float) -> None:
     times = [client.account.told[0].at - begun for client in world.crowd.clients if client.account.told]
     untold = len(world.crowd.clients) - len(times)
-    row.check("last told after", f"{max(times, default=-1):.1f} s", times and max(times) <= _TOLD_S)
-    row.check("not told", untold, untold == 0)
+    row.check("last client told after", f"{max(times, default=-1):.1f} s", times and max(times) <= _TOLD_S)
+    row.check("clients not told", untold, untold == 0)
     heard_s = world.heard_again_s(begun)
-    row.check("on after", f"{heard_s:.1f} s", heard_s <= _TOLD_S)
+    row.check("working again after", f"{heard_s:.1f} s", heard_s <= _TOLD_S)
 
 
 async def committed(world: World) -> int:
