@@ -182,11 +182,11 @@ class Gap(NamedTuple):
 Hearing = Heard | HeardLive | Followed | Gap
 
 
-class Ear(Protocol):
-    """A listener that may be told outside of `listen`."""
+class DirectListener(Protocol):
+    """A listener that can be called with what `publish_at_once` appends, beside what `listen` yields."""
 
     def hear(self, hearing: Heard) -> bool:
-        """Takes a hearing; False where it has to wait for its turn."""
+        """Takes a hearing; False if it must not now, since something that came earlier still waits."""
         ...
 
 
@@ -262,10 +262,11 @@ class Backplane(Protocol):
         """
         ...
 
-    def hear_at_once(self, ear: Ear | None) -> None:
-        """Lets the listener hear what `publish_at_once` appends within that call, if nothing waits before it.
+    def hear_at_once(self, listener: DirectListener | None) -> None:
+        """Calls this listener from within `publish_at_once`, unless something earlier still waits for it.
 
-        What `ear` doesn't take, `listen` yields. A backplane that never publishes at once needs no ear.
+        What it does not take, `listen` yields. None ends that. A backplane that never publishes at once has
+        nothing to do here.
         """
         return
 

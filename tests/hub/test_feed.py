@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from pushsse import backplane
-from pushsse.backplane import BROADCAST, Append, Draft, Ear, Entry, HeardLive, Hearing
+from pushsse.backplane import BROADCAST, Append, DirectListener, Draft, Entry, HeardLive, Hearing
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.event import Publication
 from pushsse.hub import feed
@@ -31,7 +31,7 @@ class Heard:
         while True:
             yield await self.coming.get()
 
-    def hear_at_once(self, ear: Ear | None) -> None:
+    def hear_at_once(self, ear: DirectListener | None) -> None:
         self.ear = ear
 
     def deliver(self, hearings: Sequence[Hearing]) -> None:

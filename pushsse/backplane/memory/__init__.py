@@ -18,8 +18,8 @@ from pushsse.backplane import (
     BROADCAST_SHARE,
     Append,
     Backplane,
+    DirectListener,
     Draft,
-    Ear,
     Entry,
     Followed,
     Heard,
@@ -79,7 +79,7 @@ class MemoryBackplane(Backplane):
         self._behind = 0
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
-        self._ear: Ear | None = None
+        self._direct: DirectListener | None = None
 
     async def __aenter__(self) -> Self:
         """Continues where the file ends. Raises SettingsError where another process uses it."""
@@ -167,8 +167,8 @@ class MemoryBackplane(Backplane):
         receipt.count(self._metrics)
         if heard:
             hearing = Heard(tuple(heard))
-            # What waits was appended before: the order is that of the log.
-            if self._waiting or self._ear is None or not self._ear.hear(hearing):
+            # Guarantee 2: what waits was appended earlier, and must be heard first.
+            if self._waiting or self._direct is None or not self._direct.hear(hearing):
                 self._queue(hearing)
         return receipt
 
@@ -253,9 +253,9 @@ class MemoryBackplane(Backplane):
             self._behind = 0
             self._room.set()
 
-    def hear_at_once(self, ear: Ear | None) -> None:
-        """From now on `ear` is asked first."""
-        self._ear = ear
+    def hear_at_once(self, listener: DirectListener | None) -> None:
+        """From now on this listener is asked first."""
+        self._direct = listener
 
     def follow(self, log: str) -> None:
         """Takes effect at once: what is appended after this call is heard."""
