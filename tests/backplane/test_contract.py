@@ -12,6 +12,7 @@ from pushsse.backplane import BROADCAST, Append, Backplane, Draft, HeardLive, So
 from pushsse.errors import NotOwner
 from pushsse.event import Change, Publication
 from pushsse.position import Mark
+from tests.waiting import eventually
 
 from .ear import Ear, append, bodies, publication, sourced, user_of
 
@@ -496,9 +497,11 @@ async def test_a_log_keeps_what_is_not_too_old(make: Make) -> None:
     async with make(keep_s=0.3) as backplane:
         await backplane.publish([append("1", "old"), append("2", "old")])
         first = (await backplane.read({"1": 0}, limit=10)).heads["1"]
-        async with asyncio.timeout(10):
-            while (await backplane.read({"1": 0, "2": 0}, limit=10)).entries:
-                await asyncio.sleep(0.02)
+
+        async def empty() -> bool:
+            return not (await backplane.read({"1": 0, "2": 0}, limit=10)).entries
+
+        await eventually(empty)
         head = (await backplane.read({"1": 0}, limit=10)).heads["1"]
         assert (head.epoch, head.number, head.first) == (first.epoch, 1, 2)
         assert head.trimmed_ms > 0

@@ -1,6 +1,7 @@
 """Clients from npm, as pages use them, against a node that is restarted: everything arrives once."""
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ from tests.cli.running import served
 from tests.cli.test_serve import SECRET
 from tests.deployed import npm
 from tests.parts import missing
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.real
 
@@ -32,6 +34,10 @@ async def publish(url: str, number: int) -> None:
 
 class Holder:
     """Keeps the port over restarts."""
+
+
+def has_more_events(page: npm.Page, count: int) -> bool:
+    return page.count("event") > count
 
 
 @pytest.mark.anyio
@@ -70,8 +76,6 @@ async def test_everything_arrives_over_clean_ends_and_a_restart(
         with served(tmp_path, "--port", port, **settings):
             await publish(url, sent)
             # Both wait longer after each failure.
-            async with asyncio.timeout(60):
-                while page.count("event") <= sent:
-                    await asyncio.sleep(0.05)
+            await eventually(partial(has_more_events, page, sent), 60)
     assert [data["message"] for name, data in page.told if name == "event"] == list(range(sent + 1))
     assert page.count("gap") == page.count("end") == 0

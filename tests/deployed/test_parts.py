@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from deploy.parts.kafka_wire import topics
 from deploy.parts.part import descendants, is_alive
 from deploy.parts.ports import free_port, take_port
 from tests.parts import running
+from tests.waiting import eventually, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
 LIMIT_S = 10.0
@@ -103,8 +103,7 @@ async def test_postgres_that_was_killed_while_it_worked_comes_back_with_its_data
     await connection.execute("create table kept (word text); insert into kept values ('yes')")
     # A backend in the middle of something would hold on to the shared memory if it outlived the server.
     working = asyncio.ensure_future(connection.execute("select count(*) from generate_series(1, 1000000000)"))
-    while not await working_backends(postgres):
-        await asyncio.sleep(0.02)
+    await eventually(lambda: working_backends(postgres))
     await asyncio.to_thread(kill, postgres)
     with pytest.raises((OSError, asyncpg.PostgresConnectionError)):
         await asyncio.wait_for(working, LIMIT_S)
@@ -151,11 +150,8 @@ def test_tests_that_are_ended_leave_no_part_running(
         stdout=subprocess.DEVNULL,
     )
     try:
-        end = time.monotonic() + 3 * LIMIT_S
-        while not (place.exists() and place.read_text()):
-            assert process.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        until(lambda: (place.exists() and place.read_text()) or process.poll() is not None)
+        assert process.poll() is None
         redis = int(place.read_text())
         assert is_alive(redis)
         process.send_signal(number)

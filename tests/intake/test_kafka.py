@@ -321,10 +321,7 @@ async def test_running_nodes_put_the_identity_back_that_redis_has_lost(kit: Kit)
             async def put_back() -> bool:
                 return await kit.backplane.identity("") == known
 
-            end = time.monotonic() + 20
-            while not await put_back():
-                assert time.monotonic() < end
-                await asyncio.sleep(0.05)
+            await eventually(put_back)
 
 
 async def test_an_offset_out_of_range_starts_at_the_earliest(

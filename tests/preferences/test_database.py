@@ -14,6 +14,7 @@ from pushsse.errors import DatabaseUnavailable, SettingsError, StatementFailed
 from pushsse.people import StateTable
 from pushsse.preferences.store import EventType, PreferenceStore
 from tests.parts import running
+from tests.waiting import eventually
 
 from .delay import Delay
 
@@ -59,12 +60,15 @@ async def in_a_process(url: str) -> str:
 
 async def until_back(database: Database, *, within_s: float) -> None:
     """Polls as a node does; fails when the database isn't back in time."""
-    async with asyncio.timeout(within_s):
-        while True:
-            try:
-                return await database.check()
-            except DatabaseUnavailable:
-                await asyncio.sleep(0.05)
+
+    async def back() -> bool:
+        try:
+            await database.check()
+        except DatabaseUnavailable:
+            return False
+        return True
+
+    await eventually(back, within_s)
 
 
 async def unavailable_within(store: PreferenceStore, seconds: float) -> None:
@@ -262,19 +266,21 @@ async def test_a_slow_postgres_is_unavailable_within_two_seconds_and_recovers(
 async def test_a_change_that_waits_for_a_lock_does_not_stop_the_others(
     own_server: Postgres, anyio_backend: str
 ) -> None:
+    locked, done = asyncio.Event(), asyncio.Event()
     async with opened(own_server.url) as (database, _):
 
         async def hold() -> None:
             async with database.transaction() as session:
                 await session.lock(1)
-                await asyncio.sleep(1.3)
+                locked.set()
+                await done.wait()
 
         async def wait() -> None:
             async with database.transaction(timeout_s=0.5) as session:
                 await session.lock(1)
 
         holding = asyncio.create_task(hold())
-        await asyncio.sleep(0.05)
+        await locked.wait()
         waiting = asyncio.create_task(wait())
         while not waiting.done():
             await StateTable(database).read(["ann"])
@@ -282,6 +288,7 @@ async def test_a_change_that_waits_for_a_lock_does_not_stop_the_others(
         with pytest.raises(DatabaseUnavailable):
             await waiting
         assert database.available
+        done.set()
         await holding
 
 

@@ -20,7 +20,7 @@ from pushsse.people import StateTable
 from pushsse.preferences.service import Catalogue
 from pushsse.preferences.store import PreferenceStore
 from tests.cli.running import pushsse, served
-from tests.waiting import until
+from tests.waiting import eventually, until
 
 pytestmark = pytest.mark.anyio
 
@@ -83,13 +83,14 @@ async def test_a_read_only_database_is_unavailable_for_writing_alone(postgres_ur
 
 
 async def until_it_answers(store: PreferenceStore) -> None:
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                await store.known()
-                return
-            except DatabaseUnavailable:
-                await asyncio.sleep(0.05)
+    async def answers() -> bool:
+        try:
+            await store.known()
+        except DatabaseUnavailable:
+            return False
+        return True
+
+    await eventually(answers)
 
 
 async def test_the_catalogue_survives_a_read_only_database_and_joins_the_type_later(
@@ -102,14 +103,14 @@ async def test_the_catalogue_survives_a_read_only_database_and_joins_the_type_la
         catalogue = Catalogue(store, new_types="list", metrics=Metrics())
         task = asyncio.create_task(catalogue.run())
         catalogue.notice(["fresh"])
-        async with asyncio.timeout(20):
-            while "read-only" not in caplog.text:
-                await asyncio.sleep(0.02)
+        await eventually(lambda: "read-only" in caplog.text)
         assert not task.done()
         await configure(postgres_url, "RESET default_transaction_read_only")
-        async with asyncio.timeout(20):
-            while "fresh" not in await known(store):
-                await asyncio.sleep(0.05)
+
+        async def joined() -> bool:
+            return "fresh" in await known(store)
+
+        await eventually(joined)
         assert not task.done()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
