@@ -117,7 +117,7 @@ async def test_a_frozen_redis_misses_and_doubles_nothing(
         async with traffic(backplane, ear) as publisher:
             own_server.freeze()
             await eventually(lambda: not backplane.available)
-            await eventually(lambda: "listens to Redis is lost: no canary" in caplog.text)
+            await eventually(lambda: "listening to Redis: no canary" in caplog.text)
             own_server.thaw()
             await goes_on(ear, publisher)
         assert not ear.gaps
@@ -476,10 +476,10 @@ async def test_trouble_is_logged_once_and_so_is_its_end(
         for _ in range(5):
             with pytest.raises(BackplaneUnavailable):
                 await backplane.publish([append("1", "a")])
-        await eventually(lambda: lines("listens to Redis is lost") == 1)
+        await eventually(lambda: lines("listening to Redis: ") == 1)
         own_server.start()
         await until_taken(backplane, append("1", "b"))
         await ear.until_body("b")
-        await eventually(lambda: lines("listening to Redis again") == 1)
+        await eventually(lambda: lines("listening to Redis: works again") == 1)
         assert lines("(publishing)") <= 4
         assert lines("answers again (publishing)") == 1

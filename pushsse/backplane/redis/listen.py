@@ -2,7 +2,7 @@
 
 `RedisBackplane.listen` hands out what `LogListener` yields. All happens in its steps, one after another: what
 came is sorted; where a number is missing, the connection is new or the canary says so, all logs are read.
-`Cursors` knows how far each log was heard and does no I/O; `Subscription` is the connection.
+`LogCursors` knows how far each log was heard and does no I/O; `Subscription` is the connection.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from pushsse.backplane.redis.read import LogReader, ReadResult, Want, merged, ta
 from pushsse.errors import BackplaneUnavailable
 from pushsse.metrics import Metrics
 from pushsse.position import Mark
-from pushsse.retry import Backoff
+from pushsse.retry import Backoff, Outage
 
 TIMEOUT_S = 1.5
 SILENT_S = 3.0
@@ -45,12 +45,12 @@ class LogListener:
         self._channel = channel.encode()
         self._canary = canary
         self._metrics = metrics
-        self._cursors = Cursors(metrics)
+        self._cursors = LogCursors(metrics)
         self._subscription: Subscription | None = None
         self._wake = asyncio.Event()
-        self._backoff = Backoff(first_s=0.05, most_s=1.0)
+        self._outage = Outage("listening to Redis", _log, Backoff(first_s=0.05, most_s=1.0))
+        self._reading = Backoff(first_s=0.05, most_s=1.0)
         self._listening = False
-        self._lost = False
 
     def follow(self, log: str) -> None:
         """Asks for a log."""
@@ -115,7 +115,8 @@ class LogListener:
             # No await between this and the sorting: a message that came in between would have woken nobody.
             self._wake.clear()
         except (RedisError, OSError, TimeoutError) as error:
-            await self._lose_connection(error)
+            await self.close()
+            await asyncio.sleep(self._outage.failed(str(error) or "no answer"))
             return []
         return self._sort(subscription)
 
@@ -125,22 +126,7 @@ class LogListener:
         await subscription.open(tasks, timeout_s=TIMEOUT_S)
         # Guarantee 2: what was published while there was no connection is in the log alone.
         self._cursors.behind = True
-        if self._lost:
-            _log.info("listening to Redis again")
-            self._metrics.backplane_reconnects += 1
-            self._lost = False
         return subscription
-
-    async def _lose_connection(self, error: Exception) -> None:
-        if not self._lost:
-            _log.warning(
-                "the connection that listens to Redis is lost: %s. It is opened again, and what was missed is"
-                " then read from the logs",
-                str(error) or "no answer",
-            )
-            self._lost = True
-        await self.close()
-        await asyncio.sleep(self._backoff.next_s())
 
     async def _ask(self, subscription: "Subscription") -> None:
         """Subscribes to the channels of new logs, and leaves those of logs that were left."""
@@ -208,13 +194,16 @@ class LogListener:
                 found = await self._reader.read(catch_up.wants, limit=_CATCH_UP_ENTRIES)
         except BackplaneUnavailable:
             # The connection has logged it. What comes meanwhile is in the log as well.
-            await asyncio.sleep(self._backoff.next_s())
+            await asyncio.sleep(self._reading.next_s())
             return []
-        self._backoff.reset()
+        self._reading.reset()
+        # Only here: a connection that opens and breaks at once, again and again, is one outage.
+        if self._outage.over():
+            self._metrics.backplane_reconnects += 1
         return list(self._cursors.apply(catch_up, found))
 
 
-class Cursor:
+class LogCursor:
     """How far one log was heard; without an epoch until it is followed."""
 
     __slots__ = ("at_ms", "epoch", "number")
@@ -225,12 +214,12 @@ class Cursor:
         self.at_ms = 0
 
 
-class CatchUp:
+class CatchUpRead:
     """What is read at one moment: the followed logs from their cursors on, and the tails of some new ones."""
 
     __slots__ = ("_followed", "cursors", "new")
 
-    def __init__(self, cursors: dict[str, Cursor], new: dict[str, Cursor]) -> None:
+    def __init__(self, cursors: dict[str, LogCursor], new: dict[str, LogCursor]) -> None:
         self.cursors = cursors
         self.new = new
         self._followed = [Want(log, one.epoch, one.number, one.at_ms) for log, one in cursors.items()]
@@ -249,14 +238,14 @@ class CatchUp:
         return results[: len(self._followed)], results[len(self._followed) :]
 
 
-class Cursors:
+class LogCursors:
     """The cursors of all logs that are asked for. `behind`: something is missing and has to be read."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.behind = False
         self.left = False  # a log was left since this was last set to False
         self._metrics = metrics
-        self._cursors: dict[str, Cursor] = {}
+        self._cursors: dict[str, LogCursor] = {}
         self._new: dict[str, None] = {}
 
     @property
@@ -278,7 +267,7 @@ class Cursors:
         """A log is asked for; whether that is new."""
         if log in self._cursors:
             return False
-        self._cursors[log] = Cursor()
+        self._cursors[log] = LogCursor()
         self._new[log] = None
         return True
 
@@ -291,7 +280,7 @@ class Cursors:
 
     def reset(self) -> None:
         """Every log is to be followed anew."""
-        self._cursors = {log: Cursor() for log in self._cursors}
+        self._cursors = {log: LogCursor() for log in self._cursors}
         self._new = dict.fromkeys(self._cursors)
 
     def mark(self, log: str) -> Mark | None:
@@ -325,12 +314,12 @@ class Cursors:
 
     # What is missing
 
-    def catch_up(self) -> CatchUp:
+    def catch_up(self) -> CatchUpRead:
         """What to read next."""
         followed = {log: cursor for log, cursor in self._cursors.items() if cursor.epoch}
-        return CatchUp(followed, {log: self._cursors[log] for log in list(self._new)[:_FOLLOW_AT_ONCE]})
+        return CatchUpRead(followed, {log: self._cursors[log] for log in list(self._new)[:_FOLLOW_AT_ONCE]})
 
-    def apply(self, catch_up: CatchUp, results: Sequence[ReadResult]) -> Iterator[Hearing]:
+    def apply(self, catch_up: CatchUpRead, results: Sequence[ReadResult]) -> Iterator[Hearing]:
         """Moves the cursors over what was read. What was left or followed anew meanwhile is passed over."""
         found, tails = catch_up.split(results)
         # Guarantee 2: before the entries, which continue after the gap.
@@ -360,7 +349,7 @@ class Cursors:
         entries = tuple(entry for entry in hearing.entries if self.mark(entry.log) is not None)
         return Heard(entries) if entries else None
 
-    def _gap(self, one: ReadResult, cursor: Cursor) -> Iterator[Hearing]:
+    def _gap(self, one: ReadResult, cursor: LogCursor) -> Iterator[Hearing]:
         if not self._is(one.log, cursor):
             return
         if one.head.epoch != cursor.epoch or one.start > cursor.number:
@@ -374,7 +363,7 @@ class Cursors:
             cursor.epoch, cursor.number, cursor.at_ms = one.head.epoch, one.start, 0
             yield Gap(one.log, one.head._replace(base=one.start))
 
-    def _is(self, log: str, cursor: Cursor) -> bool:
+    def _is(self, log: str, cursor: LogCursor) -> bool:
         """Whether a log still has this cursor; it gets another when it is left and followed anew."""
         return self._cursors.get(log) is cursor
 
