@@ -85,7 +85,7 @@ def application(
 def _endpoints(node: Node) -> Endpoints:
     """What answers the calls, each with the parts of the node that it needs."""
     settings, identifier = node.settings, node.identifier
-    reply = Reply(node.questions, node.hub.publications, lambda: node.draining, settings.heartbeat_s)
+    reply = Reply(node.questions, node.hub, node, settings.heartbeat_s)
     return Endpoints(
         stream=StreamEndpoint(
             identifier=identifier,

@@ -1,7 +1,7 @@
 """Events become publications for the people who want them: audience, switches, shards. The heart; small.
 
-Called by the intake with a batch of drafts, in order; hands appends to `backplane.publish`. The switches are
-asked of the database once per batch, never of a cache; broadcasts are filtered at the streams.
+Called by the intake with a batch of drafts, in order; hands appends to `backplane.publish`. The database is
+asked for the switches once per batch, never a cache; broadcasts are filtered at the streams.
 """
 
 import asyncio
@@ -16,14 +16,12 @@ from pushsse.errors import DatabaseUnavailable
 from pushsse.metrics import Metrics
 
 log = logging.getLogger(__name__)
-# Recipients: some 3 ms of the event loop.
+# Recipients between two yields: some 3 ms of the event loop.
 _AT_ONCE = 10_000
-# Of one call, which is atomic: each recipient is remembered, some 4 µs of Redis.
+# In one append, which is atomic: each recipient is remembered, which takes Redis some 4 µs.
 _CALL_RECIPIENTS = 1_000
 Off = frozenset[tuple[str, str]]
 _NONE: Off = frozenset()
-
-
 # Recipients of what is dispatched without waiting.
 _SMALL = 64
 
@@ -64,6 +62,8 @@ class Dispatcher:
         Raises BackplaneUnavailable and NotOwner; dispatching the same batch again is then right.
         """
         self._seen(list({draft.publication.name for draft in drafts}))
+        # Guarantee 3: the switches are read for this batch, after it came in and before it is published. An
+        # answer kept from an earlier batch would publish to people who have switched the type off since.
         appends = await self._appends(drafts, await self._off(drafts))
         return await self._backplane.publish(appends) if appends else Receipt()
 
@@ -79,6 +79,7 @@ class Dispatcher:
         elif len(users) > _SMALL or self._unfiltered:
             return None
         else:
+            # Guarantee 3, as in `dispatch`: read from the database for this very draft.
             off = self._switches.off_among_at_once(users, (publication.name,))
             if off is None:
                 return None
@@ -93,7 +94,11 @@ class Dispatcher:
         return receipt
 
     async def _off(self, drafts: Sequence[Draft]) -> Off:
-        """Who has what off. Unknown, because the database is away, means nobody: the streams filter too."""
+        """Who has what off; nobody, while the database is away.
+
+        Guarantee 3 holds even so: the filter at the stream is the last step before a write, and it knows the
+        switches from the log. Dispatch filters to keep the log small, so it needn't wait for the database.
+        """
         personal = [draft.publication for draft in drafts if draft.publication.users is not None]
         if not personal:
             return _NONE
@@ -105,11 +110,15 @@ class Dispatcher:
         except DatabaseUnavailable as error:
             self._metrics.unfiltered += len(personal)
             if not self._unfiltered:
-                log.warning("publishing without asking the switches: %s", error)
+                log.warning(
+                    "events are published to people who have switched their type off, whose streams filter"
+                    " them; the switches can't be read: %s",
+                    error,
+                )
             self._unfiltered = True
             return frozenset()
         if self._unfiltered:
-            log.info("asking the switches again")
+            log.info("events are filtered by the switches before they are published again")
         self._unfiltered = False
         return off
 
@@ -123,6 +132,8 @@ class Dispatcher:
             if sorted_out >= _AT_ONCE:
                 await asyncio.sleep(0)
                 sorted_out = 0
+            # Guarantee 2, order: a broadcast ends the run of personal drafts before it, and they end its run.
+            # Within a run no order between shards has to be kept, so each shard's drafts share an append.
             if (users is None) != (BROADCAST in run):
                 appends += _bounded(run)
                 run = {}
@@ -159,10 +170,12 @@ class Dispatcher:
 
 
 def _bounded(run: Mapping[str, Sequence[Draft]]) -> Iterator[Append]:
-    """Calls that keep nobody waiting for long. Drafts of one record stay together: the fence wants that."""
+    """Appends of one run, each with few enough recipients to keep no other caller of the log waiting."""
     for log_name, drafts in run.items():
         start = recipients = 0
         for at, draft in enumerate(drafts):
+            # Guarantee 1: drafts of one record stay in one append. The fence remembers the record's offset
+            # with the first append, and would take those of a second one for a repeat.
             if recipients >= _CALL_RECIPIENTS and (
                 draft.source is None or draft.source != drafts[at - 1].source
             ):

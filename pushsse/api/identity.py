@@ -49,11 +49,6 @@ class Identity:
         """Whether the token has ended since it was checked."""
         return self.expires_at is not None and self.expires_at <= time.time()
 
-    @property
-    def expires_in_s(self) -> int | None:
-        """Whole seconds until the token ends."""
-        return None if self.expires_at is None else max(0, int(self.expires_at - time.time()))
-
 
 class Identifier(Protocol):
     """Says who is asking. Raises HttpProblem 401 (with a code) or 403."""

@@ -6,11 +6,11 @@ Raises what `problem` turns into responses. Losing the connection never stops an
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import msgspec
 from msgspec import Meta, Struct
@@ -224,8 +224,25 @@ def _view(question: Question, *, most: int | None = None) -> QuestionView:
     )
 
 
-# Every publication of one question of a person's, from the moment that the context is entered.
-Watch = Callable[[str, str], AbstractAsyncContextManager[AsyncIterator[Publication]]]
+class Publishes(Protocol):
+    """Where the publications about one question are heard; the hub does it."""
+
+    def publications(
+        self, user: str, subject: str
+    ) -> AbstractAsyncContextManager[AsyncIterator[Publication]]:
+        """All to this person about this question, from when the context is entered. Raises Unavailable."""
+        ...
+
+
+class Drains(Protocol):
+    """Says whether the node is about to stop; the node does it."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether replies have to end."""
+        ...
+
+
 ENDINGS = frozenset({"answer", "answer.error"})
 _LOOK_S = 2.0
 _TICK_S = 0.5
@@ -235,11 +252,15 @@ _PING = b"event: ping\ndata: {}\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Streams answers. `stopping` says whether the node is about to leave."""
+    """Streams an answer in the reply to its question, wherever it is answered.
+
+    It hears what the hub delivers about the question. Every 2 s it also looks at the question itself, so that
+    it can't miss the end: what the hub hears live isn't in the log, and the backplane may be away.
+    """
 
     questions: Questions
-    watch: Watch
-    stopping: Callable[[], bool]
+    hub: Publishes
+    node: Drains
     heartbeat_s: float = 15.0
 
     def response(self, question: Question, headers: Mapping[str, str]) -> Response:
@@ -250,14 +271,15 @@ class Reply:
         )
 
     async def frames(self, question: Question) -> AsyncGenerator[bytes, None]:
-        """`question`, the answer so far, what is heard, and the end."""
+        """The frames: `question`, the answer so far, what is published from then on, and the end."""
         async with AsyncExitStack() as stack:
             heard: AsyncIterator[Publication] | None = None
             try:
-                heard = await stack.enter_async_context(self.watch(question.user, question.id))
+                heard = await stack.enter_async_context(self.hub.publications(question.user, question.id))
             except Unavailable:
                 # The question is taken: without the backplane its end is found by looking.
                 heard = None
+            # After the hub is heard: what is stored later is heard, so that no delta is missed in between.
             now = await self._look(question) or question
             yield _frame(life.status_changed(now))
             if not now.is_open:
@@ -282,7 +304,7 @@ class Reply:
                 wrote = now
                 if publication.name in ENDINGS:
                     return
-            elif self.stopping():
+            elif self.node.draining:
                 yield _leaving()
                 return
             if now - looked >= _LOOK_S:

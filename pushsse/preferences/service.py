@@ -1,7 +1,8 @@
-"""Changes of switches, on their way from the database into the log. Called by the API and by opening streams.
+"""Changes of switches on their way from the database into the log, and the node's view of the catalogue.
 
-A change is committed first, then published to the person's shard log, and only then is the caller answered.
-What a crash or an outage left between the two is published by `run`, or by whoever meets it first.
+Called by the API, by opening streams (`settle`) and, for the catalogue, by the dispatcher; two services. A
+change is committed, then published to the person's shard log, then the caller gets its answer. What a crash
+or an outage leaves unpublished, `run`, the person's next change or their next stream publishes.
 """
 
 import asyncio
@@ -37,36 +38,45 @@ class Preferences:
         Raises InvalidInput, DatabaseUnavailable, and BackplaneUnavailable: then the change holds already, and
         is published as soon as the log takes it.
         """
-        await self._hand_on(await self._store.change(user, wanted))
+        # Guarantee 3: committed before it is published, and published before the caller is answered. Dispatch
+        # reads the table, so an event published after the commit is filtered there; open streams and replays
+        # learn of the change from the log, in order with the events.
+        await self._publish(await self._store.change(user, wanted))
         return await self._store.preferences(user)
 
     async def settle(self, user: str) -> None:
-        """Publishes what a crash or an outage left of a person's changes. Raises Unavailable."""
-        await self._hand_on(await self._store.pending(user))
+        """Publishes a person's changes that aren't known to be in the log. Raises Unavailable."""
+        await self._publish(await self._store.pending(user))
 
     async def relay(self) -> int:
-        """Publishes what others left waiting, for up to 100 people; says for how many. Raises Unavailable."""
+        """Publishes changes that have waited for over 2 s, of up to 100 people; returns of how many.
+
+        Raises Unavailable.
+        """
         users = await self._store.pending_users(older_than_s=_RELAY_OLDER_THAN_S)
         for user in users:
             await self.settle(user)
         return len(users)
 
     async def run(self) -> None:
-        """Relays for ever; a database or a log that is away is tried again."""
+        """Relays for ever; where the database or the log is away, it tries again."""
         while True:
             # Spread, so that of many nodes one does the work and the others find nothing left.
             await asyncio.sleep(_RELAY_EVERY_S * random.uniform(0.5, 1.5))
             try:
                 if count := await self.relay():
-                    _log.info("published switches that were left waiting, of %d people", count)
+                    _log.info("published changes of switches that had waited, of %d people", count)
             except Unavailable as error:
-                _log.warning("switches that wait for the log have to wait on: %s", error)
+                _log.warning("changes of switches wait for the log, tried again every 2 s: %s", error)
 
-    async def _hand_on(self, changes: Sequence[PendingChange]) -> None:
+    async def _publish(self, changes: Sequence[PendingChange]) -> None:
+        # Guarantee 3: in the order of their numbers. Two nodes may publish the same change at once: `once`
+        # keeps the second out of the log, and a stream ignores a change older than what it knows.
         for start in range(0, len(changes), _CHANGES_A_CALL):
             part = changes[start : start + _CHANGES_A_CALL]
             user = part[0].user
             mark = await self._backplane.publish_to(user, (d for change in part for d in _drafts(change)))
+            # Only now: an outbox row that is removed before the log has its change would be lost in a crash.
             await self._store.logged(user, part[-1].version, mark)
 
 
@@ -92,7 +102,12 @@ _REFRESH_S = 5.0
 
 
 class Catalogue:
-    """The types that this node knows of, a few seconds old at most while the database answers."""
+    """The types that this node knows: which are listed, and which new ones are on their way into the list.
+
+    The dispatcher asks and tells it for every event, without waiting; `run` does the rest. While the database
+    answers, the view is a few seconds old at most. A full catalogue takes no more types. Their events are
+    delivered all the same, since nobody can switch off what isn't listed; that is logged once, and counted.
+    """
 
     def __init__(
         self, store: PreferenceStore, *, new_types: Literal["list", "hide", "refuse"], metrics: Metrics
@@ -100,13 +115,13 @@ class Catalogue:
         self._store = store
         self._new_types = new_types
         self._metrics = metrics
-        self._said_full = False
+        self._warned_full = False
         self._known: frozenset[str] | None = None
         self._new: dict[str, None] = {}
         self._noticed = asyncio.Event()
 
     def admits(self, name: str) -> bool:
-        """Whether events of this type are taken. Before the catalogue was read once, all are."""
+        """Whether events of this type are accepted. Before the catalogue was read once, all are."""
         return self._new_types != "refuse" or self._known is None or name in self._known
 
     @property
@@ -115,7 +130,7 @@ class Catalogue:
         return len(self._known or ())
 
     def notice(self, names: Iterable[str]) -> None:
-        """Remembers the types that aren't known, to join them, as far as there is room for them."""
+        """Remembers new types, so that `run` adds them to the catalogue, as far as there is room."""
         if self._new_types == "refuse":
             return
         known = self._known or frozenset()
@@ -129,7 +144,7 @@ class Catalogue:
                 self._overflow(name)
 
     async def refresh(self) -> None:
-        """Joins what is new and reads the catalogue. Raises DatabaseUnavailable."""
+        """Adds the new types and reads the catalogue. Raises DatabaseUnavailable."""
         self._noticed.clear()
         if self._new:
             names = list(self._new)
@@ -139,17 +154,17 @@ class Catalogue:
             if joined := [name for name in names if name not in left_out]:
                 _log.info("types that joined the catalogue: %s", ", ".join(joined))
             for name in left_out:
-                # Other nodes had filled it meanwhile.
+                # Other nodes have filled it in the meantime.
                 self._overflow(name)
         self._known = await self._store.known()
         if len(self._known) < MAX_TYPES:
-            self._said_full = False
+            self._warned_full = False
 
     def _overflow(self, name: str) -> None:
-        """A type found no room. Which ones did isn't remembered: with an id in the name they never end."""
+        """Counts a type without room. Deliberate: they aren't listed; names that hold ids never end."""
         self._metrics.types_left_out += 1
-        if not self._said_full:
-            self._said_full = True
+        if not self._warned_full:
+            self._warned_full = True
             _log.warning(
                 "the catalogue is full (%d types): the type %s isn't listed, nor are further new ones; their"
                 " events are delivered, and nobody can switch them off. Keep ids out of the names of types,"
@@ -159,12 +174,12 @@ class Catalogue:
             )
 
     async def run(self) -> None:
-        """Keeps the view fresh for ever; a database that is away is asked again."""
+        """Reads the catalogue every 5 s, and when a new type is noticed, for ever."""
         while True:
             try:
                 await self.refresh()
             except Unavailable as error:
-                _log.warning("the catalogue can't be read: %s", error)
+                _log.warning("the catalogue of types can't be read, tried again in 1 s: %s", error)
                 await asyncio.sleep(1)
             try:
                 await asyncio.wait_for(self._noticed.wait(), _REFRESH_S)

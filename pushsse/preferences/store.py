@@ -1,7 +1,8 @@
-"""The catalogue and the switches in the database: asked by dispatch per batch, by streams when they open.
+"""The catalogue and the switches in the database, with their tables.
 
-Changes are numbered per person by their transaction, and leave a row in an outbox that `service` hands to the
-log. Nothing is cached here. Every call raises DatabaseUnavailable when the database is away.
+Asked by dispatch once per batch, by `people` when streams open, by `service` for changes. A transaction
+numbers each change of a person and writes it to an outbox, from which `service` publishes it. Deliberate:
+nothing is cached (guarantee 3). Every call raises DatabaseUnavailable.
 """
 
 from collections.abc import Mapping, Sequence
@@ -243,6 +244,8 @@ class PreferenceStore:
         Raises InvalidInput that names every type that isn't known, or is mandatory and was switched off.
         """
         async with self._database.transaction() as session:
+            # Guarantee 3: the person's row is locked first, so of two changes at once the second reads what
+            # the first has committed: no number is left out, and its `before` is the first one's `after`.
             version: int = (await session.rows(int, _LOCK_PERSON, user))[0]
             rows = await session.rows(_Choice, _PREFERENCES, user)
             _check({row.name: row for row in rows if not row.hidden}, wanted)
@@ -273,6 +276,7 @@ class PreferenceStore:
     async def logged(self, user: str, version: int, mark: Mark) -> None:
         """Notes that a person's changes up to `version` are in the log, up to `mark`; never backwards."""
         async with self._database.transaction():
+            # Never backwards: of two nodes that published, the later one may have come first.
             await Person.filter(user=user, logged_version__lt=version).update(
                 logged_version=version, logged_epoch=mark.epoch, logged_number=mark.number
             )
@@ -287,7 +291,7 @@ class PreferenceStore:
             await session.lock(_CATALOGUE_LOCK)
             known = {view.name for view in await _types()}
             wanted = [name for name in dict.fromkeys(names) if name not in known]
-            # More than fit may be there already, by other hands than ours.
+            # An administrator may have added more than fit.
             room = max(0, MAX_TYPES - len(known))
             if new := wanted[:room]:
                 await EventType.bulk_create([EventType(name=name, hidden=hidden) for name in new])
@@ -354,7 +358,7 @@ def _differs(row: _Choice, wanted: Mapping[str, bool]) -> bool:
 
 
 async def _choose(user: str, rows: Sequence[_Choice], wanted: Mapping[str, bool]) -> None:
-    """Writes down what was chosen, also where it is the default, which may change."""
+    """Writes what was chosen, also where it is the default: the default may change."""
     if rows:
         chosen = [Switch(user=user, type=row.name, enabled=wanted[row.name]) for row in rows]
         await Switch.bulk_create(chosen, on_conflict=("user", "type"), update_fields=("enabled",))
@@ -363,6 +367,8 @@ async def _choose(user: str, rows: Sequence[_Choice], wanted: Mapping[str, bool]
 async def _number(
     user: str, version: int, changed: dict[str, bool], before: set[str], after: set[str]
 ) -> None:
+    # Guarantee 3: number, switches and outbox in one transaction. What dispatch reads and what the log will
+    # tell can't come apart.
     await Person.filter(user=user).update(version=version)
     await PreferenceChange.create(
         user=user, version=version, changed=changed, before=sorted(before), after=sorted(after)

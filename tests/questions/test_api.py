@@ -41,7 +41,7 @@ class Hearing:
         self.watching: dict[asyncio.Queue[Publication], str] = {}
 
     @asynccontextmanager
-    async def watch(self, user: str, question_id: str) -> AsyncIterator[AsyncIterator[Publication]]:
+    async def publications(self, user: str, question_id: str) -> AsyncIterator[AsyncIterator[Publication]]:
         heard: asyncio.Queue[Publication] = asyncio.Queue()
         self.backplane.follow(log_of(user, SHARDS))
         self.watching[heard] = question_id
@@ -89,7 +89,7 @@ class Site:
         self.client = client
         self.service = service
         self.gate = gate
-        self.stopping = False
+        self.draining = False
 
     async def ask(self, body: object, **options: object) -> httpx.Response:
         return await self.client.post("/v1/questions", params=ANN, json=body, **options)  # type: ignore[arg-type]
@@ -104,7 +104,7 @@ async def site(world: World) -> AsyncIterator[Site]:
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with httpx.AsyncClient(base_url=url, timeout=10, verify=False) as client:
         found = Site(client, service, gate)
-        reply = Reply(service, hearing.watch, lambda: found.stopping, heartbeat_s=0.6)
+        reply = Reply(service, hearing, found, heartbeat_s=0.6)
         endpoint = QuestionsEndpoint(DevelopmentIdentifier(), service, reply)
         routes = [
             Route("/v1/questions", endpoint.post, methods=["POST"]),
@@ -216,7 +216,7 @@ async def test_a_stopping_node_says_so_in_the_reply(site: Site) -> None:
     async with stream as source:
         async for event in source.aiter_sse():
             names.append(event.event)
-            site.stopping = True
+            site.draining = True
     assert names[-1] == "exception"
 
 
@@ -303,12 +303,13 @@ async def test_too_many_open_questions_are_refused_for_that_person_alone(site: S
 
 
 async def test_a_reply_without_the_backplane_finds_its_end_by_looking(site: Site) -> None:
-    def away(user: str, question_id: str) -> NoReturn:
-        raise BackplaneUnavailable("away")
+    class Away:
+        def publications(self, user: str, subject: str) -> NoReturn:
+            raise BackplaneUnavailable("away")
 
     site.gate.open.clear()
     question = await site.service.ask("ann", Asking("hello?"))
-    reply = Reply(site.service, away, lambda: False)
+    reply = Reply(site.service, Away(), site)
     frames: list[bytes] = []
     async for frame in reply.frames(question):
         frames.append(frame)
