@@ -18,8 +18,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from pushsse import settings as configuration
-from pushsse.api import page
-from pushsse.api.calls import Document, Endpoints, direct_calls, immediate_calls, routes
+from pushsse.api.calls import Document, Endpoints, Page, direct_calls, immediate_calls, routes
 from pushsse.api.direct import Application, Direct
 from pushsse.api.events import EventsEndpoint
 from pushsse.api.health import HealthEndpoint
@@ -105,7 +104,7 @@ def _endpoints(node: Node) -> Endpoints:
         preferences=PreferencesEndpoint(identifier, node.preferences, node.store),
         questions=QuestionsEndpoint(identifier, node.questions, reply),
         health=HealthEndpoint(node),
-        page=page.load(),
+        page=Page(),
         document=Document(),
     )
 

@@ -1,7 +1,8 @@
-"""uvicorn around one node: how it is started, and how it leaves.
+"""uvicorn around one node: how it starts, drains and stops.
 
-Called by the command line. Deliberate: uvicorn waits for open connections before the lifespan ends, so the
-drain happens here, before uvicorn is told to exit.
+Called by the command line, once a worker or once a service. Deliberate: uvicorn waits for open connections
+before it ends the lifespan, so the streams are drained here, before uvicorn is told to exit. `OpenFiles` says
+when the process is out of files for connections, which uvloop doesn't.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from typing import Any, Literal
 import uvicorn
 
 from pushsse.app import application
-from pushsse.hub.hub import FLUSH_S
+from pushsse.hub.hub import FLUSH_S, Hub
 from pushsse.node import Node, settle_memory
 from pushsse.stream import handover
 from pushsse.stream.handover import drop
@@ -30,9 +31,10 @@ from pushsse.stream.immediate import ImmediateHttp
 log = logging.getLogger(__name__)
 Http = type[asyncio.Protocol] | Literal["auto", "h11", "httptools"]
 GRACE_S = 5
-# How long a quick end takes at most.
+# A second signal: the process is gone after this, whatever its parts do.
 QUICK_S = 2.0
 _QUICK_FLUSH_S = 0.3
+# A service of the node has ended: its streams are told within this.
 _FAILED_WINDOW_S = 1.0
 BACKLOG = 4096
 
@@ -78,10 +80,10 @@ class Server(uvicorn.Server):
         self._quick: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._unread: dict[asyncio.Transport, int] = {}
-        self._files = OpenFiles(lambda: len(node.hub.subscribers))
+        self._files = OpenFiles(node.hub)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """uvicorn's, on the loop that `handle_exit` will need."""
+        """uvicorn's. Says why it failed; keeps the loop, which `handle_exit` needs."""
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(self._files.hear)
         ports = [str(each.getsockname()[1]) for each in sockets or ()]
@@ -89,17 +91,21 @@ class Server(uvicorn.Server):
         try:
             await super().startup(sockets)
         except SystemExit:
-            # uvicorn's, where the lifespan failed; why was logged.
+            # Raised by uvicorn where the lifespan failed. The node has logged why.
             self.failed = self.should_exit = True
         except OSError as error:
             reason = error.strerror or str(error)
             await self.lifespan.shutdown()
         if self.started and not all(map(_is_listening, sockets or ())):
-            # uvloop says nothing where listen(2) fails.
+            # uvloop says nothing when listen(2) fails.
             reason = os.strerror(errno.EADDRINUSE)
         if reason:
-            # The port was had, and somebody else has begun to listen on it since then.
-            log.critical("can't listen on port %s: %s", ", ".join(ports), reason)
+            # The port was bound at the start, and another process has begun to listen on it since then.
+            log.critical(
+                "can't listen on port %s: %s; another process took it during the start",
+                ", ".join(ports),
+                reason,
+            )
             self.failed = self.should_exit = True
         elif self.started:
             settle_memory()
@@ -122,9 +128,9 @@ class Server(uvicorn.Server):
                 signal.signal(signal.SIGHUP, before)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM, SIGINT or SIGHUP: drains; a second one ends quickly, a third one where it stands.
+        """A first SIGTERM, SIGINT or SIGHUP drains, a second one stops at once, a third one exits here.
 
-        May interrupt any code, so it only asks.
+        It may interrupt any code, so all it does is call the loop.
         """
         self._signals += 1
         if self._loop is None:
@@ -137,7 +143,7 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(self.leave)
 
     def fail(self) -> None:
-        """A service died: everybody is told to go elsewhere, now."""
+        """A service of the node has ended by itself: the streams end now, and come back elsewhere."""
         self.failed = True
         if not self.started:
             self.should_exit = True
@@ -145,13 +151,13 @@ class Server(uvicorn.Server):
             self._leaving = asyncio.create_task(self._drain(0.0, _FAILED_WINDOW_S), name="drain")
 
     def leave(self) -> None:
-        """Begins to stop; asked a second time, stops without waiting for streams and calls."""
+        """Begins to stop. Asked a second time, it stops without waiting for streams and calls."""
         settings = self.node.settings
         if not self.started:
             self.should_exit = True
         elif self._leaving is None:
             log.log(
-                # Of workers the supervisor says it, once.
+                # With workers, the supervisor says it for all of them.
                 logging.INFO if self.node.worker is None else logging.DEBUG,
                 "stopping: %d streams end within %.1f s",
                 len(self.node.hub.subscribers),
@@ -164,11 +170,11 @@ class Server(uvicorn.Server):
             self._hurry()
 
     def _leave_quickly(self, status: int) -> None:
-        """Ends within QUICK_S, in order if that can be done."""
+        """Stops within QUICK_S, in order where that is possible."""
         self.status = status
         if self.node.worker is None:
             log.info("stopping at once: a second signal")
-        # A part that can't be closed in time (Kafka that doesn't answer) is left as it is.
+        # A part that can't be closed in time, such as a Kafka that doesn't answer, is left as it is.
         asyncio.get_running_loop().call_later(QUICK_S, os._exit, status)
         self._hurry()
 
@@ -202,16 +208,16 @@ class Server(uvicorn.Server):
                 transport.abort()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """uvicorn's, which waits for all connections, also for those that a client doesn't read."""
+        """uvicorn's, which also waits for connections that their client doesn't read: those are cut."""
         asyncio.get_running_loop().call_later(FLUSH_S, self._drop_unread)
         await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn's, ten times a second. Looks whether there are files left for connections, and drops who
-        reads nothing of an answer's rest for the send timeout.
+        """uvicorn's, ten times a second. Looks for open files, and drops connections that make no progress.
 
-        A stream that isn't handed over can't be aborted, only ended; a slow reader would hold it until TCP
-        gives up.
+        A stream that isn't handed over can be ended, not aborted: ASGI has no call for that. A reader that is
+        cut as slow would hold its connection until TCP gives up. Whatever is complete and unread for the send
+        timeout is dropped.
         """
         if counter % max(1, round(self.node.settings.send_timeout_s * 10)) == 0:
             unread = self._closing()
@@ -228,7 +234,7 @@ class Server(uvicorn.Server):
             transport.abort()
 
     def _closing(self) -> dict[asyncio.Transport, int]:
-        """Connections whose answer is complete and hasn't been read, with the bytes that are left."""
+        """Connections whose answer is complete and hasn't been read, each with the bytes that are left."""
         found: dict[asyncio.Transport, int] = {}
         for connection in self.server_state.connections:
             transport: asyncio.Transport | None = getattr(connection, "transport", None)
@@ -245,9 +251,9 @@ def _is_listening(listener: socket.socket) -> bool:
 
 
 def best_http() -> Http:
-    """The protocol that can hand streams over, if uvicorn's insides are as they were tested."""
+    """The protocol that hands streams over, if uvicorn's internals are those that it was tested with."""
     if reason := handover.failed():
-        log.warning("streams are written the portable way, which costs more: %s", reason)
+        log.warning("streams are written the portable way, at two to three times the CPU: %s", reason)
         return "auto"
     return ImmediateHttp
 
@@ -264,14 +270,18 @@ _EVERY_S = 60.0
 
 
 class OpenFiles:
-    """The open files of one process; `streams` says how many of them are streams."""
+    """Says that a process is out of open files, and what to do: once a minute, not once a connection.
 
-    def __init__(self, streams: Callable[[], int]) -> None:
-        self._streams = streams
+    Each stream takes one. Deliberate: uvloop closes a connection that it has no file for without a word, and
+    asyncio logs a traceback for each try. So one file is tried for, and the traceback is held back.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
         self._said_at: float | None = None
 
     def check(self) -> None:
-        """Looks whether one more file could be opened."""
+        """Says so if no more file can be opened."""
         try:
             os.close(os.dup(2))
         except OSError as error:
@@ -279,7 +289,7 @@ class OpenFiles:
                 self._say(error)
 
     def hear(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """What the loop has to say of errors that nobody awaits; that there are no files is said here."""
+        """The loop's handler of errors that nobody awaits."""
         error = context.get("exception")
         if isinstance(error, OSError) and error.errno in _OUT:
             self._say(error)
@@ -295,7 +305,7 @@ class OpenFiles:
         if error.errno == errno.ENFILE:
             whose = "this machine has none left (fs.file-max)"
         else:
-            whose = f"this process may have {limit}, and {self._streams()} of them are streams"
+            whose = f"this process may have {limit}, and {len(self._hub.subscribers)} of them are streams"
         log.error(
             "out of open files: %s; new connections are refused until some are closed;"
             " raise the limit (ulimit -n, LimitNOFILE= in systemd) or set PUSHSSE_MAX_STREAMS",

@@ -8,6 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -17,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from pushsse import __version__
-from pushsse.api import events, page, questions
+from pushsse.api import events, questions
 from pushsse.api.direct import answered
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.identity import ASK, PREFERENCES, PUBLISH, STREAM
@@ -33,8 +34,34 @@ JSON = "application/json"
 SSE = "text/event-stream"
 TEXT = "text/plain"
 NDJSON = "application/x-ndjson"
+_PAGE_HEADERS = {
+    "cache-control": "no-cache",
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+_PAGE = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+}
 # A stream may take the connection over, so its endpoint is an ASGI application; all others return a response.
 Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Page:
+    """The H5 page of `GET /`, which shows the stream, the switches and a question box, and its two files."""
+
+    def __init__(self) -> None:
+        folder = Path(__file__).with_name("page")
+        self._contents = {path: (folder / name).read_bytes() for path, (name, _) in _PAGE.items()}
+
+    async def get(self, request: Request) -> Response:
+        """One of the files."""
+        # The last part alone: behind a sub-path a server may leave the rest of it in the path.
+        path = "/" + request.url.path.rpartition("/")[2]
+        return Response(self._contents[path], headers=_PAGE_HEADERS, media_type=_PAGE[path][1])
 
 
 class Document:
@@ -57,7 +84,7 @@ class Endpoints:
     preferences: PreferencesEndpoint
     questions: questions.QuestionsEndpoint
     health: HealthEndpoint
-    page: page.PageEndpoint
+    page: Page
     document: Document
 
 
@@ -332,7 +359,7 @@ CALLS = (
         summary="This",
         answers={(200, JSON): dict},
     ),
-    *(Call(method="GET", path=path, handler=lambda at: at.page.get) for path in page.PATHS if path != "/"),
+    *(Call(method="GET", path=path, handler=lambda at: at.page.get) for path in _PAGE if path != "/"),
 )
 
 
