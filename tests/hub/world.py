@@ -2,11 +2,11 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from pushsse.backplane import Append, Draft, Head, log_of
+from pushsse.backplane import Append, Draft, Gap, Head, log_of
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.event import Change, Publication, encode
 from pushsse.hub import HubParts, assemble
@@ -17,9 +17,9 @@ from pushsse.people import PersonState
 from pushsse.position import parse
 from pushsse.stream.frame import Chunk
 from pushsse.stream.subscriber import Behind, Live, Subscriber
+from tests.waiting import eventually
 
 SHARDS = 4
-LIMIT_S = 10.0
 
 
 @dataclass
@@ -31,9 +31,12 @@ class ListSink:
     ended: bool = False
     aborted: bool = False
     pause_after: int | None = None
+    after_end: bytes = b""
 
     def write(self, chunk: Chunk) -> None:
-        assert not self.ended
+        if self.ended:
+            self.after_end += chunk.raw
+            return
         assert chunk.framed == b"%x\r\n%b\r\n" % (len(chunk.raw), chunk.raw)
         self.raw += chunk.raw
         if self.pause_after is not None and not self.full:
@@ -132,13 +135,23 @@ class World:
         logs = dict.fromkeys(("all", *map(str, range(SHARDS))), 0)
         return dict((await self.backplane.read(logs, limit=1)).heads)
 
+    def forget_tails(self) -> None:
+        """The node forgets what it has heard, as if it had been started since: only the log has it."""
+        for tail in (self.hub.broadcast, *(shard.log for shard in self.hub.shards.values())):
+            tail.forget(self.backplane.now_ms() + 1)
+
+    def lose(self, log: str, *, epoch: str) -> None:
+        """The node hears that a log was lost and goes on in another epoch."""
+        tail = self.hub.broadcast if log == "all" else self.hub.shards[log].log
+        number = tail.mark.number
+        self.parts.delivery.deliver([Gap(log, Head(epoch, number, number + 1, number))])
+
     async def settled(self) -> None:
         """Waits until everything published was delivered, and every stream with room has caught up."""
-        async with asyncio.timeout(LIMIT_S):
-            while not self._caught_up(await self.heads()):
-                await asyncio.sleep(0)
+        await eventually(self._caught_up)
 
-    def _caught_up(self, heads: Mapping[str, Head]) -> bool:
+    async def _caught_up(self) -> bool:
+        heads = await self.heads()
         tails = [self.hub.broadcast, *(shard.log for shard in self.hub.shards.values())]
         states = [subscriber.state for subscriber in self.hub.subscribers]
         return all(tail.mark.number == heads[tail.name].number for tail in tails) and not any(

@@ -25,7 +25,7 @@ from pushsse.stream.handover import HandoverHttp, StreamProtocol
 from pushsse.stream.portable import QueueStream
 from pushsse.stream.subscriber import Subscriber
 from tests.parts import missing
-from tests.serving import LIMIT_S, Running, serving
+from tests.serving import Running, serving
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -65,12 +65,12 @@ async def node(serve: Serve) -> AsyncIterator[Running]:
 
 async def in_catalogue(node: Running, *types: str) -> None:
     """Waits until types that were seen for the first time can be switched."""
-    async with asyncio.timeout(LIMIT_S):
-        while True:
-            found = (await node.http.get("/v1/preferences?user=ann")).json()["types"]
-            if set(types) <= {each["name"] for each in found}:
-                return
-            await asyncio.sleep(0.01)
+
+    async def listed() -> bool:
+        found = (await node.http.get("/v1/preferences?user=ann")).json()["types"]
+        return set(types) <= {each["name"] for each in found}
+
+    await eventually(listed)
 
 
 async def test_the_handover_is_used_where_it_is_offered_and_only_there(node: Running, http: Http) -> None:
