@@ -11,7 +11,7 @@ from pushsse.errors import BackplaneUnavailable, CloseReason
 from pushsse.hub.catch_up import Replay
 from pushsse.position import parse
 from pushsse.stream.subscriber import Behind, Cursor
-from tests.hub.world import World, world
+from tests.hub.running_hub import RunningHub, running_hub
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 class Reads:
     """A backplane's `read` that waits for `gate` or raises `error`; counts its calls and returns."""
 
-    def __init__(self, w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, w: RunningHub, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gate = asyncio.Event()
         self.error: BackplaneUnavailable | None = None
         self.count = 0
@@ -38,7 +38,7 @@ class Reads:
         return page
 
 
-async def missed_by_p1(w: World) -> str:
+async def missed_by_p1(w: RunningHub) -> str:
     """A position before three events that the node has forgotten and the log has."""
     start = (await w.open("p1")).frames[0][2]
     for number in range(3):
@@ -49,7 +49,7 @@ async def missed_by_p1(w: World) -> str:
 
 
 async def test_what_the_node_has_forgotten_is_read_from_the_log() -> None:
-    async with world() as w:
+    async with running_hub() as w:
         again = await w.open("p1", await missed_by_p1(w))
         await w.settled()
         assert again.data() == ["0", "1", "2"]
@@ -59,7 +59,7 @@ async def test_what_the_node_has_forgotten_is_read_from_the_log() -> None:
 async def test_a_stream_that_ends_while_its_log_is_read_gets_nothing_after_its_last_frame(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with world() as w:
+    async with running_hub() as w:
         sink = await w.open("p1", await missed_by_p1(w))
         reads = Reads(w, monkeypatch)
         await eventually(lambda: reads.count == 1)
@@ -73,7 +73,7 @@ async def test_a_stream_that_ends_while_its_log_is_read_gets_nothing_after_its_l
 async def test_a_log_that_is_lost_while_it_is_read_is_told_before_anything_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with world() as w:
+    async with running_hub() as w:
         sink = await w.open("p1", await missed_by_p1(w))
         reads = Reads(w, monkeypatch)
         await eventually(lambda: reads.count == 1)
@@ -87,7 +87,7 @@ async def test_a_log_that_is_lost_while_it_is_read_is_told_before_anything_else(
 
 
 async def test_a_stream_is_served_once_the_backplane_answers_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with world() as w:
+    async with running_hub() as w:
         sink = await w.open("p1", await missed_by_p1(w))
         reads = Reads(w, monkeypatch)
         reads.gate.set()
@@ -100,7 +100,7 @@ async def test_a_stream_is_served_once_the_backplane_answers_again(monkeypatch: 
 
 
 async def test_entries_of_an_epoch_that_the_node_has_not_heard_of_wait_until_it_has() -> None:
-    async with world() as w:
+    async with running_hub() as w:
         start = parse(await missed_by_p1(w))
         assert start is not None
         person = w.hub.hold("p1")

@@ -10,7 +10,7 @@ from pushsse.backplane import log_of
 from pushsse.errors import CloseReason
 from pushsse.hub.opening import From
 from pushsse.people import PersonState
-from tests.hub.world import SHARDS, world
+from tests.hub.running_hub import SHARDS, running_hub
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -19,7 +19,7 @@ PEOPLE = tuple(f"p{n}" for n in range(12))
 
 async def test_every_id_is_a_place_to_go_on_from_without_a_loss_or_a_repeat() -> None:
     draw = random.Random(1)
-    async with world() as w:
+    async with running_hub() as w:
         whole = await w.open("p1")
         other = await w.open("p2")
         wanted: list[str] = []
@@ -46,7 +46,7 @@ async def test_every_id_is_a_place_to_go_on_from_without_a_loss_or_a_repeat() ->
 
 async def test_streams_of_any_pace_get_the_same_in_the_same_order() -> None:
     draw = random.Random(2)
-    async with world() as w:
+    async with running_hub() as w:
         steady = await w.open("p1")
         uneven = [await w.open("p1") for _ in range(5)]
         for number in range(400):
@@ -70,7 +70,7 @@ async def test_streams_of_any_pace_get_the_same_in_the_same_order() -> None:
 
 async def test_switches_hold_at_their_place_whatever_the_pace() -> None:
     draw = random.Random(3)
-    async with world() as w:
+    async with running_hub() as w:
         live = await w.open("p1")
         start = live.frames[0][2]
         slow = await w.open("p1")
@@ -101,7 +101,7 @@ async def test_switches_hold_at_their_place_whatever_the_pace() -> None:
 
 
 async def test_a_person_with_a_narrow_and_a_wide_stream_gets_nothing_twice() -> None:
-    async with world() as w:
+    async with running_hub() as w:
         wide = await w.open("p1")
         narrow = await w.open("p1", types=frozenset({"a"}))
         unnamed = await w.open("p1", named=False)
@@ -115,7 +115,7 @@ async def test_a_person_with_a_narrow_and_a_wide_stream_gets_nothing_twice() -> 
 
 
 async def test_what_expires_while_the_node_stands_still_is_written_nowhere() -> None:
-    async with world() as w:
+    async with running_hub() as w:
         w.people.states["p1"] = PersonState(1, frozenset({"other"}), False, None, False)
         live = await w.open("p1")
         start = live.frames[0][2]
@@ -157,7 +157,7 @@ async def test_what_expires_while_the_node_stands_still_is_written_nowhere() -> 
 
 
 async def test_a_lost_log_is_told_as_a_gap_and_streams_go_on_in_the_new_epoch() -> None:
-    async with world() as w:
+    async with running_hub() as w:
         live = await w.open("p1")
         behind = await w.open("p1")
         await w.publish("news", 1)
@@ -179,7 +179,7 @@ async def test_a_lost_log_is_told_as_a_gap_and_streams_go_on_in_the_new_epoch() 
 
 
 async def test_a_position_trimmed_away_is_a_gap_and_then_what_is_left() -> None:
-    async with world(keep_bytes=4096) as w:
+    async with running_hub(keep_bytes=4096) as w:
         first = await w.open("p1")
         start = first.frames[0][2]
         first.subscriber.end(CloseReason.LIFETIME)
@@ -199,7 +199,7 @@ async def test_a_position_trimmed_away_is_a_gap_and_then_what_is_left() -> None:
 
 
 async def test_who_makes_no_progress_is_cut_as_slow() -> None:
-    async with world(send_timeout_s=0.1) as w:
+    async with running_hub(send_timeout_s=0.1) as w:
         sink = await w.open("p1")
         sink.pause_after = 1
         await w.publish("news", 1)
@@ -213,7 +213,7 @@ async def test_who_makes_no_progress_is_cut_as_slow() -> None:
 
 
 async def test_the_wheel_pings_the_quiet_ends_the_old_and_buries_the_ended() -> None:
-    async with world() as w:
+    async with running_hub() as w:
         heartbeat = w.hub.heartbeat
         quiet = await w.open("p1")
         busy = await w.open("p2")
@@ -235,7 +235,7 @@ async def test_the_wheel_pings_the_quiet_ends_the_old_and_buries_the_ended() -> 
 
 
 async def test_a_shard_that_nobody_needs_is_left_and_can_be_followed_again() -> None:
-    async with world() as w:
+    async with running_hub() as w:
         sink = await w.open("p1")
         await w.publish("news", 1, "p1")
         await w.settled()
@@ -251,7 +251,7 @@ async def test_a_shard_that_nobody_needs_is_left_and_can_be_followed_again() -> 
 
 
 async def test_since_begins_at_a_time() -> None:
-    async with world() as w:
+    async with running_hub() as w:
         await w.publish("news", 1)
         sink = await w.open("p1", From(since_s=60))
         await w.settled()
@@ -260,7 +260,7 @@ async def test_since_begins_at_a_time() -> None:
 
 
 async def test_who_joins_while_an_answer_grows_gets_it_from_its_beginning() -> None:
-    async with world() as w:
+    async with running_hub() as w:
         w.people.states["p1"] = PersonState(0, frozenset(), False, None, True)
         sink = await w.open("p1")
         other = await w.open("p2")

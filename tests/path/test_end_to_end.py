@@ -53,7 +53,7 @@ class Reader:
 
 
 @dataclass
-class World:
+class Pair:
     """Two nodes on the same parts, a producer, and what was produced."""
 
     nodes: tuple[Running, Running]
@@ -77,9 +77,9 @@ class World:
 
 
 @pytest.fixture
-async def world(
+async def pair(
     kafka_topic: tuple[str, str], redis_url: str, postgres_url: str, tmp_path: Path
-) -> AsyncIterator[World]:
+) -> AsyncIterator[Pair]:
     bootstrap, topic = kafka_topic
     shared: dict[str, Any] = {
         "redis_url": redis_url,
@@ -99,7 +99,7 @@ async def world(
         producer = AIOKafkaProducer(bootstrap_servers=bootstrap)
         await producer.start()
         stack.push_async_callback(producer.stop)
-        yield World((nodes[0], nodes[1]), producer, bootstrap, topic)
+        yield Pair((nodes[0], nodes[1]), producer, bootstrap, topic)
 
 
 def event(number: int) -> dict[str, object]:
@@ -133,26 +133,26 @@ def check(reader: Reader, expected: list[str], where: dict[str, int]) -> None:
         assert names == [name for name in expected if where[name] == partition]
 
 
-async def catalogue(world: World) -> None:
+async def catalogue(pair: Pair) -> None:
     """Lets all types join the catalogue, so that they can be switched."""
     for type_ in TYPES:
-        await world.nodes[0].publish(type_, "hello", "nobody")
+        await pair.nodes[0].publish(type_, "hello", "nobody")
     # Whichever node read them has them joined; the database is the same for both.
-    known = [node.node.catalogue for node in world.nodes]
+    known = [node.node.catalogue for node in pair.nodes]
     await eventually(lambda: any(set(TYPES) <= (catalogue._known or set()) for catalogue in known))
 
 
-async def test_each_stream_gets_exactly_what_it_should_in_order_and_once(world: World) -> None:
-    await catalogue(world)
+async def test_each_stream_gets_exactly_what_it_should_in_order_and_once(pair: Pair) -> None:
+    await catalogue(pair)
     off = {user: {t for n, t in enumerate(TYPES) if (index >> n) & 1} for index, user in enumerate(PEOPLE)}
     for index, user in enumerate(PEOPLE):
         if off[user]:
-            await world.nodes[index % 2].switch(user, **dict.fromkeys(off[user], False))
+            await pair.nodes[index % 2].switch(user, **dict.fromkeys(off[user], False))
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         readers = []
         for user in PEOPLE:
-            for node in world.nodes:
+            for node in pair.nodes:
                 stream = await stack.enter_async_context(node.stream(user))
                 assert (await stream.ready())["resume"] == "new"
                 readers.append(Reader(user, stream))
@@ -162,25 +162,25 @@ async def test_each_stream_gets_exactly_what_it_should_in_order_and_once(world: 
         mixed: list[dict[str, object] | bytes] = list(events)
         for n, poison in enumerate(POISON * 3):
             mixed.insert(n * 17, poison)
-        where = await world.produce(mixed)
+        where = await pair.produce(mixed)
         for reader in readers:
             expected = wanted(events, reader.user, off[reader.user])
             await eventually(partial(has_at_least, reader, len(expected)))
         for reader in readers:
             check(reader, wanted(events, reader.user, off[reader.user]), where)
-        assert await dead_letters(world, len(POISON) * 3) == sorted(POISON * 3)
+        assert await dead_letters(pair, len(POISON) * 3) == sorted(POISON * 3)
 
         # Switches flipped in the middle, both ways, each on one node: in force on both.
         for user in PEOPLE[:5]:
             flipped = {t: t in off[user] for t in ("alarm", "news")}
-            await world.nodes[1].switch(user, **flipped)
+            await pair.nodes[1].switch(user, **flipped)
             off[user] = (off[user] - {t for t, on in flipped.items() if on}) | {
                 t for t, on in flipped.items() if not on
             }
         for reader in readers:
             reader.got.clear()
         events = [event(n) for n in range(400, 700)]
-        where = await world.produce(events)
+        where = await pair.produce(events)
         for reader in readers:
             expected = wanted(events, reader.user, off[reader.user])
             await eventually(partial(has_at_least, reader, len(expected)))
@@ -192,41 +192,41 @@ async def test_each_stream_gets_exactly_what_it_should_in_order_and_once(world: 
         await asyncio.gather(*reading, return_exceptions=True)
 
 
-async def test_a_client_dropped_on_one_node_resumes_on_the_other_and_misses_nothing(world: World) -> None:
-    await catalogue(world)
+async def test_a_client_dropped_on_one_node_resumes_on_the_other_and_misses_nothing(pair: Pair) -> None:
+    await catalogue(pair)
     events = [event(n) for n in range(300)]
     expected = wanted(events, "person3", set())
-    async with world.nodes[0].stream("person3") as stream:
+    async with pair.nodes[0].stream("person3") as stream:
         await stream.ready()
-        await world.produce(events[:150])
+        await pair.produce(events[:150])
         first = [
             str(json.loads((await stream.next()).data)["id"]) for _ in wanted(events[:100], "person3", set())
         ]
-    await world.produce(events[150:])
-    async with world.nodes[1].stream("person3", Last_Event_ID=stream.last_id) as again:
+    await pair.produce(events[150:])
+    async with pair.nodes[1].stream("person3", Last_Event_ID=stream.last_id) as again:
         assert (await again.ready())["resume"] == "complete"
         rest = [str(json.loads((await again.next()).data)["id"]) for _ in range(len(expected) - len(first))]
     assert sorted(first + rest) == sorted(expected)
-    reply = await world.nodes[1].http.get(f"/v1/events?user=person3&after={stream.last_id}&limit=1000")
+    reply = await pair.nodes[1].http.get(f"/v1/events?user=person3&after={stream.last_id}&limit=1000")
     assert [e["data"]["id"] for e in reply.json()["events"]] == rest
 
 
-async def test_events_posted_to_a_node_go_through_kafka_and_come_out_on_the_other(world: World) -> None:
-    await catalogue(world)
-    async with world.nodes[1].stream("person1") as stream:
+async def test_events_posted_to_a_node_go_through_kafka_and_come_out_on_the_other(pair: Pair) -> None:
+    await catalogue(pair)
+    async with pair.nodes[1].stream("person1") as stream:
         await stream.ready()
         lines = "\n".join(
             json.dumps({"type": "chat", "message": n, "to": {"users": ["person1"]}}) for n in range(20)
         )
-        reply = await world.nodes[0].http.post("/v1/events", content=lines)
+        reply = await pair.nodes[0].http.post("/v1/events", content=lines)
         assert reply.json()["accepted"] == 20
         assert await stream.messages(20) == list(range(20))
 
 
-async def test_a_question_asked_on_one_node_is_answered_on_the_streams_of_the_other(world: World) -> None:
-    async with world.nodes[1].stream("person1") as stream:
+async def test_a_question_asked_on_one_node_is_answered_on_the_streams_of_the_other(pair: Pair) -> None:
+    async with pair.nodes[1].stream("person1") as stream:
         await stream.ready()
-        reply = await world.nodes[0].http.post(
+        reply = await pair.nodes[0].http.post(
             "/v1/questions?user=person1", json={"text": "How do I switch an event type off?"}
         )
         assert reply.status_code == 202
@@ -241,11 +241,11 @@ async def test_a_question_asked_on_one_node_is_answered_on_the_streams_of_the_ot
         assert text
 
 
-async def dead_letters(world: World, count: int) -> list[bytes]:
+async def dead_letters(pair: Pair, count: int) -> list[bytes]:
     """What the dead-letter topic has, once it has that many."""
     found: list[bytes] = []
     consumer = AIOKafkaConsumer(
-        f"{world.topic}.dlq", bootstrap_servers=world.bootstrap, auto_offset_reset="earliest"
+        f"{pair.topic}.dlq", bootstrap_servers=pair.bootstrap, auto_offset_reset="earliest"
     )
     await consumer.start()
     try:

@@ -77,7 +77,7 @@ class Scripted:
 
 
 @dataclass
-class World:
+class Nodes:
     """One database and one backplane, any number of nodes."""
 
     database: Database
@@ -132,8 +132,8 @@ class World:
 
 
 @pytest.fixture
-def world(database: Database, backplane: MemoryBackplane) -> World:
-    return World(database, backplane)
+def nodes(database: Database, backplane: MemoryBackplane) -> Nodes:
+    return Nodes(database, backplane)
 
 
 @asynccontextmanager

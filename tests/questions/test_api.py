@@ -25,7 +25,7 @@ from pushsse.event import Publication
 from pushsse.questions.answerers import Delta, Piece
 from pushsse.questions.question import Answered, By, Question
 from pushsse.questions.service import Asking, Questions
-from tests.questions.conftest import SHARDS, Scripted, World, grown_text, running
+from tests.questions.conftest import SHARDS, Nodes, Scripted, grown_text, running
 from tests.serving import started
 from tests.waiting import eventually
 
@@ -96,10 +96,10 @@ class Site:
 
 
 @pytest.fixture
-async def site(world: World) -> AsyncIterator[Site]:
+async def site(nodes: Nodes) -> AsyncIterator[Site]:
     gate = Gate()
-    service = world.node(Scripted(gate.script))
-    hearing = Hearing(world.backplane)
+    service = nodes.node(Scripted(gate.script))
+    hearing = Hearing(nodes.backplane)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with httpx.AsyncClient(base_url=url, timeout=10, verify=False) as client:

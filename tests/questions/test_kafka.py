@@ -22,7 +22,7 @@ from pushsse.metrics import Metrics
 from pushsse.questions.answerers.kafka import ROUND_S, AnswerHandler, KafkaAnswerer, read
 from pushsse.questions.question import Answered, By, Ending, Question
 from pushsse.questions.service import Asking, Questions
-from tests.questions.conftest import World, data, grown_text
+from tests.questions.conftest import Nodes, data, grown_text
 from tests.waiting import eventually
 
 PARTITIONS = 3
@@ -136,7 +136,7 @@ async def desk(bootstrap: str) -> AsyncIterator[Desk]:
             await producer.stop()
 
 
-async def answering(node: Questions, world: World, text: str = "hello?") -> Question:
+async def answering(node: Questions, nodes: Nodes, text: str = "hello?") -> Question:
     """A question that was sent off."""
     asked = await node.ask("ann", Asking(text))
 
@@ -159,11 +159,11 @@ async def until(node: Questions, question: Question, text: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_question_goes_out_and_its_answer_comes_in_pieces(world: World, desk: Desk) -> None:
-    node = world.node(desk.answerer())
-    hearing = asyncio.create_task(world.hear("ann"))
-    async with world.running(node):
-        question = await answering(node, world)
+async def test_a_question_goes_out_and_its_answer_comes_in_pieces(nodes: Nodes, desk: Desk) -> None:
+    node = nodes.node(desk.answerer())
+    hearing = asyncio.create_task(nodes.hear("ann"))
+    async with nodes.running(node):
+        question = await answering(node, nodes)
         asked = await desk.asked()
         assert asked == {
             "id": question.id,
@@ -177,20 +177,20 @@ async def test_a_question_goes_out_and_its_answer_comes_in_pieces(world: World, 
             await desk.says(question, seq=seq, delta=delta)
             await until(node, question, "".join(["Guten ", "Tag 😀", ", 安"][:seq]))
         await desk.says(question, seq=4, delta=".", done=True)
-        answers = await world.until_told("ann", "answer")
+        answers = await nodes.until_told("ann", "answer")
     hearing.cancel()
     await asyncio.gather(hearing, return_exceptions=True)
     assert answers[0]["text"] == "Guten Tag 😀, 安."
     assert answers[0]["by"] == {"kind": "bot", "name": "kafka"}
-    assert grown_text([data(publication) for publication in world.live]) == "Guten Tag 😀, 安."
+    assert grown_text([data(publication) for publication in nodes.live]) == "Guten Tag 😀, 安."
     assert await desk.unusable() == []
 
 
 @pytest.mark.anyio
-async def test_repeats_are_ignored_and_holes_are_waited_for(world: World, desk: Desk) -> None:
-    node = world.node(desk.answerer())
-    async with world.running(node):
-        question = await answering(node, world)
+async def test_repeats_are_ignored_and_holes_are_waited_for(nodes: Nodes, desk: Desk) -> None:
+    node = nodes.node(desk.answerer())
+    async with nodes.running(node):
+        question = await answering(node, nodes)
         await desk.says(question, seq=1, delta="a")
         await desk.says(question, seq=1, delta="x")
         await until(node, question, "a")
@@ -198,48 +198,48 @@ async def test_repeats_are_ignored_and_holes_are_waited_for(world: World, desk: 
         await desk.says(question, seq=1, delta="x")
         await desk.says(question, seq=4, done=True)
         await desk.says(question, seq=2, delta="b")
-        answers = await world.until_told("ann", "answer")
+        answers = await nodes.until_told("ann", "answer")
     assert answers[0]["text"] == "abc"
 
 
 @pytest.mark.anyio
-async def test_a_hole_that_never_closes_ends_all_the_same(world: World, desk: Desk) -> None:
-    node = world.node(desk.answerer())
-    async with world.running(node):
-        question = await answering(node, world)
+async def test_a_hole_that_never_closes_ends_all_the_same(nodes: Nodes, desk: Desk) -> None:
+    node = nodes.node(desk.answerer())
+    async with nodes.running(node):
+        question = await answering(node, nodes)
         await desk.says(question, seq=1, delta="a")
         await desk.says(question, seq=3, delta="c")
         await desk.says(question, seq=4, done=True)
-        answers = await world.until_told("ann", "answer")
+        answers = await nodes.until_told("ann", "answer")
     assert answers[0]["text"] == "ac"
 
 
 @pytest.mark.anyio
-async def test_a_whole_text_and_an_error_end_it(world: World, desk: Desk) -> None:
-    node = world.node(desk.answerer())
-    async with world.running(node):
-        whole, failed = await answering(node, world, "one"), await answering(node, world, "two")
+async def test_a_whole_text_and_an_error_end_it(nodes: Nodes, desk: Desk) -> None:
+    node = nodes.node(desk.answerer())
+    async with nodes.running(node):
+        whole, failed = await answering(node, nodes, "one"), await answering(node, nodes, "two")
         await desk.says(whole, seq=1, delta="draft")
         await desk.says(whole, text="all of it")
         await desk.says(failed, error="no idea")
-        answers = await world.until_told("ann", "answer")
-        errors = await world.until_told("ann", "answer.error")
+        answers = await nodes.until_told("ann", "answer")
+        errors = await nodes.until_told("ann", "answer.error")
     assert answers[0]["text"] == "all of it"
     assert errors == [{"question": failed.id, "code": "answerer_error", "detail": "no idea"}]
 
 
 @pytest.mark.anyio
-async def test_what_cant_be_used_is_a_dead_letter_and_the_rest_goes_on(world: World, desk: Desk) -> None:
-    node = world.node(desk.answerer())
-    async with world.running(node):
-        question = await answering(node, world)
+async def test_what_cant_be_used_is_a_dead_letter_and_the_rest_goes_on(nodes: Nodes, desk: Desk) -> None:
+    node = nodes.node(desk.answerer())
+    async with nodes.running(node):
+        question = await answering(node, nodes)
         await desk.writes("x", b"{not json")
         await desk.writes("x", b'{"question": "NOBODYS", "text": "hello"}')
         await desk.says(question, delta="no seq")
         await desk.says(question, seq=1, delta="a", text="b")
         await desk.says(question, handover=True)
         await desk.says(question, text="fine", newer_member=1)
-        await world.until_told("ann", "answer")
+        await nodes.until_told("ann", "answer")
         # Its question has ended: neither applied nor a dead letter.
         await desk.says(question, text="late")
 
@@ -255,18 +255,18 @@ async def test_what_cant_be_used_is_a_dead_letter_and_the_rest_goes_on(world: Wo
 
 
 @pytest.mark.anyio
-async def test_any_node_takes_the_answer_and_a_dead_ones_pieces_arent_lost(world: World, desk: Desk) -> None:
-    first = world.node(desk.answerer(), name="one")
-    async with world.running(first):
-        question = await answering(first, world)
+async def test_any_node_takes_the_answer_and_a_dead_ones_pieces_arent_lost(nodes: Nodes, desk: Desk) -> None:
+    first = nodes.node(desk.answerer(), name="one")
+    async with nodes.running(first):
+        question = await answering(first, nodes)
         await desk.says(question, seq=1, delta="a")
         await until(first, question, "a")
         # It waits for what comes before it, so it isn't committed, and the next node reads it again.
         await desk.says(question, seq=3, delta="c", done=True)
-    second = world.node(desk.answerer(), name="two")
-    async with world.running(second):
+    second = nodes.node(desk.answerer(), name="two")
+    async with nodes.running(second):
         await desk.says(question, seq=2, delta="b")
-        answers = await world.until_told("ann", "answer")
+        answers = await nodes.until_told("ann", "answer")
     assert answers[0]["text"] == "abc"
 
 
@@ -287,15 +287,15 @@ TWO_ENDS = [
 @pytest.mark.anyio
 @pytest.mark.parametrize(("records", "text", "late"), TWO_ENDS)
 async def test_the_first_end_wins_where_several_come_in_one_batch(
-    world: World, desk: Desk, records: list[dict[str, object]], text: str | None, late: int
+    nodes: Nodes, desk: Desk, records: list[dict[str, object]], text: str | None, late: int
 ) -> None:
-    first = world.node(desk.answerer(), name="one")
-    async with world.running(first):
-        question = await answering(first, world)
+    first = nodes.node(desk.answerer(), name="one")
+    async with nodes.running(first):
+        question = await answering(first, nodes)
     for record in records:
         await desk.says(question, **record)
-    second = world.node(desk.answerer(), name="two")
-    async with world.running(second):
+    second = nodes.node(desk.answerer(), name="two")
+    async with nodes.running(second):
 
         async def all_committed() -> bool:
             return await desk.committed() == len(records)
@@ -350,27 +350,27 @@ class Faulty(Connection):
 @pytest.mark.anyio
 @pytest.mark.parametrize("fault", [Deaf, Unanswered])
 async def test_answers_go_on_after_a_member_is_stuck_and_while_commits_hang(
-    world: World, desk: Desk, fault: type[AIOKafkaConsumer]
+    nodes: Nodes, desk: Desk, fault: type[AIOKafkaConsumer]
 ) -> None:
     faults = [fault]
     connection = Faulty(bootstrap=desk.connection.bootstrap, session_timeout_ms=6_000, faults=faults)
-    node = world.node(desk.answerer(connection))
-    async with world.running(node):
-        question = await answering(node, world)
+    node = nodes.node(desk.answerer(connection))
+    async with nodes.running(node):
+        question = await answering(node, nodes)
         await desk.says(question, seq=1, delta="a")
         await until(node, question, "a")
         await desk.says(question, seq=2, delta="b", done=True)
-        answers = await world.until_told("ann", "answer")
+        answers = await nodes.until_told("ann", "answer")
     assert not faults
     assert answers[0]["text"] == "ab"
 
 
 @pytest.mark.anyio
-async def test_an_answer_that_never_comes_expires_and_is_not_asked_again(world: World, desk: Desk) -> None:
-    node = world.node(desk.answerer(), timeout_s=2.0)
-    async with world.running(node):
+async def test_an_answer_that_never_comes_expires_and_is_not_asked_again(nodes: Nodes, desk: Desk) -> None:
+    node = nodes.node(desk.answerer(), timeout_s=2.0)
+    async with nodes.running(node):
         await node.ask("ann", Asking("anybody?"))
-        errors = await world.until_told("ann", "answer.error")
+        errors = await nodes.until_told("ann", "answer.error")
         asked = await node.page("ann", limit=1)
     assert errors[0]["code"] == "expired"
     assert asked[0].attempt == 1

@@ -95,7 +95,7 @@ class People:
 
 
 @dataclass
-class World:
+class RunningHub:
     """One node's hub."""
 
     backplane: MemoryBackplane
@@ -167,7 +167,9 @@ def calls(made: object, users: tuple[str, ...]) -> list[Append]:
 
 
 @asynccontextmanager
-async def world(*, send_timeout_s: float = 5.0, keep_bytes: int = 4 * 1024**2) -> AsyncIterator[World]:
+async def running_hub(
+    *, send_timeout_s: float = 5.0, keep_bytes: int = 4 * 1024**2
+) -> AsyncIterator[RunningHub]:
     """A node's hub, running."""
     metrics, people = Metrics(), People()
     backplane = MemoryBackplane(shards=SHARDS, keep_s=600, keep_bytes=keep_bytes, metrics=metrics)
@@ -177,7 +179,7 @@ async def world(*, send_timeout_s: float = 5.0, keep_bytes: int = 4 * 1024**2) -
         services = (parts.catch_up, parts.opener, parts.feed)
         running = [tasks.create_task(service.run()) for service in services]
         try:
-            yield World(backplane, parts, people)
+            yield RunningHub(backplane, parts, people)
         finally:
             for task in running:
                 task.cancel()
