@@ -10,6 +10,7 @@ import gc
 import logging
 import sqlite3
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 from pushsse.backplane.memory.logs import Snapshot
 from pushsse.backplane.memory.store import BOOT_ID, LogStore, LogUpdate, RowChange
-from pushsse.retry import Backoff
+from pushsse.retry import Backoff, Outage
 
 _log = logging.getLogger(__name__)
 MOST_PENDING_BYTES = 64 * 1024**2
@@ -160,11 +161,19 @@ class LogWriter:
     # In the thread
 
     def _run(self) -> None:
-        failed = not self.on_disk
-        backoff = Backoff(self._limits.retry_s, self._limits.retry_most_s)
+        outage = Outage(
+            f"writing {self._store.path}, without which a restart loses what was published since",
+            _log,
+            Backoff(self._limits.retry_s, self._limits.retry_most_s),
+        )
+        wait_s = 0.0
+        if not self.on_disk:
+            # `LogStore.load` has logged why.
+            outage.since = time.monotonic()
+            wait_s = outage.backoff.next_s()
         while True:
-            if failed:
-                self._ending.wait(backoff.next_s())
+            if outage.since is not None:
+                self._ending.wait(wait_s)
             else:
                 self._wake.wait()
                 # Gathers what comes meanwhile into one transaction, unless somebody waits for it.
@@ -178,13 +187,12 @@ class LogWriter:
                 self._store.write(batch.changes, batch.whole, last=last)
             except Exception as error:  # noqa: BLE001  without the thread, whoever waits for the disk would hang
                 self.on_disk = False
-                self._report(error, first=not failed)
-                failed = True
+                if outage.since is None and not isinstance(error, (sqlite3.Error, OSError)):
+                    _log.exception("writing %s failed unexpectedly", self._store.path)
+                wait_s = outage.failed(error)
             else:
-                if failed:
-                    _log.info("%s is written again", self._store.path)
-                    backoff.reset()
-                self.on_disk, failed = True, False
+                self.on_disk = True
+                outage.over()
             self._answer(batch.waiting)
             if last:
                 self._store.close()
@@ -216,13 +224,3 @@ class LogWriter:
         if waiting and self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed, and whoever waited with it
                 self._loop.call_soon_threadsafe(answer)
-
-    def _report(self, error: Exception, *, first: bool) -> None:
-        if first:
-            _log.warning(
-                "%s can't be written: %s. The log goes on in memory; what isn't on disk at a restart is lost,"
-                " and clients are told a gap",
-                self._store.path,
-                error,
-                exc_info=not isinstance(error, (sqlite3.Error, OSError)),
-            )
