@@ -89,7 +89,7 @@ def _endpoints(node: Node) -> Endpoints:
         stream=StreamEndpoint(
             identifier=identifier,
             opener=node.streams.opener,
-            has_room=node.has_room,
+            node=node,
             backlog_bytes=settings.backlog_bytes,
         ),
         events=EventsEndpoint(
@@ -98,8 +98,8 @@ def _endpoints(node: Node) -> Endpoints:
             opener=node.streams.opener,
             replay=node.streams.replay,
             max_age_s=settings.event_max_age_s,
-            admits=node.catalogue.admits,
-            now_ms=node.backplane.now_ms,
+            types=node.catalogue,
+            backplane=node.backplane,
         ),
         preferences=PreferencesEndpoint(identifier, node.preferences, node.store),
         questions=QuestionsEndpoint(identifier, node.questions, reply),

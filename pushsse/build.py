@@ -4,7 +4,7 @@ Called by the command line and by `create_app`. Siblings don't import each other
 parts that it needs. Nothing is opened or started here: `Node.running` does that.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from pushsse.hub import assemble
 from pushsse.hub.opening import StreamLimits
 from pushsse.intake.http import EmbeddedIntake, Intake, KafkaProducerIntake
 from pushsse.intake.kafka import EventHandler, KafkaIntake
-from pushsse.intake.record import PushsseFormat
+from pushsse.intake.record import AdmitsTypes, PushsseFormat
 from pushsse.kafka.client import connection
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.producer import Producer
@@ -48,7 +48,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
     dispatcher = Dispatcher(
         backplane=log,
         switches=store,
-        seen=catalogue.notice,
+        types=catalogue,
         metrics=metrics,
     )
     answering = _answering(settings, metrics)
@@ -62,7 +62,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
     )
     people = StoredPeople(StateTable(database), preferences, answers)
     streams = assemble(log, people, limits=_limits(settings), metrics=metrics)
-    intakes = _intakes(settings, log, dispatcher=dispatcher, admits=catalogue.admits, metrics=metrics)
+    intakes = _intakes(settings, log, dispatcher=dispatcher, types=catalogue, metrics=metrics)
     work = Work(log, intakes.consumer, answers, streams.hub)
     node = Node(
         settings=settings,
@@ -162,7 +162,7 @@ def _intakes(
     backplane: Backplane,
     *,
     dispatcher: Dispatcher,
-    admits: Callable[[str], bool],
+    types: AdmitsTypes,
     metrics: Metrics,
 ) -> _Intakes:
     """Kafka where it is configured, else HTTP straight into the dispatcher."""
@@ -180,7 +180,7 @@ def _intakes(
         metrics=metrics,
         skip_refused=settings.kafka_dlq_refused == "skip",
     )
-    decode = PushsseFormat(metrics=metrics, max_age_s=settings.event_max_age_s, admits=admits)
+    decode = PushsseFormat(metrics=metrics, max_age_s=settings.event_max_age_s, types=types)
     events = KafkaIntake(consumer, EventHandler(decode, dispatcher))
     return _Intakes(KafkaProducerIntake(producer, topic=settings.kafka_topic), (producer,), events)
 

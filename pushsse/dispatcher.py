@@ -6,7 +6,7 @@ asked for the switches once per batch, never a cache; broadcasts are filtered at
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -38,6 +38,14 @@ class KnowsSwitches(Protocol):
         ...
 
 
+class NoticesTypes(Protocol):
+    """Who keeps the catalogue of types."""
+
+    def notice(self, names: Iterable[str]) -> None:
+        """Events of these types pass. Doesn't wait: what is new joins later."""
+        ...
+
+
 class Dispatcher:
     """Turns batches of drafts into appends, one after the other."""
 
@@ -46,12 +54,12 @@ class Dispatcher:
         *,
         backplane: Backplane,
         switches: KnowsSwitches,
-        seen: Callable[[Sequence[str]], None],
+        types: NoticesTypes,
         metrics: Metrics,
     ) -> None:
         self._backplane = backplane
         self._switches = switches
-        self._seen = seen
+        self._types = types
         self._shards = backplane.shards
         self._metrics = metrics
         self._unfiltered = False
@@ -61,7 +69,7 @@ class Dispatcher:
 
         Raises BackplaneUnavailable and NotOwner; dispatching the same batch again is then right.
         """
-        self._seen(list({draft.publication.name for draft in drafts}))
+        self._types.notice(list({draft.publication.name for draft in drafts}))
         # Guarantee 3: the switches are read for this batch, after it came in and before it is published. An
         # answer kept from an earlier batch would publish to people who have switched the type off since.
         appends = await self._appends(drafts, await self._off(drafts))
@@ -86,7 +94,7 @@ class Dispatcher:
             appends = list(_bounded({name: [part] for name, part in self._parts(draft, users, off)}))
         receipt = self._backplane.publish_at_once(appends) if appends else Receipt()
         if receipt is not None:
-            self._seen((publication.name,))
+            self._types.notice((publication.name,))
             if users is not None:
                 self._metrics.suppressed += len(users) - sum(
                     len(part.publication.users or ()) for append in appends for part in append.drafts

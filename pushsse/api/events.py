@@ -6,7 +6,7 @@ the same replay as a stream's, with the same filter. A body of many lines gives 
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -18,11 +18,13 @@ from pushsse import event, strictjson
 from pushsse.api.identity import PUBLISH, STREAM, Identifier
 from pushsse.api.problem import MAX_EVENTS_BODY, HttpProblem, Query, json_response, read_body
 from pushsse.api.stream import after
+from pushsse.backplane import Backplane
 from pushsse.errors import InvalidInput, NotJson, Problem
 from pushsse.event import Event
 from pushsse.hub.catch_up import Replay
 from pushsse.hub.opening import From, Opener, Opening
 from pushsse.intake.http import Intake, Submitted
+from pushsse.intake.record import AdmitsTypes
 from pushsse.stream.frame import Resume
 from pushsse.stream.immediate import Answer, Reply
 from pushsse.stream.subscriber import selects
@@ -90,8 +92,8 @@ class EventsEndpoint:
     opener: Opener
     replay: Replay
     max_age_s: int
-    admits: Callable[[str], bool]
-    now_ms: Callable[[], int]
+    types: AdmitsTypes
+    backplane: Backplane
 
     async def post(self, request: Request) -> Response:
         """Takes events; with at least one accepted it is a 202."""
@@ -176,11 +178,11 @@ class EventsEndpoint:
 
     def _submitted(self, given: Event | Line) -> Submitted:
         taken = given if isinstance(given, Event) else event.decode(given)
-        if not self.admits(taken.type):
+        if not self.types.admits(taken.type):
             raise InvalidInput(Problem("$.type", f"{taken.type!r} isn't in the catalogue"))
-        event_id = taken.id or _ulid(self.now_ms())
+        event_id = taken.id or _ulid(self.backplane.now_ms())
         # By the backplane's clock, which says when it expires: this node's may be off.
-        at = datetime.fromtimestamp(self.now_ms() / 1000, UTC)
+        at = datetime.fromtimestamp(self.backplane.now_ms() / 1000, UTC)
         made = event.publication(taken, event_id=event_id, at=at, max_age_s=self.max_age_s)
         return Submitted(taken, event_id, made)
 

@@ -6,9 +6,10 @@ browser's EventSource gives up for good on any other status.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -57,13 +58,21 @@ class Queue:
             raise Overloaded(f"others have been opening streams for {PATIENCE_S:.0f} s") from None
 
 
+class HasRoom(Protocol):
+    """The node, as far as a stream that begins asks it."""
+
+    def has_room(self) -> bool:
+        """Whether one more stream may begin."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class StreamEndpoint:
     """An ASGI endpoint, since a stream may take the connection over."""
 
     identifier: Identifier
     opener: Opener
-    has_room: Callable[[], bool]
+    node: HasRoom
     backlog_bytes: int
     queue: Queue = field(default_factory=lambda: Queue(OPENING_AT_ONCE))
     portable_queue: Queue = field(default_factory=lambda: Queue(PORTABLE_AT_ONCE))
@@ -77,7 +86,7 @@ class StreamEndpoint:
         if request.method == "HEAD":
             await Response(headers=STREAM_HEADERS, media_type=MEDIA_TYPE)(scope, receive, send)
             return
-        if not self.has_room():
+        if not self.node.has_room():
             await busy_response()(scope, receive, send)
             return
         queue = self.queue if offered(scope) is not None else self.portable_queue

@@ -4,7 +4,7 @@ Called by the intake from Kafka for every record, and by the one over HTTP. A fo
 `PushsseFormat` is the one where a record's value is the event's own JSON.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -36,20 +36,28 @@ class Decode(Protocol):
         ...
 
 
+class AdmitsTypes(Protocol):
+    """Who keeps the catalogue of types."""
+
+    def admits(self, name: str) -> bool:
+        """Whether events of this type are taken."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushsseFormat:
-    """The value is the event's JSON. Unknown members are ignored and counted; `admits` refuses types."""
+    """The value is the event's JSON. Unknown members are ignored and counted; `types` may refuse a type."""
 
     metrics: Metrics
     max_age_s: int
-    admits: Callable[[str], bool]
+    types: AdmitsTypes
 
     def __call__(self, record: Record, owner: str) -> Draft | None:
         value = record.value
         if value is None:
             return None
         found = event.decode(value, ignored=self._ignored)
-        if not self.admits(found.type):
+        if not self.types.admits(found.type):
             raise InvalidInput(Problem("$.type", f"{found.type!r} isn't in the catalogue"))
         topic, partition, offset, timestamp_ms = (
             record.topic,

@@ -84,6 +84,16 @@ class Backplane(MemoryBackplane):
         return self.known_by
 
 
+@dataclass(frozen=True)
+class AllTypesBut:
+    """A catalogue that refuses one type."""
+
+    refused: str
+
+    def admits(self, name: str) -> bool:
+        return name != self.refused
+
+
 @dataclass
 class Kit:
     bootstrap: str
@@ -225,7 +235,7 @@ class Kit:
             stuck_s=stuck_s,
             recheck_after_s=recheck_after_s,
         )
-        decode = PushsseFormat(metrics=self.metrics, max_age_s=86_400, admits=lambda name: name != "no")
+        decode = PushsseFormat(metrics=self.metrics, max_age_s=86_400, types=AllTypesBut("no"))
         return KafkaIntake(consumer, EventHandler(decode, recorder or self.recorder))
 
     @asynccontextmanager

@@ -11,6 +11,7 @@ from pushsse.intake.record import PushsseFormat
 from pushsse.kafka.client import Connection
 from pushsse.kafka.consumer import Consumer
 from pushsse.metrics import Metrics
+from tests.intake.kit import AllTypesBut
 
 
 class Hanging:
@@ -31,7 +32,7 @@ async def main(bootstrap: str, topic: str, group: str) -> None:
         fences=MemoryBackplane(shards=64, keep_s=60, keep_bytes=1024**2, metrics=metrics),
         metrics=metrics,
     )
-    decode = PushsseFormat(metrics=metrics, max_age_s=86_400, admits=lambda name: True)
+    decode = PushsseFormat(metrics=metrics, max_age_s=86_400, types=AllTypesBut("none"))
     await KafkaIntake(consumer, EventHandler(decode, Hanging())).run()
 
 

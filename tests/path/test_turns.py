@@ -1,7 +1,7 @@
 """Events for many thousands of people leave the event loop to others on their way into the log."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 import pytest
@@ -14,6 +14,13 @@ from pushsse.metrics import Metrics
 
 pytestmark = pytest.mark.anyio
 _EVENTS = 8
+
+
+class Unlisted:
+    """A catalogue that takes no notice of types."""
+
+    def notice(self, names: Iterable[str]) -> None:
+        pass
 
 
 class AllOn:
@@ -37,7 +44,7 @@ async def test_others_have_their_turn_between_events_for_many_people() -> None:
 
     metrics = Metrics()
     backplane = MemoryBackplane(shards=4, keep_s=600, keep_bytes=4 * 1024**2, metrics=metrics)
-    dispatcher = Dispatcher(backplane=backplane, switches=AllOn(), seen=lambda _: None, metrics=metrics)
+    dispatcher = Dispatcher(backplane=backplane, switches=AllOn(), types=Unlisted(), metrics=metrics)
     people = [f"{number:x}" for number in range(10_000)]
     made = event.from_json({"type": "a", "message": 1, "to": {"users": people}, "id": "x"})
     publications = [
