@@ -31,9 +31,16 @@ from pushsse.backplane import (
     log_of,
     machine_ms,
 )
-from pushsse.backplane.memory.logs import LogSnapshot, MemoryLog, Partitions, SeenNames, Snapshot, recipients
-from pushsse.backplane.memory.store import (
+from pushsse.backplane.memory.logs import (
+    LogSnapshot,
     LogUpdate,
+    MemoryLog,
+    Partitions,
+    SeenNames,
+    Snapshot,
+    recipients,
+)
+from pushsse.backplane.memory.store import (
     delete_fences,
     set_identity,
     set_owner,

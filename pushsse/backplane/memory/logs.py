@@ -1,14 +1,15 @@
 """What the embedded backplane holds: logs, what it knows of Kafka's partitions, and the names it has seen.
 
-`MemoryBackplane` calls it, on the event loop. All of it together is a `Snapshot`, which the store reads and
-writes.
+`MemoryBackplane` calls it, on the event loop. All of it together is a `Snapshot`, what one append changes of
+it a `LogUpdate`: these are what the writer and the store are given.
 """
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
+from typing import NamedTuple
 
 import msgspec
 
@@ -56,6 +57,24 @@ class Snapshot:
     def order(self) -> int:
         """The highest order of any entry."""
         return max((log.entries[-1].order for log in self.logs.values() if log.entries), default=0)
+
+
+class LogUpdate(NamedTuple):
+    """What one call changed: the log's state after it, its entries, the fences it moved, its new names."""
+
+    log: str
+    epoch: str
+    number: int
+    first: int
+    trimmed_ms: int
+    entries: Sequence[Entry]
+    fences: Sequence[tuple[str, int, int, int]]
+    names: Sequence[tuple[bytes, int]]
+
+    @property
+    def size(self) -> int:
+        """Roughly the bytes that it takes while it waits, beside the log that holds its entries as well."""
+        return sum(len(entry.publication.body) for entry in self.entries) + 64 * len(self.names)
 
 
 class MemoryLog:

@@ -22,7 +22,7 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 
 from pushsse.backplane import BROADCAST, REMEMBER_MOST, REMEMBER_MS, Entry, codec, fresh_word, machine_ms
-from pushsse.backplane.memory.logs import LogSnapshot, Snapshot
+from pushsse.backplane.memory.logs import LogSnapshot, LogUpdate, Snapshot
 from pushsse.errors import SettingsError
 
 _log = logging.getLogger(__name__)
@@ -91,24 +91,6 @@ _REMEMBERED = """SELECT name, at_ms FROM
     (SELECT name, at_ms FROM seen WHERE at_ms >= ? ORDER BY at_ms DESC LIMIT ?) ORDER BY at_ms"""
 _FORGET = """DELETE FROM seen WHERE at_ms < max(?, coalesce(
     (SELECT at_ms FROM seen ORDER BY at_ms DESC LIMIT 1 OFFSET ?), 0))"""
-
-
-class LogUpdate(NamedTuple):
-    """What one call changed: the log's state after it, its entries, the fences it moved, its new names."""
-
-    log: str
-    epoch: str
-    number: int
-    first: int
-    trimmed_ms: int
-    entries: Sequence[Entry]
-    fences: Sequence[tuple[str, int, int, int]]
-    names: Sequence[tuple[bytes, int]]
-
-    @property
-    def size(self) -> int:
-        """Roughly the bytes that it takes while it waits, beside the log that holds its entries as well."""
-        return sum(len(entry.publication.body) for entry in self.entries) + 64 * len(self.names)
 
 
 class RowChange(NamedTuple):

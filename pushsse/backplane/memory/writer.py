@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from pushsse.backplane.memory.logs import Snapshot
-from pushsse.backplane.memory.store import BOOT_ID, LogStore, LogUpdate, RowChange
+from pushsse.backplane.memory.logs import LogUpdate, Snapshot
+from pushsse.backplane.memory.store import BOOT_ID, LogStore, RowChange
 from pushsse.retry import Backoff, Outage
 
 _log = logging.getLogger(__name__)
