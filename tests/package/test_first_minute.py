@@ -11,12 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import TOLD
 from tests.parts import missing
 from tests.waiting import until
 
@@ -173,7 +174,7 @@ def _pasted(output: Path, name: str) -> list[str]:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", PIPS)
 def test_make_run_needs_python_and_make_alone(
-    name: str, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, tree: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     environment = surroundings(tmp_path, uv=None)
     assert shutil.which("uv", path=environment["PATH"]) is None
@@ -181,18 +182,16 @@ def test_make_run_needs_python_and_make_alone(
         prepare(tree, PIPS[name], environment)
     told = first_minute(tree, environment)
     assert "with pip" in (tmp_path / "output").read_text()
-    with capsys.disabled():
-        print(f"\nmake run with the {name}: {told}")
+    record_property(TOLD, f"make run with the {name}: {told}")
 
 
 @pytest.mark.timeout(400)
 def test_make_run_takes_uv_where_it_is(
-    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tree: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     uv = shutil.which("uv")
     if uv is None:
         pytest.skip("uv isn't installed")
     told = first_minute(tree, surroundings(tmp_path, uv=uv))
     assert "with uv" in (tmp_path / "output").read_text()
-    with capsys.disabled():
-        print(f"\nmake run with uv: {told}")
+    record_property(TOLD, f"make run with uv: {told}")
