@@ -29,7 +29,7 @@ from pushsse.people import StateTable, StoredPeople
 from pushsse.preferences.service import Catalogue, Preferences
 from pushsse.preferences.store import PreferenceStore
 from pushsse.questions.answerers import Answerer, faq
-from pushsse.questions.answerers.kafka import ROUND_S, KafkaAnswerer
+from pushsse.questions.answerers.kafka import PACE, KafkaAnswerer
 from pushsse.questions.service import questions
 from pushsse.questions.store import Store
 from pushsse.settings import Settings, seconds
@@ -209,7 +209,7 @@ def _answering(settings: Settings, metrics: Metrics) -> _Answering:
         start=f"{max(settings.answer_timeout_s, seconds('10m')):.0f}s",
         metrics=metrics,
         skip_refused=settings.kafka_dlq_refused == "skip",
-        round_s=ROUND_S,
+        pace=PACE,
     )
     answerer = KafkaAnswerer(
         questions=questions, questions_topic=settings.questions_topic, answers=answers, metrics=metrics

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -18,24 +19,38 @@ from pushsse.errors import InvalidInput, KafkaUnavailable, NotOwner, Unavailable
 from pushsse.kafka.client import Connection, Record, cancellation_is_ours, stop
 from pushsse.kafka.dead_letters import DeadLetters, Refused
 from pushsse.kafka.fences import Fenced, Fences, Ownership, Unfenced
-from pushsse.kafka.partition import Assignment, Partition, Progress
+from pushsse.kafka.partition import Assignment, Partition, Progress, Watchdog
 from pushsse.kafka.producer import Producer
 from pushsse.metrics import Metrics
 from pushsse.retry import Backoff, Outage
 
 log = logging.getLogger(__name__)
 BATCH_RECORDS = 1000
-STUCK_S = 30.0
-RECHECK_AFTER_S = 5.0
 _START_LIMIT_S = 30.0
 _POLL_MS = 200
 _POLL_LIMIT_S = 5.0
 _LOST_S = 4.0
-_LOOK_S = 2.0
 _LETTERS_AT_ONCE = 100
 # How long a run of records may hold the event loop.
 _DECODE_S = 0.005
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long a consumer takes, in seconds.
+
+    `round_s` is the least time between two batches. A member that gets nowhere is stuck after `stuck_s`.
+    After an outage of more than `recheck_s` partitions are prepared again: nothing was fetched meanwhile, so
+    a topic that was made anew would go unnoticed.
+    """
+
+    round_s: float = 0.0
+    stuck_s: float = 30.0
+    recheck_s: float = 5.0
+
+
+_PACE = Pace()
 
 
 class Handler(Progress, Protocol[Item]):
@@ -67,8 +82,7 @@ class Consumer:
 
     Order: that of each partition. Guarantee: an offset is committed only once everything before it was
     applied, skipped, or is in the dead-letter topic. What is away is waited for; nothing is dropped. With
-    `fences` a record that the backplane has isn't applied again. `round_s` is the least time between two
-    batches.
+    `fences` a record that the backplane has isn't applied again.
     """
 
     def __init__(
@@ -82,9 +96,7 @@ class Consumer:
         metrics: Metrics,
         fences: Fences | None = None,
         skip_refused: bool = True,
-        round_s: float = 0.0,
-        stuck_s: float = STUCK_S,
-        recheck_after_s: float = RECHECK_AFTER_S,
+        pace: Pace = _PACE,
     ) -> None:
         self._connection = connection
         self._topic = topic
@@ -92,9 +104,7 @@ class Consumer:
         self._dlq_topic = dlq_topic
         self._metrics = metrics
         self._skip_refused = skip_refused
-        self._round_s = round_s
-        self._stuck_s = stuck_s
-        self._recheck_after_s = recheck_after_s
+        self._pace = pace
         self._ownership: Ownership = Unfenced(start)
         if fences is not None:
             self._ownership = Fenced(connection, fences, topic, group, start)
@@ -146,18 +156,17 @@ class Consumer:
             assignment,
             handler,
             letters=letters,
-            watchdog=_Watchdog(
+            watchdog=Watchdog(
                 consumer,
                 assignment,
                 self._ownership,
                 topic=self._topic,
-                stuck_s=self._stuck_s,
+                stuck_s=self._pace.stuck_s,
                 metrics=self._metrics,
             ),
             metrics=self._metrics,
             kafka=outage,
-            round_s=self._round_s,
-            recheck_after_s=self._recheck_after_s,
+            pace=self._pace,
         )
         self._assignment = assignment
         try:
@@ -210,11 +219,10 @@ class _Member(Generic[Item]):
         handler: Handler[Item],
         *,
         letters: DeadLetters,
-        watchdog: "_Watchdog",
+        watchdog: Watchdog,
         metrics: Metrics,
         kafka: Outage,
-        round_s: float,
-        recheck_after_s: float,
+        pace: Pace,
     ) -> None:
         self._consumer = consumer
         self._assignment = assignment
@@ -222,8 +230,7 @@ class _Member(Generic[Item]):
         self._letters = letters
         self._watchdog = watchdog
         self._metrics = metrics
-        self._round_s = round_s
-        self._recheck_after_s = recheck_after_s
+        self._pace = pace
         self._kafka = kafka
         self._applying = Outage("records from Kafka can't be applied", log, Backoff())
         self._burying = Outage(f"dead-letter topic {letters.topic}", log, Backoff(first_s=0.25))
@@ -262,8 +269,8 @@ class _Member(Generic[Item]):
             await self._pass_over_markers()
         # Guarantee 1: after the batch, never while it is applied.
         await self._assignment.commit_due()
-        if self._round_s:
-            await asyncio.sleep(max(0.0, began + self._round_s - time.monotonic()))
+        if self._pace.round_s:
+            await asyncio.sleep(max(0.0, began + self._pace.round_s - time.monotonic()))
 
     async def _poll(self) -> Mapping[TopicPartition, Sequence[Record]]:
         """The next records; none after 200 ms without. Raises KafkaError where the member can't go on."""
@@ -325,8 +332,7 @@ class _Member(Generic[Item]):
             except Unavailable as error:
                 await self._assignment.wait(self._applying.failed(error))
             else:
-                if self._applying.over() > self._recheck_after_s:
-                    # Nothing was fetched for a while: a topic made anew meanwhile would go unnoticed.
+                if self._applying.over() > self._pace.recheck_s:
                     self._assignment.suspend_all()
                 return [_with(batch, refused) for batch in ours if batch.partition.assigned]
         return []
@@ -386,93 +392,6 @@ class _Member(Generic[Item]):
                 # Revoked or suspended while we waited: its offset isn't ours to move.
                 if partition.ready:
                     partition.next_offset = max(position, partition.next_offset or 0)
-
-
-class _Watchdog:
-    """Watches a member from the side: how far behind it is, and whether it still gets anywhere.
-
-    aiokafka's member can get stuck without an error (no partitions though there is work, no answers to its
-    fetches); only a new one helps then. `stuck` says why it should be replaced, "" while all is well.
-    """
-
-    def __init__(
-        self,
-        consumer: AIOKafkaConsumer,
-        assignment: Assignment,
-        ownership: Ownership,
-        *,
-        topic: str,
-        stuck_s: float,
-        metrics: Metrics,
-    ) -> None:
-        self.stuck = ""
-        self._consumer = consumer
-        self._assignment = assignment
-        self._ownership = ownership
-        self._topic = topic
-        self._stuck_s = stuck_s
-        self._metrics = metrics
-        self._polled: dict[TopicPartition, tuple[int | None, float]] = {}
-        self._spare_since = time.monotonic()
-        self._behind: Mapping[TopicPartition, int] = {}
-
-    async def run(self) -> None:
-        """Looks every 2 s, until cancelled."""
-        while not self.stuck:
-            await asyncio.sleep(_LOOK_S)
-            self._look_at_polls()
-            try:
-                async with asyncio.timeout(_LOOK_S * 2):
-                    await self._ownership.renew()
-                    await self._measure_lag()
-                    await self._look_whether_spare()
-            except (KafkaError, Unavailable, TimeoutError):
-                # Kafka is away: the polls stand still as well, and that is noticed above.
-                continue
-
-    def _look_at_polls(self) -> None:
-        now = time.monotonic()
-        if not self._assignment.idle.is_set():
-            # A batch in hand, perhaps for long: nothing is asked of Kafka meanwhile.
-            self._polled.clear()
-        for partition in self._assignment.partitions.values():
-            if not partition.ready or partition.blocked:
-                continue
-            polled = self._consumer.last_poll_timestamp(partition.at)
-            known = self._polled.get(partition.at)
-            if known is None or known[0] != polled:
-                self._polled[partition.at] = (polled, now)
-            elif now - known[1] > self._stuck_s:
-                self.stuck = f"no fetch of {partition.name} was answered for {self._stuck_s:g} s"
-
-    async def _measure_lag(self) -> None:
-        partitions = self._assignment.partitions
-        ats = [each.at for each in partitions.values() if each.next_offset is not None]
-        if not ats:
-            return
-        for at, end in (await self._consumer.end_offsets(ats)).items():
-            # Revoked meanwhile, it has no lag here.
-            if (partition := partitions.get(at)) is not None:
-                self._metrics.lag[at.topic, str(at.partition)] = max(0, end - (partition.next_offset or 0))
-
-    async def _look_whether_spare(self) -> None:
-        """A member without partitions is fine where others do the work, and stuck where nobody does."""
-        if self._assignment.partitions:
-            self._spare_since = time.monotonic()
-            self._behind = {}
-        elif time.monotonic() - self._spare_since > 2 * self._stuck_s:
-            behind = await self._behind_now()
-            if any(self._behind.get(at) == committed for at, committed in behind.items()):
-                self.stuck = f"no partition of {self._topic} is assigned, though nobody in the group reads on"
-            self._spare_since = time.monotonic()
-            self._behind = behind
-
-    async def _behind_now(self) -> Mapping[TopicPartition, int]:
-        """The partitions with records that the group hasn't committed, and how far each has got."""
-        ats = [TopicPartition(self._topic, n) for n in self._consumer.partitions_for_topic(self._topic) or ()]
-        ends = await self._consumer.end_offsets(ats) if ats else {}
-        committed = {at: await self._consumer.committed(at) or 0 for at in ats}
-        return {at: committed[at] for at in ats if ends[at] > committed[at]}
 
 
 async def decode_all(

@@ -27,6 +27,7 @@ _COMMIT_EVERY_S = 0.25
 _COMMIT_LIMIT_S = 3.0
 _PREPARE_LIMIT_S = 20.0
 _NOT_OURS_S = 2.0
+_LOOK_S = 2.0
 
 
 @dataclass(slots=True, eq=False)
@@ -251,3 +252,90 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _marked(self, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, tuple[int, str]]:
         return {at: (offset, self._ownership.metadata) for at, offset in offsets.items()}
+
+
+class Watchdog:
+    """Watches a member from the side: how far behind it is, and whether it still gets anywhere.
+
+    aiokafka's member can get stuck without an error (no partitions though there is work, no answers to its
+    fetches); only a new one helps then. `stuck` says why it should be replaced, "" while all is well.
+    """
+
+    def __init__(
+        self,
+        consumer: AIOKafkaConsumer,
+        assignment: Assignment,
+        ownership: Ownership,
+        *,
+        topic: str,
+        stuck_s: float,
+        metrics: Metrics,
+    ) -> None:
+        self.stuck = ""
+        self._consumer = consumer
+        self._assignment = assignment
+        self._ownership = ownership
+        self._topic = topic
+        self._stuck_s = stuck_s
+        self._metrics = metrics
+        self._polled: dict[TopicPartition, tuple[int | None, float]] = {}
+        self._spare_since = time.monotonic()
+        self._behind: Mapping[TopicPartition, int] = {}
+
+    async def run(self) -> None:
+        """Looks every 2 s, until cancelled."""
+        while not self.stuck:
+            await asyncio.sleep(_LOOK_S)
+            self._look_at_polls()
+            try:
+                async with asyncio.timeout(_LOOK_S * 2):
+                    await self._ownership.renew()
+                    await self._measure_lag()
+                    await self._look_whether_spare()
+            except (KafkaError, Unavailable, TimeoutError):
+                # Kafka is away: the polls stand still as well, and that is noticed above.
+                continue
+
+    def _look_at_polls(self) -> None:
+        now = time.monotonic()
+        if not self._assignment.idle.is_set():
+            # A batch in hand, perhaps for long: nothing is asked of Kafka meanwhile.
+            self._polled.clear()
+        for partition in self._assignment.partitions.values():
+            if not partition.ready or partition.blocked:
+                continue
+            polled = self._consumer.last_poll_timestamp(partition.at)
+            known = self._polled.get(partition.at)
+            if known is None or known[0] != polled:
+                self._polled[partition.at] = (polled, now)
+            elif now - known[1] > self._stuck_s:
+                self.stuck = f"no fetch of {partition.name} was answered for {self._stuck_s:g} s"
+
+    async def _measure_lag(self) -> None:
+        partitions = self._assignment.partitions
+        ats = [each.at for each in partitions.values() if each.next_offset is not None]
+        if not ats:
+            return
+        for at, end in (await self._consumer.end_offsets(ats)).items():
+            # Revoked meanwhile, it has no lag here.
+            if (partition := partitions.get(at)) is not None:
+                self._metrics.lag[at.topic, str(at.partition)] = max(0, end - (partition.next_offset or 0))
+
+    async def _look_whether_spare(self) -> None:
+        """A member without partitions is fine where others do the work, and stuck where nobody does."""
+        if self._assignment.partitions:
+            self._spare_since = time.monotonic()
+            self._behind = {}
+        elif time.monotonic() - self._spare_since > 2 * self._stuck_s:
+            behind = await self._behind_now()
+            if any(self._behind.get(at) == committed for at, committed in behind.items()):
+                self.stuck = f"no partition of {self._topic} is assigned, though nobody in the group reads on"
+            self._spare_since = time.monotonic()
+            self._behind = behind
+
+    async def _behind_now(self) -> Mapping[TopicPartition, int]:
+        """The partitions with records that the group hasn't committed, and how far each has got."""
+        ats = [TopicPartition(self._topic, n) for n in self._consumer.partitions_for_topic(self._topic) or ()]
+        ends = await self._consumer.end_offsets(ats) if ats else {}
+        committed = {at: await self._consumer.committed(at) or 0 for at in ats}
+        return {at: committed[at] for at in ats if ends[at] > committed[at]}

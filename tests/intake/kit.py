@@ -20,7 +20,7 @@ from pushsse.errors import Unavailable
 from pushsse.intake.kafka import EventHandler, KafkaIntake
 from pushsse.intake.record import PushsseFormat
 from pushsse.kafka.client import Connection
-from pushsse.kafka.consumer import RECHECK_AFTER_S, STUCK_S, Consumer
+from pushsse.kafka.consumer import Consumer, Pace
 from pushsse.kafka.fences import Fences
 from pushsse.metrics import Metrics
 from tests.waiting import eventually
@@ -28,6 +28,9 @@ from tests.waiting import eventually
 
 def value(number: int, **more: object) -> bytes:
     return json.dumps({"type": "alarm", "message": {"n": number}, "to": "all"} | more).encode()
+
+
+PACE = Pace()
 
 
 class Recorder:
@@ -220,8 +223,7 @@ class Kit:
         skip_refused: bool = True,
         connection: Connection | None = None,
         fences: Fences | None = None,
-        stuck_s: float = STUCK_S,
-        recheck_after_s: float = RECHECK_AFTER_S,
+        pace: Pace = PACE,
     ) -> KafkaIntake:
         consumer = Consumer(
             connection or self.connection,
@@ -232,8 +234,7 @@ class Kit:
             fences=fences or self.backplane,
             metrics=self.metrics,
             skip_refused=skip_refused,
-            stuck_s=stuck_s,
-            recheck_after_s=recheck_after_s,
+            pace=pace,
         )
         decode = PushsseFormat(metrics=self.metrics, max_age_s=86_400, types=AllTypesBut("no"))
         return KafkaIntake(consumer, EventHandler(decode, recorder or self.recorder))

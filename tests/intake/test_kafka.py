@@ -7,10 +7,10 @@ import pytest
 from deploy.parts.ports import free_port
 from pushsse.errors import SettingsError
 from pushsse.kafka.client import Connection
-from pushsse.kafka.consumer import RECHECK_AFTER_S
+from pushsse.kafka.consumer import Pace
 from tests.waiting import eventually
 
-from .kit import Kit, Recorder, value
+from .kit import PACE, Kit, Recorder, value
 
 pytestmark = pytest.mark.anyio
 
@@ -80,12 +80,12 @@ async def test_a_restart_goes_on_where_it_stopped(kit: Kit) -> None:
     assert await kit.recorder.numbers() == list(range(150))
 
 
-@pytest.mark.parametrize("recheck_after_s", [0.0, RECHECK_AFTER_S])
+@pytest.mark.parametrize("recheck_after_s", [0.0, PACE.recheck_s])
 async def test_an_unavailable_dispatch_gets_the_same_records_again(kit: Kit, recheck_after_s: float) -> None:
     await kit.create(kit.topic, kit.dlq)
     await kit.produce([value(n) for n in range(200)])
     kit.recorder.failures = 4
-    async with kit.running(recheck_after_s=recheck_after_s):
+    async with kit.running(pace=Pace(recheck_s=recheck_after_s)):
         await kit.until_committed(200)
         await kit.produce([value(200)])
         await kit.until_committed(201)

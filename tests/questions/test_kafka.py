@@ -3,13 +3,19 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka import (
+    AIOKafkaConsumer,
+    AIOKafkaProducer,
+    ConsumerRebalanceListener,
+    ConsumerRecord,
+    TopicPartition,
+)
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from ulid import ULID
 
@@ -19,7 +25,7 @@ from pushsse.kafka.client import Connection
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.producer import Producer
 from pushsse.metrics import Metrics
-from pushsse.questions.answerers.kafka import ROUND_S, AnswerHandler, KafkaAnswerer, read
+from pushsse.questions.answerers.kafka import PACE, AnswerHandler, KafkaAnswerer, read
 from pushsse.questions.question import Answered, By, Ending, Question
 from pushsse.questions.service import Asking, Questions
 from tests.questions.conftest import Nodes, data, grown_text
@@ -60,8 +66,7 @@ class Desk:
             dlq_topic=f"{self.answers}.dlq",
             start="60s",
             metrics=self.metrics,
-            round_s=ROUND_S,
-            stuck_s=2.0,
+            pace=replace(PACE, stuck_s=2.0),
         )
         return KafkaAnswerer(
             questions=self.sending, questions_topic=self.questions, answers=consumer, metrics=self.metrics
@@ -321,6 +326,25 @@ class Deaf(AIOKafkaConsumer):  # type: ignore[misc]
         return 0
 
 
+class Idle(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Takes no notice of what is assigned."""
+
+    def on_partitions_revoked(self, revoked: object) -> None: ...
+
+    def on_partitions_assigned(self, assigned: object) -> None: ...
+
+
+class Unassigned(AIOKafkaConsumer):  # type: ignore[misc]
+    """A member that is stuck: nothing is assigned to it, and nobody else reads."""
+
+    def subscribe(self, topics: object = (), pattern: object = None, listener: object = None) -> None:
+        super().subscribe(topics, listener=Idle())
+
+    async def getmany(self, *partitions: TopicPartition, timeout_ms: int = 0, **more: object) -> object:
+        await asyncio.sleep(timeout_ms / 1000)
+        return {}
+
+
 class Unanswered(AIOKafkaConsumer):  # type: ignore[misc]
     """A member whose commits, but for the one that proves its membership, are never answered."""
 
@@ -348,7 +372,7 @@ class Faulty(Connection):
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("fault", [Deaf, Unanswered])
+@pytest.mark.parametrize("fault", [Deaf, Unassigned, Unanswered])
 async def test_answers_go_on_after_a_member_is_stuck_and_while_commits_hang(
     nodes: Nodes, desk: Desk, fault: type[AIOKafkaConsumer]
 ) -> None:

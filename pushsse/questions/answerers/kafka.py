@@ -19,7 +19,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, structs
 from pushsse import strictjson
 from pushsse.errors import InvalidInput, KafkaUnavailable, Problem
 from pushsse.kafka.client import Record, TopicPartition
-from pushsse.kafka.consumer import Consumer
+from pushsse.kafka.consumer import Consumer, Pace
 from pushsse.kafka.dead_letters import Refused
 from pushsse.kafka.producer import Outgoing, Producer
 from pushsse.metrics import Metrics
@@ -29,7 +29,7 @@ from pushsse.retry import Backoff
 
 log = logging.getLogger(__name__)
 # So that an answer grows at most twenty times a second.
-ROUND_S = 0.05
+PACE = Pace(round_s=0.05)
 HOLE_S = 2.0
 MOST_WAITING = 10_000
 _AT_ONCE = 16
@@ -64,7 +64,7 @@ class AnswerRecord(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaAnswerer:
-    """Sends questions off, and reads the answers in one group of all nodes, at least `ROUND_S` apart.
+    """Sends questions off, and reads the answers in one group of all nodes, at `PACE`.
 
     Without a committed offset `answers` starts where no older answer can belong to an open question.
     """
