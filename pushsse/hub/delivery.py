@@ -27,7 +27,7 @@ class Delivery:
         self._opener = opener
 
     def deliver(self, hearings: Sequence[Hearing]) -> None:
-        """Takes what the backplane let the node hear, in order, and writes it to the live subscribers."""
+        """Takes what the backplane yielded, in order, and writes it to the live streams."""
         # The time of expiry is asked for here and not where the event was heard: it may have waited for long,
         # in the log while Redis was away, or in this process while it was stopped.
         now_ms = self._hub.backplane.now_ms()
@@ -43,10 +43,11 @@ class Delivery:
                     self._hear(entry, batch, now_ms)
             elif isinstance(hearing, HeardLive):
                 if (shard := self._hub.shards.get(hearing.log)) is not None:
-                    self._keep(batch, shard, hearing.publication, shard.log.mark)
+                    self._add(batch, shard, hearing.publication, shard.log.mark)
             else:
+                # Guarantee 2: what was heard before a log was lost is written before its streams are told.
                 self._write(batch)
-                self._begin(hearing)
+                self._follow_or_lose(hearing)
                 batch = Batch(self._hub.broadcast.mark)
         self._write(batch)
 
@@ -55,6 +56,8 @@ class Delivery:
         if (shard := self._hub.shards.get(entry.log)) is None:
             return
         publication = entry.publication
+        # Guarantee 2: the log moves before the write, so that a stream whose sink fills up in it falls behind
+        # at a position that is past this entry.
         shard.log.append(entry)
         if 0 < publication.expires_ms <= now_ms:
             self._hub.metrics.expired += 1
@@ -79,15 +82,16 @@ class Delivery:
             before = shard.log.mark
             shard.log.append(entry)
             if not expired:
-                self._keep(batch, shard, entry.publication, before)
+                self._add(batch, shard, entry.publication, before)
         self._hub.metrics.expired += expired
 
-    def _keep(self, batch: "Batch", shard: Shard, publication: Publication, before: Mark) -> None:
+    def _add(self, batch: "Batch", shard: Shard, publication: Publication, before: Mark) -> None:
+        """Puts a shard's publication into the batch, and shows it to the replies to its question."""
         batch.add(shard.log.name, publication, shard.log.mark, before=before)
         if publication.subject:
             self._hub.show(publication)
 
-    def _begin(self, hearing: Followed | Gap) -> None:
+    def _follow_or_lose(self, hearing: Followed | Gap) -> None:
         """A log is followed from its head on, or was lost and goes on from its base."""
         shard = self._hub.shards.get(hearing.log)
         if shard is None and hearing.log != BROADCAST:
@@ -116,16 +120,19 @@ class Delivery:
 
     def _write_shard(self, shard: Shard, batch: "Batch") -> None:
         items = batch.items(shard.log.name, shard.log.mark)
-        touched = self._touched(shard, items)
+        personal = self._personal(shard, items)
         if batch.broadcasts and shard.live:
-            self._write_broadcasts(shard, [item for item in items if item.publication.users is None], touched)
-        for person, own in touched.items():
+            broadcasts = [item for item in items if item.publication.users is None]
+            self._write_broadcasts(shard, broadcasts, personal)
+        # Guarantee 2: whoever gets personal events gets the broadcasts in the same write, in the order of the
+        # log.
+        for person, own in personal.items():
             wanted = [item for item in items if item.publication.users is None or item in own]
             live = [subscriber for subscriber in person.subscribers if subscriber.state is LIVE]
             self._write_items(person, live, wanted)
 
-    def _touched(self, shard: Shard, items: Sequence["Item"]) -> dict[Person, set["Item"]]:
-        """The people here for whom there are personal events, and which."""
+    def _personal(self, shard: Shard, items: Sequence["Item"]) -> dict[Person, set["Item"]]:
+        """The people of this node who get personal events, and which."""
         found: dict[Person, set[Item]] = {}
         for item in items:
             for user in item.publication.users or ():
@@ -134,29 +141,30 @@ class Delivery:
         return found
 
     def _write_broadcasts(
-        self, shard: Shard, items: Sequence["Item"], touched: Mapping[Person, set["Item"]]
+        self, shard: Shard, items: Sequence["Item"], personal: Mapping[Person, set["Item"]]
     ) -> None:
-        """Writes to all live streams but those of `touched` people, who get their personal events with it."""
+        """Writes broadcasts to all live streams but those of people who get personal events with them."""
         broadcasts = Broadcasts(items)
         everything = broadcasts.without(NOTHING_OFF).chunk
         now = self._hub.heartbeat.now
-        whole = partly = held_back = 0
+        whole = partly = suppressed = 0
+        # A copy: a stream whose sink fills up leaves the table while it is written to.
         for subscriber in tuple(shard.live):
-            if touched and subscriber.person in touched:
+            if personal and subscriber.person in personal:
                 continue
             if subscriber.unfiltered:
                 subscriber.offer(everything, tick=now)
                 whole += 1
             elif subscriber.named and subscriber.types is None:
                 count, chosen = broadcasts.without(subscriber.person.off)
-                held_back += len(items) - count
+                suppressed += len(items) - count
                 if count:
                     subscriber.offer(chosen, tick=now)
                     partly += count
             else:
                 self._write_items(subscriber.person, (subscriber,), items)
         self._hub.metrics.deliveries += whole * len(items) + partly
-        self._hub.metrics.suppressed += held_back
+        self._hub.metrics.suppressed += suppressed
 
     def _write_items(
         self, person: Person, subscribers: Sequence[Subscriber], items: Sequence["Item"]
@@ -165,6 +173,8 @@ class Delivery:
         frames: list[list[bytes]] = [[] for _ in subscribers]
         for item in items:
             publication = item.publication
+            # Guarantee 3: the switches are read here, after the event's position is fixed and right before
+            # its write.
             if publication.switchable and publication.name in person.off:
                 self._hub.metrics.suppressed += 1
                 continue
@@ -200,7 +210,7 @@ class Item:
 
 
 class Batch:
-    """Broadcasts, and each shard's own publications, in the order in which they were heard."""
+    """What was heard together: broadcasts, and each shard's own publications, in the order of hearing."""
 
     __slots__ = ("_before", "_count", "_start", "broadcasts", "personal")
 
@@ -223,7 +233,9 @@ class Batch:
         self._before.setdefault(shard, before)
 
     def items(self, shard: str, now: Mark) -> list[Item]:
-        """What concerns one shard, in order. `now` is its log's mark."""
+        """What concerns one shard, in the order in which it was heard. `now` is the mark of its log."""
+        # Guarantee 2: each position is where both logs stood at that event, so a client that resumes there
+        # misses and repeats nothing, whichever of a batch's frames was the last that it got.
         at_broadcast, at_shard = self._start, self._before.get(shard, now)
         found = []
         own = [(*item, False) for item in self.personal.get(shard, ())]

@@ -67,6 +67,7 @@ class Hub:
         name = log_of(user, self._shard_count)
         shard = self.shards.get(name)
         if shard is None:
+            # A node follows only the shards of the people that it has; `listen` yields Followed for each.
             shard = self.shards[name] = Shard(name)
             self.backplane.follow(BROADCAST)
             self.backplane.follow(name)
@@ -80,6 +81,7 @@ class Hub:
         """Ends one hold; a person whom nobody holds is forgotten."""
         person.holds -= 1
         if person.holds == 0:
+            # The shard is still followed for a while: people who reload a page find its tail in memory.
             shard = self.shards[person.log]
             del shard.people[person.name]
             shard.idle_since = self.heartbeat.now
@@ -123,6 +125,7 @@ class Hub:
 
     def left(self, subscriber: Subscriber) -> None:
         """Called by the subscriber in the step that ends it: it is forgotten, and its reason counted."""
+        # Guarantee 5: the only place that counts endings, and a subscriber gets here once.
         state, person = subscriber.state, subscriber.person
         assert isinstance(state, (Ended, Gone))
         # Before the release, with which the person may go.

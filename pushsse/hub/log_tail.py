@@ -18,7 +18,12 @@ _ENTRY_BYTES = 520
 
 
 class LogTail:
-    """The tail holds all numbers from `first` to `mark.number`; `first` is one above that if it is empty."""
+    """A followed log: its `mark` is the last entry heard, and the tail holds all entries from `first` to it.
+
+    `ready` is set once the log is followed, `advanced` whenever the mark moves. `changes` are the tail's
+    entries that change somebody's switches. Guarantee 2: the backplane yields numbers without a hole, so the
+    tail has none, and an entry's place in the list follows from its number.
+    """
 
     __slots__ = ("_bytes", "_dropped", "_keep_bytes", "_tail", "advanced", "changes", "mark", "name", "ready")
 
@@ -29,17 +34,19 @@ class LogTail:
         self.ready = asyncio.Event()
         self.advanced = asyncio.Event()
         self._tail: list[Entry] = []
-        self._dropped = 0  # of the list's front: given up, and cut off now and then
+        # So many at the front of the list are forgotten. The list is cut now and then, since each cut copies
+        # it.
+        self._dropped = 0
         self._keep_bytes = keep_bytes
         self._bytes = 0
 
     @property
     def first(self) -> int:
-        """The oldest number of the tail."""
+        """The oldest number of the tail, one above the mark's if the tail is empty."""
         return self.mark.number + 1 - (len(self._tail) - self._dropped)
 
     def begin(self, head: Head, tail: Sequence[Entry]) -> None:
-        """Starts over at a place of the log, with what it held just before."""
+        """Starts over at a head of the log; `tail` is what the log held just before, oldest first."""
         self._tail.clear()
         self.changes.clear()
         self._bytes = self._dropped = 0
@@ -47,10 +54,10 @@ class LogTail:
         for entry in tail:
             self.append(entry)
         self.ready.set()
-        self._tell()
+        self._notify()
 
     def append(self, entry: Entry) -> None:
-        """The next number was heard."""
+        """Takes the next entry, as it was heard."""
         self.mark = Mark(self.mark.epoch, entry.number)
         self._tail.append(entry)
         self._bytes += len(entry.publication.body) + _ENTRY_BYTES
@@ -59,10 +66,10 @@ class LogTail:
         while self._bytes > self._keep_bytes:
             self._drop_oldest()
         self.forget(entry.at_ms - TAIL_MS)
-        self._tell()
+        self._notify()
 
     def forget(self, before_ms: int) -> None:
-        """Gives up what is older than this."""
+        """Forgets what is older than a time."""
         while self._dropped < len(self._tail) and self._tail[self._dropped].at_ms < before_ms:
             self._drop_oldest()
 
@@ -76,7 +83,7 @@ class LogTail:
         return number + 1 >= self.first
 
     def has(self, mark: Mark) -> bool:
-        """Whether the node has heard the log up to there."""
+        """Whether the node has heard the log up to a mark."""
         return self.mark.epoch == mark.epoch and self.mark.number >= mark.number
 
     def changes_after(self, number: int) -> Iterator[Entry]:
@@ -93,6 +100,6 @@ class LogTail:
             del self._tail[: self._dropped]
             self._dropped = 0
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         if not self.advanced.is_set():
             self.advanced.set()

@@ -213,6 +213,7 @@ class Opener:
         return state.open_question
 
     async def _start(self, person: Person, wish: From) -> tuple[Position, Resume]:
+        """The position to begin at, and what `ready` says of the one that was asked for."""
         if wish.unreadable:
             return self._hub.position(person), Resume.GAP
         if wish.since_s is not None:
@@ -224,6 +225,7 @@ class Opener:
         return Position(broadcast, shard), Resume.GAP if lost_b or lost_s else Resume.COMPLETE
 
     async def _since(self, person: Person, since_s: float) -> tuple[Position, Resume]:
+        """The position of a time in the past; a gap where something later than that has been trimmed away."""
         log = self._hub.log(person)
         at_ms = self._backplane.now_ms() - int(since_s * 1000)
         numbers = await self._backplane.since((BROADCAST, log.name), at_ms)
@@ -231,22 +233,22 @@ class Opener:
             Mark(self._hub.broadcast.mark.epoch, min(numbers[BROADCAST], self._hub.broadcast.mark.number)),
             Mark(log.mark.epoch, min(numbers[log.name], log.mark.number)),
         )
-        heads = (
-            await self._backplane.read(
-                {BROADCAST: start.broadcast.number, log.name: start.shard.number}, limit=1
-            )
-        ).heads
+        after = {BROADCAST: start.broadcast.number, log.name: start.shard.number}
+        heads = (await self._backplane.read(after, limit=1)).heads
         trimmed = any(head.trimmed_ms >= at_ms for head in heads.values())
         return start, Resume.GAP if trimmed else Resume.COMPLETE
 
     async def _resolve(self, log: LogTail, wanted: Mark) -> tuple[Mark, bool]:
-        """Where to begin in one log, and whether something is lost before that."""
+        """Where to begin in one log, and whether something between that and `wanted` is lost."""
         now = log.mark
+        # The usual case, and what makes a storm of reconnecting clients cheap: answered from memory.
         if wanted.epoch == now.epoch and wanted.number <= now.number and log.reaches(wanted.number):
             return wanted, False
         head = (await self._backplane.read({log.name: wanted.number}, limit=1)).heads[log.name]
+        # Another epoch, or a number that the log never had: a forged position, or a log that was restored.
         if head.epoch != wanted.epoch or head.number < wanted.number:
             return log.mark, True
+        # Guarantee 2: the log has the position, so this node is behind the client. That isn't a gap.
         await _reach(log, wanted)
         if head.first > wanted.number + 1:
             return Mark(head.epoch, head.first - 1), True
@@ -271,6 +273,7 @@ class Opener:
         except Unavailable:
             # A later delta may reach back to the beginning, and the whole answer comes at the end.
             return
+        # The stream may have ended meanwhile, and nothing may follow its last frame.
         if answers and subscriber.is_open:
             position = subscriber.position
             frames = [frame(publication, position) for publication in answers]
@@ -280,7 +283,8 @@ class Opener:
     async def _refresh(self, people: Sequence[Person]) -> None:
         backoff = Backoff()
         for person in people:
-            while person.subscribers:
+            # Also for somebody whose stream is only opening, and may have read them before the loss.
+            while person.holds:
                 try:
                     state = await self._people.state(person.name)
                 except Unavailable:

@@ -2,12 +2,15 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from pushsse.backplane import Append, Draft, Gap, Head, log_of
+import pytest
+
+from pushsse.backplane import Append, Draft, Gap, Head, Page, log_of
 from pushsse.backplane.memory import MemoryBackplane
+from pushsse.errors import BackplaneUnavailable
 from pushsse.event import Change, Publication, encode
 from pushsse.hub import HubParts, assemble
 from pushsse.hub.hub import Hub
@@ -157,6 +160,27 @@ class RunningHub:
         return all(tail.mark.number == heads[tail.name].number for tail in tails) and not any(
             isinstance(state, Behind) and state.room for state in states
         )
+
+
+class Reads:
+    """A backplane's `read` that waits for `gate` or raises `error`; counts its calls and returns."""
+
+    def __init__(self, backplane: MemoryBackplane, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gate = asyncio.Event()
+        self.error: BackplaneUnavailable | None = None
+        self.count = 0
+        self.returned = 0
+        self._read = backplane.read
+        monkeypatch.setattr(backplane, "read", self)
+
+    async def __call__(self, after: Mapping[str, int], *, limit: int) -> Page:
+        self.count += 1
+        if self.error is not None:
+            raise self.error
+        await self.gate.wait()
+        page = await self._read(after, limit=limit)
+        self.returned += 1
+        return page
 
 
 def calls(made: object, users: tuple[str, ...]) -> list[Append]:

@@ -1,6 +1,5 @@
 """Catch-up reads what a stream missed from the log where the node's memory doesn't reach back that far."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,31 +10,10 @@ from pushsse.errors import BackplaneUnavailable, CloseReason
 from pushsse.hub.catch_up import Replay
 from pushsse.position import parse
 from pushsse.stream.subscriber import Behind, Cursor
-from tests.hub.running_hub import RunningHub, running_hub
+from tests.hub.running_hub import Reads, RunningHub, running_hub
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
-
-
-class Reads:
-    """A backplane's `read` that waits for `gate` or raises `error`; counts its calls and returns."""
-
-    def __init__(self, w: RunningHub, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.gate = asyncio.Event()
-        self.error: BackplaneUnavailable | None = None
-        self.count = 0
-        self.returned = 0
-        self._read = w.backplane.read
-        monkeypatch.setattr(w.backplane, "read", self)
-
-    async def __call__(self, after: Mapping[str, int], *, limit: int) -> Page:
-        self.count += 1
-        if self.error is not None:
-            raise self.error
-        await self.gate.wait()
-        page = await self._read(after, limit=limit)
-        self.returned += 1
-        return page
 
 
 async def missed_by_p1(w: RunningHub) -> str:
@@ -61,7 +39,7 @@ async def test_a_stream_that_ends_while_its_log_is_read_gets_nothing_after_its_l
 ) -> None:
     async with running_hub() as w:
         sink = await w.open("p1", await missed_by_p1(w))
-        reads = Reads(w, monkeypatch)
+        reads = Reads(w.backplane, monkeypatch)
         await eventually(lambda: reads.count == 1)
         sink.subscriber.end(CloseReason.LIFETIME)
         reads.gate.set()
@@ -75,7 +53,7 @@ async def test_a_log_that_is_lost_while_it_is_read_is_told_before_anything_else(
 ) -> None:
     async with running_hub() as w:
         sink = await w.open("p1", await missed_by_p1(w))
-        reads = Reads(w, monkeypatch)
+        reads = Reads(w.backplane, monkeypatch)
         await eventually(lambda: reads.count == 1)
         for log in ("all", sink.subscriber.person.log):
             w.lose(log, epoch="another1")
@@ -89,7 +67,7 @@ async def test_a_log_that_is_lost_while_it_is_read_is_told_before_anything_else(
 async def test_a_stream_is_served_once_the_backplane_answers_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_hub() as w:
         sink = await w.open("p1", await missed_by_p1(w))
-        reads = Reads(w, monkeypatch)
+        reads = Reads(w.backplane, monkeypatch)
         reads.gate.set()
         reads.error = BackplaneUnavailable("away")
         await eventually(lambda: reads.count >= 2)

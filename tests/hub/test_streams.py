@@ -1,5 +1,6 @@
 """What reaches a stream: every place it may stop at, every pace it may have, every switch on the way."""
 
+import asyncio
 import json
 import random
 import time
@@ -10,7 +11,7 @@ from pushsse.backplane import log_of
 from pushsse.errors import CloseReason
 from pushsse.hub.opening import From
 from pushsse.people import PersonState
-from tests.hub.running_hub import SHARDS, running_hub
+from tests.hub.running_hub import SHARDS, Reads, running_hub
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -176,6 +177,22 @@ async def test_a_lost_log_is_told_as_a_gap_and_streams_go_on_in_the_new_epoch() 
             assert ready == ["new", "gap"]
             assert sink.frames[-1][2].startswith("another1-")
         assert w.hub.metrics.logs_lost == 2
+
+
+async def test_a_switch_that_was_lost_with_its_log_also_reaches_a_stream_that_is_just_opening(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running_hub() as w:
+        reads = Reads(w.backplane, monkeypatch)
+        opening = asyncio.create_task(w.open("p1", From(since_s=60)))
+        # By now it has read the switches.
+        await eventually(lambda: reads.count == 1)
+        w.people.states["p1"] = PersonState(1, frozenset({"news"}), False, None, False)
+        w.lose(log_of("p1", SHARDS), epoch="another1")
+        reads.gate.set()
+        sink = await opening
+        await eventually(lambda: sink.live)
+        assert sink.subscriber.person.off == {"news"}
 
 
 async def test_a_position_trimmed_away_is_a_gap_and_then_what_is_left() -> None:
