@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 # Recipients between two yields: some 3 ms of the event loop.
 _AT_ONCE = 10_000
 # In one append, which is atomic: each recipient is remembered, which takes Redis some 4 µs.
-_CALL_RECIPIENTS = 1_000
+_APPEND_RECIPIENTS = 1_000
 Off = frozenset[tuple[str, str]]
 _NONE: Off = frozenset()
 # Recipients of what is dispatched without waiting.
@@ -131,7 +131,7 @@ class Dispatcher:
         return off
 
     async def _appends(self, drafts: Sequence[Draft], off: Off) -> list[Append]:
-        """Between two broadcasts, all drafts of one shard share a call, or few where they are for many."""
+        """Between two broadcasts, all drafts of one shard share an append, or few where they are for many."""
         appends: list[Append] = []
         run: dict[str, list[Draft]] = {}
         sorted_out = 0
@@ -184,7 +184,7 @@ def _bounded(run: Mapping[str, Sequence[Draft]]) -> Iterator[Append]:
         for at, draft in enumerate(drafts):
             # Guarantee 1: drafts of one record stay in one append. The fence remembers the record's offset
             # with the first append, and would take those of a second one for a repeat.
-            if recipients >= _CALL_RECIPIENTS and (
+            if recipients >= _APPEND_RECIPIENTS and (
                 draft.source is None or draft.source != drafts[at - 1].source
             ):
                 yield Append(log_name, tuple(drafts[start:at]))

@@ -22,7 +22,7 @@ _RELAY_EVERY_S = 2.0
 _RELAY_OLDER_THAN_S = 2.0
 # 400 names of 64 characters are about 30 KiB: well inside a frame.
 _NAMES_A_FRAME = 400
-_CHANGES_A_CALL = 100
+_CHANGES_AN_APPEND = 100
 
 
 class Preferences:
@@ -72,8 +72,8 @@ class Preferences:
     async def _publish(self, changes: Sequence[PendingChange]) -> None:
         # Guarantee 3: in the order of their numbers. Two nodes may publish the same change at once: `once`
         # keeps the second out of the log, and a stream ignores a change older than what it knows.
-        for start in range(0, len(changes), _CHANGES_A_CALL):
-            part = changes[start : start + _CHANGES_A_CALL]
+        for start in range(0, len(changes), _CHANGES_AN_APPEND):
+            part = changes[start : start + _CHANGES_AN_APPEND]
             user = part[0].user
             mark = await self._backplane.publish_to(user, (d for change in part for d in _drafts(change)))
             # Only now: an outbox row that is removed before the log has its change would be lost in a crash.
