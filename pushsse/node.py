@@ -96,7 +96,7 @@ class Node:
             await stack.enter_async_context(producer)
 
     def _services(self) -> dict[str, Service]:
-        """What runs for as long as the node does, in the order in which it starts."""
+        """What runs for as long as the node does, in the order of its start; it stops in reverse."""
         worker = self.worker
         return {
             **({"worker": lambda: worker.run(self.metrics)} if worker is not None else {}),
@@ -110,7 +110,7 @@ class Node:
             "questions": self.questions.run,
             "memory": trim_memory,
             **({"witness": self.witness.run} if self.witness is not None else {}),
-            # Last: what the intake dispatches, the services above deliver.
+            # Last, so that it stops first: what it dispatches, the services above deliver.
             **({"intake": self.consumer.run} if self.consumer is not None else {}),
         }
 

