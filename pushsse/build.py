@@ -19,7 +19,7 @@ from pushsse.hub import assemble
 from pushsse.hub.opening import StreamLimits
 from pushsse.intake.http import EmbeddedIntake, Intake, KafkaProducerIntake
 from pushsse.intake.kafka import EventHandler, KafkaIntake
-from pushsse.intake.record import AdmitsTypes, PushsseFormat
+from pushsse.intake.record import Drafter, PushsseFormat
 from pushsse.kafka.client import connection
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.producer import Producer
@@ -62,7 +62,8 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
     )
     people = StoredPeople(StateTable(database), preferences, answers)
     streams = assemble(log, people, limits=_limits(settings), metrics=metrics)
-    intakes = _intakes(settings, log, dispatcher=dispatcher, types=catalogue, metrics=metrics)
+    drafter = Drafter(types=catalogue, max_age_s=settings.event_max_age_s)
+    intakes = _intakes(settings, log, dispatcher=dispatcher, drafter=drafter, metrics=metrics)
     work = Work(log, intakes.consumer, answers, streams.hub)
     node = Node(
         settings=settings,
@@ -72,6 +73,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         backplane=log,
         store=store,
         catalogue=catalogue,
+        drafter=drafter,
         people=people,
         preferences=preferences,
         streams=streams,
@@ -162,7 +164,7 @@ def _intakes(
     backplane: Backplane,
     *,
     dispatcher: Dispatcher,
-    types: AdmitsTypes,
+    drafter: Drafter,
     metrics: Metrics,
 ) -> _Intakes:
     """Kafka where it is configured, else HTTP straight into the dispatcher."""
@@ -180,7 +182,7 @@ def _intakes(
         metrics=metrics,
         skip_refused=settings.kafka_dlq_refused == "skip",
     )
-    decode = PushsseFormat(metrics=metrics, max_age_s=settings.event_max_age_s, types=types)
+    decode = PushsseFormat(metrics=metrics, drafter=drafter)
     events = KafkaIntake(consumer, EventHandler(decode, dispatcher))
     return _Intakes(KafkaProducerIntake(producer, topic=settings.kafka_topic), (producer,), events)
 

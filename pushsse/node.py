@@ -21,6 +21,7 @@ from pushsse.hub import HubParts
 from pushsse.hub.hub import FLUSH_S, Hub, drain
 from pushsse.intake.http import Intake
 from pushsse.intake.kafka import KafkaIntake
+from pushsse.intake.record import Drafter
 from pushsse.kafka.producer import Producer
 from pushsse.metrics import Metrics
 from pushsse.people import StoredPeople
@@ -52,6 +53,7 @@ class Node:
     backplane: Backplane
     store: PreferenceStore
     catalogue: Catalogue
+    drafter: Drafter
     people: StoredPeople
     preferences: Preferences
     streams: HubParts

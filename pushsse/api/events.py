@@ -24,7 +24,7 @@ from pushsse.event import Event
 from pushsse.hub.catch_up import Replay
 from pushsse.hub.opening import From, Opener, Opening
 from pushsse.intake.http import Intake, Submitted
-from pushsse.intake.record import AdmitsTypes
+from pushsse.intake.record import Drafter
 from pushsse.stream.frame import Resume
 from pushsse.stream.immediate import Answer, Reply
 from pushsse.stream.subscriber import selects
@@ -91,8 +91,7 @@ class EventsEndpoint:
     intake: Intake
     opener: Opener
     replay: Replay
-    max_age_s: int
-    types: AdmitsTypes
+    drafter: Drafter
     backplane: Backplane
 
     async def post(self, request: Request) -> Response:
@@ -178,13 +177,10 @@ class EventsEndpoint:
 
     def _submitted(self, given: Event | Line) -> Submitted:
         taken = given if isinstance(given, Event) else event.decode(given)
-        if not self.types.admits(taken.type):
-            raise InvalidInput(Problem("$.type", f"{taken.type!r} isn't in the catalogue"))
         event_id = taken.id or _ulid(self.backplane.now_ms())
         # By the backplane's clock, which says when it expires: this node's may be off.
         at = datetime.fromtimestamp(self.backplane.now_ms() / 1000, UTC)
-        made = event.publication(taken, event_id=event_id, at=at, max_age_s=self.max_age_s)
-        return Submitted(taken, event_id, made)
+        return Submitted(taken, event_id, self.drafter.draft(taken, event_id=event_id, at=at))
 
 
 @dataclass(slots=True)

@@ -13,8 +13,8 @@ import msgspec
 
 from pushsse.backplane import Draft, Receipt
 from pushsse.errors import EventTooLarge
-from pushsse.event import Event, Publication
-from pushsse.intake.record import Dispatcher, own_name
+from pushsse.event import Event
+from pushsse.intake.record import Dispatcher
 from pushsse.kafka.producer import Outgoing, Producer, RecordTooLarge
 
 EVERYBODY = b"all"
@@ -28,7 +28,7 @@ class Submitted(NamedTuple):
 
     event: Event
     event_id: str
-    publication: Publication
+    draft: Draft
 
 
 class Intake(Protocol):
@@ -68,7 +68,7 @@ class EmbeddedIntake:
 
     async def accept(self, submitted: Sequence[Submitted]) -> int:
         """Returns when the log has all of them: how many recipients had them already. Raises Unavailable."""
-        drafts = list(map(_draft, submitted))
+        drafts = [each.draft for each in submitted]
         repeated = 0
         # Order: one call after another, since a call's portions are dispatched one after another.
         async with self._one_at_a_time:
@@ -79,7 +79,7 @@ class EmbeddedIntake:
     def accept_at_once(self, submitted: Submitted) -> Receipt | None:
         """As `accept` with one event, without waiting; None where that can't be, and it wasn't taken."""
         # Order is that of acceptance: while others are being dispatched, this one has to wait.
-        return None if self._one_at_a_time.locked() else self._dispatcher.dispatch_at_once(_draft(submitted))
+        return None if self._one_at_a_time.locked() else self._dispatcher.dispatch_at_once(submitted.draft)
 
 
 class KafkaProducerIntake:
@@ -133,7 +133,3 @@ def _portions(drafts: Sequence[Draft]) -> Iterator[Sequence[Draft]]:
         recipients += more
     if start < len(drafts):
         yield drafts[start:]
-
-
-def _draft(submitted: Submitted) -> Draft:
-    return Draft(submitted.publication, None, own_name(submitted.event))

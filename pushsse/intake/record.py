@@ -37,53 +37,62 @@ class Decode(Protocol):
 
 
 class AdmitsTypes(Protocol):
-    """Who keeps the catalogue of types."""
+    """The catalogue, as far as it says which types of events are accepted."""
 
     def admits(self, name: str) -> bool:
-        """Whether events of this type are taken."""
+        """Whether events of this type are accepted."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drafter:
+    """Makes events drafts, by one rule for every intake. One without `ttl_s` expires after `max_age_s`."""
+
+    types: AdmitsTypes
+    max_age_s: int
+
+    def draft(self, given: Event, *, event_id: str, at: datetime, source: Source | None = None) -> Draft:
+        """`event_id` is its own id, else a made one; `at` is its time where it has none.
+
+        Raises InvalidInput for a type that isn't admitted, a frame over 48 KiB and a time out of range.
+        """
+        if not self.types.admits(given.type):
+            raise InvalidInput(Problem("$.type", f"{given.type!r} isn't in the catalogue"))
+        publication = event.publication(given, event_id=event_id, at=at, max_age_s=self.max_age_s)
+        # The log remembers this for 10 minutes and leaves repeats out. Only a producer's own id can come
+        # again: a record without one is known by its offset, which the fence looks at, and an id made for an
+        # HTTP call is never made twice.
+        once = f"{given.type}|{given.id}" if given.id else ""
+        return Draft(publication, source, once)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PushsseFormat:
-    """The value is the event's JSON. Unknown members are ignored and counted; `types` may refuse a type."""
+    """The value is the event's JSON. Unknown members are ignored and counted."""
 
     metrics: Metrics
-    max_age_s: int
-    types: AdmitsTypes
+    drafter: Drafter
 
     def __call__(self, record: Record, owner: str) -> Draft | None:
         value = record.value
         if value is None:
             return None
         found = event.decode(value, ignored=self._ignored)
-        if not self.types.admits(found.type):
-            raise InvalidInput(Problem("$.type", f"{found.type!r} isn't in the catalogue"))
         topic, partition, offset, timestamp_ms = (
             record.topic,
             record.partition,
             record.offset,
             record.timestamp,
         )
-        publication = event.publication(
+        return self.drafter.draft(
             found,
             event_id=found.id or f"{topic}-{partition}-{offset}",
             at=_time(timestamp_ms),
-            max_age_s=self.max_age_s,
+            source=Source(topic, partition, offset, timestamp_ms, owner),
         )
-        return Draft(publication, Source(topic, partition, offset, timestamp_ms, owner), own_name(found))
 
     def _ignored(self, count: int) -> None:
         self.metrics.unknown_members += count
-
-
-def own_name(given: Event) -> str:
-    """What an event is remembered by for 10 minutes, so that its repeat is left out; "" for not at all.
-
-    Only a producer's own id can come again. A record without one is known by its offset, which is the fence's
-    business; an id that was made for an HTTP call is never made twice.
-    """
-    return f"{given.type}|{given.id}" if given.id else ""
 
 
 def _time(timestamp_ms: int) -> datetime:

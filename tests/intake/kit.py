@@ -18,12 +18,17 @@ from pushsse.backplane import Append, Draft, Receipt
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.errors import Unavailable
 from pushsse.intake.kafka import EventHandler, KafkaIntake
-from pushsse.intake.record import PushsseFormat
+from pushsse.intake.record import Drafter, PushsseFormat
 from pushsse.kafka.client import Connection
 from pushsse.kafka.consumer import Consumer, Pace
 from pushsse.kafka.fences import Fences
 from pushsse.metrics import Metrics
 from tests.waiting import eventually
+
+
+def drafter(*, refused: str = "none", max_age_s: int = 86_400) -> Drafter:
+    """The rule that makes events drafts, without a database."""
+    return Drafter(types=AllTypesBut(refused), max_age_s=max_age_s)
 
 
 def value(number: int, **more: object) -> bytes:
@@ -236,7 +241,7 @@ class Kit:
             skip_refused=skip_refused,
             pace=pace,
         )
-        decode = PushsseFormat(metrics=self.metrics, max_age_s=86_400, types=AllTypesBut("no"))
+        decode = PushsseFormat(metrics=self.metrics, drafter=drafter(refused="no"))
         return KafkaIntake(consumer, EventHandler(decode, recorder or self.recorder))
 
     @asynccontextmanager

@@ -11,7 +11,7 @@ from pushsse.intake.record import PushsseFormat
 from pushsse.kafka.client import Connection
 from pushsse.kafka.consumer import Consumer
 from pushsse.metrics import Metrics
-from tests.intake.kit import AllTypesBut
+from tests.intake.kit import drafter
 
 
 class Hanging:
@@ -32,7 +32,7 @@ async def main(bootstrap: str, topic: str, group: str) -> None:
         fences=MemoryBackplane(shards=64, keep_s=60, keep_bytes=1024**2, metrics=metrics),
         metrics=metrics,
     )
-    decode = PushsseFormat(metrics=metrics, max_age_s=86_400, types=AllTypesBut("none"))
+    decode = PushsseFormat(metrics=metrics, drafter=drafter())
     await KafkaIntake(consumer, EventHandler(decode, Hanging())).run()
 
 

@@ -14,14 +14,14 @@ from pushsse.intake.http import EmbeddedIntake, KafkaProducerIntake, Submitted
 from pushsse.kafka.client import Connection
 from pushsse.kafka.producer import Producer
 
-from .kit import Kit
+from .kit import Kit, drafter
 
 pytestmark = pytest.mark.anyio
 
 
 def submitted(name: str, **more: object) -> Submitted:
     given = event.from_json({"id": name, "type": "alarm", "message": name, "to": "all"} | more)
-    return Submitted(given, name, event.publication(given, event_id=name, at=datetime.now(UTC), max_age_s=60))
+    return Submitted(given, name, drafter().draft(given, event_id=name, at=datetime.now(UTC)))
 
 
 async def test_events_go_into_the_topic_with_their_id_under_the_key_that_keeps_them_in_order(
@@ -44,7 +44,7 @@ async def test_events_go_into_the_topic_with_their_id_under_the_key_that_keeps_t
 
 async def test_a_message_goes_into_the_topic_as_it_was_sent(kit: Kit) -> None:
     given = event.decode(b'{"type":"a","to":"all","message":{"n": [0.1000, 1e3, -0]}}')
-    made = event.publication(given, event_id="x", at=datetime.now(UTC), max_age_s=60)
+    made = drafter().draft(given, event_id="x", at=datetime.now(UTC))
     await kit.create(kit.topic)
     async with Producer(kit.connection) as producer:
         await KafkaProducerIntake(producer, topic=kit.topic).accept([Submitted(given, "x", made)])
@@ -122,7 +122,7 @@ async def test_an_id_that_nobody_gave_is_not_remembered() -> None:
     dispatcher = Dispatched(repeated=3)
     intake = EmbeddedIntake(dispatcher)
     own = event.from_json({"type": "alarm", "message": 1, "to": "all"})
-    unnamed = Submitted(own, "made", submitted("made").publication)
+    unnamed = Submitted(own, "made", drafter().draft(own, event_id="made", at=datetime.now(UTC)))
     assert await intake.accept([submitted("mine"), unnamed]) == 3
     assert dispatcher.once == ["alarm|mine", ""]
 

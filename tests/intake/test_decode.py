@@ -13,7 +13,7 @@ from pushsse.kafka.client import Record
 from pushsse.kafka.consumer import decode_all
 from pushsse.kafka.dead_letters import Refused
 from pushsse.metrics import Metrics
-from tests.intake.kit import AllTypesBut
+from tests.intake.kit import drafter
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def decode(metrics: Metrics) -> PushsseFormat:
-    return PushsseFormat(metrics=metrics, max_age_s=60, types=AllTypesBut("refused"))
+    return PushsseFormat(metrics=metrics, drafter=drafter(refused="refused", max_age_s=60))
 
 
 class Nowhere:
