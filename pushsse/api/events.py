@@ -1,6 +1,6 @@
 """`/v1/events`: events in (one, NDJSON, or plain text), and a person's events out as JSON.
 
-Wired by `app`. What comes in is checked here, whole, and handed to the intake; what goes out is read through
+What comes in is checked here, whole, and handed to the intake; what goes out is read through
 the same replay as a stream's, with the same filter. A body of many lines gives way to others in between.
 """
 

@@ -1,4 +1,4 @@
-"""`/v1/preferences`: a person's switches, read and changed. Wired by `app`."""
+"""`/v1/preferences`: a person's switches, read and changed."""
 
 from dataclasses import dataclass
 

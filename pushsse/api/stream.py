@@ -1,6 +1,6 @@
 """`GET /v1/stream`: who, from where, what; then the stream begins, and the response has the connection.
 
-Wired by `app`. A node that can't serve a stream just now says so with a 200 and a later `retry`, because a
+A node that can't serve a stream just now says so with a 200 and a later `retry`, because a
 browser's EventSource gives up for good on any other status.
 """
 
