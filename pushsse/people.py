@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Protocol
 
-from msgspec import Struct
-
 from pushsse.database import Database, Statement
 from pushsse.errors import DatabaseUnavailable
 from pushsse.event import Publication
-from pushsse.position import Mark
+from pushsse.hub.opening import PersonState
 from pushsse.preferences.service import Preferences
 from pushsse.preferences.store import SWITCHES, SwitchRow, switches_of
 from pushsse.questions.service import Questions
@@ -28,20 +26,6 @@ GATHER_S = 0.005
 _STATES = Statement(f"""{SWITCHES}
     UNION ALL
     SELECT 'question', q."user", '', false, 0, 0, '', 0 FROM ({OPEN_USERS}) q""")
-
-
-class PersonState(Struct, frozen=True):
-    """A person's switches as committed, and whether one of their questions is still to be answered.
-
-    `version` numbers the last change of a switch; `off` is every type that is off; `pending` says that a
-    committed change isn't known to be in the log; `logged` is where the last one that is has its place.
-    """
-
-    version: int
-    off: frozenset[str]
-    pending: bool
-    logged: Mark | None
-    open_question: bool
 
 
 class States(Protocol):

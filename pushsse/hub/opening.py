@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import Struct
+
 from pushsse.backplane import BROADCAST, Backplane
 from pushsse.errors import BackplaneUnavailable, CloseReason, Unavailable
 from pushsse.event import Publication
@@ -27,33 +29,19 @@ from pushsse.stream.subscriber import Cursor, Expiry, Person, Sink, Subscriber
 PATIENCE_S = 5.0
 
 
-class PersonState(Protocol):
-    """What the database says of a person when one of their streams opens."""
+class PersonState(Struct, frozen=True):
+    """What the database says of a person when one of their streams opens.
 
-    @property
-    def version(self) -> int:
-        """The number of the last change of the switches, 0 for none."""
-        ...
+    `version` numbers the last change of a switch, 0 for none; `off` is every type that is off; `pending` says
+    that a committed change isn't known to be in the log; `logged` is where in the person's shard log the last
+    one is that is known to be there; `open_question` says that a question of theirs has no end yet.
+    """
 
-    @property
-    def off(self) -> frozenset[str]:
-        """The types that are off."""
-        ...
-
-    @property
-    def pending(self) -> bool:
-        """Whether a committed change isn't known to be in the log."""
-        ...
-
-    @property
-    def logged(self) -> Mark | None:
-        """Where the last change that is known to be in the person's shard log is."""
-        ...
-
-    @property
-    def open_question(self) -> bool:
-        """Whether a question of theirs is still to be answered."""
-        ...
+    version: int
+    off: frozenset[str]
+    pending: bool
+    logged: Mark | None
+    open_question: bool
 
 
 class People(Protocol):

@@ -14,9 +14,8 @@ from pushsse.errors import BackplaneUnavailable
 from pushsse.event import Change, Publication, encode
 from pushsse.hub import HubParts, assemble
 from pushsse.hub.hub import Hub
-from pushsse.hub.opening import From, StreamLimits, StreamOptions
+from pushsse.hub.opening import From, PersonState, StreamLimits, StreamOptions
 from pushsse.metrics import Metrics
-from pushsse.people import PersonState
 from pushsse.position import parse
 from pushsse.stream.frame import Chunk
 from pushsse.stream.subscriber import Behind, Live, Subscriber

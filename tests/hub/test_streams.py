@@ -9,8 +9,7 @@ import pytest
 
 from pushsse.backplane import log_of
 from pushsse.errors import CloseReason
-from pushsse.hub.opening import From
-from pushsse.people import PersonState
+from pushsse.hub.opening import From, PersonState
 from tests.hub.running_hub import SHARDS, Reads, running_hub
 from tests.waiting import eventually
 

@@ -9,8 +9,9 @@ import pytest
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable
+from pushsse.hub.opening import PersonState
 from pushsse.metrics import Metrics
-from pushsse.people import MOST_AT_ONCE, PersonState, StoredPeople
+from pushsse.people import MOST_AT_ONCE, StoredPeople
 from pushsse.preferences.service import Preferences
 from pushsse.preferences.store import PreferenceStore
 from pushsse.questions.answerers import faq
