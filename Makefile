@@ -13,7 +13,7 @@ LOCKING := --universal --generate-hashes --no-annotate --no-header --python-vers
 ARGS ?=
 # Much of the tests' time is waiting, so more workers than cores. ARGS="-n 0" runs them in one process.
 WORKERS ?= 4
-PYTEST := -m pytest -n $(WORKERS) --dist loadgroup
+PYTEST := -m pytest -n $(WORKERS)
 # Only a whole run says something about coverage.
 COVERAGE = $(if $(ARGS),,--cov=pushsse --cov-branch --cov-report=term:skip-covered --cov-fail-under=90)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest_plugins = ["tests.parts"]
+pytest_plugins = ["tests.parts", "tests.parallel"]
 # What a test records as a property of this name is printed at the end, whichever process it ran in.
 TOLD = "told"
 

@@ -45,16 +45,10 @@ def _is_worker(config: pytest.Config) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that need a part, and keeps all tests of the shared Kafka in one worker.
-
-    Kafka is the only part whose start is expensive: a second one would cost more than it saves.
-    """
+    """Marks the tests that need a part."""
     for item in items:
-        used = _REAL.intersection(getattr(item, "fixturenames", ()))
-        if used:
+        if _REAL.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("real")
-        if "kafka_part" in used:
-            item.add_marker(pytest.mark.xdist_group("kafka"))
 
 
 @pytest.fixture(scope="session")

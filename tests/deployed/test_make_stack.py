@@ -18,7 +18,7 @@ from tests.parts import missing
 from tests.waiting import until
 
 # Two starts of everything, and the tests around may have the machine busy.
-pytestmark = [pytest.mark.real, pytest.mark.timeout(240), pytest.mark.xdist_group("deployment")]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 120.0
 LIMIT_S = 30.0

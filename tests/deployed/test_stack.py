@@ -22,7 +22,6 @@ pytestmark = [
     pytest.mark.anyio,
     pytest.mark.real,
     pytest.mark.timeout(90),
-    pytest.mark.xdist_group("deployment"),
 ]
 PEOPLE = 6
 # Seconds between two events under load: half of what makes the load of a test.

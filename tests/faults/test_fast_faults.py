@@ -21,7 +21,6 @@ _LIMIT_S = 150
 pytestmark = [
     pytest.mark.real,
     pytest.mark.timeout(_LIMIT_S + 10),
-    pytest.mark.xdist_group("deployment"),
 ]
 
 

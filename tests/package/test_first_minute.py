@@ -21,7 +21,7 @@ from tests.conftest import TOLD
 from tests.parts import missing
 from tests.waiting import until
 
-pytestmark = [pytest.mark.real, pytest.mark.first_minute, pytest.mark.xdist_group("package")]
+pytestmark = [pytest.mark.real, pytest.mark.first_minute]
 
 ROOT = Path(__file__).parents[2]
 # What ensurepip of each Python's first release brings.

@@ -13,7 +13,7 @@ import pytest
 
 from tests.cli.running import served
 
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("package")]
+pytestmark = pytest.mark.real
 
 ROOT = Path(__file__).parents[2]
 INSIDE = (
