@@ -81,6 +81,10 @@ class StoredPeople:
         self._asked.set()
         return await answer
 
+    def state_at_once(self, user: str) -> PersonState | None:
+        """The same without waiting; None where that can't be."""
+        return self._states.read_at_once(user)
+
     async def settle(self, user: str) -> None:
         """Publishes a person's changes that aren't known to be in the log. Raises Unavailable."""
         await self._preferences.settle(user)

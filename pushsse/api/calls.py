@@ -167,6 +167,7 @@ CALLS = (
         path="/v1/stream",
         handler=lambda at: at.stream,
         hot=True,
+        immediate=lambda at: at.stream.opening,
         name="stream",
         summary="The person's stream",
         text="Begins with `ready`; each event's `id` is where the stream has got. A service that is busy "

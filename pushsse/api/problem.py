@@ -264,6 +264,8 @@ class Query:
             for name, value in self._given.items()
             if name.translate(_NO_JOINTS).lower() in _LAST_EVENT_ID
         ]
+        if "last-event-id" not in self._request.headers:
+            return named
         headers = ",".join(self._request.headers.getlist("last-event-id"))
         return named + [value for value in map(str.strip, headers.split(",")) if value]
 

@@ -7,9 +7,8 @@ that doesn't answer is an error. A stream that has something to replay goes to c
 
 import asyncio
 import random
-import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -54,6 +53,10 @@ class People(Protocol):
 
     async def state(self, user: str) -> PersonState:
         """The person's switches, and whether a question is open. Raises DatabaseUnavailable."""
+        ...
+
+    def state_at_once(self, user: str) -> PersonState | None:
+        """As `state`, without waiting; None where that can't be."""
         ...
 
     async def settle(self, user: str) -> None:
@@ -107,6 +110,10 @@ class StreamLimits:
     lifetime_s: float
 
 
+# Begins a stream on a sink.
+Begin = Callable[[Sink], Subscriber]
+
+
 class Opener:
     """Finds where streams of this node begin, and begins them."""
 
@@ -143,12 +150,49 @@ class Opener:
         finally:
             self._hub.release(person)
 
+    def begin_at_once(
+        self, user: str, wish: From, options: StreamOptions, start: Callable[[Begin], bool]
+    ) -> bool:
+        """Begins a stream without waiting; False where something has to be waited for, and nothing was done.
+
+        `start` gives the function that it is called with a sink, or returns False.
+        """
+        person = self._hub.hold(user)
+        try:
+            # Guarantee 3: as in `opening`, and nothing is awaited from here until the stream is live.
+            opening = self._found_at_once(person, wish)
+            return opening is not None and start(lambda sink: self.begin(opening, sink, options))
+        finally:
+            self._hub.release(person)
+
+    def _found_at_once(self, person: Person, wish: From) -> Opening | None:
+        if not self._hub.follows(person) or wish.since_s is not None:
+            return None
+        log, wanted = self._hub.log(person), wish.position
+        if wanted is not None and not (
+            _is_in_tail(self._hub.broadcast, wanted.broadcast) and _is_in_tail(log, wanted.shard)
+        ):
+            return None
+        state = self._people.state_at_once(person.name)
+        if state is None or state.pending:
+            return None
+        if state.logged is not None and state.logged.epoch == log.mark.epoch and not log.has(state.logged):
+            return None
+        person.learn(state.version, state.off)
+        if wanted is None:
+            # Nothing is replayed: what was off before doesn't matter.
+            resume = Resume.GAP if wish.unreadable else Resume.NEW
+            cursor = Cursor(person, self._hub.position(person), person.off)
+            return Opening(cursor, resume, state.open_question)
+        cursor = Cursor(person, wanted, _off_in_tail(log, person, wanted.shard.number))
+        return Opening(cursor, Resume.COMPLETE, state.open_question)
+
     def begin(self, opening: Opening, sink: Sink, options: StreamOptions) -> Subscriber:
         """Begins a stream with its `ready`. It is live at once if there is nothing to replay."""
         subscriber = Subscriber(
             sink,
             self._hub,
-            id=secrets.token_hex(6),
+            id=f"{random.getrandbits(48):012x}",
             cursor=opening.cursor,
             named=options.named,
             types=options.types,
@@ -228,9 +272,8 @@ class Opener:
 
     async def _resolve(self, log: LogTail, wanted: Mark) -> tuple[Mark, bool]:
         """Where to begin in one log, and whether something between that and `wanted` is lost."""
-        now = log.mark
         # The usual case, and what makes a storm of reconnecting clients cheap: answered from memory.
-        if wanted.epoch == now.epoch and wanted.number <= now.number and log.reaches(wanted.number):
+        if _is_in_tail(log, wanted):
             return wanted, False
         head = (await self._backplane.read({log.name: wanted.number}, limit=1)).heads[log.name]
         # Another epoch, or a number that the log never had: a forged position, or a log that was restored.
@@ -244,15 +287,12 @@ class Opener:
 
     async def _off_at(self, person: Person, number: int) -> frozenset[str]:
         """The types that were off at a number of the person's shard log: those before the next change."""
-        log, off_now = self._hub.log(person), person.off
-        if not log.reaches(number):
-            change = await self._backplane.first_change(log.name, person.name, number)
-            return off_now if change is None else frozenset(change.before)
-        for entry in log.changes_after(number):
-            change = entry.publication.change
-            if change is not None and change.user == person.name:
-                return frozenset(change.before)
-        return off_now
+        log = self._hub.log(person)
+        if log.reaches(number):
+            return _off_in_tail(log, person, number)
+        off_now = person.off
+        change = await self._backplane.first_change(log.name, person.name, number)
+        return off_now if change is None else frozenset(change.before)
 
     async def _offer_growing(self, subscriber: Subscriber) -> None:
         """Offers the answers that are growing, from their beginnings."""
@@ -293,6 +333,21 @@ class Opener:
             return None
         in_s, reason = min(ends, key=lambda end: end[0])
         return Expiry(self._hub.heartbeat.ticks(in_s), reason)
+
+
+def _is_in_tail(log: LogTail, mark: Mark) -> bool:
+    """Whether the node holds everything after a mark in memory."""
+    now = log.mark
+    return mark.epoch == now.epoch and mark.number <= now.number and log.reaches(mark.number)
+
+
+def _off_in_tail(log: LogTail, person: Person, number: int) -> frozenset[str]:
+    """The types that were off at a number that a log's tail reaches back to."""
+    for entry in log.changes_after(number):
+        change = entry.publication.change
+        if change is not None and change.user == person.name:
+            return frozenset(change.before)
+    return person.off
 
 
 async def _reach(log: LogTail, wanted: Mark) -> None:

@@ -170,15 +170,28 @@ class HandoverHttp(HttpToolsProtocol):
             return None
         if not cycle.response_started or not cycle.chunked_encoding:
             return None
-        self._unset_keepalive_if_required()
-        self.connections.discard(self)
-        stream = StreamProtocol(transport, cast(set[object], self.connections), head.taken())
-        transport.set_write_buffer_limits(high=backlog_bytes)
-        transport.set_protocol(stream)
-        self.flow.resume_reading()
+        stream = self._let_go(head.taken(), backlog_bytes)
         # For uvicorn the client has gone: nothing more is sent, and nothing is missed.
         cycle.disconnected = True
         cycle.message_event.set()
+        return stream
+
+    def hand_over_at_once(self, request: int, head: bytes, backlog_bytes: int) -> StreamProtocol | None:
+        """As `hand_over`, of a request that ASGI knows nothing of; `head` is still to be sent."""
+        if request != self._requests or self.pipeline or self.transport.is_closing():
+            return None
+        if not self.parser.should_keep_alive():
+            head += b"connection: close\r\n"
+        return self._let_go(head + b"transfer-encoding: chunked\r\n\r\n", backlog_bytes)
+
+    def _let_go(self, head: bytes, backlog_bytes: int) -> StreamProtocol:
+        transport = self.transport
+        self._unset_keepalive_if_required()
+        self.connections.discard(self)
+        stream = StreamProtocol(transport, cast(set[object], self.connections), head)
+        transport.set_write_buffer_limits(high=backlog_bytes)
+        transport.set_protocol(stream)
+        self.flow.resume_reading()
         # The parser and this object hold each other: in a storm of clients that would wait, thousandfold, for
         # the collector of cycles.
         self.parser = None  # type: ignore[assignment]
@@ -285,6 +298,16 @@ class Offer:
         if stream is None:
             head.release()
         return stream
+
+    def take_at_once(self, head: bytes, backlog_bytes: int) -> StreamProtocol | None:
+        """The connection, without an answer of ASGI's; None if it can't be had.
+
+        `head` is the status line and the headers, without those that say how the body ends.
+        """
+        connection = self._connection()
+        return (
+            None if connection is None else connection.hand_over_at_once(self._request, head, backlog_bytes)
+        )
 
 
 def drop(transport: asyncio.Transport) -> None:

@@ -45,6 +45,8 @@ class Reply(NamedTuple):
     body: bytes
 
 
+# The call has taken the connection over.
+TAKEN_OVER = Reply(200, b"", b"")
 # Answers a request by its body. None, or any exception: nothing has happened, and ASGI has to answer.
 Answer = Callable[[bytes], Reply | None]
 # Takes a request's head, and returns what answers the bodies behind it, now and later; None as above.
@@ -154,6 +156,8 @@ class ImmediateHttp(HandoverHttp):
                 super().on_body(body)
             super().on_message_complete()
             return
+        if self._is_over():
+            return
         if keep_alive:
             self._head = _Head.of(self._data[: self._body_at], answer)
         self._answered_at = self.loop.time()
@@ -173,8 +177,8 @@ class ImmediateHttp(HandoverHttp):
             found = answer(body)
         except Exception:  # noqa: BLE001  whatever it is: ASGI comes upon it again, and makes it a response
             return False
-        if found is None:
-            return False
+        if found is None or found is TAKEN_OVER:
+            return found is not None
         head = b"%bcontent-length: %d\r\ncontent-type: %b\r\n%b\r\n" % (
             STATUS_LINE[found.status],
             len(found.body),
@@ -212,6 +216,10 @@ class ImmediateHttp(HandoverHttp):
             return call(Request(scope))
         except Exception:  # noqa: BLE001  as in `reply`
             return None
+
+    def _is_over(self) -> bool:
+        """Whether the connection was handed over."""
+        return cast(object, self.parser) is None
 
     def _is_answering(self) -> bool:
         """Whether ASGI is still at an earlier request."""

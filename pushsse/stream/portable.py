@@ -27,6 +27,7 @@ _HEAD = [
     *((name.lower().encode(), value.encode()) for name, value in STREAM_HEADERS.items()),
     (b"x-accel-buffering", b"no"),
 ]
+_HEAD_BYTES = b"HTTP/1.1 200 OK\r\n" + b"".join(b"%b: %b\r\n" % header for header in _HEAD)
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 
@@ -191,3 +192,18 @@ async def start(
         stream.abort()
         raise
     return None
+
+
+def start_at_once(begin: Callable[[Sink], Subscriber], scope: Scope, *, backlog_bytes: int) -> bool:
+    """As `start` where the server hands its connection over, without waiting. False: nothing was begun."""
+    offer = offered(scope)
+    stream = None if offer is None else offer.take_at_once(_HEAD_BYTES, backlog_bytes)
+    if stream is None:
+        return False
+    try:
+        stream.subscriber = begin(stream)
+    except BaseException:
+        # Nobody else knows of the connection by now.
+        stream.abort()
+        raise
+    return True
