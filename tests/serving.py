@@ -23,7 +23,7 @@ from pushsse.server import Http, Server
 from pushsse.settings import load
 from tests.waiting import eventually
 
-LIMIT_S = 10.0
+LIMIT_S = 30.0
 
 
 @dataclass

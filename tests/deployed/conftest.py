@@ -13,7 +13,7 @@ from deploy.parts import Nginx, PartMissing
 from tests.deployed.upstream import Upstream
 from tests.parts import missing
 
-LIMIT_S = 10.0
+LIMIT_S = 30.0
 
 
 @dataclass

@@ -21,7 +21,7 @@ from tests.waiting import until
 pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 120.0
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 NAMES = {"kafka", "redis", "postgres", "nginx", "node1", "node2"}
 
 
