@@ -18,11 +18,7 @@ from tests.deployed.npm import eventsource, page
 from tests.parts import missing
 from tests.waiting import eventually
 
-pytestmark = [
-    pytest.mark.anyio,
-    pytest.mark.real,
-    pytest.mark.timeout(90),
-]
+pytestmark = [pytest.mark.anyio, pytest.mark.real]
 PEOPLE = 6
 # Seconds between two events under load: half of what makes the load of a test.
 PACE_S = 0.01

@@ -54,7 +54,7 @@ async def configure(url: str, text: str) -> None:
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[tuple[Database, PreferenceStore]]:
-    async with Database(url, timeout_s=10, cool_s=0.0) as database:
+    async with Database(url, timeout_s=30, cool_s=0.0) as database:
         yield database, PreferenceStore(database)
 
 
