@@ -53,7 +53,7 @@ class CatchUp:
         while isinstance(behind := subscriber.state, Behind):
             if behind.cursor.take_gap():
                 ready = chunk(self._opener.ready(subscriber, Resume.GAP))
-                subscriber.offer(ready, tick=self._hub.heartbeat.now)
+                subscriber.offer(ready, self._hub.heartbeat.now)
             # Guarantee 4: the next piece is read only when the last one has left.
             if not behind.room and not await self._has_room(subscriber, behind):
                 subscriber.end(CloseReason.SLOW)
@@ -97,7 +97,7 @@ class CatchUp:
                     break
         if frames:
             self._hub.metrics.deliveries += len(frames)
-            subscriber.offer(chunk(b"".join(frames)), tick=self._hub.heartbeat.now)
+            subscriber.offer(chunk(b"".join(frames)), self._hub.heartbeat.now)
 
 
 class Replay:

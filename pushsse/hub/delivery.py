@@ -153,13 +153,13 @@ class Delivery:
             if personal and subscriber.person in personal:
                 continue
             if subscriber.unfiltered:
-                subscriber.offer(everything, tick=now)
+                subscriber.offer(everything, now)
                 whole += 1
             elif subscriber.named and subscriber.types is None:
                 count, chosen = broadcasts.without(subscriber.person.off)
                 suppressed += len(items) - count
                 if count:
-                    subscriber.offer(chosen, tick=now)
+                    subscriber.offer(chosen, now)
                     partly += count
             else:
                 self._write_items(subscriber.person, (subscriber,), items)
@@ -187,7 +187,7 @@ class Delivery:
         for subscriber, chosen in zip(subscribers, frames, strict=True):
             if chosen:
                 self._hub.metrics.deliveries += len(chosen)
-                subscriber.offer(chunk(b"".join(chosen)), tick=self._hub.heartbeat.now)
+                subscriber.offer(chunk(b"".join(chosen)), self._hub.heartbeat.now)
 
 
 class Item:

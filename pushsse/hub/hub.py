@@ -144,7 +144,7 @@ class Hub:
             person = subscriber.person
             if (found := made.get(person.log)) is None:
                 found = made[person.log] = chunk(ping(self.position(person)))
-            subscriber.offer(found, tick=self.heartbeat.now)
+            subscriber.offer(found, self.heartbeat.now)
 
     def prune(self) -> None:
         """Forgets old entries, and the shards that nobody here has needed for a minute."""

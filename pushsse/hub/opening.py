@@ -306,7 +306,7 @@ class Opener:
             position = subscriber.position
             frames = [frame(publication, position) for publication in answers]
             self._hub.metrics.deliveries += len(frames)
-            subscriber.offer(chunk(b"".join(frames)), tick=self._hub.heartbeat.now)
+            subscriber.offer(chunk(b"".join(frames)), self._hub.heartbeat.now)
 
     async def _refresh(self, people: Sequence[Person]) -> None:
         backoff = Backoff()

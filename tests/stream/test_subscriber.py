@@ -120,7 +120,7 @@ class Node:
         log.number += 1
         log.orders[log.number] = self.order
         for subscriber in tuple(self.live):
-            subscriber.offer(_entry(name, log), tick=0)
+            subscriber.offer(_entry(name, log), 0)
 
     def lose(self, name: str) -> None:
         """A log begins a new epoch; what streams haven't read of it is lost."""
@@ -136,7 +136,7 @@ class Node:
         if not isinstance(state, Behind) or not state.room:
             return
         if state.cursor.take_gap():
-            subscriber.offer(chunk(b"gap"), tick=0)
+            subscriber.offer(chunk(b"gap"), 0)
             if subscriber.go_live() or not state.room:
                 return
         following = min(
@@ -153,7 +153,7 @@ class Node:
         if following is not None:
             _, name, number = following
             state.cursor.move(name, Mark(self.logs[name].epoch, number))
-            subscriber.offer(_entry(name, self.logs[name], number), tick=0)
+            subscriber.offer(_entry(name, self.logs[name], number), 0)
         subscriber.go_live()
 
 
