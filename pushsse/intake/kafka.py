@@ -16,7 +16,7 @@ from pushsse.kafka.dead_letters import Refused
 
 @dataclass(frozen=True, slots=True)
 class EventHandler:
-    """Dispatches what was decoded, of all partitions together: one question to the database for a batch."""
+    """Dispatches a batch, of all partitions together: the database is asked once."""
 
     decode: Decode
     dispatcher: Dispatcher
@@ -24,15 +24,16 @@ class EventHandler:
     async def apply(self, drafts: Sequence[Draft]) -> Sequence[Refused]:
         """Returns once the log has them; none is refused. Raises Unavailable, NotOwner."""
         if drafts:
+            # Guarantee 1: awaited, not started as a task. The consumer may commit once this has returned.
             await self.dispatcher.dispatch(drafts)
         return ()
 
     def unfinished(self) -> Mapping[TopicPartition, int]:
-        """What was dispatched is in the log, whole."""
+        """Nothing: what was dispatched is in the log, all of it."""
         return {}
 
     def forget(self, partitions: Collection[TopicPartition]) -> None:
-        """Nothing is remembered."""
+        """Nothing is kept that would have to be forgotten."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
-"""How Kafka is reached: consumers and producers are made here, with the settings they need, and stopped.
+"""aiokafka's clients: made with the settings that the guarantees need, asked about topics, and stopped.
 
-Called by the intake and by the answerer that goes through Kafka. Deliberate: `auto_offset_reset="none"`,
-since aiokafka would go to another offset without a word, and a topic made anew be missed; the intake does it.
+Called by `consumer`, `fences` and `producer`, and by `pushsse doctor`. Deliberate:
+`auto_offset_reset="none"`. aiokafka would move to another offset silently, and a topic that was recreated
+would go unnoticed.
 """
 
 import asyncio
@@ -66,15 +67,18 @@ class Connection:
             bootstrap_servers=self.bootstrap,
             client_id="pushsse",
             group_id=group,
+            # Guarantee 1: where reading starts is decided in `fences`; offsets are committed by `partition`,
+            # when the records are applied.
             auto_offset_reset="none",
             enable_auto_commit=False,
+            # An event of a transaction that was aborted was never sent.
             isolation_level="read_committed",
             fetch_max_wait_ms=50,
             fetch_max_bytes=4 * 1024 * 1024,
             max_partition_fetch_bytes=1024 * 1024,
-            # Over the session timeout: joining a group may be answered as late as that.
+            # Longer than the session timeout: the answer to joining a group may take as long as that.
             request_timeout_ms=max(REQUEST_TIMEOUT_MS, self.session_timeout_ms + 2_000),
-            # A topic that is made, deleted or widened is noticed within this time.
+            # A topic that is made or deleted, or gets partitions, is noticed within this time.
             metadata_max_age_ms=5_000,
             session_timeout_ms=self.session_timeout_ms,
             heartbeat_interval_ms=self.session_timeout_ms // 4,
@@ -91,6 +95,7 @@ class Connection:
             bootstrap_servers=self.bootstrap,
             client_id="pushsse",
             acks="all",
+            # The broker drops what a retry brings a second time, so order and number stay right.
             enable_idempotence=True,
             request_timeout_ms=PRODUCE_TIMEOUT_MS,
             max_request_size=MAX_REQUEST_BYTES,
@@ -140,19 +145,21 @@ def connection(settings: Settings) -> Connection:
 
 
 async def stop(member: AIOKafkaConsumer | AIOKafkaProducer) -> None:
-    """Stops a consumer or a producer within bounded time, whatever state Kafka is in.
+    """Stops a consumer or a producer within 4 s, whatever state Kafka is in.
 
-    In a task of its own: aiokafka cancels tasks of its own and lets that out of `stop` as a CancelledError,
-    which would pass for ours, and a task group takes a cancelled service for one that ended well. It skips
-    the closing of the client then, so that is done here, a second time where it wasn't skipped.
+    In a task of its own: aiokafka cancels its own tasks and lets the CancelledError out of `stop`, where it
+    would pass for ours, and a task group takes a cancelled service for one that ended well. aiokafka skips
+    the closing of its connections then, so they are closed here, some of them a second time. A consumer has
+    no public name for them.
     """
-    for closing in (member.stop, member._client.close if hasattr(member, "_client") else member.client.close):
+    client = member._client if isinstance(member, AIOKafkaConsumer) else member.client
+    for closing in (member.stop, client.close):
         task = asyncio.ensure_future(closing())
         await asyncio.wait([task], timeout=_STOP_S)
         if not task.done():
             task.cancel()
         elif not task.cancelled() and task.exception() is not None:
-            log.debug("Kafka's client couldn't be stopped cleanly: %r", task.exception())
+            log.debug("a client of Kafka didn't stop cleanly: %r", task.exception())
 
 
 def cancellation_is_ours() -> bool:

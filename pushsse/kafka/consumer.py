@@ -42,7 +42,7 @@ class Pace:
 
     `round_s` is the least time between two batches. A member that gets nowhere is stuck after `stuck_s`.
     After an outage of more than `recheck_s` partitions are prepared again: nothing was fetched meanwhile, so
-    a topic that was made anew would go unnoticed.
+    a topic that was recreated would go unnoticed.
     """
 
     round_s: float = 0.0
@@ -82,7 +82,8 @@ class Consumer:
 
     Order: that of each partition. Guarantee: an offset is committed only once everything before it was
     applied, skipped, or is in the dead-letter topic. What is away is waited for; nothing is dropped. With
-    `fences` a record that the backplane has isn't applied again.
+    `fences` a record that the backplane has isn't applied again. `start` ("earliest", "latest" or an age such
+    as 10m) says where reading begins without a committed offset.
     """
 
     def __init__(
@@ -117,9 +118,9 @@ class Consumer:
 
         Raises SettingsError where the group is another backplane's. Cancellation leaves the group.
         """
-        held = self._metrics.held_partitions
+        blocked = self._metrics.held_partitions
         text = "Partitions that wait for the dead-letter topic"
-        self._metrics.gauge("kafka_held_partitions", text, lambda: len(held))
+        self._metrics.gauge("kafka_held_partitions", text, lambda: len(blocked))
         outage = Outage(f"Kafka at {self._connection.bootstrap}, for {self._topic}", log, Backoff(0.5, 10.0))
         async with Producer(self._connection) as producer:
             letters = DeadLetters(
@@ -285,7 +286,7 @@ class _Member(Generic[Item]):
         except TimeoutError:
             return {}
         except OffsetOutOfRangeError as error:
-            # The topic was made anew, or retention has overtaken us: `prepare` finds out and says which.
+            # The topic was recreated, or retention has overtaken us: `prepare` finds out and says which.
             for at in error.args[0]:
                 if (partition := self._assignment.partitions.get(at)) is not None:
                     self._assignment.suspend(partition)
@@ -343,7 +344,7 @@ class _Member(Generic[Item]):
             return [applied for batch in batches for applied in await self._applied([batch])]
         [batch] = batches
         log.warning("%s has a newer owner; its records in hand are dropped", batch.partition.name)
-        # If the group takes it from us, that comes within a heartbeat or two. If not, it is claimed anew.
+        # If the group takes it from us, that comes within a heartbeat or two. If not, it is claimed again.
         # What the other owner committed is where to go on, so our own offset is forgotten.
         batch.partition.next_offset = None
         self._assignment.suspend(batch.partition, for_s=_LOST_S)
@@ -364,15 +365,15 @@ class _Member(Generic[Item]):
         while left and partition.assigned:
             now, later = left[:_LETTERS_AT_ONCE], left[_LETTERS_AT_ONCE:]
             try:
-                not_taken = await self._letters.write(now)
+                still_refused = await self._letters.write(now)
             except KafkaUnavailable as error:
                 wait_s = self._burying.failed(f"{error}; {partition.name} waits for it")
                 await self._assignment.wait(wait_s)
                 continue
-            self._metrics.dead_letters += len(now) - len(not_taken)
+            self._metrics.dead_letters += len(now) - len(still_refused)
             # What is written isn't written again because of what waits beside it.
-            left = [*not_taken, *later]
-            if not_taken:
+            left = [*still_refused, *later]
+            if still_refused:
                 await self._assignment.wait(self._burying.failed(f"{partition.name} waits for it"))
             else:
                 self._burying.over()

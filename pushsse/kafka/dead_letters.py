@@ -1,7 +1,7 @@
 """The dead-letter topic: records that can't be used, with their bytes as they were and the reason.
 
-Called by the Kafka intake. At least once: a failure half-way may write a letter twice, never not at all. What
-the topic refuses is written in ever smaller forms, each record by itself, down to its headers alone.
+Called by `consumer`, which waits for it before it commits. At least once: after a failure a letter may be
+there twice. A record that the topic refuses is written in smaller and smaller forms, down to its headers.
 """
 
 import logging
@@ -13,7 +13,7 @@ from pushsse.kafka.producer import Outgoing, Producer, RecordRefused
 from pushsse.metrics import Metrics
 
 log = logging.getLogger(__name__)
-KEPT_BYTES = 64 * 1024
+CUT_BYTES = 64 * 1024
 SMALL_BYTES = 4 * 1024
 MAX_LETTER_BYTES = 960 * 1024
 _MAX_ERROR_BYTES = 2048
@@ -32,8 +32,8 @@ class Refused(NamedTuple):
 class DeadLetters:
     """Writes dead letters to their topic.
 
-    `skip_refused`: a record that the topic takes in no form is logged with its place and passed over; else
-    it holds its partition until the topic takes it.
+    A record that the topic takes in no form is logged with its place. With `skip_refused` it is passed over
+    then, without it blocks its partition until the topic takes it.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class DeadLetters:
         self._metrics = metrics
 
     async def write(self, letters: Sequence[Refused]) -> Sequence[Refused]:
-        """Returns when all are acknowledged, or passed over, but for those that it returns: they are held.
+        """Returns when they are acknowledged or passed over; those that it returns have to wait.
 
         Raises KafkaUnavailable.
         """
@@ -57,9 +57,9 @@ class DeadLetters:
         return ()
 
     async def _write_alone(self, refused: Refused) -> bool:
-        """Writes the largest form that the topic takes; False if it is held. Raises KafkaUnavailable."""
+        """Writes the largest form that the topic takes; False if it has to wait. Raises KafkaUnavailable."""
         reason = RecordRefused()
-        for form in (letter(refused), cut(refused, KEPT_BYTES), cut(refused, SMALL_BYTES), cut(refused, 0)):
+        for form in (letter(refused), cut(refused, CUT_BYTES), cut(refused, SMALL_BYTES), cut(refused, 0)):
             try:
                 await self._producer.send(self.topic, [form])
             except RecordRefused as error:
@@ -81,7 +81,7 @@ def letter(refused: Refused) -> Outgoing:
     """The record as it was, or the first 64 KiB of its value where it is too large for most topics."""
     record = refused.record
     if len(record.key or b"") + len(record.value or b"") + _MAX_HEADER_BYTES > MAX_LETTER_BYTES:
-        return cut(refused, KEPT_BYTES)
+        return cut(refused, CUT_BYTES)
     headers = _headers(record)
     return Outgoing(
         _key(record), record.value, (*headers, *_own(refused, cut=len(headers) < len(record.headers)))

@@ -196,14 +196,14 @@ class Fenced:
         if not ats:
             return {}
         every = [TopicPartition(self.topic, n) for n in consumer.partitions_for_topic(self.topic) or ()]
-        kept = await self.fences.first_start(self.topic, await self._first_start(consumer, every))
-        held = await ranges(consumer, ats)
+        begun = await self.fences.first_start(self.topic, await self._first_start(consumer, every))
+        available = await ranges(consumer, ats)
         found: dict[TopicPartition, int] = {}
         for at in ats:
             # Claimed, but without a committed offset: Kafka has lost it. The fence skips what the log has.
             lost = await self.fences.claimed(at.topic, at.partition)
-            offset = None if lost else kept.get(at.partition)
-            found[at] = held[at].first if offset is None else within(at, offset, held[at])
+            offset = None if lost else begun.get(at.partition)
+            found[at] = available[at].first if offset is None else within(at, offset, available[at])
         return found
 
     async def recreated(
@@ -217,19 +217,21 @@ class Fenced:
         for at in ats:
             if (fence := await self.fences.fence(at.topic, at.partition)) is not None:
                 fences[at] = fence
-        held = await ranges(consumer, list(fences))
+        available = await ranges(consumer, list(fences))
         to_read = {
-            at: offset for at, (offset, _) in fences.items() if held[at].first <= offset < held[at].end
+            at: offset
+            for at, (offset, _) in fences.items()
+            if available[at].first <= offset < available[at].end
         }
         found = await self._timestamps_ms(to_read)
-        anew: dict[TopicPartition, int] = {}
+        recreated: dict[TopicPartition, int] = {}
         for at, (offset, timestamp_ms) in fences.items():
             # No record where the fence is: trimmed or compacted away, so nothing speaks against the topic.
-            if offset < held[at].end and found.get(at) in (None, timestamp_ms):
+            if offset < available[at].end and found.get(at) in (None, timestamp_ms):
                 continue
             # Before anything is read: a fence of the old topic would skip the new one's records as known.
             await self.fences.reset_fence(at.topic, at.partition)
-            anew[at] = held[at].first
+            recreated[at] = available[at].first
             log.warning(
                 "%s-%d was deleted and made again: offset %d %s. Its fence starts over, and it is read from"
                 " its beginning",
@@ -238,7 +240,7 @@ class Fenced:
                 offset,
                 "is another record than the one published" if at in to_read else "is beyond the end",
             )
-        return anew
+        return recreated
 
     async def _first_start(
         self, consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]
@@ -312,33 +314,33 @@ async def ranges(consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]) -> M
     return {at: Range(first[at], end[at]) for at in ats}
 
 
-def within(at: TopicPartition, offset: int, held: Range) -> int:
+def within(at: TopicPartition, offset: int, available: Range) -> int:
     """The offset, or the oldest one where Kafka doesn't hold it (any more, or yet)."""
-    if held.first <= offset <= held.end:
+    if available.first <= offset <= available.end:
         return offset
     log.warning(
         "%s-%d: offset %d is out of range (%d to %d), starting at the earliest",
         at.topic,
         at.partition,
         offset,
-        held.first,
-        held.end,
+        available.first,
+        available.end,
     )
-    return held.first
+    return available.first
 
 
 async def _start_offsets(
     consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition], start: str
 ) -> dict[TopicPartition, int]:
     """What `start` means for partitions just now; an age beyond the newest record is the end."""
-    held = await ranges(consumer, ats)
+    available = await ranges(consumer, ats)
     if start == "earliest":
-        return {at: held[at].first for at in ats}
+        return {at: available[at].first for at in ats}
     if start == "latest":
-        return {at: held[at].end for at in ats}
+        return {at: available[at].end for at in ats}
     since_ms = max(0, int((time.time() - seconds(start)) * 1000))
     found = await consumer.offsets_for_times(dict.fromkeys(ats, since_ms))
-    return {at: held[at].end if found[at] is None else int(found[at].offset) for at in ats}
+    return {at: available[at].end if found[at] is None else int(found[at].offset) for at in ats}
 
 
 async def _record(probe: AIOKafkaConsumer, at: TopicPartition, offset: int) -> Record | None:

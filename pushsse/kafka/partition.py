@@ -182,14 +182,15 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         Raises KafkaError (CommitFailedError, IllegalStateError: somebody else's by now), Unavailable.
         """
         ats = [partition.at for partition in partitions]
-        held = await ranges(self._consumer, ats)
+        available = await ranges(self._consumer, ats)
         dealt_with = self._dealt_with()
         known = {at: dealt_with[at] if at in dealt_with else await self._consumer.committed(at) for at in ats}
         first = await self._ownership.first_offsets(
             self._consumer, [at for at, offset in known.items() if offset is None]
         )
         wanted = {
-            at: first[at] if offset is None else within(at, offset, held[at]) for at, offset in known.items()
+            at: first[at] if offset is None else within(at, offset, available[at])
+            for at, offset in known.items()
         }
         # Guarantee 1, the order of the next three. A commit proves that the group still counts us in:
         # claiming without it, a node that lost its partitions would take them from their new owner.

@@ -1,7 +1,7 @@
-"""A Kafka producer that comes up when it is first needed, and anew after a failure.
+"""A Kafka producer that starts when it is first needed, and again after a failure.
 
-Called by the dead-letter topic and by the HTTP intake; each has one of its own, so that neither's outage is
-the other's.
+Called by the dead letters, the HTTP intake and the answerer over Kafka. Each has one of its own: a topic that
+fails, fails for one of them.
 """
 
 import asyncio
@@ -76,14 +76,15 @@ class Producer:
             await self._drop(self._producer)
             raise RecordRefused(f"{topic} refuses a record: {error}") from error
         except (KafkaError, TimeoutError) as error:
-            # An idempotent producer that has lost a record can't go on: the next try gets a new one.
+            # An idempotent producer that has lost a record can't go on, since its sequence has a hole. The
+            # next try gets a new one.
             await self._drop(self._producer)
             why = str(error) or f"no answer within {self._timeout_s:g} s"
             raise KafkaUnavailable(f"{topic} can't be written: {why}") from error
         except asyncio.CancelledError:
             if cancellation_is_ours():
                 raise
-            # Another send failed and took the producer down, and what was in it with it.
+            # Another send failed and stopped the producer, with the records of this one in it.
             raise KafkaUnavailable(f"{topic} can't be written: the producer was stopped") from None
 
     async def _send(self, producer: AIOKafkaProducer, topic: str, records: Sequence[Outgoing]) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from pushsse.kafka.dead_letters import KEPT_BYTES, MAX_LETTER_BYTES, Refused, letter
+from pushsse.kafka.dead_letters import CUT_BYTES, MAX_LETTER_BYTES, Refused, letter
 
 from .test_decode import Given
 
@@ -20,7 +20,7 @@ def test_a_letter_has_the_records_bytes_and_says_where_it_comes_from_and_why() -
 @pytest.mark.parametrize("size", [MAX_LETTER_BYTES, 5 * 1024 * 1024])
 def test_a_record_that_is_too_large_is_cut_and_says_so(size: int) -> None:
     found = letter(Refused(Given(b"x" * size, headers=[("a", b"1")]), "$", "no"))
-    assert found.value == b"x" * KEPT_BYTES
+    assert found.value == b"x" * CUT_BYTES
     assert dict(found.headers)["truncated"] == b"true"
 
 
