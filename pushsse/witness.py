@@ -1,9 +1,9 @@
-"""Finds out whether this node alone has lost the backplane, and then hands its work to the others.
+"""Finds out whether this node alone has lost the backplane, and then gives its work to the others.
 
-A service, where there are Redis and PostgreSQL. Every two seconds a node that hears the backplane says so in
-the database. One that doesn't asks there whether others do. If they do, for ten seconds, it is isolated: it
-isn't ready, gives its Kafka partitions and its questions back, and ends its streams, which resume elsewhere.
-If nobody hears the backplane, or the database is away, nothing changes: all nodes would leave at once.
+A service, where there are Redis and PostgreSQL. Every two seconds a node that hears the backplane reports so
+in the database; one that doesn't asks there whether others do. If they do, for ten seconds, the node is
+isolated: it isn't ready, and `Work` gives Kafka partitions, questions and streams back. If no node hears the
+backplane, or the database is away, nothing changes, since all nodes would leave at once.
 """
 
 import asyncio
@@ -22,30 +22,30 @@ from pushsse.errors import DatabaseUnavailable
 
 log = logging.getLogger(__name__)
 AFTER_S = 10.0
-# Less than AFTER_S: where Redis goes away for all, their words are old before anybody is isolated.
+# Less than AFTER_S. When Redis goes away for all nodes, their reports are old before any of them is isolated.
 FRESH_S = 6.0
 _LOOK_S = 2.0
 _FORGET_EVERY = 1000
 
 
-class Words(Protocol):
-    """Where nodes say that they hear the backplane. Every call raises DatabaseUnavailable."""
+class Reports(Protocol):
+    """Where nodes report that they hear the backplane. Every call raises DatabaseUnavailable."""
 
-    async def say(self) -> None:
-        """This node does."""
+    async def report(self) -> None:
+        """This node hears it."""
         ...
 
     async def others(self, *, within_s: float) -> int:
-        """How many others did, lately."""
+        """How many other nodes have reported within so many seconds."""
         ...
 
     async def forget(self) -> None:
-        """Drops old words."""
+        """Drops the reports of nodes that are long gone."""
         ...
 
 
-class Work(Protocol):
-    """What the node does for all of them, and whether it hears what the others publish."""
+class SharesWork(Protocol):
+    """What the node does for all nodes, and whether it hears the backplane. `node.Work` is it."""
 
     @property
     def hears(self) -> bool:
@@ -53,7 +53,7 @@ class Work(Protocol):
         ...
 
     async def give_back(self) -> None:
-        """Others are to do it: this node is isolated."""
+        """This node is isolated, and the others are to do its work."""
         ...
 
     def take_back(self) -> None:
@@ -71,7 +71,7 @@ class Isolation:
 
     def look(self, now: float, *, hears: bool, others: int | None) -> bool:
         """Takes one look; True if it changed. `others` hear the backplane; None: nobody knows. In seconds."""
-        # Without a word about the others it stays as it is, whatever it hears itself.
+        # Where nothing is known about the others it stays as it is, whatever this node hears.
         contrary = hears if self.isolated else not hears and bool(others)
         if not contrary:
             self._since = None
@@ -87,8 +87,8 @@ class Isolation:
 class Witness:
     """Looks, for ever, and gives the work back while this node is isolated."""
 
-    def __init__(self, words: Words, work: Work, *, look_s: float = _LOOK_S) -> None:
-        self._words = words
+    def __init__(self, reports: Reports, work: SharesWork, *, look_s: float = _LOOK_S) -> None:
+        self._reports = reports
         self._work = work
         self._look_s = look_s
         self._isolation = Isolation()
@@ -112,13 +112,13 @@ class Witness:
     async def _others(self, hears: bool, number: int) -> int | None:
         try:
             if hears:
-                await self._words.say()
+                await self._reports.report()
                 if number % _FORGET_EVERY == 0:
-                    await self._words.forget()
+                    await self._reports.forget()
                 return None
-            return await self._words.others(within_s=FRESH_S)
+            return await self._reports.others(within_s=FRESH_S)
         except DatabaseUnavailable:
-            # Said by others often enough.
+            # The parts that need the database log that it is away.
             return None
 
     async def _change(self) -> None:
@@ -165,7 +165,7 @@ class WitnessTable:
         self._database = database
         self._node = node
 
-    async def say(self) -> None:
+    async def report(self) -> None:
         """This node hears the backplane. Raises DatabaseUnavailable."""
         await self._database.rows(str, _SAY, self._node)
 

@@ -55,15 +55,15 @@ def test_a_node_that_hears_now_and_then_is_never_isolated() -> None:
     assert changes([(now, now % 8 == 0, 2) for now in range(0, 200, 2)]) == []
 
 
-class Words:
-    """Words of others; `away` while the database is."""
+class Reports:
+    """Reports of others; `away` while the database is."""
 
     def __init__(self) -> None:
         self.heard = 1
         self.away = False
         self.said = 0
 
-    async def say(self) -> None:
+    async def report(self) -> None:
         self.said += 1
 
     async def others(self, *, within_s: float) -> int:
@@ -91,20 +91,20 @@ class Work:
 
 async def test_the_service_leaves_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pushsse.witness.AFTER_S", 0.1)
-    words, work = Words(), Work()
-    witness = Witness(words, work, look_s=0.02)
-    words.away = True
+    reports, work = Reports(), Work()
+    witness = Witness(reports, work, look_s=0.02)
+    reports.away = True
     task = asyncio.create_task(witness.run())
     await asyncio.sleep(0.5)
     assert not witness.isolated
-    words.away = False
+    reports.away = False
     await asyncio.wait_for(work.given_back.wait(), 10)
     assert witness.isolated
-    assert not words.said
+    assert not reports.said
     work.hears = True
     await asyncio.wait_for(work.taken_back.wait(), 10)
     assert not witness.isolated
-    assert words.said
+    assert reports.said
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
@@ -116,8 +116,8 @@ async def test_nodes_hear_of_each_other_by_the_databases_clock(
     async with Database(url, timeout_s=10) as database:
         await database.migrate()
         one, other = WitnessTable(database, node="one"), WitnessTable(database, node="other")
-        await one.say()
-        await one.say()
+        await one.report()
+        await one.report()
         assert await one.others(within_s=60) == 0
         assert await other.others(within_s=60) == 1
         await asyncio.sleep(0.3)
