@@ -65,6 +65,15 @@ class Running:
         reply = await self.http.post(f"/v1/preferences?user={user}", json={"types": types})
         assert reply.status_code == 200, reply.text
 
+    async def until_known(self, *types: str) -> None:
+        """Waits until the types are in the catalogue, which they join some time after their first event."""
+
+        async def joined() -> bool:
+            reply = await self.http.get("/v1/preferences?user=somebody")
+            return set(types) <= {each["name"] for each in reply.json()["types"]}
+
+        await eventually(joined)
+
     def stream(self, user: str, query: str = "", **headers: str) -> "Stream":
         return Stream(self.url, f"/v1/stream?user={user}&{query}", headers, self.trust)
 

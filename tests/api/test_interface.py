@@ -250,7 +250,7 @@ async def test_events_as_json_are_what_the_stream_would_say(node: Running) -> No
 async def test_preferences_are_read_and_changed_and_bad_ones_named(node: Running) -> None:
     await node.publish("news", 1)
     await node.publish("alarm", 1)
-    await eventually(lambda: {"news", "alarm"} <= (node.node.catalogue._known or set()))
+    await node.until_known("news", "alarm")
     reply = await node.http.post("/v1/preferences?user=ann", json={"types": {"alarm": False}})
     assert reply.status_code == 200
     assert [(t["name"], t["enabled"], t["mandatory"]) for t in reply.json()["types"]] == [
@@ -341,7 +341,7 @@ async def test_tokens_say_who_and_what(tmp_path: Path) -> None:
 
 async def test_a_type_that_is_not_in_the_catalogue_is_refused_where_that_is_set(tmp_path: Path) -> None:
     async with serving(tmp_path, new_types="refuse") as node:
-        await eventually(lambda: node.node.catalogue._known is not None)
+        await eventually(lambda: not node.node.catalogue.admits("news"))
         reply = await node.http.post("/v1/events", json=EVENT)
         assert reply.status_code == 422
         assert "news" in reply.json()["errors"][0]["detail"]

@@ -138,8 +138,7 @@ async def catalogue(pair: Pair) -> None:
     for type_ in TYPES:
         await pair.nodes[0].publish(type_, "hello", "nobody")
     # Whichever node read them has them joined; the database is the same for both.
-    known = [node.node.catalogue for node in pair.nodes]
-    await eventually(lambda: any(set(TYPES) <= (catalogue._known or set()) for catalogue in known))
+    await pair.nodes[0].until_known(*TYPES)
 
 
 async def test_each_stream_gets_exactly_what_it_should_in_order_and_once(pair: Pair) -> None:

@@ -63,16 +63,6 @@ async def node(serve: Serve) -> AsyncIterator[Running]:
         yield running
 
 
-async def in_catalogue(node: Running, *types: str) -> None:
-    """Waits until types that were seen for the first time can be switched."""
-
-    async def listed() -> bool:
-        found = (await node.http.get("/v1/preferences?user=ann")).json()["types"]
-        return set(types) <= {each["name"] for each in found}
-
-    await eventually(listed)
-
-
 async def test_the_handover_is_used_where_it_is_offered_and_only_there(node: Running, http: Http) -> None:
     async with node.stream("ann") as stream:
         await stream.ready()
@@ -136,7 +126,7 @@ async def test_types_narrow_a_stream_and_named_0_unnames_peoples_events_only(nod
 
 async def test_a_switch_acts_on_all_open_streams_of_a_person_and_on_nobody_elses(node: Running) -> None:
     await node.publish("alarm", 0)
-    await in_catalogue(node, "alarm")
+    await node.until_known("alarm")
     async with node.stream("ann") as one, node.stream("ann") as two, node.stream("bo") as other:
         for stream in (one, two, other):
             await stream.ready()
@@ -173,7 +163,7 @@ async def test_who_comes_back_gets_what_was_missed_in_order_and_once(node: Runni
 async def test_a_replay_knows_which_switches_held_at_each_point(node: Running) -> None:
     await node.publish("alarm", "first", "ann")
     await node.publish("news", "first")
-    await in_catalogue(node, "alarm", "news")
+    await node.until_known("alarm", "news")
     async with node.stream("ann") as stream:
         await stream.ready()
     await node.publish("alarm", "while on")
