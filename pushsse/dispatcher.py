@@ -14,6 +14,7 @@ import msgspec
 from pushsse.backplane import BROADCAST, Append, Backplane, Draft, Receipt, log_of
 from pushsse.errors import DatabaseUnavailable
 from pushsse.metrics import Metrics
+from pushsse.retry import Backoff, Outage
 
 log = logging.getLogger(__name__)
 # Recipients between two yields: some 3 ms of the event loop.
@@ -62,7 +63,7 @@ class Dispatcher:
         self._types = types
         self._shards = backplane.shards
         self._metrics = metrics
-        self._unfiltered = False
+        self._unfiltered = Outage("switches can't be read, so only the streams filter events", log, Backoff())
 
     async def dispatch(self, drafts: Sequence[Draft]) -> Receipt:
         """Publishes a batch; when it returns, the log has everything.
@@ -84,7 +85,7 @@ class Dispatcher:
         users = publication.users
         if users is None:
             appends = [Append(BROADCAST, (draft,))]
-        elif len(users) > _SMALL or self._unfiltered:
+        elif len(users) > _SMALL or self._unfiltered.since is not None:
             return None
         else:
             # Guarantee 3, as in `dispatch`: read from the database for this very draft.
@@ -117,17 +118,9 @@ class Dispatcher:
             )
         except DatabaseUnavailable as error:
             self._metrics.unfiltered += len(personal)
-            if not self._unfiltered:
-                log.warning(
-                    "events are published to people who have switched their type off, whose streams filter"
-                    " them; the switches can't be read: %s",
-                    error,
-                )
-            self._unfiltered = True
-            return frozenset()
-        if self._unfiltered:
-            log.info("events are filtered by the switches before they are published again")
-        self._unfiltered = False
+            self._unfiltered.failed(error)
+            return _NONE
+        self._unfiltered.over()
         return off
 
     async def _appends(self, drafts: Sequence[Draft], off: Off) -> list[Append]:

@@ -16,6 +16,7 @@ from pushsse.backplane import Backplane, Draft
 from pushsse.errors import Unavailable
 from pushsse.metrics import Metrics
 from pushsse.preferences.store import MAX_TYPES, PendingChange, Preference, PreferenceStore
+from pushsse.retry import Backoff, Outage
 
 _log = logging.getLogger(__name__)
 _RELAY_EVERY_S = 2.0
@@ -60,14 +61,16 @@ class Preferences:
 
     async def run(self) -> None:
         """Relays for ever; where the database or the log is away, it tries again."""
+        waiting = Outage("changes of switches wait for the log", _log, Backoff())
         while True:
             # Spread, so that of many nodes one does the work and the others find nothing left.
             await asyncio.sleep(_RELAY_EVERY_S * random.uniform(0.5, 1.5))
             try:
                 if count := await self.relay():
                     _log.info("published changes of switches that had waited, of %d people", count)
+                waiting.over()
             except Unavailable as error:
-                _log.warning("changes of switches wait for the log, tried again every 2 s: %s", error)
+                waiting.failed(error)
 
     async def _publish(self, changes: Sequence[PendingChange]) -> None:
         # Guarantee 3: in the order of their numbers. Two nodes may publish the same change at once: `once`
@@ -175,12 +178,13 @@ class Catalogue:
 
     async def run(self) -> None:
         """Reads the catalogue every 5 s, and when a new type is noticed, for ever."""
+        outage = Outage("the catalogue of types can't be read or written", _log, Backoff(1.0, 1.0))
         while True:
             try:
                 await self.refresh()
+                outage.over()
             except Unavailable as error:
-                _log.warning("the catalogue of types can't be read, tried again in 1 s: %s", error)
-                await asyncio.sleep(1)
+                await asyncio.sleep(outage.failed(error))
             try:
                 await asyncio.wait_for(self._noticed.wait(), _REFRESH_S)
             except TimeoutError:

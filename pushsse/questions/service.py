@@ -21,6 +21,7 @@ from pushsse.questions.answering import Answering
 from pushsse.questions.life import Life, Pace, deltas, pieces
 from pushsse.questions.question import CANCELLED, EXPIRED, GIVEN_UP, Question, TooManyQuestions
 from pushsse.questions.store import KeyTaken, Store
+from pushsse.retry import Backoff, Outage
 from pushsse.strictjson import shown
 
 log = logging.getLogger(__name__)
@@ -190,11 +191,13 @@ class Sweeper:
 
     async def run(self) -> None:
         """Sweeps for ever; an absent database is waited for."""
+        outage = Outage("sweeps of questions fail", log, Backoff())
         while True:
             try:
                 await self.sweep()
+                outage.over()
             except DatabaseUnavailable as error:
-                log.warning("questions: this sweep failed, the next one tries again: %s", error)
+                outage.failed(error)
             await asyncio.sleep(self.life.pace.sweep_s * random.uniform(0.75, 1.25))
 
     async def sweep(self) -> None:
