@@ -25,7 +25,7 @@ from pushsse.kafka.producer import Outgoing, Producer
 from pushsse.metrics import Metrics
 from pushsse.questions.answerers import Answers, Piece, SentOff
 from pushsse.questions.question import Answered, By, Ending, Question, Unanswered
-from pushsse.retry import Backoff
+from pushsse.retry import Backoff, Outage
 
 log = logging.getLogger(__name__)
 # So that an answer grows at most twenty times a second.
@@ -86,14 +86,14 @@ class KafkaAnswerer:
             question.asked_at,
         )
         outgoing = Outgoing(question.user.encode(), msgspec.json.encode(record))
-        backoff = Backoff(first_s=0.2)
+        outage = Outage(f"question {question.id} can't be sent to Kafka", log, Backoff(first_s=0.2))
         while True:
             try:
                 await self.questions.send(self.questions_topic, [outgoing])
                 break
             except KafkaUnavailable as error:
-                log.warning("question %s can't be sent to Kafka yet: %s", question.id, error)
-                await asyncio.sleep(backoff.next_s())
+                await asyncio.sleep(outage.failed(error))
+        outage.over()
         yield SentOff()
 
     async def run(self, answers: Answers) -> None:
