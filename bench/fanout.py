@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bench.contestants import BenchNode, Contestant
+from bench.contestants import BenchNode, Contestant, user
 from bench.generator import Figures, Generator
 from bench.switches import Seen, measure
 
@@ -24,6 +24,9 @@ BURST_DELIVERIES = 320_000
 _DELIVERIES = 60_000
 _ACKED_DELIVERIES = 200_000
 _ELSEWHERE = 2_000
+# An event for one person: beside so many other streams of the node, and of the others' only stream.
+ONE_STREAMS = 5_000
+_ONE_EVENTS = 2_000
 
 
 @dataclass
@@ -31,11 +34,13 @@ class Round:
     """What one contestant did in one round; by number of streams, or by size.
 
     `kb` is what the streams have added to the server's memory. `each` waits for the arrival of the last
-    event everywhere, `acked` only for its acknowledgement. `elsewhere`: µs of an event for nobody here.
+    event everywhere, `acked` only for its acknowledgement. `one`: an event for one person. `elsewhere`: µs
+    of an event for nobody here.
     """
 
     kb: dict[int, float] = field(default_factory=dict)
     accept_us: float = 0.0
+    one: Figures | None = None
     each: dict[int, Figures] = field(default_factory=dict)
     acked: dict[int, Figures] = field(default_factory=dict)
     burst: dict[int, Figures] = field(default_factory=dict)
@@ -49,7 +54,7 @@ class Round:
         found = [*self.each.values(), *self.acked.values(), *self.burst.values(), *self.sizes.values()]
         if self.switches is not None:
             found += self.switches.figures()
-        return [*found, self.steady] if self.steady is not None else found
+        return [*found, *(one for one in (self.steady, self.one) if one is not None)]
 
 
 def one_round(contestant: Contestant, counts: Sequence[int], *, told: Callable[[str], None]) -> Round:
@@ -58,6 +63,8 @@ def one_round(contestant: Contestant, counts: Sequence[int], *, told: Callable[[
     with contestant, contestant.generator(max(counts)) as load:
         # The first stream pays for what all share.
         load.open(1)
+        if not isinstance(contestant, BenchNode):
+            seen.one = load.acked(contestant.publish(), events=_ONE_EVENTS, reach=1)
         kb = 0.0
         opened, accept_s = 1, 0.0
         for count in sorted(counts):
@@ -84,6 +91,9 @@ def _at(contestant: Contestant, load: Generator, count: int, seen: Round) -> Non
     if isinstance(contestant, BenchNode):
         nobody = load.acked(contestant.publish('{"users":["nobody"]}'), events=_ELSEWHERE, reach=0)
         seen.elsewhere[count] = nobody.spent.cpu_s / _ELSEWHERE * 1e6
+        if count == ONE_STREAMS:
+            one = contestant.publish(f'{{"users":["{user(0)}"]}}')
+            seen.one = load.acked(one, events=_ONE_EVENTS, reach=1)
     if count in BURST_STREAMS:
         seen.acked[count] = load.acked(publish, events=_ACKED_DELIVERIES // count, reach=count)
         seen.burst[count] = load.burst(

@@ -46,6 +46,23 @@ class Measured:
             [a.us_each / b.us_each for a, b in found if a is not None and b is not None and b.us_each]
         )
 
+    def one_us(self, name: str) -> float:
+        """CPU of an event for one person."""
+        return median([r.one.us_each for r in self.rounds.get(name, ()) if r.one is not None])
+
+    def one_ratio(self, peer: str) -> float:
+        """The node's CPU of an event for one person over a peer's: the median of the rounds' ratios."""
+        pairs = zip(self.rounds.get("node", ()), self.rounds.get(peer, ()), strict=False)
+        found = [(ours.one, theirs.one) for ours, theirs in pairs]
+        return median(
+            [a.us_each / b.us_each for a, b in found if a is not None and b is not None and b.us_each]
+        )
+
+    def accept_ratio(self, peer: str) -> float:
+        """The node's CPU to accept a stream over a peer's: the median of the rounds' ratios."""
+        pairs = zip(self.rounds.get("node", ()), self.rounds.get(peer, ()), strict=False)
+        return median([a.accept_us / b.accept_us for a, b in pairs if b.accept_us])
+
     def p99_ratio(self, peer: str) -> float:
         """The node's p99 latency at the steady rate over a peer's: the median of the rounds' ratios."""
         pairs = zip(self.rounds.get("node", ()), self.rounds.get(peer, ()), strict=False)

@@ -68,6 +68,7 @@ def _streams(seen: Measured) -> list[Row]:
     for where, us in seen.accept_us.items():
         what = f"CPU to accept a stream, token checked, switches read ({where})"
         found.append(Row(what, 300, 150, us, "µs"))
+    found.append(Row("CPU to accept a stream / nchan", None, None, seen.accept_ratio("nchan")))
     if seen.idle is not None:
         what = f"idle, {seen.idle.streams:,} streams for {seen.idle.seconds:.0f} s, a ping each 15 s"
         found.append(Row(what, 3.0, 1.5, seen.idle.percent, "% of a core"))
@@ -100,7 +101,12 @@ def _workers(seen: Measured) -> list[Row]:
 
 def _people(seen: Measured) -> list[Row]:
     rounds = [r.switches for r in seen.rounds.get("node", ()) if r.switches is not None]
-    found = []
+    found = [
+        Row("an event for one person by HTTP, 5,000 streams", 200, 100, seen.one_us("node"), "µs"),
+        Row(
+            "an event for one person by HTTP / nchan, to its only stream", None, None, seen.one_ratio("nchan")
+        ),
+    ]
     for share in (50, 90):
         turns = [turn for r in rounds for turn in zip(r.off[share], r.off[0], strict=True)]
         ratios = [some.spent.cpu_s / nobody.spent.cpu_s for some, nobody in turns]

@@ -92,14 +92,14 @@ class Dispatcher:
             off = self._switches.off_among_at_once(users, (publication.name,))
             if off is None:
                 return None
-            appends = list(_bounded({name: [part] for name, part in self._parts(draft, users, off)}))
+            appends = [Append(name, (part,)) for name, part in self._parts(draft, users, off)]
         receipt = self._backplane.publish_at_once(appends) if appends else Receipt()
         if receipt is not None:
             self._types.notice((publication.name,))
             if users is not None:
-                self._metrics.suppressed += len(users) - sum(
-                    len(part.publication.users or ()) for append in appends for part in append.drafts
-                )
+                self._metrics.suppressed += len(users)
+                for append in appends:
+                    self._metrics.suppressed -= len(append.drafts[0].publication.users or ())
         return receipt
 
     async def _off(self, drafts: Sequence[Draft]) -> Off:

@@ -81,7 +81,10 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def users(self) -> tuple[str, ...] | None:
         """The people it is for, each once; None for everybody."""
-        return None if self.to == ALL else tuple(dict.fromkeys(self.to.users))
+        if self.to == ALL:
+            return None
+        users = self.to.users
+        return users if len(users) == 1 else tuple(dict.fromkeys(users))
 
 
 class Change(Struct, frozen=True, array_like=True):
@@ -261,7 +264,7 @@ def publication(event: Event, *, event_id: str, at: datetime, max_age_s: int) ->
 def _in_range(ts: datetime) -> datetime:
     """A time in UTC, in which it must lie between 1970 and 9999."""
     try:
-        utc = ts.astimezone(UTC)
+        utc = ts if ts.tzinfo is UTC else ts.astimezone(UTC)
         if utc >= _FIRST_TIME:
             return utc
     except OverflowError:

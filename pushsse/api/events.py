@@ -177,9 +177,10 @@ class EventsEndpoint:
 
     def _submitted(self, given: Event | Line) -> Submitted:
         taken = given if isinstance(given, Event) else event.decode(given)
-        event_id = taken.id or _ulid(self.backplane.now_ms())
         # By the backplane's clock, which says when it expires: this node's may be off.
-        at = datetime.fromtimestamp(self.backplane.now_ms() / 1000, UTC)
+        now_ms = self.backplane.now_ms()
+        event_id = taken.id or _ulid(now_ms)
+        at = datetime.fromtimestamp(now_ms / 1000, UTC)
         return Submitted(taken, event_id, self.drafter.draft(taken, event_id=event_id, at=at))
 
 

@@ -6,6 +6,7 @@ Endpoints raise; `app` registers the handlers below, the only place where an err
 import re
 import zlib
 from collections.abc import AsyncIterator, Mapping
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -228,6 +229,12 @@ def parameter_problem(name: str, value: str, what: str) -> HttpProblem:
     return HttpProblem(400, "parameter_invalid", f"{name}={value[:80]!r} {what}")
 
 
+@lru_cache(maxsize=256)
+def _is_last_event_id(name: str) -> bool:
+    """Whether a parameter carries a position, however a client spells its name."""
+    return name.translate(_NO_JOINTS).lower() in _LAST_EVENT_ID
+
+
 class Query:
     """The query parameters of a request; each method raises HttpProblem 400 for a value that it can't use.
 
@@ -259,11 +266,7 @@ class Query:
         Polyfills that can't send a header append the position to the page's URL, so the later of several
         wins. A proxy may have joined headers that were given twice (RFC 9110, 5.3).
         """
-        named = [
-            value
-            for name, value in self._given.items()
-            if name.translate(_NO_JOINTS).lower() in _LAST_EVENT_ID
-        ]
+        named = [value for name, value in self._given.items() if _is_last_event_id(name)]
         if "last-event-id" not in self._request.headers:
             return named
         headers = ",".join(self._request.headers.getlist("last-event-id"))

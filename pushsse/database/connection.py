@@ -44,7 +44,11 @@ _NAMES = tuple(f"p{at}" for at in range(1, _MOST_VALUES + 1))
 
 def is_small(values: Sequence[Value]) -> bool:
     """Whether a statement is about few."""
-    return sum(len(value) for value in values if isinstance(value, list)) <= _MOST_SMALL
+    items = 0
+    for value in values:
+        if isinstance(value, list):
+            items += len(value)
+    return items <= _MOST_SMALL
 
 
 class Statement:

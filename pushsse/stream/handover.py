@@ -23,7 +23,9 @@ from weakref import ref
 
 from starlette.types import Receive, Scope, Send
 from uvicorn import Config
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.utils import get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from pushsse.stream.frame import Chunk, chunk
@@ -137,6 +139,14 @@ class HandoverHttp(HttpToolsProtocol):
     """uvicorn's HTTP protocol, with an offer to hand the connection over in each request's scope."""
 
     _requests = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """uvicorn's, without asking the kernel for the address of our own end: nobody reads that."""
+        self.connections.add(self)
+        self.transport = transport
+        self.flow = FlowControl(transport)
+        self.client = get_remote_addr(transport)
+        self.scheme = "https" if is_ssl(transport) else "http"
 
     def on_message_begin(self) -> None:
         """A request begins: uvicorn makes its scope, to which the offer is added."""
