@@ -255,7 +255,7 @@ def _is_listening(listener: socket.socket) -> bool:
 
 def best_http() -> Http:
     """The protocol that hands streams over, if uvicorn's internals are those that it was tested with."""
-    if reason := handover.failed():
+    if reason := handover.failed(ImmediateHttp):
         log.warning("streams are written the portable way, at two to three times the CPU: %s", reason)
         return "auto"
     return ImmediateHttp

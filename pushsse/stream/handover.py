@@ -334,20 +334,20 @@ def offered(scope: Scope) -> Offer | None:
     return found
 
 
-def failed() -> str:
+def failed(http: type[HandoverHttp] = HandoverHttp) -> str:
     """What went wrong; empty if a connection was handed over, written to and closed as it should be."""
     # A thread, since an event loop may be running here already.
     with ThreadPoolExecutor(1) as thread:
-        error = thread.submit(lambda: asyncio.run(_try())).exception()
+        error = thread.submit(lambda: asyncio.run(_try(http))).exception()
     return f"uvicorn's insides have changed: {error!r}" if error else ""
 
 
-async def _try() -> None:
+async def _try(http: type[HandoverHttp]) -> None:
     state = ServerState()
     served, client = socket.socketpair()
     client.setblocking(False)
     with client:
-        answer = await asyncio.wait_for(_ask(state, served, client), TRIAL_S)
+        answer = await asyncio.wait_for(_ask(http, state, served, client), TRIAL_S)
     if not answer.startswith(b"HTTP/1.1 200 "):
         raise AssertionError(f"a stream's head is {answer!r}")
     if not answer.endswith(b"\r\n\r\n" + _FIRST.framed + _LAST.framed + LAST_CHUNK):
@@ -356,12 +356,14 @@ async def _try() -> None:
         raise AssertionError("a connection is still counted after its end")
 
 
-async def _ask(state: ServerState, served: socket.socket, client: socket.socket) -> bytes:
+async def _ask(
+    http: type[HandoverHttp], state: ServerState, served: socket.socket, client: socket.socket
+) -> bytes:
     """All that is answered on a connection."""
     loop = asyncio.get_running_loop()
-    config = Config(_app, http=HandoverHttp, ws="none", lifespan="off", log_config=None, access_log=False)
+    config = Config(_app, http=http, ws="none", lifespan="off", log_config=None, access_log=False)
     config.load()
-    transport, _ = await loop.connect_accepted_socket(lambda: HandoverHttp(config, state, {}), served)
+    transport, _ = await loop.connect_accepted_socket(lambda: http(config, state, {}), served)
     try:
         await loop.sock_sendall(client, _REQUEST)
         answer = b""

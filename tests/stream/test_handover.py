@@ -23,12 +23,12 @@ pytestmark = pytest.mark.anyio
 
 
 def test_the_handover_works_with_this_uvicorn() -> None:
-    assert handover.failed() == ""
+    assert handover.failed() == handover.failed(ImmediateHttp) == ""
     assert best_http() is ImmediateHttp
 
 
 @pytest.mark.parametrize(
-    "changed", ["on_message_begin", "_unset_keepalive_if_required", "on_headers_complete", "connection_made"]
+    "changed", ["on_message_begin", "_unset_keepalive_if_required", "on_headers_complete", "data_received"]
 )
 def test_changed_insides_are_noticed_and_streams_written_the_portable_way(
     changed: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
