@@ -65,21 +65,27 @@ class EmbeddedIntake:
     def __init__(self, dispatcher: ImmediateDispatcher) -> None:
         self._dispatcher = dispatcher
         self._one_at_a_time = asyncio.Lock()
+        # Calls that hold the lock or wait for it. The lock itself is open for a moment between two of them.
+        self._accepting = 0
 
     async def accept(self, submitted: Sequence[Submitted]) -> int:
         """Returns when the log has all of them: how many recipients had them already. Raises Unavailable."""
         drafts = [each.draft for each in submitted]
         repeated = 0
         # Order: one call after another, since a call's portions are dispatched one after another.
-        async with self._one_at_a_time:
-            for portion in _portions(drafts):
-                repeated += (await self._dispatcher.dispatch(portion)).repeated
+        self._accepting += 1
+        try:
+            async with self._one_at_a_time:
+                for portion in _portions(drafts):
+                    repeated += (await self._dispatcher.dispatch(portion)).repeated
+        finally:
+            self._accepting -= 1
         return repeated
 
     def accept_at_once(self, submitted: Submitted) -> Receipt | None:
         """As `accept` with one event, without waiting; None where that can't be, and it wasn't taken."""
         # Order is that of acceptance: while others are being dispatched, this one has to wait.
-        return None if self._one_at_a_time.locked() else self._dispatcher.dispatch_at_once(submitted.draft)
+        return None if self._accepting else self._dispatcher.dispatch_at_once(submitted.draft)
 
 
 class KafkaProducerIntake:

@@ -118,6 +118,21 @@ async def test_an_event_is_taken_at_once_only_while_no_other_is_on_its_way() -> 
     assert dispatcher.once == ["alarm|a", "alarm|b"]
 
 
+async def test_an_event_never_passes_one_that_waits_for_its_turn() -> None:
+    dispatcher = Dispatched()
+    intake = EmbeddedIntake(dispatcher)
+    refused = []
+
+    async def accept_then_try() -> None:
+        await intake.accept([submitted("a")])
+        # The lock is open at this moment, and "b" is next.
+        refused.append(intake.accept_at_once(submitted("c")) is None)
+
+    await asyncio.gather(accept_then_try(), intake.accept([submitted("b")]))
+    assert refused == [True]
+    assert dispatcher.once == ["alarm|a", "alarm|b"]
+
+
 async def test_an_id_that_nobody_gave_is_not_remembered() -> None:
     dispatcher = Dispatched(repeated=3)
     intake = EmbeddedIntake(dispatcher)
