@@ -1,6 +1,8 @@
-"""Who is asking, and what they may: a JWT in header or cookie, or the development identity on loopback.
+"""Who is asking, and what they may do: a JWT in header or cookie, or the development identity on loopback.
 
-Every endpoint asks here first. What comes back is a name and its scopes; tokens go no further.
+Every endpoint asks here first, and gets a name with its scopes; tokens go no further. Deliberate: PyJWT
+looks at the key for each token, in case it is a public one, which is a tenth of what accepting a stream
+costs. Here the secret is looked at once, and the last good tokens are remembered.
 """
 
 import hmac
@@ -235,6 +237,7 @@ class Tokens(jwt.PyJWT):
         for a header that PyJWT doesn't expect.
         """
         claims = self._checked(token)
+        # Remembered or not, its end is looked at now: a token is good until `exp`, and not a second longer.
         if claims["exp"] <= time.time():
             raise jwt.ExpiredSignatureError("the token has expired since")
         return claims

@@ -207,7 +207,7 @@ class Database:
         """What callers are told of an error: each can go on, whatever a single statement came to."""
         self.failures += 1
         if sqlstate(error) in _POOLED and self._connections.route is not None:
-            # A pooler has come between meanwhile: the next connections are looked at anew.
+            # A pooler stands in between since the last look: the next connection is looked at again.
             await self._connections.renew()
             return DatabaseConflict(f"{Verdict.CONFLICT.value}: {_line(error)}")
         reason = f"{found.value}: {_line(error) or f'no answer within {timeout_s} s'}"

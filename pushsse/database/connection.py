@@ -56,7 +56,7 @@ class Statement:
 
     As in `"user" {among[1]} AND version <= {value[2]}`. Deliberate: not pypika, which writes a list out item
     by item, so that neither database could keep the statement prepared, and dispatch and the opening of
-    streams would build it anew each time. Where each list has one item, as in most calls, a text that
+    streams would build it each time. Where each list has one item, as in most calls, a text that
     compares is used: to unpack a list costs either database more than all the rest.
     """
 

@@ -51,7 +51,7 @@ class Answerer(Protocol):
 
         Is closed or cancelled at any point when the question is cancelled or its time is over. Raises
         Unavailable where it can't be reached just now; any exception makes the question fail.
-        A question may come twice, when the node that had it died: the answer then begins anew.
+        A question may come twice, when the node that answered it died: the answer then starts over.
         """
         ...
 
