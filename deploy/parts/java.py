@@ -1,5 +1,6 @@
 """A Java that is new enough, and jars from Maven Central: Kafka's for `kafka`, others for tests."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -57,8 +58,12 @@ def jars(name: str, *wanted: str) -> Path:
     """A folder with these jars (`group:artifact:version`) and what they need. Raises PartMissing."""
     folder = parts_folder() / name
     files = ["-".join(each.split(":")[1:]) + ".jar" for each in wanted]
-    if not all((folder / file).exists() for file in files):
-        _fetch(folder, wanted)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # One process fetches and the others wait: who fetches replaces the folder, also under a Java that runs.
+    with (folder.parent / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not all((folder / file).exists() for file in files):
+            _fetch(folder, wanted)
     return folder
 
 
@@ -82,7 +87,6 @@ def _version(path: str) -> int:
 
 def _fetch(jars: Path, wanted: Sequence[str]) -> None:
     maven = program("mvn", "maven")
-    jars.parent.mkdir(parents=True, exist_ok=True)
     print(f"fetching {', '.join(wanted)} into {jars}", flush=True)
     # Beside its place and then moved: another process never sees half of it.
     with tempfile.TemporaryDirectory(prefix=f"{jars.name}-", dir=jars.parent) as making:
