@@ -116,7 +116,7 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
 
 async def _redis(settings: Settings) -> AsyncIterator[Finding]:
     if not settings.redis_url:
-        yield Finding("redis", "ok", "not set: one process, logs in memory, which a restart forgets")
+        yield Finding("redis", "ok", "not set: one process alone, with the embedded log")
         return
     where = shown(settings.redis_url)
     if missing := await probe(settings.redis_url, settings.redis_prefix):
