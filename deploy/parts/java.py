@@ -58,12 +58,17 @@ def jars(name: str, *wanted: str) -> Path:
     """A folder with these jars (`group:artifact:version`) and what they need. Raises PartMissing."""
     folder = parts_folder() / name
     files = ["-".join(each.split(":")[1:]) + ".jar" for each in wanted]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # One process fetches and the others wait: who fetches replaces the folder, also under a Java that runs.
-    with (folder.parent / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not all((folder / file).exists() for file in files):
-            _fetch(folder, wanted)
+
+    def there() -> bool:
+        return all((folder / file).exists() for file in files)
+
+    if not there():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # One fetches, the others wait: who fetches replaces the folder, also under a Java that runs.
+        with (folder.parent / f".{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not there():
+                _fetch(folder, wanted)
     return folder
 
 
