@@ -17,16 +17,16 @@ from pushsse.database import Database
 from pushsse.dispatcher import Dispatcher
 from pushsse.hub import assemble
 from pushsse.hub.opening import StreamLimits
+from pushsse.intake import Drafter, PushsseFormat
 from pushsse.intake.http import EmbeddedIntake, Intake, KafkaProducerIntake
 from pushsse.intake.kafka import EventHandler, KafkaIntake
-from pushsse.intake.record import Drafter, PushsseFormat
-from pushsse.kafka.client import connection
+from pushsse.kafka import connection
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.producer import Producer
 from pushsse.metrics import Metrics
 from pushsse.node import Node, Work
 from pushsse.people import StateTable, StoredPeople
-from pushsse.preferences.service import Catalogue, Preferences
+from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.store import PreferenceStore
 from pushsse.questions.answerers import Answerer, faq
 from pushsse.questions.answerers.kafka import PACE, KafkaAnswerer

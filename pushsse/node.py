@@ -19,13 +19,13 @@ from pushsse.database import Database
 from pushsse.errors import CloseReason, PushsseError, SettingsError
 from pushsse.hub import HubParts
 from pushsse.hub.hub import FLUSH_S, Hub, drain
+from pushsse.intake import Drafter
 from pushsse.intake.http import Intake
 from pushsse.intake.kafka import KafkaIntake
-from pushsse.intake.record import Drafter
 from pushsse.kafka.producer import Producer
 from pushsse.metrics import Metrics
 from pushsse.people import StoredPeople
-from pushsse.preferences.service import Catalogue, Preferences
+from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.store import PreferenceStore
 from pushsse.questions.service import Questions
 from pushsse.settings import Settings

@@ -14,7 +14,7 @@ from pushsse.database import Database, Statement
 from pushsse.errors import DatabaseUnavailable
 from pushsse.event import Publication
 from pushsse.hub.opening import PersonState
-from pushsse.preferences.service import Preferences
+from pushsse.preferences import Preferences
 from pushsse.preferences.store import SWITCHES, SwitchRow, switches_of
 from pushsse.questions.service import Questions
 from pushsse.questions.store import OPEN_USERS

@@ -23,8 +23,8 @@ from pushsse.errors import InvalidInput, NotJson, Problem
 from pushsse.event import Event
 from pushsse.hub.catch_up import Replay
 from pushsse.hub.opening import From, Opener, Opening
+from pushsse.intake import Drafter
 from pushsse.intake.http import Intake, Submitted
-from pushsse.intake.record import Drafter
 from pushsse.stream.frame import Resume
 from pushsse.stream.immediate import Answer, Reply
 from pushsse.stream.subscriber import selects

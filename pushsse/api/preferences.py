@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from pushsse.api.identity import PREFERENCES, Identifier
 from pushsse.api.problem import json_response, read_json
-from pushsse.preferences.service import Preferences
+from pushsse.preferences import Preferences
 from pushsse.preferences.store import Preference, PreferenceStore
 
 

@@ -22,8 +22,7 @@ from pushsse.api.identity import ASK, Identifier
 from pushsse.api.problem import HttpProblem, Query, json_response, parameter_problem, read_json
 from pushsse.errors import CloseReason, DatabaseUnavailable, InvalidInput, Overloaded, Problem, Unavailable
 from pushsse.event import Publication, encode
-from pushsse.questions import life
-from pushsse.questions.question import By, Link, Question, Status, TooManyQuestions
+from pushsse.questions import By, Link, Question, Status, TooManyQuestions, life
 from pushsse.questions.service import Asking, Questions, grown
 from pushsse.stream.frame import STREAM_HEADERS as HEADERS
 from pushsse.stream.frame import exception

@@ -27,7 +27,7 @@ from pushsse.cli.options import BadSetting, Failed, read_settings, say, with_set
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable, SettingsError
 from pushsse.event import is_user
-from pushsse.kafka.client import configuration, topics
+from pushsse.kafka import configuration, topics
 from pushsse.kafka.dead_letters import about_dead_letters
 from pushsse.logs import shown
 from pushsse.settings import PREFIX, Settings, seconds, unknown

@@ -14,7 +14,7 @@ import msgspec
 from pushsse.backplane import Draft, Receipt
 from pushsse.errors import EventTooLarge
 from pushsse.event import Event
-from pushsse.intake.record import Dispatcher
+from pushsse.intake import Dispatcher
 from pushsse.kafka.producer import Outgoing, Producer, RecordTooLarge
 
 EVERYBODY = b"all"

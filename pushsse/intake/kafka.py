@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from pushsse.backplane import Draft
-from pushsse.intake.record import Decode, Dispatcher
-from pushsse.kafka.client import TopicPartition
+from pushsse.intake import Decode, Dispatcher
+from pushsse.kafka import TopicPartition
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.dead_letters import Refused
 

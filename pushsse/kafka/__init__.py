@@ -1,1 +1,201 @@
-"""Kafka: the client, a producer, a consumer with its partitions, and the dead-letter topic."""
+"""aiokafka's clients: made with the settings that the guarantees need, asked about topics, and stopped.
+
+Called by `consumer`, `fences` and `producer`, and by `pushsse doctor`. Deliberate:
+`auto_offset_reset="none"`. aiokafka would move to another offset silently, and a topic that was recreated
+would go unnoticed.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import TopicPartition as TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError
+
+from pushsse.settings import Settings
+
+REQUEST_TIMEOUT_MS = 12_000
+SESSION_TIMEOUT_MS = 6_000
+PRODUCE_TIMEOUT_MS = 5_000
+MAX_REQUEST_BYTES = 1024 * 1024
+_STOP_S = 2.0
+
+log = logging.getLogger(__name__)
+
+
+class Record(Protocol):
+    """A Kafka record, as aiokafka hands it out; the timestamp is in milliseconds."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """Where Kafka is and how to talk to it."""
+
+    bootstrap: str
+    security_protocol: str = "PLAINTEXT"
+    sasl_mechanism: str = "PLAIN"
+    sasl_username: str | None = None
+    sasl_password: str | None = None
+    ssl_cafile: str | None = None
+    session_timeout_ms: int = SESSION_TIMEOUT_MS
+
+    def consumer(self, group: str | None) -> AIOKafkaConsumer:
+        """A consumer that isn't started and has no topic; it takes bytes and commits nothing by itself."""
+        return AIOKafkaConsumer(
+            bootstrap_servers=self.bootstrap,
+            client_id="pushsse",
+            group_id=group,
+            # Guarantee 1: where reading starts is decided in `fences`; offsets are committed by `partition`,
+            # when the records are applied.
+            auto_offset_reset="none",
+            enable_auto_commit=False,
+            # An event of a transaction that was aborted was never sent.
+            isolation_level="read_committed",
+            fetch_max_wait_ms=50,
+            fetch_max_bytes=4 * 1024 * 1024,
+            max_partition_fetch_bytes=1024 * 1024,
+            # Longer than the session timeout: the answer to joining a group may take as long as that.
+            request_timeout_ms=max(REQUEST_TIMEOUT_MS, self.session_timeout_ms + 2_000),
+            # A topic that is made or deleted, or gets partitions, is noticed within this time.
+            metadata_max_age_ms=5_000,
+            session_timeout_ms=self.session_timeout_ms,
+            heartbeat_interval_ms=self.session_timeout_ms // 4,
+            security_protocol=self.security_protocol,
+            ssl_context=self._ssl_context(),
+            sasl_mechanism=self.sasl_mechanism,
+            sasl_plain_username=self.sasl_username,
+            sasl_plain_password=self.sasl_password,
+        )
+
+    def producer(self) -> AIOKafkaProducer:
+        """A producer that isn't started; what it acknowledged is on all in-sync replicas, once, in order."""
+        return AIOKafkaProducer(
+            bootstrap_servers=self.bootstrap,
+            client_id="pushsse",
+            acks="all",
+            # The broker drops what a retry brings a second time, so order and number stay right.
+            enable_idempotence=True,
+            request_timeout_ms=PRODUCE_TIMEOUT_MS,
+            max_request_size=MAX_REQUEST_BYTES,
+            security_protocol=self.security_protocol,
+            ssl_context=self._ssl_context(),
+            sasl_mechanism=self.sasl_mechanism,
+            sasl_plain_username=self.sasl_username,
+            sasl_plain_password=self.sasl_password,
+        )
+
+    @asynccontextmanager
+    async def admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
+        """A client for questions about groups and topics. Raises KafkaError."""
+        client = AIOKafkaAdminClient(
+            bootstrap_servers=self.bootstrap,
+            client_id="pushsse",
+            request_timeout_ms=PRODUCE_TIMEOUT_MS,
+            security_protocol=self.security_protocol,
+            ssl_context=self._ssl_context(),
+            sasl_mechanism=self.sasl_mechanism,
+            sasl_plain_username=self.sasl_username,
+            sasl_plain_password=self.sasl_password,
+        )
+        try:
+            await client.start()
+            yield client
+        finally:
+            await client.close()
+
+    def _ssl_context(self) -> ssl.SSLContext | None:
+        if "SSL" not in self.security_protocol.split("_"):
+            return None
+        return ssl.create_default_context(cafile=self.ssl_cafile)
+
+
+def connection(settings: Settings) -> Connection:
+    """The connection that the settings ask for."""
+    return Connection(
+        bootstrap=settings.kafka_bootstrap,
+        security_protocol=settings.kafka_security_protocol,
+        sasl_mechanism=settings.kafka_sasl_mechanism,
+        sasl_username=settings.kafka_sasl_username or None,
+        sasl_password=settings.kafka_sasl_password or None,
+        ssl_cafile=settings.kafka_ssl_cafile or None,
+        session_timeout_ms=round(settings.kafka_session_timeout_s * 1000),
+    )
+
+
+async def stop(member: AIOKafkaConsumer | AIOKafkaProducer) -> None:
+    """Stops a consumer or a producer within 4 s, whatever state Kafka is in.
+
+    In a task of its own: aiokafka cancels its own tasks and lets the CancelledError out of `stop`, where it
+    would pass for ours, and a task group takes a cancelled service for one that ended well. aiokafka skips
+    the closing of its connections then, so they are closed here, some of them a second time. A consumer has
+    no public name for them.
+    """
+    client = member._client if isinstance(member, AIOKafkaConsumer) else member.client
+    for closing in (member.stop, client.close):
+        task = asyncio.ensure_future(closing())
+        await asyncio.wait([task], timeout=_STOP_S)
+        if not task.done():
+            task.cancel()
+        elif not task.cancelled() and task.exception() is not None:
+            log.debug("a client of Kafka didn't stop cleanly: %r", task.exception())
+
+
+def cancellation_is_ours() -> bool:
+    """Whether the CancelledError being handled was asked for; if not, it leaked out of aiokafka."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+_TIMEOUT_S = 10.0
+
+
+async def topics(settings: Settings) -> dict[str, int]:
+    """The topics that may be read, and how many partitions each has. Raises OSError."""
+    try:
+        async with asyncio.timeout(_TIMEOUT_S), connection(settings).admin() as admin:
+            found = await admin.describe_topics()
+            return {each["topic"]: len(each["partitions"]) for each in found if not each["is_internal"]}
+    except KafkaError as error:
+        raise OSError(f"{error}") from error
+    except TimeoutError as error:
+        raise OSError(f"no answer within {_TIMEOUT_S:.0f} s") from error
+
+
+async def configuration(settings: Settings, topic: str) -> dict[str, str]:
+    """What a topic is set to, by Kafka's names; empty where that may not be asked. Raises OSError."""
+    try:
+        async with asyncio.timeout(_TIMEOUT_S), connection(settings).admin() as admin:
+            answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+    except KafkaError as error:
+        raise OSError(f"{error}") from error
+    except TimeoutError as error:
+        raise OSError(f"no answer within {_TIMEOUT_S:.0f} s") from error
+    return {
+        entry[0]: entry[1] or ""
+        for answer in answers
+        for error, _, _, _, entries in answer.resources
+        if not error
+        for entry in entries
+    }

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pushsse.kafka.client import Record
+from pushsse.kafka import Record
 from pushsse.kafka.producer import Outgoing, Producer, RecordRefused
 from pushsse.metrics import Metrics
 

@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaTimeoutError
 
 from pushsse.errors import SettingsError
-from pushsse.kafka.client import Connection, Record, stop
+from pushsse.kafka import Connection, Record, stop
 from pushsse.settings import seconds
 
 log = logging.getLogger(__name__)

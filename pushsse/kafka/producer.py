@@ -20,7 +20,7 @@ from aiokafka.errors import (
 )
 
 from pushsse.errors import KafkaUnavailable
-from pushsse.kafka.client import Connection, cancellation_is_ours, stop
+from pushsse.kafka import Connection, cancellation_is_ours, stop
 
 
 class Outgoing(NamedTuple):

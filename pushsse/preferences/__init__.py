@@ -1,1 +1,191 @@
-"""People's own switches: the catalogue of event types, and who has which of them off."""
+"""Changes of switches on their way from the database into the log, and the node's view of the catalogue.
+
+Called by the API, by opening streams (`settle`) and, for the catalogue, by the dispatcher; two services. A
+change is committed, then published to the person's shard log, then the caller gets its answer. What a crash
+or an outage leaves unpublished, `run`, the person's next change or their next stream publishes.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from pushsse import event
+from pushsse.backplane import Backplane, Draft
+from pushsse.errors import Unavailable
+from pushsse.metrics import Metrics
+from pushsse.preferences.store import MAX_TYPES, PendingChange, Preference, PreferenceStore
+from pushsse.retry import Backoff, Outage
+
+_log = logging.getLogger(__name__)
+_RELAY_EVERY_S = 2.0
+_RELAY_OLDER_THAN_S = 2.0
+# 400 names of 64 characters are about 30 KiB: well inside a frame.
+_NAMES_A_FRAME = 400
+_CHANGES_AN_APPEND = 100
+
+
+class Preferences:
+    """People's switches, as the API changes them."""
+
+    def __init__(self, store: PreferenceStore, backplane: Backplane) -> None:
+        self._store = store
+        self._backplane = backplane
+
+    async def change(self, user: str, wanted: Mapping[str, bool]) -> tuple[Preference, ...]:
+        """Switches types on and off, and returns all types once the log has the change.
+
+        Raises InvalidInput, DatabaseUnavailable, and BackplaneUnavailable: then the change holds already, and
+        is published as soon as the log takes it.
+        """
+        # Guarantee 3: committed before it is published, and published before the caller is answered. Dispatch
+        # reads the table, so an event published after the commit is filtered there; open streams and replays
+        # learn of the change from the log, in order with the events.
+        await self._publish(await self._store.change(user, wanted))
+        return await self._store.preferences(user)
+
+    async def settle(self, user: str) -> None:
+        """Publishes a person's changes that aren't known to be in the log. Raises Unavailable."""
+        await self._publish(await self._store.pending(user))
+
+    async def relay(self) -> int:
+        """Publishes changes that have waited for over 2 s, of up to 100 people; returns of how many.
+
+        Raises Unavailable.
+        """
+        users = await self._store.pending_users(older_than_s=_RELAY_OLDER_THAN_S)
+        for user in users:
+            await self.settle(user)
+        return len(users)
+
+    async def run(self) -> None:
+        """Relays for ever; where the database or the log is away, it tries again."""
+        waiting = Outage("changes of switches wait for the log", _log, Backoff())
+        while True:
+            # Spread, so that of many nodes one does the work and the others find nothing left.
+            await asyncio.sleep(_RELAY_EVERY_S * random.uniform(0.5, 1.5))
+            try:
+                if count := await self.relay():
+                    _log.info("published changes of switches that had waited, of %d people", count)
+                waiting.over()
+            except Unavailable as error:
+                waiting.failed(error)
+
+    async def _publish(self, changes: Sequence[PendingChange]) -> None:
+        # Guarantee 3: in the order of their numbers. Two nodes may publish the same change at once: `once`
+        # keeps the second out of the log, and a stream ignores a change older than what it knows.
+        for start in range(0, len(changes), _CHANGES_AN_APPEND):
+            part = changes[start : start + _CHANGES_AN_APPEND]
+            user = part[0].user
+            mark = await self._backplane.publish_to(user, (d for change in part for d in _drafts(change)))
+            # Only now: an outbox row that is removed before the log has its change would be lost in a crash.
+            await self._store.logged(user, part[-1].version, mark)
+
+
+def _drafts(change: PendingChange) -> list[Draft]:
+    """The `preferences` event of a change, in as many frames as its names need."""
+    names = list(change.changed)
+    frames = [names[start : start + _NAMES_A_FRAME] for start in range(0, len(names), _NAMES_A_FRAME)]
+    return [
+        Draft(
+            event.encode(
+                "preferences",
+                {"types": {name: change.changed[name] for name in frame}},
+                users=(change.user,),
+                change=change.change,
+            ),
+            once=f"switch:{change.user}:{change.version}" + (f":{part}" if part else ""),
+        )
+        for part, frame in enumerate(frames)
+    ]
+
+
+_REFRESH_S = 5.0
+
+
+class Catalogue:
+    """The types that this node knows: which are listed, and which new ones are on their way into the list.
+
+    The dispatcher asks and tells it for every event, without waiting; `run` does the rest. While the database
+    answers, the view is a few seconds old at most. A full catalogue takes no more types. Their events are
+    delivered all the same, since nobody can switch off what isn't listed; that is logged once, and counted.
+    """
+
+    def __init__(
+        self, store: PreferenceStore, *, new_types: Literal["list", "hide", "refuse"], metrics: Metrics
+    ) -> None:
+        self._store = store
+        self._new_types = new_types
+        self._metrics = metrics
+        self._warned_full = False
+        self._known: frozenset[str] | None = None
+        self._new: dict[str, None] = {}
+        self._noticed = asyncio.Event()
+
+    def admits(self, name: str) -> bool:
+        """Whether events of this type are accepted. Before the catalogue was read once, all are."""
+        return self._new_types != "refuse" or self._known is None or name in self._known
+
+    @property
+    def size(self) -> int:
+        """How many types there are, as far as this node knows."""
+        return len(self._known or ())
+
+    def notice(self, names: Iterable[str]) -> None:
+        """Remembers new types, so that `run` adds them to the catalogue, as far as there is room."""
+        if self._new_types == "refuse":
+            return
+        known = self._known or frozenset()
+        for name in names:
+            if name in known or name in self._new:
+                continue
+            if len(known) + len(self._new) < MAX_TYPES:
+                self._new[name] = None
+                self._noticed.set()
+            elif self._known is not None:
+                self._overflow(name)
+
+    async def refresh(self) -> None:
+        """Adds the new types and reads the catalogue. Raises DatabaseUnavailable."""
+        self._noticed.clear()
+        if self._new:
+            names = list(self._new)
+            left_out = await self._store.join(names, hidden=self._new_types == "hide")
+            for name in names:
+                self._new.pop(name, None)
+            if joined := [name for name in names if name not in left_out]:
+                _log.info("types that joined the catalogue: %s", ", ".join(joined))
+            for name in left_out:
+                # Other nodes have filled it in the meantime.
+                self._overflow(name)
+        self._known = await self._store.known()
+        if len(self._known) < MAX_TYPES:
+            self._warned_full = False
+
+    def _overflow(self, name: str) -> None:
+        """Counts a type without room. Deliberate: they aren't listed; names that hold ids never end."""
+        self._metrics.types_left_out += 1
+        if not self._warned_full:
+            self._warned_full = True
+            _log.warning(
+                "the catalogue is full (%d types): the type %s isn't listed, nor are further new ones; their"
+                " events are delivered, and nobody can switch them off. Keep ids out of the names of types,"
+                " remove types that are no longer used, or set PUSHSSE_NEW_TYPES=refuse",
+                MAX_TYPES,
+                name,
+            )
+
+    async def run(self) -> None:
+        """Reads the catalogue every 5 s, and when a new type is noticed, for ever."""
+        outage = Outage("the catalogue of types can't be read or written", _log, Backoff(1.0, 1.0))
+        while True:
+            try:
+                await self.refresh()
+                outage.over()
+            except Unavailable as error:
+                await asyncio.sleep(outage.failed(error))
+            try:
+                await asyncio.wait_for(self._noticed.wait(), _REFRESH_S)
+            except TimeoutError:
+                pass

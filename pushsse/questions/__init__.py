@@ -1,4 +1,98 @@
-"""People's questions, and the answers that stream back to all their devices.
+"""A question as a value, the states it goes through, and what an answerer can say about it.
 
-api ─► service (ask, cancel, read) ─► answerer ─► growing (deltas) ─► life (status, events) ─► backplane
+Shared by the service, its answerers and the endpoints; `store` makes it out of a row.
 """
+
+from datetime import datetime
+from typing import Literal
+
+from msgspec import Struct
+
+from pushsse.errors import PushsseError
+
+Status = Literal["pending", "answering", "answered", "failed", "cancelled", "expired"]
+OPEN: tuple[Status, ...] = ("pending", "answering")
+MAX_ANSWER_CHARACTERS = 200_000
+
+
+class Link(Struct, frozen=True):
+    """Where to read on."""
+
+    title: str
+    url: str
+
+
+class By(Struct, frozen=True):
+    """Who answered."""
+
+    kind: Literal["bot", "staff"]
+    name: str
+
+
+class Question(Struct, frozen=True, kw_only=True):
+    """One question with its answer so far; `seq` counts the pieces that the answer has grown by."""
+
+    id: str
+    user: str
+    conversation: str
+    text: str
+    status: Status
+    asked_at: datetime
+    updated_at: datetime
+    deadline_at: datetime
+    attempt: int = 1
+    context: dict[str, object] | None = None
+    answer: str = ""
+    seq: int = 0
+    by: By | None = None
+    links: tuple[Link, ...] = ()
+    suggestions: tuple[str, ...] = ()
+    error_code: str = ""
+    error_detail: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an answer may still come."""
+        return self.status in OPEN
+
+
+class Answered(Struct, frozen=True):
+    """The end of a question that has an answer; `text` None means what it has grown to."""
+
+    by: By
+    text: str | None = None
+    links: tuple[Link, ...] = ()
+    suggestions: tuple[str, ...] = ()
+
+
+class Unanswered(Struct, frozen=True):
+    """The end of a question that has none."""
+
+    status: Literal["failed", "cancelled", "expired"]
+    code: str
+    detail: str
+
+
+Ending = Answered | Unanswered
+EXPIRED = Unanswered("expired", "expired", "no answer came in time")
+CANCELLED = Unanswered("cancelled", "cancelled", "the question was cancelled")
+GIVEN_UP = Unanswered("failed", "gave_up", "answering was begun several times and never came to an end")
+TOO_LONG = Unanswered("failed", "too_long", f"the answer has more than {MAX_ANSWER_CHARACTERS} characters")
+
+
+class TooManyQuestions(PushsseError):
+    """This person has as many open questions as one may have. HTTP 429."""
+
+
+class Lost(PushsseError):
+    """The question has ended, or has another taker: who hears this stops answering it."""
+
+
+def clean(text: str) -> str:
+    """What PostgreSQL and UTF-8 can hold: NUL and lone surrogates become U+FFFD."""
+    return text.replace("\x00", "\ufffd").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def units(text: str) -> int:
+    """Length in UTF-16 code units, as JavaScript, Java and NSString count and cut."""
+    return len(text) if text.isascii() else len(text.encode("utf-16-le")) // 2

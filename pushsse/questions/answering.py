@@ -16,9 +16,7 @@ from functools import partial
 import msgspec
 
 from pushsse.errors import Unavailable
-from pushsse.questions.answerers import Answerer, Delta, SentOff
-from pushsse.questions.life import Growing, Life
-from pushsse.questions.question import (
+from pushsse.questions import (
     EXPIRED,
     TOO_LONG,
     Answered,
@@ -27,6 +25,8 @@ from pushsse.questions.question import (
     Question,
     Unanswered,
 )
+from pushsse.questions.answerers import Answerer, Delta, SentOff
+from pushsse.questions.life import Growing, Life
 
 log = logging.getLogger(__name__)
 _FAILED = Unanswered("failed", "answerer_failed", "the answerer failed")

@@ -20,7 +20,7 @@ from pushsse.backplane import Backplane, Draft
 from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable
 from pushsse.event import Publication, encode
 from pushsse.metrics import Metrics
-from pushsse.questions.question import (
+from pushsse.questions import (
     MAX_ANSWER_CHARACTERS,
     OPEN,
     TOO_LONG,

@@ -16,10 +16,10 @@ from pushsse.backplane import Backplane
 from pushsse.errors import DatabaseUnavailable, InvalidInput, Overloaded, Problem
 from pushsse.event import Publication
 from pushsse.metrics import Metrics
+from pushsse.questions import CANCELLED, EXPIRED, GIVEN_UP, Question, TooManyQuestions
 from pushsse.questions.answerers import Answerer
 from pushsse.questions.answering import Answering
 from pushsse.questions.life import Life, Pace, deltas, pieces
-from pushsse.questions.question import CANCELLED, EXPIRED, GIVEN_UP, Question, TooManyQuestions
 from pushsse.questions.store import KeyTaken, Store
 from pushsse.retry import Backoff, Outage
 from pushsse.strictjson import shown

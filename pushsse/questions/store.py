@@ -14,7 +14,7 @@ from tortoise.exceptions import IntegrityError
 from tortoise.models import Model
 
 from pushsse.database import Database
-from pushsse.questions.question import OPEN, Answered, By, Ending, Link, Question, Status
+from pushsse.questions import OPEN, Answered, By, Ending, Link, Question, Status
 
 
 class QuestionRow(Model):

@@ -17,9 +17,9 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 from pushsse.backplane import Append, Draft, Receipt
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.errors import Unavailable
+from pushsse.intake import Drafter, PushsseFormat
 from pushsse.intake.kafka import EventHandler, KafkaIntake
-from pushsse.intake.record import Drafter, PushsseFormat
-from pushsse.kafka.client import Connection
+from pushsse.kafka import Connection
 from pushsse.kafka.consumer import Consumer, Pace
 from pushsse.kafka.fences import Fences
 from pushsse.metrics import Metrics

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from pushsse.backplane import Draft, Receipt
 from pushsse.backplane.memory import MemoryBackplane
+from pushsse.intake import PushsseFormat
 from pushsse.intake.kafka import EventHandler, KafkaIntake
-from pushsse.intake.record import PushsseFormat
-from pushsse.kafka.client import Connection
+from pushsse.kafka import Connection
 from pushsse.kafka.consumer import Consumer
 from pushsse.metrics import Metrics
 from tests.intake.kit import drafter

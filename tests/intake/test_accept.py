@@ -11,7 +11,7 @@ from pushsse import event
 from pushsse.backplane import Draft, Receipt
 from pushsse.errors import EventTooLarge, KafkaUnavailable
 from pushsse.intake.http import EmbeddedIntake, KafkaProducerIntake, Submitted
-from pushsse.kafka.client import Connection
+from pushsse.kafka import Connection
 from pushsse.kafka.producer import Producer
 
 from .kit import Kit, drafter

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from pushsse.errors import InvalidInput, Problem, Unavailable
-from pushsse.kafka.client import Record, TopicPartition
+from pushsse.kafka import Record, TopicPartition
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.dead_letters import Refused
 from tests.waiting import eventually

@@ -7,9 +7,9 @@ import pytest
 
 from pushsse.backplane import Draft, Receipt, Source
 from pushsse.errors import InvalidInput, NotJson
+from pushsse.intake import Decode, PushsseFormat
 from pushsse.intake.kafka import EventHandler
-from pushsse.intake.record import Decode, PushsseFormat
-from pushsse.kafka.client import Record
+from pushsse.kafka import Record
 from pushsse.kafka.consumer import decode_all
 from pushsse.kafka.dead_letters import Refused
 from pushsse.metrics import Metrics

@@ -6,7 +6,7 @@ import pytest
 
 from deploy.parts.ports import free_port
 from pushsse.errors import SettingsError
-from pushsse.kafka.client import Connection
+from pushsse.kafka import Connection
 from pushsse.kafka.consumer import Pace
 from tests.waiting import eventually
 

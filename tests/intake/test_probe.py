@@ -2,7 +2,7 @@
 
 import pytest
 
-from pushsse.kafka.client import configuration, topics
+from pushsse.kafka import configuration, topics
 from pushsse.kafka.dead_letters import about_dead_letters
 from pushsse.settings import load
 

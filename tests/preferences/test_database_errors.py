@@ -17,7 +17,7 @@ from pushsse.database import Database, Statement
 from pushsse.errors import DatabaseUnavailable, StatementFailed
 from pushsse.metrics import Metrics
 from pushsse.people import StateTable
-from pushsse.preferences.service import Catalogue
+from pushsse.preferences import Catalogue
 from pushsse.preferences.store import PreferenceStore
 from tests.cli.running import pushsse, served
 from tests.waiting import eventually, until

@@ -12,7 +12,7 @@ from pushsse.errors import DatabaseUnavailable
 from pushsse.hub.opening import PersonState
 from pushsse.metrics import Metrics
 from pushsse.people import MOST_AT_ONCE, StoredPeople
-from pushsse.preferences.service import Preferences
+from pushsse.preferences import Preferences
 from pushsse.preferences.store import PreferenceStore
 from pushsse.questions.answerers import faq
 from pushsse.questions.service import questions

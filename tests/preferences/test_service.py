@@ -13,7 +13,7 @@ from pushsse.event import Change
 from pushsse.metrics import Metrics
 from pushsse.people import StateTable
 from pushsse.position import Mark
-from pushsse.preferences.service import Catalogue, Preferences
+from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.store import EventType, PreferenceStore
 from tests.waiting import eventually
 

@@ -17,9 +17,9 @@ from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database, Statement
 from pushsse.event import Publication
 from pushsse.metrics import Metrics
+from pushsse.questions import Question
 from pushsse.questions.answerers import Answerer, Answers, Piece
 from pushsse.questions.life import Pace
-from pushsse.questions.question import Question
 from pushsse.questions.service import Questions, questions
 from pushsse.questions.store import Store
 from tests.waiting import eventually

@@ -22,8 +22,8 @@ from pushsse.backplane import Heard, HeardLive, log_of
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.errors import BackplaneUnavailable
 from pushsse.event import Publication
+from pushsse.questions import Answered, By, Question
 from pushsse.questions.answerers import Delta, Piece
-from pushsse.questions.question import Answered, By, Question
 from pushsse.questions.service import Asking, Questions
 from tests.questions.conftest import SHARDS, Nodes, Scripted, grown_text, running
 from tests.serving import started

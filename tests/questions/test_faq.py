@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pushsse.errors import SettingsError
+from pushsse.questions import Answered, Question
 from pushsse.questions.answerers import Delta, faq
 from pushsse.questions.answerers.faq import Wording
-from pushsse.questions.question import Answered, Question
 
 SHIPPED = faq.load("")
 GOOD = """

@@ -21,12 +21,12 @@ from ulid import ULID
 
 from deploy.parts import Kafka
 from pushsse.errors import DatabaseUnavailable, InvalidInput
-from pushsse.kafka.client import Connection
+from pushsse.kafka import Connection
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.producer import Producer
 from pushsse.metrics import Metrics
+from pushsse.questions import Answered, By, Ending, Question
 from pushsse.questions.answerers.kafka import PACE, AnswerHandler, KafkaAnswerer, read
-from pushsse.questions.question import Answered, By, Ending, Question
 from pushsse.questions.service import Asking, Questions
 from tests.questions.conftest import Nodes, data, grown_text
 from tests.waiting import eventually

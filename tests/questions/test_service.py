@@ -8,8 +8,7 @@ import msgspec
 import pytest
 
 from pushsse.errors import BackplaneUnavailable, InvalidInput, Overloaded
-from pushsse.questions.answerers import Delta, Piece
-from pushsse.questions.question import (
+from pushsse.questions import (
     Answered,
     By,
     Lost,
@@ -17,6 +16,7 @@ from pushsse.questions.question import (
     TooManyQuestions,
     Unanswered,
 )
+from pushsse.questions.answerers import Delta, Piece
 from pushsse.questions.service import MOST_ATTEMPTS, Asking
 from pushsse.questions.store import Store
 from tests.questions.conftest import FAST, Nodes, Scripted, data, grown_text

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from pushsse.questions.question import Answered, Ending, Question, Unanswered
+from pushsse.questions import Answered, Ending, Question, Unanswered
 
 
 class Delta(Struct, frozen=True):

@@ -16,9 +16,9 @@ from msgspec import Meta, Struct
 
 from pushsse import strictjson
 from pushsse.errors import InvalidInput, SettingsError
+from pushsse.questions import Answered, By, Link, Question
 from pushsse.questions.answerers import Answers, Delta, Piece
 from pushsse.questions.answerers.matching import Matcher, is_answer, is_ideographic
-from pushsse.questions.question import Answered, By, Link, Question
 
 SHIPPED = Path(__file__).parent.parent / "faq.toml"
 _SUGGESTED = 3

@@ -18,13 +18,13 @@ from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
 from pushsse import strictjson
 from pushsse.errors import InvalidInput, KafkaUnavailable, Problem
-from pushsse.kafka.client import Record, TopicPartition
+from pushsse.kafka import Record, TopicPartition
 from pushsse.kafka.consumer import Consumer, Pace
 from pushsse.kafka.dead_letters import Refused
 from pushsse.kafka.producer import Outgoing, Producer
 from pushsse.metrics import Metrics
+from pushsse.questions import Answered, By, Ending, Question, Unanswered
 from pushsse.questions.answerers import Answers, Piece, SentOff
-from pushsse.questions.question import Answered, By, Ending, Question, Unanswered
 from pushsse.retry import Backoff, Outage
 
 log = logging.getLogger(__name__)
