@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pushsse.api.stream import CALM_S
 from pushsse.stream.handover import HandoverHttp
 from pushsse.stream.immediate import MOST_BYTES, Answer, ImmediateHttp
 from tests.serving import Running, serving
@@ -182,6 +183,8 @@ async def test_a_stream_begins_the_same_byte_for_byte(
         # So that the node hears the logs of this person.
         async with node.stream("ann") as first:
             await first.ready()
+        # Streams that come thick and fast are opened together, by ASGI.
+        await asyncio.sleep(2 * CALM_S)
         counted.clear()
         reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
         answer = b""
