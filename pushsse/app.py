@@ -23,7 +23,7 @@ from pushsse.api.direct import Application, Direct
 from pushsse.api.events import EventsEndpoint
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.preferences import PreferencesEndpoint
-from pushsse.api.problem import HANDLERS
+from pushsse.api.problem import counted
 from pushsse.api.questions import QuestionsEndpoint, Reply
 from pushsse.api.stream import StreamEndpoint
 from pushsse.build import build
@@ -70,13 +70,14 @@ def application(
 
     endpoints = _endpoints(node)
     origins = node.settings.allowed_origins
-    direct = Direct(direct_calls(endpoints), handlers=HANDLERS, origins=bool(origins))
+    handlers = counted(node.metrics.refusals)
+    direct = Direct(direct_calls(endpoints), handlers=handlers, origins=bool(origins))
     return Application(
         direct=direct,
         immediate=direct.immediate(immediate_calls(endpoints)),
         routes=routes(endpoints),
         middleware=_middleware(origins),
-        exception_handlers=HANDLERS,
+        exception_handlers=handlers,
         lifespan=lifespan,
     )
 

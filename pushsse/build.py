@@ -147,6 +147,7 @@ def _identifier(settings: Settings) -> Identifier:
         cookie=settings.auth_cookie,
         user_claim=settings.auth_user_claim,
         leeway_s=settings.token_leeway_s,
+        allowed_origins=settings.allowed_origins,
     )
 
 

@@ -38,6 +38,7 @@ class Metrics:
     resumes: Counter[str] = field(default_factory=Counter)
     endings: Counter[str] = field(default_factory=Counter)
     questions: Counter[str] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)
     gauges: dict[str, tuple[str, Callable[[], float]]] = field(default_factory=dict)
     lag: dict[tuple[str, str], int] = field(default_factory=dict)
     # Partitions, by topic and number, that wait for the dead-letter topic.
@@ -101,4 +102,5 @@ _LABELLED = (
     ("resumes", "outcome", "Streams by how their resume went"),
     ("endings", "reason", "Streams ended, by reason"),
     ("questions", "status", "Questions by the status they came to"),
+    ("refusals", "code", "Requests refused, by the code of the answer"),
 )

@@ -36,6 +36,8 @@ DEFAULT_SCOPES = frozenset({STREAM, ASK, PREFERENCES})
 _PREFIX = "pushsse:"
 _PROXY_HEADERS = frozenset((b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via"))
 _EVERYTHING = frozenset(SCOPES)
+_READING = frozenset(("GET", "HEAD"))
+_USUAL_PORTS = {"http": ":80", "https": ":443"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +65,27 @@ class Identifier(Protocol):
 class TokenIdentifier:
     """Bearer header or cookie with a JWT (RFC 7519) signed with a shared secret.
 
+    A page of another site can't use a person's cookie, unless `allowed_origins` names it.
     Raises SettingsError if the secret looks like a public key, which everybody may know.
     """
 
-    def __init__(self, *, secret: str, cookie: str, user_claim: str, leeway_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        secret: str,
+        cookie: str,
+        user_claim: str,
+        leeway_s: float = 0.0,
+        allowed_origins: Collection[str] = (),
+    ) -> None:
         self._tokens = Tokens(secret, leeway_s=leeway_s)
         self._cookie = cookie
         self._user_claim = user_claim
+        self._allowed_origins = allowed_origins
 
     def identify(self, request: HTTPConnection, scope: str) -> Identity:
         """Checks the token; the first place that has one decides."""
-        claims = self._claims(_token(request, self._cookie))
+        claims = self._claims(self._token(request))
         user = claims.get(self._user_claim)
         if not isinstance(user, str) or not is_user(user):
             raise _unauthorized("token_invalid", f"the claim {self._user_claim!r} doesn't name a user")
@@ -81,6 +93,18 @@ class TokenIdentifier:
         if scope not in identity.scopes and ADMIN not in identity.scopes:
             raise HttpProblem(403, "scope_missing", f"this needs the scope {_PREFIX}{scope}")
         return identity
+
+    def _token(self, request: HTTPConnection) -> str:
+        authorization = request.headers.get("authorization")
+        if authorization is not None:
+            scheme, _, token = authorization.partition(" ")
+            if scheme.lower() == "bearer" and token.strip():
+                return token.strip()
+            raise _unauthorized("token_invalid", "the Authorization header has no Bearer token")
+        if token := request.cookies.get(self._cookie, ""):
+            refuse_other_sites(request, self._allowed_origins)
+            return token
+        raise _unauthorized("token_missing", "there is no token")
 
     def _claims(self, token: str) -> Mapping[str, Any]:
         try:
@@ -145,6 +169,39 @@ def refuse_strangers(request: HTTPConnection, origins: Collection[str] = ()) -> 
         raise HttpProblem(403, "development_only", "development identity, and the client is elsewhere")
 
 
+def refuse_other_sites(request: HTTPConnection, origins: Collection[str]) -> None:
+    """Raises HttpProblem 403 where a page of another site may have sent the request, with a person's cookie.
+
+    A call that changes something needs an Origin that fits or, without one, `Sec-Fetch-Site: same-origin`
+    (W3C Fetch Metadata), and JSON as its content type, which no form sends. What only reads is refused for
+    what is there alone: browsers send no Origin with a GET of the same origin, and WebKit before 16.4 sends
+    no Sec-Fetch-Site.
+    """
+    headers = request.headers
+    given, site = headers.getlist("origin"), headers.get("sec-fetch-site")
+    reads = request.scope["method"] in _READING
+    if given:
+        host = headers.get("host", "")
+        # A page of http://HOST that calls https://HOST is of another site, and the node may not see the TLS.
+        same = site in (None, "same-origin")
+        fits = all(each in origins or (same and _is_origin_of(each, host)) for each in given)
+    else:
+        fits = site != "cross-site" if reads else site == "same-origin"
+    if not fits:
+        detail = "a page of another site can't use the cookie; PUSHSSE_ALLOWED_ORIGINS names those that may"
+        raise HttpProblem(403, "origin_refused", detail)
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not reads and kind != "application/json":
+        detail = "with a cookie, a call that changes something needs Content-Type: application/json"
+        raise HttpProblem(403, "content_type_refused", detail)
+
+
+def _is_origin_of(origin: str, host: str) -> bool:
+    """Whether a page of this origin is one of the host's own; a proxy may have added the usual port."""
+    scheme, _, place = origin.partition("://")
+    return scheme in _USUAL_PORTS and place == host.lower().removesuffix(_USUAL_PORTS[scheme])
+
+
 @lru_cache(maxsize=256)
 def _is_here(host: bytes) -> bool:
     """Whether a Host header names this machine."""
@@ -157,18 +214,6 @@ def _is_here(host: bytes) -> bool:
 @lru_cache(maxsize=256)
 def _is_loopback(address: str) -> bool:
     return not address or is_loopback(address)
-
-
-def _token(request: HTTPConnection, cookie: str) -> str:
-    authorization = request.headers.get("authorization")
-    if authorization is not None:
-        scheme, _, token = authorization.partition(" ")
-        if scheme.lower() == "bearer" and token.strip():
-            return token.strip()
-        raise _unauthorized("token_invalid", "the Authorization header has no Bearer token")
-    if token := request.cookies.get(cookie, ""):
-        return token
-    raise _unauthorized("token_missing", "there is no token")
 
 
 def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:

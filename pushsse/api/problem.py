@@ -5,7 +5,8 @@ Endpoints raise; `app` registers the handlers below, the only place where an err
 
 import re
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import lru_cache
 from http import HTTPStatus
 from typing import TypeVar
@@ -205,6 +206,18 @@ HANDLERS = {
     ClientDisconnect: on_disconnect,
     Exception: on_bug,
 }
+Handler = Callable[[Request, Exception], Awaitable[Response]]
+
+
+def counted(refusals: Counter[str]) -> Mapping[type[Exception], Handler]:
+    """The handlers, with each HttpProblem counted by its code."""
+
+    async def on_counted(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HttpProblem)
+        refusals[error.code] += 1
+        return await on_problem(request, error)
+
+    return {**HANDLERS, HttpProblem: on_counted}
 
 
 _TYPE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
