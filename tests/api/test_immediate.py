@@ -2,9 +2,11 @@
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import jwt
 import pytest
 
 from pushsse.api.stream import CALM_S
@@ -14,6 +16,7 @@ from tests.serving import Running, serving
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
+SECRET = "a secret of thirty-two bytes and more"
 EVENT = b'{"type":"alarm","to":{"users":["ann"]},"message":"x","id":"one"}'
 # What differs from one answer to the next: ids that are made, and the stream's.
 _IN_READY = {
@@ -261,3 +264,24 @@ async def test_a_head_that_comes_again_is_answered_with_any_body(
     pieces = [post(), longer, post(EVENT.replace(b"one", b"zero")), *others]
     assert await exchange(immediate, *pieces) == await exchange(plain, *pieces)
     assert sum(counted) == 8
+
+
+async def test_a_token_that_ends_between_two_requests_with_the_same_head_is_refused(tmp_path: Path) -> None:
+    async with serving(tmp_path, http=ImmediateHttp, jwt_secret=SECRET) as node:
+        ends_at = time.time() + 1.5
+        claims = {"sub": "producer", "exp": ends_at, "scope": "pushsse:publish"}
+        token = jwt.encode(claims, SECRET, algorithm="HS256").encode()
+        request = post(EVENT, b"/v1/events", b"Authorization: Bearer " + token)
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        statuses: list[bytes] = []
+        async with asyncio.timeout(10):
+            while b" 401 " not in statuses:
+                writer.write(request)
+                head = await reader.readuntil(b"\r\n\r\n")
+                statuses.append(head[8:13])
+                length = int(re.search(rb"content-length: (\d+)", head)[1])  # type: ignore[index]
+                await reader.readexactly(length)
+                await asyncio.sleep(0.1)
+        writer.close()
+    assert set(statuses[:-1]) == {b" 202 "}
+    assert time.time() >= ends_at
