@@ -89,19 +89,19 @@ def _endpoints(node: Node) -> Endpoints:
     return Endpoints(
         stream=StreamEndpoint(
             identifier=identifier,
-            opener=node.streams.opener,
+            opener=node.hub_parts.opener,
             node=node,
             backlog_bytes=settings.backlog_bytes,
         ),
         events=EventsEndpoint(
             identifier=identifier,
             intake=node.intake,
-            opener=node.streams.opener,
-            replay=node.streams.replay,
+            opener=node.hub_parts.opener,
+            replay=node.hub_parts.replay,
             drafter=node.drafter,
             backplane=node.backplane,
         ),
-        preferences=PreferencesEndpoint(identifier, node.preferences, node.store),
+        preferences=PreferencesEndpoint(identifier, node.preferences, node.preference_store),
         questions=QuestionsEndpoint(identifier, node.questions, reply),
         health=HealthEndpoint(node),
         page=Page(),

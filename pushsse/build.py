@@ -15,7 +15,7 @@ from pushsse.backplane.memory.writer import LogWriter
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.database import Database
 from pushsse.dispatcher import Dispatcher
-from pushsse.hub import assemble
+from pushsse.hub import assemble_hub
 from pushsse.hub.opening import StreamLimits
 from pushsse.intake import Drafter, PushsseFormat
 from pushsse.intake.http import EmbeddedIntake, Intake, KafkaProducerIntake
@@ -30,8 +30,8 @@ from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.store import PreferenceStore
 from pushsse.questions.answerers import Answerer, faq
 from pushsse.questions.answerers.kafka import PACE, KafkaAnswerer
-from pushsse.questions.service import questions
-from pushsse.questions.store import Store
+from pushsse.questions.service import assemble_questions
+from pushsse.questions.store import QuestionStore
 from pushsse.settings import Settings, seconds
 from pushsse.witness import Witness, WitnessTable
 from pushsse.workers.worker import Worker
@@ -40,47 +40,42 @@ from pushsse.workers.worker import Worker
 def build(settings: Settings, *, worker: Worker | None = None) -> Node:
     """One node, whose parts know each other. Raises SettingsError."""
     metrics = Metrics()
-    log = _backplane(settings, metrics)
+    backplane = _backplane(settings, metrics)
     database = Database(settings.database_url)
     store = PreferenceStore(database)
     catalogue = Catalogue(store, new_types=settings.new_types, metrics=metrics)
-    preferences = Preferences(store, log)
-    dispatcher = Dispatcher(
-        backplane=log,
-        switches=store,
-        types=catalogue,
-        metrics=metrics,
-    )
-    answering = _answering(settings, metrics)
-    answers = questions(
-        Store(database),
-        log,
-        answering.answerer,
+    preferences = Preferences(store, backplane)
+    dispatcher = Dispatcher(backplane=backplane, switches=store, types=catalogue, metrics=metrics)
+    answerer_parts = _answerer(settings, metrics)
+    questions = assemble_questions(
+        QuestionStore(database),
+        backplane,
+        answerer_parts.answerer,
         node=settings.node,
         timeout_s=settings.answer_timeout_s,
         metrics=metrics,
     )
-    people = StoredPeople(StateTable(database), preferences, answers)
-    streams = assemble(log, people, limits=_limits(settings), metrics=metrics)
+    people = StoredPeople(StateTable(database), preferences, questions)
+    hub_parts = assemble_hub(backplane, people, limits=_limits(settings), metrics=metrics)
     drafter = Drafter(types=catalogue, max_age_s=settings.event_max_age_s)
-    intakes = _intakes(settings, log, dispatcher=dispatcher, drafter=drafter, metrics=metrics)
-    work = Work(log, intakes.consumer, answers, streams.hub)
+    intakes = _intakes(settings, backplane, dispatcher=dispatcher, drafter=drafter, metrics=metrics)
+    work = Work(backplane, intakes.consumer, questions, hub_parts.hub)
     node = Node(
         settings=settings,
         metrics=metrics,
         identifier=_identifier(settings),
         database=database,
-        backplane=log,
-        store=store,
+        backplane=backplane,
+        preference_store=store,
         catalogue=catalogue,
         drafter=drafter,
         people=people,
         preferences=preferences,
-        streams=streams,
-        questions=answers,
+        hub_parts=hub_parts,
+        questions=questions,
         intake=intakes.accepting,
         consumer=intakes.consumer,
-        producers=(*intakes.producers, *answering.producers),
+        producers=(*intakes.producers, *answerer_parts.producers),
         witness=_witness(settings, database, work),
         worker=worker,
     )
@@ -93,7 +88,7 @@ def check(settings: Settings) -> None:
     _identifier(settings)
     Database(settings.database_url)
     _backplane(settings, Metrics())
-    _answering(settings, Metrics())
+    _answerer(settings, Metrics())
     if settings.kafka_bootstrap:
         connection(settings)
 
@@ -171,10 +166,10 @@ def _intakes(
     """Kafka where it is configured, else HTTP straight into the dispatcher."""
     if not settings.kafka_bootstrap:
         return _Intakes(EmbeddedIntake(dispatcher))
-    reached = connection(settings)
-    producer = Producer(reached)
+    kafka = connection(settings)
+    producer = Producer(kafka)
     consumer = Consumer(
-        reached,
+        kafka,
         topic=settings.kafka_topic,
         group=settings.group,
         dlq_topic=settings.dlq_topic,
@@ -189,22 +184,22 @@ def _intakes(
 
 
 @dataclass(frozen=True, slots=True)
-class _Answering:
+class _AnswererParts:
     """Who answers, and the producers that have to be closed."""
 
     answerer: Answerer
     producers: Sequence[Producer] = ()
 
 
-def _answering(settings: Settings, metrics: Metrics) -> _Answering:
+def _answerer(settings: Settings, metrics: Metrics) -> _AnswererParts:
     """The answerer that the setting names. Raises SettingsError."""
     kind, _, rest = settings.answerer.partition(":")
     if kind == "faq":
-        return _Answering(faq.load(rest))
-    reached = connection(settings)
-    questions = Producer(reached)
+        return _AnswererParts(faq.load(rest))
+    kafka = connection(settings)
+    producer = Producer(kafka)
     answers = Consumer(
-        reached,
+        kafka,
         topic=settings.answers_topic,
         group=f"{settings.group}.answers",
         dlq_topic=f"{settings.answers_topic}.dlq",
@@ -215,9 +210,9 @@ def _answering(settings: Settings, metrics: Metrics) -> _Answering:
         pace=PACE,
     )
     answerer = KafkaAnswerer(
-        questions=questions, questions_topic=settings.questions_topic, answers=answers, metrics=metrics
+        questions=producer, questions_topic=settings.questions_topic, answers=answers, metrics=metrics
     )
-    return _Answering(answerer, (questions,))
+    return _AnswererParts(answerer, (producer,))
 
 
 def _witness(settings: Settings, database: Database, work: Work) -> Witness | None:
@@ -232,7 +227,7 @@ def _measure(node: Node) -> None:
     gauge, hub = node.metrics.gauge, node.hub
     gauge("connections", "Open streams", lambda: len(hub.subscribers))
     gauge("people", "People with a stream here", lambda: sum(len(s.people) for s in hub.shards.values()))
-    gauge("hearings_waiting", "What was heard and not delivered", lambda: node.streams.feed.waiting)
+    gauge("hearings_waiting", "What was heard and not delivered", lambda: node.hub_parts.feed.waiting)
     gauge("backplane_available", "Whether the backplane answers", lambda: node.backplane.available)
     gauge("types", "Types in the catalogue, which holds 1,000", lambda: node.catalogue.size)
     gauge("isolated", "Whether this node alone has lost Redis", lambda: node.isolated)

@@ -1,7 +1,7 @@
 """One node while it runs: opens its parts, supervises its services, and says whether it is ready.
 
 `build` makes it, `app` serves it. Whatever runs for ever is a service in one task group; a service that dies
-takes the process down, loudly, so that a supervisor starts what is broken anew.
+takes the process down, loudly, so that whatever supervises the process restarts it.
 """
 
 import asyncio
@@ -34,10 +34,10 @@ from pushsse.witness import Witness
 from pushsse.workers.worker import SupervisorGone, Worker
 
 log = logging.getLogger(__name__)
-# Over how many seconds an isolated node ends its streams.
+# An isolated node ends its streams within this.
 _ISOLATED_WINDOW_S = 5.0
 TRIM_EVERY_S = 20.0
-# One walk over everything takes 0.2 s where there are 15,000 streams.
+# In ticks of TRIM_EVERY_S, so once an hour: a walk over all objects takes 0.2 s with 15,000 streams.
 WALK_EVERY = 180
 Service = Callable[[], Awaitable[None]]
 
@@ -51,12 +51,12 @@ class Node:
     identifier: Identifier
     database: Database
     backplane: Backplane
-    store: PreferenceStore
+    preference_store: PreferenceStore
     catalogue: Catalogue
     drafter: Drafter
     people: StoredPeople
     preferences: Preferences
-    streams: HubParts
+    hub_parts: HubParts
     questions: Questions
     intake: Intake
     consumer: KafkaIntake | None
@@ -69,7 +69,7 @@ class Node:
     @property
     def hub(self) -> Hub:
         """The streams of this node."""
-        return self.streams.hub
+        return self.hub_parts.hub
 
     @asynccontextmanager
     async def running(
@@ -102,10 +102,10 @@ class Node:
         worker = self.worker
         return {
             **({"worker": lambda: worker.run(self.metrics)} if worker is not None else {}),
-            "catch-up": self.streams.catch_up.run,
-            "openings": self.streams.opener.run,
-            "feed": self.streams.feed.run,
-            "heartbeat": lambda: self.streams.heartbeat.run(self.hub),
+            "catch-up": self.hub_parts.catch_up.run,
+            "openings": self.hub_parts.opener.run,
+            "feed": self.hub_parts.feed.run,
+            "heartbeat": lambda: self.hub_parts.heartbeat.run(self.hub),
             "catalogue": self.catalogue.run,
             "people": self.people.run,
             "preferences": self.preferences.run,
@@ -220,9 +220,9 @@ async def _supervised(services: Mapping[str, Service], on_failure: Callable[[], 
 
 
 def settle_memory() -> None:
-    """Lets the collector of cycles look less often, from when the node serves.
+    """Makes the garbage collector run less often from now on. Called when the node begins to serve.
 
-    Neither a request nor a stream leaves a cycle; what it spends is spent on walking what stays anyway.
+    Neither a request nor a stream leaves a cycle, so a collection mostly walks objects that stay.
     """
     gc.collect()
     gc.set_threshold(10_000, 20, 50)
@@ -230,7 +230,7 @@ def settle_memory() -> None:
 
 
 async def trim_memory() -> None:
-    """Gives back what a burst needed for a moment, for ever; once an hour it also looks for old cycles."""
+    """Returns the memory of past bursts to the system, for ever; once an hour it also collects cycles."""
     for tick in count(1):
         await asyncio.sleep(TRIM_EVERY_S)
         if tick % WALK_EVERY == 0:
@@ -239,11 +239,11 @@ async def trim_memory() -> None:
 
 
 def release_memory() -> None:
-    """Returns what lies free to the system, in well under a millisecond.
+    """Returns free memory to the system, in well under a millisecond.
 
-    First the interpreter's free lists, whose few objects would hold thousands of pages: a full collection
-    empties them, and has nothing to walk while everything is frozen. Then free pages, where there is glibc
-    (malloc_trim(3)).
+    A full collection empties the interpreter's free lists, whose few objects would keep thousands of pages.
+    Everything is frozen first, so the collection has nothing to walk. Then glibc, where it is the C library,
+    returns free pages (malloc_trim(3)).
     """
     gc.freeze()
     gc.collect()

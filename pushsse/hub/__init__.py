@@ -1,4 +1,4 @@
-"""The streams of this node: the hub's parts, and `assemble`, which joins them.
+"""The streams of this node: the hub's parts, and `assemble_hub`, which joins them.
 
 An event passes feed, delivery, hub and subscriber. A stream begins in `opening`, and `catch_up` serves it
 while it is behind. `build` assembles the parts for a node, and the hub's tests assemble them without one.
@@ -29,8 +29,8 @@ class HubParts:
     feed: Feed
 
 
-def assemble(backplane: Backplane, people: People, *, limits: StreamLimits, metrics: Metrics) -> HubParts:
-    """Makes the parts and joins them."""
+def assemble_hub(backplane: Backplane, people: People, *, limits: StreamLimits, metrics: Metrics) -> HubParts:
+    """Makes the parts of one node's hub, and hands each the others that it needs."""
     heartbeat = Heartbeat(heartbeat_s=limits.heartbeat_s)
     hub = Hub(backplane, heartbeat=heartbeat, metrics=metrics)
     opener = Opener(hub, backplane, people, limits=limits)

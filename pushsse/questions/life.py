@@ -34,7 +34,7 @@ from pushsse.questions import (
     clean,
     units,
 )
-from pushsse.questions.store import Store
+from pushsse.questions.store import QuestionStore
 
 log = logging.getLogger(__name__)
 _PUBLISH_S = 5.0
@@ -68,7 +68,7 @@ class Life:
     Every method but `live` raises DatabaseUnavailable.
     """
 
-    def __init__(self, store: Store, backplane: Backplane, metrics: Metrics, pace: Pace) -> None:
+    def __init__(self, store: QuestionStore, backplane: Backplane, metrics: Metrics, pace: Pace) -> None:
         self.pace = pace
         self._store = store
         self._backplane = backplane

@@ -20,7 +20,7 @@ from pushsse.questions import CANCELLED, EXPIRED, GIVEN_UP, Question, TooManyQue
 from pushsse.questions.answerers import Answerer
 from pushsse.questions.answering import Answering
 from pushsse.questions.life import Life, Pace, deltas, pieces
-from pushsse.questions.store import KeyTaken, Store
+from pushsse.questions.store import KeyTaken, QuestionStore
 from pushsse.retry import Backoff, Outage
 from pushsse.strictjson import shown
 
@@ -159,8 +159,8 @@ def grown(question: Question) -> Sequence[Publication]:
     return list(deltas(question, question.answer, start=0, seq=first))
 
 
-def questions(
-    store: Store,
+def assemble_questions(
+    store: QuestionStore,
     backplane: Backplane,
     answerer: Answerer,
     *,

@@ -65,7 +65,7 @@ class KeyTaken(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class QuestionStore:
     """The table, behind one method a step of a question's life."""
 
     database: Database

@@ -72,7 +72,7 @@ async def test_others_are_served_while_a_body_of_many_lines_is_read(node: Runnin
     assert posting.result().json()["accepted"] == 15_000
     # Each portion of the work is some milliseconds; at least so many times others had the loop.
     assert turns > 30
-    await eventually(lambda: node.node.streams.feed.waiting == 0)
+    await eventually(lambda: node.node.hub_parts.feed.waiting == 0)
 
 
 async def test_a_long_member_of_an_error_is_cut(node: Running) -> None:

@@ -12,7 +12,7 @@ from pushsse.backplane import Append, Draft, Gap, Head, Page, log_of
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.errors import BackplaneUnavailable
 from pushsse.event import Change, Publication, encode
-from pushsse.hub import HubParts, assemble
+from pushsse.hub import HubParts, assemble_hub
 from pushsse.hub.hub import Hub
 from pushsse.hub.opening import From, PersonState, StreamLimits, StreamOptions
 from pushsse.metrics import Metrics
@@ -200,7 +200,7 @@ async def running_hub(
     metrics, people = Metrics(), People()
     backplane = MemoryBackplane(shards=SHARDS, keep_s=600, keep_bytes=keep_bytes, metrics=metrics)
     limits = StreamLimits("here", 15, 600, send_timeout_s, 0)
-    parts = assemble(backplane, people, limits=limits, metrics=metrics)
+    parts = assemble_hub(backplane, people, limits=limits, metrics=metrics)
     async with backplane, asyncio.TaskGroup() as tasks:
         services = (parts.catch_up, parts.opener, parts.feed)
         running = [tasks.create_task(service.run()) for service in services]

@@ -15,8 +15,8 @@ from pushsse.people import MOST_AT_ONCE, StoredPeople
 from pushsse.preferences import Preferences
 from pushsse.preferences.store import PreferenceStore
 from pushsse.questions.answerers import faq
-from pushsse.questions.service import questions
-from pushsse.questions.store import Store
+from pushsse.questions.service import assemble_questions
+from pushsse.questions.store import QuestionStore
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +44,9 @@ class Table:
 async def reading(table: Table) -> AsyncIterator[StoredPeople]:
     database, metrics = Database("sqlite://:memory:"), Metrics()
     backplane = MemoryBackplane(shards=4, keep_s=60, keep_bytes=1 << 20, metrics=metrics)
-    asked = questions(Store(database), backplane, faq.load(""), node="n", timeout_s=60, metrics=metrics)
+    asked = assemble_questions(
+        QuestionStore(database), backplane, faq.load(""), node="n", timeout_s=60, metrics=metrics
+    )
     made = StoredPeople(table, Preferences(PreferenceStore(database), backplane), asked)
     running = asyncio.create_task(made.run())
     async with asyncio.timeout(5):

@@ -20,8 +20,8 @@ from pushsse.metrics import Metrics
 from pushsse.questions import Question
 from pushsse.questions.answerers import Answerer, Answers, Piece
 from pushsse.questions.life import Pace
-from pushsse.questions.service import Questions, questions
-from pushsse.questions.store import Store
+from pushsse.questions.service import Questions, assemble_questions
+from pushsse.questions.store import QuestionStore
 from tests.waiting import eventually
 
 SHARDS = 8
@@ -88,8 +88,8 @@ class Nodes:
     def node(
         self, answerer: Answerer, *, name: str = "one", timeout_s: float = 30.0, pace: Pace = FAST
     ) -> Questions:
-        return questions(
-            Store(self.database),
+        return assemble_questions(
+            QuestionStore(self.database),
             self.backplane,
             answerer,
             node=name,

@@ -18,7 +18,7 @@ from pushsse.questions import (
 )
 from pushsse.questions.answerers import Delta, Piece
 from pushsse.questions.service import MOST_ATTEMPTS, Asking
-from pushsse.questions.store import Store
+from pushsse.questions.store import QuestionStore
 from tests.questions.conftest import FAST, Nodes, Scripted, data, grown_text
 from tests.waiting import eventually
 
@@ -201,7 +201,7 @@ async def test_a_question_that_no_node_survives_is_given_up(nodes: Nodes) -> Non
     sweeper = nodes.node(Scripted(waits_for_ever), pace=dataclasses.replace(FAST, lease_s=0.0)).sweeper
     for _ in range(MOST_ATTEMPTS + 2):
         await asyncio.sleep(0)
-        await Store(nodes.database).lease([question.id], -1.0)
+        await QuestionStore(nodes.database).lease([question.id], -1.0)
         await sweeper.sweep()
     errors = await nodes.until_told("ann", "answer.error")
     assert [error["code"] for error in errors] == ["gave_up"]
@@ -375,7 +375,7 @@ async def test_what_the_log_did_not_take_is_told_later_and_once(
 async def test_a_late_taker_cannot_write(nodes: Nodes) -> None:
     node = nodes.node(Scripted(says_hello))
     asked = await node.ask("ann", Asking("mine"))
-    await Store(nodes.database).lease([asked.id], -1.0)
+    await QuestionStore(nodes.database).lease([asked.id], -1.0)
     assert await node.life.take_over(asked, node="two") == msgspec.structs.replace(asked, attempt=2)
     assert await node.life.take_over(asked, node="three") is None
     with pytest.raises(Lost):
