@@ -1,4 +1,4 @@
-"""Events become publications for the people who want them: audience, switches, shards. The heart; small.
+"""Events become publications for the people who want them: audience, switches, shards.
 
 Called by the intake with a batch of drafts, in order; hands appends to `backplane.publish`. The database is
 asked for the switches once per batch, never a cache; broadcasts are filtered at the streams.
@@ -18,13 +18,14 @@ from pushsse.retry import Backoff, Outage
 
 log = logging.getLogger(__name__)
 # Recipients between two yields: some 3 ms of the event loop.
-_AT_ONCE = 10_000
+_YIELD_RECIPIENTS = 10_000
 # In one append, which is atomic: each recipient is remembered, which takes Redis some 4 µs.
 _APPEND_RECIPIENTS = 1_000
+# Of a draft that is dispatched without waiting.
+_NOWAIT_RECIPIENTS = 64
+# A person and a type that they have switched off.
 Off = frozenset[tuple[str, str]]
 _NONE: Off = frozenset()
-# Recipients of what is dispatched without waiting.
-_SMALL = 64
 
 
 class KnowsSwitches(Protocol):
@@ -85,7 +86,7 @@ class Dispatcher:
         users = publication.users
         if users is None:
             appends = [Append(BROADCAST, (draft,))]
-        elif len(users) > _SMALL or self._unfiltered.since is not None:
+        elif len(users) > _NOWAIT_RECIPIENTS or self._unfiltered.since is not None:
             return None
         else:
             # Guarantee 3, as in `dispatch`: read from the database for this very draft.
@@ -127,12 +128,12 @@ class Dispatcher:
         """Between two broadcasts, all drafts of one shard share an append, or few where they are for many."""
         appends: list[Append] = []
         run: dict[str, list[Draft]] = {}
-        sorted_out = 0
+        since_yield = 0
         for draft in drafts:
             users = draft.publication.users
-            if sorted_out >= _AT_ONCE:
+            if since_yield >= _YIELD_RECIPIENTS:
                 await asyncio.sleep(0)
-                sorted_out = 0
+                since_yield = 0
             # Guarantee 2, order: a broadcast ends the run of personal drafts before it, and they end its run.
             # Within a run no order between shards has to be kept, so each shard's drafts share an append.
             if (users is None) != (BROADCAST in run):
@@ -141,7 +142,7 @@ class Dispatcher:
             if users is None:
                 run.setdefault(BROADCAST, []).append(draft)
                 continue
-            sorted_out += len(users)
+            since_yield += len(users)
             wanted = 0
             for name, part in self._parts(draft, users, off):
                 wanted += len(part.publication.users or ())

@@ -17,8 +17,8 @@ from pushsse.kafka import Record
 from pushsse.metrics import Metrics
 
 
-class Dispatcher(Protocol):
-    """Takes drafts on; both intakes end in it."""
+class Dispatches(Protocol):
+    """Where both intakes end: the dispatcher."""
 
     async def dispatch(self, drafts: Sequence[Draft]) -> Receipt:
         """Returns once the log has the drafts. Raises Unavailable (try the same drafts again), NotOwner."""

@@ -14,7 +14,7 @@ import msgspec
 from pushsse.backplane import Draft, Receipt
 from pushsse.errors import EventTooLarge
 from pushsse.event import Event
-from pushsse.intake import Dispatcher
+from pushsse.intake import Dispatches
 from pushsse.kafka.producer import Outgoing, Producer, RecordTooLarge
 
 EVERYBODY = b"all"
@@ -51,7 +51,7 @@ class Intake(Protocol):
         ...
 
 
-class ImmediateDispatcher(Dispatcher, Protocol):
+class DispatchesNowait(Dispatches, Protocol):
     """A dispatcher that can do without waiting where nothing has to be waited for."""
 
     def dispatch_at_once(self, draft: Draft) -> Receipt | None:
@@ -62,7 +62,7 @@ class ImmediateDispatcher(Dispatcher, Protocol):
 class EmbeddedIntake:
     """An intake without Kafka; see `Intake`."""
 
-    def __init__(self, dispatcher: ImmediateDispatcher) -> None:
+    def __init__(self, dispatcher: DispatchesNowait) -> None:
         self._dispatcher = dispatcher
         self._one_at_a_time = asyncio.Lock()
         # Calls that hold the lock or wait for it. The lock itself is open for a moment between two of them.

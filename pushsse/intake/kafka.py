@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from pushsse.backplane import Draft
-from pushsse.intake import Decode, Dispatcher
+from pushsse.intake import Decode, Dispatches
 from pushsse.kafka import TopicPartition
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.dead_letters import Refused
@@ -19,7 +19,7 @@ class EventHandler:
     """Dispatches a batch, of all partitions together: the database is asked once."""
 
     decode: Decode
-    dispatcher: Dispatcher
+    dispatcher: Dispatches
 
     async def apply(self, drafts: Sequence[Draft]) -> Sequence[Refused]:
         """Returns once the log has them; none is refused. Raises Unavailable, NotOwner."""

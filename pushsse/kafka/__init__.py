@@ -26,6 +26,7 @@ SESSION_TIMEOUT_MS = 6_000
 PRODUCE_TIMEOUT_MS = 5_000
 MAX_REQUEST_BYTES = 1024 * 1024
 _STOP_S = 2.0
+_ASK_S = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -144,16 +145,16 @@ def connection(settings: Settings) -> Connection:
     )
 
 
-async def stop(member: AIOKafkaConsumer | AIOKafkaProducer) -> None:
+async def stop(client: AIOKafkaConsumer | AIOKafkaProducer) -> None:
     """Stops a consumer or a producer within 4 s, whatever state Kafka is in.
 
-    In a task of its own: aiokafka cancels its own tasks and lets the CancelledError out of `stop`, where it
-    would pass for ours, and a task group takes a cancelled service for one that ended well. aiokafka skips
-    the closing of its connections then, so they are closed here, some of them a second time. A consumer has
+    It runs in a task of its own, because aiokafka cancels its own tasks and lets the CancelledError out of
+    `stop`. Here it would pass for ours, and a task group takes a cancelled service for one that ended well.
+    aiokafka then doesn't close its connections, so they are closed here, some of them twice. A consumer has
     no public name for them.
     """
-    client = member._client if isinstance(member, AIOKafkaConsumer) else member.client
-    for closing in (member.stop, client.close):
+    network = client._client if isinstance(client, AIOKafkaConsumer) else client.client
+    for closing in (client.stop, network.close):
         task = asyncio.ensure_future(closing())
         await asyncio.wait([task], timeout=_STOP_S)
         if not task.done():
@@ -168,30 +169,27 @@ def cancellation_is_ours() -> bool:
     return task is None or task.cancelling() > 0
 
 
-_TIMEOUT_S = 10.0
-
-
 async def topics(settings: Settings) -> dict[str, int]:
     """The topics that may be read, and how many partitions each has. Raises OSError."""
     try:
-        async with asyncio.timeout(_TIMEOUT_S), connection(settings).admin() as admin:
+        async with asyncio.timeout(_ASK_S), connection(settings).admin() as admin:
             found = await admin.describe_topics()
             return {each["topic"]: len(each["partitions"]) for each in found if not each["is_internal"]}
     except KafkaError as error:
         raise OSError(f"{error}") from error
     except TimeoutError as error:
-        raise OSError(f"no answer within {_TIMEOUT_S:.0f} s") from error
+        raise OSError(f"no answer within {_ASK_S:.0f} s") from error
 
 
 async def configuration(settings: Settings, topic: str) -> dict[str, str]:
     """What a topic is set to, by Kafka's names; empty where that may not be asked. Raises OSError."""
     try:
-        async with asyncio.timeout(_TIMEOUT_S), connection(settings).admin() as admin:
+        async with asyncio.timeout(_ASK_S), connection(settings).admin() as admin:
             answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
     except KafkaError as error:
         raise OSError(f"{error}") from error
     except TimeoutError as error:
-        raise OSError(f"no answer within {_TIMEOUT_S:.0f} s") from error
+        raise OSError(f"no answer within {_ASK_S:.0f} s") from error
     return {
         entry[0]: entry[1] or ""
         for answer in answers

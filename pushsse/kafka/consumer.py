@@ -37,7 +37,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class ConsumerPace:
     """How long a consumer takes, in seconds.
 
     `round_s` is the least time between two batches. A member that gets nowhere is stuck after `stuck_s`.
@@ -50,7 +50,7 @@ class Pace:
     recheck_s: float = 5.0
 
 
-_PACE = Pace()
+_PACE = ConsumerPace()
 
 
 class Handler(Progress, Protocol[Item]):
@@ -97,7 +97,7 @@ class Consumer:
         metrics: Metrics,
         fences: Fences | None = None,
         skip_refused: bool = True,
-        pace: Pace = _PACE,
+        pace: ConsumerPace = _PACE,
     ) -> None:
         self._connection = connection
         self._topic = topic
@@ -223,7 +223,7 @@ class _Member(Generic[Item]):
         watchdog: Watchdog,
         metrics: Metrics,
         kafka: Outage,
-        pace: Pace,
+        pace: ConsumerPace,
     ) -> None:
         self._consumer = consumer
         self._assignment = assignment

@@ -21,7 +21,7 @@ from pushsse.kafka import Connection, Record, stop
 from pushsse.settings import seconds
 
 log = logging.getLogger(__name__)
-PREFIX = "pushsse-backplane="
+METADATA_PREFIX = "pushsse-backplane="
 _ADMIN_S = 10.0
 _PROBE_S = 5.0
 # Running nodes put an identity that Redis has lost back every two seconds.
@@ -30,37 +30,17 @@ _LOOK_S = 0.5
 
 
 class Fences(Protocol):
-    """The part of the backplane that keeps Kafka's records from being published twice."""
+    """The part of `pushsse.backplane.Backplane` that knows Kafka's partitions; its contract is there.
 
-    async def claim(self, topic: str, partition: int, owner: str) -> None:
-        """Makes `owner` the only one whose sources of this partition are taken."""
-        ...
+    Repeated here because nothing in `kafka` imports the backplane: other topics are read without one.
+    """
 
-    async def identity(self, suggested: str) -> str:
-        """The word by which this backplane is known.
-
-        `suggested` becomes it where it has none; "" only asks, and returns "" then.
-        """
-        ...
-
-    async def claimed(self, topic: str, partition: int) -> bool:
-        """Whether anybody has ever claimed this partition."""
-        ...
-
-    async def first_start(self, topic: str, offsets: Mapping[int, int]) -> Mapping[int, int]:
-        """Where reading began when the topic was first started, by partition.
-
-        The first call for a topic keeps its `offsets`; every later one, by any node, returns what was kept.
-        """
-        ...
-
-    async def fence(self, topic: str, partition: int) -> tuple[int, int] | None:
-        """The highest offset that any log has, with its record's timestamp in ms."""
-        ...
-
-    async def reset_fence(self, topic: str, partition: int) -> None:
-        """Forgets the fence."""
-        ...
+    async def claim(self, topic: str, partition: int, owner: str) -> None: ...
+    async def identity(self, suggested: str) -> str: ...
+    async def claimed(self, topic: str, partition: int) -> bool: ...
+    async def first_start(self, topic: str, offsets: Mapping[int, int]) -> Mapping[int, int]: ...
+    async def fence(self, topic: str, partition: int) -> tuple[int, int] | None: ...
+    async def reset_fence(self, topic: str, partition: int) -> None: ...
 
 
 class Range(NamedTuple):
@@ -126,12 +106,12 @@ class Unfenced:
         return await _start_offsets(consumer, ats, self.start) if ats else {}
 
     async def claim(self, owners: Mapping[TopicPartition, str]) -> None:
-        """Nobody asks."""
+        """Nothing here refuses an earlier owner's records."""
 
     async def recreated(
         self, consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]
     ) -> Mapping[TopicPartition, int]:
-        """None is known to be."""
+        """Without fences there is nothing to compare."""
         return {}
 
 
@@ -154,7 +134,7 @@ class Fenced:
     @property
     def metadata(self) -> str:
         """The backplane's identity."""
-        return PREFIX + self.identity
+        return METADATA_PREFIX + self.identity
 
     async def check(self) -> None:
         """Returns when the group's offsets are this backplane's, or nobody's.
@@ -294,7 +274,7 @@ class Fenced:
         async with asyncio.timeout(_ADMIN_S), self.connection.admin() as admin:
             offsets = await admin.list_consumer_group_offsets(self.group)
         metadata = {each.metadata for at, each in offsets.items() if at.topic == self.topic and each.metadata}
-        return {each.removeprefix(PREFIX) for each in metadata if each.startswith(PREFIX)}
+        return {each.removeprefix(METADATA_PREFIX) for each in metadata if each.startswith(METADATA_PREFIX)}
 
     async def _members(self) -> int:
         """How many members the group has; 0 where that may not be asked."""

@@ -89,7 +89,8 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         for at in sorted(assigned):
             self.partitions[at] = Partition(at, secrets.token_hex(8))
             self._consumer.pause(at)
-            # Any offset will do: without one aiokafka looks for a committed one, and raises without that.
+            # Any offset will do here. Without one, aiokafka looks for a committed offset, and raises if there
+            # is none.
             self._consumer.seek(at, 0)
         log.info("assigned: %s", ", ".join(each.name for each in self.partitions.values()) or "nothing")
 
@@ -115,7 +116,7 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         self.ended.set()
 
     def suspend(self, partition: Partition, *, for_s: float = 0.0) -> None:
-        """Reads nothing of a partition until it has been prepared again, at the earliest after a while."""
+        """Reads nothing of a partition until it is prepared again, after `for_s` seconds at least."""
         partition.ready = False
         partition.prepare_at = time.monotonic() + for_s
         if partition.assigned:
@@ -281,7 +282,7 @@ class Watchdog:
         self._metrics = metrics
         self._polled: dict[TopicPartition, tuple[int | None, float]] = {}
         self._spare_since = time.monotonic()
-        self._behind: Mapping[TopicPartition, int] = {}
+        self._unread: Mapping[TopicPartition, int] = {}
 
     async def run(self) -> None:
         """Looks every 2 s, until cancelled."""
@@ -326,15 +327,15 @@ class Watchdog:
         """A member without partitions is fine where others do the work, and stuck where nobody does."""
         if self._assignment.partitions:
             self._spare_since = time.monotonic()
-            self._behind = {}
+            self._unread = {}
         elif time.monotonic() - self._spare_since > 2 * self._stuck_s:
-            behind = await self._behind_now()
-            if any(self._behind.get(at) == committed for at, committed in behind.items()):
+            unread = await self._unread_now()
+            if any(self._unread.get(at) == committed for at, committed in unread.items()):
                 self.stuck = f"no partition of {self._topic} is assigned, though nobody in the group reads on"
             self._spare_since = time.monotonic()
-            self._behind = behind
+            self._unread = unread
 
-    async def _behind_now(self) -> Mapping[TopicPartition, int]:
+    async def _unread_now(self) -> Mapping[TopicPartition, int]:
         """The partitions with records that the group hasn't committed, and how far each has got."""
         ats = [TopicPartition(self._topic, n) for n in self._consumer.partitions_for_topic(self._topic) or ()]
         ends = await self._consumer.end_offsets(ats) if ats else {}

@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class QuestionPace:
     """How often things happen, in seconds.
 
     A delta at most every `delta_s`; the answer so far stored every `store_s`. A node renews its leases of
@@ -68,7 +68,9 @@ class Life:
     Every method but `live` raises DatabaseUnavailable.
     """
 
-    def __init__(self, store: QuestionStore, backplane: Backplane, metrics: Metrics, pace: Pace) -> None:
+    def __init__(
+        self, store: QuestionStore, backplane: Backplane, metrics: Metrics, pace: QuestionPace
+    ) -> None:
         self.pace = pace
         self._store = store
         self._backplane = backplane

@@ -19,7 +19,7 @@ from pushsse.metrics import Metrics
 from pushsse.questions import CANCELLED, EXPIRED, GIVEN_UP, Question, TooManyQuestions
 from pushsse.questions.answerers import Answerer
 from pushsse.questions.answering import Answering
-from pushsse.questions.life import Life, Pace, deltas, pieces
+from pushsse.questions.life import Life, QuestionPace, deltas, pieces
 from pushsse.questions.store import KeyTaken, QuestionStore
 from pushsse.retry import Backoff, Outage
 from pushsse.strictjson import shown
@@ -167,10 +167,10 @@ def assemble_questions(
     node: str,
     timeout_s: float,
     metrics: Metrics,
-    pace: Pace | None = None,
+    pace: QuestionPace | None = None,
 ) -> Questions:
     """The service of one node; `run` has to be supervised. A question expires after `timeout_s`."""
-    life = Life(store, backplane, metrics, pace or Pace())
+    life = Life(store, backplane, metrics, pace or QuestionPace())
     answering = Answering(life, answerer)
     made = Questions(life, answering, Sweeper(life, answering, node), node, timeout_s)
     made.resume()

@@ -20,7 +20,7 @@ from pushsse.errors import Unavailable
 from pushsse.intake import Drafter, PushsseFormat
 from pushsse.intake.kafka import EventHandler, KafkaIntake
 from pushsse.kafka import Connection
-from pushsse.kafka.consumer import Consumer, Pace
+from pushsse.kafka.consumer import Consumer, ConsumerPace
 from pushsse.kafka.fences import Fences
 from pushsse.metrics import Metrics
 from tests.waiting import eventually
@@ -35,7 +35,7 @@ def value(number: int, **more: object) -> bytes:
     return json.dumps({"type": "alarm", "message": {"n": number}, "to": "all"} | more).encode()
 
 
-PACE = Pace()
+PACE = ConsumerPace()
 
 
 class Recorder:
@@ -228,7 +228,7 @@ class Kit:
         skip_refused: bool = True,
         connection: Connection | None = None,
         fences: Fences | None = None,
-        pace: Pace = PACE,
+        pace: ConsumerPace = PACE,
     ) -> KafkaIntake:
         consumer = Consumer(
             connection or self.connection,

@@ -6,7 +6,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
 from deploy.parts import Kafka
-from pushsse.kafka.consumer import Pace
+from pushsse.kafka.consumer import ConsumerPace
 from tests.parts import running
 from tests.waiting import eventually
 
@@ -33,7 +33,7 @@ async def test_a_kafka_that_crashes_and_comes_back_is_read_on(
         kit = Kit(broker.url, admin)
         await kit.create(kit.topic, kit.dlq)
         await kit.produce([value(n) for n in range(100)])
-        async with kit.running(pace=Pace(stuck_s=STUCK_S)):
+        async with kit.running(pace=ConsumerPace(stuck_s=STUCK_S)):
             await kit.until_committed(100)
             broker.kill()
             if long:

@@ -7,7 +7,7 @@ import pytest
 from deploy.parts.ports import free_port
 from pushsse.errors import SettingsError
 from pushsse.kafka import Connection
-from pushsse.kafka.consumer import Pace
+from pushsse.kafka.consumer import ConsumerPace
 from tests.waiting import eventually
 
 from .kit import PACE, Kit, Recorder, value
@@ -85,7 +85,7 @@ async def test_an_unavailable_dispatch_gets_the_same_records_again(kit: Kit, rec
     await kit.create(kit.topic, kit.dlq)
     await kit.produce([value(n) for n in range(200)])
     kit.recorder.failures = 4
-    async with kit.running(pace=Pace(recheck_s=recheck_after_s)):
+    async with kit.running(pace=ConsumerPace(recheck_s=recheck_after_s)):
         await kit.until_committed(200)
         await kit.produce([value(200)])
         await kit.until_committed(201)

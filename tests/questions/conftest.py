@@ -19,13 +19,13 @@ from pushsse.event import Publication
 from pushsse.metrics import Metrics
 from pushsse.questions import Question
 from pushsse.questions.answerers import Answerer, Answers, Piece
-from pushsse.questions.life import Pace
+from pushsse.questions.life import QuestionPace
 from pushsse.questions.service import Questions, assemble_questions
 from pushsse.questions.store import QuestionStore
 from tests.waiting import eventually
 
 SHARDS = 8
-FAST = Pace(delta_s=0.02, store_s=0.06, sweep_s=0.05, lease_s=0.6, announce_s=0.3)
+FAST = QuestionPace(delta_s=0.02, store_s=0.06, sweep_s=0.05, lease_s=0.6, announce_s=0.3)
 LIMIT_S = 10.0
 
 
@@ -86,7 +86,7 @@ class Nodes:
     metrics: Metrics = field(default_factory=Metrics)
 
     def node(
-        self, answerer: Answerer, *, name: str = "one", timeout_s: float = 30.0, pace: Pace = FAST
+        self, answerer: Answerer, *, name: str = "one", timeout_s: float = 30.0, pace: QuestionPace = FAST
     ) -> Questions:
         return assemble_questions(
             QuestionStore(self.database),

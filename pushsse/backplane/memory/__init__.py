@@ -52,8 +52,8 @@ from pushsse.event import Change, Publication
 from pushsse.metrics import Metrics
 
 MOST_WAITING = 10_000  # entries
-# Recipients whose names are remembered without a pause for the event loop: some 3 ms.
-_AT_ONCE = 2_000
+# Recipients whose names are remembered between two yields: some 3 ms of the event loop.
+_YIELD_RECIPIENTS = 2_000
 
 
 class MemoryBackplane(Backplane):
@@ -141,7 +141,7 @@ class MemoryBackplane(Backplane):
             if self._partitions.is_foreign(append):
                 refused.append(append)
                 continue
-            if weight >= _AT_ONCE:
+            if weight >= _YIELD_RECIPIENTS:
                 # Guarantee 2: before the pause, in which another publisher's entries get a higher order.
                 self._queue_entries(heard)
                 heard, weight = [], 0

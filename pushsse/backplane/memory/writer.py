@@ -44,7 +44,7 @@ class SnapshotSource(Protocol):
         ...
 
 
-class _Batch(NamedTuple):
+class _Transaction(NamedTuple):
     """What one transaction writes: changes, or the `whole` instead; and who waits for it."""
 
     changes: Sequence[LogUpdate | RowChange]
@@ -148,7 +148,7 @@ class LogWriter:
             self._wake.set()
             await waiting
 
-    def _take(self) -> _Batch:
+    def _take(self) -> _Transaction:
         """All that waits. After a failure, and where changes were dropped, everything there is."""
         changes, self._pending, self._pending_bytes = self._pending, [], 0
         waiting, self._waiting = self._waiting, []
@@ -156,7 +156,7 @@ class LogWriter:
         whole = (
             self._source.snapshot() if (dropped or not self.on_disk) and self._source is not None else None
         )
-        return _Batch(changes, whole, waiting)
+        return _Transaction(changes, whole, waiting)
 
     # In the thread
 
@@ -198,9 +198,9 @@ class LogWriter:
                 self._store.close()
                 return
 
-    def _take_on_loop(self) -> _Batch:
+    def _take_on_loop(self) -> _Transaction:
         """Runs `_take` on the event loop; once `close` was called nothing is added, and the thread may."""
-        taken: list[_Batch] = []
+        taken: list[_Transaction] = []
         done = threading.Event()
 
         def take() -> None:

@@ -19,7 +19,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, structs
 from pushsse import strictjson
 from pushsse.errors import InvalidInput, KafkaUnavailable, Problem
 from pushsse.kafka import Record, TopicPartition
-from pushsse.kafka.consumer import Consumer, Pace
+from pushsse.kafka.consumer import Consumer, ConsumerPace
 from pushsse.kafka.dead_letters import Refused
 from pushsse.kafka.producer import Outgoing, Producer
 from pushsse.metrics import Metrics
@@ -29,7 +29,7 @@ from pushsse.retry import Backoff, Outage
 
 log = logging.getLogger(__name__)
 # So that an answer grows at most twenty times a second.
-PACE = Pace(round_s=0.05)
+PACE = ConsumerPace(round_s=0.05)
 HOLE_S = 2.0
 MOST_WAITING = 10_000
 _AT_ONCE = 16
