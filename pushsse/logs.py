@@ -11,6 +11,8 @@ import logging
 import re
 from typing import Any
 
+# Of one entry, tracebacks not counted.
+MOST_CHARACTERS = 2_000
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
@@ -30,17 +32,28 @@ def configure(level: str) -> None:
 
 
 class _Formatter(logging.Formatter):
-    """An entry is one line, but for tracebacks: no text from elsewhere can look like another entry."""
+    """An entry is one line, but for tracebacks, whose lines are indented.
+
+    So no text from elsewhere can look like another entry, in an error's text within a traceback neither.
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """With control characters escaped."""
+        """With control characters escaped, and cut at MOST_CHARACTERS."""
+        text = record.message
         # uvicorn passes a traceback as the message.
-        record.message = visible(record.message, lines=record.message.startswith("Traceback"))
+        if record.name.startswith("uvicorn") and text.startswith("Traceback"):
+            record.message = _indented(text)
+        else:
+            record.message = visible(text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…")
         return super().formatMessage(record)
 
     def formatException(self, ei: Any) -> str:
         """With control characters escaped, but for line ends."""
-        return visible(super().formatException(ei), lines=True)
+        return _indented(super().formatException(ei))
+
+
+def _indented(traceback: str) -> str:
+    return visible(traceback, lines=True).rstrip("\n").replace("\n", "\n  ")
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -233,6 +233,7 @@ def test_an_entry_of_the_log_is_one_line_whatever_is_in_it() -> None:
     assert warning.endswith(r"\r\nforged  line \u2028end")
     assert failed.endswith("x: failed")
     assert trace[0].startswith("Traceback")
+    assert all(line.startswith("  ") for line in trace[1:])
 
 
 def test_harmless_text_is_shown_as_it_is() -> None:
