@@ -26,6 +26,13 @@ _RESERVED = (
 RESERVED_TYPES = frozenset(_RESERVED.split())
 ALL: Literal["all"] = "all"
 
+# What nobody sees makes two names look the same: BOM, soft hyphen, zero-width characters, marks of direction
+# (UAX #9), blank fillers, variation selectors. And what can't be encoded: lone surrogates.
+_UNSEEN = (
+    r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164"
+    r"\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff"
+)
+_CONTROL = r"\x00-\x1f\x7f-\x9f"
 # \Z, not $: the latter also matches before a line end. Errors say the description and the example.
 TypeName = Annotated[
     str,
@@ -38,22 +45,22 @@ TypeName = Annotated[
 UserName = Annotated[
     str,
     Meta(
-        pattern=r"^[^\s\x00-\x1f\x7f-\x9f]{1,128}\Z",
-        description="a person's name: 1–128 characters without white space and control characters",
+        pattern=rf"^[^\s{_CONTROL}{_UNSEEN}]{{1,128}}\Z",
+        description="a person's name: 1–128 characters without white space, control and invisible characters",
         examples=["ann"],
     ),
 ]
 EventId = Annotated[
     str,
     Meta(
-        pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,128}\Z",
-        description="an id: 1–128 characters without line ends and control characters",
+        pattern=rf"^[^{_CONTROL}{_UNSEEN}]{{1,128}}\Z",
+        description="an id: 1–128 characters without line ends, control and invisible characters",
         examples=["order-981-paid"],
     ),
 ]
 _FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 _LEAP_SECOND = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:)60(?:\.\d+)?(Z|[+-]\d\d:?\d\d)", re.IGNORECASE)
-_USER = re.compile(r"[^\s\x00-\x1f\x7f-\x9f]{1,128}")
+_USER = re.compile(rf"[^\s{_CONTROL}{_UNSEEN}]{{1,128}}")
 
 
 class Users(Struct, frozen=True, forbid_unknown_fields=True):
@@ -316,5 +323,5 @@ def encode(
 
 
 def is_user(name: str) -> bool:
-    """Whether `name` can be a person's name: 1–128 characters without white space and control characters."""
+    """Whether `name` can be a person's name, as `UserName` says."""
     return _USER.fullmatch(name) is not None
