@@ -56,7 +56,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     )
 
     auth: Annotated[Literal["auto", "none"], describe("none: development identity, loopback only")] = "auto"
-    jwt_secret: Annotated[str, describe("key for HS256/384/512 tokens")] = ""
+    jwt_secret: Annotated[str, describe("key for HS256/384/512 tokens, 32 bytes or more")] = ""
     auth_cookie: Annotated[str, describe("cookie that may carry the token")] = "__Host-pushsse"
     auth_user_claim: Annotated[str, describe("claim that names the user")] = "sub"
     token_leeway_s: Annotated[
@@ -266,9 +266,10 @@ def _named(name: str, value: object) -> str:
     """A bad value for people; nothing of one that may hold a secret."""
     if any(word in name for word in ("secret", "password", "token", "key")):
         return HIDDEN
-    if "url" in name or not isinstance(value, str | int | float | list | tuple):
-        return repr(shown(value)) if isinstance(value, str) else HIDDEN
-    return repr(value)
+    if isinstance(value, str):
+        return repr(shown(value)) if "url" in name or "@" in value else repr(value)
+    # A list or a table may hold a URL with a password; origins have none.
+    return repr(value) if name == "allowed_origins" or isinstance(value, int | float) else HIDDEN
 
 
 def _from_text(kind: object, text: str) -> object:
@@ -371,7 +372,7 @@ def is_loopback(host: str) -> bool:
 def _origin(text: str) -> str:
     """An origin as browsers send it (RFC 6454); a slash after it is borne. Raises ValueError."""
     if text in ("*", "null"):
-        return text
+        raise ValueError(f"{text!r} would let any page call as the person who looks at it: name the origins")
     found = re.fullmatch(
         r"([a-z][a-z0-9+.-]*)://([a-z0-9._~%-]+|\[[0-9a-f:]+\])(:\d{1,5})?/*", text.strip().lower()
     )
