@@ -34,7 +34,8 @@ STREAM, ASK, PREFERENCES, PUBLISH, ANSWER, ADMIN = (
 SCOPES = (STREAM, ASK, PREFERENCES, PUBLISH, ANSWER, ADMIN)
 DEFAULT_SCOPES = frozenset({STREAM, ASK, PREFERENCES})
 _PREFIX = "pushsse:"
-_PROXY_HEADERS = frozenset((b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via"))
+_PROXY_HEADERS = frozenset((b"forwarded", b"x-real-ip", b"via"))
+_PROXY_PREFIX = b"x-forwarded-"
 _EVERYTHING = frozenset(SCOPES)
 _READING = frozenset(("GET", "HEAD"))
 _USUAL_PORTS = {"http": ":80", "https": ":443"}
@@ -66,7 +67,7 @@ class TokenIdentifier:
     """Bearer header or cookie with a JWT (RFC 7519) signed with a shared secret.
 
     A page of another site can't use a person's cookie, unless `allowed_origins` names it.
-    Raises SettingsError if the secret looks like a public key, which everybody may know.
+    Raises SettingsError for a secret under 32 bytes, or one that looks like a public key.
     """
 
     def __init__(
@@ -155,9 +156,10 @@ def refuse_strangers(request: HTTPConnection, origins: Collection[str] = ()) -> 
     """Raises HttpProblem 403 unless the request came straight from this machine, meant for it."""
     # Of a header that is given twice, the first.
     headers = dict(reversed(request.scope["headers"]))
-    if not _PROXY_HEADERS.isdisjoint(headers):
-        name = next(name for name in headers if name in _PROXY_HEADERS).decode()
-        raise HttpProblem(403, "development_only", f"development identity, and the request has {name}")
+    for name in headers:
+        if name in _PROXY_HEADERS or name.startswith(_PROXY_PREFIX):
+            detail = f"development identity, and the request has {name.decode('latin-1')[:80]}"
+            raise HttpProblem(403, "development_only", detail)
     host = headers.get(b"host", b"")
     if not _is_here(host):
         raise HttpProblem(403, "development_only", "development identity, and the Host isn't this machine")
@@ -234,6 +236,10 @@ def _unauthorized(code: str, detail: str) -> HttpProblem:
     )
 
 
+# RFC 7518, 3.2: no shorter than the hash of HS256.
+_SECRET_BYTES = 32
+# The end of the year 9999: what lies beyond it is no time for most libraries.
+_LAST_TIME = 253_402_300_799
 REMEMBERED = 256
 _HASHES = {"HS256": sha256, "HS384": sha384, "HS512": sha512}
 
@@ -263,8 +269,13 @@ class Tokens(jwt.PyJWT):
         """`leeway_s`: how many seconds iat and nbf may lie in the future, since clocks differ. exp has none:
         a stream that opened after it would end at once, and for good.
 
-        Raises SettingsError if the secret looks like a public key, which everybody may know.
+        Raises SettingsError if the secret is short, or looks like a public key, which everybody may know.
         """
+        if (size := len(secret.encode("utf-8", "surrogateescape"))) < _SECRET_BYTES:
+            raise SettingsError(
+                f"PUSHSSE_JWT_SECRET: has {size} bytes, and whoever has one token can guess it: it needs"
+                f" {_SECRET_BYTES} or more, such as those of `openssl rand -hex 32`"
+            )
         self._leeway_s = leeway_s
         self._checked = lru_cache(REMEMBERED)(self._check)
         super().__init__({"require": ["exp"], "verify_aud": False, "verify_sub": False})
@@ -289,4 +300,10 @@ class Tokens(jwt.PyJWT):
 
     def _check(self, token: str) -> Mapping[str, Any]:
         claims = self.decode(token, algorithms=list(_HASHES), leeway=self._leeway_s)
+        for name in ("exp", "nbf", "iat"):
+            # RFC 7519, 2: a NumericDate is a number. PyJWT takes texts and truth values, too.
+            if name in claims and type(claims[name]) not in (int, float):
+                raise jwt.DecodeError(f"{name} is not a number")
+        if claims["exp"] > _LAST_TIME:
+            raise OverflowError("exp lies beyond the year 9999")
         return {**claims, "exp": float(claims["exp"])}
