@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pushsse import __version__
 from pushsse.api import events, questions
@@ -364,9 +365,27 @@ CALLS = (
 )
 
 
+class CallRoute(Route):
+    """The route of one call, which knows the other methods of its path."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Starlette's. Raises HTTPException 405 with all methods in Allow (RFC 9110, 10.2.1)."""
+        if scope["method"] not in (self.methods or ()):
+            raise HTTPException(405, headers={"Allow": _METHODS[self.path]})
+        await super().handle(scope, receive, send)
+
+
+def _methods(path: str) -> str:
+    found = {call.method for call in CALLS if call.path == path}
+    return ", ".join(sorted(found | {"HEAD"} if "GET" in found else found))
+
+
+_METHODS = {call.path: _methods(call.path) for call in CALLS}
+
+
 def routes(endpoints: Endpoints) -> Sequence[Route]:
     """A route for each call."""
-    return [Route(call.path, call.handler(endpoints), methods=[call.method]) for call in CALLS]
+    return [CallRoute(call.path, call.handler(endpoints), methods=[call.method]) for call in CALLS]
 
 
 def direct_calls(endpoints: Endpoints) -> Mapping[tuple[str, str], ASGIApp]:

@@ -6,6 +6,7 @@ these calls, or comes from a page of another site, goes through Starlette. A res
 its client (`leave`) is sent after all layers have returned: it would keep the frames of a dozen of them.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -14,9 +15,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pushsse.api.problem import problem_response
 from pushsse.stream.immediate import NO_CALLS, Answer, Call, Calls
 
 _KEY = "pushsse.direct"
+_LINE_END = re.compile("[\r\n]")
 Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 
@@ -94,11 +97,13 @@ class Application(Starlette):
     def __init__(self, *, direct: Direct, immediate: Calls = NO_CALLS, **options: Any) -> None:
         """`immediate` is read by the HTTP protocol, for each connection; `options` are Starlette's."""
         super().__init__(**options)
+        # A redirect would be built from the Host header.
+        self.router.redirect_slashes = False
         self._direct = direct
         self.immediate = immediate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = self._direct.find(scope)
+        endpoint = _refusal(scope) or self._direct.find(scope)
         if endpoint is not None:
             await self._direct.call(endpoint, scope, receive, send)
         else:
@@ -106,6 +111,20 @@ class Application(Starlette):
         response: Callable[[], Awaitable[None]] | None = scope.pop(_KEY, None)
         if response is not None:
             await response()
+
+
+def _refusal(scope: Scope) -> ASGIApp | None:
+    """What answers a request that no call may see; None for any other."""
+    if scope["type"] != "http":
+        return None
+    hosts = [value for name, value in scope["headers"] if name == b"host"]
+    if len(hosts) > 1 or (not hosts and scope.get("http_version") == "1.1"):
+        # RFC 9112, 3.2: a proxy may have acted on another one than this node would.
+        return problem_response(400, "host_invalid", "a request has exactly one Host header")
+    if _LINE_END.search(scope["path"]):
+        # Starlette's patterns end with $, which also matches before a line end.
+        return problem_response(404, "not_found", "there is no such path")
+    return None
 
 
 def leave(scope: Scope, response: Callable[[], Awaitable[None]]) -> None:

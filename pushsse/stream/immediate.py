@@ -200,14 +200,15 @@ class ImmediateHttp(HandoverHttp):
             return None
         if self._is_answering() or self.flow.write_paused or self.server_state.default_headers:
             return None
-        body_bytes = 0
+        body_bytes = hosts = 0
         for name, value in self.headers:
+            hosts += name == b"host"
             if name == b"content-length":
                 body_bytes = int(value)
             elif name in _UNUSUAL:
                 return None
         self._body_at = data.find(b"\r\n\r\n") + 4
-        if self._body_at + body_bytes != len(data) or self.parser.get_http_version() != "1.1":
+        if hosts != 1 or self._body_at + body_bytes != len(data) or self.parser.get_http_version() != "1.1":
             return None
         scope = cast(Scope, self.scope)
         scope["method"] = method.decode("ascii")
