@@ -1,7 +1,7 @@
 """Counters of the path as plain integers, and their exposition for Prometheus.
 
-Counted by every hop, scraped by `api/health`. Deliberate: no library object on the hot path, where
-prometheus_client sees the numbers only when somebody asks.
+Every hop counts, and `api/health` answers a scrape. Deliberate: the hot path adds to plain integers, and
+prometheus_client's objects are made at a scrape alone.
 """
 
 from collections import Counter

@@ -22,11 +22,11 @@ from pushsse.stream.subscriber import Ended, Gone, Person, Subscriber
 
 # How long a shard is followed after its last person left: they often come back.
 IDLE_S = 60.0
-TAIL_BYTES = 512 * 1024
+SHARD_TAIL_BYTES = 512 * 1024
 BROADCAST_TAIL_BYTES = 8 * 1024 * 1024
 # How long `publications` waits until the node follows the person's logs.
-PATIENCE_S = 5.0
-MOST_WAITING = 10_000
+FOLLOW_LIMIT_S = 5.0
+TAP_LENGTH = 10_000
 # How often a drain ends some streams, and looks which have left.
 DRAIN_STEP_S = 0.05
 FLUSH_S = 1.0
@@ -39,7 +39,7 @@ class Shard:
     __slots__ = ("idle_since", "live", "log", "people")
 
     def __init__(self, name: str) -> None:
-        self.log = LogTail(name, keep_bytes=TAIL_BYTES)
+        self.log = LogTail(name, keep_bytes=SHARD_TAIL_BYTES)
         self.live: dict[Subscriber, None] = {}
         self.people: dict[str, Person] = {}
         self.idle_since = 0
@@ -170,7 +170,7 @@ class Hub:
 
         Raises BackplaneUnavailable.
         """
-        heard: asyncio.Queue[Publication] = asyncio.Queue(MOST_WAITING)
+        heard: asyncio.Queue[Publication] = asyncio.Queue(TAP_LENGTH)
 
         def tap(publication: Publication) -> None:
             # Full only for a reader that its send timeout cuts anyway.
@@ -185,11 +185,11 @@ class Hub:
         try:
             with self._tapped(subject, tap):
                 try:
-                    async with asyncio.timeout(PATIENCE_S):
+                    async with asyncio.timeout(FOLLOW_LIMIT_S):
                         await self.followed(person)
                 except TimeoutError:
                     raise BackplaneUnavailable(
-                        f"this node couldn't follow log {person.log} within {PATIENCE_S:.0f} s"
+                        f"this node couldn't follow log {person.log} within {FOLLOW_LIMIT_S:.0f} s"
                     ) from None
                 yield publications()
         finally:

@@ -22,10 +22,10 @@ from pushsse.hub.hub import Hub
 from pushsse.hub.log_tail import LogTail
 from pushsse.position import Mark, Position
 from pushsse.retry import Backoff
-from pushsse.stream.frame import Resume, chunk, event, frame, random_retry_ms
+from pushsse.stream.frame import Resume, chunk, frame, random_retry_ms, service_event
 from pushsse.stream.subscriber import Cursor, Expiry, Person, Sink, Subscriber
 
-PATIENCE_S = 5.0
+WAIT_LIMIT_S = 5.0
 
 
 class PersonState(Struct, frozen=True):
@@ -140,7 +140,7 @@ class Opener:
             # Guarantee 3: the log is followed before the switches are read, so that a change that is
             # committed after the reading is heard.
             if not self._hub.follows(person):
-                async with _patience():
+                async with _limited_wait():
                     await self._hub.followed(person)
             open_question = await self._learn(person)
             # Guarantee 3: the switches at the position are looked up once that is fixed.
@@ -221,7 +221,7 @@ class Opener:
             "expires_in_s": None if expiry is None else int((expiry.tick - heartbeat.now) * heartbeat.tick_s),
             "window_s": self._limits.window_s,
         }
-        return event("ready", data, subscriber.position, retry_ms=random_retry_ms())
+        return service_event("ready", data, subscriber.position, retry_ms=random_retry_ms())
 
     def refresh(self, people: Sequence[Person]) -> None:
         """Reads the switches of people again, because changes of them may have been lost with a log."""
@@ -232,7 +232,7 @@ class Opener:
         """Reads the person's state into `person`; returns whether a question is open."""
         state = await self._people.state(person.name)
         if state.pending:
-            async with _patience():
+            async with _limited_wait():
                 while state.pending:
                     await self._people.settle(person.name)
                     state = await self._people.state(person.name)
@@ -353,19 +353,19 @@ def _off_in_tail(log: LogTail, person: Person, number: int) -> frozenset[str]:
 async def _reach(log: LogTail, wanted: Mark) -> None:
     """Waits until the node has heard a log up to a mark."""
     if not log.has(wanted):
-        async with _patience():
+        async with _limited_wait():
             while not log.has(wanted):
                 log.advanced.clear()
                 await log.advanced.wait()
 
 
 @asynccontextmanager
-async def _patience() -> AsyncIterator[None]:
+async def _limited_wait() -> AsyncIterator[None]:
     """A limit of time for a wait. Entered only where there is one: a timer costs a tenth of an opening."""
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(WAIT_LIMIT_S):
             yield
     except TimeoutError:
         raise BackplaneUnavailable(
-            f"this node didn't hear a log from where a stream begins within {PATIENCE_S:.0f} s"
+            f"this node didn't hear a person's logs up to where the stream begins within {WAIT_LIMIT_S:.0f} s"
         ) from None

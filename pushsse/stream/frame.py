@@ -45,7 +45,9 @@ def chunk(raw: bytes) -> Chunk:
     return Chunk(raw, b"%x\r\n%b\r\n" % (len(raw), raw))
 
 
-def event(name: str, data: object, position: Position | None, *, retry_ms: int | None = None) -> bytes:
+def service_event(
+    name: str, data: object, position: Position | None, *, retry_ms: int | None = None
+) -> bytes:
     """One event of the service's own; without a position it has no `id` line."""
     retry = b"" if retry_ms is None else b"retry: %d\n" % retry_ms
     id_line = b"" if position is None else b"id: %b\n" % str(position).encode()
@@ -73,13 +75,13 @@ def ending(reason: CloseReason, position: Position, *, retry_ms: int | None = No
         retry_ms = NEVER_MS
     elif retry_ms is None:
         retry_ms = random_retry_ms()
-    return event("exception", exception(reason), position, retry_ms=retry_ms)
+    return service_event("exception", exception(reason), position, retry_ms=retry_ms)
 
 
 def busy() -> bytes:
     """The body for a stream that can't be served now: EventSource gives up for good on other statuses."""
     retry_ms = random.randint(*BUSY_RETRY_MS)
-    return event("exception", exception(CloseReason.OVERLOADED), None, retry_ms=retry_ms)
+    return service_event("exception", exception(CloseReason.OVERLOADED), None, retry_ms=retry_ms)
 
 
 def random_retry_ms() -> int:

@@ -83,7 +83,7 @@ class MemoryBackplane(Backplane):
         self._asked: dict[str, None] = {}
         self._listening = False
         self._waiting: deque[Hearing] = deque()
-        self._behind = 0
+        self._unheard = 0
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._direct: DirectListener | None = None
@@ -163,7 +163,7 @@ class MemoryBackplane(Backplane):
 
     def publish_at_once(self, appends: Sequence[Append]) -> Receipt | None:
         """`publish` for a few drafts without sources; None while the listener is far behind."""
-        if self._behind >= MOST_WAITING:
+        if self._unheard >= MOST_WAITING:
             return None
         receipt = Receipt()
         heard: list[Entry] = []
@@ -248,8 +248,8 @@ class MemoryBackplane(Backplane):
             while True:
                 while self._waiting:
                     heard = self._waiting.popleft()
-                    self._behind -= _weight(heard)
-                    if self._behind < MOST_WAITING:
+                    self._unheard -= _weight(heard)
+                    if self._unheard < MOST_WAITING:
                         self._room.set()
                     yield heard
                 self._wake.clear()
@@ -257,7 +257,7 @@ class MemoryBackplane(Backplane):
         finally:
             self._listening = False
             self._waiting.clear()
-            self._behind = 0
+            self._unheard = 0
             self._room.set()
 
     def hear_at_once(self, listener: DirectListener | None) -> None:
@@ -277,7 +277,7 @@ class MemoryBackplane(Backplane):
         if self._asked.pop(log, log) is None:
             others = [left for heard in self._waiting if (left := _without(log, heard)) is not None]
             self._waiting = deque(others)
-            self._behind = sum(map(_weight, others))
+            self._unheard = sum(map(_weight, others))
 
     def _begin(self, name: str) -> None:
         log = self._trimmed(name)
@@ -294,11 +294,11 @@ class MemoryBackplane(Backplane):
 
     def _queue(self, heard: Hearing) -> None:
         self._waiting.append(heard)
-        self._behind += _weight(heard)
+        self._unheard += _weight(heard)
         self._wake.set()
 
     async def _wait_for_room(self) -> None:
-        while self._behind >= MOST_WAITING:
+        while self._unheard >= MOST_WAITING:
             self._room.clear()
             await self._room.wait()
 

@@ -25,7 +25,7 @@ from pushsse.retry import Backoff, Outage
 
 TIMEOUT_S = 1.5
 SILENT_S = 3.0
-_CATCH_UP_ENTRIES = 2000
+_READ_ENTRIES = 2000
 # Their tails are read in one script, and nothing else runs in Redis meanwhile.
 _FOLLOW_AT_ONCE = 8
 _MOST_WAITING_BYTES = 8 * 1024 * 1024
@@ -83,7 +83,7 @@ class LogListener:
         self._listening = True
         try:
             while True:
-                for step in (partial(self._hear, tasks), self._catch_up):
+                for step in (partial(self._hear, tasks), self._read_missing):
                     self._cursors.left = False
                     for hearing in await step():
                         # A log may be left between two yields: what is said of it must not come after that.
@@ -125,7 +125,7 @@ class LogListener:
         self._subscription = subscription
         await subscription.open(tasks, timeout_s=TIMEOUT_S)
         # Guarantee 2: what was published while there was no connection is in the log alone.
-        self._cursors.behind = True
+        self._cursors.incomplete = True
         return subscription
 
     async def _ask(self, subscription: "Subscription") -> None:
@@ -174,24 +174,24 @@ class LogListener:
         and the confirmation would come by neither way, and be missing until the next canary.
         """
         subscription = self._subscription
-        if subscription is None or not self._cursors.is_incomplete:
+        if subscription is None or not self._cursors.needs_read:
             return False
         return subscription.sent == self._cursors.names and subscription.sent <= subscription.confirmed
 
-    async def _catch_up(self) -> list[Hearing]:
+    async def _read_missing(self) -> list[Hearing]:
         """Reads all followed logs as they are at one moment, and with them the tails of some new ones."""
         if not self._may_read():
             return []
-        catch_up = self._cursors.catch_up()
+        read = self._cursors.next_read()
         try:
-            found = await self._reader.read(catch_up.wants, limit=_CATCH_UP_ENTRIES)
-            if back := catch_up.went_back(found):
+            found = await self._reader.read(read.wants, limit=_READ_ENTRIES)
+            if back := read.went_back(found):
                 # Guarantee 2: a new epoch before anything of it is heard. In the old one the numbers that
                 # Redis lost are given again, and a client that has seen them would take the new entries for
                 # old ones.
                 for want in back:
                     await self._reader.renew(want)
-                found = await self._reader.read(catch_up.wants, limit=_CATCH_UP_ENTRIES)
+                found = await self._reader.read(read.wants, limit=_READ_ENTRIES)
         except BackplaneUnavailable:
             # The connection has logged it. What comes meanwhile is in the log as well.
             await asyncio.sleep(self._reading.next_s())
@@ -200,7 +200,7 @@ class LogListener:
         # Only here: a connection that opens and breaks at once, again and again, is one outage.
         if self._outage.over():
             self._metrics.backplane_reconnects += 1
-        return list(self._cursors.apply(catch_up, found))
+        return list(self._cursors.apply(read, found))
 
 
 class LogCursor:
@@ -214,7 +214,7 @@ class LogCursor:
         self.at_ms = 0
 
 
-class CatchUpRead:
+class NextRead:
     """What is read at one moment: the followed logs from their cursors on, and the tails of some new ones."""
 
     __slots__ = ("_followed", "cursors", "new")
@@ -239,10 +239,10 @@ class CatchUpRead:
 
 
 class LogCursors:
-    """The cursors of all logs that are asked for. `behind`: something is missing and has to be read."""
+    """The cursors of all logs asked for. `incomplete`: something may be missing and has to be read."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self.behind = False
+        self.incomplete = False
         self.left = False  # a log was left since this was last set to False
         self._metrics = metrics
         self._cursors: dict[str, LogCursor] = {}
@@ -259,9 +259,9 @@ class LogCursors:
         return [log for log, cursor in self._cursors.items() if cursor.epoch]
 
     @property
-    def is_incomplete(self) -> bool:
+    def needs_read(self) -> bool:
         """Whether something is to be read."""
-        return self.behind or bool(self._new)
+        return self.incomplete or bool(self._new)
 
     def add(self, log: str) -> bool:
         """A log is asked for; whether that is new."""
@@ -292,10 +292,10 @@ class LogCursors:
         """The entries of a message that continue a log; none if there is a hole before them."""
         cursor = self._cursors[log]
         if message.epoch != cursor.epoch or message.first > cursor.number + 1:
-            self.behind = True
+            self.incomplete = True
         # Guarantee 2: while one log has a hole, nothing is taken of any, and no cursor moves. A later
         # broadcast would overtake the missing personal events; the read merges both by their order.
-        if self.behind or message.last <= cursor.number:
+        if self.incomplete or message.last <= cursor.number:
             return ()
         skip = cursor.number + 1 - message.first
         cursor.number = message.last
@@ -310,34 +310,34 @@ class LogCursors:
             # Guarantee 2: a lower number counts, too. Redis has an older state, and nothing else would show
             # it.
             if mark is not None and mark != (epoch, int(number)):
-                self.behind = True
+                self.incomplete = True
 
     # What is missing
 
-    def catch_up(self) -> CatchUpRead:
+    def next_read(self) -> NextRead:
         """What to read next."""
         followed = {log: cursor for log, cursor in self._cursors.items() if cursor.epoch}
-        return CatchUpRead(followed, {log: self._cursors[log] for log in list(self._new)[:_FOLLOW_AT_ONCE]})
+        return NextRead(followed, {log: self._cursors[log] for log in list(self._new)[:_FOLLOW_AT_ONCE]})
 
-    def apply(self, catch_up: CatchUpRead, results: Sequence[ReadResult]) -> Iterator[Hearing]:
+    def apply(self, read: NextRead, results: Sequence[ReadResult]) -> Iterator[Hearing]:
         """Moves the cursors over what was read. What was left or followed anew meanwhile is passed over."""
-        found, tails = catch_up.split(results)
+        found, tails = read.split(results)
         # Guarantee 2: before the entries, which continue after the gap.
         for one in found:
-            yield from self._gap(one, catch_up.cursors[one.log])
-        entries, self.behind = merged(found)
-        current = tuple(entry for entry in entries if self._is(entry.log, catch_up.cursors[entry.log]))
+            yield from self._gap(one, read.cursors[one.log])
+        entries, self.incomplete = merged(found)
+        current = tuple(entry for entry in entries if self._is_current(entry.log, read.cursors[entry.log]))
         for entry in current:
-            cursor = catch_up.cursors[entry.log]
+            cursor = read.cursors[entry.log]
             cursor.number, cursor.at_ms = entry.number, entry.at_ms
         if current:
             self._metrics.gaps_filled += 1
             yield Heard(current)
         # Guarantee 2: a tail only after all logs are as far as the moment of this read. Otherwise the new log
         # is ahead of what the others still lack, and its entries overtake theirs.
-        for one in () if self.behind else tails:
-            cursor = catch_up.new[one.log]
-            if self._is(one.log, cursor):
+        for one in () if self.incomplete else tails:
+            cursor = read.new[one.log]
+            if self._is_current(one.log, cursor):
                 cursor.epoch, cursor.number, cursor.at_ms = one.head.epoch, one.head.number, one.at_ms
                 del self._new[one.log]
                 yield Followed(one.log, one.head, one.entries)
@@ -350,7 +350,7 @@ class LogCursors:
         return Heard(entries) if entries else None
 
     def _gap(self, one: ReadResult, cursor: LogCursor) -> Iterator[Hearing]:
-        if not self._is(one.log, cursor):
+        if not self._is_current(one.log, cursor):
             return
         if one.head.epoch != cursor.epoch or one.start > cursor.number:
             _log.warning(
@@ -363,7 +363,7 @@ class LogCursors:
             cursor.epoch, cursor.number, cursor.at_ms = one.head.epoch, one.start, 0
             yield Gap(one.log, one.head._replace(base=one.start))
 
-    def _is(self, log: str, cursor: LogCursor) -> bool:
+    def _is_current(self, log: str, cursor: LogCursor) -> bool:
         """Whether a log still has this cursor; it gets another when it is left and followed anew."""
         return self._cursors.get(log) is cursor
 

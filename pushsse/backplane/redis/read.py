@@ -1,6 +1,7 @@
 """Reads several logs at one moment, and merges what they hold by its order.
 
-Used by the Redis backplane (resume) and by its listener, when it follows a log or has missed something.
+Called by the Redis backplane, for streams that resume or are behind, and by its listener, when it follows a
+log or has missed something.
 """
 
 from collections.abc import Iterable, Sequence
