@@ -18,13 +18,13 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from pushsse import settings as configuration
-from pushsse.api.calls import Document, Endpoints, Page, direct_calls, immediate_calls, routes
+from pushsse.api.calls import DocumentEndpoint, Endpoints, PageEndpoint, direct_calls, immediate_calls, routes
 from pushsse.api.direct import Application, Direct
 from pushsse.api.events import EventsEndpoint
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.preferences import PreferencesEndpoint
 from pushsse.api.problem import counted
-from pushsse.api.questions import QuestionsEndpoint, Reply
+from pushsse.api.questions import QuestionsEndpoint, StreamedReply
 from pushsse.api.stream import StreamEndpoint
 from pushsse.build import build
 from pushsse.node import Node, Service
@@ -85,7 +85,7 @@ def application(
 def _endpoints(node: Node) -> Endpoints:
     """What answers the calls, each with the parts of the node that it needs."""
     settings, identifier = node.settings, node.identifier
-    reply = Reply(node.questions, node.hub, node, settings.heartbeat_s)
+    reply = StreamedReply(node.questions, node.hub, node, settings.heartbeat_s)
     return Endpoints(
         stream=StreamEndpoint(
             identifier=identifier,
@@ -104,8 +104,8 @@ def _endpoints(node: Node) -> Endpoints:
         preferences=PreferencesEndpoint(identifier, node.preferences, node.preference_store),
         questions=QuestionsEndpoint(identifier, node.questions, reply),
         health=HealthEndpoint(node),
-        page=Page(),
-        document=Document(),
+        page=PageEndpoint(),
+        document=DocumentEndpoint(),
     )
 
 

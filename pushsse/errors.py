@@ -18,7 +18,7 @@ class SettingsError(PushsseError):
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class Violation:
     """One thing that is wrong with an input: where (JSONPath), and what, with the bad value."""
 
     at: str
@@ -28,9 +28,9 @@ class Problem:
 class InvalidInput(PushsseError):
     """An input was understood as JSON and breaks a rule; HTTP 422, or the dead-letter topic."""
 
-    def __init__(self, *problems: Problem) -> None:
-        super().__init__("; ".join(f"{p.at}: {p.detail}" for p in problems))
-        self.problems = problems
+    def __init__(self, *violations: Violation) -> None:
+        super().__init__("; ".join(f"{p.at}: {p.detail}" for p in violations))
+        self.violations = violations
 
 
 class NotJson(InvalidInput):

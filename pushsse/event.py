@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from pushsse import strictjson
-from pushsse.errors import InvalidInput, Problem
+from pushsse.errors import InvalidInput, Violation
 
 MAX_FRAME_BYTES = 48 * 1024
 MAX_USERS = 10_000
@@ -182,7 +182,7 @@ def _bounded(body: bytes, ignored: Callable[[int], None] | None) -> bytes:
         if name == "message" and size > MAX_FRAME_BYTES:
             raise _too_large(size)
         if name not in ("message", "to") and size > _SHORT_BYTES:
-            raise InvalidInput(Problem(f"$.{name}"[:200], f"has {size} bytes, far too many"))
+            raise InvalidInput(Violation(f"$.{name}"[:200], f"has {size} bytes, far too many"))
     if "to" in members:
         _bound_audience(members["to"])
     return body
@@ -194,14 +194,14 @@ def _bound_audience(raw: msgspec.Raw) -> None:
     # counted alone.
     quotes = bytes(raw)
     if (names := (quotes.count(b'"') - quotes.count(b'\\"')) // 2 - 1) > MAX_USERS:
-        raise InvalidInput(Problem("$.to.users", f"has {names} people, over {MAX_USERS}"))
+        raise InvalidInput(Violation("$.to.users", f"has {names} people, over {MAX_USERS}"))
     try:
         to = _audience.decode(raw)
     except strictjson.REFUSALS as error:
         text = str(error).partition(" - at ")[0]
-        raise InvalidInput(Problem("$.to", f"isn't an audience: {text}")) from None
+        raise InvalidInput(Violation("$.to", f"isn't an audience: {text}")) from None
     if isinstance(to, _Audience) and to.users and len(to.users) > MAX_USERS:
-        raise InvalidInput(Problem("$.to.users", f"has {len(to.users)} people, over {MAX_USERS}"))
+        raise InvalidInput(Violation("$.to.users", f"has {len(to.users)} people, over {MAX_USERS}"))
 
 
 def _explained(body: bytes, ignored: Callable[[int], None] | None) -> Event:
@@ -231,7 +231,7 @@ def _converted(loaded: object, message: msgspec.Raw | None) -> Event:
 def _checked(event: Event, body: bytes) -> Event:
     """What the types don't say. Raises NotJson, InvalidInput; `body` is what the event was read from."""
     if event.type in RESERVED_TYPES or event.type.startswith("pushsse."):
-        raise InvalidInput(Problem("$.type", f"{event.type!r} is a name that pushsse itself uses"))
+        raise InvalidInput(Violation("$.type", f"{event.type!r} is a name that pushsse itself uses"))
     message = bytes(event.message)
     if len(message) > MAX_FRAME_BYTES:
         raise _too_large(len(message))
@@ -247,7 +247,7 @@ def _checked(event: Event, body: bytes) -> Event:
 
 
 def _too_large(size: int) -> InvalidInput:
-    return InvalidInput(Problem("$.message", f"the frame has {size} bytes, over {MAX_FRAME_BYTES}"))
+    return InvalidInput(Violation("$.message", f"the frame has {size} bytes, over {MAX_FRAME_BYTES}"))
 
 
 def publication(event: Event, *, event_id: str, at: datetime, max_age_s: int) -> Publication:
@@ -277,7 +277,7 @@ def _in_range(ts: datetime) -> datetime:
     except OverflowError:
         pass
     detail = f"must lie between 1970-01-01T00:00:00Z and 9999-12-31T23:59:59Z, got {ts.isoformat()}"
-    raise InvalidInput(Problem("$.ts", detail))
+    raise InvalidInput(Violation("$.ts", detail))
 
 
 def _milliseconds(ts: datetime) -> int:

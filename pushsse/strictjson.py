@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 import msgspec.inspect
 
-from pushsse.errors import InvalidInput, NotJson, Problem
+from pushsse.errors import InvalidInput, NotJson, Violation
 
 MAX_DEPTH = 64
 BOM = b"\xef\xbb\xbf"
@@ -45,7 +45,7 @@ def loads(body: bytes) -> object:
     if (b"\\u0000" in body and _NUL.search(body)) or _is_deep(body):
         _check(value)
         hidden = f"a member that is given twice has a NUL character, or is nested deeper than {MAX_DEPTH}"
-        raise InvalidInput(Problem("$", hidden))
+        raise InvalidInput(Violation("$", hidden))
     return value
 
 
@@ -57,7 +57,7 @@ def convert(value: object, to: type[T]) -> T:
         text, at = _said(error)
         at, detail = _named(value, at, _in_words(text, to))
         # Both may hold a member's name, which the sender chose.
-        raise InvalidInput(Problem(at[:_SHOWN_AT], detail)) from None
+        raise InvalidInput(Violation(at[:_SHOWN_AT], detail)) from None
 
 
 def read(body: bytes, to: type[T]) -> T:
@@ -143,23 +143,23 @@ def _said(error: Exception) -> tuple[str, str]:
 def refuse(body: bytes, error: Exception) -> NoReturn:
     """Says why msgspec couldn't read a body, and raises that as NotJson or InvalidInput."""
     if isinstance(error, RecursionError):
-        raise InvalidInput(Problem("$", f"is nested deeper than {MAX_DEPTH}")) from None
+        raise InvalidInput(Violation("$", f"is nested deeper than {MAX_DEPTH}")) from None
     if len(body) > EXPLAINED_BYTES:
         text, at = _said(error)
         # A ValidationError is a DecodeError, too: JSON, but not what was expected, or a number out of range.
         if isinstance(error, msgspec.ValidationError) or "surrogate" in text:
-            raise InvalidInput(Problem(at[:_SHOWN_AT], f"{text[:1].lower()}{text[1:]}")) from None
-        raise NotJson(Problem("$", f"isn't JSON: {text}")) from None
+            raise InvalidInput(Violation(at[:_SHOWN_AT], f"{text[:1].lower()}{text[1:]}")) from None
+        raise NotJson(Violation("$", f"isn't JSON: {text}")) from None
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_refuse, parse_int=float)
     except RecursionError:
-        raise InvalidInput(Problem("$", f"is nested deeper than {MAX_DEPTH}")) from None
+        raise InvalidInput(Violation("$", f"is nested deeper than {MAX_DEPTH}")) from None
     except UnicodeDecodeError as bad:
-        raise NotJson(Problem("$", f"isn't UTF-8: byte {bad.start} is 0x{body[bad.start]:02x}")) from None
+        raise NotJson(Violation("$", f"isn't UTF-8: byte {bad.start} is 0x{body[bad.start]:02x}")) from None
     except ValueError as bad:
-        raise NotJson(Problem("$", f"isn't JSON: {bad}")) from None
+        raise NotJson(Violation("$", f"isn't JSON: {bad}")) from None
     _check(value)
-    raise InvalidInput(Problem("$", str(error).lower())) from None
+    raise InvalidInput(Violation("$", str(error).lower())) from None
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -188,7 +188,7 @@ def _check(value: object) -> None:
     while waiting:
         container, depth, place = waiting.pop()
         if depth > MAX_DEPTH:
-            raise InvalidInput(Problem(_path(place), f"is nested deeper than {MAX_DEPTH}"))
+            raise InvalidInput(Violation(_path(place), f"is nested deeper than {MAX_DEPTH}"))
         if isinstance(container, dict):
             for name, inner in container.items():
                 _look(name, place, depth, waiting)
@@ -203,9 +203,9 @@ def _look(value: object, place: _Place, depth: int, waiting: list[tuple[Any, int
         waiting.append((value, depth + 1, place))
     elif isinstance(value, str):
         if "\x00" in value:
-            raise InvalidInput(Problem(_path(place), f"has a NUL character, got {shown(value)}"))
+            raise InvalidInput(Violation(_path(place), f"has a NUL character, got {shown(value)}"))
         if not value.isascii() and _SURROGATE.search(value):
-            raise InvalidInput(Problem(_path(place), f"has a lone surrogate, got {shown(value)}"))
+            raise InvalidInput(Violation(_path(place), f"has a lone surrogate, got {shown(value)}"))
 
 
 def _path(place: _Place) -> str:

@@ -51,7 +51,7 @@ _PAGE = {
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-class Page:
+class PageEndpoint:
     """The H5 page of `GET /`, which shows the stream, the switches and a question box, and its two files."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Page:
         return Response(self._contents[path], headers=_PAGE_HEADERS, media_type=_PAGE[path][1])
 
 
-class Document:
+class DocumentEndpoint:
     """`/openapi.json`, encoded once."""
 
     def __init__(self) -> None:
@@ -85,8 +85,8 @@ class Endpoints:
     preferences: PreferencesEndpoint
     questions: questions.QuestionsEndpoint
     health: HealthEndpoint
-    page: Page
-    document: Document
+    page: PageEndpoint
+    document: DocumentEndpoint
 
 
 class ProblemError(msgspec.Struct, frozen=True):
@@ -237,7 +237,7 @@ CALLS = (
             Parameter("to", "query", "all, or a user, for a text message", {"type": "string"}),
         ),
         bodies={JSON: Event, NDJSON: None, TEXT: None},
-        answers={(202, JSON): events.Accepted},
+        answers={(202, JSON): events.AcceptedEvents},
         problems=(400, *_ME, 413, 415, 422, 503),
     ),
     Call(
@@ -297,7 +297,7 @@ CALLS = (
             ),
         ),
         bodies={JSON: questions.QuestionRequest},
-        answers={(202, JSON): questions.Accepted, (200, SSE): None},
+        answers={(202, JSON): questions.AcceptedQuestion, (200, SSE): None},
         problems=(400, *_ME, 413, 415, 422, 429, 503),
     ),
     Call(

@@ -1,9 +1,9 @@
 """The application: Starlette, and the most frequent calls without its layers.
 
 `app` makes an `Application` with the table of `Direct` calls. Routing and two layers of error handling cost
-as much as a small call itself. Errors become responses through the same handlers; what isn't exactly one of
-these calls, or comes from a page of another site, goes through Starlette. A response that lasts as long as
-its client (`leave`) is sent after all layers have returned: it would keep the frames of a dozen of them.
+as much as a small call itself. Errors become responses by the same handlers. A request that isn't exactly one
+of these calls, or comes from a page of another site, goes through Starlette. `respond_later` sends a response
+that lasts as long as its client after all layers have returned, since it would keep a dozen of their frames.
 """
 
 import re
@@ -20,11 +20,11 @@ from pushsse.stream.immediate import NO_CALLS, Answer, Call, Calls
 
 _KEY = "pushsse.direct"
 _LINE_END = re.compile("[\r\n]")
-Handler = Callable[[Request, Exception], Awaitable[Response]]
+ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
 
 
 class Direct:
-    """Calls by method and path."""
+    """The frequent calls, by method and path."""
 
     __slots__ = ("_calls", "_handlers", "_origins")
 
@@ -32,7 +32,7 @@ class Direct:
         self,
         calls: Mapping[tuple[str, str], ASGIApp],
         *,
-        handlers: Mapping[type[Exception], Handler],
+        handlers: Mapping[type[Exception], ErrorHandler],
         origins: bool,
     ) -> None:
         """`origins`: whether other sites are let in, by a middleware that has to see their requests."""
@@ -51,13 +51,13 @@ class Direct:
 
     def immediate(self, calls: Calls) -> Calls:
         """Such calls for the HTTP protocol, which leave out the same requests."""
-        return {place: self._own(call) for place, call in calls.items()} if self._origins else calls
+        return {place: self._same_site(call) for place, call in calls.items()} if self._origins else calls
 
-    def _own(self, call: Call) -> Call:
-        def own(request: Request) -> Answer | None:
+    def _same_site(self, call: Call) -> Call:
+        def same_site(request: Request) -> Answer | None:
             return None if "origin" in request.headers else call(request)
 
-        return own
+        return same_site
 
     async def call(self, endpoint: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Calls an endpoint. An error becomes a response, as Starlette's two layers for errors do it."""
@@ -92,7 +92,7 @@ def answered(endpoint: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
 
 
 class Application(Starlette):
-    """Starlette, the calls that need none of it, and after both what an endpoint has left for later."""
+    """Starlette, the calls that need none of it, and after both a response left for later."""
 
     def __init__(self, *, direct: Direct, immediate: Calls = NO_CALLS, **options: Any) -> None:
         """`immediate` is read by the HTTP protocol, for each connection; `options` are Starlette's."""
@@ -127,6 +127,6 @@ def _refusal(scope: Scope) -> ASGIApp | None:
     return None
 
 
-def leave(scope: Scope, response: Callable[[], Awaitable[None]]) -> None:
-    """Leaves the response to a request for later."""
+def respond_later(scope: Scope, response: Callable[[], Awaitable[None]]) -> None:
+    """Has `response` sent after all layers have returned."""
     scope[_KEY] = response

@@ -19,7 +19,7 @@ from pushsse.api.identity import PUBLISH, STREAM, Identifier
 from pushsse.api.problem import MAX_EVENTS_BODY, HttpProblem, Query, json_response, read_body
 from pushsse.api.stream import after
 from pushsse.backplane import Backplane
-from pushsse.errors import InvalidInput, NotJson, Problem
+from pushsse.errors import InvalidInput, NotJson, Violation
 from pushsse.event import Event
 from pushsse.hub.catch_up import Replay
 from pushsse.hub.opening import From, Opener, Opening
@@ -51,7 +51,7 @@ class Rejected(msgspec.Struct, frozen=True):
     errors: tuple[Mapping[str, str], ...]
 
 
-class Accepted(msgspec.Struct, frozen=True):
+class AcceptedEvents(msgspec.Struct, frozen=True):
     """What became of the events of one call.
 
     `repeated` counts the recipients who had an event of this type and id already, and a broadcast as one;
@@ -66,7 +66,7 @@ class Accepted(msgspec.Struct, frozen=True):
     unlisted: int | msgspec.UnsetType = msgspec.UNSET
 
 
-class Told(msgspec.Struct, frozen=True):
+class EventView(msgspec.Struct, frozen=True):
     """One event as JSON, as the stream would have had it."""
 
     event: str
@@ -77,7 +77,7 @@ class Told(msgspec.Struct, frozen=True):
 class Events(msgspec.Struct, frozen=True):
     """A person's events after a position; `more` if it is worth asking again at once."""
 
-    events: tuple[Told, ...]
+    events: tuple[EventView, ...]
     position: str
     gap: bool
     more: bool
@@ -100,7 +100,7 @@ class EventsEndpoint:
         body = await read_body(request, MAX_EVENTS_BODY)
         checked = await self._checked(request, body)
         if not checked.taken:
-            raise InvalidInput(*checked.problems)
+            raise InvalidInput(*checked.violations)
         repeated = await self.intake.accept(checked.taken)
         return json_response(checked.answer(repeated), 202)
 
@@ -120,7 +120,7 @@ class EventsEndpoint:
             receipt = self.intake.accept_at_once(submitted)
             if receipt is None:
                 return None
-            accepted = Accepted(1, (submitted.event_id,), (), receipt.repeated)
+            accepted = AcceptedEvents(1, (submitted.event_id,), (), receipt.repeated)
             return Reply(202, b"application/json", msgspec.json.encode(accepted))
 
         return answer
@@ -154,7 +154,7 @@ class EventsEndpoint:
 
     async def _read(self, opening: Opening, types: frozenset[str] | None, limit: int) -> Events:
         cursor = opening.cursor
-        told: list[tuple[int, Told]] = []
+        told: list[tuple[int, EventView]] = []
         gap = opening.resume is Resume.GAP
         more = True
         while more and len(told) < limit:
@@ -167,7 +167,7 @@ class EventsEndpoint:
                 if self.replay.advance(cursor, entry) and selects(types, entry.publication):
                     publication = entry.publication
                     data = msgspec.Raw(publication.body[_DATA:-1])
-                    found = Told(publication.name, data, str(cursor.position))
+                    found = EventView(publication.name, data, str(cursor.position))
                     told.append((publication.expires_ms, found))
                     if len(told) == limit:
                         break
@@ -190,7 +190,7 @@ class _Checked:
 
     taken: list[Submitted] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    violations: list[Violation] = field(default_factory=list)
     unlisted: int = 0
 
     def reject(self, line: int, error: InvalidInput) -> None:
@@ -198,13 +198,13 @@ class _Checked:
         if len(self.rejected) == MAX_LISTED:
             self.unlisted += 1
             return
-        self.problems += error.problems
-        faults = tuple({"at": fault.at, "detail": fault.detail} for fault in error.problems)
-        self.rejected.append(Rejected(line, faults))
+        self.violations += error.violations
+        errors = tuple({"at": each.at, "detail": each.detail} for each in error.violations)
+        self.rejected.append(Rejected(line, errors))
 
-    def answer(self, repeated: int | None) -> Accepted:
+    def answer(self, repeated: int | None) -> AcceptedEvents:
         """What the caller is told."""
-        return Accepted(
+        return AcceptedEvents(
             len(self.taken),
             tuple(submitted.event_id for submitted in self.taken),
             tuple(self.rejected),
@@ -270,8 +270,10 @@ def _text(request: Request, body: bytes) -> Event:
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
-        raise NotJson(Problem("$", f"isn't UTF-8: byte {error.start} is 0x{body[error.start]:02x}")) from None
+        raise NotJson(
+            Violation("$", f"isn't UTF-8: byte {error.start} is 0x{body[error.start]:02x}")
+        ) from None
     if "\x00" in text:
-        raise InvalidInput(Problem("$.message", "has a NUL character"))
+        raise InvalidInput(Violation("$.message", "has a NUL character"))
     audience = "all" if to == "all" else {"users": [to]}
     return event.from_json({"type": parameters["type"], "to": audience, "message": text})

@@ -18,8 +18,7 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from pushsse import strictjson
-from pushsse.errors import EventTooLarge, InvalidInput, NotJson, StatementFailed, Unavailable
-from pushsse.errors import Problem as Fault
+from pushsse.errors import EventTooLarge, InvalidInput, NotJson, StatementFailed, Unavailable, Violation
 from pushsse.settings import seconds
 
 T = TypeVar("T")
@@ -50,7 +49,7 @@ def problem_response(
     detail: str,
     *,
     headers: Mapping[str, str] | None = None,
-    faults: tuple[Fault, ...] = (),
+    violations: tuple[Violation, ...] = (),
 ) -> Response:
     """One problem document."""
     body: dict[str, object] = {
@@ -60,8 +59,8 @@ def problem_response(
         "code": code,
         "detail": detail,
     }
-    if faults:
-        body["errors"] = [{"at": fault.at, "detail": fault.detail} for fault in faults]
+    if violations:
+        body["errors"] = [{"at": violation.at, "detail": violation.detail} for violation in violations]
     return Response(msgspec.json.encode(body), status, headers, MEDIA_TYPE)
 
 
@@ -161,8 +160,8 @@ async def on_invalid(_: Request, error: Exception) -> Response:
     """InvalidInput, and NotJson below it."""
     assert isinstance(error, InvalidInput)
     if isinstance(error, NotJson):
-        return problem_response(400, "not_json", str(error), faults=error.problems)
-    return problem_response(422, "invalid", str(error)[:1000], faults=error.problems)
+        return problem_response(400, "not_json", str(error), violations=error.violations)
+    return problem_response(422, "invalid", str(error)[:1000], violations=error.violations)
 
 
 async def on_unavailable(_: Request, error: Exception) -> Response:

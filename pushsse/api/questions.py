@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from pushsse.api.identity import ASK, Identifier
 from pushsse.api.problem import HttpProblem, Query, json_response, parameter_problem, read_json
-from pushsse.errors import CloseReason, DatabaseUnavailable, InvalidInput, Overloaded, Problem, Unavailable
+from pushsse.errors import CloseReason, DatabaseUnavailable, InvalidInput, Overloaded, Unavailable, Violation
 from pushsse.event import Publication, encode
 from pushsse.questions import By, Link, Question, Status, TooManyQuestions, life
 from pushsse.questions.service import Asking, Questions, grown
@@ -63,7 +63,7 @@ class QuestionRequest(Struct, frozen=True, forbid_unknown_fields=True):
     context: Annotated[dict[str, Any], Meta(description="for the answerer, at most 16 KiB")] | None = None
 
 
-class Accepted(Struct, frozen=True):
+class AcceptedQuestion(Struct, frozen=True):
     """A question that was taken; its answer comes on the person's streams."""
 
     id: str
@@ -115,7 +115,7 @@ class QuestionsEndpoint:
 
     identifier: Identifier
     questions: Questions
-    reply: "Reply"
+    reply: "StreamedReply"
 
     async def post(self, request: Request) -> Response:
         """Asks: 202, or, for who accepts text/event-stream, the answer in the reply."""
@@ -131,7 +131,9 @@ class QuestionsEndpoint:
         headers = {"location": f"/v1/questions/{question.id}"}
         if _wants_stream(request):
             return self.reply.response(question, headers)
-        return json_response(Accepted(question.id, question.conversation, question.status), 202, headers)
+        return json_response(
+            AcceptedQuestion(question.id, question.conversation, question.status), 202, headers
+        )
 
     async def get_all(self, request: Request) -> Response:
         """The newest `limit` questions, before the id `before`."""
@@ -158,7 +160,7 @@ class QuestionsEndpoint:
 
 def _asking(asked: QuestionRequest) -> Asking:
     if asked.context is not None and (size := len(msgspec.json.encode(asked.context))) > MAX_CONTEXT_BYTES:
-        raise InvalidInput(Problem("$.context", f"has {size} bytes, over {MAX_CONTEXT_BYTES}"))
+        raise InvalidInput(Violation("$.context", f"has {size} bytes, over {MAX_CONTEXT_BYTES}"))
     return Asking(asked.text, asked.conversation, asked.context)
 
 
@@ -166,7 +168,7 @@ def _key(request: Request) -> str | None:
     key = request.headers.get("idempotency-key")
     if key is not None and not _KEY.fullmatch(key):
         detail = f"isn't 1–128 printable ASCII characters without blanks, such as 7f3c-41, got {shown(key)}"
-        raise InvalidInput(Problem("Idempotency-Key", detail))
+        raise InvalidInput(Violation("Idempotency-Key", detail))
     return key
 
 
@@ -223,7 +225,7 @@ def _view(question: Question, *, most: int | None = None) -> QuestionView:
     )
 
 
-class Publishes(Protocol):
+class HearsPublications(Protocol):
     """Where the publications about one question are heard; the hub does it."""
 
     def publications(
@@ -250,7 +252,7 @@ _PING = b"event: ping\ndata: {}\n\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class StreamedReply:
     """Streams an answer in the reply to its question, wherever it is answered.
 
     It hears what the hub delivers about the question. Every 2 s it also looks at the question itself, so that
@@ -258,7 +260,7 @@ class Reply:
     """
 
     questions: Questions
-    hub: Publishes
+    hub: HearsPublications
     node: Drains
     heartbeat_s: float = 15.0
 

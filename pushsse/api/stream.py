@@ -71,7 +71,7 @@ class HasRoom(Protocol):
         ...
 
 
-class Pace:
+class OpeningRate:
     """Says whether streams open one by one, or thick and fast."""
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class StreamEndpoint:
     queue: Queue = field(default_factory=lambda: Queue(OPENING_AT_ONCE))
     portable_queue: Queue = field(default_factory=lambda: Queue(PORTABLE_AT_ONCE))
     wake_queue: WakeQueue = field(default_factory=WakeQueue)
-    pace: Pace = field(default_factory=Pace)
+    rate: OpeningRate = field(default_factory=OpeningRate)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -123,11 +123,11 @@ class StreamEndpoint:
             await busy_response()(scope, receive, send)
             return
         if queued is not None:
-            direct.leave(scope, partial(queued, scope, receive, send))
+            direct.respond_later(scope, partial(queued, scope, receive, send))
 
     def opening(self, request: Request) -> Answer | None:
         """Opens a stream without waiting; None where that can't be. Raises what `__call__` answers with."""
-        if not self.pace.is_calm() or not self.node.has_room():
+        if not self.rate.is_calm() or not self.node.has_room():
             return None
         who = self.identifier.identify(request, STREAM)
         wish, options = asked(request, who)

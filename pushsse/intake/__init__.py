@@ -11,7 +11,7 @@ from typing import Protocol
 
 from pushsse import event
 from pushsse.backplane import Draft, Receipt, Source
-from pushsse.errors import InvalidInput, Problem
+from pushsse.errors import InvalidInput, Violation
 from pushsse.event import Event
 from pushsse.kafka import Record
 from pushsse.metrics import Metrics
@@ -57,7 +57,7 @@ class Drafter:
         Raises InvalidInput for a type that isn't admitted, a frame over 48 KiB and a time out of range.
         """
         if not self.types.admits(given.type):
-            raise InvalidInput(Problem("$.type", f"{given.type!r} isn't in the catalogue"))
+            raise InvalidInput(Violation("$.type", f"{given.type!r} isn't in the catalogue"))
         publication = event.publication(given, event_id=event_id, at=at, max_age_s=self.max_age_s)
         # The log remembers this for 10 minutes and leaves repeats out. Only a producer's own id can come
         # again: a record without one is known by its offset, which the fence looks at, and an id made for an
@@ -102,4 +102,4 @@ def _time(timestamp_ms: int) -> datetime:
     try:
         return datetime.fromtimestamp(timestamp_ms / 1000, UTC)
     except (OverflowError, ValueError, OSError):
-        raise InvalidInput(Problem("$.ts", f"the record's timestamp {timestamp_ms} isn't in ms")) from None
+        raise InvalidInput(Violation("$.ts", f"the record's timestamp {timestamp_ms} isn't in ms")) from None

@@ -410,7 +410,7 @@ async def decode_all(
         try:
             item = handler.decode(record, owner)
         except InvalidInput as error:
-            refused.append(Refused(record, error.problems[0].at, str(error)))
+            refused.append(Refused(record, error.violations[0].at, str(error)))
         except Exception as error:  # noqa: BLE001 - a record that trips a bug must not stop its partition for ever
             refused.append(Refused(record, "$", f"the decoder failed: {type(error).__name__}: {error}"))
         else:

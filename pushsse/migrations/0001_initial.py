@@ -32,7 +32,7 @@ class Migration(migrations.Migration):
             bases=["Model"],
         ),
         ops.CreateModel(
-            name="Person",
+            name="PersonRow",
             fields=[
                 ("user", fields.CharField(primary_key=True, unique=True, db_index=True, max_length=128)),
                 ("version", fields.BigIntField(db_default=0)),

@@ -15,7 +15,7 @@ from tortoise import fields
 from tortoise.models import Model
 
 from pushsse.database import Database, Statement
-from pushsse.errors import InvalidInput, Problem
+from pushsse.errors import InvalidInput, Violation
 from pushsse.event import Change
 from pushsse.position import Mark
 
@@ -98,7 +98,7 @@ class Switch(Model):
         unique_together = (("user", "type"),)
 
 
-class Person(Model):
+class PersonRow(Model):
     """A person who has changed a switch: the number of the last change, and of the last one in the log.
 
     `logged_epoch` and `logged_number` are the place in the person's shard log of the latter.
@@ -277,7 +277,7 @@ class PreferenceStore:
         """Notes that a person's changes up to `version` are in the log, up to `mark`; never backwards."""
         async with self._database.transaction():
             # Never backwards: of two nodes that published, the later one may have come first.
-            await Person.filter(user=user, logged_version__lt=version).update(
+            await PersonRow.filter(user=user, logged_version__lt=version).update(
                 logged_version=version, logged_epoch=mark.epoch, logged_number=mark.number
             )
             await PreferenceChange.filter(user=user, version__lte=version).delete()
@@ -342,15 +342,15 @@ async def _types() -> tuple[TypeView, ...]:
 
 
 def _check(known: Mapping[str, _Choice], wanted: Mapping[str, bool]) -> None:
-    problems = []
+    violations = []
     for name, on in wanted.items():
         at = f"$.types.{name}"
         if name not in known:
-            problems.append(Problem(at, f"{name!r} is not a type of the catalogue"))
+            violations.append(Violation(at, f"{name!r} is not a type of the catalogue"))
         elif known[name].mandatory and not on:
-            problems.append(Problem(at, f"{name!r} is mandatory and can't be switched off, got false"))
-    if problems:
-        raise InvalidInput(*problems)
+            violations.append(Violation(at, f"{name!r} is mandatory and can't be switched off, got false"))
+    if violations:
+        raise InvalidInput(*violations)
 
 
 def _differs(row: _Choice, wanted: Mapping[str, bool]) -> bool:
@@ -369,7 +369,7 @@ async def _number(
 ) -> None:
     # Guarantee 3: number, switches and outbox in one transaction. What dispatch reads and what the log will
     # tell can't come apart.
-    await Person.filter(user=user).update(version=version)
+    await PersonRow.filter(user=user).update(version=version)
     await PreferenceChange.create(
         user=user, version=version, changed=changed, before=sorted(before), after=sorted(after)
     )

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from ulid import ULID
 
 from pushsse.backplane import Backplane
-from pushsse.errors import DatabaseUnavailable, InvalidInput, Overloaded, Problem
+from pushsse.errors import DatabaseUnavailable, InvalidInput, Overloaded, Violation
 from pushsse.event import Publication
 from pushsse.metrics import Metrics
 from pushsse.questions import CANCELLED, EXPIRED, GIVEN_UP, Question, TooManyQuestions
@@ -129,7 +129,7 @@ class Questions:
             and asking.conversation in (None, first.conversation)
         )
         if not same:
-            raise InvalidInput(Problem("Idempotency-Key", f"{shown(key)} was used for another question"))
+            raise InvalidInput(Violation("Idempotency-Key", f"{shown(key)} was used for another question"))
         return first
 
     async def _admit(self, user: str) -> None:

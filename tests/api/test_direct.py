@@ -13,14 +13,14 @@ from starlette.routing import Route
 
 from pushsse.api.direct import Application, Direct, answered
 from pushsse.api.problem import HANDLERS, HttpProblem, json_response, read_body
-from pushsse.errors import BackplaneUnavailable, InvalidInput, NotJson, Problem
+from pushsse.errors import BackplaneUnavailable, InvalidInput, NotJson, Violation
 from tests.serving import Running, serving
 
 pytestmark = pytest.mark.anyio
 ERRORS = [
     HttpProblem(418, "teapot", "short and stout", {"x-tea": "1"}),
-    InvalidInput(Problem("$.a", "is bad")),
-    NotJson(Problem("$", "isn't JSON")),
+    InvalidInput(Violation("$.a", "is bad")),
+    NotJson(Violation("$", "isn't JSON")),
     BackplaneUnavailable("away"),
     ZeroDivisionError("a bug"),
 ]

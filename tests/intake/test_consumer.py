@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pushsse.errors import InvalidInput, Problem, Unavailable
+from pushsse.errors import InvalidInput, Unavailable, Violation
 from pushsse.kafka import Record, TopicPartition
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.dead_letters import Refused
@@ -27,7 +27,7 @@ class Sums:
 
     def decode(self, record: Record, owner: str) -> Record:
         if not (record.value or b"").isdigit():
-            raise InvalidInput(Problem("$", "isn't a number"))
+            raise InvalidInput(Violation("$", "isn't a number"))
         return record
 
     async def apply(self, items: Sequence[Record]) -> Sequence[Refused]:

@@ -103,7 +103,7 @@ def test_unknown_members_are_ignored_and_counted(decode: PushsseFormat, metrics:
 def test_what_cant_be_used_is_refused_with_its_place(decode: PushsseFormat, value: bytes, at: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         decode(Given(value), "owner")
-    assert refused.value.problems[0].at == at
+    assert refused.value.violations[0].at == at
 
 
 def test_what_isnt_json_is_told_apart(decode: PushsseFormat) -> None:

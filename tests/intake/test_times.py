@@ -55,7 +55,7 @@ def test_a_time_from_1970_to_9999_is_taken_and_expiry_counts_from_it(
 def test_any_other_time_is_refused_by_name(ts: str) -> None:
     with pytest.raises(InvalidInput, match="must lie between 1970-01-01T00:00:00Z and 9999") as refused:
         made(ts)
-    assert refused.value.problems[0].at == "$.ts"
+    assert refused.value.violations[0].at == "$.ts"
 
 
 @pytest.mark.parametrize(
@@ -78,4 +78,4 @@ def test_any_other_time_is_refused_by_name(ts: str) -> None:
 def test_what_is_no_time_is_refused_with_an_example(ts: object) -> None:
     with pytest.raises(InvalidInput, match="2026-11-23T08:00:00Z") as refused:
         made(ts)
-    assert refused.value.problems[0].at == "$.ts"
+    assert refused.value.violations[0].at == "$.ts"

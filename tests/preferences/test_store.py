@@ -97,7 +97,7 @@ async def test_all_that_is_wrong_with_a_change_is_said_at_once(
     await add_types(database, alarm={}, law={"mandatory": True}, secret={"hidden": True})
     with pytest.raises(InvalidInput) as caught:
         await store.change("ann", {"alarm": False, "law": False, "secret": False, "nope": True})
-    assert [p.at for p in caught.value.problems] == ["$.types.law", "$.types.secret", "$.types.nope"]
+    assert [p.at for p in caught.value.violations] == ["$.types.law", "$.types.secret", "$.types.nope"]
     assert (await states.read(["ann"]))["ann"].version == 0
     assert (await states.read(["ann"]))["ann"].off == frozenset()
 

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from pushsse.api.identity import DevelopmentIdentifier
 from pushsse.api.problem import HANDLERS
-from pushsse.api.questions import QuestionsEndpoint, Reply
+from pushsse.api.questions import QuestionsEndpoint, StreamedReply
 from pushsse.backplane import Heard, HeardLive, log_of
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.errors import BackplaneUnavailable
@@ -104,7 +104,7 @@ async def site(nodes: Nodes) -> AsyncIterator[Site]:
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with httpx.AsyncClient(base_url=url, timeout=10, verify=False) as client:
         found = Site(client, service, gate)
-        reply = Reply(service, hearing, found, heartbeat_s=0.6)
+        reply = StreamedReply(service, hearing, found, heartbeat_s=0.6)
         endpoint = QuestionsEndpoint(DevelopmentIdentifier(), service, reply)
         routes = [
             Route("/v1/questions", endpoint.post, methods=["POST"]),
@@ -309,7 +309,7 @@ async def test_a_reply_without_the_backplane_finds_its_end_by_looking(site: Site
 
     site.gate.open.clear()
     question = await site.service.ask("ann", Asking("hello?"))
-    reply = Reply(site.service, Away(), site)
+    reply = StreamedReply(site.service, Away(), site)
     frames: list[bytes] = []
     async for frame in reply.frames(question):
         frames.append(frame)

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
 from pushsse import strictjson
-from pushsse.errors import InvalidInput, KafkaUnavailable, Problem
+from pushsse.errors import InvalidInput, KafkaUnavailable, Violation
 from pushsse.kafka import Record, TopicPartition
 from pushsse.kafka.consumer import Consumer, ConsumerPace
 from pushsse.kafka.dead_letters import Refused
@@ -255,13 +255,13 @@ def read(value: bytes | None) -> AnswerRecord:
     says = strictjson.read(value or b"", AnswerRecord)
     given = [name for name in ("delta", "text", "error", "handover") if getattr(says, name) is not UNSET]
     if len(given) > 1:
-        raise InvalidInput(Problem("$", f"has {' and '.join(given)}, and may have one of them"))
+        raise InvalidInput(Violation("$", f"has {' and '.join(given)}, and may have one of them"))
     if given == ["handover"]:
-        raise InvalidInput(Problem("$.handover", "isn't possible yet"))
+        raise InvalidInput(Violation("$.handover", "isn't possible yet"))
     if not given and not says.done:
-        raise InvalidInput(Problem("$", "has neither delta, text, error nor done"))
+        raise InvalidInput(Violation("$", "has neither delta, text, error nor done"))
     if says.seq is UNSET and given not in (["text"], ["error"]):
-        raise InvalidInput(Problem("$.seq", "is required"))
+        raise InvalidInput(Violation("$.seq", "is required"))
     return says
 
 
