@@ -35,7 +35,7 @@ class KnowsSwitches(Protocol):
         """Which of these types which of these people have off. Raises DatabaseUnavailable."""
         ...
 
-    def off_among_at_once(self, users: Sequence[str], types: Sequence[str]) -> Off | None:
+    def off_among_nowait(self, users: Sequence[str], types: Sequence[str]) -> Off | None:
         """The same without waiting; None where that can't be."""
         ...
 
@@ -77,7 +77,7 @@ class Dispatcher:
         appends = await self._appends(drafts, await self._off(drafts))
         return await self._backplane.publish(appends) if appends else Receipt()
 
-    def dispatch_at_once(self, draft: Draft) -> Receipt | None:
+    def dispatch_nowait(self, draft: Draft) -> Receipt | None:
         """As `dispatch`, with one draft and without waiting.
 
         None where somebody has to be waited for, or would have to wait; then nothing was published.
@@ -90,11 +90,11 @@ class Dispatcher:
             return None
         else:
             # Guarantee 3, as in `dispatch`: read from the database for this very draft.
-            off = self._switches.off_among_at_once(users, (publication.name,))
+            off = self._switches.off_among_nowait(users, (publication.name,))
             if off is None:
                 return None
             appends = [Append(name, (part,)) for name, part in self._parts(draft, users, off)]
-        receipt = self._backplane.publish_at_once(appends) if appends else Receipt()
+        receipt = self._backplane.publish_nowait(appends) if appends else Receipt()
         if receipt is not None:
             self._types.notice((publication.name,))
             if users is not None:

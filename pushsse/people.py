@@ -35,7 +35,7 @@ class States(Protocol):
         """The states of all of `users`. Raises DatabaseUnavailable."""
         ...
 
-    def read_at_once(self, user: str) -> PersonState | None:
+    def read_nowait(self, user: str) -> PersonState | None:
         """One person's without waiting; None where that can't be: then `read` is asked."""
         ...
 
@@ -50,9 +50,9 @@ class StateTable:
         """The states of all of `users`. Raises DatabaseUnavailable."""
         return _states(users, await self._database.read(SwitchRow, _STATES, list(users)))
 
-    def read_at_once(self, user: str) -> PersonState | None:
+    def read_nowait(self, user: str) -> PersonState | None:
         """One person's without waiting; None where that can't be."""
-        rows = self._database.read_now(SwitchRow, _STATES, [user])
+        rows = self._database.read_nowait(SwitchRow, _STATES, [user])
         return None if rows is None else _states((user,), rows)[user]
 
 
@@ -70,7 +70,7 @@ class StoredPeople:
     async def state(self, user: str) -> PersonState:
         """A person's state: all that was committed before this call. Raises DatabaseUnavailable."""
         clock = time.monotonic()
-        if clock - self._answered_at >= GATHER_S and (found := self._states.read_at_once(user)) is not None:
+        if clock - self._answered_at >= GATHER_S and (found := self._states.read_nowait(user)) is not None:
             self._answered_at = clock
             return found
         # Guarantee 3: this waits for the next statement, never for the one under way. That one may have read
@@ -81,9 +81,9 @@ class StoredPeople:
         self._asked.set()
         return await answer
 
-    def state_at_once(self, user: str) -> PersonState | None:
+    def state_nowait(self, user: str) -> PersonState | None:
         """The same without waiting; None where that can't be."""
-        return self._states.read_at_once(user)
+        return self._states.read_nowait(user)
 
     async def settle(self, user: str) -> None:
         """Publishes a person's changes that aren't known to be in the log. Raises Unavailable."""

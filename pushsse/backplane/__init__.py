@@ -182,8 +182,8 @@ class Gap(NamedTuple):
 Hearing = Heard | HeardLive | Followed | Gap
 
 
-class DirectListener(Protocol):
-    """A listener that can be called with what `publish_at_once` appends, beside what `listen` yields."""
+class NowaitListener(Protocol):
+    """A listener that `publish_nowait` calls with what it appends, beside what `listen` yields."""
 
     def hear(self, hearing: Heard) -> bool:
         """Takes a hearing; False if it must not now, since something that came earlier still waits."""
@@ -230,7 +230,7 @@ class Backplane(Protocol):
         """
         ...
 
-    def publish_at_once(self, appends: Sequence[Append]) -> Receipt | None:
+    def publish_nowait(self, appends: Sequence[Append]) -> Receipt | None:
         """`publish` for a few drafts without sources, without an await.
 
         None if the backplane would have to wait: then nothing was appended, and `publish` is to be called.
@@ -262,11 +262,11 @@ class Backplane(Protocol):
         """
         ...
 
-    def hear_at_once(self, listener: DirectListener | None) -> None:
-        """Calls this listener from within `publish_at_once`, unless something earlier still waits for it.
+    def listen_nowait(self, listener: NowaitListener | None) -> None:
+        """Calls this listener from within `publish_nowait`, unless something earlier still waits for it.
 
-        What it does not take, `listen` yields. None ends that. A backplane that never publishes at once has
-        nothing to do here.
+        What it does not take, `listen` yields. None ends that. A backplane without a `publish_nowait`
+        of its own has nothing to do here.
         """
         return
 

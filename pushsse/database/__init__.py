@@ -84,7 +84,7 @@ class Database:
         route = self._connections.route
         return route is not None and route.pooled
 
-    def read_now(self, make: Callable[..., Row], statement: Statement, *values: Value) -> list[Row] | None:
+    def read_nowait(self, make: Callable[..., Row], statement: Statement, *values: Value) -> list[Row] | None:
         """What a small question finds, without waiting; None where that can't be: then ask `read`."""
         if self._reader is None or self._breaker.failed:
             return None
@@ -95,7 +95,7 @@ class Database:
 
     async def read(self, make: Callable[..., Row], statement: Statement, *values: Value) -> list[Row]:
         """As `rows`, for a statement that changes nothing. Raises DatabaseUnavailable."""
-        found = self.read_now(make, statement, *values)
+        found = self.read_nowait(make, statement, *values)
         return await self.rows(make, statement, *values) if found is None else found
 
     async def rows(self, make: Callable[..., Row], statement: Statement, *values: Value) -> list[Row]:

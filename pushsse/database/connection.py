@@ -191,7 +191,7 @@ class Reader:
     def rows(
         self, make: Callable[..., Row], statement: Statement, values: tuple[Value, ...]
     ) -> list[Row] | None:
-        """The rows of a statement; None where they can't be had at once."""
+        """The rows of a statement; None where they would take long."""
         if not is_small(values):
             return None
         text, given = statement.for_sqlite(values)

@@ -1,6 +1,6 @@
 """The node's one in-process queue, between the backplane's `listen` and delivery.
 
-A service. While it is idle, each hearing is delivered at once. After a delivery to many streams it rests for
+A service. While it is idle, each hearing passes the queue by. After a delivery to many streams it rests for
 up to 2 ms, so that what arrives meanwhile leaves in one write per stream; after a delivery to few it doesn't,
 because that would save nothing. When the queue is full it stops listening, and the log keeps what isn't read.
 """
@@ -43,13 +43,13 @@ class Feed:
 
     async def run(self) -> None:
         """Listens and delivers, for ever. An error of the delivery ends it."""
-        self._backplane.hear_at_once(self)
+        self._backplane.listen_nowait(self)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._listen(), name="listen")
                 tasks.create_task(self._deliver_queue(), name="deliver")
         finally:
-            self._backplane.hear_at_once(None)
+            self._backplane.listen_nowait(None)
 
     def hear(self, hearing: Heard) -> bool:
         """Delivers one event for a few within the call that publishes it; False where it has to wait.
@@ -70,8 +70,8 @@ class Feed:
         in_a_row = 0
         async with aclosing(self._backplane.listen()) as hearings:
             async for hearing in hearings:
-                # Guarantee 2: a hearing is delivered directly only while nothing waits in the queue, so it
-                # can't overtake what was heard before it.
+                # Guarantee 2: a hearing goes past the queue only while nothing waits in it, so it can't
+                # overtake what was heard before it.
                 if not self._queue and time.perf_counter() >= self._rest_until:
                     self._deliver((hearing,))
                     in_a_row += 1

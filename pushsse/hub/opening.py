@@ -55,7 +55,7 @@ class People(Protocol):
         """The person's switches, and whether a question is open. Raises DatabaseUnavailable."""
         ...
 
-    def state_at_once(self, user: str) -> PersonState | None:
+    def state_nowait(self, user: str) -> PersonState | None:
         """As `state`, without waiting; None where that can't be."""
         ...
 
@@ -160,12 +160,12 @@ class Opener:
         person = self._hub.hold(user)
         try:
             # Guarantee 3: as in `opening`, and nothing is awaited from here until the stream is live.
-            opening = self._found_at_once(person, wish)
+            opening = self._found_nowait(person, wish)
             return opening is not None and start(lambda sink: self.begin(opening, sink, options))
         finally:
             self._hub.release(person)
 
-    def _found_at_once(self, person: Person, wish: From) -> Opening | None:
+    def _found_nowait(self, person: Person, wish: From) -> Opening | None:
         if not self._hub.follows(person) or wish.since_s is not None:
             return None
         log, wanted = self._hub.log(person), wish.position
@@ -173,7 +173,7 @@ class Opener:
             _is_in_tail(self._hub.broadcast, wanted.broadcast) and _is_in_tail(log, wanted.shard)
         ):
             return None
-        state = self._people.state_at_once(person.name)
+        state = self._people.state_nowait(person.name)
         if state is None or state.pending:
             return None
         if state.logged is not None and state.logged.epoch == log.mark.epoch and not log.has(state.logged):

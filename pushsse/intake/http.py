@@ -54,7 +54,7 @@ class Intake(Protocol):
 class DispatchesNowait(Dispatches, Protocol):
     """A dispatcher that can do without waiting where nothing has to be waited for."""
 
-    def dispatch_at_once(self, draft: Draft) -> Receipt | None:
+    def dispatch_nowait(self, draft: Draft) -> Receipt | None:
         """As `dispatch` with one draft; None where it has to wait, and nothing was published."""
         ...
 
@@ -85,7 +85,7 @@ class EmbeddedIntake:
     def accept_at_once(self, submitted: Submitted) -> Receipt | None:
         """As `accept` with one event, without waiting; None where that can't be, and it wasn't taken."""
         # Order is that of acceptance: while others are being dispatched, this one has to wait.
-        return None if self._accepting else self._dispatcher.dispatch_at_once(submitted.draft)
+        return None if self._accepting else self._dispatcher.dispatch_nowait(submitted.draft)
 
 
 class KafkaProducerIntake:

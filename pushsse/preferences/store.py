@@ -206,11 +206,11 @@ class PreferenceStore:
             return frozenset()
         return _off(users, await self._database.read(_pair, _OFF_AMONG, list(users), list(types)))
 
-    def off_among_at_once(
+    def off_among_nowait(
         self, users: Sequence[str], types: Sequence[str]
     ) -> frozenset[tuple[str, str]] | None:
         """The same of few people, read without waiting; None where that can't be: then ask `off_among`."""
-        rows = self._database.read_now(_pair, _OFF_AMONG, list(users), list(types))
+        rows = self._database.read_nowait(_pair, _OFF_AMONG, list(users), list(types))
         return None if rows is None else _off(users, rows)
 
     async def catalogue(self) -> tuple[TypeView, ...]:

@@ -92,7 +92,7 @@ class People:
     async def settle(self, _: str) -> None:
         raise AssertionError("nothing is pending here")
 
-    def state_at_once(self, _: str) -> None:
+    def state_nowait(self, _: str) -> None:
         """Never: these streams are opened the way that waits."""
 
     async def growing(self, _: str) -> list[Publication]:

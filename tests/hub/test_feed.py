@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from pushsse import backplane
-from pushsse.backplane import BROADCAST, Append, DirectListener, Draft, Entry, HeardLive, Hearing
+from pushsse.backplane import BROADCAST, Append, Draft, Entry, HeardLive, Hearing, NowaitListener
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.event import Publication
 from pushsse.hub import feed
@@ -31,7 +31,7 @@ class Heard:
         while True:
             yield await self.coming.get()
 
-    def hear_at_once(self, ear: DirectListener | None) -> None:
+    def listen_nowait(self, ear: NowaitListener | None) -> None:
         self.ear = ear
 
     def deliver(self, hearings: Sequence[Hearing]) -> None:
@@ -169,7 +169,7 @@ async def test_what_is_published_at_once_overtakes_nothing_even_while_the_queue_
                     await asyncio.sleep(0)
             while deliverer.waiting:
                 await asyncio.sleep(0)
-            log.publish_at_once([append])
+            log.publish_nowait([append])
         while len(delivery.numbers) < 60:
             await asyncio.sleep(0)
         running.cancel()

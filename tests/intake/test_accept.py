@@ -95,7 +95,7 @@ class Dispatched:
         self.once += [draft.once for draft in drafts]
         return Receipt(repeated=self._repeated)
 
-    def dispatch_at_once(self, draft: Draft) -> Receipt:
+    def dispatch_nowait(self, draft: Draft) -> Receipt:
         self.once.append(draft.once)
         return Receipt(repeated=self._repeated)
 

@@ -29,7 +29,7 @@ class AllOn:
     async def off_among(self, users: Sequence[str], types: Sequence[str]) -> Off:
         return frozenset()
 
-    def off_among_at_once(self, users: Sequence[str], types: Sequence[str]) -> Off:
+    def off_among_nowait(self, users: Sequence[str], types: Sequence[str]) -> Off:
         return frozenset()
 
 

@@ -29,7 +29,7 @@ class Table:
         self.goes_on = asyncio.Event()
         self.away = False
 
-    def read_at_once(self, user: str) -> None:
+    def read_nowait(self, user: str) -> None:
         """Never."""
 
     async def read(self, users: Sequence[str]) -> dict[str, PersonState]:

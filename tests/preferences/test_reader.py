@@ -42,12 +42,12 @@ async def path(database: Database) -> Path:
 
 async def test_one_and_few_are_answered_at_once_and_many_are_not(database: Database) -> None:
     await PreferenceStore(database).join(["a", "b", "c"], hidden=False)
-    assert database.read_now(int, _ONE) == [1]
-    assert database.read_now(str, _TYPES, ["b"]) == ["b"]
-    assert database.read_now(str, _TYPES, ["c", "a", "x"]) == ["a", "c"]
-    assert database.read_now(str, _TYPES, []) == []
+    assert database.read_nowait(int, _ONE) == [1]
+    assert database.read_nowait(str, _TYPES, ["b"]) == ["b"]
+    assert database.read_nowait(str, _TYPES, ["c", "a", "x"]) == ["a", "c"]
+    assert database.read_nowait(str, _TYPES, []) == []
     many = [*map(str, range(65)), "b"]
-    assert database.read_now(str, _TYPES, many) is None
+    assert database.read_nowait(str, _TYPES, many) is None
     assert await database.read(str, _TYPES, many) == ["b"]
 
 
@@ -66,23 +66,23 @@ async def test_what_another_process_commits_holds_for_the_next_question(
             )
             off = {("ann", "news")} if not enabled else set()
             assert await store.off_among(["ann"], ["news"]) == off
-            assert (state := states.read_at_once("ann")) is not None
+            assert (state := states.read_nowait("ann")) is not None
             assert state.off == {name for _, name in off}
 
 
 async def test_a_question_without_an_end_is_given_up(database: Database) -> None:
-    assert database.read_now(int, _WITHOUT_END) is None
-    assert database.read_now(int, _ONE) == [1]
+    assert database.read_nowait(int, _WITHOUT_END) is None
+    assert database.read_nowait(int, _ONE) == [1]
 
 
 async def test_a_question_that_changes_something_is_not_for_the_reader(database: Database) -> None:
-    assert database.read_now(int, Statement("DELETE FROM pushsse_event_type")) is None
+    assert database.read_nowait(int, Statement("DELETE FROM pushsse_event_type")) is None
 
 
 async def test_a_writer_keeps_nobody_from_reading(database: Database, path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        assert database.read_now(int, Statement("SELECT count(*) FROM pushsse_event_type")) == [0]
+        assert database.read_nowait(int, Statement("SELECT count(*) FROM pushsse_event_type")) == [0]
 
 
 async def test_a_locked_file_is_left_to_the_thread_which_says_so_in_time(tmp_path: Path) -> None:
@@ -90,18 +90,18 @@ async def test_a_locked_file_is_left_to_the_thread_which_says_so_in_time(tmp_pat
     async with Database(f"sqlite://{path}?journal_mode=DELETE", timeout_s=0.5, cool_s=60) as database:
         await database.migrate()
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
-            assert database.read_now(str, _TYPES, ["a"]) == []
+            assert database.read_nowait(str, _TYPES, ["a"]) == []
             other.execute("BEGIN EXCLUSIVE")
-            assert database.read_now(str, _TYPES, ["a"]) is None
+            assert database.read_nowait(str, _TYPES, ["a"]) is None
             with pytest.raises(DatabaseUnavailable):
                 await database.read(str, _TYPES, ["a"])
             other.execute("ROLLBACK")
         # Known to be away: nobody asks for a while.
         assert not database.available
-        assert database.read_now(str, _TYPES, ["a"]) is None
+        assert database.read_nowait(str, _TYPES, ["a"]) is None
 
 
 async def test_a_database_in_memory_has_no_reader() -> None:
     async with Database("sqlite://:memory:") as database:
-        assert database.read_now(int, _ONE) is None
+        assert database.read_nowait(int, _ONE) is None
         assert await database.read(int, _ONE) == [1]

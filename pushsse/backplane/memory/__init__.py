@@ -18,13 +18,13 @@ from pushsse.backplane import (
     BROADCAST_SHARE,
     Append,
     Backplane,
-    DirectListener,
     Draft,
     Entry,
     Followed,
     Heard,
     HeardLive,
     Hearing,
+    NowaitListener,
     Page,
     Receipt,
     fresh_word,
@@ -86,7 +86,7 @@ class MemoryBackplane(Backplane):
         self._unheard = 0
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
-        self._direct: DirectListener | None = None
+        self._nowait_listener: NowaitListener | None = None
 
     async def __aenter__(self) -> Self:
         """Continues where the file ends. Raises SettingsError where another process uses it."""
@@ -161,7 +161,7 @@ class MemoryBackplane(Backplane):
             )
         return receipt
 
-    def publish_at_once(self, appends: Sequence[Append]) -> Receipt | None:
+    def publish_nowait(self, appends: Sequence[Append]) -> Receipt | None:
         """`publish` for a few drafts without sources; None while the listener is far behind."""
         if self._unheard >= MOST_WAITING:
             return None
@@ -175,7 +175,7 @@ class MemoryBackplane(Backplane):
         if heard:
             hearing = Heard(tuple(heard))
             # Guarantee 2: what waits was appended earlier, and must be heard first.
-            if self._waiting or self._direct is None or not self._direct.hear(hearing):
+            if self._waiting or self._nowait_listener is None or not self._nowait_listener.hear(hearing):
                 self._queue(hearing)
         return receipt
 
@@ -260,12 +260,12 @@ class MemoryBackplane(Backplane):
             self._unheard = 0
             self._room.set()
 
-    def hear_at_once(self, listener: DirectListener | None) -> None:
-        """From now on this listener is asked first."""
-        self._direct = listener
+    def listen_nowait(self, listener: NowaitListener | None) -> None:
+        """From now on `publish_nowait` asks this listener first."""
+        self._nowait_listener = listener
 
     def follow(self, log: str) -> None:
-        """Takes effect at once: what is appended after this call is heard."""
+        """Takes effect within the call: what is appended after it is heard."""
         if log in self._asked:
             return
         self._asked[log] = None
@@ -273,7 +273,7 @@ class MemoryBackplane(Backplane):
             self._begin(log)
 
     def unfollow(self, log: str) -> None:
-        """Takes effect at once: what waits for the listener of this log is dropped."""
+        """Takes effect within the call: what waits for the listener of this log is dropped."""
         if self._asked.pop(log, log) is None:
             others = [left for heard in self._waiting if (left := _without(log, heard)) is not None]
             self._waiting = deque(others)
