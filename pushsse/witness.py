@@ -3,7 +3,7 @@
 A service, where there are Redis and PostgreSQL. Every two seconds a node that hears the backplane reports so
 in the database; one that doesn't asks there whether others do. If they do, for ten seconds, the node is
 isolated: it isn't ready, and `Work` gives Kafka partitions, questions and streams back. If no node hears the
-backplane, or the database is away, nothing changes, since all nodes would leave at once.
+backplane, or the database is away, nothing changes, since all nodes would leave together.
 """
 
 import asyncio
@@ -135,7 +135,7 @@ class Witness:
 
 
 def draw_after_s() -> float:
-    """After how many seconds of the same a node changes; not all at once."""
+    """After how many seconds of the same a node changes; not all together."""
     return AFTER_S * random.uniform(1.0, 1.2)
 
 

@@ -1,7 +1,7 @@
 """`/livez`, `/readyz`, `/metrics`: for balancers, orchestrators and Prometheus.
 
 Deliberate: a node isn't ready only while it starts, while it drains, or for a fault of its own. A shared
-dependency that is away makes no node unready: all of them would leave at once.
+dependency that is away makes no node unready: all of them would leave together.
 """
 
 from dataclasses import dataclass

@@ -173,7 +173,7 @@ class Database:
             return tuple(step.migration.name for step in await self._connections.migrations().plan())
 
     async def migrate(self) -> tuple[str, ...]:
-        """Applies what is pending, all or nothing, and says what; several processes may do so at once."""
+        """Applies what is pending, all or nothing, and says what; several processes may do so together."""
         async with self.transaction(timeout_s=_MIGRATE_S) as session:
             await session.lock(_MIGRATION_LOCK)
             executor = self._connections.migrations()

@@ -258,8 +258,8 @@ class Connections:
     Deliberate: Tortoise's own `in_transaction` isn't used, since it keeps the connection (or the lock) for
     ever when its BEGIN is cancelled. `Tortoise.init` neither, since its state is the process's: here each
     database has a context, entered for the length of a block. A context's own `with` keeps its token on the
-    context, so two tasks can't be in it at once. tests/preferences/test_tortoise.py checks the private parts:
-    `_current_context`, `_pool`, `_connection`.
+    context, so two tasks can't be in it together. tests/preferences/test_tortoise.py checks the private
+    parts: `_current_context`, `_pool`, `_connection`.
     """
 
     def __init__(self, configuration: dict[str, Any]) -> None:

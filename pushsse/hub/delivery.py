@@ -20,7 +20,7 @@ from pushsse.stream.subscriber import LIVE, NOTHING_OFF, Person, Subscriber, sel
 
 
 class Delivery:
-    """From what was heard to what is written, for all streams of the node at once."""
+    """From what was heard to what is written, for all streams of the node."""
 
     def __init__(self, hub: Hub, opener: Opener) -> None:
         self._hub = hub

@@ -188,7 +188,7 @@ class Opener:
         return Opening(cursor, Resume.COMPLETE, state.open_question)
 
     def begin(self, opening: Opening, sink: Sink, options: StreamOptions) -> Subscriber:
-        """Begins a stream with its `ready`. It is live at once if there is nothing to replay."""
+        """Begins a stream with its `ready`. It goes live in this call if there is nothing to replay."""
         subscriber = Subscriber(
             sink,
             self._hub,

@@ -1,8 +1,7 @@
 """Events that come by POST /v1/events, with Kafka behind the call or without.
 
-Called by the API with events that it has checked. Without Kafka they go to the dispatcher at once; with it
-they go into the topic, keyed so that one person's events stay in order, and come back through the intake from
-Kafka.
+Called by the API with events that it has checked. Without Kafka they go to the dispatcher. With it they go
+into the topic, keyed so that one person's events stay in order, and come back through the intake from Kafka.
 """
 
 import asyncio

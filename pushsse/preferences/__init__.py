@@ -73,7 +73,7 @@ class Preferences:
                 waiting.failed(error)
 
     async def _publish(self, changes: Sequence[PendingChange]) -> None:
-        # Guarantee 3: in the order of their numbers. Two nodes may publish the same change at once: `once`
+        # Guarantee 3: in the order of their numbers. Two nodes may publish the same change together: `once`
         # keeps the second out of the log, and a stream ignores a change older than what it knows.
         for start in range(0, len(changes), _CHANGES_AN_APPEND):
             part = changes[start : start + _CHANGES_AN_APPEND]

@@ -244,7 +244,7 @@ class PreferenceStore:
         Raises InvalidInput that names every type that isn't known, or is mandatory and was switched off.
         """
         async with self._database.transaction() as session:
-            # Guarantee 3: the person's row is locked first, so of two changes at once the second reads what
+            # Guarantee 3: the person's row is locked first, so of two changes together the second reads what
             # the first has committed: no number is left out, and its `before` is the first one's `after`.
             version: int = (await session.rows(int, _LOCK_PERSON, user))[0]
             rows = await session.rows(_Choice, _PREFERENCES, user)

@@ -77,7 +77,7 @@ class Life:
         self._metrics = metrics
 
     async def ask(self, question: Question, *, key: str | None, node: str, leased: bool) -> None:
-        """Writes a new question and publishes it. Raises KeyTaken, of two that ask at once for one.
+        """Writes a new question and publishes it. Raises KeyTaken, of two that ask together for one.
 
         Without a lease another node takes the question at its next sweep.
         """

@@ -85,7 +85,7 @@ class Questions:
         try:
             await self.life.ask(question, key=idempotency_key, node=self.node, leased=ours)
         except KeyTaken:
-            # Asked twice at once, and the other one was first.
+            # Asked twice at the same time, and the other one was first.
             if idempotency_key is None or not (first := await self._first(user, idempotency_key, asking)):
                 raise
             return first
@@ -182,7 +182,7 @@ class Sweeper:
     """Keeps the questions of all nodes moving: none stays open, unanswered or unpublished for ever.
 
     Each sweep renews this node's leases, ends what is overdue, takes over what a dead node had, and publishes
-    what isn't in the log. Each step is conditional in the database, so several nodes may sweep at once.
+    what isn't in the log. Each step is conditional in the database, so several nodes may sweep together.
     """
 
     life: Life

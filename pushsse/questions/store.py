@@ -73,7 +73,7 @@ class QuestionStore:
     async def create(
         self, question: Question, *, key: str | None, owner: str, lease_s: float, announce_s: float
     ) -> None:
-        """Writes a new question. Raises KeyTaken; the unique constraint decides when two ask at once."""
+        """Writes a new question. Raises KeyTaken; the unique constraint decides when two ask together."""
         now = _now()
         async with self.database.session():
             row = QuestionRow(

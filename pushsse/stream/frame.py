@@ -85,7 +85,7 @@ def busy() -> bytes:
 
 
 def random_retry_ms() -> int:
-    """How long a client waits before it comes back: 2–5 s, so that they don't all come at once."""
+    """How long a client waits before it comes back: 2–5 s, so that they don't all come together."""
     return random.randint(*RETRY_MS)
 
 

@@ -34,8 +34,8 @@ AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 class WakeQueue:
     """Wakes the streams that have something to send, a few in each turn of the event loop.
 
-    Guarantee 4: a broadcast would otherwise make thousands of tasks ready at once, and every other task would
-    wait for all of them.
+    Guarantee 4: a broadcast would otherwise make thousands of tasks ready together, and every other task
+    would wait for all of them.
     """
 
     def __init__(self) -> None:

@@ -428,7 +428,7 @@ class Subscription:
         return bool(self._waiting)
 
     def take(self) -> list[Message]:
-        """The oldest messages that wait; not all at once, so that sorting them never holds the event loop."""
+        """The oldest messages that wait; only so many that sorting them never holds the event loop."""
         taken = self._waiting[:_MESSAGES_AT_ONCE]
         del self._waiting[:_MESSAGES_AT_ONCE]
         if not self._waiting:
