@@ -106,7 +106,7 @@ class Nginx(Part):
             "main": [
                 *(["user root;"] if os.getuid() == 0 else []),
                 f"pid {_quoted(folder / 'nginx.pid')};",
-                f"error_log {_quoted(self.log)} warn;",
+                f"error_log {_quoted(self.log)} crit;",
             ],
             "http": [f"access_log {_quoted(self.access_log)} pushsse;"]
             + [f"{name}_temp_path {_quoted(folder / 'temp' / name)};" for name in temporary],
