@@ -298,7 +298,7 @@ CALLS = (
         ),
         bodies={JSON: questions.QuestionRequest},
         answers={(202, JSON): questions.AcceptedQuestion, (200, SSE): None},
-        problems=(400, *_ME, 413, 415, 422, 429, 503),
+        problems=(400, *_ME, 404, 413, 415, 422, 429, 503),
     ),
     Call(
         method="GET",

@@ -22,7 +22,7 @@ from pushsse.api.identity import ASK, Identifier
 from pushsse.api.problem import HttpProblem, Query, json_response, parameter_problem, read_json
 from pushsse.errors import CloseReason, DatabaseUnavailable, InvalidInput, Overloaded, Unavailable, Violation
 from pushsse.event import Publication, encode
-from pushsse.questions import By, Link, Question, Status, TooManyQuestions, life
+from pushsse.questions import By, Link, Question, Status, TooManyQuestions, UnknownConversation, life
 from pushsse.questions.service import Asking, Questions, grown
 from pushsse.stream.frame import STREAM_HEADERS as HEADERS
 from pushsse.stream.frame import exception
@@ -126,6 +126,8 @@ class QuestionsEndpoint:
             question = await self.questions.ask(who.user, asking, idempotency_key=key)
         except TooManyQuestions as error:
             raise HttpProblem(429, "too_many_questions", str(error), _RETRY_AFTER) from None
+        except UnknownConversation:
+            raise HttpProblem(404, "not_found", "you have no conversation with this name") from None
         except Overloaded as error:
             raise HttpProblem(503, "overloaded", str(error), _RETRY_AFTER) from None
         headers = {"location": f"/v1/questions/{question.id}"}

@@ -84,6 +84,10 @@ class TooManyQuestions(PushsseError):
     """This person has as many open questions as one may have. HTTP 429."""
 
 
+class UnknownConversation(PushsseError):
+    """The conversation is somebody else's, which the asker isn't told. HTTP 404."""
+
+
 class Lost(PushsseError):
     """The question has ended, or has another taker: who hears this stops answering it."""
 

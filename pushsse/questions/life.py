@@ -158,6 +158,10 @@ class Life:
         """A person's questions, newest first, below the id `before`."""
         return await self._store.page(user, limit=limit, before=before)
 
+    async def owner(self, conversation: str) -> str | None:
+        """Whose a conversation is: who asked first in it. None if nobody has."""
+        return await self._store.owner(conversation)
+
     async def count_open(self, user: str) -> int:
         """How many questions of a person have no end yet."""
         return await self._store.count_open(user)

@@ -16,7 +16,7 @@ from pushsse.backplane import Backplane
 from pushsse.errors import DatabaseUnavailable, InvalidInput, Overloaded, Violation
 from pushsse.event import Publication
 from pushsse.metrics import Metrics
-from pushsse.questions import CANCELLED, EXPIRED, GIVEN_UP, Question, TooManyQuestions
+from pushsse.questions import CANCELLED, EXPIRED, GIVEN_UP, Question, TooManyQuestions, UnknownConversation
 from pushsse.questions.answerers import Answerer
 from pushsse.questions.answering import Answering
 from pushsse.questions.life import Life, QuestionPace, deltas, pieces
@@ -74,11 +74,13 @@ class Questions:
     async def ask(self, user: str, asking: Asking, *, idempotency_key: str | None = None) -> Question:
         """Takes a question; with a key that the person has used before, returns the first.
 
-        Raises InvalidInput (the key was another question's), TooManyQuestions, Overloaded,
-        DatabaseUnavailable.
+        Raises InvalidInput (the key was another question's), UnknownConversation (it is
+        somebody else's), TooManyQuestions, Overloaded, DatabaseUnavailable.
         """
         if idempotency_key is not None and (first := await self._first(user, idempotency_key, asking)):
             return first
+        if asking.conversation is not None and await self.life.owner(asking.conversation) not in (None, user):
+            raise UnknownConversation(asking.conversation)
         await self._admit(user)
         question = self._new(user, asking)
         ours = self._allowed.is_set()

@@ -51,7 +51,7 @@ class QuestionRow(Model):
     class Meta:
         table = "pushsse_question"
         unique_together = (("user", "idempotency_key"),)
-        indexes = (("user", "id"), ("status", "deadline_at"), ("announce_by",))
+        indexes = (("user", "id"), ("status", "deadline_at"), ("announce_by",), ("conversation", "id"))
 
 
 # Who of the people among the first parameter has a question that is still to be answered. `people` reads it.
@@ -114,6 +114,12 @@ class QuestionStore:
             if before is not None:
                 rows = rows.filter(id__lt=before)
             return [_question(row) for row in await rows.order_by("-id").limit(limit)]
+
+    async def owner(self, conversation: str) -> str | None:
+        """Who asked first in a conversation; None if nobody has."""
+        async with self.database.session():
+            row = await QuestionRow.filter(conversation=conversation).order_by("id").first()
+            return None if row is None else row.user
 
     async def count_open(self, user: str) -> int:
         """How many questions of a person have no end yet."""
