@@ -21,7 +21,7 @@ from pushsse.questions.store import OPEN_USERS
 
 # One statement has at most so many people: more would keep the event loop with their streams for too long.
 MOST_AT_ONCE = 64
-# How long a statement waits for further people, where one was answered less than this before.
+# A statement waits this long for further people where another one was answered less than this ago.
 GATHER_S = 0.005
 _STATES = Statement(f"""{SWITCHES}
     UNION ALL
@@ -29,7 +29,7 @@ _STATES = Statement(f"""{SWITCHES}
 
 
 class States(Protocol):
-    """Where people's states are read: the database, at each call, never a copy of it."""
+    """Where people's states are read: from the database at each call, never from a cache (guarantee 3)."""
 
     async def read(self, users: Sequence[str]) -> dict[str, PersonState]:
         """The states of all of `users`. Raises DatabaseUnavailable."""

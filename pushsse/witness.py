@@ -16,8 +16,7 @@ from typing import NoReturn, Protocol
 from tortoise import fields
 from tortoise.models import Model
 
-from pushsse.database import Database
-from pushsse.database.connection import Statement
+from pushsse.database import Database, Statement
 from pushsse.errors import DatabaseUnavailable
 
 log = logging.getLogger(__name__)
@@ -63,15 +62,18 @@ class SharesWork(Protocol):
 
 @dataclass(slots=True)
 class Isolation:
-    """Whether this node is isolated: a change takes ten seconds of the same, so nothing flaps."""
+    """Whether this node is isolated. All looks of ten seconds have to agree on a change: no flapping."""
 
     isolated: bool = False
     _since: float | None = None
     _after_s: float = field(default_factory=lambda: draw_after_s())
 
     def look(self, now: float, *, hears: bool, others: int | None) -> bool:
-        """Takes one look; True if it changed. `others` hear the backplane; None: nobody knows. In seconds."""
-        # Where nothing is known about the others it stays as it is, whatever this node hears.
+        """Takes one look, at `now` in seconds; True if it changed.
+
+        `hears` is this node. `others` is how many other nodes hear the backplane, None where that is unknown.
+        """
+        # A node that can't ask about the others doesn't become isolated: all nodes would leave at once.
         contrary = hears if self.isolated else not hears and bool(others)
         if not contrary:
             self._since = None
@@ -85,7 +87,7 @@ class Isolation:
 
 
 class Witness:
-    """Looks, for ever, and gives the work back while this node is isolated."""
+    """Looks for ever; while this node is isolated, its work belongs to the others."""
 
     def __init__(self, reports: Reports, work: SharesWork, *, look_s: float = _LOOK_S) -> None:
         self._reports = reports
@@ -135,11 +137,11 @@ class Witness:
 
 
 def draw_after_s() -> float:
-    """After how many seconds of the same a node changes; not all together."""
+    """After how many seconds a node changes; drawn, so that nodes don't all change together."""
     return AFTER_S * random.uniform(1.0, 1.2)
 
 
-_SAY = Statement("""
+_REPORT = Statement("""
     INSERT INTO pushsse_witness (node, heard_at) VALUES ({value[1]}, now())
     ON CONFLICT (node) DO UPDATE SET heard_at = now()""")
 _OTHERS = Statement("""
@@ -159,7 +161,7 @@ class WitnessRow(Model):
 
 
 class WitnessTable:
-    """What nodes say of themselves, and of others."""
+    """The nodes' reports in PostgreSQL; see `Reports`."""
 
     def __init__(self, database: Database, *, node: str) -> None:
         self._database = database
@@ -167,12 +169,12 @@ class WitnessTable:
 
     async def report(self) -> None:
         """This node hears the backplane. Raises DatabaseUnavailable."""
-        await self._database.rows(str, _SAY, self._node)
+        await self._database.rows(str, _REPORT, self._node)
 
     async def others(self, *, within_s: float) -> int:
-        """How many other nodes said so lately. Raises DatabaseUnavailable."""
+        """How many other nodes have reported within so many seconds. Raises DatabaseUnavailable."""
         return (await self._database.rows(int, _OTHERS, self._node, within_s))[0]
 
     async def forget(self) -> None:
-        """Drops what nodes said that are long gone. Raises DatabaseUnavailable."""
+        """Drops the reports of nodes that are long gone. Raises DatabaseUnavailable."""
         await self._database.rows(str, _FORGET)

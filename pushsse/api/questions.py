@@ -280,9 +280,9 @@ class StreamedReply:
             try:
                 heard = await stack.enter_async_context(self.hub.publications(question.user, question.id))
             except Unavailable:
-                # The question is taken: without the backplane its end is found by looking.
+                # The question is stored: without the backplane its end is found by looking.
                 heard = None
-            # After the hub is heard: what is stored later is heard, so that no delta is missed in between.
+            # Read after the hub is heard: what is stored later is heard, so no delta is missed in between.
             now = await self._look(question) or question
             yield _frame(life.status_changed(now))
             if not now.is_open:
@@ -308,7 +308,7 @@ class StreamedReply:
                 if publication.name in ENDINGS:
                     return
             elif self.node.draining:
-                yield _leaving()
+                yield _shutdown()
                 return
             if now - looked >= _LOOK_S:
                 looked = now
@@ -334,6 +334,7 @@ async def _ticking(heard: AsyncIterator[Publication] | None) -> AsyncGenerator[P
     try:
         while True:
             if waiting is None:
+                # A task that outlives the wait: a timeout that cancels `anext` would end the generator.
                 waiting = asyncio.create_task(_next(heard))
             done, _ = await asyncio.wait((waiting,), timeout=_TICK_S)
             if not done:
@@ -360,5 +361,5 @@ def _frame(publication: Publication) -> bytes:
     return publication.frame() + b"\n"
 
 
-def _leaving() -> bytes:
+def _shutdown() -> bytes:
     return _frame(encode("exception", exception(CloseReason.SHUTDOWN), users=None))

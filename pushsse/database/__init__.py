@@ -1,8 +1,9 @@
-"""The database. Used by the stores of preferences and questions, and by nobody else.
+"""The database: SQLite or PostgreSQL, behind one interface for whoever owns tables in it.
 
-A Database's `session` and `transaction` hand out one connection; Tortoise's models use it by themselves
-inside the block, and `rows` runs a statement directly. Whatever means that the database is away becomes
-DatabaseUnavailable here. Blocks don't nest: SQLite has one connection.
+Called by the stores of preferences and questions, by `people` and `witness`, and by the command line.
+`session` and `transaction` give a block one connection, which Tortoise's models use by themselves; `rows` and
+`read` run one statement. Every error that means that the database is away is raised as DatabaseUnavailable.
+Deliberate: blocks don't nest, since SQLite has one connection.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ __all__ = ["TORTOISE", "Database", "Session", "Statement"]
 log = logging.getLogger(__name__)
 Row = TypeVar("Row")
 
-# "pushsse" and a digit in ASCII, so that no other user of the same PostgreSQL server takes this lock.
+# "pushsse" and a digit in ASCII, so that no other program on the same PostgreSQL server takes this lock.
 _MIGRATION_LOCK = 0x7075736873736531
 _MIGRATE_S = 120.0
 _TRIES = 4
@@ -85,7 +86,7 @@ class Database:
         return route is not None and route.pooled
 
     def read_nowait(self, make: Callable[..., Row], statement: Statement, *values: Value) -> list[Row] | None:
-        """What a small question finds, without waiting; None where that can't be: then ask `read`."""
+        """The rows of a small statement, without waiting; None where that can't be: then call `read`."""
         if self._reader is None or self._breaker.failed:
             return None
         found = self._reader.rows(make, statement, values)
@@ -116,7 +117,7 @@ class Database:
         await self.rows(int, _ONE)
 
     async def encoding(self) -> str:
-        """In what the database keeps text; only UTF8 holds every name. Raises DatabaseUnavailable."""
+        """The encoding of the database's text; only UTF8 holds every name. Raises DatabaseUnavailable."""
         return "UTF8" if self._connections.sqlite else (await self.rows(str, _ENCODING))[0]
 
     async def faults(self) -> list[str]:

@@ -1,6 +1,6 @@
-"""SQL for both databases, and the connections that it runs on.
+"""Statements for both databases, and the connections that they run on.
 
-Used by `database` alone, which hands sessions to the stores. The one home of Tortoise's private parts, of
+Used by `Database`, which hands sessions to the stores. The one home of Tortoise's private parts, of
 aiosqlite and of asyncpg.
 """
 
@@ -36,14 +36,14 @@ _RELEASE_S = 0.3
 _CLOSE_S = 2.0
 
 
-# Items of lists: more may take long.
+# A statement with more list items than this may take long.
 _MOST_SMALL = 64
 _MOST_VALUES = 9
 _NAMES = tuple(f"p{at}" for at in range(1, _MOST_VALUES + 1))
 
 
 def is_small(values: Sequence[Value]) -> bool:
-    """Whether a statement is about few."""
+    """Whether a statement is about few enough people and types to be run without waiting."""
     items = 0
     for value in values:
         if isinstance(value, list):
@@ -149,13 +149,14 @@ class SqliteConnection(SqliteTransactionWrapper):
         return NestedTransactionContext(SqliteConnection(self))
 
 
+# A statement that takes longer is given up: it holds the event loop.
 MOST_S = 0.003
-# Of SQLite's virtual machine: some 50 µs. A small question has about 100.
+# Steps of SQLite's virtual machine: some 50 µs. A small statement takes about 100.
 _LOOK_EVERY_STEPS = 1_000
 
 
 class Reader:
-    """A connection for the length of a process, used by one thread."""
+    """Reads SQLite's file on the event loop's own thread, without waiting; one for the whole process."""
 
     __slots__ = ("_connection", "_until")
 
@@ -170,7 +171,7 @@ class Reader:
         if filename == ":memory:" or filename.startswith("file:"):
             return None
         try:
-            # Never waits: while the file is locked, that is the thread's business.
+            # No timeout: while the file is locked, `rows` returns None, and aiosqlite's thread waits instead.
             connection = sqlite3.connect(
                 f"file:{quote(filename)}?mode=ro",
                 uri=True,
@@ -205,16 +206,19 @@ class Reader:
         return time.monotonic() > self._until
 
 
-_KEPT = 100
-_SIZE = "statement_cache_size"
+_PREPARED_STATEMENTS = 100
+_CACHE_SIZE = "statement_cache_size"
 
 
 class Route:
-    """Sets a client up for what it finds. The client's pool has no user before `recognise` has returned."""
+    """Finds out whether a pooler such as pgbouncer stands before PostgreSQL, and sets the pool up for it.
+
+    Nothing uses the client's pool before `recognise` has returned.
+    """
 
     def __init__(self, client: AsyncpgDBClient) -> None:
         self._client = client
-        self._given: int | None = client.extra.get(_SIZE)
+        self._given: int | None = client.extra.get(_CACHE_SIZE)
         self._lock = asyncio.Lock()
         self._said = False
         self.pooled = self._given == 0
@@ -222,13 +226,13 @@ class Route:
         self.forget()
 
     def forget(self) -> None:
-        """What answers next may be another: the next pool works with either."""
+        """The next server may be behind a pooler, or not: the next pool works with both."""
         self.known = self._given == 0
-        self._client.extra[_SIZE] = 0
+        self._client.extra[_CACHE_SIZE] = 0
         self._client.server_settings.pop("default_transaction_isolation", None)
 
     async def recognise(self) -> None:
-        """Looks, and makes the pool for it. Raises what connecting raises."""
+        """Asks the server, and makes the pool for what it finds. Raises what connecting raises."""
         async with self._lock:
             if self.known:
                 return
@@ -246,7 +250,7 @@ class Route:
             elif not self._said:
                 self._said = True
                 log.info("a pooler stands between this node and the database: no statement is kept prepared")
-            self._client.extra[_SIZE] = self._given or (0 if self.pooled else _KEPT)
+            self._client.extra[_CACHE_SIZE] = self._given or (0 if self.pooled else _PREPARED_STATEMENTS)
             await self._client.create_connection(with_db=True)
             pool.terminate()
             self.known = True
@@ -369,14 +373,14 @@ class Connections:
 
 
 def _try_file(name: str) -> None:
-    """Before aiosqlite does: where that fails, its thread outlives the error, and the event loop."""
+    """Opens the file before aiosqlite does. Where aiosqlite fails, its thread outlives the event loop."""
     with closing(sqlite3.connect(name)) as connection:
         connection.execute("PRAGMA schema_version")
 
 
 @asynccontextmanager
 async def _postgres_transaction(raw: Any) -> AsyncIterator[None]:
-    # What we wrote is right for this level: with a stricter one from the server it would fail now and then.
+    # The statements are written for this level: under a stricter one of the server they would fail at times.
     transaction = raw.transaction(isolation="read_committed")
     # Where BEGIN is cancelled, the pool rolls back when it gets the connection again.
     await transaction.__aenter__()

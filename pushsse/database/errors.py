@@ -1,6 +1,6 @@
-"""What a database's error means for whoever asked, and when it isn't asked at all: verdicts and the breaker.
+"""What a database's error means (`verdict`), and when the database isn't asked at all (`Breaker`).
 
-Used by `database` alone. PostgreSQL's conditions are told by their SQLSTATE (its
+Used by `Database` and its connections. PostgreSQL's conditions are known by their SQLSTATE (PostgreSQL
 documentation, appendix A).
 """
 
@@ -17,9 +17,9 @@ class Verdict(Enum):
     """What an error of the database says."""
 
     AWAY = "the database is away"
-    # It answers, and won't do this just now: it is read-only, a right is missing, a lock isn't had in time.
+    # It answers, and can't do this now: it is read-only, a right is missing, a lock wasn't free in time.
     REFUSED = "the database refuses"
-    # Two transactions were in each other's way: the same again will do.
+    # Two transactions were in each other's way: trying again works.
     CONFLICT = "the database has a conflict"
     # The statement is wrong: a mistake of ours, whatever the state of the database.
     WRONG = "a statement failed"
@@ -30,7 +30,7 @@ AWAY: tuple[type[Exception], ...] = (
     TimeoutError,
     DBConnectionError,
     asyncpg.InterfaceError,
-    # A connection is used while the server is ending it: its last words are there, its end is not.
+    # The server is closing the connection: its last message has arrived, the end of the connection hasn't.
     asyncpg.InternalClientError,
 )
 OPENING: tuple[type[Exception], ...] = (*AWAY, sqlite3.Error)
@@ -100,7 +100,10 @@ def _of_sqlite(error: sqlite3.Error) -> Verdict:
 
 @dataclass(slots=True)
 class Breaker:
-    """Refuses for `cool_s` after a failure, then lets one try through at a time until one succeeds."""
+    """Refuses for `cool_s` after a failure, then lets one try through at a time until one succeeds.
+
+    A plain object on the event loop: nothing here awaits, so no lock is needed.
+    """
 
     cool_s: float
     failed: bool = False

@@ -1,7 +1,7 @@
-"""A PostgreSQL URL as people have it, libpq's parameters included, as asyncpg's keywords.
+"""A database URL as Tortoise's configuration; for PostgreSQL with libpq's parameters as asyncpg's keywords.
 
-Called by `configuration`. What managed providers paste is taken (PostgreSQL documentation, 34.1.2). What
-can't be used is one line that names the parameter and its value.
+`Database` calls `configuration`. The URLs that managed providers give out are accepted (PostgreSQL
+documentation, 34.1.2). A parameter that can't be used is an error of one line that names it and its value.
 """
 
 import re
@@ -19,8 +19,8 @@ from pushsse.logs import shown
 APP = "pushsse"
 
 
-async def _keep(_connection: object) -> None:
-    """Nothing to put back: no session leaves settings behind, and asyncpg's reset is a round trip."""
+async def _no_reset(_connection: object) -> None:
+    """Resets nothing: no session leaves settings behind, and asyncpg's own reset is a round trip."""
 
 
 def configuration(url: str, *, pool_size: int = 8, timeout_s: float = 1.5) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def configuration(url: str, *, pool_size: int = 8, timeout_s: float = 1.5) -> di
         name = "asyncpg"
         # No connection until the first query: a node starts while its database is away.
         defaults = {"minsize": 0, "maxsize": pool_size, "timeout": timeout_s, "application_name": APP}
-        own = {"reset": _keep}
+        own = {"reset": _no_reset}
         connection = {"engine": "tortoise.backends.asyncpg", "credentials": defaults | credentials(url) | own}
     else:
         name, connection = "sqlite", _sqlite(url, timeout_s=timeout_s)

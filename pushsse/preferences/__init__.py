@@ -18,7 +18,7 @@ from pushsse.metrics import Metrics
 from pushsse.preferences.store import MAX_TYPES, PendingChange, Preference, PreferenceStore
 from pushsse.retry import Backoff, Outage
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _RELAY_EVERY_S = 2.0
 _RELAY_OLDER_THAN_S = 2.0
 # 400 names of 64 characters are about 30 KiB: well inside a frame.
@@ -61,13 +61,13 @@ class Preferences:
 
     async def run(self) -> None:
         """Relays for ever; where the database or the log is away, it tries again."""
-        waiting = Outage("changes of switches wait for the log", _log, Backoff())
+        waiting = Outage("changes of switches wait for the log", log, Backoff())
         while True:
             # Spread, so that of many nodes one does the work and the others find nothing left.
             await asyncio.sleep(_RELAY_EVERY_S * random.uniform(0.5, 1.5))
             try:
                 if count := await self.relay():
-                    _log.info("published changes of switches that had waited, of %d people", count)
+                    log.info("published changes of switches that had waited, of %d people", count)
                 waiting.over()
             except Unavailable as error:
                 waiting.failed(error)
@@ -107,9 +107,10 @@ _REFRESH_S = 5.0
 class Catalogue:
     """The types that this node knows: which are listed, and which new ones are on their way into the list.
 
-    The dispatcher asks and tells it for every event, without waiting; `run` does the rest. While the database
-    answers, the view is a few seconds old at most. A full catalogue takes no more types. Their events are
-    delivered all the same, since nobody can switch off what isn't listed; that is logged once, and counted.
+    The drafter asks `admits`, and the dispatcher calls `notice`, for every event and without waiting; `run`
+    reads and writes the database. While the database answers, the view is a few seconds old at most. A full
+    catalogue takes no more types. Their events are delivered all the same, since nobody can switch off what
+    isn't listed; that is logged once, and counted.
     """
 
     def __init__(
@@ -148,14 +149,17 @@ class Catalogue:
 
     async def refresh(self) -> None:
         """Adds the new types and reads the catalogue. Raises DatabaseUnavailable."""
+        # Before the names are read: one that is noticed from here on sets it again.
         self._noticed.clear()
         if self._new:
+            # A copy, removed after the write: what is noticed during the write waits for the next round, and
+            # what a failed write leaves is tried again.
             names = list(self._new)
             left_out = await self._store.join(names, hidden=self._new_types == "hide")
             for name in names:
                 self._new.pop(name, None)
             if joined := [name for name in names if name not in left_out]:
-                _log.info("types that joined the catalogue: %s", ", ".join(joined))
+                log.info("types that joined the catalogue: %s", ", ".join(joined))
             for name in left_out:
                 # Other nodes have filled it in the meantime.
                 self._overflow(name)
@@ -164,11 +168,11 @@ class Catalogue:
             self._warned_full = False
 
     def _overflow(self, name: str) -> None:
-        """Counts a type without room. Deliberate: they aren't listed; names that hold ids never end."""
+        """Counts a type without room. Deliberate: it isn't listed, since names with ids in them never end."""
         self._metrics.types_left_out += 1
         if not self._warned_full:
             self._warned_full = True
-            _log.warning(
+            log.warning(
                 "the catalogue is full (%d types): the type %s isn't listed, nor are further new ones; their"
                 " events are delivered, and nobody can switch them off. Keep ids out of the names of types,"
                 " remove types that are no longer used, or set PUSHSSE_NEW_TYPES=refuse",
@@ -178,7 +182,7 @@ class Catalogue:
 
     async def run(self) -> None:
         """Reads the catalogue every 5 s, and when a new type is noticed, for ever."""
-        outage = Outage("the catalogue of types can't be read or written", _log, Backoff(1.0, 1.0))
+        outage = Outage("the catalogue of types can't be read or written", log, Backoff(1.0, 1.0))
         while True:
             try:
                 await self.refresh()

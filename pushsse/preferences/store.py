@@ -1,8 +1,8 @@
 """The catalogue and the switches in the database, with their tables.
 
-Asked by dispatch once per batch, by `people` when streams open, by `service` for changes. A transaction
-numbers each change of a person and writes it to an outbox, from which `service` publishes it. Deliberate:
-nothing is cached (guarantee 3). Every call raises DatabaseUnavailable.
+Asked by the dispatcher once per batch, by `people` when streams open, by `Preferences` for changes. One
+transaction numbers a person's change and writes it to an outbox, from which `Preferences` publishes it.
+Deliberate: nothing is cached (guarantee 3). Every call raises DatabaseUnavailable.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,17 +18,6 @@ from pushsse.database import Database, Statement
 from pushsse.errors import InvalidInput, Violation
 from pushsse.event import Change
 from pushsse.position import Mark
-
-
-class TypeView(Struct, frozen=True):
-    """One type of the catalogue."""
-
-    name: str
-    title: str
-    description: str
-    default_on: bool
-    mandatory: bool
-    hidden: bool
 
 
 class Preference(Struct, frozen=True):
@@ -131,7 +120,8 @@ class PreferenceChange(Model):
 
 
 MAX_TYPES = 1_000
-# "pushsse" and a digit in ASCII: of two nodes that join types, one waits.
+# "pushsse" and a digit in ASCII. Of two nodes that add types, one waits for the other, so that both together
+# stay within MAX_TYPES.
 _CATALOGUE_LOCK = 0x7075736873736532
 
 # The empty user marks a type that is off by default; a person's row says the opposite of the default.
@@ -161,14 +151,14 @@ _PREFERENCES = Statement("""
     SELECT t.name, t.title, t.description, t.default_on, t.mandatory, t.hidden, s.enabled
       FROM pushsse_event_type t LEFT JOIN pushsse_switch s ON s.type = t.name AND s."user" = {value[1]}
      ORDER BY t.id""")
-# An update that changes nothing, so that a row that is there is locked like one that is made.
+# Makes the person's row, or locks the one that is there: the update changes nothing.
 _LOCK_PERSON = Statement("""
     INSERT INTO pushsse_person ("user") VALUES ({value[1]})
     ON CONFLICT ("user") DO UPDATE SET version = pushsse_person.version RETURNING version""")
 
 
 class SwitchRow(NamedTuple):
-    """A row of `SWITCHES`; those of another kind are somebody else's."""
+    """A row of `SWITCHES`. `people` adds rows of a kind of its own, which `switches_of` passes over."""
 
     kind: str
     user: str
@@ -213,14 +203,10 @@ class PreferenceStore:
         rows = self._database.read_nowait(_pair, _OFF_AMONG, list(users), list(types))
         return None if rows is None else _off(users, rows)
 
-    async def catalogue(self) -> tuple[TypeView, ...]:
-        """All types, in the order in which they joined."""
-        async with self._database.session():
-            return await _types()
-
     async def known(self) -> frozenset[str]:
         """The names of all types."""
-        return frozenset(view.name for view in await self.catalogue())
+        async with self._database.session():
+            return await _known()
 
     async def preferences(self, user: str) -> tuple[Preference, ...]:
         """The types that aren't hidden as this person has them, in the catalogue's order."""
@@ -289,7 +275,7 @@ class PreferenceStore:
         """
         async with self._database.transaction() as session:
             await session.lock(_CATALOGUE_LOCK)
-            known = {view.name for view in await _types()}
+            known = await _known()
             wanted = [name for name in dict.fromkeys(names) if name not in known]
             # An administrator may have added more than fit.
             room = max(0, MAX_TYPES - len(known))
@@ -333,12 +319,8 @@ def _off(users: Sequence[str], rows: Sequence[tuple[str, str, bool]]) -> frozens
     return frozenset(off)
 
 
-async def _types() -> tuple[TypeView, ...]:
-    rows = await EventType.all().order_by("id")
-    return tuple(
-        TypeView(row.name, row.title or row.name, row.description, row.default_on, row.mandatory, row.hidden)
-        for row in rows
-    )
+async def _known() -> frozenset[str]:
+    return frozenset([row.name for row in await EventType.all()])
 
 
 def _check(known: Mapping[str, _Choice], wanted: Mapping[str, bool]) -> None:

@@ -1,4 +1,4 @@
-"""A question as a value, the states it goes through, and what an answerer can say about it.
+"""A question as a value, the statuses that it goes through, and how it can end.
 
 Shared by the service, its answerers and the endpoints; `store` makes it out of a row.
 """
@@ -89,7 +89,7 @@ class UnknownConversation(PushsseError):
 
 
 class Lost(PushsseError):
-    """The question has ended, or has another taker: who hears this stops answering it."""
+    """The question has ended, or another node has taken it over: whoever is answering it has to stop."""
 
 
 def clean(text: str) -> str:

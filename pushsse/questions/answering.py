@@ -52,6 +52,7 @@ class Answering:
 
     def put(self, question: Question) -> bool:
         """Queues a question; False if there is no room: another sweep, here or elsewhere, takes it over."""
+        # This node may take over a question whose earlier attempt it is still answering.
         self.drop(question.id)
         if not self.queue.put(question.user, question.id):
             return False
@@ -92,6 +93,7 @@ class Answering:
         self._start()
 
     async def _turn(self, user: str, question_id: str) -> None:
+        # Looked up now: it may have been dropped, or taken over again, while it waited for its turn.
         question = self._leased.get(question_id)
         task = asyncio.current_task()
         if question is None or task is None:
@@ -127,7 +129,7 @@ class Answering:
             if not limit.expired():
                 raise
         # Before the end is written: from here on neither a sweep nor a cancel may stop this task between the
-        # database's step and the log's.
+        # database's step and the log's. What was dropped meanwhile isn't ended here.
         if not self._forget(question):
             raise Lost(question.id)
         del self._tasks[question.id]
@@ -144,7 +146,9 @@ class Answering:
                 ending = await self._ask(question, growing)
                 publishing.cancel()
         except ExceptionGroup as failed:
+            # Either task may fail, and the other is cancelled then: one exception says all.
             raise failed.exceptions[0] from None
+        # After the group has ended: two publishers would send the same text twice.
         await growing.finish()
         if isinstance(ending, Answered) and ending.text is None:
             return msgspec.structs.replace(ending, text=growing.text)

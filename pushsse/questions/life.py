@@ -90,6 +90,7 @@ class Life:
 
     async def begin(self, question: Question) -> Question:
         """pending → answering; one taken over in the middle is that already. Raises Lost."""
+        # Its `question` event is in the log, or a sweep publishes it.
         if question.status == "answering":
             return question
         if not await self._store.begin(question.id, question.attempt, announce_s=self.pace.announce_s):
@@ -114,7 +115,8 @@ class Life:
         """
         if isinstance(ending, Answered):
             ending = _fitting(ending)
-        # One conditional update decides between all nodes: whoever it tells True publishes the end.
+        # One conditional update decides between an answer, a cancel and a sweep, on all nodes: who gets True
+        # publishes the end. If it dies first, a sweep does, by the `announce_by` of the same update.
         if not await self._store.end(question_id, ending, attempt=attempt, announce_s=self.pace.announce_s):
             return False
         question = await self._store.one(question_id)
@@ -288,7 +290,7 @@ class Growing:
         await self._publish()
 
     async def _wait(self) -> None:
-        """Until something is added, or what was added before has to be stored."""
+        """Returns when something was added, or when what was added before has to be stored."""
         unstored = self._stored.characters < len(self.text)
         wait_s = max(0.0, self._next_store - time.monotonic()) if unstored else None
         try:
@@ -324,7 +326,8 @@ class Growing:
             return
         added = text[before.characters :]
         self._stored = _Offset(len(text), before.units + units(added))
-        # Back to the storing before: a stream that read that one continues, too.
+        # Deltas up to now began at the storing before. This one does too, so a stream that read that one
+        # continues; the next ones begin at the new one.
         await self._publish(since=before)
 
 

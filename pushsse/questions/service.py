@@ -55,6 +55,7 @@ class Questions:
         """Answers and sweeps, for ever, except between `release` and `resume`."""
         while True:
             await self._allowed.wait()
+            # `release` cancels both tasks. That ends the group without an error, and this waits again.
             async with asyncio.TaskGroup() as group:
                 self._working[:] = (
                     group.create_task(self.answering.run(), name="answering"),
@@ -62,7 +63,7 @@ class Questions:
                 )
 
     def release(self) -> None:
-        """Gives up what this node holds, until `resume`: others can tell the answers, this node can't."""
+        """Gives up this node's leases, until `resume`: other nodes can publish answers, this one can't."""
         self._allowed.clear()
         for task in self._working:
             task.cancel()
@@ -83,6 +84,7 @@ class Questions:
             raise UnknownConversation(asking.conversation)
         await self._admit(user)
         question = self._new(user, asking)
+        # An isolated node stores the question without a lease: another node answers it.
         ours = self._allowed.is_set()
         try:
             await self.life.ask(question, key=idempotency_key, node=self.node, leased=ours)
@@ -116,7 +118,8 @@ class Questions:
     async def growing(self, user: str) -> Sequence[Publication]:
         """For whoever joins: the answers that are growing for this person, from their beginnings.
 
-        To be called after the stream hears live publications; a delta heard before may then be told again.
+        Call it after the stream has begun to hear live publications, so that no delta is missed in between. A
+        delta that was heard may then come again, which its `from` makes harmless.
         """
         questions = await self.life.growing(user)
         return [delta for question in questions for delta in grown(question)]
@@ -135,6 +138,7 @@ class Questions:
         return first
 
     async def _admit(self, user: str) -> None:
+        # Deliberate: two calls together may both be admitted. The limits needn't be exact.
         if not self.answering.queue.room:
             raise Overloaded("too many questions wait for their turn")
         if await self.life.count_open(user) >= self.most_open:

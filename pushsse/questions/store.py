@@ -165,6 +165,7 @@ class QuestionStore:
     async def announced(self, question: Question) -> None:
         """The log has the question's status, if it is still this one."""
         async with self.database.session():
+            # The status is a condition: one that was reached meanwhile isn't in the log yet.
             await QuestionRow.filter(id=question.id, status=question.status).update(announce_by=None)
 
     async def unannounced(self, limit: int) -> Sequence[Question]:
@@ -188,6 +189,8 @@ class QuestionStore:
 
     async def take(self, question: Question, *, owner: str, lease_s: float) -> bool:
         """Makes this node the next taker of an abandoned question; one of several nodes wins."""
+        # The attempt is the condition and what changes: of two nodes the second finds no row, and so does an
+        # earlier taker that comes back (`begin`, `grow`, `end`).
         now = _now()
         async with self.database.session():
             rows = QuestionRow.filter(
@@ -206,6 +209,7 @@ class QuestionStore:
         """Renews the leases of questions that this node holds; 0 gives them up."""
         until = _now() + timedelta(seconds=lease_s)
         async with self.database.session():
+            # Null stays null: the answer comes from elsewhere, and nobody may take the question over.
             rows = QuestionRow.filter(id__in=list(ids), status__in=OPEN, lease_until__isnull=False)
             await rows.update(lease_until=until)
 

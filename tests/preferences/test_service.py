@@ -165,7 +165,7 @@ async def test_an_unknown_type_is_refused_and_nothing_is_published(
 
 @pytest.mark.parametrize(("new_types", "hidden"), [("list", False), ("hide", True)])
 async def test_a_new_type_joins_in_the_background(
-    store: PreferenceStore, new_types: str, hidden: bool
+    store: PreferenceStore, database: Database, new_types: str, hidden: bool
 ) -> None:
     catalogue = Catalogue(store, new_types=new_types, metrics=Metrics())  # type: ignore[arg-type]
     running = asyncio.create_task(catalogue.run())
@@ -173,12 +173,14 @@ async def test_a_new_type_joins_in_the_background(
     assert catalogue.admits("alarm")
 
     async def both_joined() -> bool:
-        return len(await store.catalogue()) == 2
+        return len(await store.known()) == 2
 
     await eventually(both_joined)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    assert [(t.name, t.hidden) for t in await store.catalogue()] == [("alarm", hidden), ("news", hidden)]
+    async with database.session():
+        types = await EventType.all().order_by("id")
+    assert [(each.name, each.hidden) for each in types] == [("alarm", hidden), ("news", hidden)]
 
 
 async def test_unknown_types_are_refused_once_the_catalogue_was_read(

@@ -132,7 +132,7 @@ class _Early:
 
 
 class AnswerHandler:
-    """Puts the pieces of answers in order and lets the answers grow by them; a handler of a `Consumer`."""
+    """Puts the pieces of answers in order and lets the answers grow by them; the handler of `answers`."""
 
     def __init__(self, answers: Answers, *, by: str, metrics: Metrics) -> None:
         self._answers = answers
@@ -164,7 +164,7 @@ class AnswerHandler:
         return refused
 
     def unfinished(self) -> Mapping[TopicPartition, int]:
-        """The first piece of each partition that waits for those before it: it is kept in memory alone."""
+        """The first offset of each partition whose piece waits for earlier ones: it may not be committed."""
         first: dict[TopicPartition, int] = {}
         for early in self._early.values():
             for piece in early.pieces.values():
@@ -172,7 +172,7 @@ class AnswerHandler:
         return first
 
     def forget(self, partitions: Collection[TopicPartition]) -> None:
-        """Another node reads them from what was committed, and what waits of them with it."""
+        """These partitions are another node's, which reads the waiting pieces again."""
         for question, early in list(self._early.items()):
             early.pieces = {seq: piece for seq, piece in early.pieces.items() if piece.at not in partitions}
             if not early.pieces:
