@@ -134,19 +134,19 @@ def _stop_signal() -> Iterator[asyncio.Event]:
     def handle(number: int, frame: FrameType | None) -> None:
         # It may interrupt any code, so it only asks.
         loop.call_soon_threadsafe(stopping.set)
-        servers = before[signal.Signals(number)]
-        if callable(servers):
-            servers(number, frame)
+        server_handler = before[signal.Signals(number)]
+        if callable(server_handler):
+            server_handler(number, frame)
 
     if threading.current_thread() is not threading.main_thread():
         before = {}
-    for number, servers in before.items():
+    for number, server_handler in before.items():
         # Where the server has set none, the signal ends the process by itself.
-        if callable(servers):
+        if callable(server_handler):
             signal.signal(number, handle)
     try:
         yield stopping
     finally:
-        for number, servers in before.items():
+        for number, server_handler in before.items():
             if signal.getsignal(number) is handle:
-                signal.signal(number, servers)
+                signal.signal(number, server_handler)

@@ -146,8 +146,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """The consumer group; one of its own for a node without Redis, whose records reach nobody else."""
         if self.redis_url or self.kafka_group != FIELDS["kafka_group"].default:
             return self.kafka_group
-        place = f"{socket.gethostname()} {self.database_url} {Path.cwd()} {self.port}"
-        return f"{self.kafka_group}-{sha256(place.encode()).hexdigest()[:8]}"
+        installation = f"{socket.gethostname()} {self.database_url} {Path.cwd()} {self.port}"
+        return f"{self.kafka_group}-{sha256(installation.encode()).hexdigest()[:8]}"
 
     @property
     def dlq_topic(self) -> str:
@@ -192,10 +192,10 @@ def load(
     for name, value in (options or {}).items():
         if value is not None:
             values[name] = (f"--{name.replace('_', '-')}", value)
-    settings = Settings(**{name: _converted(name, *origin) for name, origin in values.items()})  # type: ignore[arg-type]
+    settings = Settings(**{name: _converted(name, *given) for name, given in values.items()})  # type: ignore[arg-type]
     _check(settings)
     if settings.development:
-        # There are no other nodes to spread the streams over, and whoever pressed Ctrl-C is waiting.
+        # There are no other nodes to wait for, and whoever pressed Ctrl-C is waiting.
         hurried = {name: value for name, value in _DEVELOPMENT.items() if name not in values}
         settings = msgspec.structs.replace(settings, **hurried)
     node = settings.node or f"{socket.gethostname()}-{secrets.token_hex(3)}"
@@ -251,15 +251,15 @@ def _read(file: Path) -> dict[str, object]:
     return found
 
 
-def _converted(name: str, origin: str, value: object) -> object:
+def _converted(name: str, source: str, value: object) -> object:
     kind = FIELDS[name].type
     try:
         if isinstance(value, str):
             value = _from_text(kind, value)
         found = msgspec.convert(value, kind, strict=False)
-        return tuple(_origin(origin) for origin in found) if name == "allowed_origins" else found
+        return tuple(map(_origin, found)) if name == "allowed_origins" else found
     except (msgspec.ValidationError, ValueError) as error:
-        raise SettingsError(f"{origin}: {_named(name, value)} can't be used: {error}") from None
+        raise SettingsError(f"{source}: {_named(name, value)} can't be used: {error}") from None
 
 
 def _named(name: str, value: object) -> str:
@@ -370,7 +370,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _origin(text: str) -> str:
-    """An origin as browsers send it (RFC 6454); a slash after it is borne. Raises ValueError."""
+    """An origin as browsers send it (RFC 6454); a slash after it is ignored. Raises ValueError."""
     if text in ("*", "null"):
         raise ValueError(f"{text!r} would let any page call as the person who looks at it: name the origins")
     found = re.fullmatch(

@@ -30,10 +30,10 @@ from pushsse.stream.immediate import Answer, Reply
 from pushsse.stream.subscriber import selects
 
 _DATA = len(b"data: ")
-_LINES_TYPES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
-_JSON_TYPES = _LINES_TYPES | {"application/json"}
-# None, and what curl -d says when nothing else is given.
-_UNSAID_TYPES = frozenset({"", "application/x-www-form-urlencoded"})
+_LINES_MEDIA = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
+_JSON_MEDIA = _LINES_MEDIA | {"application/json"}
+# No Content-Type, and the one that `curl -d` sends where none is given.
+_UNNAMED_MEDIA = frozenset({"", "application/x-www-form-urlencoded"})
 # The shortest event has 35 bytes: a body within its limit can't hold more of them.
 MAX_LINES = 30_000
 MAX_LISTED = 100
@@ -99,9 +99,9 @@ class EventsEndpoint:
         self.identifier.identify(request, PUBLISH)
         body = await read_body(request, MAX_EVENTS_BODY)
         checked = await self._checked(request, body)
-        if not checked.taken:
+        if not checked.submitted:
             raise InvalidInput(*checked.violations)
-        repeated = await self.intake.accept(checked.taken)
+        repeated = await self.intake.accept(checked.submitted)
         return json_response(checked.answer(repeated), 202)
 
     def posting(self, request: Request) -> Answer | None:
@@ -110,7 +110,7 @@ class EventsEndpoint:
         Raises what `post` raises for such a head.
         """
         who = self.identifier.identify(request, PUBLISH)
-        if _kind(request) != "application/json":
+        if _media_type(request) != "application/json":
             return None
 
         def answer(body: bytes) -> Reply | None:
@@ -131,7 +131,7 @@ class EventsEndpoint:
         until = loop.time() + _TURN_S
         for number, given in _given(request, body):
             try:
-                checked.taken.append(self._submitted(given))
+                checked.submitted.append(self._submitted(given))
             except InvalidInput as error:
                 checked.reject(number, error)
             if loop.time() > until:
@@ -154,10 +154,10 @@ class EventsEndpoint:
 
     async def _read(self, opening: Opening, types: frozenset[str] | None, limit: int) -> Events:
         cursor = opening.cursor
-        told: list[tuple[int, EventView]] = []
+        found: list[tuple[int, EventView]] = []
         gap = opening.resume is Resume.GAP
         more = True
-        while more and len(told) < limit:
+        while more and len(found) < limit:
             entries = await self.replay.entries(cursor)
             if cursor.take_gap():
                 gap = True
@@ -167,28 +167,28 @@ class EventsEndpoint:
                 if self.replay.advance(cursor, entry) and selects(types, entry.publication):
                     publication = entry.publication
                     data = msgspec.Raw(publication.body[_DATA:-1])
-                    found = EventView(publication.name, data, str(cursor.position))
-                    told.append((publication.expires_ms, found))
-                    if len(told) == limit:
+                    view = EventView(publication.name, data, str(cursor.position))
+                    found.append((publication.expires_ms, view))
+                    if len(found) == limit:
                         break
-        # Pages were read in between: what was found first may have expired meanwhile.
-        fresh = tuple(each for expires_ms, each in told if not self.replay.expired(expires_ms))
+        # Several reads may lie between the first event and now: what was found first may have expired.
+        fresh = tuple(each for expires_ms, each in found if not self.replay.expired(expires_ms))
         return Events(fresh, str(cursor.position), gap, more)
 
     def _submitted(self, given: Event | Line) -> Submitted:
-        taken = given if isinstance(given, Event) else event.decode(given)
+        decoded = given if isinstance(given, Event) else event.decode(given)
         # By the backplane's clock, which says when it expires: this node's may be off.
         now_ms = self.backplane.now_ms()
-        event_id = taken.id or _ulid(now_ms)
+        event_id = decoded.id or _ulid(now_ms)
         at = datetime.fromtimestamp(now_ms / 1000, UTC)
-        return Submitted(taken, event_id, self.drafter.draft(taken, event_id=event_id, at=at))
+        return Submitted(decoded, event_id, self.drafter.draft(decoded, event_id=event_id, at=at))
 
 
 @dataclass(slots=True)
 class _Checked:
-    """What the lines of one body are: events, or why they aren't. What is told of them is bounded."""
+    """The lines of one body: the events, and the first 100 that aren't events, with the reasons."""
 
-    taken: list[Submitted] = field(default_factory=list)
+    submitted: list[Submitted] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     violations: list[Violation] = field(default_factory=list)
     unlisted: int = 0
@@ -205,8 +205,8 @@ class _Checked:
     def answer(self, repeated: int | None) -> AcceptedEvents:
         """What the caller is told."""
         return AcceptedEvents(
-            len(self.taken),
-            tuple(submitted.event_id for submitted in self.taken),
+            len(self.submitted),
+            tuple(each.event_id for each in self.submitted),
             tuple(self.rejected),
             msgspec.UNSET if repeated is None else repeated,
             self.unlisted or msgspec.UNSET,
@@ -221,12 +221,12 @@ def _ulid(at_ms: int) -> str:
 
 def _given(request: Request, body: bytes) -> Iterable[tuple[int, Event | Line]]:
     """What a body holds, by line: a text, one event, or one event a line. Raises NotJson, InvalidInput."""
-    kind = _kind(request)
-    if request.scope["query_string"] and "type" in request.query_params and kind not in _JSON_TYPES:
+    kind = _media_type(request)
+    if request.scope["query_string"] and "type" in request.query_params and kind not in _JSON_MEDIA:
         return [(1, _text(request, body))]
-    if kind not in _JSON_TYPES and kind not in _UNSAID_TYPES:
+    if kind not in _JSON_MEDIA and kind not in _UNNAMED_MEDIA:
         raise HttpProblem(415, "media_type", f"{kind[:80]!r} isn't JSON; for text give ?type=…&to=…")
-    if kind in _LINES_TYPES:
+    if kind in _LINES_MEDIA:
         return _lines(body)
     try:
         return [(1, event.decode(body))]
@@ -238,7 +238,7 @@ def _given(request: Request, body: bytes) -> Iterable[tuple[int, Event | Line]]:
         return _lines(body)
 
 
-def _kind(request: Request) -> str:
+def _media_type(request: Request) -> str:
     """The media type of a body, without its parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 

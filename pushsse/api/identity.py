@@ -33,7 +33,7 @@ STREAM, ASK, PREFERENCES, PUBLISH, ANSWER, ADMIN = (
 )
 SCOPES = (STREAM, ASK, PREFERENCES, PUBLISH, ANSWER, ADMIN)
 DEFAULT_SCOPES = frozenset({STREAM, ASK, PREFERENCES})
-_PREFIX = "pushsse:"
+SCOPE_PREFIX = "pushsse:"
 _PROXY_HEADERS = frozenset((b"forwarded", b"x-real-ip", b"via"))
 _PROXY_PREFIX = b"x-forwarded-"
 _EVERYTHING = frozenset(SCOPES)
@@ -92,7 +92,7 @@ class TokenIdentifier:
             raise _unauthorized("token_invalid", f"the claim {self._user_claim!r} doesn't name a user")
         identity = Identity(user, _scopes(claims), claims["exp"])
         if scope not in identity.scopes and ADMIN not in identity.scopes:
-            raise HttpProblem(403, "scope_missing", f"this needs the scope {_PREFIX}{scope}")
+            raise HttpProblem(403, "scope_missing", f"this needs the scope {SCOPE_PREFIX}{scope}")
         return identity
 
     def _token(self, request: HTTPConnection) -> str:
@@ -226,7 +226,7 @@ def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
             words += value.split()
         elif isinstance(value, list):
             words += [word for word in value if isinstance(word, str)]
-    named = frozenset(word.removeprefix(_PREFIX) for word in words if word.startswith(_PREFIX))
+    named = frozenset(word.removeprefix(SCOPE_PREFIX) for word in words if word.startswith(SCOPE_PREFIX))
     return named or DEFAULT_SCOPES
 
 

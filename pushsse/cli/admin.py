@@ -21,7 +21,7 @@ import jwt
 import redis.asyncio as redis
 from redis.exceptions import NoPermissionError, RedisError
 
-from pushsse.api.identity import SCOPES
+from pushsse.api.identity import SCOPE_PREFIX, SCOPES
 from pushsse.backplane.redis.canary import probe
 from pushsse.cli.options import BadSetting, Failed, read_settings, say, with_settings
 from pushsse.database import Database
@@ -241,9 +241,6 @@ async def _migrate(url: str) -> tuple[str, ...]:
         return await database.migrate()
 
 
-_PREFIX = "pushsse:"
-
-
 @click.command()
 @click.option("--user", required=True, help="whom it is for")
 @click.option(
@@ -266,8 +263,8 @@ def token(user: str, scopes: tuple[str, ...], expires: str, config: Path | None,
     if not is_user(user):
         raise click.UsageError(f"--user {user!r} isn't 1–128 characters without white space")
     claims: dict[str, object] = {settings.auth_user_claim: user, "exp": int(time.time() + _age(expires))}
-    if words := _words(scopes):
-        claims["scope"] = " ".join(words)
+    if named := _named(scopes):
+        claims["scope"] = " ".join(named)
     click.echo(jwt.encode(claims, settings.jwt_secret, algorithm="HS256"))
 
 
@@ -278,9 +275,9 @@ def _age(text: str) -> float:
         raise click.UsageError(f"--expires: {error}") from None
 
 
-def _words(scopes: tuple[str, ...]) -> list[str]:
-    words = [word.removeprefix(_PREFIX) for each in scopes for word in each.replace(",", " ").split()]
+def _named(scopes: tuple[str, ...]) -> list[str]:
+    words = [word.removeprefix(SCOPE_PREFIX) for each in scopes for word in each.replace(",", " ").split()]
     for word in words:
         if word not in SCOPES:
             raise click.UsageError(f"--scope {word!r} is none of {', '.join(SCOPES)}")
-    return [_PREFIX + word for word in words]
+    return [SCOPE_PREFIX + word for word in words]

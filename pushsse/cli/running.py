@@ -77,31 +77,31 @@ def worker(link: int) -> None:
             sys.exit(server.serve(node, listener, ready=one.ready))
 
 
-Say = Callable[[str], None]
+Tell = Callable[[str], None]
 # Tries a dependency once: what is missing, empty if nothing is.
-Probe = Callable[[], Awaitable[str]]
+Attempt = Callable[[], Awaitable[str]]
 
 
-async def wait(settings: Settings, say: Say) -> None:
+async def wait(settings: Settings, tell: Tell) -> None:
     """Returns once the database answers and has all migrations, and Redis answers.
 
-    `say` gets a line for each thing that is waited for. The embedded parts need no waiting. Kafka isn't
+    `tell` gets a line for each thing that is waited for. The embedded parts need no waiting. Kafka isn't
     waited for: the node tries it again by itself, and serves streams meanwhile. Raises SettingsError.
     """
     if not settings.database_url.startswith("sqlite"):
         async with Database(settings.database_url, cool_s=0.0) as database:
-            await _wait(lambda: _database(database, shown(settings.database_url)), say)
+            await _wait(lambda: _database(database, shown(settings.database_url)), tell)
     if settings.redis_url:
-        await _wait(lambda: _redis(settings), say)
+        await _wait(lambda: _redis(settings), tell)
 
 
-async def _wait(probe: Probe, say: Say) -> None:
+async def _wait(attempt: Attempt, tell: Tell) -> None:
     backoff = Backoff(first_s=0.2, most_s=2.0)
     said = ""
-    while missing := await probe():
+    while missing := await attempt():
         what, _, _ = missing.partition(": ")
         if what != said:
-            say(f"waiting for {missing}")
+            tell(f"waiting for {missing}")
             said = what
         await asyncio.sleep(backoff.next_s())
 

@@ -189,8 +189,8 @@ class QuestionStore:
 
     async def take(self, question: Question, *, owner: str, lease_s: float) -> bool:
         """Makes this node the next taker of an abandoned question; one of several nodes wins."""
-        # The attempt is the condition and what changes: of two nodes the second finds no row, and so does an
-        # earlier taker that comes back (`begin`, `grow`, `end`).
+        # The attempt is the condition and what changes: of two nodes the second finds no row. An earlier
+        # taker that comes back finds none either (`begin`, `grow`, `end`).
         now = _now()
         async with self.database.session():
             rows = QuestionRow.filter(
