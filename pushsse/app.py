@@ -29,6 +29,7 @@ from pushsse.api.stream import StreamEndpoint
 from pushsse.build import build
 from pushsse.node import Node, Service
 from pushsse.settings import Settings
+from pushsse.stream.limits import Limits
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +76,24 @@ def application(
     return Application(
         direct=direct,
         immediate=direct.immediate(immediate_calls(endpoints)),
+        limits=_limits(node),
         routes=routes(endpoints),
         middleware=_middleware(origins),
         exception_handlers=handlers,
         lifespan=lifespan,
+    )
+
+
+def _limits(node: Node) -> Limits:
+    """What the HTTP protocol holds its clients to."""
+    settings = node.settings
+    return Limits(
+        head_bytes=settings.head_bytes,
+        head_fields=settings.head_fields,
+        head_timeout_s=settings.head_timeout_s,
+        body_timeout_s=settings.body_timeout_s,
+        read_timeout_s=2 * settings.send_timeout_s,
+        refusals=node.metrics.refusals,
     )
 
 

@@ -25,8 +25,8 @@ from pushsse.app import application
 from pushsse.hub.hub import FLUSH_S, Hub
 from pushsse.node import Node, settle_memory
 from pushsse.stream import handover
-from pushsse.stream.handover import drop
 from pushsse.stream.immediate import ImmediateHttp
+from pushsse.stream.limits import LimitedHttp, drop
 
 log = logging.getLogger(__name__)
 Http = type[asyncio.Protocol] | Literal["auto", "h11", "httptools"]
@@ -67,7 +67,7 @@ class Server(uvicorn.Server):
                 date_header=False,
                 proxy_headers=False,
                 backlog=BACKLOG,
-                timeout_keep_alive=75,
+                timeout_keep_alive=node.settings.keep_alive_s,
                 timeout_graceful_shutdown=GRACE_S,
             )
         )
@@ -216,7 +216,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn's, ten times a second. Looks for open files, and drops connections that make no progress.
+        """uvicorn's, ten times a second. Looks for open files, and for connections that make no progress.
 
         A stream that isn't handed over can be ended, not aborted: ASGI has no call for that. A reader that is
         cut as slow would hold its connection until TCP gives up. Whatever is complete and unread for the send
@@ -230,6 +230,10 @@ class Server(uvicorn.Server):
             self._unread = unread
         if counter % 10 == 0:
             self._files.check()
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, LimitedHttp):
+                    connection.check(now)
         return await super().on_tick(counter)
 
     def _drop_unread(self) -> None:

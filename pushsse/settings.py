@@ -113,6 +113,18 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     backlog_bytes: Annotated[
         int, describe("bytes waiting for one reader before it counts as behind", ge=1024)
     ] = 64 * 1024
+    head_bytes: Annotated[int, describe("bytes that a request's head may have", ge=1024)] = 32 * 1024
+    head_fields: Annotated[int, describe("header fields that a request may have", ge=10)] = 100
+    head_timeout_s: Annotated[float, describe("seconds in which a request's head has to arrive", ge=0.2)] = (
+        10.0
+    )
+    body_timeout_s: Annotated[
+        float,
+        describe("seconds in which a request's body has to arrive; one more for each 32 KiB of it", ge=0.2),
+    ] = 10.0
+    keep_alive_s: Annotated[
+        int, describe("seconds that a connection may be idle between two requests", ge=1)
+    ] = 75
     stream_lifetime_s: Annotated[
         float, describe("seconds a stream may live, less up to a fifth at random; 0: no limit", ge=0)
     ] = 0.0

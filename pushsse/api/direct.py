@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pushsse.api.problem import problem_response
 from pushsse.stream.immediate import NO_CALLS, Answer, Call, Calls
+from pushsse.stream.limits import DEFAULT_LIMITS, Limits
 
 _KEY = "pushsse.direct"
 _LINE_END = re.compile("[\r\n]")
@@ -94,13 +95,21 @@ def answered(endpoint: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
 class Application(Starlette):
     """Starlette, the calls that need none of it, and after both a response left for later."""
 
-    def __init__(self, *, direct: Direct, immediate: Calls = NO_CALLS, **options: Any) -> None:
-        """`immediate` is read by the HTTP protocol, for each connection; `options` are Starlette's."""
+    def __init__(
+        self,
+        *,
+        direct: Direct,
+        immediate: Calls = NO_CALLS,
+        limits: Limits = DEFAULT_LIMITS,
+        **options: Any,
+    ) -> None:
+        """The HTTP protocol reads `immediate` and `limits` for each connection; `options` are Starlette's."""
         super().__init__(**options)
         # A redirect would be built from the Host header.
         self.router.redirect_slashes = False
         self._direct = direct
         self.immediate = immediate
+        self.limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = _refusal(scope) or self._direct.find(scope)

@@ -70,19 +70,16 @@ async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
     Raises HttpProblem: 413 as soon as it is over `limit` bytes, packed or not; 415 for another encoding; 400
     for what isn't gzip.
     """
-    # Closed, since the rest of the body is still on its way, and may never end.
-    close = {"connection": "close"}
-    too_large = HttpProblem(413, "body_too_large", f"the body has more than {limit} bytes", close)
     announced = request.headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > limit:
-        raise too_large
+        raise _body_too_large(limit)
     gzip = _gzip(request)
     message = await request.receive()
     if gzip is None and message["type"] == "http.request" and not message.get("more_body"):
         # Most bodies come in one piece.
         whole: bytes = message.get("body", b"")
         if len(whole) > limit:
-            raise too_large
+            raise _body_too_large(limit)
         return whole
     body = bytearray()
     received = 0
@@ -91,10 +88,17 @@ async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
         # Never more than one byte over the limit is unpacked, so a bomb costs no more than any other body.
         body += chunk if gzip is None else gzip.unpack(chunk, limit + 1 - len(body))
         if len(body) > limit or received > limit:
-            raise too_large
+            raise _body_too_large(limit)
     if gzip is not None:
         gzip.close()
     return bytes(body)
+
+
+def _body_too_large(limit: int) -> HttpProblem:
+    # Made where it is raised: in a variable of the raising function it would be a cycle with its traceback.
+    # Closed, since the rest of the body is still on its way, and may never end.
+    close = {"connection": "close"}
+    return HttpProblem(413, "body_too_large", f"the body has more than {limit} bytes", close)
 
 
 async def _pieces(message: Message, request: Request) -> AsyncIterator[bytes]:

@@ -15,25 +15,20 @@ queue and a turn.
 import asyncio
 import os
 import socket
-import struct
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import cast
 from weakref import ref
 
 from starlette.types import Receive, Scope, Send
 from uvicorn import Config
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.utils import get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from pushsse.stream.frame import Chunk, chunk
+from pushsse.stream.limits import Flow, LimitedHttp, drop
 from pushsse.stream.subscriber import Subscriber
 
 EXTENSION = "pushsse.handover"
-# struct linger: on, 0 seconds. Closing sends a reset (socket(7)).
-_DROP = struct.pack("ii", 1, 0)
 LAST_CHUNK = b"0\r\n\r\n"
 TRIAL_S = 5.0
 _REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -135,25 +130,22 @@ class StreamProtocol(asyncio.Protocol):
         self._transport.close()
 
 
-class HandoverHttp(HttpToolsProtocol):
+class HandoverHttp(LimitedHttp):
     """uvicorn's HTTP protocol, with an offer to hand the connection over in each request's scope."""
-
-    _requests = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """uvicorn's, without asking the kernel for the address of our own end: nobody reads that."""
         self.connections.add(self)
         self.transport = transport
-        self.flow = FlowControl(transport)
+        self.flow = Flow(transport)
         self.client = get_remote_addr(transport)
         self.scheme = "https" if is_ssl(transport) else "http"
 
     def on_message_begin(self) -> None:
         """A request begins: uvicorn makes its scope, to which the offer is added."""
         super().on_message_begin()
-        self._requests += 1
         # The scope is held by this object: an offer that held it too would leave a cycle for each request.
-        cast(Scope, self.scope)["extensions"] = {EXTENSION: Offer(ref(self), self._requests)}
+        cast(Scope, self.scope)["extensions"] = {EXTENSION: Offer(ref(self), self.requests)}
 
     def on_headers_complete(self) -> None:
         """The head of a request is there: uvicorn makes its cycle, whose answer leaves in one piece."""
@@ -164,7 +156,7 @@ class HandoverHttp(HttpToolsProtocol):
 
     def hold_head(self, request: int) -> "HeldHead | None":
         """What holds the head of the answer to a request, from now on; None if that isn't the newest one."""
-        if request != self._requests or self.pipeline:
+        if self._has_more_than(request):
             return None
         head = HeldHead(self.transport)
         self.cycle.transport = cast(asyncio.Transport, head)
@@ -176,7 +168,7 @@ class HandoverHttp(HttpToolsProtocol):
         It can't be while the client has begun a further request, or when it has gone.
         """
         cycle, transport = self.cycle, self.transport
-        if request != self._requests or self.pipeline or transport.is_closing():
+        if self._has_more_than(request) or transport.is_closing():
             return None
         if not cycle.response_started or not cycle.chunked_encoding:
             return None
@@ -188,11 +180,15 @@ class HandoverHttp(HttpToolsProtocol):
 
     def hand_over_at_once(self, request: int, head: bytes, backlog_bytes: int) -> StreamProtocol | None:
         """As `hand_over`, of a request that ASGI knows nothing of; `head` is still to be sent."""
-        if request != self._requests or self.pipeline or self.transport.is_closing():
+        if self._has_more_than(request) or self.transport.is_closing():
             return None
         if not self.parser.should_keep_alive():
             head += b"connection: close\r\n"
         return self._let_go(head + b"transfer-encoding: chunked\r\n\r\n", backlog_bytes)
+
+    def _has_more_than(self, request: int) -> bool:
+        """Whether anything was read behind a request."""
+        return request != self.requests or bool(self.pipeline or self.rest)
 
     def _let_go(self, head: bytes, backlog_bytes: int) -> StreamProtocol:
         transport = self.transport
@@ -318,14 +314,6 @@ class Offer:
         return (
             None if connection is None else connection.hand_over_at_once(self._request, head, backlog_bytes)
         )
-
-
-def drop(transport: asyncio.Transport) -> None:
-    """Closes now, with all that waits, also in the kernel, where a slow reader would hold it for long."""
-    connection = transport.get_extra_info("socket")
-    with suppress(OSError):
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
-    transport.abort()
 
 
 def offered(scope: Scope) -> Offer | None:

@@ -24,10 +24,11 @@ from typing import Any, NamedTuple, Self, cast
 from starlette.requests import Request
 from starlette.types import Scope
 from uvicorn import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
 from pushsse.stream.handover import HandoverHttp
+from pushsse.stream.limits import BETWEEN, BODY
 
 # A request with its head.
 MOST_BYTES = 16 * 1024
@@ -104,8 +105,8 @@ class ImmediateHttp(HandoverHttp):
         # What was read and is being parsed, and whether its request began with it.
         self._data = b""
         self._began = False
-        # Whether the parser stands between two requests.
-        self._between = True
+        # Whether the next request to begin is the first of `_data`.
+        self._fresh = False
         # What answers the request that is being parsed, and where its body begins.
         self._answer: Answer | None = None
         self._body_at = 0
@@ -116,32 +117,49 @@ class ImmediateHttp(HandoverHttp):
 
     def data_received(self, data: bytes) -> None:
         head = self._head
-        if head is not None and self._between and not self.flow.write_paused and not self._is_answering():
+        if (
+            head is not None
+            and self.stage is BETWEEN
+            and not self.rest
+            and not self.flow.write_paused
+            and not self.is_answering
+        ):
             body = head.body(data)
             if body is not None and self.reply(head.answer, body, keep_alive=True):
                 # `on_response_complete`, as far as there is anything to do.
                 self.server_state.total_requests += 1
                 self._answered_at = self.loop.time()
                 return
-        self._data, self._began = data, False
+        self._began = False
         super().data_received(data)
-        self._data = b""
+
+    def parse(self, data: bytes) -> None:
+        self._fresh = self.stage is BETWEEN
+        if self._fresh:
+            # With what was read behind it, as far as it matters here.
+            start = self.rest_at
+            self._data = data + self.rest[start : start + MOST_BYTES] if self.rest else data
+        super().parse(data)
+        if self.stage is BETWEEN:
+            self._data = b""
 
     def on_message_begin(self) -> None:
-        self._began, self._between = True, False
+        self._began, self._fresh = self._fresh, False
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._answer = self._found()
         if self._answer is None:
             super().on_headers_complete()
+        else:
+            self.stage = BODY
 
     def on_body(self, body: bytes) -> None:
         if self._answer is None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._between = True
+        self.stage = BETWEEN
         answer, self._answer = self._answer, None
         self._head = None
         if answer is None:
@@ -156,7 +174,7 @@ class ImmediateHttp(HandoverHttp):
                 super().on_body(body)
             super().on_message_complete()
             return
-        if self._is_over():
+        if self.is_over:
             return
         if keep_alive:
             self._head = _Head.of(self._data[: self._body_at], answer)
@@ -198,7 +216,9 @@ class ImmediateHttp(HandoverHttp):
         data = self._data
         if call is None or not self._began or len(data) > MOST_BYTES or b"#" in query:
             return None
-        if self._is_answering() or self.flow.write_paused or self.server_state.default_headers:
+        if self.is_answering or self.flow.write_paused or self.server_state.default_headers:
+            return None
+        if len(self.headers) > self.limits.head_fields:
             return None
         body_bytes = hosts = 0
         for name, value in self.headers:
@@ -217,15 +237,6 @@ class ImmediateHttp(HandoverHttp):
             return call(Request(scope))
         except Exception:  # noqa: BLE001  as in `reply`
             return None
-
-    def _is_over(self) -> bool:
-        """Whether the connection was handed over."""
-        return cast(object, self.parser) is None
-
-    def _is_answering(self) -> bool:
-        """Whether ASGI is still at an earlier request."""
-        cycle = cast(RequestResponseCycle | None, self.cycle)
-        return cycle is not None and not cycle.response_complete
 
     def _write(self, data: bytes) -> None:
         transport = self.transport

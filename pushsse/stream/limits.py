@@ -1,0 +1,388 @@
+"""uvicorn's HTTP protocol with bounds, so that no client takes memory, the event loop or a file without end.
+
+`handover` and `immediate` build on `LimitedHttp`; the server calls `check` once a second for each connection.
+A refusal is counted by its code, answered where an answer is due, and ends the connection.
+
+Deliberate:
+- No timer for a connection or a request: `check` remembers what a client owed when it last looked, so a
+  request that comes in time costs nothing. What is late is noticed up to two seconds after its limit.
+- A large read is parsed in pieces, and while requests wait behind an unanswered one, the rest stays bytes,
+  of which there are few: uvicorn would make objects of 3 kB of a request of 18 bytes.
+- uvicorn's cycles of references (a request that never ran, a timer) are broken when the connection ends.
+"""
+
+import asyncio
+import socket
+import struct
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import Any, NamedTuple, cast
+
+import msgspec
+from uvicorn import Config
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+# What is parsed at once: a hundred of the smallest requests.
+PIECE_BYTES = 2 * 1024
+# What may wait behind an unanswered request before nothing more is read.
+MOST_WAITING_BYTES = 64 * 1024
+# How long the pieces of one read may hold the event loop.
+_TURN_S = 0.005
+# A body that arrives at this rate may take longer than its limit, up to the largest body that any call takes.
+BODY_BYTES_PER_S = 32 * 1024
+_LARGEST_BODY = 1024 * 1024
+# A chunked body has at most so many bytes around each of its own.
+_AROUND = 8
+# How long a refused client may go on sending before its connection is cut: closed at once, it would be reset,
+# and lose the answer (RFC 9112, 9.6).
+_LINGER_S = 2.0
+# struct linger: on, 0 seconds. Closing sends a reset (socket(7)).
+_DROP = struct.pack("ii", 1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a client may send, and how long it may take. `refusals` counts by the code of the answer."""
+
+    head_bytes: int = 32 * 1024
+    head_fields: int = 100
+    head_timeout_s: float = 10.0
+    body_timeout_s: float = 10.0
+    # Without any progress in reading an answer.
+    read_timeout_s: float = 10.0
+    refusals: Counter[str] = field(default_factory=Counter)
+
+
+DEFAULT_LIMITS = Limits()
+
+
+class Stage(Enum):
+    """Where the parser stands."""
+
+    BETWEEN = auto()
+    HEAD = auto()
+    BODY = auto()
+
+
+BETWEEN, HEAD, BODY = Stage
+
+
+class Refusal(NamedTuple):
+    """Why a connection ends. Without a status nobody expects an answer."""
+
+    code: str
+    status: HTTPStatus | None = None
+    detail: str = ""
+
+    def answer(self) -> bytes:
+        """The whole answer, in the form of the API's errors (RFC 9457)."""
+        assert self.status is not None
+        body = msgspec.json.encode(
+            {
+                "type": "about:blank",
+                "title": self.status.phrase,
+                "status": self.status.value,
+                "code": self.code,
+                "detail": self.detail,
+            }
+        )
+        return (
+            b"%bcontent-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+            % (
+                STATUS_LINE[self.status],
+                len(body),
+                body,
+            )
+        )
+
+
+_TOO_LARGE = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+_SILENT = Refusal("silent")
+_UNREAD = Refusal("unread")
+
+
+class Owed(NamedTuple):
+    """What a client owed when `check` looked: whatever differs from the last time is progress."""
+
+    what: Stage | Refusal
+    mark: int
+
+
+class Flow(FlowControl):
+    """uvicorn's, which doesn't read on while much that was read already waits for its turn."""
+
+    holds = False
+
+    def resume_reading(self) -> None:
+        """Called by uvicorn whenever a request wants to be read."""
+        if not self.holds:
+            super().resume_reading()
+
+
+class LimitedHttp(HttpToolsProtocol):
+    """uvicorn's HTTP protocol, with limits."""
+
+    flow: Flow
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.limits: Limits = getattr(self.app, "limits", DEFAULT_LIMITS)
+        self.stage = BETWEEN
+        # How many requests have begun.
+        self.requests = 0
+        # What was read and isn't parsed, and where that begins.
+        self.rest = b""
+        self.rest_at = 0
+        # Of the head or the body that is being parsed, as it came, and of the body itself.
+        self._bytes = 0
+        self._body_bytes = 0
+        # What ASGI is at, which isn't `cycle` while others wait behind it.
+        self._running: RequestResponseCycle | None = None
+        self._refused: Refusal | None = None
+        self._owed: Owed | None = None
+        self._owed_since = 0.0
+
+    # uvicorn's
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        super().connection_lost(exc)
+        # After a reset uvicorn leaves its timer, which would keep all of this for 75 s.
+        self._unset_keepalive_if_required()
+        self.rest = b""
+        # The next requests are what `cycle` is: the one that runs would wait for its client for ever.
+        running, self._running = self._running, None
+        if running is not None and not running.response_complete:
+            running.disconnected = True
+            running.message_event.set()
+        # A request that never runs holds this object, which holds it.
+        for cycle, _ in self.pipeline:
+            cycle.on_response = _nothing
+        self.pipeline.clear()
+
+    def data_received(self, data: bytes) -> None:
+        """Something was read."""
+        if self._refused is not None:
+            return
+        if self.rest or self.pipeline:
+            self.rest, self.rest_at = self.rest[self.rest_at :] + data, 0
+            self._hold_if_full()
+        elif len(data) <= PIECE_BYTES:
+            self.parse(data)
+        else:
+            self.rest, self.rest_at = data, 0
+            self._parse_rest()
+
+    def parse(self, data: bytes) -> None:
+        """Parses a piece of what was read."""
+        stage = self.stage
+        super().data_received(data)
+        if self.stage is BETWEEN or self._refused is not None:
+            return
+        if self.stage is stage:
+            self._bytes += len(data)
+        most = self.limits.head_bytes
+        if self.stage is BODY:
+            # Extensions of chunks, and trailers, which may be as endless as a head.
+            most += self._body_bytes * _AROUND
+        if self._bytes > most:
+            detail = f"the request has more than {self.limits.head_bytes} bytes of header fields"
+            self.refuse(Refusal("headers_too_large", _TOO_LARGE, detail))
+        elif len(self.headers) > self.limits.head_fields:
+            self.refuse(self._too_many())
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self.stage = HEAD
+        self.requests += 1
+        self._bytes = self._body_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The head of a request is there. Raises HeadRefused, which ends the parsing."""
+        if len(self.headers) > self.limits.head_fields:
+            self._refused = self._too_many()
+            raise HeadRefused
+        super().on_headers_complete()
+        self.stage = BODY
+        self._bytes = 0
+        # Trailers come through `on_header`, too; they aren't the head's, which the application has by now.
+        self.headers = []
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body."""
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request is whole."""
+        self.stage = BETWEEN
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer is whole: what waits behind its request has its turn."""
+        super().on_response_complete()
+        if self.rest and not self.pipeline:
+            self.loop.call_soon(self._parse_rest)
+
+    def send_400_response(self, msg: str) -> None:
+        """The parser has found an error, or was stopped by a refusal."""
+        refused, self._refused = self._refused, None
+        if refused is not None:
+            self.refuse(refused)
+        else:
+            super().send_400_response(msg)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    # One piece after another
+
+    def _parse_rest(self) -> None:
+        until = self.loop.time() + _TURN_S
+        while self.rest and not self.pipeline:
+            if self.is_over or self._refused is not None or self.transport.is_closing():
+                self.rest = b""
+                return
+            if self.loop.time() > until:
+                self.loop.call_soon(self._parse_rest)
+                break
+            self.parse(self._next_piece())
+        if not self.is_over:
+            self._hold_if_full()
+
+    def _next_piece(self) -> bytes:
+        """Ends with a head where that is near: a request behind it is parsed when this one is answered."""
+        rest, start = self.rest, self.rest_at
+        end = start + PIECE_BYTES
+        if self.stage is not BODY and (found := rest.find(b"\r\n\r\n", start, end)) >= 0:
+            end = found + 4
+        self.rest_at = end
+        if end >= len(rest):
+            # Nothing lies behind this piece: its request may have the connection.
+            self.rest = b""
+        return rest[start:end]
+
+    def _hold_if_full(self) -> None:
+        """Reads on while little waits: a client that leaves is noticed only by reading."""
+        if len(self.rest) - self.rest_at > MOST_WAITING_BYTES:
+            self.flow.holds = True
+            self.flow.pause_reading()
+        elif self.flow.holds:
+            self.flow.holds = False
+            self.flow.resume_reading()
+
+    # Refusals
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the connection is gone, or was handed over."""
+        return cast(object, self.parser) is None
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether ASGI is still at a request."""
+        return self._running is not None and not self._running.response_complete
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Ends the connection: with an answer, where it is this request's turn to be answered."""
+        self.limits.refusals[refusal.code] += 1
+        self._refused = refusal
+        self.rest = b""
+        running = self._running
+        due = refusal.status is not None
+        if running is not None and not running.response_complete:
+            due = due and self.stage is BODY and running is self.cycle and not running.response_started
+            running.disconnected = True
+            running.message_event.set()
+            if not due:
+                drop(self.transport)
+                return
+        if not due:
+            self.transport.close()
+            return
+        self._unset_keepalive_if_required()
+        self.transport.write(refusal.answer())
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._hold_if_full()
+        else:
+            self.transport.close()
+
+    def check(self, now: float) -> None:
+        """Refuses a client that owes something for longer than it may. Called once a second."""
+        owed = self._owes()
+        if owed != self._owed:
+            self._owed, self._owed_since = owed, now
+        elif owed is not None and now - self._owed_since > self._limit_s(owed):
+            self._end_late(owed)
+
+    def _owes(self) -> Owed | None:
+        if self.is_over or self.transport.is_closing():
+            return None
+        if self._refused is not None:
+            return Owed(self._refused, 0)
+        if self.flow.write_paused:
+            return Owed(_UNREAD, self.transport.get_write_buffer_size())
+        if self.timeout_keep_alive_task is not None or self.flow.read_paused:
+            # uvicorn's own limit holds, or it isn't the client who is waited for.
+            return None
+        if self.stage is not BODY:
+            # Also where nothing has begun: empty lines before a request begin none.
+            return None if self.is_answering else Owed(self.stage, self.requests)
+        cycle = cast(RequestResponseCycle | None, self.cycle)
+        if cycle is not None and cycle.waiting_for_100_continue and not cycle.response_complete:
+            return None
+        return Owed(BODY, self.requests)
+
+    def _limit_s(self, owed: Owed) -> float:
+        if owed.what is BODY:
+            return self.limits.body_timeout_s + min(self._body_bytes, _LARGEST_BODY) / BODY_BYTES_PER_S
+        if owed.what is _UNREAD:
+            return self.limits.read_timeout_s
+        return self.limits.head_timeout_s if isinstance(owed.what, Stage) else _LINGER_S
+
+    def _end_late(self, owed: Owed) -> None:
+        if owed.what is BETWEEN:
+            self.refuse(_SILENT)
+        elif isinstance(owed.what, Stage):
+            part = owed.what.name.lower()
+            detail = f"the {part} of the request didn't arrive in time"
+            self.refuse(Refusal(f"{part}_timeout", HTTPStatus.REQUEST_TIMEOUT, detail))
+        else:
+            if owed.what is _UNREAD:
+                self.limits.refusals[_UNREAD.code] += 1
+            drop(self.transport)
+
+    def _too_many(self) -> Refusal:
+        detail = f"the request has more than {self.limits.head_fields} header fields"
+        return Refusal("headers_too_large", _TOO_LARGE, detail)
+
+
+class HeadRefused(Exception):
+    """Stops the parser; the connection knows why."""
+
+
+def drop(transport: asyncio.Transport) -> None:
+    """Closes now, with all that waits, also in the kernel, where a slow reader would hold it for long."""
+    connection = transport.get_extra_info("socket")
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
+    transport.abort()
+
+
+def _nothing() -> None:
+    """What a request that never runs does when it is answered."""
