@@ -31,7 +31,7 @@ from pushsse.node import Node, Service
 from pushsse.settings import Settings
 from pushsse.stream.limits import Limits
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings | None = None) -> Application:

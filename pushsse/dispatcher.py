@@ -16,7 +16,7 @@ from pushsse.errors import DatabaseUnavailable
 from pushsse.metrics import Metrics
 from pushsse.retry import Backoff, Outage
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 # Recipients between two yields: some 3 ms of the event loop.
 _YIELD_RECIPIENTS = 10_000
 # In one append, which is atomic: each recipient is remembered, which takes Redis some 4 µs.
@@ -64,7 +64,9 @@ class Dispatcher:
         self._types = types
         self._shards = backplane.shards
         self._metrics = metrics
-        self._unfiltered = Outage("switches can't be read, so only the streams filter events", log, Backoff())
+        self._unfiltered = Outage(
+            "switches can't be read, so only the streams filter events", logger, Backoff()
+        )
 
     async def dispatch(self, drafts: Sequence[Draft]) -> Receipt:
         """Publishes a batch; when it returns, the log has everything.

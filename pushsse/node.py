@@ -33,7 +33,7 @@ from pushsse.stream.frame import random_retry_ms
 from pushsse.witness import Witness
 from pushsse.workers.worker import SupervisorGone, Worker
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 # An isolated node ends its streams within this.
 _ISOLATED_WINDOW_S = 5.0
 TRIM_EVERY_S = 20.0
@@ -83,7 +83,7 @@ class Node:
             try:
                 await self._open(stack)
             except PushsseError as error:
-                log.critical("this node can't start: %s", error)
+                logger.critical("this node can't start: %s", error)
                 raise
             await stack.enter_async_context(_supervised({**self._services(), **(more or {})}, on_failure))
             self.started = True
@@ -191,19 +191,19 @@ async def _supervised(services: Mapping[str, Service], on_failure: Callable[[], 
     async def run(name: str, service: Service) -> None:
         try:
             await service()
-            log.critical("service %s ended by itself, so this process ends", name)
+            logger.critical("service %s ended by itself, so this process ends", name)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
             # A library let a cancellation of its own out: nobody asked this service to stop.
-            log.critical("service %s was cancelled from inside, so this process ends", name, exc_info=True)
+            logger.critical("service %s was cancelled from inside, so this process ends", name, exc_info=True)
         except SupervisorGone:
-            log.critical("the supervisor of this worker is gone, so this process ends")
+            logger.critical("the supervisor of this worker is gone, so this process ends")
         except SettingsError as error:
-            log.critical("%s; this process ends", error)
+            logger.critical("%s; this process ends", error)
         except Exception:
-            log.critical("service %s died, so this process ends", name, exc_info=True)
+            logger.critical("service %s died, so this process ends", name, exc_info=True)
         on_failure()
 
     async with asyncio.TaskGroup() as group:

@@ -30,10 +30,10 @@ class Backoff:
 
 @dataclass(slots=True)
 class Outage:
-    """The tries of one part: `log` gets one line when they begin to fail, and one when they work again."""
+    """The tries of one part: the log gets one line when they begin to fail, and one when they work again."""
 
     what: str
-    log: logging.Logger
+    logger: logging.Logger
     backoff: Backoff
     since: float | None = None
 
@@ -41,7 +41,9 @@ class Outage:
         """A try failed: seconds until the next one."""
         if self.since is None:
             self.since = time.monotonic()
-            self.log.warning("%s: %s; trying again until it works", self.what, error or type(error).__name__)
+            self.logger.warning(
+                "%s: %s; trying again until it works", self.what, error or type(error).__name__
+            )
         return self.backoff.next_s()
 
     def over(self) -> float:
@@ -51,5 +53,5 @@ class Outage:
         lasted_s = time.monotonic() - self.since
         self.since = None
         self.backoff.reset()
-        self.log.warning("%s: works again, after %.1f s", self.what, lasted_s)
+        self.logger.warning("%s: works again, after %.1f s", self.what, lasted_s)
         return lasted_s

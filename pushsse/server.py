@@ -28,7 +28,7 @@ from pushsse.stream import handover
 from pushsse.stream.immediate import ImmediateHttp
 from pushsse.stream.limits import LimitedHttp, drop
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 Http = type[asyncio.Protocol] | Literal["auto", "h11", "httptools"]
 GRACE_S = 5
 # A second signal: the process is gone after this, whatever its parts do.
@@ -101,7 +101,7 @@ class Server(uvicorn.Server):
             reason = os.strerror(errno.EADDRINUSE)
         if reason:
             # The port was bound at the start, and another process has begun to listen on it since then.
-            log.critical(
+            logger.critical(
                 "can't listen on port %s: %s; another process took it during the start",
                 ", ".join(ports),
                 reason,
@@ -156,7 +156,7 @@ class Server(uvicorn.Server):
         if not self.started:
             self.should_exit = True
         elif self._leaving is None:
-            log.log(
+            logger.log(
                 # With workers, the supervisor says it for all of them.
                 logging.INFO if self.node.worker is None else logging.DEBUG,
                 "stopping: %d streams end within %.1f s",
@@ -173,7 +173,7 @@ class Server(uvicorn.Server):
         """Stops within QUICK_S, in order where that is possible."""
         self.status = status
         if self.node.worker is None:
-            log.info("stopping at once: a second signal")
+            logger.info("stopping at once: a second signal")
         # A part that can't be closed in time, such as a Kafka that doesn't answer, is left as it is.
         asyncio.get_running_loop().call_later(QUICK_S, os._exit, status)
         self._hurry()
@@ -260,7 +260,7 @@ def _is_listening(listener: socket.socket) -> bool:
 def best_http() -> Http:
     """The protocol that hands streams over, if uvicorn's internals are those that it was tested with."""
     if reason := handover.failed(ImmediateHttp):
-        log.warning("streams are written the portable way, at two to three times the CPU: %s", reason)
+        logger.warning("streams are written the portable way, at two to three times the CPU: %s", reason)
         return "auto"
     return ImmediateHttp
 
@@ -313,7 +313,7 @@ class OpenFiles:
             whose = "this machine has none left (fs.file-max)"
         else:
             whose = f"this process may have {limit}, and {len(self._hub.subscribers)} of them are streams"
-        log.error(
+        logger.error(
             "out of open files: %s; new connections are refused until some are closed;"
             " raise the limit (ulimit -n, LimitNOFILE= in systemd) or set PUSHSSE_MAX_STREAMS",
             whose,

@@ -19,7 +19,7 @@ from tortoise.models import Model
 from pushsse.database import Database, Statement
 from pushsse.errors import DatabaseUnavailable
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 AFTER_S = 10.0
 # Less than AFTER_S. When Redis goes away for all nodes, their reports are old before any of them is isolated.
 FRESH_S = 6.0
@@ -125,14 +125,14 @@ class Witness:
 
     async def _change(self) -> None:
         if self.isolated:
-            log.error(
+            logger.error(
                 "this node has not heard Redis for %.0f s, and others have: it isn't ready, gives its Kafka"
                 " partitions and its questions back, and ends its streams. Look at its network",
                 AFTER_S,
             )
             await self._work.give_back()
         else:
-            log.warning("this node hears Redis again: it is ready")
+            logger.warning("this node hears Redis again: it is ready")
             self._work.take_back()
 
 

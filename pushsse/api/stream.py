@@ -35,7 +35,7 @@ CALM_S = 0.005
 PORTABLE_AT_ONCE = 4
 # How long a client waits for its turn.
 PATIENCE_S = 15.0
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Queue:
@@ -119,7 +119,7 @@ class StreamEndpoint:
                     backlog_bytes=self.backlog_bytes,
                 )
         except Unavailable as error:
-            log.warning("a stream can't begin: %s", error)
+            logger.warning("a stream can't begin: %s", error)
             await busy_response()(scope, receive, send)
             return
         if queued is not None:

@@ -17,7 +17,7 @@ UNREADABLE = Publication("pushsse.unreadable", b"", ())
 _READABLE = range(VERSION - 1, VERSION + 2)
 _VERSION = bytes((VERSION,))
 _LIVE = b"0\n"
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _encoder = msgspec.msgpack.Encoder()
 _publication = msgspec.msgpack.Decoder(Publication)
 _change = msgspec.msgpack.Decoder(Change)
@@ -59,9 +59,9 @@ def decode(blob: bytes) -> Publication:
         if blob[0] in _READABLE:
             return _publication.decode(memoryview(blob)[1:])
     except (msgspec.DecodeError, IndexError) as error:
-        _log.warning("an entry of the log can't be read, and nobody gets it: %s", error)
+        logger.warning("an entry of the log can't be read, and nobody gets it: %s", error)
         return UNREADABLE
-    _log.warning(
+    logger.warning(
         "an entry of the log has version %d, and nobody on this node gets it, since it reads version %d and"
         " those next to it: run neighbouring releases on all nodes",
         blob[0],
@@ -80,7 +80,7 @@ def decode_change(blob: bytes) -> Change | None:
     try:
         return _change.decode(blob)
     except msgspec.DecodeError as error:
-        _log.warning("a change in the log can't be read and is skipped: %s", error)
+        logger.warning("a change in the log can't be read and is skipped: %s", error)
         return None
 
 
@@ -101,7 +101,7 @@ def decode_message(payload: bytes) -> Appended | Publication | None:
         return _appended(header, body)
     if payload.startswith(_LIVE):
         return decode(body)
-    _log.warning(
+    logger.warning(
         "a message of kind %r comes from a newer release, and is skipped: its entries are read from the log",
         header[:8],
     )
@@ -119,5 +119,7 @@ def _appended(header: bytes, body: bytes) -> Appended | None:
             start += size
         return Appended(epoch.decode(), int(first), int(order), int(at_ms), tuple(blobs))
     except ValueError as error:
-        _log.warning("a message can't be read, and is skipped: its entries are read from the log: %s", error)
+        logger.warning(
+            "a message can't be read, and is skipped: its entries are read from the log: %s", error
+        )
         return None

@@ -25,7 +25,7 @@ from pushsse.settings import Settings, unknown
 from pushsse.workers import supervisor
 from pushsse.workers.worker import SupervisorGone, Worker
 
-log = logging.getLogger("pushsse")
+logger = logging.getLogger("pushsse")
 
 
 def run(settings: Settings, listener: socket.socket) -> int:
@@ -51,11 +51,11 @@ def run(settings: Settings, listener: socket.socket) -> int:
 
 def _introduce(settings: Settings, port: int) -> None:
     """Logs which parts are in use, and which variables look like settings and aren't."""
-    log.info("pushsse %s, node %s, process %d", __version__, settings.node, os.getpid())
+    logger.info("pushsse %s, node %s, process %d", __version__, settings.node, os.getpid())
     for part, text in parts(settings, port).items():
-        log.info("%-10s %s", part, text)
+        logger.info("%-10s %s", part, text)
     for line in unknown(os.environ):
-        log.warning("%s", line)
+        logger.warning("%s", line)
 
 
 @click.command(hidden=True)

@@ -20,7 +20,7 @@ from pushsse.errors import DatabaseConflict, DatabaseUnavailable, StatementFaile
 
 __all__ = ["TORTOISE", "Database", "Session", "Statement"]
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 Row = TypeVar("Row")
 
 # "pushsse" and a digit in ASCII, so that no other program on the same PostgreSQL server takes this lock.
@@ -220,7 +220,7 @@ class Database:
         if found is Verdict.CONFLICT:
             return DatabaseConflict(reason)
         if found is Verdict.WRONG:
-            log.error("%s", reason, exc_info=error)
+            logger.error("%s", reason, exc_info=error)
             return StatementFailed(reason)
         return DatabaseUnavailable(reason)
 

@@ -29,7 +29,7 @@ from pushsse.errors import DatabaseUnavailable
 Value = str | int | float | bool | None | list[str]
 Row = TypeVar("Row")
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _json = msgspec.json.Encoder()
 _RELEASE_S = 0.3
@@ -249,7 +249,9 @@ class Route:
                 self._client.server_settings["default_transaction_isolation"] = "read committed"
             elif not self._said:
                 self._said = True
-                log.info("a pooler stands between this node and the database: no statement is kept prepared")
+                logger.info(
+                    "a pooler stands between this node and the database: no statement is kept prepared"
+                )
             self._client.extra[_CACHE_SIZE] = self._given or (0 if self.pooled else _PREPARED_STATEMENTS)
             await self._client.create_connection(with_db=True)
             pool.terminate()

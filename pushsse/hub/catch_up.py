@@ -22,7 +22,7 @@ from pushsse.stream.subscriber import Behind, Cursor, Subscriber, selects
 
 STEP_ENTRIES = 500
 STEP_BYTES = 32 * 1024
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class CatchUp:
@@ -45,7 +45,7 @@ class CatchUp:
         try:
             await self._catch_up(subscriber)
         except Exception:
-            log.exception("catch-up of stream %s failed; the stream ends as overloaded", subscriber.id)
+            logger.exception("catch-up of stream %s failed; the stream ends as overloaded", subscriber.id)
             subscriber.end(CloseReason.OVERLOADED)
 
     async def _catch_up(self, subscriber: Subscriber) -> None:

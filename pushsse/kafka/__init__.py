@@ -28,7 +28,7 @@ MAX_REQUEST_BYTES = 1024 * 1024
 _STOP_S = 2.0
 _ASK_S = 10.0
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Record(Protocol):
@@ -160,7 +160,7 @@ async def stop(client: AIOKafkaConsumer | AIOKafkaProducer) -> None:
         if not task.done():
             task.cancel()
         elif not task.cancelled() and task.exception() is not None:
-            log.debug("a client of Kafka didn't stop cleanly: %r", task.exception())
+            logger.debug("a client of Kafka didn't stop cleanly: %r", task.exception())
 
 
 def cancellation_is_ours() -> bool:

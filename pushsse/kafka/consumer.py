@@ -24,7 +24,7 @@ from pushsse.kafka.producer import Producer
 from pushsse.metrics import Metrics
 from pushsse.retry import Backoff, Outage
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 BATCH_RECORDS = 1000
 _START_LIMIT_S = 30.0
 _POLL_MS = 200
@@ -121,7 +121,9 @@ class Consumer:
         blocked = self._metrics.held_partitions
         text = "Partitions that wait for the dead-letter topic"
         self._metrics.gauge("kafka_held_partitions", text, lambda: len(blocked))
-        outage = Outage(f"Kafka at {self._connection.bootstrap}, for {self._topic}", log, Backoff(0.5, 10.0))
+        outage = Outage(
+            f"Kafka at {self._connection.bootstrap}, for {self._topic}", logger, Backoff(0.5, 10.0)
+        )
         async with Producer(self._connection) as producer:
             letters = DeadLetters(
                 producer, topic=self._dlq_topic, skip_refused=self._skip_refused, metrics=self._metrics
@@ -187,7 +189,7 @@ class Consumer:
 
     async def _topic_is_there(self, consumer: AIOKafkaConsumer) -> None:
         """Waits for the topic; the service stays up meanwhile."""
-        missing = Outage(f"topic {self._topic}", log, Backoff(first_s=0.5, most_s=3.0))
+        missing = Outage(f"topic {self._topic}", logger, Backoff(first_s=0.5, most_s=3.0))
         while True:
             async with asyncio.timeout(_START_LIMIT_S):
                 there = self._topic in await consumer.topics()
@@ -233,8 +235,8 @@ class _Member(Generic[Item]):
         self._metrics = metrics
         self._pace = pace
         self._kafka = kafka
-        self._applying = Outage("records from Kafka can't be applied", log, Backoff())
-        self._burying = Outage(f"dead-letter topic {letters.topic}", log, Backoff(first_s=0.25))
+        self._applying = Outage("records from Kafka can't be applied", logger, Backoff())
+        self._burying = Outage(f"dead-letter topic {letters.topic}", logger, Backoff(first_s=0.25))
         self._writes: set[asyncio.Task[None]] = set()
 
     async def run(self, allowed: Callable[[], bool]) -> None:
@@ -254,7 +256,7 @@ class _Member(Generic[Item]):
         if failed is not None:
             raise failed
         if self._watchdog.stuck:
-            log.warning("the consumer is replaced: %s", self._watchdog.stuck)
+            logger.warning("the consumer is replaced: %s", self._watchdog.stuck)
 
     async def _round(self, tasks: asyncio.TaskGroup) -> None:
         began = time.monotonic()
@@ -343,7 +345,7 @@ class _Member(Generic[Item]):
         if len(batches) > 1:
             return [applied for batch in batches for applied in await self._applied([batch])]
         [batch] = batches
-        log.warning("%s has a newer owner; its records in hand are dropped", batch.partition.name)
+        logger.warning("%s has a newer owner; its records in hand are dropped", batch.partition.name)
         # If the group takes it from us, that comes within a heartbeat or two. If not, it is claimed again.
         # What the other owner committed is where to go on, so our own offset is forgotten.
         batch.partition.next_offset = None
@@ -353,7 +355,7 @@ class _Member(Generic[Item]):
     async def _bury(self, batch: _Batch[Item]) -> None:
         """Writes dead letters until they are acknowledged, then lets their partition go on."""
         partition, left = batch.partition, batch.refused
-        log.warning(
+        logger.warning(
             "%s: %d of the records up to offset %d can't be used, first offset %d (%s); they go to %s",
             partition.name,
             len(left),

@@ -12,7 +12,7 @@ from pushsse.kafka import Record
 from pushsse.kafka.producer import Outgoing, Producer, RecordRefused
 from pushsse.metrics import Metrics
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 CUT_BYTES = 64 * 1024
 SMALL_BYTES = 4 * 1024
 MAX_LETTER_BYTES = 960 * 1024
@@ -67,7 +67,7 @@ class DeadLetters:
             else:
                 return True
         self._metrics.dead_letters_refused += 1
-        log.error(
+        logger.error(
             "%s can't be used, and %s, even without its value: %s. Look at cleanup.policy and"
             " max.message.bytes of that topic; the record itself is still at its offset",
             place_of(refused.record),

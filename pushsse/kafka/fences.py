@@ -20,7 +20,7 @@ from pushsse.errors import SettingsError
 from pushsse.kafka import Connection, Record, stop
 from pushsse.settings import seconds
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 METADATA_PREFIX = "pushsse-backplane="
 _ADMIN_S = 10.0
 _PROBE_S = 5.0
@@ -212,7 +212,7 @@ class Fenced:
             # Before anything is read: a fence of the old topic would skip the new one's records as known.
             await self.fences.reset_fence(at.topic, at.partition)
             recreated[at] = available[at].first
-            log.warning(
+            logger.warning(
                 "%s-%d was deleted and made again: offset %d %s. Its fence starts over, and it is read from"
                 " its beginning",
                 at.topic,
@@ -259,10 +259,10 @@ class Fenced:
             if identity := await self.fences.identity(""):
                 return identity
             if time.monotonic() > until:
-                log.warning("the group %s has %d members at another backplane", self.group, others)
+                logger.warning("the group %s has %d members at another backplane", self.group, others)
                 return await self.fences.identity(secrets.token_hex(8))
             await asyncio.sleep(_LOOK_S)
-        log.warning(
+        logger.warning(
             "the backplane knows nothing of the offsets that the group %s has committed: it is new, or was"
             " emptied. The group has no other member, so this node goes on from them",
             self.group,
@@ -298,7 +298,7 @@ def within(at: TopicPartition, offset: int, available: Range) -> int:
     """The offset, or the oldest one where Kafka doesn't hold it (any more, or yet)."""
     if available.first <= offset <= available.end:
         return offset
-    log.warning(
+    logger.warning(
         "%s-%d: offset %d is out of range (%d to %d), starting at the earliest",
         at.topic,
         at.partition,

@@ -21,7 +21,7 @@ from pushsse.kafka.fences import Ownership, ranges, within
 from pushsse.metrics import Metrics
 from pushsse.retry import Backoff, Outage
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _REVOKE_S = 2.0
 _COMMIT_EVERY_S = 0.25
 _COMMIT_LIMIT_S = 3.0
@@ -80,8 +80,8 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         self._progress = progress
         self._metrics = metrics
         self._commit_at = 0.0
-        self._preparing = Outage("partitions can't be read yet", log, Backoff(first_s=0.25))
-        self._committing = Outage("offsets can't be committed", log, Backoff(first_s=0.5))
+        self._preparing = Outage("partitions can't be read yet", logger, Backoff(first_s=0.25))
+        self._committing = Outage("offsets can't be committed", logger, Backoff(first_s=0.5))
 
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Notes what is ours. Nothing of it is read before `prepare`."""
@@ -92,7 +92,7 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
             # Any offset will do here. Without one, aiokafka looks for a committed offset, and raises if there
             # is none.
             self._consumer.seek(at, 0)
-        log.info("assigned: %s", ", ".join(each.name for each in self.partitions.values()) or "nothing")
+        logger.info("assigned: %s", ", ".join(each.name for each in self.partitions.values()) or "nothing")
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """The group takes all back. The batch in hand has 2 s; after that its next owner reads it again."""
@@ -100,7 +100,7 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
             async with asyncio.timeout(_REVOKE_S):
                 await self.idle.wait()
         except TimeoutError:
-            log.warning("a batch of %d partitions is given up: they are revoked", len(revoked))
+            logger.warning("a batch of %d partitions is given up: they are revoked", len(revoked))
         # After the batch and before the next owner begins. Repeats are fenced, but cost both nodes time.
         await self.commit()
         self.end()
@@ -165,7 +165,7 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
                 await self._prepare(waiting)
         except (CommitFailedError, IllegalStateError) as error:
             # The group is rebalancing, and will say what is ours.
-            log.info("not assigned to this node at the moment: %s", error)
+            logger.info("not assigned to this node at the moment: %s", error)
             wait_s = _NOT_OURS_S
         except (KafkaError, Unavailable, TimeoutError) as error:
             wait_s = self._preparing.failed(error)
@@ -207,7 +207,7 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
                 partition.next_offset = recreated.get(partition.at, wanted[partition.at])
                 self._consumer.seek(partition.at, partition.next_offset)
                 partition.ready = True
-                log.info("%s is read from offset %d on", partition.name, partition.next_offset)
+                logger.info("%s is read from offset %d on", partition.name, partition.next_offset)
 
     async def commit_due(self) -> None:
         """Commits four times a second: a commit costs a round trip, and what is read again is known."""
@@ -225,7 +225,7 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
             async with asyncio.timeout(_COMMIT_LIMIT_S):
                 await self._consumer.commit(self._marked(due))
         except (CommitFailedError, IllegalStateError) as error:
-            log.info("offsets not committed, the partitions are somebody else's by now: %s", error)
+            logger.info("offsets not committed, the partitions are somebody else's by now: %s", error)
             return
         except (KafkaError, TimeoutError) as error:
             self._commit_at = time.monotonic() + self._committing.failed(error)

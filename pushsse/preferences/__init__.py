@@ -18,7 +18,7 @@ from pushsse.metrics import Metrics
 from pushsse.preferences.store import MAX_TYPES, PendingChange, Preference, PreferenceStore
 from pushsse.retry import Backoff, Outage
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _RELAY_EVERY_S = 2.0
 _RELAY_OLDER_THAN_S = 2.0
 # 400 names of 64 characters are about 30 KiB: well inside a frame.
@@ -61,13 +61,13 @@ class Preferences:
 
     async def run(self) -> None:
         """Relays for ever; where the database or the log is away, it tries again."""
-        waiting = Outage("changes of switches wait for the log", log, Backoff())
+        waiting = Outage("changes of switches wait for the log", logger, Backoff())
         while True:
             # Spread, so that of many nodes one does the work and the others find nothing left.
             await asyncio.sleep(_RELAY_EVERY_S * random.uniform(0.5, 1.5))
             try:
                 if count := await self.relay():
-                    log.info("published changes of switches that had waited, of %d people", count)
+                    logger.info("published changes of switches that had waited, of %d people", count)
                 waiting.over()
             except Unavailable as error:
                 waiting.failed(error)
@@ -159,7 +159,7 @@ class Catalogue:
             for name in names:
                 self._new.pop(name, None)
             if joined := [name for name in names if name not in left_out]:
-                log.info("types that joined the catalogue: %s", ", ".join(joined))
+                logger.info("types that joined the catalogue: %s", ", ".join(joined))
             for name in left_out:
                 # Other nodes have filled it in the meantime.
                 self._overflow(name)
@@ -172,7 +172,7 @@ class Catalogue:
         self._metrics.types_left_out += 1
         if not self._warned_full:
             self._warned_full = True
-            log.warning(
+            logger.warning(
                 "the catalogue is full (%d types): the type %s isn't listed, nor are further new ones; their"
                 " events are delivered, and nobody can switch them off. Keep ids out of the names of types,"
                 " remove types that are no longer used, or set PUSHSSE_NEW_TYPES=refuse",
@@ -182,7 +182,7 @@ class Catalogue:
 
     async def run(self) -> None:
         """Reads the catalogue every 5 s, and when a new type is noticed, for ever."""
-        outage = Outage("the catalogue of types can't be read or written", log, Backoff(1.0, 1.0))
+        outage = Outage("the catalogue of types can't be read or written", logger, Backoff(1.0, 1.0))
         while True:
             try:
                 await self.refresh()

@@ -28,7 +28,7 @@ from pushsse.questions import (
 from pushsse.questions.answerers import Answerer, Delta, SentOff
 from pushsse.questions.life import Growing, Life
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _FAILED = Unanswered("failed", "answerer_failed", "the answerer failed")
 _SILENT = Unanswered("failed", "answerer_failed", "the answerer ended without an answer")
 _CLOSE_S = 2.0
@@ -102,16 +102,16 @@ class Answering:
         try:
             await self._answer(question)
         except Lost:
-            log.info("question %s: it has ended, or another node has taken it over", question_id)
+            logger.info("question %s: it has ended, or another node has taken it over", question_id)
             self._forget(question)
         except Unavailable as error:
-            log.warning(
+            logger.warning(
                 "question %s: not answered now, a node tries again after its lease: %s", question_id, error
             )
             self._forget(question)
         except Exception:
             # Taken over when its lease lapses, a few times: a bug may not bring down node after node.
-            log.exception("question %s: answering failed", question_id)
+            logger.exception("question %s: answering failed", question_id)
             self._forget(question)
         finally:
             if self._tasks.get(question_id) is task:
@@ -167,7 +167,7 @@ class Answering:
             raise
         except Exception:
             # An answerer's bug fails its question, not the node.
-            log.exception("question %s: the answerer failed", question.id)
+            logger.exception("question %s: the answerer failed", question.id)
             return _FAILED
         return _SILENT
 
@@ -188,7 +188,7 @@ class Answering:
             async with asyncio.timeout(_CLOSE_S):
                 await self._life.give_up(given_up)
         except (Unavailable, TimeoutError) as error:
-            log.warning(
+            logger.warning(
                 "%d questions weren't given up and wait for their leases to lapse: %s", len(given_up), error
             )
 

@@ -36,7 +36,7 @@ from pushsse.questions import (
 )
 from pushsse.questions.store import QuestionStore
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _PUBLISH_S = 5.0
 MAX_TEXT_BYTES = 32 * 1024
 # JSON may write one byte as six; the frame's 48 KiB hold this, links, suggestions and the rest.
@@ -134,7 +134,7 @@ class Life:
             # log drops by `once`. The other way round the status would never be published.
             await self._store.announced(question)
         except (BackplaneUnavailable, DatabaseUnavailable) as error:
-            log.warning(
+            logger.warning(
                 "question %s: its status %s isn't published yet, a sweep tries again: %s",
                 question.id,
                 question.status,
@@ -188,7 +188,7 @@ class Life:
             for delta in deltas(question, text, start=units(question.answer), seq=seq):
                 await self.live(question.user, delta)
         except BackplaneUnavailable as error:
-            log.warning("question %s: no stream got a delta: %s", question.id, error)
+            logger.warning("question %s: no stream got a delta: %s", question.id, error)
         return True
 
     async def overdue(self, limit: int) -> Sequence[Question]:
@@ -310,7 +310,7 @@ class Growing:
                 await self._life.live(self._question.user, delta)
         except BackplaneUnavailable as error:
             # Nothing is lost: the next delta begins where the last one that was published ended.
-            log.warning(
+            logger.warning(
                 "question %s: no stream got a delta, the next one repeats it: %s", self._question.id, error
             )
             return
@@ -322,7 +322,7 @@ class Growing:
         try:
             await self._life.store_growth(self._question, text, self._seq)
         except DatabaseUnavailable as error:
-            log.warning("question %s: the answer so far isn't stored yet: %s", self._question.id, error)
+            logger.warning("question %s: the answer so far isn't stored yet: %s", self._question.id, error)
             return
         added = text[before.characters :]
         self._stored = _Offset(len(text), before.units + units(added))

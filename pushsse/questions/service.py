@@ -24,7 +24,7 @@ from pushsse.questions.store import KeyTaken, QuestionStore
 from pushsse.retry import Backoff, Outage
 from pushsse.strictjson import shown
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 MOST_ATTEMPTS = 4
 _AT_ONCE = 100
 
@@ -197,7 +197,7 @@ class Sweeper:
 
     async def run(self) -> None:
         """Sweeps for ever; an absent database is waited for."""
-        outage = Outage("sweeps of questions fail", log, Backoff())
+        outage = Outage("sweeps of questions fail", logger, Backoff())
         while True:
             try:
                 await self.sweep()
@@ -238,5 +238,5 @@ class Sweeper:
             # A question that brings down one node after the other must not do so for ever.
             await self.life.end(question.id, GIVEN_UP, attempt=question.attempt)
         elif (taken := await self.life.take_over(question, node=self.node)) is not None:
-            log.info("question %s: this node takes it over, attempt %d", taken.id, taken.attempt)
+            logger.info("question %s: this node takes it over, attempt %d", taken.id, taken.attempt)
             self.answering.put(taken)

@@ -40,7 +40,7 @@ from pushsse.workers.worker import (
     encode,
 )
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 # A worker that fails to start this often in a row ends the service.
 _FAILED_STARTS = 5
 # What a worker may take beyond its drain, its grace and its parts' end.
@@ -88,13 +88,13 @@ class Supervisor:
         if self._hurrying.is_set():
             self._signal_all(signal.SIGKILL)
         elif self._stopping.is_set():
-            log.info("stopping at once: a second signal")
+            logger.info("stopping at once: a second signal")
             self._status = 128 + number
             self._hurrying.set()
             # Another one than before: two of a kind may reach a busy worker as one (signal(7)).
             self._signal_all(signal.SIGINT)
         else:
-            log.info("stopping: %d workers end within %.1f s", len(self._processes), self._drain_s)
+            logger.info("stopping: %d workers end within %.1f s", len(self._processes), self._drain_s)
             self._stop()
 
     @property
@@ -120,7 +120,9 @@ class Supervisor:
         if self._hurrying.is_set():
             await asyncio.wait((ended,), timeout=QUICK_S + 1.0)
         for process in self._processes.values():
-            log.error("worker process %d didn't end in time and is killed: its streams are cut", process.pid)
+            logger.error(
+                "worker process %d didn't end in time and is killed: its streams are cut", process.pid
+            )
         self._signal_all(signal.SIGKILL)
         await ended
 
@@ -143,7 +145,7 @@ class Supervisor:
             if status == _REFUSED or failed_starts == _FAILED_STARTS:
                 self._give_up(index, status)
                 break
-            log.error("worker %d ended with exit status %d; starting it again", index, status)
+            logger.error("worker %d ended with exit status %d; starting it again", index, status)
             self._scraper.restarts += 1
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), backoff.next_s())
@@ -153,7 +155,7 @@ class Supervisor:
         served_before = self._scraper.served[index]
         process, link = await self._start(index)
         self._processes[index] = process
-        log.info("worker %d is process %d", index, process.pid)
+        logger.info("worker %d is process %d", index, process.pid)
         try:
             if self._stopping.is_set():
                 process.terminate()
@@ -184,7 +186,7 @@ class Supervisor:
 
     def _give_up(self, index: int, status: int) -> None:
         if not self._status:
-            log.critical("worker %d can't start (exit status %d), so the service ends", index, status)
+            logger.critical("worker %d can't start (exit status %d), so the service ends", index, status)
             self._status = status if status > 0 else 128 - status
         self._stop()
 
@@ -240,7 +242,7 @@ class Scraper:
                 # The worker is gone; its exit status says more.
                 pass
             except* (OSError, ValueError, msgspec.DecodeError) as errors:
-                log.warning("the link to worker %d broke: %r", index, errors.exceptions[0])
+                logger.warning("the link to worker %d broke: %r", index, errors.exceptions[0])
 
     async def exposition(self) -> bytes:
         """The metrics of all workers, in Prometheus' text format."""

@@ -25,7 +25,7 @@ from pushsse.backplane import BROADCAST, REMEMBER_MOST, REMEMBER_MS, Entry, code
 from pushsse.backplane.memory.logs import LogSnapshot, LogUpdate, Snapshot
 from pushsse.errors import SettingsError
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 VERSION = 1
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _FORGET_EVERY_S = 60.0
@@ -156,7 +156,7 @@ class LogStore:
                 " or set PUSHSSE_REDIS_URL for both"
             ) from None
         except OSError as error:
-            _log.warning(
+            logger.warning(
                 "%s can't be used: %s. The log is in memory alone, and a restart loses it: mend that and"
                 " start again",
                 self.path,
@@ -263,7 +263,7 @@ class LogStore:
     def _without_file(self, error: Exception) -> Snapshot:
         """Starts empty; the file is written whole as soon as it can be."""
         assert self._numbers is not None
-        _log.warning(
+        logger.warning(
             "%s can't be used yet: %s. Until it can, the log is in memory alone, and a restart loses it",
             self.path,
             error,
@@ -278,7 +278,7 @@ class LogStore:
             snapshot = self._read()
         except (sqlite3.Error, OSError) as failed:
             return self._without_file(failed)
-        _log.warning(
+        logger.warning(
             "%s is damaged: %s. It is put aside as %s, the logs begin again, and clients are told a gap",
             self.path,
             error,
@@ -344,7 +344,7 @@ class LogStore:
                 log.trimmed_ms = machine_ms()
                 lost.append(name)
         if lost:
-            _log.warning(
+            logger.warning(
                 "%s may lack what was published last (a kill, a power cut, or an older file was put back):"
                 " clients of %s are told a gap",
                 self.path,

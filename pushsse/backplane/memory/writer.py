@@ -21,7 +21,7 @@ from pushsse.backplane.memory.logs import LogUpdate, Snapshot
 from pushsse.backplane.memory.store import BOOT_ID, LogStore, RowChange
 from pushsse.retry import Backoff, Outage
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 MOST_PENDING_BYTES = 64 * 1024**2
 
 
@@ -100,7 +100,7 @@ class LogWriter:
             await asyncio.to_thread(self._thread.join, self._limits.close_s)
             if self._thread.is_alive():
                 # The thread keeps the lock: what it still writes must not meet another process.
-                _log.warning(
+                logger.warning(
                     "%s wasn't written within %.1f s: what isn't on disk is lost, and clients are told a gap",
                     self._store.path,
                     self._limits.close_s,
@@ -163,7 +163,7 @@ class LogWriter:
     def _run(self) -> None:
         outage = Outage(
             f"writing {self._store.path}, without which a restart loses what was published since",
-            _log,
+            logger,
             Backoff(self._limits.retry_s, self._limits.retry_most_s),
         )
         wait_s = 0.0
@@ -185,10 +185,10 @@ class LogWriter:
             batch = self._take() if last else self._take_on_loop()
             try:
                 self._store.write(batch.changes, batch.whole, last=last)
-            except Exception as error:  # noqa: BLE001  without the thread, whoever waits for the disk would hang
+            except Exception as error:  # without the thread, whoever waits for the disk would hang
                 self.on_disk = False
                 if outage.since is None and not isinstance(error, (sqlite3.Error, OSError)):
-                    _log.exception("writing %s failed unexpectedly", self._store.path)
+                    logger.exception("writing %s failed unexpectedly", self._store.path)
                 wait_s = outage.failed(error)
             else:
                 self.on_disk = True

@@ -20,7 +20,7 @@ from pushsse.errors import BackplaneUnavailable
 
 Reply: TypeAlias = "int | bytes | list[Reply] | None"
 Argument = str | bytes | int
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Script(NamedTuple):
@@ -118,7 +118,7 @@ class RedisConnection:
         except (RedisError, OSError) as error:
             raise self._away(str(error) or type(error).__name__) from error
         if self._failures:
-            _log.info("Redis answers again (%s)", self._purpose)
+            logger.info("Redis answers again (%s)", self._purpose)
             self._failures.clear()
         return replies
 
@@ -157,7 +157,7 @@ class RedisConnection:
 
     def _away(self, reason: str) -> BackplaneUnavailable:
         if reason not in self._failures:
-            _log.warning(
+            logger.warning(
                 "Redis fails (%s): %s. Whoever needs it tries again until it answers", self._purpose, reason
             )
             self._failures.add(reason)

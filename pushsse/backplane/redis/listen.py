@@ -31,7 +31,7 @@ _FOLLOW_AT_ONCE = 8
 _MOST_WAITING_BYTES = 8 * 1024 * 1024
 _MESSAGE_BYTES = 100
 _MESSAGES_AT_ONCE = 500
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class LogListener:
@@ -48,7 +48,7 @@ class LogListener:
         self._cursors = LogCursors(metrics)
         self._subscription: Subscription | None = None
         self._wake = asyncio.Event()
-        self._outage = Outage("listening to Redis", _log, Backoff(first_s=0.05, most_s=1.0))
+        self._outage = Outage("listening to Redis", logger, Backoff(first_s=0.05, most_s=1.0))
         self._reading = Backoff(first_s=0.05, most_s=1.0)
         self._listening = False
 
@@ -353,7 +353,7 @@ class LogCursors:
         if not self._is_current(one.log, cursor):
             return
         if one.head.epoch != cursor.epoch or one.start > cursor.number:
-            _log.warning(
+            logger.warning(
                 "log %s: what came after %s-%d is lost, and clients are told a gap. Redis was emptied or came"
                 " back with an older state, or the log was trimmed before this node had read it",
                 one.log,

@@ -27,7 +27,7 @@ from pushsse.questions import Answered, By, Ending, Question, Unanswered
 from pushsse.questions.answerers import Answers, Piece, SentOff
 from pushsse.retry import Backoff, Outage
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 # So that an answer grows at most twenty times a second.
 PACE = ConsumerPace(round_s=0.05)
 HOLE_S = 2.0
@@ -86,7 +86,7 @@ class KafkaAnswerer:
             question.asked_at,
         )
         outgoing = Outgoing(question.user.encode(), msgspec.json.encode(record))
-        outage = Outage(f"question {question.id} can't be sent to Kafka", log, Backoff(first_s=0.2))
+        outage = Outage(f"question {question.id} can't be sent to Kafka", logger, Backoff(first_s=0.2))
         while True:
             try:
                 await self.questions.send(self.questions_topic, [outgoing])
@@ -228,7 +228,7 @@ class AnswerHandler:
         """Adds the pieces, and ends the answer where the last one does; False if the question was changed."""
         last = run[-1]
         if last.seq - question.seq > len(run):
-            log.warning("question %s: pieces before %d never came", question.id, last.seq)
+            logger.warning("question %s: pieces before %d never came", question.id, last.seq)
         if not await self._answers.add(question, "".join(piece.says.delta or "" for piece in run), last.seq):
             return False
         if last.says.done:
