@@ -45,7 +45,7 @@ class Run:
         self.seen = Measured(machine=machine())
         self._began = time.monotonic()
 
-    def told(self, words: str) -> None:
+    def progress(self, words: str) -> None:
         """A line of progress."""
         print(f"{time.monotonic() - self._began:5.0f} s  {words}", flush=True)
 
@@ -62,7 +62,7 @@ class Run:
         self.guarded("idle", self.idle)
         with parts(self.folder) as found:
             for missing in found.missing:
-                self.told(f"missing: {missing}")
+                self.progress(f"missing: {missing}")
             self.with_parts(found)
         self.seen.seconds = time.monotonic() - self._began
         return self.seen
@@ -73,7 +73,7 @@ class Run:
             measure()
         except (LoadFailed, PartFailed, OSError, RuntimeError, ExceptionGroup) as error:
             self.seen.skipped[what] = str(error).splitlines()[0].partition("; the end of ")[0]
-            self.told(f"{what}: left out: {error}")
+            self.progress(f"{what}: left out: {error}")
 
     def contestants(self, number: int, program: Sequence[str]) -> list[Contestant]:
         """All that take part, anew for each round."""
@@ -90,7 +90,7 @@ class Run:
     def round(self, contestant: Contestant, counts: tuple[int, ...], number: int) -> None:
         """One contestant, once."""
         name = contestant.name
-        measured = one_round(contestant, counts, told=lambda words: self.told(f"{name}: {words}"))
+        measured = one_round(contestant, counts, progress=lambda words: self.progress(f"{name}: {words}"))
         self.seen.rounds.setdefault(name, []).append(measured)
         lost = sum(not figures.complete for figures in measured.figures())
         if lost:
@@ -101,7 +101,7 @@ class Run:
         node = BenchNode(self.folder / "idle", {"PUSHSSE_DATABASE_URL": f"sqlite://{self.folder}/idle.db"})
         with node, node.generator(self.most) as load:
             load.open(self.most)
-            self.told(f"idle: {self.most} streams for {self.idle_s:.0f} s")
+            self.progress(f"idle: {self.most} streams for {self.idle_s:.0f} s")
             spent = load.idle(self.idle_s)
         self.seen.idle = Idle(self.most, self.idle_s, spent.cpu_s / self.idle_s * 100)
 
@@ -124,7 +124,7 @@ class Run:
 
     def workers(self, redis: Redis) -> None:
         """One worker, and two."""
-        self.seen.workers = workers.measure(redis, self.folder, self.told)
+        self.seen.workers = workers.measure(redis, self.folder, self.progress)
         if not self.seen.workers.complete:
             self.seen.incomplete.append("node: deliveries lost or repeated by one worker or two")
 
@@ -132,13 +132,13 @@ class Run:
         """Kafka to the log."""
         measured = throughput(whole, f"throughput{number}", self.events)
         self.seen.throughput.append(measured)
-        self.told(f"Kafka to log: {measured.per_s:.0f}/s, {measured.us_each:.0f} µs of CPU each")
+        self.progress(f"Kafka to log: {measured.per_s:.0f}/s, {measured.us_each:.0f} µs of CPU each")
 
     def latency(self, whole: Whole, number: int) -> None:
         """Kafka to client."""
         ours, bare = latency(whole, f"latency{number}", 3)
         self.seen.latency.append((ours, bare))
-        self.told(f"Kafka to client: p99 {ours.p99_ms:.1f} ms, the bare loop {bare.p99_ms:.1f} ms")
+        self.progress(f"Kafka to client: p99 {ours.p99_ms:.1f} ms, the bare loop {bare.p99_ms:.1f} ms")
 
     def accept(self, whole: Whole) -> None:
         """Accepting with PostgreSQL and Redis."""

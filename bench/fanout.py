@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from bench.contestants import BenchNode, Contestant, user
 from bench.generator import Figures, Generator
-from bench.switches import Seen, measure
+from bench.switches import SwitchCosts, measure
 
 STEADY_STREAMS = 1_000
 STEADY_RATE = 50
@@ -47,7 +47,7 @@ class Round:
     sizes: dict[int, Figures] = field(default_factory=dict)
     elsewhere: dict[int, float] = field(default_factory=dict)
     steady: Figures | None = None
-    switches: Seen | None = None
+    switches: SwitchCosts | None = None
 
     def figures(self) -> list[Figures]:
         """All that was measured, to see whether everything arrived."""
@@ -57,7 +57,7 @@ class Round:
         return [*found, *(one for one in (self.steady, self.one) if one is not None)]
 
 
-def one_round(contestant: Contestant, counts: Sequence[int], *, told: Callable[[str], None]) -> Round:
+def one_round(contestant: Contestant, counts: Sequence[int], *, progress: Callable[[str], None]) -> Round:
     """Measures a contestant that isn't started yet. Raises PartFailed, LoadFailed."""
     seen = Round()
     with contestant, contestant.generator(max(counts)) as load:
@@ -73,14 +73,14 @@ def one_round(contestant: Contestant, counts: Sequence[int], *, told: Callable[[
             accept_s += spent.cpu_s
             opened = count
             seen.kb[count] = kb
-            told(f"{count} streams open")
+            progress(f"{count} streams open")
         seen.accept_us = accept_s / opened * 1e6
         for count in sorted(counts, reverse=True):
             load.keep(count)
             _at(contestant, load, count, seen)
             if count == SIZED_STREAMS and isinstance(contestant, BenchNode):
                 seen.switches = measure(contestant, load, count)
-            told(f"{count} streams: {seen.each[count].us_each:.2f} µs a delivery")
+            progress(f"{count} streams: {seen.each[count].us_each:.2f} µs a delivery")
     return seen
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from bench.fanout import Round, median
 from bench.generator import Figures
 from bench.path import Throughput
-from bench.workers import Seen as Workers
+from bench.workers import WorkerCosts
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Measured:
     accept_us: dict[str, float] = field(default_factory=dict)
     throughput: list[Throughput] = field(default_factory=list)
     latency: list[tuple[Figures, Figures]] = field(default_factory=list)
-    workers: Workers | None = None
+    workers: WorkerCosts | None = None
     skipped: dict[str, str] = field(default_factory=dict)
     incomplete: list[str] = field(default_factory=list)
     seconds: float = 0.0

@@ -17,7 +17,7 @@ _AT_ONCE = 16
 
 
 @dataclass
-class Seen:
+class SwitchCosts:
     """An event for everybody before anybody has switched anything off, and after; and one of a type that
     some have off, turn by turn, by their percentage."""
 
@@ -31,26 +31,26 @@ class Seen:
         return [one for one in found if one is not None]
 
 
-def measure(node: BenchNode, load: Generator, count: int) -> Seen:
+def measure(node: BenchNode, load: Generator, count: int) -> SwitchCosts:
     """On open streams. The types take turns."""
     kinds = {share: f"share{share}" for share in SHARES}
     for kind in kinds.values():
         load.each(node.publish(kind=kind), events=1, reach=count)
-    seen = Seen(before=load.each(node.publish(), events=_EVENTS, reach=count))
+    costs = SwitchCosts(before=load.each(node.publish(), events=_EVENTS, reach=count))
     off = {share: [number for number in range(count) if number % 100 < share] for share in SHARES}
     wishes: dict[int, dict[str, bool]] = {}
     for share, people in off.items():
         for number in people:
             wishes.setdefault(number, {})[kinds[share]] = False
     asyncio.run(switch(node, wishes))
-    seen.after = load.each(node.publish(), events=_EVENTS, reach=count)
+    costs.after = load.each(node.publish(), events=_EVENTS, reach=count)
     for _ in range(_TURNS):
         for share, kind in kinds.items():
             figures = load.each(
                 node.publish(kind=kind), events=_EVENTS // _TURNS, reach=count - len(off[share])
             )
-            seen.off.setdefault(share, []).append(figures)
-    return seen
+            costs.off.setdefault(share, []).append(figures)
+    return costs
 
 
 async def switch(node: BenchNode, wishes: Mapping[int, Mapping[str, bool]]) -> None:

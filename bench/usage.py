@@ -5,6 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from deploy.parts.part import descendants
+
 _NS = 1e9
 
 
@@ -15,30 +17,21 @@ class Usage(NamedTuple):
     rss_kb: float
 
     def since(self, before: "Usage") -> "Usage":
-        """What came on top."""
+        """What was used since `before`."""
         return Usage(self.cpu_s - before.cpu_s, self.rss_kb - before.rss_kb)
 
 
 def usage(pid: int) -> Usage:
-    """Of a process and its descendants."""
-    family = descendants(pid)
+    """The use of a process and its descendants."""
+    family = [pid, *descendants(pid)]
     return Usage(sum(_cpu_s(one) for one in family), sum(_rss_kb(one) for one in family))
-
-
-def descendants(pid: int) -> list[int]:
-    """The process itself, its children, theirs and so on."""
-    found = [pid]
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in _text(task).split():
-            found += descendants(int(child))
-    return found
 
 
 def pin(pid: int, processor: int | None) -> None:
     """Lets a process and its descendants run on one processor only; None leaves them alone."""
     if processor is None:
         return
-    for one in descendants(pid):
+    for one in (pid, *descendants(pid)):
         for task in Path(f"/proc/{one}/task").glob("*"):
             with suppress(ProcessLookupError):
                 os.sched_setaffinity(int(task.name), {processor})

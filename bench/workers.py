@@ -8,8 +8,9 @@ from pathlib import Path
 from bench.contestants import BenchNode
 from bench.fanout import median
 from bench.generator import Generator
-from bench.usage import descendants, sockets
+from bench.usage import sockets
 from deploy.parts import Redis
+from deploy.parts.part import descendants
 
 STREAMS = 5_000
 _TURNS = 9
@@ -17,7 +18,7 @@ _EVENTS = 16
 
 
 @dataclass(slots=True)
-class Seen:
+class WorkerCosts:
     """CPU per delivery by number of workers, turn by turn; of two the share of the one with fewer streams."""
 
     us_each: dict[int, list[float]] = field(default_factory=dict)
@@ -30,28 +31,28 @@ class Seen:
         return median([two / one for one, two in zip(self.us_each[1], self.us_each[2], strict=True)])
 
 
-def measure(redis: Redis, folder: Path, told: Callable[[str], None]) -> Seen:
+def measure(redis: Redis, folder: Path, progress: Callable[[str], None]) -> WorkerCosts:
     """One worker, and two, on one processor, with the events over Redis.
 
     Both hold their streams all the time and take turns: a shared machine is not the same a few seconds later.
     """
-    seen = Seen()
+    costs = WorkerCosts()
     with ExitStack() as stack:
         loads: dict[int, tuple[BenchNode, Generator]] = {}
         for count in (1, 2):
             node = stack.enter_context(_node(redis, folder, count))
             load = stack.enter_context(node.generator(STREAMS))
-            seen.least_share = _open(node, load, count)
+            costs.least_share = _open(node, load, count)
             load.each(node.publish(), events=3, reach=STREAMS)
             loads[count] = node, load
         for _ in range(_TURNS):
             for count, (node, load) in loads.items():
                 figures = load.each(node.publish(), events=_EVENTS, reach=STREAMS)
-                seen.us_each.setdefault(count, []).append(figures.us_each)
-                seen.complete &= figures.complete
-    for count, turns in seen.us_each.items():
-        told(f"{count} worker(s): {median(turns):.2f} µs a delivery")
-    return seen
+                costs.us_each.setdefault(count, []).append(figures.us_each)
+                costs.complete &= figures.complete
+    for count, turns in costs.us_each.items():
+        progress(f"{count} worker(s): {median(turns):.2f} µs a delivery")
+    return costs
 
 
 def _node(redis: Redis, folder: Path, count: int) -> BenchNode:
@@ -66,7 +67,7 @@ def _node(redis: Redis, folder: Path, count: int) -> BenchNode:
 
 def _open(node: BenchNode, load: Generator, count: int) -> float:
     """Opens the streams; the share of the worker that has the fewest."""
-    family = descendants(node.pid)
+    family = [node.pid, *descendants(node.pid)]
     before = {pid: sockets(pid) for pid in family}
     load.open(STREAMS)
     held = sorted(sockets(pid) - before[pid] for pid in family)[-count:]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from faults.records import Account, Key, Receipt, Told
+from faults.records import Account, GapNotice, Key, Receipt
 
 DEFAULT_RETRY_S = 3.0
 _ID = b'"id":"'
@@ -109,4 +109,4 @@ class Client:
             old, new = before.partition(b"."), position.partition(b".")
             broadcasts, personal = (old[at].split(b"-")[0] != new[at].split(b"-")[0] for at in (0, 2))
             both = broadcasts == personal
-            self.account.told.append(Told(now, broadcasts or both, personal or both))
+            self.account.gap_notices.append(GapNotice(now, broadcasts or both, personal or both))

@@ -151,7 +151,7 @@ async def _drop(world: World, row: Row, quiet: Sequence[Client]) -> None:
     row.check("reads of logs in Redis", f"{read} for {len(clients)} clients", read <= 2 * logs)
     calm.cancel()
     await asyncio.wait([calm])
-    gaps = sum(len(client.account.told) for client in quiet)
+    gaps = sum(len(client.account.gap_notices) for client in quiet)
     row.check("gaps", gaps, gaps == 0)
 
 

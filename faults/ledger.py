@@ -1,6 +1,6 @@
 """The comparison of what was produced with what every client got.
 
-The producer enters `Sent`, clients write `Receipt` and `Told`, whoever flips a switch writes `Flip`.
+The producer enters `Sent`, clients write `Receipt` and `GapNotice`, whoever flips a switch writes `Flip`.
 """
 
 from collections import defaultdict
@@ -97,7 +97,7 @@ class Ledger:
                 verdict.note(f"{account.user} got {receipt}, switched off: {sent}")
         verdict.received += len(got)
         verdict.repeated += account.foreign
-        verdict.gaps += len(account.told)
+        verdict.gaps += len(account.gap_notices)
         self._look_for_missing(account, got, switches, verdict)
 
     def _look_for_missing(
@@ -122,13 +122,15 @@ class Ledger:
 
     def _is_excused(self, account: Account, missing: Sent) -> bool:
         """Whether a gap was told that has the event in it: after the last receipt of that log before it."""
-        for told in account.told:
-            if missing.at > told.at or not (told.broadcasts if missing.users is None else told.personal):
+        for notice in account.gap_notices:
+            if missing.at > notice.at or not (
+                notice.broadcasts if missing.users is None else notice.personal
+            ):
                 continue
             before = [
                 receipt.key.number
                 for receipt in account.receipts
-                if receipt.at <= told.at
+                if receipt.at <= notice.at
                 and receipt.key.partition == missing.key.partition
                 and (self.sent[receipt.key].users is None) == (missing.users is None)
             ]

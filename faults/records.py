@@ -33,7 +33,7 @@ class Receipt(NamedTuple):
     position: bytes
 
 
-class Told(NamedTuple):
+class GapNotice(NamedTuple):
     """A `ready` with `gap`: which of the client's two logs it is about."""
 
     at: float
@@ -62,5 +62,5 @@ class Account:
     since: float | None = None
     until: float = float("inf")
     receipts: list[Receipt] = field(default_factory=list)
-    told: list[Told] = field(default_factory=list)
+    gap_notices: list[GapNotice] = field(default_factory=list)
     foreign: int = 0

@@ -123,7 +123,11 @@ async def emptied(world: World) -> None:
 
 
 def _check_told(world: World, row: Row, begun: float) -> None:
-    times = [client.account.told[0].at - begun for client in world.crowd.clients if client.account.told]
+    times = [
+        client.account.gap_notices[0].at - begun
+        for client in world.crowd.clients
+        if client.account.gap_notices
+    ]
     untold = len(world.crowd.clients) - len(times)
     row.check("last client told after", f"{max(times, default=-1):.1f} s", times and max(times) <= _TOLD_S)
     row.check("clients not told", untold, untold == 0)

@@ -175,7 +175,7 @@ class World:
         for client in self.crowd.clients:
             client.tag = tag.encode()
             client.account.receipts.clear()
-            client.account.told.clear()
+            client.account.gap_notices.clear()
             client.account.foreign = 0
             client.endings.clear()
             client.opened.clear()

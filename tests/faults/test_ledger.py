@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from faults.ledger import Ledger, Verdict
-from faults.records import Account, Flip, Receipt, Sent, Told
+from faults.records import Account, Flip, GapNotice, Receipt, Sent
 
 
 def produced(ledger: Ledger, *audiences: str) -> list[Sent]:
@@ -16,10 +16,10 @@ def produced(ledger: Ledger, *audiences: str) -> list[Sent]:
     return found
 
 
-def ann(*got: Sent, told: Sequence[Told] = (), late_s: float = 0.1) -> Account:
+def ann(*got: Sent, notices: Sequence[GapNotice] = (), late_s: float = 0.1) -> Account:
     """A client that got these, in this order."""
     receipts = [Receipt(sent.key, sent.at + late_s, 1, b"") for sent in got]
-    return Account("ann", since=0.0, receipts=receipts, told=list(told))
+    return Account("ann", since=0.0, receipts=receipts, gap_notices=list(notices))
 
 
 def judged(ledger: Ledger, account: Account, *flips: Flip) -> Verdict:
@@ -53,13 +53,13 @@ def test_what_came_twice_late_or_for_somebody_else_is_found() -> None:
 def test_a_gap_excuses_what_came_after_the_last_receipt_of_that_log_and_before_it_was_told() -> None:
     ledger = Ledger("r")
     events = produced(ledger, "ann", "ann", "ann", "ann")
-    told = Told(at=12.5, broadcasts=False, personal=True)
-    verdict = judged(ledger, ann(events[0], events[3], told=[told]))
+    notice = GapNotice(at=12.5, broadcasts=False, personal=True)
+    verdict = judged(ledger, ann(events[0], events[3], notices=[notice]))
     assert (verdict.lost, verdict.excused) == (0, 2)
     # Another log's gap is no excuse, nor is one for what was passed over before, or sent after.
-    assert judged(ledger, ann(events[0], events[3], told=[told._replace(personal=False)])).lost == 2
-    assert judged(ledger, ann(events[0], events[2], events[3], told=[told._replace(at=13.5)])).lost == 1
-    assert judged(ledger, ann(*events[:3], told=[told])).lost == 1
+    assert judged(ledger, ann(events[0], events[3], notices=[notice._replace(personal=False)])).lost == 2
+    assert judged(ledger, ann(events[0], events[2], events[3], notices=[notice._replace(at=13.5)])).lost == 1
+    assert judged(ledger, ann(*events[:3], notices=[notice])).lost == 1
 
 
 def test_what_was_sent_after_the_answer_that_switched_it_off_must_not_come() -> None:
