@@ -3,12 +3,12 @@
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 
 import pytest
 
-from pushsse.backplane import BROADCAST, Append, Backplane, Draft, HeardLive, Source
+from pushsse.backplane import BROADCAST, Append, Backplane, Draft, HeardLive, Source, memory
 from pushsse.errors import NotOwner
 from pushsse.event import Change, Publication
 from pushsse.position import Mark
@@ -341,6 +341,22 @@ async def test_after_unfollow_nothing_is_heard_until_it_is_followed_anew(backpla
         await backplane.publish([append("1", "d")])
         await ear.until_body("d")
     assert bodies(ear.entries) == ["a", "c", "d"]
+
+
+async def test_whoever_waits_for_a_slow_listener_goes_on_when_what_it_had_to_hear_is_unfollowed(
+    backplane: Backplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "MOST_WAITING", 10)
+    backplane.follow("1")
+    async with aclosing(backplane.listen()) as hearings:
+        await anext(hearings)
+        await backplane.publish([append("1", *map(str, range(20)))])
+        publishing = asyncio.create_task(backplane.publish([append("2", "a")]))
+        await asyncio.sleep(0.05)
+        backplane.unfollow("1")
+        async with asyncio.timeout(10):
+            await publishing
+    assert await everything(backplane, "2") == ["a"]
 
 
 async def test_unfollow_and_follow_at_once_begins_anew(backplane: Backplane) -> None:

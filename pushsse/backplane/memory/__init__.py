@@ -278,6 +278,9 @@ class MemoryBackplane(Backplane):
             others = [left for heard in self._waiting if (left := _without(log, heard)) is not None]
             self._waiting = deque(others)
             self._unheard = sum(map(_weight, others))
+            # Nothing may be left for the listener to hear, and it is what wakes publishers otherwise.
+            if self._unheard < MOST_WAITING:
+                self._room.set()
 
     def _begin(self, name: str) -> None:
         log = self._trimmed(name)
