@@ -121,14 +121,15 @@ class Parameter:
 class Call:
     """One call: what it needs, takes and gives. None as a type means text.
 
-    `hot` calls come by the thousand and go around the framework's layers. `immediate` answers those that need
-    not wait, without ASGI. A call without a name isn't in the document.
+    `direct` calls come by the thousand, and the application answers them past Starlette's layers. `immediate`
+    answers those that need not wait in the HTTP protocol, without ASGI. A call without a name isn't in the
+    document.
     """
 
     method: str
     path: str
     handler: Callable[[Endpoints], Handler | StreamEndpoint]
-    hot: bool = False
+    direct: bool = False
     immediate: Callable[[Endpoints], ImmediateCall] | None = None
     name: str = ""
     summary: str = ""
@@ -167,7 +168,7 @@ CALLS = (
         method="GET",
         path="/v1/stream",
         handler=lambda at: at.stream,
-        hot=True,
+        direct=True,
         immediate=lambda at: at.stream.opening,
         name="stream",
         summary="The person's stream",
@@ -220,7 +221,7 @@ CALLS = (
         method="POST",
         path="/v1/events",
         handler=lambda at: at.events.post,
-        hot=True,
+        direct=True,
         immediate=lambda at: at.events.posting,
         name="publishEvents",
         summary="Publish one event, or one a line",
@@ -332,7 +333,7 @@ CALLS = (
         method="GET",
         path="/readyz",
         handler=lambda at: at.health.ready,
-        hot=True,
+        direct=True,
         name="readyz",
         summary="Whether to send streams here",
         answers={(200, JSON): dict, (503, JSON): dict},
@@ -392,7 +393,7 @@ def direct_calls(endpoints: Endpoints) -> Mapping[tuple[str, str], ASGIApp]:
     """The calls that come by the thousand, by method and path."""
     found: dict[tuple[str, str], ASGIApp] = {}
     for call in CALLS:
-        if call.hot:
+        if call.direct:
             handler = call.handler(endpoints)
             found[call.method, call.path] = (
                 handler if isinstance(handler, StreamEndpoint) else answered(handler)

@@ -105,7 +105,7 @@ class EventsEndpoint:
         return json_response(checked.answer(repeated), 202)
 
     def posting(self, request: Request) -> Answer | None:
-        """`post` for the bodies behind one head: what answers one event at once. None where `post` has to.
+        """`post` for the bodies behind one head: what answers one event without waiting; None: `post` has to.
 
         Raises what `post` raises for such a head.
         """
@@ -117,7 +117,7 @@ class EventsEndpoint:
             if who.has_expired:
                 return None
             submitted = self._submitted(event.decode(body))
-            receipt = self.intake.accept_at_once(submitted)
+            receipt = self.intake.accept_nowait(submitted)
             if receipt is None:
                 return None
             accepted = AcceptedEvents(1, (submitted.event_id,), (), receipt.repeated)

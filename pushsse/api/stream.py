@@ -25,7 +25,7 @@ from pushsse.hub.opening import From, Opener, StreamOptions
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy
 from pushsse.stream.handover import offered
 from pushsse.stream.immediate import TAKEN_OVER, Answer, Reply
-from pushsse.stream.portable import WakeQueue, start, start_at_once
+from pushsse.stream.portable import WakeQueue, start, start_nowait
 
 OPENING_AT_ONCE = 64
 # Streams that open within this time have their people's switches read together, which costs less than to open
@@ -135,11 +135,11 @@ class StreamEndpoint:
         def answer(body: bytes) -> Reply | None:
             if body:
                 return None
-            begun = self.opener.begin_at_once(
+            begun = self.opener.begin_nowait(
                 who.user,
                 wish,
                 options,
-                lambda begin: start_at_once(begin, request.scope, backlog_bytes=self.backlog_bytes),
+                lambda begin: start_nowait(begin, request.scope, backlog_bytes=self.backlog_bytes),
             )
             return TAKEN_OVER if begun else None
 

@@ -150,7 +150,7 @@ class Opener:
         finally:
             self._hub.release(person)
 
-    def begin_at_once(
+    def begin_nowait(
         self, user: str, wish: From, options: StreamOptions, start: Callable[[Begin], bool]
     ) -> bool:
         """Begins a stream without waiting; False where something has to be waited for, and nothing was done.

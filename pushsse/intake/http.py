@@ -45,7 +45,7 @@ class Intake(Protocol):
         """
         ...
 
-    def accept_at_once(self, submitted: Submitted) -> Receipt | None:
+    def accept_nowait(self, submitted: Submitted) -> Receipt | None:
         """As `accept` with one event, without waiting; None where that can't be, and it wasn't taken."""
         ...
 
@@ -81,7 +81,7 @@ class EmbeddedIntake:
             self._accepting -= 1
         return repeated
 
-    def accept_at_once(self, submitted: Submitted) -> Receipt | None:
+    def accept_nowait(self, submitted: Submitted) -> Receipt | None:
         """As `accept` with one event, without waiting; None where that can't be, and it wasn't taken."""
         # Order is that of acceptance: while others are being dispatched, this one has to wait.
         return None if self._accepting else self._dispatcher.dispatch_nowait(submitted.draft)
@@ -105,7 +105,7 @@ class KafkaProducerIntake:
             if refused:
                 raise EventTooLarge(refused) from None
 
-    def accept_at_once(self, submitted: Submitted) -> None:
+    def accept_nowait(self, submitted: Submitted) -> None:
         """Never: Kafka has to be waited for."""
 
     async def _takes(self, submitted: Submitted) -> bool:

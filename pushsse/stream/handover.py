@@ -178,7 +178,7 @@ class HandoverHttp(LimitedHttp):
         cycle.message_event.set()
         return stream
 
-    def hand_over_at_once(self, request: int, head: bytes, backlog_bytes: int) -> StreamProtocol | None:
+    def hand_over_nowait(self, request: int, head: bytes, backlog_bytes: int) -> StreamProtocol | None:
         """As `hand_over`, of a request that ASGI knows nothing of; `head` is still to be sent."""
         if self._has_more_than(request) or self.transport.is_closing():
             return None
@@ -305,15 +305,13 @@ class Offer:
             head.release()
         return stream
 
-    def take_at_once(self, head: bytes, backlog_bytes: int) -> StreamProtocol | None:
+    def take_nowait(self, head: bytes, backlog_bytes: int) -> StreamProtocol | None:
         """The connection, without an answer of ASGI's; None if it can't be had.
 
         `head` is the status line and the headers, without those that say how the body ends.
         """
         connection = self._connection()
-        return (
-            None if connection is None else connection.hand_over_at_once(self._request, head, backlog_bytes)
-        )
+        return None if connection is None else connection.hand_over_nowait(self._request, head, backlog_bytes)
 
 
 def offered(scope: Scope) -> Offer | None:

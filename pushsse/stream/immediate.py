@@ -1,8 +1,8 @@
 """uvicorn's HTTP protocol, which answers the most frequent calls itself: without a task and without ASGI.
 
 `server` gives `ImmediateHttp` to uvicorn; its calls are the application's. A small request that arrives whole
-goes to its call while it is parsed, and the answer is written at once. All else goes through ASGI, and so
-does every request whose call can't answer it at once.
+goes to its call while it is parsed, and the answer is written there. All else goes through ASGI, and so
+does every request whose call would have to wait.
 
 Deliberate:
 - One read must hold exactly one request. Then nothing of it is missing, and no further request is behind it
@@ -110,7 +110,7 @@ class ImmediateHttp(HandoverHttp):
         # What answers the request that is being parsed, and where its body begins.
         self._answer: Answer | None = None
         self._body_at = 0
-        # The head of the last request, where it was answered at once.
+        # The head of the last request, where its call answered it.
         self._head: _Head | None = None
         self._answered_at = 0.0
         self._fd = -1

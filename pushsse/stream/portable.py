@@ -194,10 +194,10 @@ async def start(
     return None
 
 
-def start_at_once(begin: Callable[[Sink], Subscriber], scope: Scope, *, backlog_bytes: int) -> bool:
+def start_nowait(begin: Callable[[Sink], Subscriber], scope: Scope, *, backlog_bytes: int) -> bool:
     """As `start` where the server hands its connection over, without waiting. False: nothing was begun."""
     offer = offered(scope)
-    stream = None if offer is None else offer.take_at_once(_HEAD_BYTES, backlog_bytes)
+    stream = None if offer is None else offer.take_nowait(_HEAD_BYTES, backlog_bytes)
     if stream is None:
         return False
     try:

@@ -112,9 +112,9 @@ async def test_an_event_is_taken_at_once_only_while_no_other_is_on_its_way() -> 
     intake = EmbeddedIntake(dispatcher)
     first = asyncio.create_task(intake.accept([submitted("a")]))
     await asyncio.sleep(0)
-    assert intake.accept_at_once(submitted("b")) is None
+    assert intake.accept_nowait(submitted("b")) is None
     await first
-    assert intake.accept_at_once(submitted("b")) is not None
+    assert intake.accept_nowait(submitted("b")) is not None
     assert dispatcher.once == ["alarm|a", "alarm|b"]
 
 
@@ -126,7 +126,7 @@ async def test_an_event_never_passes_one_that_waits_for_its_turn() -> None:
     async def accept_then_try() -> None:
         await intake.accept([submitted("a")])
         # The lock is open at this moment, and "b" is next.
-        refused.append(intake.accept_at_once(submitted("c")) is None)
+        refused.append(intake.accept_nowait(submitted("c")) is None)
 
     await asyncio.gather(accept_then_try(), intake.accept([submitted("b")]))
     assert refused == [True]
