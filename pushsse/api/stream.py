@@ -135,7 +135,7 @@ class StreamEndpoint:
         def answer(body: bytes) -> Reply | None:
             if body:
                 return None
-            begun = self.opener.begin_nowait(
+            begun = self.opener.open_nowait(
                 who.user,
                 wish,
                 options,

@@ -101,6 +101,7 @@ class Delivery:
             tail.begin(hearing.head, hearing.tail)
             return
         self._hub.metrics.logs_lost += 1
+        # Guarantee 2: before the streams are told. A live one takes the node's position when it falls behind.
         tail.begin(hearing.head._replace(number=hearing.head.base), ())
         # Guarantee 2: every stream of the log is told, live or behind, before anything that follows the gap.
         for concerned in (shard,) if shard is not None else tuple(self._hub.shards.values()):

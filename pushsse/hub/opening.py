@@ -150,10 +150,10 @@ class Opener:
         finally:
             self._hub.release(person)
 
-    def begin_nowait(
+    def open_nowait(
         self, user: str, wish: From, options: StreamOptions, start: Callable[[Begin], bool]
     ) -> bool:
-        """Begins a stream without waiting; False where something has to be waited for, and nothing was done.
+        """`opening` and `begin` without waiting; False: something has to be waited for, and nothing was done.
 
         `start` gives the function that it is called with a sink, or returns False.
         """
@@ -202,6 +202,7 @@ class Opener:
         self._hub.add(subscriber)
         self._hub.metrics.resumes[opening.resume.value] += 1
         sink.write(chunk(self.ready(subscriber, opening.resume)))
+        # Guarantee 2: after `ready`, which is the first frame and carries the position that the rest follows.
         if not subscriber.go_live():
             self._hub.fell_behind(subscriber)
         if opening.open_question:

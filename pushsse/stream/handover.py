@@ -178,8 +178,8 @@ class HandoverHttp(LimitedHttp):
         cycle.message_event.set()
         return stream
 
-    def hand_over_nowait(self, request: int, head: bytes, backlog_bytes: int) -> StreamProtocol | None:
-        """As `hand_over`, of a request that ASGI knows nothing of; `head` is still to be sent."""
+    def hand_over_immediate(self, request: int, head: bytes, backlog_bytes: int) -> StreamProtocol | None:
+        """As `hand_over`, of an immediate call, which ASGI knows nothing of; `head` is still to be sent."""
         if self._has_more_than(request) or self.transport.is_closing():
             return None
         if not self.parser.should_keep_alive():
@@ -207,7 +207,7 @@ class HandoverHttp(LimitedHttp):
 
 
 class Joined:
-    """Stands for the transport in uvicorn's answer: the head waits for the body, which follows at once.
+    """Stands for the transport in uvicorn's answer: the head waits for the body, which follows.
 
     Only where the head says how long that is: an answer that grows may begin long before its first piece.
     """
@@ -305,13 +305,15 @@ class Offer:
             head.release()
         return stream
 
-    def take_nowait(self, head: bytes, backlog_bytes: int) -> StreamProtocol | None:
-        """The connection, without an answer of ASGI's; None if it can't be had.
+    def take_immediate(self, head: bytes, backlog_bytes: int) -> StreamProtocol | None:
+        """The connection of an immediate call; None if it can't be had.
 
         `head` is the status line and the headers, without those that say how the body ends.
         """
         connection = self._connection()
-        return None if connection is None else connection.hand_over_nowait(self._request, head, backlog_bytes)
+        return (
+            None if connection is None else connection.hand_over_immediate(self._request, head, backlog_bytes)
+        )
 
 
 def offered(scope: Scope) -> Offer | None:

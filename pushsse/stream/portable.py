@@ -72,7 +72,7 @@ class QueueStream(EventSourceResponse):
         self._ended = False
         self._full = False
         self._idle: asyncio.Future[None] | None = None
-        self._open: asyncio.Timeout | None = None
+        self._until_gone: asyncio.Timeout | None = None
 
     # Sink
 
@@ -108,11 +108,11 @@ class QueueStream(EventSourceResponse):
         writing.add_done_callback(self._close)
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout(None) as self._open:
+                async with asyncio.timeout(None) as self._until_gone:
                     while (await receive())["type"] != "http.disconnect":
                         pass
         finally:
-            self._open = None
+            self._until_gone = None
             writing.cancel()
             await asyncio.wait((writing,))
             # The two refer to each other: a cycle would stay in memory until the collector runs.
@@ -139,9 +139,9 @@ class QueueStream(EventSourceResponse):
 
     def _close(self, _: object = None) -> None:
         """Ends the server's task's wait for the client to leave."""
-        if self._open is not None:
-            self._open.reschedule(0)
-            self._open = None
+        if self._until_gone is not None:
+            self._until_gone.reschedule(0)
+            self._until_gone = None
 
     async def _body(self) -> AsyncIterator[bytes]:
         """All that is queued, joined, each time that something is."""
@@ -197,7 +197,7 @@ async def start(
 def start_nowait(begin: Callable[[Sink], Subscriber], scope: Scope, *, backlog_bytes: int) -> bool:
     """As `start` where the server hands its connection over, without waiting. False: nothing was begun."""
     offer = offered(scope)
-    stream = None if offer is None else offer.take_nowait(_HEAD_BYTES, backlog_bytes)
+    stream = None if offer is None else offer.take_immediate(_HEAD_BYTES, backlog_bytes)
     if stream is None:
         return False
     try:

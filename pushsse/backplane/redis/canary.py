@@ -33,7 +33,7 @@ _CHECK = script("check")
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _PROBE_TIMEOUT_S = 3.0
 _NO_PASSWORD = "it wants a password: redis://USER:PASSWORD@HOST:PORT/0"
-# Uses the commands that scripts/ uses, and deletes everything again.
+# Uses commands of every kind (redis.io: ACL categories) that scripts/ uses, and deletes everything again.
 _PROBE = """
 local log = KEYS[1] .. ':log'
 redis.call('TIME')
