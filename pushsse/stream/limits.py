@@ -129,6 +129,21 @@ class LimitedHttp(HttpToolsProtocol):
     """uvicorn's HTTP protocol, with limits."""
 
     flow: Flow
+    # Of the class until they are set: most connections are handed over, or answered, without most of them.
+    stage = BETWEEN
+    # How many requests have begun.
+    requests = 0
+    # What was read and isn't parsed, and where that begins.
+    rest = b""
+    rest_at = 0
+    # Of the head or the body that is being parsed, as it came, and of the body itself.
+    _bytes = 0
+    _body_bytes = 0
+    # What ASGI is at, which isn't `cycle` while others wait behind it.
+    _running: RequestResponseCycle | None = None
+    _refused: Refusal | None = None
+    _owed: Owed | None = None
+    _owed_since = 0.0
 
     def __init__(
         self,
@@ -139,20 +154,6 @@ class LimitedHttp(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.limits: Limits = getattr(self.app, "limits", DEFAULT_LIMITS)
-        self.stage = BETWEEN
-        # How many requests have begun.
-        self.requests = 0
-        # What was read and isn't parsed, and where that begins.
-        self.rest = b""
-        self.rest_at = 0
-        # Of the head or the body that is being parsed, as it came, and of the body itself.
-        self._bytes = 0
-        self._body_bytes = 0
-        # What ASGI is at, which isn't `cycle` while others wait behind it.
-        self._running: RequestResponseCycle | None = None
-        self._refused: Refusal | None = None
-        self._owed: Owed | None = None
-        self._owed_since = 0.0
 
     # uvicorn's
 
@@ -337,8 +338,11 @@ class LimitedHttp(HttpToolsProtocol):
             return Owed(self._refused, 0)
         if self.flow.write_paused:
             return Owed(_UNREAD, self.transport.get_write_buffer_size())
-        if self.timeout_keep_alive_task is not None or self.flow.read_paused:
-            # uvicorn's own limit holds, or it isn't the client who is waited for.
+        if self.timeout_keep_alive_task is not None:
+            # uvicorn's own limit holds.
+            return None
+        if self.flow.read_paused or self.rest or self.pipeline:
+            # It isn't the client who is waited for.
             return None
         if self.stage is not BODY:
             # Also where nothing has begun: empty lines before a request begin none.

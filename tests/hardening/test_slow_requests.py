@@ -6,8 +6,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from starlette.types import Receive, Scope, Send
+from uvicorn import Config
+from uvicorn.server import ServerState
 
-from pushsse.stream.handover import StreamProtocol
+from pushsse.stream.handover import HandoverHttp, StreamProtocol
 from pushsse.stream.limits import LimitedHttp
 from tests.serving import LIMIT_S, Running, serving
 from tests.waiting import eventually
@@ -138,3 +141,37 @@ async def test_an_open_stream_and_an_idle_connection_within_its_limit_stay(node:
         assert await stream.messages(1) == [1]
         assert not node.node.metrics.refusals
         writer.close()
+
+
+async def test_what_waits_for_its_turn_behind_a_slow_answer_is_not_late() -> None:
+    turn = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/slow":
+            await turn.wait()
+        body = (await receive())["body"]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    loop = asyncio.get_running_loop()
+    served, client = socket.socketpair()
+    client.setblocking(False)
+    config = Config(app, http=HandoverHttp, ws="none", lifespan="off", log_config=None)
+    config.load()
+    _, connection = await loop.connect_accepted_socket(
+        lambda: HandoverHttp(config, ServerState(), {}), served
+    )
+    with client:
+        await loop.sock_sendall(
+            client, b"GET /slow" + HOST + b"\r\nPOST /x" + HOST + b"Content-Length: 2\r\n\r\n"
+        )
+        await eventually(lambda: connection.pipeline)
+        await loop.sock_sendall(client, b"ab")
+        for second in range(0, 100, 5):
+            connection.check(float(second))
+        turn.set()
+        answered = b""
+        async with asyncio.timeout(LIMIT_S):
+            while b"ab" not in answered:
+                answered += await loop.sock_recv(client, 4096)
+    assert answered.count(b"HTTP/1.1 200") == 2
