@@ -21,13 +21,12 @@ EXPLAINED_BYTES = 128 * 1024
 REFUSALS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _SHOWN = 80
 _SHOWN_AT = 200
-# An escape that isn't itself escaped.
-_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _ROUND_TO_SQUARE = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _SURROGATE = re.compile("[\ud800-\udfff]")
 T = TypeVar("T")
+_encoder = json.JSONEncoder(ensure_ascii=True, default=str)
 
 
 def loads(body: bytes) -> object:
@@ -42,7 +41,7 @@ def loads(body: bytes) -> object:
     except REFUSALS as error:
         refuse(body, error)
     # In the bytes, since what a member's later twin hides isn't in the value, and may be passed on.
-    if (b"\\u0000" in body and _NUL.search(body)) or _is_deep(body):
+    if _has_nul(body) or _is_deep(body):
         _check(value)
         hidden = f"a member that is given twice has a NUL character, or is nested deeper than {MAX_DEPTH}"
         raise InvalidInput(Violation("$", hidden))
@@ -65,8 +64,10 @@ def read(body: bytes, to: type[T]) -> T:
 
     In what is longer than EXPLAINED_BYTES, members that the type doesn't have are only passed over.
     """
-    if len(body) <= EXPLAINED_BYTES or b"\\u0000" in body:
+    if len(body) <= EXPLAINED_BYTES:
         return convert(loads(body), to)
+    if _has_nul(body):
+        raise InvalidInput(Violation("$", "has a NUL character"))
     try:
         return msgspec.json.decode(body.removeprefix(BOM), type=to)
     except REFUSALS as error:
@@ -75,8 +76,13 @@ def read(body: bytes, to: type[T]) -> T:
 
 def shown(value: object) -> str:
     """A value as an error names it: JSON, cut to 80 characters."""
-    text = json.dumps(value, ensure_ascii=True, default=str)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+    text = ""
+    # Piece by piece: the whole of a long value would be written for the sake of its beginning.
+    for piece in _encoder.iterencode(value[: _SHOWN + 1] if isinstance(value, str) else value):
+        text += piece
+        if len(text) > _SHOWN:
+            return text[:_SHOWN] + "…"
+    return text
 
 
 def _named(value: object, at: str, text: str) -> tuple[str, str]:
@@ -168,6 +174,11 @@ def _refuse(constant: str) -> NoReturn:
 
 # Where a value is: its container's place, and its name or index there. Most places are never asked for.
 _Place = tuple["_Place", object] | None
+
+
+def _has_nul(body: bytes) -> bool:
+    """Whether JSON has the escape of a NUL character, which isn't itself escaped."""
+    return b"\\u0000" in body and b"\\u0000" in body.replace(b"\\\\", b"  ")
 
 
 def _is_deep(body: bytes) -> bool:

@@ -201,7 +201,9 @@ CALLS = (
         handler=lambda at: at.events.get,
         name="readEvents",
         summary="The person's events as JSON",
-        text="Without `after` and `since` there are no events, only the present position.",
+        text="Without `after` and `since` there are no events, only the present position. "
+        "One call goes through 20,000 events of everybody's: with `more`, ask again after `position`, also "
+        "where there are no events.",
         scope=STREAM,
         parameters=(
             Parameter("after", "query", "go on after this position", _POSITION),

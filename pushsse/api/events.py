@@ -37,6 +37,8 @@ _UNNAMED_MEDIA = frozenset({"", "application/x-www-form-urlencoded"})
 # The shortest event has 35 bytes: a body within its limit can't hold more of them.
 MAX_LINES = 30_000
 MAX_LISTED = 100
+# Entries of the log that one call goes through; then its answer says `more`, also where it holds no event.
+MAX_LOOKED_AT = 20_000
 # How long one body may hold the event loop.
 _TURN_S = 0.005
 Line = bytes
@@ -156,21 +158,27 @@ class EventsEndpoint:
         cursor = opening.cursor
         found: list[tuple[int, EventView]] = []
         gap = opening.resume is Resume.GAP
-        more = True
-        while more and len(found) < limit:
+        more, looked_at = True, 0
+        loop = asyncio.get_running_loop()
+        while more and len(found) < limit and looked_at < MAX_LOOKED_AT:
+            if looked_at:
+                # What is read from this node's memory isn't waited for.
+                await asyncio.sleep(0)
             entries = await self.replay.entries(cursor)
             if cursor.take_gap():
                 gap = True
                 continue
             more = bool(entries)
+            until = loop.time() + _TURN_S
             for entry in entries:
+                looked_at += 1
                 if self.replay.advance(cursor, entry) and selects(types, entry.publication):
                     publication = entry.publication
                     data = msgspec.Raw(publication.body[_DATA:-1])
                     view = EventView(publication.name, data, str(cursor.position))
                     found.append((publication.expires_ms, view))
-                    if len(found) == limit:
-                        break
+                if len(found) == limit or loop.time() > until:
+                    break
         # Several reads may lie between the first event and now: what was found first may have expired.
         fresh = tuple(each for expires_ms, each in found if not self.replay.expired(expires_ms))
         return Events(fresh, str(cursor.position), gap, more)

@@ -9,12 +9,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from pushsse.backplane import Entry, Head
+from pushsse.event import Publication
 from pushsse.position import Mark
 
 # Long enough for a storm of clients that come back after a node, or the way to it, was away.
 TAIL_MS = 60_000
-# Besides the body: the entry, the publication, their numbers and names (CPython 3.11, one recipient).
+# Besides the body: the entry, the publication, their numbers and names, and a recipient (CPython 3.11).
 _ENTRY_BYTES = 520
+_RECIPIENT_BYTES = 64
 
 
 class LogTail:
@@ -60,7 +62,7 @@ class LogTail:
         """Takes the next entry, as it was heard."""
         self.mark = Mark(self.mark.epoch, entry.number)
         self._tail.append(entry)
-        self._bytes += len(entry.publication.body) + _ENTRY_BYTES
+        self._bytes += _size(entry.publication)
         if entry.publication.change is not None:
             self.changes.append(entry)
         while self._bytes > self._keep_bytes:
@@ -93,7 +95,7 @@ class LogTail:
     def _drop_oldest(self) -> None:
         dropped = self._tail[self._dropped]
         self._dropped += 1
-        self._bytes -= len(dropped.publication.body) + _ENTRY_BYTES
+        self._bytes -= _size(dropped.publication)
         if self.changes and self.changes[0].number <= dropped.number:
             self.changes.popleft()
         if self._dropped > 100 and self._dropped * 2 > len(self._tail):
@@ -103,3 +105,11 @@ class LogTail:
     def _notify(self) -> None:
         if not self.advanced.is_set():
             self.advanced.set()
+
+
+def _size(publication: Publication) -> int:
+    """Roughly the bytes that an entry takes in memory."""
+    size, users = len(publication.body) + _ENTRY_BYTES, publication.users
+    if users is not None and len(users) > 1:
+        size += _RECIPIENT_BYTES * len(users) + sum(map(len, users))
+    return size

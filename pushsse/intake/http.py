@@ -75,7 +75,10 @@ class EmbeddedIntake:
         self._accepting += 1
         try:
             async with self._one_at_a_time:
-                for portion in _portions(drafts):
+                for at, portion in enumerate(_portions(drafts)):
+                    if at:
+                        # Where nothing has to be waited for, all of them would be one turn of the event loop.
+                        await asyncio.sleep(0)
                     repeated += (await self._dispatcher.dispatch(portion)).repeated
         finally:
             self._accepting -= 1

@@ -1,0 +1,303 @@
+"""No input of anybody holds the event loop: each kind at its largest, and the longest turn that it took.
+
+Deliberate: turns are measured by the thread's CPU time, which other work of the machine hardly lengthens, and
+the clients are in other threads, whose time isn't counted. The goal is 20 ms, the limit here is wider.
+"""
+
+import asyncio
+import contextlib
+import gc
+import gzip
+import json
+import time
+from asyncio.events import Handle
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from aiokafka import ConsumerRecord
+
+from pushsse import strictjson
+from pushsse.backplane import Entry, Head
+from pushsse.errors import InvalidInput
+from pushsse.event import encode
+from pushsse.hub.log_tail import LogTail
+from pushsse.intake import Drafter, PushsseFormat
+from pushsse.metrics import Metrics
+from pushsse.questions.answerers.kafka import AnswerRecord
+from tests.conftest import TOLD
+from tests.serving import LIMIT_S, Running, serving
+
+pytestmark = pytest.mark.anyio
+LIMIT_S_A_TURN = 0.06
+MIB, KIB = 1024 * 1024, 1024
+EVENT = b'{"type":"t","to":"all","message":1}'
+NAMES = [f"{number:05d}-{'x' * 90}" for number in range(10_000)]
+
+
+class Turns:
+    """The longest turn of the loop since the last `reset`."""
+
+    def __init__(self) -> None:
+        self.longest_s = 0.0
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> Iterator[Turns]:
+    found = Turns()
+    run: Callable[[Handle], None] = Handle._run  # every turn goes this way
+
+    def measured(handle: Handle) -> None:
+        began = time.thread_time()
+        run(handle)
+        found.longest_s = max(found.longest_s, time.thread_time() - began)
+
+    monkeypatch.setattr(Handle, "_run", measured)
+    # What the tests themselves hold isn't for the collector to walk.
+    gc.collect()
+    gc.freeze()
+    yield found
+    gc.unfreeze()
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Running]:
+    async with serving(tmp_path) as running:
+        yield running
+
+
+def event(message: bytes = b"1", to: object = "all", **more: object) -> bytes:
+    rest = json.dumps({"type": "t", "to": to, **more})[1:-1].encode()
+    return b'{"message":' + message + b"," + rest + b"}"
+
+
+def lines(line: bytes, size: int = MIB) -> bytes:
+    return (line + b"\n") * (size // (len(line) + 1))
+
+
+def filled(begin: bytes, middle: bytes, end: bytes, size: int) -> bytes:
+    return begin + middle * ((size - len(begin) - len(end)) // len(middle)) + end
+
+
+# What is inside of an event's message, of a Kafka record, or is a body by itself.
+def odd(size: int) -> Iterator[bytes]:
+    yield filled(b"[", b"1,", b"1]", size)
+    yield filled(b"", b"[", b"", size)
+    yield b"[" * (size // 2) + b"]" * (size // 2)
+    yield filled(b"[", b"[],", b"[]]", size)
+    yield filled(b"[", b'"",', b'""]', size)
+    yield filled(b"[", b"{},", b"{}]", size)
+    yield filled(b"[", b'{"a":1},', b"{}]", size)
+    yield filled(b"[", b'"\\u0001",', b'""]', size)
+    yield filled(b'"', b"\\u0000", b'"', size)
+    yield filled(b'"', b"\\ud800", b'"', size)
+    yield filled(b'"', b"\\\\u0000", b'"', size)
+    yield filled(b'"', b'\\"', b'"', size)
+    yield filled(b'"', b"\\", b"", size)
+    yield filled(b"", b'"', b"", size)
+    yield filled(b"", b"9", b"", size)
+    yield filled(b"1e", b"9", b"", size)
+    yield filled(b"[", b"1e999,", b"1]", size)
+    yield filled(b"[", b"NaN,", b"1]", size)
+    yield filled(b"{", b'"a":1,', b'"a":1}', size)
+    yield filled(b'{"a":', b'{"a":', b"1", size)
+    yield b"{" + b",".join(b'"%d":0' % number for number in range(size // 10)) + b"}"
+    yield b"{" + b",".join(b'"%d":"\\u0000"' % number for number in range(size // 17)) + b"}"
+    yield b"\xff" * size
+    yield filled(b'"', "é".encode(), b'"', size)
+    yield filled(b'"', b"a", b"\xff", size)
+    yield b" " * size
+
+
+def events() -> Iterator[bytes]:
+    yield from odd(MIB)
+    for size in (40 * KIB, MIB - 200):
+        for message in odd(size):
+            yield event(message)
+    yield event(to={"users": NAMES})
+    yield event(to={"users": ["x"] * 10_000})
+    yield event(to={"users": [f"\u4e00{number}" for number in range(10_000)]})
+    yield event(to={"users": ["x"] * 200_000})
+    yield event(to={"users": ["a b"] * 10_000})
+    yield event(to={"users": [[]] * 200_000})
+    yield event(to={f"{number}": number for number in range(60_000)})
+    yield EVENT[:-1] + b"," + b",".join(b'"%d":0' % number for number in range(60_000)) + b"}"
+    yield event(type="x" * 900_000)
+    yield event(id="x" * 900_000)
+    yield event(desc="x" * 900_000)
+    yield event(ts="2" * 900_000)
+
+
+def many() -> Iterator[bytes]:
+    for line in (b"1", b"", b" ", b"{", b'"\\ud800"', EVENT, event(to={"users": ["a b"]}), event(b"[" * 70)):
+        yield lines(line)
+        yield lines(line, (len(line) + 1) * 29_000)
+    yield lines(event(to={"users": NAMES[:500]}))
+    yield lines(event(b'"' + b"x" * 45_000 + b'"'))
+    yield lines(event(b"[" * 20_000 + b"]" * 20_000))
+    yield lines(event(b"[" + b"{}," * 15_000 + b"{}]"))
+
+
+def requests(bodies: Iterator[bytes], path: str, kind: str = "application/json") -> Iterator[httpx.Request]:
+    for body in bodies:
+        yield httpx.Request("POST", f"http://127.0.0.1{path}", content=body, headers={"Content-Type": kind})
+
+
+async def assert_none_holds_the_loop(
+    node: Running, turns: Turns, made: Iterator[httpx.Request], record: Callable[[str, object], None]
+) -> None:
+    """Sends each; one that took long is sent once more, since a turn may have met something else."""
+
+    def send(request: httpx.Request) -> int:
+        with httpx.Client(trust_env=False, timeout=LIMIT_S) as http:
+            return http.send(request).status_code
+
+    slow, longest_s = [], 0.0
+    await asyncio.to_thread(send, httpx.Request("GET", f"{node.url}/livez"))
+    for number, request in enumerate(made):
+        request.url = request.url.copy_with(port=node.port)
+        least_s = 1.0
+        for _ in range(2):
+            turns.longest_s = 0.0
+            status = await asyncio.to_thread(send, request)
+            assert status not in (403, 500, 503), request.content[:80]
+            least_s = min(least_s, turns.longest_s)
+            if least_s <= LIMIT_S_A_TURN:
+                break
+        longest_s = max(longest_s, least_s)
+        if least_s > LIMIT_S_A_TURN:
+            slow.append(
+                f"{number}: {least_s * 1000:.0f} ms, {status}, {request.url.path}, {request.content[:60]!r}"
+            )
+    record(TOLD, f"the longest turn: {longest_s * 1000:.0f} ms")
+    assert not slow, "\n".join(slow)
+
+
+async def test_no_event_holds_the_loop(
+    node: Running, turns: Turns, record_property: Callable[[str, object], None]
+) -> None:
+    await assert_none_holds_the_loop(node, turns, requests(events(), "/v1/events"), record_property)
+
+
+async def test_no_body_of_many_lines_holds_the_loop(
+    node: Running, turns: Turns, record_property: Callable[[str, object], None]
+) -> None:
+    made = requests(many(), "/v1/events", "application/x-ndjson")
+    await assert_none_holds_the_loop(node, turns, made, record_property)
+
+
+async def test_a_million_lines_of_nothing_are_refused_in_few_words(node: Running) -> None:
+    for size in (MIB, 2 * 29_000):
+        headers = {"Content-Type": "application/x-ndjson"}
+        reply = await node.http.post("/v1/events", content=lines(b"1", size), headers=headers)
+        assert reply.status_code in (413, 422)
+        assert len(reply.content) < 20_000
+
+
+async def test_no_other_call_holds_the_loop(
+    node: Running, turns: Turns, record_property: Callable[[str, object], None]
+) -> None:
+    ask = b'{"text":"How do I get a refund?","context":'
+    made = [
+        *requests(odd(64 * KIB), "/v1/preferences"),
+        *requests((b'{"types":' + each + b"}" for each in odd(64 * KIB - 20)), "/v1/preferences"),
+        *requests((ask + each + b"}" for each in odd(64 * KIB - 100)), "/v1/questions"),
+        *requests((ask + b'{"a":' + each + b"}}" for each in odd(16 * KIB - 100)), "/v1/questions"),
+        *requests((b'{"text":' + each + b"}" for each in odd(64 * KIB - 20)), "/v1/questions"),
+        *requests(iter((b"x" * MIB, b"\xc3\xa9" * (MIB // 2))), "/v1/events?type=t&to=all", "text/plain"),
+    ]
+    for path in ("/v1/events", "/v1/preferences"):
+        bomb = httpx.Request("POST", f"http://127.0.0.1{path}", content=gzip.compress(b"[" * 200 * MIB, 1))
+        bomb.headers.update({"Content-Type": "application/json", "Content-Encoding": "gzip"})
+        made.append(bomb)
+    for query in (
+        "types=" + ",".join("abcdefghijklmnop" + str(number) for number in range(1000)),
+        "types=" + "," * 20_000,
+        "last_event_id=" + "x" * 20_000,
+        "last_event_id=" + "," * 20_000,
+        "&".join(["last_event_id=x"] * 1_200),
+        "&".join(f"types={number}" for number in range(2_000)),
+        "since=" + "9" * 20_000,
+        "user=" + "%E4" * 6_000,
+        "a=%" * 6_000,
+    ):
+        made += [
+            httpx.Request("GET", f"http://127.0.0.1{path}?{query}")
+            for path in ("/v1/events", "/v1/preferences")
+        ]
+    await assert_none_holds_the_loop(node, turns, iter(made), record_property)
+
+
+async def test_a_call_goes_through_a_bounded_part_of_a_large_log(
+    node: Running, turns: Turns, record_property: Callable[[str, object], None]
+) -> None:
+    headers = {"Content-Type": "application/x-ndjson"}
+    for _ in range(2):
+        reply = await node.http.post("/v1/events", content=lines(EVENT, 36 * 25_000), headers=headers)
+        assert reply.json()["accepted"] == 25_000
+    people = event(to={"users": [f"u{number}" for number in range(10_000)]})
+    for _ in range(20):
+        await node.http.post("/v1/events", content=people)
+    url, position = "/v1/events?user=ann&types=zzz", ""
+    pages: list[dict[str, Any]] = []
+    while not pages or pages[-1]["more"]:
+        reply = await node.http.get(f"{url}&after={position}" if position else f"{url}&since=1d")
+        pages.append(reply.json())
+        position = pages[-1]["position"]
+    # 50,000 events of everybody's, at most 20,000 a call; the last call finds nothing more.
+    assert len(pages) in (3, 4)
+    assert not any(page["events"] or page["gap"] for page in pages)
+    scan = (httpx.Request("GET", f"http://127.0.0.1{url}&since=1d") for _ in range(3))
+    await assert_none_holds_the_loop(node, turns, scan, record_property)
+    streams = [node.stream("ann", "types=zzz&since=1d") for _ in range(4)]
+    turns.longest_s = 0.0
+    for stream in streams:
+        async with stream:
+            await stream.ready()
+    record_property(TOLD, f"streams that replay it: {turns.longest_s * 1000:.0f} ms")
+    assert turns.longest_s < LIMIT_S_A_TURN
+
+
+@pytest.mark.parametrize("what", ["events", "answers"])
+def test_no_record_of_kafka_holds_the_loop(what: str, record_property: Callable[[str, object], None]) -> None:
+    class Everything:
+        def admits(self, _: str) -> bool:
+            return True
+
+    metrics = Metrics()
+    decode = PushsseFormat(metrics=metrics, drafter=Drafter(types=Everything(), max_age_s=60))
+
+    def read(body: bytes) -> None:
+        if what == "events":
+            decode(
+                ConsumerRecord("t", 0, 0, int(time.time() * 1000), 0, b"key", body, None, 3, len(body), ()),
+                "owner",
+            )
+        else:
+            strictjson.read(body, AnswerRecord)
+
+    longest_s = 0.0
+    bodies = events() if what == "events" else (each for size in (960 * KIB, 128 * KIB) for each in odd(size))
+    for body in bodies:
+        least_s = 1.0
+        for _ in range(3):
+            began = time.thread_time()
+            with contextlib.suppress(InvalidInput):
+                read(body[: 960 * KIB])
+            least_s = min(least_s, time.thread_time() - began)
+        longest_s = max(longest_s, least_s)
+        assert least_s < LIMIT_S_A_TURN, body[:80]
+    record_property(TOLD, f"the longest record of {what}: {longest_s * 1000:.0f} ms")
+
+
+def test_an_entry_for_many_people_is_counted_by_its_names() -> None:
+    names = tuple(NAMES)
+    tail = LogTail("0", keep_bytes=8 * MIB)
+    tail.begin(Head("e", 0, 1, 0, 0), ())
+    for number in range(1, 101):
+        publication = encode("t", 1, users=names)
+        tail.append(Entry("0", number, number, int(time.time() * 1000), publication))
+    # Each takes 1.6 MB.
+    assert tail.mark.number - tail.first < 8
