@@ -1,1 +1,1 @@
-"""The HTTP interface: who is asking, what they may, and one module for each group of calls."""
+"""The HTTP interface: who is asking, what they may do, and one module for each group of calls."""

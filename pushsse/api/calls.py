@@ -160,8 +160,8 @@ _TYPES = Parameter(
     {"type": "string", "examples": ["news,alarm"]},
 )
 _SINCE = Parameter("since", "query", "begin in the past", _AGE)
-_ME = (401, 403)
-_FOUND = {(200, JSON): questions.QuestionView}
+_REFUSED = (401, 403)
+_ONE_QUESTION = {(200, JSON): questions.QuestionView}
 
 CALLS = (
     Call(
@@ -193,7 +193,7 @@ CALLS = (
             ),
         ),
         answers={(200, SSE): None},
-        problems=(400, *_ME),
+        problems=(400, *_REFUSED),
     ),
     Call(
         method="GET",
@@ -217,7 +217,7 @@ CALLS = (
             ),
         ),
         answers={(200, JSON): events.Events},
-        problems=(400, *_ME, 503),
+        problems=(400, *_REFUSED, 503),
     ),
     Call(
         method="POST",
@@ -241,7 +241,7 @@ CALLS = (
         ),
         bodies={JSON: Event, NDJSON: None, TEXT: None},
         answers={(202, JSON): events.AcceptedEvents},
-        problems=(400, *_ME, 413, 415, 422, 503),
+        problems=(400, *_REFUSED, 413, 415, 422, 503),
     ),
     Call(
         method="GET",
@@ -251,7 +251,7 @@ CALLS = (
         summary="The person's switches",
         scope=PREFERENCES,
         answers={(200, JSON): PreferenceList},
-        problems=(*_ME, 503),
+        problems=(*_REFUSED, 503),
     ),
     Call(
         method="POST",
@@ -262,7 +262,7 @@ CALLS = (
         scope=PREFERENCES,
         bodies={JSON: ChangeRequest},
         answers={(200, JSON): PreferenceList},
-        problems=(400, *_ME, 413, 415, 422, 503),
+        problems=(400, *_REFUSED, 413, 415, 422, 503),
     ),
     Call(
         method="GET",
@@ -281,7 +281,7 @@ CALLS = (
             Parameter("before", "query", "older than the question with this id", {"type": "string"}),
         ),
         answers={(200, JSON): questions.QuestionList},
-        problems=(400, *_ME, 503),
+        problems=(400, *_REFUSED, 503),
     ),
     Call(
         method="POST",
@@ -301,7 +301,7 @@ CALLS = (
         ),
         bodies={JSON: questions.QuestionRequest},
         answers={(202, JSON): questions.AcceptedQuestion, (200, SSE): None},
-        problems=(400, *_ME, 404, 413, 415, 422, 429, 503),
+        problems=(400, *_REFUSED, 404, 413, 415, 422, 429, 503),
     ),
     Call(
         method="GET",
@@ -310,8 +310,8 @@ CALLS = (
         name="question",
         summary="One question with its answer so far",
         scope=ASK,
-        answers=_FOUND,
-        problems=(*_ME, 404, 503),
+        answers=_ONE_QUESTION,
+        problems=(*_REFUSED, 404, 503),
     ),
     Call(
         method="POST",
@@ -320,8 +320,8 @@ CALLS = (
         name="cancelQuestion",
         summary="Stop an answer",
         scope=ASK,
-        answers=_FOUND,
-        problems=(*_ME, 404, 503),
+        answers=_ONE_QUESTION,
+        problems=(*_REFUSED, 404, 503),
     ),
     Call(
         method="GET",

@@ -116,6 +116,7 @@ class EventsEndpoint:
             return None
 
         def answer(body: bytes) -> Reply | None:
+            # The protocol remembers a connection's head, so a later body may come after the token's end.
             if who.has_expired:
                 return None
             submitted = self._submitted(event.decode(body))
@@ -165,6 +166,7 @@ class EventsEndpoint:
                 # What is read from this node's memory isn't waited for.
                 await asyncio.sleep(0)
             entries = await self.replay.entries(cursor)
+            # Guarantee 2: a log that was lost while it was read is told as a gap, as on a stream.
             if cursor.take_gap():
                 gap = True
                 continue
@@ -172,6 +174,7 @@ class EventsEndpoint:
             until = loop.time() + _TURN_S
             for entry in entries:
                 looked_at += 1
+                # The cursor also moves past what is filtered, so `position` never brings that again.
                 if self.replay.advance(cursor, entry) and selects(types, entry.publication):
                     publication = entry.publication
                     data = msgspec.Raw(publication.body[_DATA:-1])

@@ -301,12 +301,14 @@ class StreamedReply:
         async for publication in _ticking(heard):
             now = time.monotonic()
             if publication is not None:
+                # Heard and read: it was published between the subscription and the first look.
                 if _frame(publication) == first:
                     continue
                 yield _frame(publication)
                 wrote = now
                 if publication.name in ENDINGS:
                     return
+            # Only where nothing was heard: the end of the answer may be among what was.
             elif self.node.draining:
                 yield _shutdown()
                 return

@@ -64,7 +64,7 @@ class Queue:
 
 
 class HasRoom(Protocol):
-    """The node, as far as a stream that begins asks it."""
+    """Says whether the node takes one more stream; the node does it."""
 
     def has_room(self) -> bool:
         """Whether one more stream may begin."""
@@ -72,13 +72,13 @@ class HasRoom(Protocol):
 
 
 class OpeningRate:
-    """Says whether streams open one by one, or thick and fast."""
+    """Tells streams that open one by one from a storm of them."""
 
     def __init__(self) -> None:
         self._last = -CALM_S
 
     def is_calm(self) -> bool:
-        """Asked for each stream: whether the one before is CALM_S ago."""
+        """Whether the stream before this one opened at least CALM_S ago. Called once for each stream."""
         last, self._last = self._last, time.monotonic()
         return self._last - last >= CALM_S
 
@@ -104,6 +104,7 @@ class StreamEndpoint:
         if request.method == "HEAD":
             await Response(headers=STREAM_HEADERS, media_type=MEDIA_TYPE)(scope, receive, send)
             return
+        # Before the queue: a node that is full says so at once, and its clients go to another one.
         if not self.node.has_room():
             await busy_response()(scope, receive, send)
             return
@@ -122,6 +123,7 @@ class StreamEndpoint:
             logger.warning("a stream can't begin: %s", error)
             await busy_response()(scope, receive, send)
             return
+        # Outside the queue, which is for openings: this lasts as long as the stream.
         if queued is not None:
             direct.respond_later(scope, partial(queued, scope, receive, send))
 

@@ -1,7 +1,8 @@
-"""Answers the questions that are leased to this node: one task for each that has its turn.
+"""Answers the questions that are leased to this node, each in a task of its own.
 
-Called by the service, which supervises `run`, and by its sweeps; asks the answerer, hands to `life`. Where
-a part is away, a question is dropped: a node takes it over when its lease has lapsed.
+The service supervises `run` and queues questions, its sweeps queue and drop them. The answerer is asked, and
+`life` writes and publishes what it says. Where a part is away, a question is dropped: a node takes it over
+when its lease has lapsed.
 """
 
 import asyncio
@@ -181,6 +182,7 @@ class Answering:
 
     async def _give_up(self) -> None:
         given_up = list(self._leased)
+        # First: a sweep that runs meanwhile must not renew them.
         self._leased.clear()
         if not given_up:
             return

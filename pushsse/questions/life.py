@@ -126,7 +126,7 @@ class Life:
         return True
 
     async def announce(self, question: Question) -> bool:
-        """Appends a question's status to its person's log. False: a sweep does it later."""
+        """Publishes a question's status to its person's log. False: a sweep does it later."""
         try:
             async with _in_time():
                 await self._backplane.publish_to(question.user, drafts(question))

@@ -94,6 +94,7 @@ class Questions:
                 raise
             return first
         if ours:
+            # Without room for it now, a sweep takes it over when its lease has lapsed.
             self.answering.put(question)
         return question
 
@@ -208,8 +209,10 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """One round. Raises DatabaseUnavailable."""
+        # First: what follows may take seconds, and other nodes take over what has a lapsed lease.
         await self._renew()
         for question in await self.life.overdue(_AT_ONCE):
+            # Dropped where this node answers it; another node notices when it renews its leases, or writes.
             if await self.life.end(question.id, EXPIRED):
                 self.answering.drop(question.id)
         if room := min(self.answering.queue.room, _AT_ONCE):

@@ -15,7 +15,7 @@ import socket
 import sys
 from asyncio.subprocess import Process
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -43,7 +43,7 @@ from pushsse.workers.worker import (
 logger = logging.getLogger(__name__)
 # A worker that fails to start this often in a row ends the service.
 _FAILED_STARTS = 5
-# What a worker may take beyond its drain, its grace and its parts' end.
+# What a worker may take to close its parts, after its drain and uvicorn's grace.
 _LINGER_S = 10.0
 # A worker's exit status for a setting that can't be used: no start will ever work.
 _REFUSED = 2
@@ -77,10 +77,12 @@ class Supervisor:
         for number in stopping_signals():
             loop.add_signal_handler(number, self._signalled, number)
         async with asyncio.TaskGroup() as tasks:
-            for index in range(self._settings.workers):
+            workers = [
                 tasks.create_task(self._keep_running(index), name=f"worker {index}")
+                for index in range(self._settings.workers)
+            ]
             await self._stopping.wait()
-            await self._end()
+            await self._end(workers)
         return self._status
 
     def _signalled(self, number: signal.Signals) -> None:
@@ -110,10 +112,10 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
 
-    async def _end(self) -> None:
+    async def _end(self, workers: "Sequence[asyncio.Task[None]]") -> None:
         """Waits for the workers to drain, and kills those that don't end in time."""
         limit_s = self._drain_s + GRACE_S + _LINGER_S
-        ended = asyncio.create_task(self._ended(), name="workers ended")
+        ended = asyncio.create_task(asyncio.wait(workers), name="workers ended")
         hurried = asyncio.create_task(self._hurrying.wait(), name="hurried")
         await asyncio.wait((ended, hurried), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
@@ -125,11 +127,6 @@ class Supervisor:
             )
         self._signal_all(signal.SIGKILL)
         await ended
-
-    async def _ended(self) -> None:
-        while self._processes:
-            await next(iter(self._processes.values())).wait()
-            await asyncio.sleep(0)
 
     async def _keep_running(self, index: int) -> None:
         """Runs one worker, and starts it again whenever it ends."""
@@ -157,6 +154,7 @@ class Supervisor:
         self._processes[index] = process
         logger.info("worker %d is process %d", index, process.pid)
         try:
+            # The signal to all workers went out while this one was being started.
             if self._stopping.is_set():
                 process.terminate()
             status = await process.wait()

@@ -51,7 +51,7 @@ def families(metrics: Iterable[Metric]) -> tuple[Family, ...]:
 
 @dataclass(slots=True)
 class Totals:
-    """Metrics of several processes, added up."""
+    """Metrics of several processes, added up by name and labels."""
 
     _families: dict[str, tuple[str, str]] = field(default_factory=dict)
     _samples: dict[tuple[str, str, Labels], float] = field(default_factory=dict)

@@ -394,7 +394,7 @@ async def test_a_node_that_releases_its_questions_lets_another_answer_them_and_t
     one, two = nodes.node(stuck, pace=slow), nodes.node(answering, name="two")
     async with nodes.running(one):
         asked = await one.ask("ann", Asking("who am I?"))
-        await nodes.until_told("ann", "question", count=2)
+        await eventually(lambda: stuck.asked == [asked.id])
         one.release()
         async with nodes.running(two):
             assert (await ended(nodes, asked)).status == "answered"

@@ -1,6 +1,6 @@
-"""The contract of an answerer: it takes a question and says its answer piece by piece, or sends it off.
+"""The contract of an answerer: it takes a question and yields its answer piece by piece, or sends it off.
 
-Called by the service, one task a question; `run` is supervised beside it.
+`answering` asks it, in one task a question, and supervises its `run`.
 """
 
 from collections.abc import AsyncGenerator
@@ -25,7 +25,7 @@ Piece = Delta | Answered | Unanswered | SentOff
 
 
 class Answers(Protocol):
-    """Where an answerer whose answers come from elsewhere hands them in; any node may. `life` is it."""
+    """Takes answers that come from elsewhere, on any node. `Life` implements it."""
 
     async def find(self, question_id: str) -> Question | None:
         """A question as it stands; None if there is none. Raises DatabaseUnavailable."""
@@ -56,5 +56,5 @@ class Answerer(Protocol):
         ...
 
     async def run(self, answers: Answers) -> None:
-        """What it does besides, for ever; returns at once if that is nothing."""
+        """What the answerer does besides, for ever; returns immediately if that is nothing."""
         ...

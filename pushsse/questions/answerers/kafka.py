@@ -64,9 +64,9 @@ class AnswerRecord(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaAnswerer:
-    """Sends questions off, and reads the answers in one group of all nodes, at `PACE`.
+    """Sends questions to a topic, and reads the answers, in one consumer group of all nodes.
 
-    Without a committed offset `answers` starts where no older answer can belong to an open question.
+    Without a committed offset `answers` starts so far back that no older answer belongs to an open question.
     """
 
     questions: Producer
@@ -92,6 +92,7 @@ class KafkaAnswerer:
                 await self.questions.send(self.questions_topic, [outgoing])
                 break
             except KafkaUnavailable as error:
+                # Kafka may have taken it all the same. Then its reader gets it twice, with the same id.
                 await asyncio.sleep(outage.failed(error))
         outage.over()
         yield SentOff()
@@ -181,6 +182,7 @@ class AnswerHandler:
     async def _one(self, question_id: str, pieces: Sequence[AnswerPiece]) -> Sequence[Refused]:
         """Applies what is there of one answer; what it returns can't be used."""
         async with self._limit:
+            # Another node, or a cancel, may write between this reading and the adding: then it is read again.
             for _ in range(_TRIES):
                 question = await self._answers.find(question_id)
                 if question is None:
