@@ -71,6 +71,22 @@ async def test_a_disk_that_stands_still_for_long_leaves_no_hole(tmp_path: Path) 
         assert (after.heads, after.entries) == (before.heads, before.entries)
 
 
+async def test_a_flush_waits_for_what_the_thread_is_writing(tmp_path: Path) -> None:
+    writer = log_writer(tmp_path)
+    async with opened(tmp_path, writer=writer) as backplane:
+        await publish(backplane, draft(0))
+        await writer.flush()
+        with locked(tmp_path):
+            await publish(backplane, draft(1))
+            # The thread has taken it, and waits for the lock.
+            await eventually(lambda: writer.pending == 0)
+            flushed = asyncio.create_task(writer.flush())
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(flushed), 0.2)
+        await flushed
+        assert writer.on_disk
+
+
 async def test_a_file_that_is_locked_at_the_start_is_kept_once_it_is_free(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

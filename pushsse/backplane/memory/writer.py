@@ -66,6 +66,8 @@ class LogWriter:
         # More waited than may: only a snapshot can bring the file up to date. Used on the event loop alone.
         self._dropped = False
         self._waiting: list[asyncio.Future[None]] = []
+        # The thread has taken changes, and isn't done with them.
+        self._writing = False
         # Something is pending; somebody waits for it; `close` was called.
         self._wake, self._urgent, self._ending = threading.Event(), threading.Event(), threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -141,7 +143,9 @@ class LogWriter:
 
     async def flush(self) -> None:
         """Returns when everything so far is on disk, or when the disk has failed."""
-        if self.on_disk and (self._pending or self._dropped) and not self._ending.is_set():
+        # Guarantee 1: what the thread has taken isn't on disk yet. Kafka's offsets are committed after this.
+        unwritten = self._pending or self._dropped or self._writing
+        if self.on_disk and unwritten and not self._ending.is_set():
             waiting = asyncio.get_running_loop().create_future()
             self._waiting.append(waiting)
             self._urgent.set()
@@ -152,6 +156,7 @@ class LogWriter:
         """All that waits. After a failure, and where changes were dropped, everything there is."""
         changes, self._pending, self._pending_bytes = self._pending, [], 0
         waiting, self._waiting = self._waiting, []
+        self._writing = True
         dropped, self._dropped = self._dropped, False
         whole = (
             self._source.snapshot() if (dropped or not self.on_disk) and self._source is not None else None
@@ -193,6 +198,7 @@ class LogWriter:
             else:
                 self.on_disk = True
                 outage.over()
+            self._writing = False
             self._answer(batch.waiting)
             if last:
                 self._store.close()
