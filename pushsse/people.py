@@ -6,23 +6,19 @@ statement reads both, for all people whose streams open at about the same time.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Protocol
 
 from pushsse.database import Database, Statement
 from pushsse.errors import DatabaseUnavailable
 from pushsse.event import Publication
-from pushsse.hub.opening import PersonState
+from pushsse.hub.opening import GATHER_S, OPENED_AT_ONCE, PersonState
 from pushsse.preferences import Preferences
 from pushsse.preferences.store import SWITCHES, SwitchRow, switches_of
 from pushsse.questions.service import Questions
 from pushsse.questions.store import OPEN_USERS
 
-# One statement has at most so many people: more would keep the event loop with their streams for too long.
-MOST_AT_ONCE = 64
-# A statement waits this long for further people where another one was answered less than this ago.
-GATHER_S = 0.005
 _STATES = Statement(f"""{SWITCHES}
     UNION ALL
     SELECT 'question', q."user", '', false, 0, 0, '', 0 FROM ({OPEN_USERS}) q""")
@@ -85,6 +81,10 @@ class StoredPeople:
         """The same without waiting; None where that can't be."""
         return self._states.read_nowait(user)
 
+    async def states(self, users: Sequence[str]) -> Mapping[str, PersonState]:
+        """Several people's, by one statement. Raises DatabaseUnavailable."""
+        return await self._states.read(users)
+
     async def settle(self, user: str) -> None:
         """Publishes a person's changes that aren't known to be in the log. Raises Unavailable."""
         await self._preferences.settle(user)
@@ -97,11 +97,12 @@ class StoredPeople:
         """Reads for whoever waits, for ever."""
         while True:
             await self._asked.wait()
-            if time.monotonic() - self._answered_at < GATHER_S and len(self._waiting) < MOST_AT_ONCE:
+            # A statement waits for further people where one was answered a moment before.
+            if time.monotonic() - self._answered_at < GATHER_S and len(self._waiting) < OPENED_AT_ONCE:
                 await asyncio.sleep(GATHER_S)
             # Guarantee 3: taken off the list before the statement begins, so that who asks meanwhile is in
             # the next one.
-            batch = dict(islice(self._waiting.items(), MOST_AT_ONCE))
+            batch = dict(islice(self._waiting.items(), OPENED_AT_ONCE))
             for user in batch:
                 del self._waiting[user]
             if not self._waiting:

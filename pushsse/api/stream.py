@@ -21,16 +21,13 @@ from pushsse.api import direct
 from pushsse.api.identity import STREAM, Identifier, Identity
 from pushsse.api.problem import Query
 from pushsse.errors import Overloaded, Unavailable
-from pushsse.hub.opening import From, Opener, StreamOptions
+from pushsse.hub.opening import GATHER_S, Begin, From, Opener, StreamOptions
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy
 from pushsse.stream.handover import offered
-from pushsse.stream.immediate import TAKEN_OVER, Answer, Reply
+from pushsse.stream.immediate import TAKEN_OVER, Answer, Later, Reply, WaitingRequest
 from pushsse.stream.portable import WakeQueue, start, start_nowait
 
 OPENING_AT_ONCE = 64
-# Streams that open within this time have their people's switches read together, which costs less than to open
-# each without waiting.
-CALM_S = 0.005
 # A stream that isn't handed over takes three times as long to open.
 PORTABLE_AT_ONCE = 4
 # How long a client waits for its turn.
@@ -75,12 +72,12 @@ class OpeningRate:
     """Tells streams that open one by one from a storm of them."""
 
     def __init__(self) -> None:
-        self._last = -CALM_S
+        self._last = -GATHER_S
 
     def is_calm(self) -> bool:
-        """Whether the stream before this one opened at least CALM_S ago. Called once for each stream."""
+        """Whether the stream before this one opened at least GATHER_S ago. Called once for each stream."""
         last, self._last = self._last, time.monotonic()
-        return self._last - last >= CALM_S
+        return self._last - last >= GATHER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,24 +125,55 @@ class StreamEndpoint:
             direct.respond_later(scope, partial(queued, scope, receive, send))
 
     def opening(self, request: Request) -> Answer | None:
-        """Opens a stream without waiting; None where that can't be. Raises what `__call__` answers with."""
-        if not self.rate.is_calm() or not self.node.has_room():
+        """Opens a stream without ASGI; None where that can't be. Raises what `__call__` answers with.
+
+        At once, or in a storm together with others, which costs less.
+        """
+        calm = self.rate.is_calm()
+        if not self.node.has_room():
             return None
         who = self.identifier.identify(request, STREAM)
         wish, options = asked(request, who)
 
-        def answer(body: bytes) -> Reply | None:
-            if body:
+        def wait(waiting: WaitingRequest) -> None:
+            self.opener.begin_soon(_Client(self, waiting), who.user, wish, options)
+
+        def answer(body: bytes) -> Reply | Later | None:
+            if body or wish.since_s is not None:
                 return None
+            if not calm:
+                return wait if self.opener.may_queue else None
             begun = self.opener.open_nowait(
                 who.user,
                 wish,
                 options,
-                lambda begin: start_nowait(begin, request.scope, backlog_bytes=self.backlog_bytes),
+                lambda begin: start_nowait(begin, offered(request.scope), backlog_bytes=self.backlog_bytes),
             )
             return TAKEN_OVER if begun else None
 
         return answer
+
+
+class _Client:
+    """Who waits for a stream, behind a connection of the HTTP protocol."""
+
+    __slots__ = ("_endpoint", "_request")
+
+    def __init__(self, endpoint: StreamEndpoint, request: WaitingRequest) -> None:
+        self._endpoint = endpoint
+        self._request = request
+
+    def start(self, begin: Begin) -> bool:
+        """Begins the stream, if there is still room; False where the connection can't be had."""
+        # Those before in the same batch have taken theirs.
+        endpoint = self._endpoint
+        return endpoint.node.has_room() and start_nowait(
+            begin, self._request, backlog_bytes=endpoint.backlog_bytes
+        )
+
+    def decline(self) -> None:
+        """ASGI opens it, or answers that the node is busy."""
+        self._request.decline()
 
 
 def asked(request: Request, who: Identity) -> tuple[From, StreamOptions]:

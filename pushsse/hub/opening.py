@@ -6,17 +6,25 @@ that doesn't answer is an error. A stream that has something to replay goes to c
 """
 
 import asyncio
+import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
 from pushsse.backplane import BROADCAST, Backplane
-from pushsse.errors import BackplaneUnavailable, CloseReason, Unavailable
+from pushsse.errors import (
+    BackplaneUnavailable,
+    CloseReason,
+    DatabaseUnavailable,
+    StatementFailed,
+    Unavailable,
+)
 from pushsse.event import Publication
 from pushsse.hub.hub import Hub
 from pushsse.hub.log_tail import LogTail
@@ -26,6 +34,13 @@ from pushsse.stream.frame import Resume, chunk, frame, random_retry_ms, service_
 from pushsse.stream.subscriber import Cursor, Expiry, Person, Sink, Subscriber
 
 WAIT_LIMIT_S = 5.0
+# Streams that open within this time have their people's switches read together.
+GATHER_S = 0.005
+# One statement has at most so many people: more would keep the event loop with their streams for too long.
+OPENED_AT_ONCE = 64
+# Further clients are opened the way that waits.
+_MOST_QUEUED = 4096
+log = logging.getLogger(__name__)
 
 
 class PersonState(Struct, frozen=True):
@@ -57,6 +72,10 @@ class People(Protocol):
 
     def state_nowait(self, user: str) -> PersonState | None:
         """As `state`, without waiting; None where that can't be."""
+        ...
+
+    async def states(self, users: Sequence[str]) -> Mapping[str, PersonState]:
+        """As `state`, of several people by one statement. Raises DatabaseUnavailable."""
         ...
 
     async def settle(self, user: str) -> None:
@@ -114,6 +133,26 @@ class StreamLimits:
 Begin = Callable[[Sink], Subscriber]
 
 
+class WaitingClient(Protocol):
+    """Who has been queued for a stream, and may have left since. Neither method blocks."""
+
+    def start(self, begin: Begin) -> bool:
+        """Begins the stream; False where the connection can't be had."""
+        ...
+
+    def decline(self) -> None:
+        """The stream can't begin without further waiting: it has to be opened by `opening`."""
+        ...
+
+
+class _Queued(NamedTuple):
+    client: WaitingClient
+    person: Person
+    wish: From
+    options: StreamOptions
+    since: float
+
+
 class Opener:
     """Finds where streams of this node begin, and begins them."""
 
@@ -123,11 +162,19 @@ class Opener:
         self._people = people
         self._limits = limits
         self._tasks: asyncio.TaskGroup | None = None
+        self._queue: deque[_Queued] = deque()
+        self._queued = asyncio.Event()
 
     async def run(self) -> None:
-        """Runs for ever, and the opener's tasks with it."""
+        """Opens what is queued, for ever; the opener's tasks run as long."""
         async with asyncio.TaskGroup() as self._tasks:
-            await asyncio.Event().wait()
+            while True:
+                await self._queued.wait()
+                await asyncio.sleep(GATHER_S if len(self._queue) < OPENED_AT_ONCE else 0)
+                batch = [self._queue.popleft() for _ in range(min(OPENED_AT_ONCE, len(self._queue)))]
+                if not self._queue:
+                    self._queued.clear()
+                await self._open(batch)
 
     @asynccontextmanager
     async def opening(self, user: str, wish: From) -> AsyncIterator[Opening]:
@@ -160,21 +207,57 @@ class Opener:
         person = self._hub.hold(user)
         try:
             # Guarantee 3: as in `opening`, and nothing is awaited from here until the stream is live.
-            opening = self._found_nowait(person, wish)
+            state = self._people.state_nowait(user) if self._hub.follows(person) else None
+            opening = self._found_nowait(person, wish, state)
             return opening is not None and start(lambda sink: self.begin(opening, sink, options))
         finally:
             self._hub.release(person)
 
-    def _found_nowait(self, person: Person, wish: From) -> Opening | None:
-        if not self._hub.follows(person) or wish.since_s is not None:
+    @property
+    def may_queue(self) -> bool:
+        """Whether there is room for one more client of `begin_soon`."""
+        return len(self._queue) < _MOST_QUEUED
+
+    def begin_soon(self, client: WaitingClient, user: str, wish: From, options: StreamOptions) -> None:
+        """Queues a client, whose stream begins together with others' if there is nothing to wait for."""
+        # Held from now on: by its turn the node follows the person's logs.
+        self._queue.append(_Queued(client, self._hub.hold(user), wish, options, time.monotonic()))
+        if len(self._queue) == 1:
+            self._queued.set()
+
+    async def _open(self, batch: Sequence[_Queued]) -> None:
+        """Begins the streams of queued clients; declines those that would have to wait further."""
+        # Guarantee 3: as in `opening`, the state is read of people alone whose logs are followed by now.
+        followed = {queued.person.name: None for queued in batch if self._hub.follows(queued.person)}
+        states: Mapping[str, PersonState] = {}
+        # Where the database is slow, all the others wait in line with patience.
+        if time.monotonic() - batch[0].since < WAIT_LIMIT_S:
+            try:
+                states = await self._people.states(list(followed))
+            except (DatabaseUnavailable, StatementFailed) as error:
+                log.info("%d queued streams are opened one by one: %s", len(batch), error)
+        for queued in batch:
+            try:
+                self._begin_queued(queued, states.get(queued.person.name))
+            except Exception:
+                log.exception("a queued stream can't begin")
+                queued.client.decline()
+            finally:
+                self._hub.release(queued.person)
+
+    def _begin_queued(self, queued: _Queued, state: PersonState | None) -> None:
+        opening = self._found_nowait(queued.person, queued.wish, state)
+        if opening is None or not queued.client.start(lambda sink: self.begin(opening, sink, queued.options)):
+            queued.client.decline()
+
+    def _found_nowait(self, person: Person, wish: From, state: PersonState | None) -> Opening | None:
+        """Where a stream begins, if that needs no waiting. `state` was read while the logs were followed."""
+        if state is None or state.pending or wish.since_s is not None:
             return None
         log, wanted = self._hub.log(person), wish.position
         if wanted is not None and not (
             _is_in_tail(self._hub.broadcast, wanted.broadcast) and _is_in_tail(log, wanted.shard)
         ):
-            return None
-        state = self._people.state_nowait(person.name)
-        if state is None or state.pending:
             return None
         if state.logged is not None and state.logged.epoch == log.mark.epoch and not log.has(state.logged):
             return None

@@ -133,6 +133,9 @@ class StreamProtocol(asyncio.Protocol):
 class HandoverHttp(LimitedHttp):
     """uvicorn's HTTP protocol, with an offer to hand the connection over in each request's scope."""
 
+    # What the head of the newest request says; set where it isn't given to ASGI at once.
+    keep_alive = True
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """uvicorn's, without asking the kernel for the address of our own end: nobody reads that."""
         self.connections.add(self)
@@ -182,7 +185,7 @@ class HandoverHttp(LimitedHttp):
         """As `hand_over`, of an immediate call, which ASGI knows nothing of; `head` is still to be sent."""
         if self._has_more_than(request) or self.transport.is_closing():
             return None
-        if not self.parser.should_keep_alive():
+        if not self.keep_alive:
             head += b"connection: close\r\n"
         return self._let_go(head + b"transfer-encoding: chunked\r\n\r\n", backlog_bytes)
 

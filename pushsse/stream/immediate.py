@@ -6,7 +6,7 @@ does every request whose call would have to wait.
 
 Deliberate:
 - One read must hold exactly one request. Then nothing of it is missing, and no further request is behind it
-  that would have to wait for its turn.
+  that would have to wait for its turn. What comes while a request waits for its call gives that to ASGI.
 - A call that returns None, or raises, has changed nothing. ASGI runs the request again from its beginning, so
   each error is made into a response in one place.
 - httptools parses each head, except for one that equals the head before it on the same connection in all but
@@ -27,7 +27,7 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
-from pushsse.stream.handover import HandoverHttp
+from pushsse.stream.handover import HandoverHttp, StreamProtocol
 from pushsse.stream.limits import BETWEEN, BODY
 
 # A request with its head.
@@ -48,8 +48,10 @@ class Reply(NamedTuple):
 
 # The call has taken the connection over.
 TAKEN_OVER = Reply(200, b"", b"")
+# The call opens a stream later, on the connection of the request that it is given.
+Later = Callable[["WaitingRequest"], None]
 # Answers a request by its body. None, or any exception: nothing has happened, and ASGI has to answer.
-Answer = Callable[[bytes], Reply | None]
+Answer = Callable[[bytes], Reply | Later | None]
 # Takes a request's head, and returns what answers the bodies behind it, now and later; None as above.
 Call = Callable[[Request], Answer | None]
 # By method and path.
@@ -89,6 +91,32 @@ class _Head(NamedTuple):
         return data[start:] if len(data) == start + int(length) else None
 
 
+class WaitingRequest:
+    """A request without a body whose call opens a stream later: by `take_immediate`, or else by `decline`.
+
+    Both do nothing once the client has gone, or has sent more: then ASGI has the request.
+    """
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: "ImmediateHttp") -> None:
+        self._connection: ImmediateHttp | None = connection
+
+    def take_immediate(self, head: bytes, backlog_bytes: int) -> StreamProtocol | None:
+        """The connection, as from `Offer.take_immediate`; None if it can't be had."""
+        connection = self._connection
+        return None if connection is None else connection.hand_over_waiting(head, backlog_bytes)
+
+    def decline(self) -> None:
+        """ASGI has to answer."""
+        if self._connection is not None:
+            self._connection.stop_waiting()
+
+    def close(self) -> None:
+        """Called by the connection: the request no longer waits."""
+        self._connection = None
+
+
 class ImmediateHttp(HandoverHttp):
     """Looks for an immediate call behind each request."""
 
@@ -110,12 +138,17 @@ class ImmediateHttp(HandoverHttp):
         # What answers the request that is being parsed, and where its body begins.
         self._answer: Answer | None = None
         self._body_at = 0
+        # The last request, while its call is to open a stream.
+        self._waiting: WaitingRequest | None = None
         # The head of the last request, where its call answered it.
         self._head: _Head | None = None
         self._answered_at = 0.0
         self._fd = -1
 
     def data_received(self, data: bytes) -> None:
+        if self._waiting is not None:
+            # ASGI answers in order, and so it has to answer both.
+            self.stop_waiting()
         head = self._head
         if (
             head is not None
@@ -166,7 +199,7 @@ class ImmediateHttp(HandoverHttp):
             super().on_message_complete()
             return
         # Only within this callback does the parser know whether the connection is kept.
-        keep_alive = self.parser.should_keep_alive()
+        keep_alive = self.keep_alive = self.parser.should_keep_alive()
         body = self._data[self._body_at :]
         if not self.reply(answer, body, keep_alive=keep_alive):
             super().on_headers_complete()
@@ -174,12 +207,51 @@ class ImmediateHttp(HandoverHttp):
                 super().on_body(body)
             super().on_message_complete()
             return
-        if self.is_over:
+        if self._waiting is not None or self.is_over:
             return
         if keep_alive:
             self._head = _Head.of(self._data[: self._body_at], answer)
         self._answered_at = self.loop.time()
         self.on_response_complete()
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request is still to be answered, by ASGI or by its call."""
+        return self._waiting is not None or super().is_answering
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone: nothing waits any more."""
+        self._end_wait()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """uvicorn stops: a request that waits is answered all the same."""
+        self.stop_waiting()
+        super().shutdown()
+
+    def hand_over_waiting(self, head: bytes, backlog_bytes: int) -> StreamProtocol | None:
+        """The connection of the request that waits, from now on the caller's; None if it can't be had."""
+        stream = self.hand_over_immediate(self.requests, head, backlog_bytes)
+        if stream is not None:
+            self._end_wait()
+        return stream
+
+    def stop_waiting(self) -> None:
+        """Gives the request that waits to ASGI; does nothing if there is none, or the client has gone."""
+        if not self._end_wait() or self.transport.is_closing():
+            return
+        super().on_headers_complete()
+        # The parser has forgotten it.
+        self.cycle.keep_alive = self.keep_alive
+        super().on_message_complete()
+
+    def _end_wait(self) -> bool:
+        """Whether a request waited."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            return False
+        waiting.close()
+        return True
 
     def timeout_keep_alive_handler(self) -> None:
         """The connection was idle for as long as it may be, unless it has been used since the timer began."""
@@ -190,13 +262,17 @@ class ImmediateHttp(HandoverHttp):
             super().timeout_keep_alive_handler()
 
     def reply(self, answer: Answer, body: bytes, *, keep_alive: bool) -> bool:
-        """Answers a request; False where ASGI has to."""
+        """Answers a request, or has it wait for its call; False where ASGI has to answer."""
         try:
             found = answer(body)
         except Exception:  # noqa: BLE001  whatever it is: ASGI comes upon it again, and makes it a response
             return False
         if found is None or found is TAKEN_OVER:
             return found is not None
+        if not isinstance(found, Reply):
+            self._waiting = WaitingRequest(self)
+            found(self._waiting)
+            return True
         head = b"%bcontent-length: %d\r\ncontent-type: %b\r\n%b\r\n" % (
             STATUS_LINE[found.status],
             len(found.body),

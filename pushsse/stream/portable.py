@@ -9,13 +9,14 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from typing import Protocol
 
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
 from starlette.types import Receive, Scope, Send
 
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, Chunk
-from pushsse.stream.handover import offered
+from pushsse.stream.handover import StreamProtocol, offered
 from pushsse.stream.subscriber import Sink, Subscriber
 
 # How many streams are woken in one turn of the event loop.
@@ -194,10 +195,19 @@ async def start(
     return None
 
 
-def start_nowait(begin: Callable[[Sink], Subscriber], scope: Scope, *, backlog_bytes: int) -> bool:
+class Takeable(Protocol):
+    """A connection that the server may hand over without ASGI."""
+
+    def take_immediate(self, head: bytes, backlog_bytes: int) -> StreamProtocol | None:
+        """The connection; None if it can't be had. `head` is still to be sent."""
+        ...
+
+
+def start_nowait(
+    begin: Callable[[Sink], Subscriber], connection: Takeable | None, *, backlog_bytes: int
+) -> bool:
     """As `start` where the server hands its connection over, without waiting. False: nothing was begun."""
-    offer = offered(scope)
-    stream = None if offer is None else offer.take_immediate(_HEAD_BYTES, backlog_bytes)
+    stream = None if connection is None else connection.take_immediate(_HEAD_BYTES, backlog_bytes)
     if stream is None:
         return False
     try:

@@ -9,7 +9,11 @@ from pathlib import Path
 import jwt
 import pytest
 
-from pushsse.api.stream import CALM_S
+from pushsse.api.stream import OpeningRate
+from pushsse.errors import DatabaseUnavailable
+from pushsse.hub import opening
+from pushsse.hub.opening import GATHER_S
+from pushsse.people import StateTable
 from pushsse.stream.handover import HandoverHttp
 from pushsse.stream.immediate import MOST_BYTES, Answer, ImmediateHttp
 from tests.serving import Running, serving
@@ -147,6 +151,10 @@ async def immediate(tmp_path: Path, counted: list[bool]) -> AsyncIterator[Runnin
             counted.append(answered)
             return answered
 
+        def stop_waiting(self) -> None:
+            counted.append(False)
+            super().stop_waiting()
+
     (tmp_path / "immediate").mkdir()
     async with serving(tmp_path / "immediate", http=Counting) as running:
         yield running
@@ -175,19 +183,39 @@ async def test_an_answer_is_the_same_byte_for_byte(
     assert sum(counted) == at_once
 
 
+@pytest.fixture
+def storm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stream opens as if others did."""
+    monkeypatch.setattr(OpeningRate, "is_calm", lambda _: False)
+
+
+@pytest.fixture
+def slow_storm(storm: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stream waits for others, for so long that something can happen meanwhile."""
+    monkeypatch.setattr(opening, "GATHER_S", 0.2)
+
+
+@pytest.mark.parametrize("thick_and_fast", [False, True])
 @pytest.mark.parametrize("case", STREAMS)
 async def test_a_stream_begins_the_same_byte_for_byte(
-    case: str, plain: Running, immediate: Running, counted: list[bool]
+    case: str,
+    thick_and_fast: bool,
+    plain: Running,
+    immediate: Running,
+    counted: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     request, at_once = STREAMS[case]
+    if thick_and_fast:
+        monkeypatch.setattr(OpeningRate, "is_calm", lambda _: False)
 
     async def begin(node: Running) -> bytes:
         """What comes until the stream's first frame, or the answer of another kind, is there."""
         # So that the node hears the logs of this person.
         async with node.stream("ann") as first:
             await first.ready()
-        # Streams that come thick and fast are opened together, by ASGI.
-        await asyncio.sleep(2 * CALM_S)
+        # Streams that come thick and fast are opened together.
+        await asyncio.sleep(2 * GATHER_S)
         counted.clear()
         reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
         answer = b""
@@ -203,10 +231,101 @@ async def test_a_stream_begins_the_same_byte_for_byte(
     begun = await begin(immediate)
     opened = list(counted)
     assert begun == await begin(plain)
-    assert any(opened) == at_once
+    assert (bool(opened) and all(opened)) == at_once
 
 
-async def test_a_stream_is_opened_where_it_has_got_to_and_a_switch_holds(immediate: Running) -> None:
+async def begun(node: Running, *requests: bytes) -> list[bytes]:
+    """What answers requests that are sent at once, each on a connection of its own, up to the first event."""
+    connections = [await asyncio.open_connection("127.0.0.1", node.port) for _ in requests]
+    for (_, writer), request in zip(connections, requests, strict=True):
+        writer.write(request)
+    async with asyncio.timeout(10):
+        found = [await reader.readuntil(b"\n\n") for reader, _ in connections]
+    for _, writer in connections:
+        writer.close()
+    return found
+
+
+@pytest.mark.usefixtures("storm")
+async def test_a_storm_of_streams_goes_to_whom_they_belong(immediate: Running, counted: list[bool]) -> None:
+    # The shards of all are followed before.
+    users = [b"user%d" % number for number in range(150)]
+    requests = [get(b"/v1/stream?user=" + user) for user in users]
+    await begun(immediate, *requests)
+    counted.clear()
+    answers = await begun(immediate, *requests)
+    assert counted == [True] * len(users)
+    for user, answer in zip(users, answers, strict=True):
+        assert b'"user":"%b"' % user in answer
+    await eventually(lambda: not immediate.node.hub.subscribers)
+    assert not any(shard.people for shard in immediate.node.hub.shards.values())
+
+
+@pytest.mark.usefixtures("slow_storm")
+async def test_a_client_that_leaves_before_its_stream_begins_leaves_nothing(immediate: Running) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", immediate.port)
+    writer.write(get())
+    hub = immediate.node.hub
+    await eventually(lambda: any(shard.people for shard in hub.shards.values()))
+    writer.close()
+    await eventually(lambda: not any(shard.people for shard in hub.shards.values()))
+    assert not hub.subscribers
+    assert hub.metrics.streams_opened == 0
+
+
+@pytest.mark.usefixtures("slow_storm")
+async def test_a_request_behind_one_that_waits_is_answered_after_it(immediate: Running) -> None:
+    answer = await exchange(immediate, get())
+    # As when ASGI has both: the stream can't have the connection, and is over.
+    stream, _, livez = answer.partition(b"0\r\n\r\n")
+    assert stream.startswith(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream")
+    assert livez.startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.usefixtures("slow_storm")
+async def test_a_request_that_waits_is_answered_when_the_server_stops(immediate: Running) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", immediate.port)
+    writer.write(get(b"/v1/stream?user=ann", b"Connection: close"))
+    hub = immediate.node.hub
+    await eventually(lambda: any(shard.people for shard in hub.shards.values()))
+    [connection] = [each for each in immediate.connections if isinstance(each, ImmediateHttp)]
+    connection.shutdown()
+    async with asyncio.timeout(10):
+        answer = await reader.readuntil(b"\n\n")
+    assert b"connection: close\r\n" in answer
+    assert b"event: ready" in answer
+    writer.close()
+
+
+@pytest.mark.usefixtures("slow_storm")
+async def test_streams_that_open_together_are_no_more_than_the_node_has_room_for(tmp_path: Path) -> None:
+    async with serving(tmp_path, http=ImmediateHttp, max_streams=2) as node:
+        answers = await begun(node, *[get()] * 4)
+    assert sorted(b"overloaded" in answer for answer in answers) == [False, False, True, True]
+
+
+@pytest.mark.usefixtures("storm")
+async def test_who_opens_a_stream_in_a_storm_without_a_database_is_told_to_come_back(
+    immediate: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> None:
+        raise DatabaseUnavailable("away")
+
+    await begun(immediate, get())
+    monkeypatch.setattr(StateTable, "read", away)
+    monkeypatch.setattr(StateTable, "read_nowait", lambda *_: None)
+    answers = await begun(immediate, *[get()] * 3)
+    assert all(b"overloaded" in answer for answer in answers)
+    monkeypatch.undo()
+    [answer] = await begun(immediate, get())
+    assert b"event: ready" in answer
+
+
+@pytest.mark.parametrize("calm", [True, False])
+async def test_a_stream_is_opened_where_it_has_got_to_and_a_switch_holds(
+    calm: bool, immediate: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpeningRate, "is_calm", lambda _: calm)
     async with immediate.stream("ann") as stream:
         await stream.ready()
         await immediate.publish("alarm", 1, to="ann")

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -84,10 +84,13 @@ class ListSink:
 class People:
     """The state of people as a database would have it; who isn't in it has everything on."""
 
-    states: dict[str, PersonState] = field(default_factory=dict)
+    known: dict[str, PersonState] = field(default_factory=dict)
 
     async def state(self, user: str) -> PersonState:
-        return self.states.get(user, PersonState(0, frozenset(), False, None, False))
+        return self.known.get(user, PersonState(0, frozenset(), False, None, False))
+
+    async def states(self, users: Sequence[str]) -> dict[str, PersonState]:
+        return {user: await self.state(user) for user in users}
 
     async def settle(self, _: str) -> None:
         raise AssertionError("nothing is pending here")
@@ -133,7 +136,7 @@ class RunningHub:
         made = encode("preferences", {}, users=(user,), change=change)
         receipt = await self.backplane.publish(calls(made, (user,)))
         mark = receipt.marks[log_of(user, SHARDS)]
-        self.people.states[user] = PersonState(version, frozenset(after), False, mark, False)
+        self.people.known[user] = PersonState(version, frozenset(after), False, mark, False)
 
     async def heads(self) -> dict[str, Head]:
         """The heads of all logs, as the backplane has them."""

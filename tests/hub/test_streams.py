@@ -116,7 +116,7 @@ async def test_a_person_with_a_narrow_and_a_wide_stream_gets_nothing_twice() -> 
 
 async def test_what_expires_while_the_node_stands_still_is_written_nowhere() -> None:
     async with running_hub() as w:
-        w.people.states["p1"] = PersonState(1, frozenset({"other"}), False, None, False)
+        w.people.known["p1"] = PersonState(1, frozenset({"other"}), False, None, False)
         live = await w.open("p1")
         start = live.frames[0][2]
         streams = [
@@ -186,7 +186,7 @@ async def test_a_switch_that_was_lost_with_its_log_also_reaches_a_stream_that_is
         opening = asyncio.create_task(w.open("p1", From(since_s=60)))
         # By now it has read the switches.
         await eventually(lambda: reads.count == 1)
-        w.people.states["p1"] = PersonState(1, frozenset({"news"}), False, None, False)
+        w.people.known["p1"] = PersonState(1, frozenset({"news"}), False, None, False)
         w.lose(log_of("p1", SHARDS), epoch="another1")
         reads.gate.set()
         sink = await opening
@@ -277,7 +277,7 @@ async def test_since_begins_at_a_time() -> None:
 
 async def test_who_joins_while_an_answer_grows_gets_it_from_its_beginning() -> None:
     async with running_hub() as w:
-        w.people.states["p1"] = PersonState(0, frozenset(), False, None, True)
+        w.people.known["p1"] = PersonState(0, frozenset(), False, None, True)
         sink = await w.open("p1")
         other = await w.open("p2")
         await w.publish("news", 1)

@@ -9,9 +9,9 @@ import pytest
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable
-from pushsse.hub.opening import PersonState
+from pushsse.hub.opening import OPENED_AT_ONCE, PersonState
 from pushsse.metrics import Metrics
-from pushsse.people import MOST_AT_ONCE, StoredPeople
+from pushsse.people import StoredPeople
 from pushsse.preferences import Preferences
 from pushsse.preferences.store import PreferenceStore
 from pushsse.questions.answerers import faq
@@ -76,11 +76,11 @@ async def test_who_asks_while_others_are_answered_is_in_the_next_reading_never_i
 async def test_a_storm_is_read_a_hundred_at_a_time_and_nobody_is_left_out() -> None:
     table = Table()
     table.goes_on.set()
-    users = [f"user{number}" for number in range(3 * MOST_AT_ONCE - 1)]
+    users = [f"user{number}" for number in range(3 * OPENED_AT_ONCE - 1)]
     async with reading(table) as one:
         tasks = await asked_by(one, users)
         assert [(await task).off for task in tasks] == [{user} for user in users]
-    assert [len(users) for users in table.readings] == [MOST_AT_ONCE, MOST_AT_ONCE, MOST_AT_ONCE - 1]
+    assert [len(users) for users in table.readings] == [OPENED_AT_ONCE, OPENED_AT_ONCE, OPENED_AT_ONCE - 1]
 
 
 async def test_who_leaves_takes_nobody_s_answer_along() -> None:
