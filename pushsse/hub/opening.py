@@ -234,7 +234,7 @@ class Opener:
         if time.monotonic() - batch[0].since < WAIT_LIMIT_S:
             try:
                 states = await self._people.states(list(followed))
-            except (DatabaseUnavailable, StatementFailed) as error:
+            except DatabaseUnavailable as error:
                 log.info("%d queued streams are opened one by one: %s", len(batch), error)
         for queued in batch:
             try:
