@@ -22,7 +22,6 @@ from pushsse.errors import (
     BackplaneUnavailable,
     CloseReason,
     DatabaseUnavailable,
-    StatementFailed,
     Unavailable,
 )
 from pushsse.event import Publication
