@@ -18,12 +18,12 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from pushsse import settings as configuration
+from pushsse.api import counted
 from pushsse.api.calls import DocumentEndpoint, Endpoints, PageEndpoint, direct_calls, immediate_calls, routes
 from pushsse.api.direct import Application, Direct
 from pushsse.api.events import EventsEndpoint
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.preferences import PreferencesEndpoint
-from pushsse.api.problem import counted
 from pushsse.api.questions import QuestionsEndpoint, StreamedReply
 from pushsse.api.stream import StreamEndpoint
 from pushsse.build import build

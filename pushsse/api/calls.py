@@ -19,12 +19,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pushsse import __version__
-from pushsse.api import events, questions
+from pushsse.api import MEDIA_TYPE, events, questions
 from pushsse.api.direct import answered
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.identity import ASK, PREFERENCES, PUBLISH, STREAM
 from pushsse.api.preferences import ChangeRequest, PreferenceList, PreferencesEndpoint
-from pushsse.api.problem import MEDIA_TYPE
 from pushsse.api.stream import StreamEndpoint
 from pushsse.event import Event
 from pushsse.questions.life import AnswerErrorEvent, AnswerEvent, DeltaEvent, QuestionEvent

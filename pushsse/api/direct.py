@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pushsse.api.problem import problem_response
+from pushsse.api import problem_response
 from pushsse.stream.immediate import NO_CALLS, Answer, Call, Calls
 from pushsse.stream.limits import DEFAULT_LIMITS, Limits
 

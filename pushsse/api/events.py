@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse import event, strictjson
+from pushsse.api import MAX_EVENTS_BODY, HttpProblem, Query, json_response, read_body
 from pushsse.api.identity import PUBLISH, STREAM, Identifier
-from pushsse.api.problem import MAX_EVENTS_BODY, HttpProblem, Query, json_response, read_body
 from pushsse.api.stream import after
 from pushsse.backplane import Backplane
 from pushsse.errors import InvalidInput, NotJson, Violation

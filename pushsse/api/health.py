@@ -10,7 +10,7 @@ from typing import Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pushsse.api.problem import json_response
+from pushsse.api import json_response
 
 
 class Health(Protocol):

@@ -18,7 +18,7 @@ import jwt
 from jwt.algorithms import HMACAlgorithm
 from starlette.requests import HTTPConnection
 
-from pushsse.api.problem import HttpProblem
+from pushsse.api import HttpProblem
 from pushsse.errors import SettingsError
 from pushsse.event import is_user
 from pushsse.settings import is_loopback

@@ -6,8 +6,8 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pushsse.api import json_response, read_json
 from pushsse.api.identity import PREFERENCES, Identifier
-from pushsse.api.problem import json_response, read_json
 from pushsse.preferences import Preferences
 from pushsse.preferences.store import Preference, PreferenceStore
 

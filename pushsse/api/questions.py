@@ -18,8 +18,8 @@ from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pushsse.api import HttpProblem, Query, json_response, parameter_problem, read_json
 from pushsse.api.identity import ASK, Identifier
-from pushsse.api.problem import HttpProblem, Query, json_response, parameter_problem, read_json
 from pushsse.errors import CloseReason, DatabaseUnavailable, InvalidInput, Overloaded, Unavailable, Violation
 from pushsse.event import Publication, encode
 from pushsse.questions import By, Link, Question, Status, TooManyQuestions, UnknownConversation, life

@@ -17,9 +17,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pushsse import position
-from pushsse.api import direct
+from pushsse.api import Query, direct
 from pushsse.api.identity import STREAM, Identifier, Identity
-from pushsse.api.problem import Query
 from pushsse.errors import Overloaded, Unavailable
 from pushsse.hub.opening import GATHER_S, Begin, From, Opener, StreamOptions
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy

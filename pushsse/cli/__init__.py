@@ -1,19 +1,35 @@
 """The command line: `serve`, and small clients of a running service for people and scripts.
 
-The console script and `python -m pushsse` call `main`. `options` and `client` have what commands share.
-Deliberate: a command's module is imported when the command is called. Importing all of them takes 0.7 s, and
-a script that publishes one event needs none of a server's parts.
+The console script and `python -m pushsse` call `main`. Below it is what the commands share: an option for
+every setting, errors of one line, and printing.
+
+Deliberate:
+- A command's module is imported when the command is called. Importing all of them takes 0.7 s, and a script
+  that publishes one event needs none of a server's parts.
+- Text from elsewhere is printed through `say`: on a terminal, control characters and marks of writing
+  direction are escaped, since a message could otherwise move the cursor, set the title, fill the clipboard
+  (OSC 52), or pass for a line of this program. In a pipe or a file everything is as it came. `say_json` keeps
+  the JSON value in both.
 """
 
+import json
+import os
+import re
 import sys
+from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, TextIO, get_args, get_origin
 
 import click
+import msgspec
 
-from pushsse import __version__
-from pushsse.cli.options import say
-from pushsse.errors import PushsseError
+from pushsse import __version__, settings
+from pushsse.errors import PushsseError, SettingsError
+from pushsse.logs import CONTROL, visible
+from pushsse.settings import Settings
 
+Command = Callable[..., Any]
 # What the list of commands says about each, and its module in this package.
 COMMANDS = {
     "serve": ("serve", "Run a node, or several workers of one."),
@@ -66,3 +82,104 @@ def main() -> None:
     except PushsseError as error:
         say(f"pushsse: {error}", err=True)
         sys.exit(1)
+
+
+# Options and errors
+
+
+class Failed(click.ClickException):
+    """Ends the command with one line on standard error, and exit status 1."""
+
+    def show(self, file: object = None) -> None:
+        """One line, in the program's name."""
+        say(f"pushsse: {self.message}", err=True)
+
+
+class BadSetting(Failed):
+    """A setting can't be used."""
+
+    exit_code = 2
+
+
+def with_settings(*names: str) -> Callable[[Command], Command]:
+    """Gives a command --config and options for these settings; for all, if none is named."""
+
+    def decorate(command: Command) -> Command:
+        for name in reversed(names or tuple(settings.FIELDS)):
+            command = _option(name)(command)
+        return click.option(
+            "--config", type=click.Path(path_type=Path), help=f"settings file  [default: {settings.FILE}]"
+        )(command)
+
+    return decorate
+
+
+def read_settings(config: Path | None, options: dict[str, object]) -> Settings:
+    """The settings of this process. Raises BadSetting."""
+    try:
+        if config is not None and not config.exists():
+            raise SettingsError(f"{config}: there is no such file")
+        return settings.load(os.environ, options, file=config or settings.FILE)
+    except SettingsError as error:
+        raise BadSetting(str(error)) from None
+
+
+def _option(name: str) -> Callable[[Command], Command]:
+    field = settings.FIELDS[name]
+    kind = field.type
+    text = name
+    if get_origin(kind) is Annotated:
+        kind, *metas = get_args(kind)
+        text = next((meta.description for meta in metas if isinstance(meta, msgspec.Meta)), None) or name
+    choices = f" ({'|'.join(get_args(kind))})" if _are_words(get_args(kind)) else ""
+    default = field.default
+    shown = ",".join(default) if isinstance(default, tuple) else str(default)
+    return click.option(
+        f"--{name.replace('_', '-')}",
+        name,
+        metavar="VALUE",
+        help=f"{text}{choices}  [{settings.variable(name)}]  [default: {shown or 'none'}]",
+    )
+
+
+def _are_words(arguments: tuple[object, ...]) -> bool:
+    return bool(arguments) and all(isinstance(argument, str) for argument in arguments)
+
+
+# Printing
+
+
+def say(text: str, *, err: bool = False, nl: bool = True, lines: bool = False) -> None:
+    """Prints a text for people: escaped on a terminal, as it is elsewhere. `lines` lets line ends through."""
+    stream = _stream(err=err)
+    shown = visible(text, lines=lines) if stream.isatty() else text
+    _write(shown, stream, err=err, nl=nl)
+
+
+def say_json(text: str) -> None:
+    """Prints a line of JSON as it is; on a terminal, control characters are written as JSON escapes."""
+    stream = sys.stdout
+    if stream.isatty():
+        text = CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        # A lone surrogate, or an encoding that isn't UTF-8: the JSON escape is the same value.
+        text = re.sub(r"[^\x00-\x7f]", lambda found: json.dumps(found[0])[1:-1], text)
+    _write(text, stream, err=False, nl=True)
+
+
+def one_line(value: object) -> str:
+    """A value as JSON in one line."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _stream(*, err: bool) -> TextIO:
+    return sys.stderr if err else sys.stdout
+
+
+def _write(text: str, stream: TextIO, *, err: bool, nl: bool) -> None:
+    encoding = stream.encoding or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
+    # `color`: click takes escape sequences out of what goes into a pipe, where it is to be exact.
+    click.echo(text, err=err, nl=nl, color=True)

@@ -23,7 +23,7 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from pushsse.api.identity import SCOPE_PREFIX, SCOPES
 from pushsse.backplane.redis.canary import probe
-from pushsse.cli.options import BadSetting, Failed, read_settings, say, with_settings
+from pushsse.cli import BadSetting, Failed, read_settings, say, with_settings
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable, SettingsError
 from pushsse.event import is_user

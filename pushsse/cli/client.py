@@ -16,7 +16,7 @@ import click
 import httpx
 from httpx_sse import connect_sse
 
-from pushsse.cli.options import Command, Failed, one_line, say, say_json
+from pushsse.cli import Command, Failed, one_line, say, say_json
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _TIMEOUT_S = 30.0

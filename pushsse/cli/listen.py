@@ -16,8 +16,8 @@ import httpx
 import msgspec
 from httpx_sse import ServerSentEvent, SSEError, connect_sse
 
+from pushsse.cli import Failed, one_line, say, say_json
 from pushsse.cli.client import Target, problem, with_target
-from pushsse.cli.options import Failed, one_line, say, say_json
 from pushsse.event import RESERVED_TYPES
 
 _SERVICE = RESERVED_TYPES - {"exception"}

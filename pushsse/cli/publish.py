@@ -16,8 +16,8 @@ import click
 import httpx
 import msgspec
 
+from pushsse.cli import Failed, one_line, say
 from pushsse.cli.client import Target, answered, problem, with_target
-from pushsse.cli.options import Failed, one_line, say
 
 _NDJSON = {"content-type": "application/x-ndjson"}
 # None of a call's events was accepted, because of what they are.

@@ -15,7 +15,7 @@ import click
 
 from pushsse import __version__, build, logs, server
 from pushsse.backplane.redis.canary import probe
-from pushsse.cli.options import BadSetting, say
+from pushsse.cli import BadSetting, say
 from pushsse.cli.serve import banner, listening_socket, parts
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable, SettingsError

@@ -16,7 +16,7 @@ import click
 import msgspec
 
 from pushsse import __version__
-from pushsse.cli.options import Failed, read_settings, with_settings
+from pushsse.cli import Failed, read_settings, with_settings
 from pushsse.logs import shown
 from pushsse.settings import Settings
 

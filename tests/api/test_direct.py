@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from pushsse.api import HANDLERS, HttpProblem, json_response, read_body
 from pushsse.api.direct import Application, Direct, answered
-from pushsse.api.problem import HANDLERS, HttpProblem, json_response, read_body
 from pushsse.errors import BackplaneUnavailable, InvalidInput, NotJson, Violation
 from tests.serving import Running, serving
 

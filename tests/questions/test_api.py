@@ -15,8 +15,8 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from pushsse.api import HANDLERS
 from pushsse.api.identity import DevelopmentIdentifier
-from pushsse.api.problem import HANDLERS
 from pushsse.api.questions import QuestionsEndpoint, StreamedReply
 from pushsse.backplane import Heard, HeardLive, log_of
 from pushsse.backplane.memory import MemoryBackplane
