@@ -38,7 +38,7 @@ _FIRST, _LAST = chunk(b"handed"), chunk(b"over")
 class StreamProtocol(asyncio.Protocol):
     """Owns the connection of one stream: the hub writes to it, the event loop tells it what happens."""
 
-    __slots__ = ("_connections", "_fd", "_head", "_over", "_transport", "_waiting", "subscriber")
+    __slots__ = ("_connections", "_fd", "_full", "_head", "_over", "_transport", "_waiting", "subscriber")
 
     def __init__(self, transport: asyncio.Transport, connections: set[object], head: bytes) -> None:
         self.subscriber: Subscriber | None = None
@@ -46,6 +46,7 @@ class StreamProtocol(asyncio.Protocol):
         self._connections = connections
         self._head = head
         self._over = False
+        self._full = False
         # An earlier answer may still wait, and under TLS everything has to go through the transport.
         self._waiting = True
         self._fd = -1
@@ -53,6 +54,14 @@ class StreamProtocol(asyncio.Protocol):
             self._fd = transport.get_extra_info("socket").fileno()
         # uvicorn waits for what is in here when it stops, and calls its `shutdown`.
         connections.add(self)
+
+    def attach(self, subscriber: Subscriber) -> None:
+        """From now on the subscriber is told what happens here, and first what has happened already."""
+        self.subscriber = subscriber
+        if self._full:
+            # Guarantee 4: answers that the client hasn't read, or `ready`, may fill the transport before
+            # there is a subscriber. The transport says so only once.
+            subscriber.paused()
 
     # Sink
 
@@ -98,11 +107,13 @@ class StreamProtocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The transport holds more than its bound."""
+        self._full = True
         if self.subscriber is not None:
             self.subscriber.paused()
 
     def resume_writing(self) -> None:
         """The transport has room again."""
+        self._full = False
         if self.subscriber is not None:
             self.subscriber.resumed()
 

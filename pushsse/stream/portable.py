@@ -75,6 +75,13 @@ class QueueStream(EventSourceResponse):
         self._idle: asyncio.Future[None] | None = None
         self._until_gone: asyncio.Timeout | None = None
 
+    def attach(self, subscriber: Subscriber) -> None:
+        """From now on the subscriber is told what happens here, and first what has happened already."""
+        self.subscriber = subscriber
+        if self._full:
+            # Guarantee 4: a stream that was full before it had a subscriber falls behind all the same.
+            subscriber.paused()
+
     # Sink
 
     def write(self, chunk: Chunk) -> None:
@@ -176,7 +183,7 @@ async def start(
     offer = offered(scope)
     if offer is None:
         queued = QueueStream(wake_queue, backlog_bytes=backlog_bytes)
-        queued.subscriber = begin(queued)
+        queued.attach(begin(queued))
         return queued
     offer.hold_head()
     await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
@@ -187,7 +194,7 @@ async def start(
         await send({"type": "http.response.body", "body": b""})
         return None
     try:
-        stream.subscriber = begin(stream)
+        stream.attach(begin(stream))
     except BaseException:
         # The server has let go of the connection, so nobody else would close it.
         stream.abort()
@@ -211,7 +218,7 @@ def start_nowait(
     if stream is None:
         return False
     try:
-        stream.subscriber = begin(stream)
+        stream.attach(begin(stream))
     except BaseException:
         # Nobody else knows of the connection by now.
         stream.abort()

@@ -1,5 +1,6 @@
 """The states of a stream: what each verb does in each, and that no sequence of verbs loses or repeats."""
 
+import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from pushsse.errors import CloseReason
 from pushsse.event import encode
 from pushsse.position import Mark, Position
 from pushsse.stream.frame import Chunk, chunk
+from pushsse.stream.handover import StreamProtocol
+from pushsse.stream.portable import QueueStream, WakeQueue
 from pushsse.stream.subscriber import (
     Behind,
     Cursor,
@@ -200,6 +203,46 @@ def test_a_full_sink_makes_a_live_stream_fall_behind_at_the_nodes_position_and_w
     assert not state.cursor.owes_gap
     node.deliver(BROADCAST)
     assert sink_of(subscriber).written == [b"all aaaa 1 1"]
+
+
+class FullTransport(asyncio.Transport):
+    """A transport in which an earlier answer waits, and whose socket isn't written to directly."""
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        """Under TLS everything goes through the transport."""
+        return object() if name == "sslcontext" else default
+
+    def get_write_buffer_size(self) -> int:
+        """What waits."""
+        return 10_000
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Takes everything."""
+
+
+def connection_that_is_full() -> StreamProtocol:
+    stream = StreamProtocol(FullTransport(), set(), b"")
+    stream.pause_writing()
+    return stream
+
+
+def response_that_is_full() -> QueueStream:
+    stream = QueueStream(WakeQueue(), backlog_bytes=4)
+    stream.write(chunk(b"more than four bytes"))
+    return stream
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["connection", "response"])
+async def test_a_sink_that_was_full_before_it_had_a_subscriber_makes_it_fall_behind(kind: str) -> None:
+    sink = connection_that_is_full() if kind == "connection" else response_that_is_full()
+    node = Node()
+    cursor = Cursor(node.person, node.position(node.person), node.person.off)
+    subscriber = Subscriber(sink, node, id="s", cursor=cursor)
+    node.streams.add(subscriber)
+    assert subscriber.go_live()
+    sink.attach(subscriber)
+    assert not behind(subscriber).room
 
 
 def test_a_stream_goes_live_only_with_room_without_a_gap_and_where_the_node_is() -> None:
