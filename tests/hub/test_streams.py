@@ -129,13 +129,13 @@ async def test_what_expires_while_the_node_stands_still_is_written_nowhere() -> 
         slow.pause_after = 1
         await w.publish("news", "kept 1")
         await w.settled()
-        await w.publish("news", "late 1", "p1", "p2", ttl_ms=50)
-        await w.publish("news", "late 2", ttl_ms=50)
+        await w.publish("news", "late 1", "p1", "p2", ttl_ms=500)
+        await w.publish("news", "late 2", ttl_ms=500)
         await w.publish("news", "kept 2", "p1", "p2", ttl_ms=60_000)
         # Nothing is delivered meanwhile, as in a process that was stopped.
-        time.sleep(0.1)  # noqa: ASYNC251
-        await w.publish("news", "late 3", ttl_ms=1)
-        time.sleep(0.01)  # noqa: ASYNC251
+        time.sleep(0.6)  # noqa: ASYNC251
+        await w.publish("news", "late 3", ttl_ms=500)
+        time.sleep(0.6)  # noqa: ASYNC251
         await w.settled()
         for stream in streams:
             assert stream.data() == ['"kept 1"', '"kept 2"']
