@@ -6,7 +6,10 @@ Used wherever something is tried again. Waits are exponential, with jitter, and 
 import logging
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+# In the log, for each outage.
+MOST_REASONS = 4
 
 
 @dataclass(slots=True)
@@ -30,20 +33,33 @@ class Backoff:
 
 @dataclass(slots=True)
 class Outage:
-    """The tries of one part: the log gets one line when they begin to fail, and one when they work again."""
+    """The tries of one part: the log gets a line when they begin to fail, and one when they work again.
+
+    A reason that differs gets a line of its own, for the first few: a database that restarts may come back
+    read-only, and "connection lost" wouldn't say what to do about that.
+    """
 
     what: str
     logger: logging.Logger
     backoff: Backoff
     since: float | None = None
+    reasons: set[str] = field(default_factory=set)
+    most_reasons: int = MOST_REASONS
+
+    def begin(self, *, is_logged: bool = False) -> None:
+        """From now on tries fail; `is_logged`: somebody has logged why, and this won't."""
+        self.since = time.monotonic()
+        self.reasons.clear()
+        self.most_reasons = 0 if is_logged else MOST_REASONS
 
     def failed(self, error: object) -> float:
         """A try failed: seconds until the next one."""
         if self.since is None:
-            self.since = time.monotonic()
-            self.logger.warning(
-                "%s: %s; trying again until it works", self.what, error or type(error).__name__
-            )
+            self.begin()
+        reason = str(error) or type(error).__name__
+        if reason not in self.reasons and len(self.reasons) < self.most_reasons:
+            self.reasons.add(reason)
+            self.logger.warning("%s: %s; trying again until it works", self.what, reason)
         return self.backoff.next_s()
 
     def over(self) -> float:

@@ -10,7 +10,6 @@ import gc
 import logging
 import sqlite3
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -174,7 +173,7 @@ class LogWriter:
         wait_s = 0.0
         if not self.on_disk:
             # `LogStore.load` has logged why.
-            outage.since = time.monotonic()
+            outage.begin(is_logged=True)
             wait_s = outage.backoff.next_s()
         while True:
             if outage.since is not None:
