@@ -14,8 +14,10 @@ ARGS ?=
 # Much of the tests' time is waiting, so more workers than cores. ARGS="-n 0" runs them in one process.
 WORKERS ?= 4
 PYTEST := -m pytest -n $(WORKERS)
-# Only a whole run says something about coverage.
-COVERAGE = $(if $(ARGS),,--cov=pushsse --cov-branch --cov-report=term:skip-covered --cov-fail-under=90)
+# Coverage doubles the CPU time of the tests, so CI measures it, and `make test COVERAGE=yes`. Only a whole run says
+# something about it.
+COVERAGE ?= $(CI)
+MEASURED = $(if $(ARGS),,$(if $(COVERAGE),--cov=pushsse --cov-branch --cov-report=term:skip-covered --cov-fail-under=90))
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lowest newest check format stack faults bench lock clean
@@ -26,8 +28,8 @@ help: ## this list
 run: $(STAMP) ## serve on http://127.0.0.1:8000 with nothing else installed; ARGS="--port 9000"
 	@exec $(VENV)/bin/pushsse serve $(ARGS)
 
-test: $(DEV_STAMP) ## all tests with coverage; ARGS='-m "not real"' is fast, ARGS="tests/cli -k listen" narrows
-	$(PYTHON) $(PYTEST) $(COVERAGE) $(ARGS)
+test: $(DEV_STAMP) ## all tests; COVERAGE=yes measures it, as CI does; ARGS='-m "not real"' is fast, ARGS="tests/cli -k listen" narrows
+	$(PYTHON) $(PYTEST) $(MEASURED) $(ARGS)
 
 lowest: ## the tests with the oldest versions that pyproject.toml allows; needs uv; ARGS as for test
 	$(call resolved,lowest-direct,$(VENV)-lowest)
