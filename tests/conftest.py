@@ -1,10 +1,29 @@
-"""Fixtures for all tests, and what they tell at the end."""
+"""Fixtures for all tests, where their files are, and what they tell at the end."""
+
+import os
+from pathlib import Path
 
 import pytest
 
 pytest_plugins = ["tests.parts", "tests.parallel"]
 # What a test records as a property of this name is printed at the end, whichever process it ran in.
 TOLD = "told"
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES = 4 * 1024**3
+
+
+def in_memory() -> bool:
+    """Whether the tests' files may be in memory: there is room, and programs may be run from there."""
+    if not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK):
+        return False
+    found = os.statvfs(MEMORY)
+    return found.f_bavail * found.f_frsize > MEMORY_BYTES and not found.f_flag & os.ST_NOEXEC
+
+
+# Databases of several workers write to one disk at the same time. Where it stalls for a second, a node says
+# that its database is away, and tests that are about something else fail.
+if in_memory():
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 @pytest.fixture
