@@ -16,7 +16,7 @@ WORKERS ?= 4
 PYTEST := -m pytest -n $(WORKERS)
 # Coverage doubles the CPU time of the tests, so CI measures it, and `make test COVERAGE=yes`. Only a whole run says
 # something about it.
-COVERAGE ?= $(CI)
+COVERAGE ?= $(filter true,$(CI))
 MEASURED = $(if $(ARGS),,$(if $(COVERAGE),--cov=pushsse --cov-branch --cov-report=term:skip-covered --cov-fail-under=90))
 
 .DEFAULT_GOAL := help

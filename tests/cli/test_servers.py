@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -12,6 +11,7 @@ import pytest
 
 from deploy.parts.ports import answers, free_port
 from tests.cli.running import LIMIT_S, process
+from tests.parts import missing
 from tests.waiting import until
 
 pytestmark = pytest.mark.real
@@ -29,10 +29,8 @@ COMMANDS = {
 def test_an_event_reaches_a_stream_and_a_signal_ends_it(
     tmp_path: Path, server: str, number: signal.Signals
 ) -> None:
-    if find_spec(server) is None:
-        pytest.skip(f"{server} isn't installed")
     if shutil.which("curl") is None:
-        pytest.skip("curl isn't installed")
+        missing("curl isn't installed")
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     program = (sys.executable, "-m", *(part.format(port=port) for part in COMMANDS[server]))

@@ -27,8 +27,10 @@ from pushsse.hub.log_tail import LogTail
 from pushsse.intake import Drafter, PushsseFormat
 from pushsse.metrics import Metrics
 from pushsse.questions.answerers.kafka import AnswerRecord
+from pushsse.stream.subscriber import Live
 from tests.conftest import TOLD
 from tests.serving import LIMIT_S, Running, serving
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 LIMIT_S_A_TURN = 0.06
@@ -256,6 +258,8 @@ async def test_a_call_goes_through_a_bounded_part_of_a_large_log(
     for stream in streams:
         async with stream:
             await stream.ready()
+            # `ready` comes before the replay, and a stream is live after it.
+            await eventually(lambda: all(isinstance(each.state, Live) for each in node.node.hub.subscribers))
     record_property(TOLD, f"streams that replay it: {turns.longest_s * 1000:.0f} ms")
     assert turns.longest_s < LIMIT_S_A_TURN
 

@@ -6,6 +6,8 @@ import pytest
 
 from tests.cli.running import pushsse
 
+pytestmark = pytest.mark.real
+
 PASSWORD = "hunter2"
 
 

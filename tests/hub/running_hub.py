@@ -128,13 +128,13 @@ class RunningHub:
         """One publication, to all or to some; it expires in so many milliseconds, or never."""
         expires_ms = self.backplane.now_ms() + ttl_ms if ttl_ms else 0
         made = encode(name, data, users=users or None, switchable=True, expires_ms=expires_ms)
-        await self.backplane.publish(calls(made, users))
+        await self.backplane.publish(appends(made, users))
 
     async def switch(self, user: str, version: int, before: set[str], after: set[str]) -> None:
         """A change as the log has it, and as the database has it from then on."""
         change = Change(user, version, tuple(sorted(before)), tuple(sorted(after)))
         made = encode("preferences", {}, users=(user,), change=change)
-        receipt = await self.backplane.publish(calls(made, (user,)))
+        receipt = await self.backplane.publish(appends(made, (user,)))
         mark = receipt.marks[log_of(user, SHARDS)]
         self.people.known[user] = PersonState(version, frozenset(after), False, mark, False)
 
@@ -188,8 +188,8 @@ class Reads:
         return page
 
 
-def calls(made: object, users: tuple[str, ...]) -> list[Append]:
-    """A publication's calls, one a shard."""
+def appends(made: object, users: tuple[str, ...]) -> list[Append]:
+    """A publication's appends, one a shard."""
     if not users:
         return [Append("all", (Draft(made),))]  # type: ignore[arg-type]
     return [Append(log, (Draft(made),)) for log in sorted({log_of(user, SHARDS) for user in users})]  # type: ignore[arg-type]

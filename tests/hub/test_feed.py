@@ -181,5 +181,5 @@ async def test_a_delivery_that_fails_ends_the_feed_and_not_the_publisher() -> No
     with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
         async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
             tasks.create_task(feed.run())
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)
             assert feed.hear(published("7"))
