@@ -6,10 +6,11 @@ Used wherever something is tried again. Waits are exponential, with jitter, and 
 import logging
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-# In the log, for each outage.
-MOST_REASONS = 4
+# Between two lines of one outage.
+FIRST_QUIET_S = 5.0
+MOST_QUIET_S = 600.0
 
 
 @dataclass(slots=True)
@@ -35,30 +36,36 @@ class Backoff:
 class Outage:
     """The tries of one part: the log gets a line when they begin to fail, and one when they work again.
 
-    A reason that differs gets a line of its own, for the first few: a database that restarts may come back
-    read-only, and "connection lost" wouldn't say what to do about that.
+    A reason that differs from the one logged last gets a line, too: a database that restarts may come back
+    read-only, and "connection lost" wouldn't say what to do about that. Each line doubles the time for which
+    further ones are held back.
     """
 
     what: str
     logger: logging.Logger
     backoff: Backoff
     since: float | None = None
-    reasons: set[str] = field(default_factory=set)
-    most_reasons: int = MOST_REASONS
+    _reason: str = ""
+    _quiet_until: float = 0.0
+    _quiet_s: float = FIRST_QUIET_S
 
-    def begin(self, *, is_logged: bool = False) -> None:
-        """From now on tries fail; `is_logged`: somebody has logged why, and this won't."""
+    def begin(self) -> None:
+        """From now on tries fail, and somebody has logged why."""
         self.since = time.monotonic()
-        self.reasons.clear()
-        self.most_reasons = 0 if is_logged else MOST_REASONS
+        self._reason, self._quiet_s = "", FIRST_QUIET_S
+        self._quiet_until = self.since + self._quiet_s
 
     def failed(self, error: object) -> float:
         """A try failed: seconds until the next one."""
-        if self.since is None:
-            self.begin()
         reason = str(error) or type(error).__name__
-        if reason not in self.reasons and len(self.reasons) < self.most_reasons:
-            self.reasons.add(reason)
+        now = time.monotonic()
+        begins = self.since is None
+        if begins:
+            self.begin()
+        if begins or (reason != self._reason and now >= self._quiet_until):
+            self._reason = reason
+            self._quiet_until = now + self._quiet_s
+            self._quiet_s = min(2 * self._quiet_s, MOST_QUIET_S)
             self.logger.warning("%s: %s; trying again until it works", self.what, reason)
         return self.backoff.next_s()
 

@@ -1,10 +1,12 @@
 """What the log says of a part that is away."""
 
 import logging
+import time
 
 import pytest
 
-from pushsse.retry import MOST_REASONS, Backoff, Outage
+from pushsse import retry
+from pushsse.retry import Backoff, Outage
 
 logger = logging.getLogger("pushsse.test")
 
@@ -13,44 +15,53 @@ def outage() -> Outage:
     return Outage("reading", logger, Backoff(0.0, 0.0))
 
 
-def test_an_outage_is_one_line_for_each_reason_and_one_when_it_is_over(
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage().partition(", after")[0].partition(";")[0] for record in caplog.records]
+
+
+def test_an_outage_is_one_line_when_it_begins_and_one_when_it_is_over(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    tried = outage()
-    for reason in ("connection lost", "connection lost", "read-only", "connection lost"):
-        tried.failed(OSError(reason))
-    tried.over()
-    tried.over()
-    assert [record.getMessage().partition(", after")[0] for record in caplog.records] == [
-        "reading: connection lost; trying again until it works",
-        "reading: read-only; trying again until it works",
-        "reading: works again",
-    ]
-
-
-def test_reasons_that_never_repeat_are_a_few_lines(caplog: pytest.LogCaptureFixture) -> None:
     tried = outage()
     for number in range(100):
         tried.failed(OSError(f"no answer, try {number}"))
-    assert len(caplog.records) == MOST_REASONS
+    tried.over()
+    tried.over()
+    tried.failed(TimeoutError())
+    assert said(caplog) == ["reading: no answer, try 0", "reading: works again", "reading: TimeoutError"]
 
 
-def test_the_next_outage_says_its_reasons_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_reason_that_differs_is_said_after_a_while(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_QUIET_S", 0.0)
     tried = outage()
-    for _ in range(2):
-        tried.failed(TimeoutError())
-        tried.over()
-    assert [record.getMessage().partition(";")[0] for record in caplog.records][::2] == [
-        "reading: TimeoutError"
-    ] * 2
+    for reason in ("connection lost", "connection lost", "starting up", "read-only", "read-only"):
+        tried.failed(OSError(reason))
+    assert said(caplog) == ["reading: connection lost", "reading: starting up", "reading: read-only"]
 
 
-def test_an_outage_whose_reason_is_logged_already_is_silent_until_it_is_over(
+def test_each_line_doubles_the_time_until_the_next(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    tried = outage()
+    at: list[float] = []
+    for number in range(1000):
+        tried.failed(OSError(f"try {number}"))
+        if len(caplog.records) > len(at):
+            at.append(now - 1000)
+        now += 1
+    assert at == [0, 5, 15, 35, 75, 155, 315, 635]
+
+
+def test_an_outage_whose_reason_is_logged_already_begins_silently(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     tried = outage()
-    tried.begin(is_logged=True)
+    tried.begin()
     tried.failed(OSError("locked"))
     assert not caplog.records
     tried.over()
-    assert len(caplog.records) == 1
+    assert said(caplog) == ["reading: works again"]

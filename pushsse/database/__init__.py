@@ -188,7 +188,7 @@ class Database:
     async def _guard(self, timeout_s: float) -> AsyncIterator[None]:
         began = self._breaker.enter()
         if began is None:
-            raise DatabaseUnavailable("the database didn't answer a moment ago")
+            raise DatabaseUnavailable(self._breaker.reason)
         try:
             async with asyncio.timeout(timeout_s):
                 yield
@@ -213,7 +213,7 @@ class Database:
             return DatabaseConflict(f"{Verdict.CONFLICT.value}: {_line(error)}")
         reason = f"{found.value}: {_line(error) or f'no answer within {timeout_s} s'}"
         if found is Verdict.AWAY:
-            if self._breaker.failure(began):
+            if self._breaker.failure(began, reason):
                 await self._connections.renew()
             return DatabaseUnavailable(reason)
         # It answers: the next caller needn't be refused.

@@ -107,6 +107,7 @@ class Breaker:
 
     cool_s: float
     failed: bool = False
+    reason: str = ""
     _probing: bool = False
     _refuse_until: float = 0.0
     _last_success: float = field(default_factory=time.monotonic)
@@ -130,11 +131,14 @@ class Breaker:
         if began >= self._refuse_until:
             self._probing = False
 
-    def failure(self, began: float) -> bool:
-        """A try failed. True if the dependency is away: nothing at all has worked since `began`."""
+    def failure(self, began: float, reason: str) -> bool:
+        """A try failed. True if the dependency is away: nothing at all has worked since `began`.
+
+        `reason` is what those who are refused are told.
+        """
         self._probing = False
         if self._last_success > began:
             return False
-        self.failed = True
+        self.failed, self.reason = True, reason
         self._refuse_until = time.monotonic() + self.cool_s
         return True

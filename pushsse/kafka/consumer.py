@@ -236,7 +236,6 @@ class _Member(Generic[Item]):
         self._pace = pace
         self._kafka = kafka
         self._applying = Outage("records from Kafka can't be applied", logger, Backoff())
-        self._burying = Outage(f"dead-letter topic {letters.topic}", logger, Backoff(first_s=0.25))
         self._writes: set[asyncio.Task[None]] = set()
 
     async def run(self, allowed: Callable[[], bool]) -> None:
@@ -355,6 +354,8 @@ class _Member(Generic[Item]):
     async def _bury(self, batch: _Batch[Item]) -> None:
         """Writes dead letters until they are acknowledged, then lets their partition go on."""
         partition, left = batch.partition, batch.refused
+        waiting = f"{partition.name} waits for the dead-letter topic {self._letters.topic}"
+        outage = Outage(waiting, logger, Backoff(first_s=0.25))
         logger.warning(
             "%s: %d of the records up to offset %d can't be used, first offset %d (%s); they go to %s",
             partition.name,
@@ -369,16 +370,15 @@ class _Member(Generic[Item]):
             try:
                 still_refused = await self._letters.write(now)
             except KafkaUnavailable as error:
-                wait_s = self._burying.failed(f"{error}; {partition.name} waits for it")
-                await self._assignment.wait(wait_s)
+                await self._assignment.wait(outage.failed(error))
                 continue
             self._metrics.dead_letters += len(now) - len(still_refused)
             # What is written isn't written again because of what waits beside it.
             left = [*still_refused, *later]
             if still_refused:
-                await self._assignment.wait(self._burying.failed(f"{partition.name} waits for it"))
+                await self._assignment.wait(outage.failed("it refuses some records"))
             else:
-                self._burying.over()
+                outage.over()
         if partition.assigned:
             partition.next_offset = batch.end
             self._assignment.unblock(partition)

@@ -173,7 +173,7 @@ class LogWriter:
         wait_s = 0.0
         if not self.on_disk:
             # `LogStore.load` has logged why.
-            outage.begin(is_logged=True)
+            outage.begin()
             wait_s = outage.backoff.next_s()
         while True:
             if outage.since is not None:

@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from pushsse.errors import BackplaneUnavailable
+from pushsse.retry import Backoff, Outage
 
 Reply: TypeAlias = "int | bytes | list[Reply] | None"
 Argument = str | bytes | int
@@ -71,16 +72,15 @@ async def connect(connection: AbstractConnection) -> None:
 class RedisConnection:
     """Runs commands one after another, in the order in which they were asked for.
 
-    Every failure is BackplaneUnavailable, and each kind of failure is logged once until Redis answers again.
+    Every failure is BackplaneUnavailable. Whoever needs the reply tries again.
     """
 
     def __init__(self, connector: Connector, purpose: str, *, timeout_s: float) -> None:
         self._connector = connector
-        self._purpose = purpose
         self._timeout_s = timeout_s
         self._connection: AbstractConnection | None = None
         self._lock = asyncio.Lock()
-        self._failures: set[str] = set()
+        self._outage = Outage(f"Redis ({purpose})", logger, Backoff())
 
     async def run(self, wanted: Script, *arguments: Argument) -> Reply:
         """Runs a script; `arguments` begin with its only key. Raises BackplaneUnavailable."""
@@ -117,9 +117,7 @@ class RedisConnection:
             raise self._away(f"no answer within {self._timeout_s} s") from error
         except (RedisError, OSError) as error:
             raise self._away(str(error) or type(error).__name__) from error
-        if self._failures:
-            logger.info("Redis answers again (%s)", self._purpose)
-            self._failures.clear()
+        self._outage.over()
         return replies
 
     async def _exchange(self, commands: Sequence[Sequence[Argument]]) -> list[Reply]:
@@ -156,9 +154,5 @@ class RedisConnection:
         return replies
 
     def _away(self, reason: str) -> BackplaneUnavailable:
-        if reason not in self._failures:
-            logger.warning(
-                "Redis fails (%s): %s. Whoever needs it tries again until it answers", self._purpose, reason
-            )
-            self._failures.add(reason)
+        self._outage.failed(reason)
         return BackplaneUnavailable(reason)
