@@ -66,19 +66,21 @@ class Producer:
         Returns when all are acknowledged. Raises KafkaUnavailable after `timeout_s`, RecordRefused,
         RecordTooLarge; any of the records may have been taken then.
         """
+        producer: AIOKafkaProducer | None = None
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._send(await self._ready(), topic, records)
+                producer = await self._ready()
+                await self._send(producer, topic, records)
         except (MessageSizeTooLargeError, RecordListTooLargeError):
-            await self._drop(self._producer)
+            await self._drop(producer)
             raise RecordTooLarge(f"{topic} takes no record of this size") from None
         except _REFUSALS as error:
-            await self._drop(self._producer)
+            await self._drop(producer)
             raise RecordRefused(f"{topic} refuses a record: {error}") from error
         except (KafkaError, TimeoutError) as error:
             # An idempotent producer that has lost a record can't go on, since its sequence has a hole. The
             # next try gets a new one.
-            await self._drop(self._producer)
+            await self._drop(producer)
             why = str(error) or f"no answer within {self._timeout_s:g} s"
             raise KafkaUnavailable(f"{topic} can't be written: {why}") from error
         except asyncio.CancelledError:
@@ -110,6 +112,7 @@ class Producer:
             return self._producer
 
     async def _drop(self, producer: AIOKafkaProducer | None) -> None:
+        # Another send may have dropped it before: the one that is there now is as good as new.
         if producer is not None and producer is self._producer:
             self._producer = None
             await stop(producer)
