@@ -63,8 +63,9 @@ class Producer:
     async def send(self, topic: str, records: Sequence[Outgoing]) -> None:
         """Sends the records in order; within a key they stay in order.
 
-        Returns when all are acknowledged. Raises KafkaUnavailable after `timeout_s`, RecordRefused,
-        RecordTooLarge; any of the records may have been taken then.
+        Returns when all are acknowledged. Raises KafkaUnavailable, RecordRefused, RecordTooLarge; any of the
+        records may have been taken then. All of it takes `timeout_s`, and 6 s more where a producer that
+        failed doesn't stop.
         """
         producer: AIOKafkaProducer | None = None
         try:

@@ -1,16 +1,21 @@
-"""The producer: what a failed send costs the others."""
+"""The producer: what a failed send costs the others, and what is left of a producer that was dropped."""
 
 import asyncio
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
+from deploy.parts import Kafka
 from pushsse.errors import KafkaUnavailable
 from pushsse.kafka import Connection
 from pushsse.kafka.producer import Outgoing, Producer
+from tests.parts import running
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -22,7 +27,6 @@ class Held(AIOKafkaProducer):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__(bootstrap_servers="127.0.0.1:1")
         self.sent: dict[bytes, asyncio.Future[None]] = {}
-        self.stopped = False
 
     async def start(self) -> None:
         """Nothing to connect to."""
@@ -30,10 +34,6 @@ class Held(AIOKafkaProducer):  # type: ignore[misc]
     async def send(self, topic: str, value: bytes, **_: Any) -> asyncio.Future[None]:
         self.sent[value] = asyncio.get_running_loop().create_future()
         return self.sent[value]
-
-    async def stop(self) -> None:
-        self.stopped = True
-        await super().stop()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +58,40 @@ async def test_a_send_that_fails_late_leaves_the_producer_alone_that_others_use_
         made[0].sent[b"early"].set_exception(KafkaError("lost"))
         with pytest.raises(KafkaUnavailable):
             await early
-        after = asyncio.create_task(producer.send("t", [Outgoing(None, b"after")]))
+        others = [asyncio.create_task(producer.send("t", [Outgoing(None, b"other")]))]
         await eventually(lambda: len(made) == 2 and made[1].sent)
         made[0].sent[b"late"].set_exception(KafkaError("lost"))
         with pytest.raises(KafkaUnavailable):
             await late
-        assert [each.stopped for each in made] == [True, False]
-        made[1].sent[b"after"].set_result(None)
-        await after
+        others.append(asyncio.create_task(producer.send("t", [Outgoing(None, b"another")])))
+        await eventually(lambda: len(made[1].sent) == 2)
+        for sent in made[1].sent.values():
+            sent.set_result(None)
+        await asyncio.gather(*others)
+    assert len(made) == 2
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Kafka]:
+    """A Kafka of the test's own, since it is paused."""
+    yield from running(Kafka(tmp_path))
+
+
+@pytest.mark.real
+@pytest.mark.timeout(180)
+async def test_nothing_of_a_producer_goes_on_once_it_was_dropped_in_front_of_a_silent_kafka(
+    broker: Kafka,
+) -> None:
+    broker.create_topic("t")
+    before = asyncio.all_tasks()
+    async with Producer(Connection(bootstrap=broker.url)) as producer:
+        await producer.send("t", [Outgoing(None, b"1")])
+        broker.pause()
+        began = time.monotonic()
+        try:
+            with pytest.raises(KafkaUnavailable):
+                await producer.send("t", [Outgoing(None, b"2")])
+        finally:
+            broker.resume()
+        assert time.monotonic() - began < 12
+        assert asyncio.all_tasks() == before
