@@ -38,10 +38,11 @@ _CLOSE_S = 2.0
 class Answering:
     """The questions that are leased to this node: they wait for their turn, or are being answered."""
 
-    def __init__(self, life: Life, answerer: Answerer) -> None:
+    def __init__(self, life: Life, answerer: Answerer, *, node: str) -> None:
         self.queue = FairQueue()
         self._life = life
         self._answerer = answerer
+        self._node = node
         self._leased: dict[str, Question] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -188,7 +189,7 @@ class Answering:
             return
         try:
             async with asyncio.timeout(_CLOSE_S):
-                await self._life.give_up(given_up)
+                await self._life.give_up(given_up, node=self._node)
         except (Unavailable, TimeoutError) as error:
             logger.warning(
                 "%d questions weren't given up and wait for their leases to lapse: %s", len(given_up), error

@@ -213,13 +213,13 @@ class Life:
         """Of these questions the open ones, each with the number of its present attempt."""
         return await self._store.attempts(question_ids)
 
-    async def renew(self, question_ids: Collection[str]) -> None:
-        """Renews the leases of a node's questions."""
-        await self._store.lease(question_ids, self.pace.lease_s)
+    async def renew(self, question_ids: Collection[str], *, node: str) -> None:
+        """Renews the leases that a node has of these questions."""
+        await self._store.lease(question_ids, owner=node, lease_s=self.pace.lease_s)
 
-    async def give_up(self, question_ids: Collection[str]) -> None:
-        """Ends the leases of a node's questions: another node takes them at its next sweep."""
-        await self._store.lease(question_ids, 0)
+    async def give_up(self, question_ids: Collection[str], *, node: str) -> None:
+        """Ends the leases that a node has of these questions: another one takes them at its next sweep."""
+        await self._store.lease(question_ids, owner=node, lease_s=0)
 
 
 @asynccontextmanager

@@ -178,7 +178,7 @@ def assemble_questions(
 ) -> Questions:
     """The service of one node; `run` has to be supervised. A question expires after `timeout_s`."""
     life = Life(store, backplane, metrics, pace or QuestionPace())
-    answering = Answering(life, answerer)
+    answering = Answering(life, answerer, node=node)
     made = Questions(life, answering, Sweeper(life, answering, node), node, timeout_s)
     made.resume()
     return made
@@ -234,7 +234,7 @@ class Sweeper:
             if attempts.get(question_id) != attempt and self.answering.leased.get(question_id) == attempt:
                 self.answering.drop(question_id)
         if ours := [each for each, attempt in attempts.items() if attempt == leased[each]]:
-            await self.life.renew(ours)
+            await self.life.renew(ours, node=self.node)
 
     async def _take_over(self, question: Question) -> None:
         if question.attempt >= MOST_ATTEMPTS:

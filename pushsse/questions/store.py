@@ -20,8 +20,8 @@ from pushsse.questions import OPEN, Answered, By, Ending, Link, Question, Status
 class QuestionRow(Model):
     """One question with its answer so far. The id is a ULID, so ids sort by time.
 
-    A node answers it until `lease_until`; after that any node may take it over (null: the answer comes from
-    elsewhere). `attempts` counts the takers, and no earlier one may write. `announce_by` is when
+    The node `owner` answers it until `lease_until`; after that any node may take it over (null: the answer
+    comes from elsewhere). `attempts` counts the takers, and no earlier one may write. `announce_by` is when
     somebody else should append the present status to the log; null once it is there.
     """
 
@@ -205,12 +205,15 @@ class QuestionStore:
             rows = await QuestionRow.filter(id__in=list(ids), status__in=OPEN).values_list("id", "attempts")
         return {str(row[0]): int(row[1]) for row in rows}
 
-    async def lease(self, ids: Collection[str], lease_s: float) -> None:
-        """Renews the leases of questions that this node holds; 0 gives them up."""
+    async def lease(self, ids: Collection[str], *, owner: str, lease_s: float) -> None:
+        """Renews the leases that a node holds of these questions; 0 gives them up."""
         until = _now() + timedelta(seconds=lease_s)
         async with self.database.session():
+            # The owner is a condition: a node that was paused doesn't know yet what others have taken over.
             # Null stays null: the answer comes from elsewhere, and nobody may take the question over.
-            rows = QuestionRow.filter(id__in=list(ids), status__in=OPEN, lease_until__isnull=False)
+            rows = QuestionRow.filter(
+                id__in=list(ids), owner=owner, status__in=OPEN, lease_until__isnull=False
+            )
             await rows.update(lease_until=until)
 
     async def sent_off(self, question: Question) -> None:

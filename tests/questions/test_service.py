@@ -196,12 +196,26 @@ async def test_a_stopping_node_hands_its_questions_over_at_once(nodes: Nodes) ->
         await nodes.until_told("ann", "answer")
 
 
+async def test_a_node_that_was_paused_gives_up_no_lease_that_another_one_has_by_now(nodes: Nodes) -> None:
+    paused, heir = (nodes.node(Scripted(waits_for_ever), name=name) for name in ("paused", "heir"))
+    store = QuestionStore(nodes.database)
+    task = asyncio.create_task(paused.answering.run())
+    asked = await paused.ask("ann", Asking("who answers?"))
+    await nodes.until_told("ann", "question", 2)
+    await store.lease([asked.id], owner="paused", lease_s=-1.0)
+    await heir.sweeper.sweep()
+    assert heir.answering.leased == {asked.id: 2}
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert await store.abandoned(10) == []
+
+
 async def test_a_question_that_no_node_survives_is_given_up(nodes: Nodes) -> None:
     question = await nodes.node(Scripted(says_hello), name="dead").ask("ann", Asking("poison"))
     sweeper = nodes.node(Scripted(waits_for_ever), pace=dataclasses.replace(FAST, lease_s=0.0)).sweeper
     for _ in range(MOST_ATTEMPTS + 2):
         await asyncio.sleep(0)
-        await QuestionStore(nodes.database).lease([question.id], -1.0)
+        await QuestionStore(nodes.database).lease([question.id], owner="dead", lease_s=-1.0)
         await sweeper.sweep()
     errors = await nodes.until_told("ann", "answer.error")
     assert [error["code"] for error in errors] == ["gave_up"]
@@ -375,7 +389,7 @@ async def test_what_the_log_did_not_take_is_told_later_and_once(
 async def test_a_late_taker_cannot_write(nodes: Nodes) -> None:
     node = nodes.node(Scripted(says_hello))
     asked = await node.ask("ann", Asking("mine"))
-    await QuestionStore(nodes.database).lease([asked.id], -1.0)
+    await QuestionStore(nodes.database).lease([asked.id], owner="one", lease_s=-1.0)
     assert await node.life.take_over(asked, node="two") == msgspec.structs.replace(asked, attempt=2)
     assert await node.life.take_over(asked, node="three") is None
     with pytest.raises(Lost):
