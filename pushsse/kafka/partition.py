@@ -289,14 +289,18 @@ class Watchdog:
         while not self.stuck:
             await asyncio.sleep(_LOOK_S)
             self._look_at_polls()
-            try:
-                async with asyncio.timeout(_LOOK_S * 2):
-                    await self._ownership.renew()
-                    await self._measure_lag()
-                    await self._look_whether_spare()
-            except (KafkaError, Unavailable, TimeoutError):
-                # Kafka is away: the polls stand still as well, and that is noticed above.
-                continue
+            # Each by itself: one asks Kafka, the other the backplane, and either may be away.
+            for look in (self._ask_kafka, self._ownership.renew):
+                try:
+                    async with asyncio.timeout(_LOOK_S * 2):
+                        await look()
+                except (KafkaError, Unavailable, TimeoutError):
+                    # Where Kafka is away the polls stand still as well, and that is noticed above.
+                    continue
+
+    async def _ask_kafka(self) -> None:
+        await self._measure_lag()
+        await self._look_whether_spare()
 
     def _look_at_polls(self) -> None:
         now = time.monotonic()

@@ -16,7 +16,7 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 
 from pushsse.backplane import Append, Draft, Receipt
 from pushsse.backplane.memory import MemoryBackplane
-from pushsse.errors import Unavailable
+from pushsse.errors import BackplaneUnavailable, Unavailable
 from pushsse.intake import Drafter, PushsseFormat
 from pushsse.intake.kafka import EventHandler, KafkaIntake
 from pushsse.kafka import Connection
@@ -83,11 +83,14 @@ class Recorder:
 
 
 class Backplane(MemoryBackplane):
-    """A backplane whose identity can get lost, as one can that is kept in Redis."""
+    """A backplane whose identity can get lost, or be away, as one can that is kept in Redis."""
 
     known_by = ""
+    away = False
 
     async def identity(self, suggested: str) -> str:
+        if self.away:
+            raise BackplaneUnavailable("not now")
         self.known_by = self.known_by or suggested
         return self.known_by
 

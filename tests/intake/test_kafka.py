@@ -505,6 +505,20 @@ async def test_lag_is_measured(kit: Kit) -> None:
     assert kit.metrics.lag == {}
 
 
+async def test_lag_is_measured_while_the_backplane_is_away(kit: Kit) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([value(n) for n in range(10)])
+    async with kit.running():
+        await kit.until_committed(10)
+        kit.recorder.open.clear()
+        kit.backplane.away = True
+        await kit.produce([value(n) for n in range(10, 30)])
+        await eventually(lambda: kit.metrics.lag.get((kit.topic, "0")) == 20)
+        kit.backplane.away = False
+        kit.recorder.open.set()
+        await kit.until_committed(30)
+
+
 def _forward_to(bootstrap: str):  # type: ignore[no-untyped-def]
     """Lets a connection through to Kafka; only the first one, since Kafka then names its own address."""
     host, _, port = bootstrap.partition(":")
