@@ -56,7 +56,7 @@ class Answering:
         """Queues a question; False if there is no room: another sweep, here or elsewhere, takes it over."""
         # This node may take over a question whose earlier attempt it is still answering.
         self.drop(question.id)
-        if not self.queue.put(question.user, question.id):
+        if not self.queue.put(question):
             return False
         self._leased[question.id] = question
         self._start()
@@ -84,40 +84,38 @@ class Answering:
             await self._give_up()
 
     def _start(self) -> None:
-        while self._group is not None and (turn := self.queue.next()) is not None:
-            user, question_id = turn
-            task = self._group.create_task(self._turn(user, question_id), name=f"answer {question_id}")
-            task.add_done_callback(partial(self._over, user))
+        while self._group is not None and (question := self.queue.next()) is not None:
+            task = self._group.create_task(self._turn(question), name=f"answer {question.id}")
+            task.add_done_callback(partial(self._over, question.user))
 
     def _over(self, user: str, _: asyncio.Task[None]) -> None:
         # In a callback, since a task that is cancelled before its first step runs no `finally`.
         self.queue.done(user)
         self._start()
 
-    async def _turn(self, user: str, question_id: str) -> None:
-        # Looked up now: it may have been dropped, or taken over again, while it waited for its turn.
-        question = self._leased.get(question_id)
+    async def _turn(self, question: Question) -> None:
         task = asyncio.current_task()
-        if question is None or task is None:
+        # Compared now: it may have been dropped while it waited, or taken over again, for a turn of its own.
+        if self._leased.get(question.id) is not question or task is None:
             return
-        self._tasks[question_id] = task
+        self._tasks[question.id] = task
         try:
             await self._answer(question)
         except Lost:
-            logger.info("question %s: it has ended, or another node has taken it over", question_id)
+            logger.info("question %s: it has ended, or another node has taken it over", question.id)
             self._forget(question)
         except Unavailable as error:
             logger.warning(
-                "question %s: not answered now, a node tries again after its lease: %s", question_id, error
+                "question %s: not answered now, a node tries again after its lease: %s", question.id, error
             )
             self._forget(question)
         except Exception:
             # Taken over when its lease lapses, a few times: a bug may not bring down node after node.
-            logger.exception("question %s: answering failed", question_id)
+            logger.exception("question %s: answering failed", question.id)
             self._forget(question)
         finally:
-            if self._tasks.get(question_id) is task:
-                del self._tasks[question_id]
+            if self._tasks.get(question.id) is task:
+                del self._tasks[question.id]
 
     async def _answer(self, question: Question) -> None:
         question = await self._life.begin(question)
@@ -207,7 +205,7 @@ class FairQueue:
     most_of_one: int = 4
     most_waiting: int = 1_000
     waiting: int = 0
-    _waiting: dict[str, deque[str]] = field(default_factory=dict)
+    _waiting: dict[str, deque[Question]] = field(default_factory=dict)
     _running: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -215,16 +213,16 @@ class FairQueue:
         """How many more questions may wait."""
         return max(0, self.most_waiting - self.waiting)
 
-    def put(self, user: str, question_id: str) -> bool:
+    def put(self, question: Question) -> bool:
         """Lets a question wait; False if there is no room."""
         if not self.room:
             return False
-        self._waiting.setdefault(user, deque()).append(question_id)
+        self._waiting.setdefault(question.user, deque()).append(question)
         self.waiting += 1
         return True
 
-    def next(self) -> tuple[str, str] | None:
-        """The next person and question, which count as running until `done`; None if nobody may begin."""
+    def next(self) -> Question | None:
+        """The next question, which counts as running until `done`; None if none may begin."""
         if self._running.total() >= self.most_running:
             return None
         user = next((user for user in self._waiting if self._running[user] < self.most_of_one), None)
@@ -232,12 +230,12 @@ class FairQueue:
             return None
         # Back to the end of the line, which is the order of the dictionary.
         own = self._waiting.pop(user)
-        question_id = own.popleft()
+        question = own.popleft()
         if own:
             self._waiting[user] = own
         self.waiting -= 1
         self._running[user] += 1
-        return user, question_id
+        return question
 
     def done(self, user: str) -> None:
         """A question of this person isn't being answered any more."""

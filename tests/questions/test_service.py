@@ -210,6 +210,21 @@ async def test_a_node_that_was_paused_gives_up_no_lease_that_another_one_has_by_
     assert await store.abandoned(10) == []
 
 
+async def test_a_question_that_is_taken_over_while_it_waits_here_has_one_turn(nodes: Nodes) -> None:
+    answerer = Scripted(waits_for_ever)
+    node = nodes.node(answerer)
+    asked = await node.ask("ann", Asking("how often?"))
+    await QuestionStore(nodes.database).lease([asked.id], owner="one", lease_s=-1.0)
+    taken = await node.life.take_over(asked, node="one")
+    assert taken is not None
+    assert node.answering.put(taken)
+    async with nodes.running(node):
+        after = await node.ask("ann", Asking("and this?"))
+        await eventually(lambda: {asked.id, after.id} <= set(answerer.asked))
+        assert len(answerer.asked) == 2
+        assert node.answering.leased == {asked.id: 2, after.id: 1}
+
+
 async def test_a_question_that_no_node_survives_is_given_up(nodes: Nodes) -> None:
     question = await nodes.node(Scripted(says_hello), name="dead").ask("ann", Asking("poison"))
     sweeper = nodes.node(Scripted(waits_for_ever), pace=dataclasses.replace(FAST, lease_s=0.0)).sweeper
