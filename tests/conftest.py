@@ -1,5 +1,6 @@
 """Fixtures for all tests, where their files are, and what they tell at the end."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -24,6 +25,18 @@ def in_memory() -> bool:
 # that its database is away, and tests that are about something else fail.
 if in_memory():
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_heap() -> None:
+    """What earlier tests left is collected, and what stays is no longer walked.
+
+    A collection over all that a worker has imported and kept takes over a second, in which no node in this
+    process answers.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -70,7 +70,8 @@ class Running:
 
         async def joined() -> bool:
             reply = await self.http.get("/v1/preferences?user=somebody")
-            return set(types) <= {each["name"] for each in reply.json()["types"]}
+            known = reply.json()["types"] if reply.status_code == 200 else ()
+            return set(types) <= {each["name"] for each in known}
 
         await eventually(joined)
 
