@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import shutil
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -12,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from deploy.parts import PartMissing, packages
 from tests.parts import missing
 from tests.waiting import eventually
 
@@ -66,9 +66,7 @@ class Browser:
 @asynccontextmanager
 async def chromium(folder: Path) -> AsyncIterator[Browser]:
     """The browser, while the context lasts."""
-    found = next((path for name in _PROGRAMS if (path := shutil.which(name))), None)
-    if found is None:
-        missing("Chromium isn't installed")
+    found = await asyncio.to_thread(_program)
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
     process = await _start(found, folder, theirs_in, theirs_out)
@@ -91,6 +89,15 @@ async def chromium(folder: Path) -> AsyncIterator[Browser]:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
+
+
+def _program() -> str:
+    """Its path. Installs Debian's package where no such browser is."""
+    found = next((path for name in _PROGRAMS if (path := packages.find(name))), None)
+    try:
+        return found or packages.program("chromium", "chromium")
+    except PartMissing as error:
+        missing(error)
 
 
 async def _start(program: str, folder: Path, commands: int, answers: int) -> asyncio.subprocess.Process:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -148,6 +149,8 @@ def test_tests_that_are_ended_leave_no_part_running(
         cwd=REPOSITORY,
         env=environment,
         stdout=subprocess.DEVNULL,
+        # These tests may run in the background of a shell, which has its children ignore Ctrl-C.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
         until(lambda: (place.exists() and place.read_text()) or process.poll() is not None)
