@@ -130,6 +130,7 @@ def _limits(settings: Settings) -> StreamLimits:
         window_s=settings.log_keep_s,
         send_timeout_s=settings.send_timeout_s,
         lifetime_s=settings.stream_lifetime_s,
+        most_per_user=settings.max_streams_per_user,
     )
 
 

@@ -84,6 +84,7 @@ class CloseReason(Enum):
     SLOW = ("slow", "events came faster than they were read, come back with the last id", True)
     LIFETIME = ("lifetime", "this stream has reached its age, come back with the last id", True)
     TOKEN_EXPIRED = ("token_expired", "the token has expired, come back with a new one", False)
+    TOO_MANY_STREAMS = ("too_many_streams", "newer streams of this person took this one's place", False)
     OVERLOADED = ("overloaded", "this node can't serve the stream just now, come back later", True)
     # The client went away by itself: nothing is said in band, it is only counted.
     DISCONNECTED = ("disconnected", "the client closed the connection", True)

@@ -39,6 +39,7 @@ class Metrics:
     endings: Counter[str] = field(default_factory=Counter)
     questions: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
+    limited: Counter[str] = field(default_factory=Counter)
     gauges: dict[str, tuple[str, Callable[[], float]]] = field(default_factory=dict)
     lag: dict[tuple[str, str], int] = field(default_factory=dict)
     # Partitions, by topic and number, that wait for the dead-letter topic.
@@ -103,4 +104,5 @@ _LABELLED = (
     ("endings", "reason", "Streams ended, by reason"),
     ("questions", "status", "Questions by the status they came to"),
     ("refusals", "code", "Requests refused, by the code of the answer"),
+    ("limited", "limit", "Streams, calls and connections that were over a limit, by the limit"),
 )

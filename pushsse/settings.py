@@ -131,6 +131,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_streams: Annotated[
         int, describe("streams of one process before it says overloaded; 0: no limit", ge=0)
     ] = 0
+    max_streams_per_user: Annotated[
+        int, describe("streams of one person in one process; the oldest gives way; 0: no limit", ge=0)
+    ] = 20
     drain_delay_s: Annotated[
         float,
         describe(

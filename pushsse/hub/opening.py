@@ -119,13 +119,14 @@ class StreamOptions:
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """What this node says in `ready`, and what it allows. A `lifetime_s` of 0 is none."""
+    """What this node says in `ready`, and what it allows. A limit of 0 is none."""
 
     node: str
     heartbeat_s: float
     window_s: int
     send_timeout_s: float
     lifetime_s: float
+    most_per_user: int = 0
 
 
 # Begins a stream on a sink.
@@ -287,6 +288,10 @@ class Opener:
         # Guarantee 2: after `ready`, which is the first frame and carries the position that the rest follows.
         if not subscriber.go_live():
             self._hub.fell_behind(subscriber)
+        # The new one is counted, and holds the person by now.
+        if 0 < self._limits.most_per_user < len(subscriber.person.subscribers):
+            self._hub.metrics.limited["streams_per_user"] += 1
+            subscriber.person.subscribers[0].end(CloseReason.TOO_MANY_STREAMS)
         if opening.open_question:
             assert self._tasks is not None
             self._tasks.create_task(self._offer_growing(subscriber), name=f"growing answers {subscriber.id}")
