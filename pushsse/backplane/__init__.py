@@ -9,8 +9,9 @@ import secrets
 import string
 import time
 import zlib
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from hashlib import blake2b
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
@@ -29,6 +30,10 @@ BROADCAST_SHARE = 16  # times as many bytes as a shard's log
 # How much of a log `Followed` brings along.
 TAIL_ENTRIES = 1000
 TAIL_BYTES = 1024 * 1024
+# How long a ticket that nobody has opened is kept, and one that was opened after its end: until then a client
+# is told what is wrong with it.
+UNOPENED_MS = 60_000
+ENDED_MS = 600_000
 _WORD = string.ascii_lowercase + string.digits
 
 
@@ -182,6 +187,50 @@ class Gap(NamedTuple):
 Hearing = Heard | HeardLive | Followed | Gap
 
 
+class Topic(Enum):
+    """What nodes tell each other beside the logs."""
+
+    KICK = "kick"
+    TICKET = "ticket"
+
+
+# Takes the text of a notice. It never waits and never raises.
+NoticeListener = Callable[[str], None]
+
+
+class Ticket(NamedTuple):
+    """Whose streams a ticket opens, and when what it was made with was issued (seconds since 1970).
+
+    `issued_at` is None where that isn't known.
+    """
+
+    user: str
+    issued_at: int | None
+
+
+class TicketLife(NamedTuple):
+    """How long a ticket opens a stream by itself, and for a client with a position. Milliseconds from now."""
+
+    fresh_ms: int
+    lives_ms: int
+
+
+class OpenedTicket(NamedTuple):
+    """One opening of a ticket: its number, from 1 on, and how long the ticket goes on."""
+
+    ticket: Ticket
+    number: int
+    left_ms: int
+
+
+class TicketRefusal(Enum):
+    """Why a ticket opens nothing."""
+
+    UNKNOWN = "unknown"
+    EXPIRED = "expired"
+    USED = "used"
+
+
 class NowaitListener(Protocol):
     """A listener that `publish_nowait` calls with what it appends, beside what `listen` yields."""
 
@@ -291,6 +340,35 @@ class Backplane(Protocol):
 
     async def first_change(self, log: str, user: str, after: int) -> Change | None:
         """The first change of a person's switches in a log after a number. Raises BackplaneUnavailable."""
+        ...
+
+    # Notices and tickets
+
+    async def notify(self, topic: Topic, text: str) -> None:
+        """Tells all nodes that listen now, this one included. Raises BackplaneUnavailable.
+
+        It may get lost, and whoever relies on it looks elsewhere from time to time. `text` has one line.
+        """
+        ...
+
+    def hear_notices(self, topic: Topic, listener: NoticeListener) -> None:
+        """Has the notices of a topic told to this listener while somebody listens; there is one a topic."""
+        ...
+
+    async def keep_ticket(self, name: str, ticket: Ticket, life: TicketLife) -> None:
+        """Keeps a ticket under a name of 64 hexadecimal digits. Raises BackplaneUnavailable."""
+        ...
+
+    async def open_ticket(self, name: str, *, resumes: bool) -> OpenedTicket | TicketRefusal:
+        """Opens a ticket once more; in one step the opening gets its number, and all nodes are told.
+
+        While it is fresh a ticket opens by itself, later, once it was opened, only where the client resumes.
+        The notice of TICKET is the name, a space and the number. Raises BackplaneUnavailable.
+        """
+        ...
+
+    async def ticket_openings(self, names: Sequence[str]) -> Mapping[str, int]:
+        """How often each of these tickets was opened, without unknown ones. Raises BackplaneUnavailable."""
         ...
 
     async def claim(self, topic: str, partition: int, owner: str) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from pushsse.backplane import Topic
 from pushsse.event import Change, Publication
 
 VERSION = 1
@@ -87,6 +88,28 @@ def decode_change(blob: bytes) -> Change | None:
 def pack(arguments: object) -> bytes:
     """Encodes arguments of a script, as cmsgpack.unpack reads them."""
     return _encoder.encode(arguments)
+
+
+class Notice(NamedTuple):
+    """What nodes tell each other beside the logs."""
+
+    topic: Topic
+    text: str
+
+
+def encode_notice(topic: Topic, text: str) -> bytes:
+    """Encodes a notice: its topic, a space, its text."""
+    return f"{topic.value} {text}".encode()
+
+
+def decode_notice(payload: bytes) -> Notice | None:
+    """Decodes a notice; None for one that cannot be read, or whose topic a newer release has."""
+    topic, _, text = payload.partition(b" ")
+    try:
+        return Notice(Topic(topic.decode()), text.decode())
+    except ValueError:
+        logger.info("a notice of the topic %r can't be read, and is skipped", topic[:20])
+        return None
 
 
 def encode_live(publication: Publication) -> bytes:

@@ -8,7 +8,20 @@ from functools import partial
 
 import pytest
 
-from pushsse.backplane import BROADCAST, Append, Backplane, Draft, HeardLive, Source, memory
+from pushsse.backplane import (
+    BROADCAST,
+    Append,
+    Backplane,
+    Draft,
+    HeardLive,
+    OpenedTicket,
+    Source,
+    Ticket,
+    TicketLife,
+    TicketRefusal,
+    Topic,
+    memory,
+)
 from pushsse.errors import NotOwner
 from pushsse.event import Change, Publication
 from pushsse.position import Mark
@@ -409,6 +422,91 @@ async def test_a_slow_listener_gets_everything(backplane: Backplane) -> None:
         await asyncio.wait([publishing], timeout=0.5)  # memory waits for its listener, Redis doesn't
         ear.open.set()
         await ear.until(lambda: len(ear.entries) == 15_000, limit_s=30)
+
+
+# Notices and tickets
+
+
+NAME, OTHER = "0a" * 32, "0b" * 32
+LIFE = TicketLife(fresh_ms=30_000, lives_ms=3_600_000)
+
+
+async def test_a_notice_reaches_the_listener_of_its_topic(backplane: Backplane) -> None:
+    kicks: list[str] = []
+    tickets: list[str] = []
+    backplane.hear_notices(Topic.KICK, kicks.append)
+    backplane.hear_notices(Topic.TICKET, tickets.append)
+    async with Ear(backplane) as ear:
+        await ear.follow("1")
+        await backplane.notify(Topic.KICK, "ann 1 ü")
+        await backplane.notify(Topic.TICKET, "x")
+        await backplane.notify(Topic.KICK, "bo 2")
+        await eventually(lambda: len(kicks) == 2 and tickets)
+        # Beside the logs: their readers hear nothing of it.
+        await backplane.publish([append("1", "a")])
+        await ear.until_body("a")
+    assert (kicks, tickets) == (["ann 1 ü", "bo 2"], ["x"])
+    assert ear.of("1") == ["a"]
+
+
+async def test_a_ticket_is_opened_by_itself_while_it_is_fresh(backplane: Backplane) -> None:
+    heard: list[str] = []
+    backplane.hear_notices(Topic.TICKET, heard.append)
+    async with Ear(backplane) as ear:
+        await ear.follow("1")
+        await backplane.keep_ticket(NAME, Ticket("änn", 1_700_000_000), LIFE)
+        await backplane.keep_ticket(OTHER, Ticket("bo", None), LIFE)
+        first = await backplane.open_ticket(NAME, resumes=False)
+        again = await backplane.open_ticket(NAME, resumes=True)
+        other = await backplane.open_ticket(OTHER, resumes=False)
+        await eventually(lambda: len(heard) == 3)
+    assert isinstance(first, OpenedTicket)
+    assert isinstance(again, OpenedTicket)
+    assert isinstance(other, OpenedTicket)
+    assert first.ticket == again.ticket == Ticket("änn", 1_700_000_000)
+    assert other.ticket == Ticket("bo", None)
+    assert (first.number, again.number, other.number) == (1, 2, 1)
+    assert 3_590_000 < again.left_ms <= first.left_ms <= 3_600_000
+    assert heard == [f"{NAME} 1", f"{NAME} 2", f"{OTHER} 1"]
+    assert await backplane.ticket_openings([NAME, OTHER, "0c" * 32]) == {NAME: 2, OTHER: 1}
+    assert await backplane.ticket_openings([]) == {}
+
+
+async def test_later_a_ticket_that_was_opened_opens_for_who_resumes(backplane: Backplane) -> None:
+    await backplane.keep_ticket(NAME, Ticket("ann", 1), TicketLife(100, 600_000))
+    assert isinstance(await backplane.open_ticket(NAME, resumes=False), OpenedTicket)
+
+    async def is_old() -> bool:
+        return await backplane.open_ticket(NAME, resumes=False) is TicketRefusal.USED
+
+    await eventually(is_old)
+    before = (await backplane.ticket_openings([NAME]))[NAME]
+    assert isinstance(await backplane.open_ticket(NAME, resumes=True), OpenedTicket)
+    assert (await backplane.ticket_openings([NAME]))[NAME] == before + 1
+
+    # One that nobody opened in its time opens for nobody.
+    await backplane.keep_ticket(OTHER, Ticket("bo", 1), TicketLife(0, 600_000))
+    assert await backplane.open_ticket(OTHER, resumes=True) is TicketRefusal.USED
+    assert await backplane.ticket_openings([OTHER]) == {OTHER: 0}
+
+
+async def test_a_ticket_ends_and_an_unknown_one_is_none(backplane: Backplane) -> None:
+    assert await backplane.open_ticket(NAME, resumes=True) is TicketRefusal.UNKNOWN
+    await backplane.keep_ticket(NAME, Ticket("ann", None), TicketLife(30_000, 200))
+    first = await backplane.open_ticket(NAME, resumes=False)
+    assert isinstance(first, OpenedTicket)
+    assert 0 < first.left_ms <= 200
+
+    async def has_ended() -> bool:
+        return await backplane.open_ticket(NAME, resumes=True) is TicketRefusal.EXPIRED
+
+    await eventually(has_ended)
+
+
+async def test_of_many_openings_together_each_has_a_number_of_its_own(backplane: Backplane) -> None:
+    await backplane.keep_ticket(NAME, Ticket("ann", 1), LIFE)
+    found = await asyncio.gather(*(backplane.open_ticket(NAME, resumes=False) for _ in range(50)))
+    assert sorted(one.number for one in found if isinstance(one, OpenedTicket)) == list(range(1, 51))
 
 
 # Reading

@@ -24,9 +24,15 @@ from pushsse.backplane import (
     Heard,
     HeardLive,
     Hearing,
+    NoticeListener,
     NowaitListener,
+    OpenedTicket,
     Page,
     Receipt,
+    Ticket,
+    TicketLife,
+    TicketRefusal,
+    Topic,
     fresh_word,
     log_of,
     machine_ms,
@@ -35,6 +41,7 @@ from pushsse.backplane.memory.logs import (
     LogSnapshot,
     LogUpdate,
     MemoryLog,
+    MemoryTickets,
     Partitions,
     SeenNames,
     Snapshot,
@@ -80,6 +87,8 @@ class MemoryBackplane(Backplane):
         self._order = 0
         self._partitions = Partitions()
         self._seen = SeenNames()
+        self._tickets = MemoryTickets()
+        self._notice_listeners: dict[Topic, NoticeListener] = {}
         self._asked: dict[str, None] = {}
         self._listening = False
         self._waiting: deque[Hearing] = deque()
@@ -322,6 +331,36 @@ class MemoryBackplane(Backplane):
     async def first_change(self, log: str, user: str, after: int) -> Change | None:
         """The first change of a person's switches in a log after a number."""
         return self._trimmed(log).first_change(user, after)
+
+    # Notices and tickets
+
+    async def notify(self, topic: Topic, text: str) -> None:
+        """Tells the listener of this topic, within the call."""
+        self._tell(topic, text)
+
+    def hear_notices(self, topic: Topic, listener: NoticeListener) -> None:
+        """Has the notices of a topic told to this listener."""
+        self._notice_listeners[topic] = listener
+
+    async def keep_ticket(self, name: str, ticket: Ticket, life: TicketLife) -> None:
+        """Keeps a ticket in memory alone: a restart forgets it."""
+        self._tickets.keep(name, ticket, life, self.now_ms())
+
+    async def open_ticket(self, name: str, *, resumes: bool) -> OpenedTicket | TicketRefusal:
+        """Opens a ticket once more."""
+        found = self._tickets.open(name, self.now_ms(), resumes=resumes)
+        if isinstance(found, OpenedTicket):
+            self._tell(Topic.TICKET, f"{name} {found.number}")
+        return found
+
+    async def ticket_openings(self, names: Sequence[str]) -> Mapping[str, int]:
+        """How often each of these tickets was opened."""
+        return self._tickets.openings(names)
+
+    def _tell(self, topic: Topic, text: str) -> None:
+        listener = self._notice_listeners.get(topic)
+        if self._listening and listener is not None:
+            listener(text)
 
     # Kafka's partitions
 

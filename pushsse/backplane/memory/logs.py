@@ -1,7 +1,7 @@
-"""What the embedded backplane holds: logs, what it knows of Kafka's partitions, and the names it has seen.
+"""What the embedded backplane holds: logs, Kafka's partitions, the names it has seen, and tickets.
 
-`MemoryBackplane` calls it, on the event loop. All of it together is a `Snapshot`, what one append changes of
-it a `LogUpdate`: these are what the writer and the store are given.
+`MemoryBackplane` calls it, on the event loop. All of it but the tickets is a `Snapshot`, what one append
+changes of it a `LogUpdate`: these are what the writer and the store are given.
 """
 
 from bisect import bisect_left
@@ -14,14 +14,20 @@ from typing import NamedTuple
 import msgspec
 
 from pushsse.backplane import (
+    ENDED_MS,
     REMEMBER_MOST,
     REMEMBER_MS,
     TAIL_BYTES,
     TAIL_ENTRIES,
+    UNOPENED_MS,
     Append,
     Draft,
     Entry,
     Head,
+    OpenedTicket,
+    Ticket,
+    TicketLife,
+    TicketRefusal,
     fresh_word,
 )
 from pushsse.event import Change, Publication
@@ -311,6 +317,57 @@ class SeenNames:
         if len(names) > REMEMBER_MOST:
             del names[next(iter(names))]
         return True
+
+
+MOST_TICKETS = 20_000
+_FORGET_TICKETS_MS = 10_000
+
+
+@dataclass(slots=True)
+class _KeptTicket:
+    ticket: Ticket
+    fresh_until_ms: int
+    ends_ms: int
+    forget_ms: int
+    opened: int = 0
+
+
+class MemoryTickets:
+    """Tickets by name, at most MOST_TICKETS: where there are more, the oldest go."""
+
+    __slots__ = ("_forgotten_ms", "_kept")
+
+    def __init__(self) -> None:
+        self._kept: dict[str, _KeptTicket] = {}
+        self._forgotten_ms = 0
+
+    def keep(self, name: str, ticket: Ticket, life: TicketLife, now_ms: int) -> None:
+        """Keeps a new ticket."""
+        if now_ms - self._forgotten_ms >= _FORGET_TICKETS_MS:
+            self._forgotten_ms = now_ms
+            self._kept = {name: kept for name, kept in self._kept.items() if kept.forget_ms > now_ms}
+        fresh_ms = min(life.fresh_ms, life.lives_ms)
+        kept = _KeptTicket(ticket, now_ms + fresh_ms, now_ms + life.lives_ms, now_ms + UNOPENED_MS)
+        self._kept[name] = kept
+        if len(self._kept) > MOST_TICKETS:
+            del self._kept[next(iter(self._kept))]
+
+    def open(self, name: str, now_ms: int, *, resumes: bool) -> OpenedTicket | TicketRefusal:
+        """Counts one more opening, if there may be one."""
+        kept = self._kept.get(name)
+        if kept is None or kept.forget_ms <= now_ms:
+            return TicketRefusal.UNKNOWN
+        if kept.ends_ms <= now_ms:
+            return TicketRefusal.EXPIRED
+        if kept.fresh_until_ms <= now_ms and not (resumes and kept.opened):
+            return TicketRefusal.USED
+        kept.opened += 1
+        kept.forget_ms = kept.ends_ms + ENDED_MS
+        return OpenedTicket(kept.ticket, kept.opened, kept.ends_ms - now_ms)
+
+    def openings(self, names: Iterable[str]) -> dict[str, int]:
+        """How often each was opened."""
+        return {name: kept.opened for name in names if (kept := self._kept.get(name)) is not None}
 
 
 def recipients(publication: Publication | None) -> int:

@@ -16,14 +16,22 @@ import msgspec
 from pushsse.backplane import (
     BROADCAST,
     BROADCAST_SHARE,
+    ENDED_MS,
     REMEMBER_MOST,
     REMEMBER_MS,
+    UNOPENED_MS,
     Append,
     Backplane,
     Draft,
     Hearing,
+    NoticeListener,
+    OpenedTicket,
     Page,
     Receipt,
+    Ticket,
+    TicketLife,
+    TicketRefusal,
+    Topic,
     codec,
     fresh_word,
     log_of,
@@ -42,7 +50,7 @@ _MOST_DRAFTS = 1000
 _MOST_BYTES = 1024 * 1024
 _MOST_NAMES = 1000  # 3–5 ms of Redis
 _FIRST_BLOB = 7  # of the script's arguments, which Lua counts from 1
-_PUBLISH = script("publish")
+_PUBLISH, _KEEP_TICKET, _OPEN_TICKET = (script(name) for name in ("publish", "keep_ticket", "open_ticket"))
 
 
 class RedisBackplane(Backplane):
@@ -70,13 +78,19 @@ class RedisBackplane(Backplane):
         database = str(connector.database or "")
         self.channel = f"{self._names}live{database}:"
         canary_channel = f"{self._names}canary{database}:{node}".encode()
+        self._notices = f"{self._names}notices{database}"
         self._published: dict[str, Mark] = {}
         self._publishing = RedisConnection(connector, "publishing", timeout_s=TIMEOUT_S)
         self._reading = RedisConnection(connector, "reading", timeout_s=_READ_TIMEOUT_S)
         self._checking = RedisConnection(connector, "canary", timeout_s=TIMEOUT_S)
         self._reader = LogReader(self._reading, names=self._names)
         self._listener = LogListener(
-            connector, self._reader, channel=self.channel, canary=canary_channel, metrics=metrics
+            connector,
+            self._reader,
+            channel=self.channel,
+            notices=self._notices.encode(),
+            canary=canary_channel,
+            metrics=metrics,
         )
         self._canary = Canary(self._checking, self._listener, names=self._names, channel=canary_channel)
         self._tasks = asyncio.TaskGroup()
@@ -202,6 +216,42 @@ class RedisBackplane(Backplane):
     async def first_change(self, log: str, user: str, after: int) -> Change | None:
         """The first change of a person's switches in a log after a number. Raises BackplaneUnavailable."""
         return await self._reader.first_change(log, user, after)
+
+    # Notices and tickets
+
+    async def notify(self, topic: Topic, text: str) -> None:
+        """Tells all nodes that listen now. Raises BackplaneUnavailable."""
+        await self._checking.call("PUBLISH", self._notices, codec.encode_notice(topic, text))
+
+    def hear_notices(self, topic: Topic, listener: NoticeListener) -> None:
+        """Has the notices of a topic told to this listener."""
+        self._listener.notice_listeners[topic] = listener
+
+    async def keep_ticket(self, name: str, ticket: Ticket, life: TicketLife) -> None:
+        """Keeps a ticket. Raises BackplaneUnavailable."""
+        issued = "" if ticket.issued_at is None else ticket.issued_at
+        await self._reading.run(
+            _KEEP_TICKET, self._names, name, ticket.user, issued, life.fresh_ms, life.lives_ms, UNOPENED_MS
+        )
+
+    async def open_ticket(self, name: str, *, resumes: bool) -> OpenedTicket | TicketRefusal:
+        """Opens a ticket once more. Raises BackplaneUnavailable."""
+        notice = codec.encode_notice(Topic.TICKET, name)
+        reply = await self._reading.run(
+            _OPEN_TICKET, self._names, name, int(resumes), ENDED_MS, self._notices, notice
+        )
+        refusal, user, issued, number, left_ms = cast(tuple[bytes, bytes, bytes, int, int], reply)
+        if refusal:
+            return TicketRefusal(refusal.decode())
+        ticket = Ticket(user.decode(), int(issued) if issued else None)
+        return OpenedTicket(ticket, number, left_ms)
+
+    async def ticket_openings(self, names: Sequence[str]) -> Mapping[str, int]:
+        """How often each of these tickets was opened. Raises BackplaneUnavailable."""
+        commands = [("HMGET", f"{self._names}ticket:{name}", "user", "opened") for name in names]
+        found = cast(list[list[bytes | None]], await self._reading.pipeline(commands) if commands else [])
+        pairs = zip(names, found, strict=True)
+        return {name: int(opened or 0) for name, (user, opened) in pairs if user is not None}
 
     # Kafka's partitions
 

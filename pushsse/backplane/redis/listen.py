@@ -15,7 +15,17 @@ from typing import NamedTuple
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from pushsse.backplane import Entry, Followed, Gap, Heard, HeardLive, Hearing, codec
+from pushsse.backplane import (
+    Entry,
+    Followed,
+    Gap,
+    Heard,
+    HeardLive,
+    Hearing,
+    NoticeListener,
+    Topic,
+    codec,
+)
 from pushsse.backplane.redis.connection import Connector, connect
 from pushsse.backplane.redis.read import LogReader, ReadResult, Want, merged, tail_of
 from pushsse.errors import BackplaneUnavailable
@@ -38,11 +48,20 @@ class LogListener:
     """Keeps in step with the followed logs, and finds the way back into step after any outage."""
 
     def __init__(
-        self, connector: Connector, reader: LogReader, *, channel: str, canary: bytes, metrics: Metrics
+        self,
+        connector: Connector,
+        reader: LogReader,
+        *,
+        channel: str,
+        notices: bytes,
+        canary: bytes,
+        metrics: Metrics,
     ) -> None:
+        self.notice_listeners: dict[Topic, NoticeListener] = {}
         self._connector = connector
         self._reader = reader
         self._channel = channel.encode()
+        self._notices = notices
         self._canary = canary
         self._metrics = metrics
         self._cursors = LogCursors(metrics)
@@ -123,7 +142,7 @@ class LogListener:
     async def _open(self, tasks: asyncio.TaskGroup) -> "Subscription":
         subscription = Subscription(self._connector.connection(), canary=self._canary, wake=self._wake)
         self._subscription = subscription
-        await subscription.open(tasks, timeout_s=TIMEOUT_S)
+        await subscription.open(tasks, self._notices, timeout_s=TIMEOUT_S)
         # Guarantee 2: what was published while there was no connection is in the log alone.
         self._cursors.incomplete = True
         return subscription
@@ -151,6 +170,8 @@ class LogListener:
                 # Guarantee 2: in its order among the messages. All that it says was appended came before it,
                 # so a log that is further than its cursor has a hole.
                 self._cursors.check(payload)
+            elif channel == self._notices:
+                self._tell(payload)
             elif self._cursors.mark(log) is not None:
                 message = codec.decode_message(payload)
                 if isinstance(message, codec.Appended):
@@ -164,6 +185,13 @@ class LogListener:
         if entries:
             hearings.append(Heard(tuple(entries)))
         return hearings
+
+    def _tell(self, payload: bytes) -> None:
+        """Tells a notice to who listens for its topic."""
+        notice = codec.decode_notice(payload)
+        listener = None if notice is None else self.notice_listeners.get(notice.topic)
+        if notice is not None and listener is not None:
+            listener(notice.text)
 
     # What is missing
 
@@ -401,11 +429,14 @@ class Subscription:
         self._room = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    async def open(self, tasks: asyncio.TaskGroup, *, timeout_s: float) -> None:
-        """Connects, and begins to read. Raises RedisError, OSError, TimeoutError."""
+    async def open(self, tasks: asyncio.TaskGroup, *channels: bytes, timeout_s: float) -> None:
+        """Connects, and begins to read the canary and these channels.
+
+        Raises RedisError, OSError, TimeoutError.
+        """
         async with asyncio.timeout(timeout_s):
             await connect(self._connection)
-            await self._send("SUBSCRIBE", (self._canary,))
+            await self._send("SUBSCRIBE", (self._canary, *channels))
         self._task = tasks.create_task(self._run(), name="backplane subscription")
 
     async def close(self) -> None:
