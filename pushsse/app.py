@@ -23,6 +23,7 @@ from pushsse.api.calls import DocumentEndpoint, Endpoints, PageEndpoint, direct_
 from pushsse.api.direct import Application, Direct
 from pushsse.api.events import EventsEndpoint
 from pushsse.api.health import HealthEndpoint
+from pushsse.api.limits import CallLimit
 from pushsse.api.preferences import PreferencesEndpoint
 from pushsse.api.questions import QuestionsEndpoint, StreamedReply
 from pushsse.api.stream import StreamEndpoint
@@ -101,6 +102,11 @@ def _endpoints(node: Node) -> Endpoints:
     """What answers the calls, each with the parts of the node that it needs."""
     settings, identifier = node.settings, node.identifier
     reply = StreamedReply(node.questions, node.hub, node, settings.heartbeat_s)
+    limited = node.metrics.limited
+    asking = CallLimit("questions", settings.questions_per_minute, "ask", node.backplane, limited)
+    switching = CallLimit(
+        "switches", settings.switches_per_minute, "change switches", node.backplane, limited
+    )
     return Endpoints(
         stream=StreamEndpoint(
             identifier=identifier,
@@ -116,8 +122,8 @@ def _endpoints(node: Node) -> Endpoints:
             drafter=node.drafter,
             backplane=node.backplane,
         ),
-        preferences=PreferencesEndpoint(identifier, node.preferences, node.preference_store),
-        questions=QuestionsEndpoint(identifier, node.questions, reply),
+        preferences=PreferencesEndpoint(identifier, node.preferences, node.preference_store, switching),
+        questions=QuestionsEndpoint(identifier, node.questions, reply, asking),
         health=HealthEndpoint(node),
         page=PageEndpoint(),
         document=DocumentEndpoint(),

@@ -134,6 +134,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_streams_per_user: Annotated[
         int, describe("streams of one person in one process; the oldest gives way; 0: no limit", ge=0)
     ] = 20
+    questions_per_minute: Annotated[
+        int, describe("questions that a person may ask in a minute, at all nodes; 0: no limit", ge=0)
+    ] = 20
+    switches_per_minute: Annotated[
+        int, describe("changes of switches by one person in a minute, at all nodes; 0: no limit", ge=0)
+    ] = 60
     drain_delay_s: Annotated[
         float,
         describe(

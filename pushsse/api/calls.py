@@ -23,6 +23,7 @@ from pushsse.api import MEDIA_TYPE, events, questions
 from pushsse.api.direct import answered
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.identity import ASK, PREFERENCES, PUBLISH, STREAM
+from pushsse.api.limits import FIELDS
 from pushsse.api.preferences import ChangeRequest, PreferenceList, PreferencesEndpoint
 from pushsse.api.stream import StreamEndpoint
 from pushsse.event import Event
@@ -121,8 +122,8 @@ class Call:
     """One call: what it needs, takes and gives. None as a type means text.
 
     `direct` calls come by the thousand, and the application answers them past Starlette's layers. `immediate`
-    answers those that need not wait in the HTTP protocol, without ASGI. A call without a name isn't in the
-    document.
+    answers those that need not wait in the HTTP protocol, without ASGI. `counted` calls say in each response
+    how many more a person may make. A call without a name isn't in the document.
     """
 
     method: str
@@ -138,6 +139,7 @@ class Call:
     bodies: Mapping[str, type | None] = field(default_factory=dict)
     answers: Mapping[tuple[int, str], type | None] = field(default_factory=dict)
     problems: tuple[int, ...] = ()
+    counted: bool = False
 
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -261,7 +263,8 @@ CALLS = (
         scope=PREFERENCES,
         bodies={JSON: ChangeRequest},
         answers={(200, JSON): PreferenceList},
-        problems=(400, *_REFUSED, 413, 415, 422, 503),
+        problems=(400, *_REFUSED, 413, 415, 422, 429, 503),
+        counted=True,
     ),
     Call(
         method="GET",
@@ -301,6 +304,7 @@ CALLS = (
         bodies={JSON: questions.QuestionRequest},
         answers={(202, JSON): questions.AcceptedQuestion, (200, SSE): None},
         problems=(400, *_REFUSED, 404, 413, 415, 422, 429, 503),
+        counted=True,
     ),
     Call(
         method="GET",
@@ -472,6 +476,10 @@ def _operation(call: Call, schema: Mapping[type, Any]) -> dict[str, Any]:
             "content": {MEDIA_TYPE: {"schema": schema[Problem]}},
         }
         responses[str(status)] = problem
+    if call.counted:
+        headers = {name: {"description": text, "schema": {"type": "string"}} for name, text in FIELDS.items()}
+        for counted in (*(status for status, _ in call.answers), 429):
+            responses[str(counted)]["headers"] = headers
     return operation
 
 

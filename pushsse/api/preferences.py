@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from pushsse.api import json_response, read_json
 from pushsse.api.identity import PREFERENCES, Identifier
+from pushsse.api.limits import CallLimit
 from pushsse.preferences import Preferences
 from pushsse.preferences.store import Preference, PreferenceStore
 
@@ -31,6 +32,7 @@ class PreferencesEndpoint:
     identifier: Identifier
     preferences: Preferences
     store: PreferenceStore
+    limit: CallLimit
 
     async def get(self, request: Request) -> Response:
         """All switches."""
@@ -41,4 +43,6 @@ class PreferencesEndpoint:
         """Sets some; after the 2xx the change is in force for whatever is published from then on."""
         who = self.identifier.identify(request, PREFERENCES)
         wanted = await read_json(request, ChangeRequest)
-        return json_response(PreferenceList(await self.preferences.change(who.user, wanted.types)))
+        fields = await self.limit.spend(who.user)
+        changed = PreferenceList(await self.preferences.change(who.user, wanted.types))
+        return json_response(changed, headers=fields)

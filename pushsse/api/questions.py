@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from pushsse.api import HttpProblem, Query, json_response, parameter_problem, read_json
 from pushsse.api.identity import ASK, Identifier
+from pushsse.api.limits import CallLimit
 from pushsse.errors import CloseReason, DatabaseUnavailable, InvalidInput, Overloaded, Unavailable, Violation
 from pushsse.event import Publication, encode
 from pushsse.questions import By, Link, Question, Status, TooManyQuestions, UnknownConversation, life
@@ -116,21 +117,24 @@ class QuestionsEndpoint:
     identifier: Identifier
     questions: Questions
     reply: "StreamedReply"
+    limit: CallLimit
 
     async def post(self, request: Request) -> Response:
         """Asks: 202, or, for who accepts text/event-stream, the answer in the reply."""
         who = self.identifier.identify(request, ASK)
         key = _key(request)
         asking = _asking(await read_json(request, QuestionRequest))
+        fields = await self.limit.spend(who.user)
         try:
             question = await self.questions.ask(who.user, asking, idempotency_key=key)
         except TooManyQuestions as error:
-            raise HttpProblem(429, "too_many_questions", str(error), _RETRY_AFTER) from None
+            self.limit.limited["open_questions"] += 1
+            raise HttpProblem(429, "too_many_questions", str(error), {**fields, **_RETRY_AFTER}) from None
         except UnknownConversation:
             raise HttpProblem(404, "not_found", "you have no conversation with this name") from None
         except Overloaded as error:
             raise HttpProblem(503, "overloaded", str(error), _RETRY_AFTER) from None
-        headers = {"location": f"/v1/questions/{question.id}"}
+        headers = {"location": f"/v1/questions/{question.id}", **fields}
         if _wants_stream(request):
             return self.reply.response(question, headers)
         return json_response(

@@ -9,6 +9,7 @@ import secrets
 import string
 import time
 import zlib
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -27,6 +28,8 @@ REMEMBER_MOST = 1_000_000
 # Among a million names, the chance that two have the same digest is 1 in 10**17. publish.lua has it, too.
 NAME_BYTES = 12
 BROADCAST_SHARE = 16  # times as many bytes as a shard's log
+# Of 300 bytes each.
+MOST_WINDOWS = 100_000
 # How much of a log `Followed` brings along.
 TAIL_ENTRIES = 1000
 TAIL_BYTES = 1024 * 1024
@@ -231,6 +234,41 @@ class TicketRefusal(Enum):
     USED = "used"
 
 
+class Uses(NamedTuple):
+    """How many uses a window of time has seen, and how much of it is left, in milliseconds."""
+
+    seen: int
+    left_ms: int
+
+
+class Windows:
+    """Counts uses by name, as `Backplane.use` does, in this process alone; a window is forgotten at its end.
+
+    At most MOST_WINDOWS are open: beyond that the oldest is forgotten.
+    """
+
+    def __init__(self) -> None:
+        # By the length of the window: uses, and when it ends. Each table is in the order of the ends.
+        self._windows: dict[int, OrderedDict[str, tuple[int, float]]] = {}
+
+    def use(self, name: str, *, window_ms: int) -> Uses:
+        """Counts one use."""
+        windows = self._windows.setdefault(window_ms, OrderedDict())
+        now = time.monotonic() * 1000
+        seen, ends = windows.get(name, (0, 0.0))
+        if ends <= now:
+            windows.pop(name, None)
+            seen, ends = 0, now + window_ms
+        windows[name] = (seen + 1, ends)
+        # Two at most, so that no use clears thousands. A use adds one, so they become fewer all the same.
+        for _ in range(2):
+            oldest = next(iter(windows))
+            if windows[oldest][1] > now and len(windows) <= MOST_WINDOWS:
+                break
+            del windows[oldest]
+        return Uses(seen + 1, max(1, int(ends - now)))
+
+
 class NowaitListener(Protocol):
     """A listener that `publish_nowait` calls with what it appends, beside what `listen` yields."""
 
@@ -402,6 +440,14 @@ class Backplane(Protocol):
 
     async def reset_fence(self, topic: str, partition: int) -> None:
         """Forgets a partition's fence, because the topic was created anew. Raises BackplaneUnavailable."""
+        ...
+
+    async def use(self, name: str, *, window_ms: int) -> Uses:
+        """Counts one use of `name`, in a window of time that begins with its first use.
+
+        All nodes share the count. A node that the backplane doesn't answer counts by itself; nothing is
+        raised.
+        """
         ...
 
     def now_ms(self) -> int:

@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+import tracemalloc
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 
 import pytest
 
+import pushsse.backplane as contract
 from pushsse.backplane import (
     BROADCAST,
     Append,
@@ -20,6 +22,7 @@ from pushsse.backplane import (
     TicketLife,
     TicketRefusal,
     Topic,
+    Windows,
     memory,
 )
 from pushsse.errors import NotOwner
@@ -652,3 +655,66 @@ def _more_than(ear: Ear, heard: int) -> bool:
 
 async def test_the_clock_is_close_to_this_machines(backplane: Backplane) -> None:
     assert abs(backplane.now_ms() - time.time() * 1000) < 1000
+
+
+# Uses
+
+
+async def test_uses_are_counted_by_name_in_a_window_that_begins_with_the_first(make: Make) -> None:
+    async with make() as backplane:
+        # Redis is asked from when it has answered once.
+        await eventually(lambda: backplane.available)
+        for count in (1, 2, 3):
+            used = await backplane.use("questions:ann", window_ms=60_000)
+            assert used.seen == count
+            assert 59_000 < used.left_ms <= 60_000
+        assert (await backplane.use("questions:bo", window_ms=60_000)).seen == 1
+        assert (await backplane.use("switches:ann", window_ms=60_000)).seen == 1
+
+
+async def test_a_window_ends_and_the_next_use_begins_another(make: Make) -> None:
+    async with make() as backplane:
+        await eventually(lambda: backplane.available)
+        for _ in range(5):
+            used = await backplane.use("short", window_ms=500)
+
+        async def is_over() -> bool:
+            return (await backplane.use("short", window_ms=500)).seen == 1
+
+        began = time.monotonic()
+        await eventually(is_over)
+        # A use doesn't make the window longer, or it would never have ended.
+        assert time.monotonic() - began < 0.5 * 1.5 + 1
+        assert used.seen == 5
+
+
+async def test_uses_at_the_same_time_are_all_counted(make: Make) -> None:
+    async with make() as backplane:
+        await eventually(lambda: backplane.available)
+        used = await asyncio.gather(*(backplane.use("x", window_ms=60_000) for _ in range(200)))
+        assert sorted(each.seen for each in used) == list(range(1, 201))
+
+
+async def test_a_window_that_nobody_uses_any_more_takes_no_memory() -> None:
+    windows = Windows()
+    tracemalloc.start()
+    try:
+        for number in range(1_000):
+            windows.use(f"short {number}", window_ms=1)
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(20_000):
+            windows.use(f"next {number}", window_ms=1)
+        assert tracemalloc.get_traced_memory()[0] < before + 500_000
+    finally:
+        tracemalloc.stop()
+
+
+async def test_no_more_windows_are_open_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract, "MOST_WINDOWS", 100)
+    windows = Windows()
+    assert windows.use("first", window_ms=60_000).seen == 1
+    for number in range(99):
+        windows.use(f"other {number}", window_ms=60_000)
+    assert windows.use("first", window_ms=60_000).seen == 2
+    windows.use("one too many", window_ms=60_000)
+    assert windows.use("first", window_ms=60_000).seen == 1

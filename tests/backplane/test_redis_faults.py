@@ -483,3 +483,44 @@ async def test_trouble_is_logged_once_and_so_is_its_end(
         await eventually(lambda: lines("listening to Redis: works again") == 1)
         assert lines("Redis (publishing): works again") == 1
         assert lines("Redis (publishing): ") == 2
+
+
+async def test_nodes_share_a_count_and_each_counts_alone_while_redis_is_away(own_server: RedisServer) -> None:
+    async with node(own_server, "one") as one, node(own_server, "other") as other:
+        await eventually(lambda: one.available and other.available)
+        counted = [(await each.use("ann", window_ms=60_000)).seen for each in (one, other, one, other)]
+        assert counted == [1, 2, 3, 4]
+        own_server.stop()
+        began = asyncio.get_running_loop().time()
+        # Found out by the call itself at first, and then known.
+        assert [(await one.use("ann", window_ms=60_000)).seen for _ in range(3)] == [1, 2, 3]
+        assert (await other.use("ann", window_ms=60_000)).seen == 1
+        assert asyncio.get_running_loop().time() - began < 5
+        own_server.start()
+        await eventually(lambda: one.available and other.available)
+        assert (await one.use("ann", window_ms=60_000)).seen == 5
+        assert (await other.use("ann", window_ms=60_000)).seen == 6
+
+
+async def test_calls_wait_half_a_second_at_most_for_a_count_of_a_redis_that_hangs(
+    own_server: RedisServer,
+) -> None:
+    async with node(own_server) as backplane:
+        await eventually(lambda: backplane.available)
+        own_server.freeze()
+        try:
+            async with asyncio.timeout(2):
+                used = await asyncio.gather(*(backplane.use("ann", window_ms=60_000) for _ in range(20)))
+        finally:
+            own_server.thaw()
+        assert sorted(each.seen for each in used) == list(range(1, 21))
+
+
+async def test_a_count_without_an_end_gets_one(own_server: RedisServer) -> None:
+    async with node(own_server) as backplane:
+        await eventually(lambda: backplane.available)
+        await backplane.use("ann", window_ms=60_000)
+        [key] = own_server.admin.keys("test:*used:ann")
+        own_server.admin.persist(key)
+        assert (await backplane.use("ann", window_ms=60_000)).left_ms == 60_000
+        assert 59_000 < own_server.admin.pttl(key) <= 60_000

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
@@ -17,6 +18,7 @@ from starlette.routing import Route
 
 from pushsse.api import HANDLERS
 from pushsse.api.identity import DevelopmentIdentifier
+from pushsse.api.limits import CallLimit
 from pushsse.api.questions import QuestionsEndpoint, StreamedReply
 from pushsse.backplane import Heard, HeardLive, log_of
 from pushsse.backplane.memory import MemoryBackplane
@@ -105,7 +107,8 @@ async def site(nodes: Nodes) -> AsyncIterator[Site]:
     async with httpx.AsyncClient(base_url=url, timeout=10, verify=False) as client:
         found = Site(client, service, gate)
         reply = StreamedReply(service, hearing, found, heartbeat_s=0.6)
-        endpoint = QuestionsEndpoint(DevelopmentIdentifier(), service, reply)
+        limit = CallLimit("questions", 0, "ask", nodes.backplane, Counter())
+        endpoint = QuestionsEndpoint(DevelopmentIdentifier(), service, reply, limit)
         routes = [
             Route("/v1/questions", endpoint.post, methods=["POST"]),
             Route("/v1/questions", endpoint.get_all, methods=["GET"]),

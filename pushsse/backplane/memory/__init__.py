@@ -33,6 +33,8 @@ from pushsse.backplane import (
     TicketLife,
     TicketRefusal,
     Topic,
+    Uses,
+    Windows,
     fresh_word,
     log_of,
     machine_ms,
@@ -89,6 +91,7 @@ class MemoryBackplane(Backplane):
         self._seen = SeenNames()
         self._tickets = MemoryTickets()
         self._notice_listeners: dict[Topic, NoticeListener] = {}
+        self._windows = Windows()
         self._asked: dict[str, None] = {}
         self._listening = False
         self._waiting: deque[Hearing] = deque()
@@ -403,6 +406,10 @@ class MemoryBackplane(Backplane):
         self._partitions.reset_fence(topic, partition)
         if self._writer is not None:
             self._writer.add(delete_fences(topic, partition))
+
+    async def use(self, name: str, *, window_ms: int) -> Uses:
+        """Counts one use of `name` in its window."""
+        return self._windows.use(name, window_ms=window_ms)
 
     def now_ms(self) -> int:
         """This machine's clock."""

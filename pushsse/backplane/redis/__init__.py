@@ -32,6 +32,8 @@ from pushsse.backplane import (
     TicketLife,
     TicketRefusal,
     Topic,
+    Uses,
+    Windows,
     codec,
     fresh_word,
     log_of,
@@ -40,17 +42,20 @@ from pushsse.backplane.redis.canary import Canary
 from pushsse.backplane.redis.connection import Connector, RedisConnection, script
 from pushsse.backplane.redis.listen import TIMEOUT_S, LogListener
 from pushsse.backplane.redis.read import LogReader, Want, merged
-from pushsse.errors import NotOwner
+from pushsse.errors import BackplaneUnavailable, NotOwner
 from pushsse.event import Change, Publication
 from pushsse.metrics import Metrics
 from pushsse.position import Mark
 
 _READ_TIMEOUT_S = 3.0
+# A call waits for it, and can do without.
+_COUNT_TIMEOUT_S = 0.5
 _MOST_DRAFTS = 1000
 _MOST_BYTES = 1024 * 1024
 _MOST_NAMES = 1000  # 3–5 ms of Redis
 _FIRST_BLOB = 7  # of the script's arguments, which Lua counts from 1
 _PUBLISH, _KEEP_TICKET, _OPEN_TICKET = (script(name) for name in ("publish", "keep_ticket", "open_ticket"))
+_USE = script("use")
 
 
 class RedisBackplane(Backplane):
@@ -82,6 +87,9 @@ class RedisBackplane(Backplane):
         self._published: dict[str, Mark] = {}
         self._publishing = RedisConnection(connector, "publishing", timeout_s=TIMEOUT_S)
         self._reading = RedisConnection(connector, "reading", timeout_s=_READ_TIMEOUT_S)
+        # Of its own: a count must not wait for a replay, and a publication not for a count.
+        self._counting = RedisConnection(connector, "counting", timeout_s=_COUNT_TIMEOUT_S)
+        self._windows = Windows()
         self._checking = RedisConnection(connector, "canary", timeout_s=TIMEOUT_S)
         self._reader = LogReader(self._reading, names=self._names)
         self._listener = LogListener(
@@ -107,7 +115,7 @@ class RedisBackplane(Backplane):
         if self._canary_task is not None:
             self._canary_task.cancel()
         await self._listener.close()
-        for connection in (self._publishing, self._reading, self._checking):
+        for connection in (self._publishing, self._reading, self._counting, self._checking):
             await connection.close()
         if isinstance(error, asyncio.CancelledError):
             # It may come from the group, whose task has failed: the group knows, and raises that error.
@@ -292,6 +300,21 @@ class RedisBackplane(Backplane):
         """Forgets the fence of a partition. Raises BackplaneUnavailable."""
         field = f"{topic}/{partition}"
         await self._publishing.pipeline([("HDEL", f"{self._names}fence:{log}", field) for log in self._logs])
+
+    # Uses
+
+    async def use(self, name: str, *, window_ms: int) -> Uses:
+        """Counts one use of `name` in its window: in Redis, or here while that doesn't answer."""
+        if self._canary.available:
+            try:
+                reply = await self._counting.run(_USE, self._names, name, window_ms)
+            except BackplaneUnavailable:
+                # The connection has logged it. To refuse calls because of it would make the outage theirs.
+                pass
+            else:
+                seen, left_ms = cast(list[int], reply)
+                return Uses(seen, left_ms)
+        return self._windows.use(name, window_ms=window_ms)
 
     def now_ms(self) -> int:
         """Redis's clock."""

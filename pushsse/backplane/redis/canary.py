@@ -47,6 +47,7 @@ redis.call('INCRBY', KEYS[1] .. ':order', 1)
 redis.call('ZADD', KEYS[1] .. ':seen', 1, 'a')
 redis.call('ZREMRANGEBYRANK', KEYS[1] .. ':seen', 0, 0)
 redis.call('PEXPIRE', log, 1000)
+redis.call('PTTL', log)
 redis.call('DEL', log, KEYS[1], KEYS[1] .. ':order', KEYS[1] .. ':seen')
 return redis.call('PUBLISH', ARGV[1], 'probe')
 """
