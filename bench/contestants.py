@@ -78,6 +78,8 @@ class BenchNode(Node):
         always = {
             "PUSHSSE_JWT_SECRET": SECRET,
             "PUSHSSE_LOG_LEVEL": "warning",
+            # Their tokens end two hours after the start.
+            "PUSHSSE_STREAM_LIFETIME_S": "0",
             "PUSHSSE_DRAIN_DELAY_S": "0",
             "PUSHSSE_DRAIN_WINDOW_S": "0.5",
         }

@@ -61,7 +61,12 @@ class Cluster:
         """The nodes' settings."""
         url = urlsplit(self.stack.postgres.url)
         relayed = url._replace(netloc=url.netloc.replace(f":{url.port}", f":{self.relay.port}"))
-        return {**self.stack.settings, "PUSHSSE_DATABASE_URL": urlunsplit(relayed)}
+        return {
+            **self.stack.settings,
+            "PUSHSSE_DATABASE_URL": urlunsplit(relayed),
+            # A run may last longer than a stream.
+            "PUSHSSE_STREAM_LIFETIME_S": "0",
+        }
 
     @property
     def nodes(self) -> Sequence[Node]:

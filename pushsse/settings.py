@@ -127,7 +127,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 75
     stream_lifetime_s: Annotated[
         float, describe("seconds a stream may live, less up to a fifth at random; 0: no limit", ge=0)
-    ] = 0.0
+    ] = 3600.0
     max_streams: Annotated[
         int, describe("streams of one process before it says overloaded; 0: no limit", ge=0)
     ] = 0

@@ -19,6 +19,8 @@ MEDIA_TYPE = "text/event-stream"
 STREAM_HEADERS = {"Cache-Control": "no-store, no-transform"}
 NEVER_MS = 300_000
 RETRY_MS = (2_000, 5_000)
+# For a stream that has reached its age: others end at other times, and what it misses is replayed.
+SOON_RETRY_MS = (100, 1_000)
 BUSY_RETRY_MS = (5_000, 15_000)
 # Steps of this part of a circle never come close to an earlier one (Weyl's equidistribution theorem).
 _GOLDEN = 0.6180339887
@@ -74,7 +76,7 @@ def ending(reason: CloseReason, position: Position, *, retry_ms: int | None = No
     if not reason.retry:
         retry_ms = NEVER_MS
     elif retry_ms is None:
-        retry_ms = random_retry_ms()
+        retry_ms = random.randint(*(SOON_RETRY_MS if reason is CloseReason.LIFETIME else RETRY_MS))
     return service_event("exception", exception(reason), position, retry_ms=retry_ms)
 
 

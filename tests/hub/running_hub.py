@@ -197,12 +197,12 @@ def appends(made: object, users: tuple[str, ...]) -> list[Append]:
 
 @asynccontextmanager
 async def running_hub(
-    *, send_timeout_s: float = 5.0, keep_bytes: int = 4 * 1024**2
+    *, send_timeout_s: float = 5.0, keep_bytes: int = 4 * 1024**2, lifetime_s: float = 0.0
 ) -> AsyncIterator[RunningHub]:
     """A node's hub, running."""
     metrics, people = Metrics(), People()
     backplane = MemoryBackplane(shards=SHARDS, keep_s=600, keep_bytes=keep_bytes, metrics=metrics)
-    limits = StreamLimits("here", 15, 600, send_timeout_s, 0)
+    limits = StreamLimits("here", 15, 600, send_timeout_s, lifetime_s)
     parts = assemble_hub(backplane, people, limits=limits, metrics=metrics)
     async with backplane, asyncio.TaskGroup() as tasks:
         services = (parts.catch_up, parts.opener, parts.feed)

@@ -285,3 +285,27 @@ async def test_who_joins_while_an_answer_grows_gets_it_from_its_beginning() -> N
         await eventually(lambda: len(sink.frames) == 3)
         assert sorted(name for name, _, _ in sink.frames) == ["answer.delta", "news", "ready"]
         assert [name for name, _, _ in other.frames] == ["ready", "news"]
+
+
+async def test_streams_that_began_together_reach_their_age_at_different_times() -> None:
+    async with running_hub(lifetime_s=3_600) as w:
+        sinks = [await w.open(f"p{number % 50}") for number in range(1_000)]
+        expiries = [sink.subscriber.expiry for sink in sinks]
+        assert {expiry and expiry.reason for expiry in expiries} == {CloseReason.LIFETIME}
+        ends_s = sorted(expiry.tick * w.hub.heartbeat.tick_s for expiry in expiries if expiry)
+        assert ends_s[0] >= 0.8 * 3_600 - 1
+        assert ends_s[-1] <= 3_600 + 1
+        # Spread over twelve minutes: of a thousand, no ten seconds see more than a few.
+        assert max(sum(start <= end < start + 10 for end in ends_s) for start in ends_s) < 40
+
+
+@pytest.mark.parametrize(
+    ("token_s", "reason"), [(60, CloseReason.TOKEN_EXPIRED), (9_999, CloseReason.LIFETIME)]
+)
+async def test_a_stream_by_token_ends_at_the_earlier_of_both(token_s: float, reason: CloseReason) -> None:
+    async with running_hub(lifetime_s=3_600) as w:
+        sink = await w.open("p1", expires_at=time.time() + token_s)
+        expiry = sink.subscriber.expiry
+        assert expiry is not None
+        assert expiry.reason is reason
+        assert expiry.tick * w.hub.heartbeat.tick_s <= min(token_s, 3_600) + 1

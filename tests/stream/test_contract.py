@@ -78,7 +78,8 @@ async def test_a_stream_begins_with_ready_and_carries_what_is_for_its_person(nod
         assert ready["user"] == "ann"
         assert ready["resume"] == "new"
         assert ready["window_s"] == 86_400
-        assert ready["expires_in_s"] is None
+        # An hour, less up to a fifth.
+        assert 2_878 <= ready["expires_in_s"] <= 3_600
         await bo.ready()
         first = await node.publish("news", {"to": "everybody"})
         await node.publish("alarm", "for bo", "bo")
@@ -344,6 +345,28 @@ async def test_a_stream_ends_with_its_token(serve: Serve) -> None:
             }
             assert b"retry: 300000\nevent: exception" in stream.raw
         assert (await node.http.get("/v1/stream")).json()["code"] == "token_missing"
+
+
+async def test_a_stream_that_has_reached_its_age_is_told_to_come_back_at_once(serve: Serve) -> None:
+    async with serve(stream_lifetime_s=2.0, heartbeat_s=1.0) as node, node.stream("ann") as stream:
+        assert (await stream.ready())["expires_in_s"] in (1, 2)
+        last = (await stream.rest())[-1]
+        assert json.loads(last.data) == {
+            "code": "lifetime",
+            "detail": "this stream has reached its age, come back with the last id",
+            "retry": True,
+        }
+        assert last.retry is not None
+        assert 100 <= last.retry <= 1_000
+        await node.publish("news", "meanwhile")
+        async with node.stream("ann", Last_Event_ID=last.id) as again:
+            assert (await again.ready())["resume"] == "complete"
+            assert await again.messages(1) == ["meanwhile"]
+
+
+async def test_without_a_lifetime_and_a_token_a_stream_has_no_end(serve: Serve) -> None:
+    async with serve(stream_lifetime_s=0.0) as node, node.stream("ann") as stream:
+        assert (await stream.ready())["expires_in_s"] is None
 
 
 async def test_a_full_node_asks_to_come_back_later_with_a_200(serve: Serve) -> None:
