@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pushsse.api.identity import DevelopmentIdentifier, Identifier, TokenIdentifier
+from pushsse.api.identity import Credential, Credentials, Identifier
+from pushsse.api.identity.origins import DevelopmentIdentifier
+from pushsse.api.identity.tokens import CookieToken, HeaderToken, TokenPeople, Tokens
 from pushsse.backplane import Backplane
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.backplane.memory.writer import LogWriter
@@ -138,13 +140,13 @@ def _identifier(settings: Settings) -> Identifier:
     """Tokens where there is a key, else the development identity."""
     if settings.development:
         return DevelopmentIdentifier(settings.allowed_origins)
-    return TokenIdentifier(
-        secret=settings.jwt_secret,
-        cookie=settings.auth_cookie,
-        user_claim=settings.auth_user_claim,
-        leeway_s=settings.token_leeway_s,
-        allowed_origins=settings.allowed_origins,
-    )
+    tokens = Tokens(settings.jwt_secret, leeway_s=settings.token_leeway_s)
+    people = TokenPeople(tokens, settings.auth_user_claim)
+    order: list[Credential] = [
+        HeaderToken(people),
+        CookieToken(people, settings.auth_cookie, settings.allowed_origins),
+    ]
+    return Credentials(order)
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ class EventsEndpoint:
 
     async def post(self, request: Request) -> Response:
         """Takes events; with at least one accepted it is a 202."""
-        self.identifier.identify(request, PUBLISH)
+        await self.identifier.identify(request, PUBLISH)
         body = await read_body(request, MAX_EVENTS_BODY)
         checked = await self._checked(request, body)
         if not checked.submitted:
@@ -111,8 +111,8 @@ class EventsEndpoint:
 
         Raises what `post` raises for such a head.
         """
-        who = self.identifier.identify(request, PUBLISH)
-        if _media_type(request) != "application/json":
+        who = self.identifier.identify_nowait(request, PUBLISH)
+        if who is None or _media_type(request) != "application/json":
             return None
 
         def answer(body: bytes) -> Reply | None:
@@ -144,7 +144,7 @@ class EventsEndpoint:
 
     async def get(self, request: Request) -> Response:
         """Events after a position, or since some time ago; neither: none, and now's position."""
-        who = self.identifier.identify(request, STREAM)
+        who = await self.identifier.identify(request, STREAM)
         query = Query(request)
         limit = query.number("limit", default=100, most=1000)
         types = query.types()

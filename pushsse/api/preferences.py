@@ -36,12 +36,12 @@ class PreferencesEndpoint:
 
     async def get(self, request: Request) -> Response:
         """All switches."""
-        who = self.identifier.identify(request, PREFERENCES)
+        who = await self.identifier.identify(request, PREFERENCES)
         return json_response(PreferenceList(await self.store.preferences(who.user)))
 
     async def post(self, request: Request) -> Response:
         """Sets some; after the 2xx the change is in force for whatever is published from then on."""
-        who = self.identifier.identify(request, PREFERENCES)
+        who = await self.identifier.identify(request, PREFERENCES)
         wanted = await read_json(request, ChangeRequest)
         fields = await self.limit.spend(who.user)
         changed = PreferenceList(await self.preferences.change(who.user, wanted.types))

@@ -121,7 +121,7 @@ class QuestionsEndpoint:
 
     async def post(self, request: Request) -> Response:
         """Asks: 202, or, for who accepts text/event-stream, the answer in the reply."""
-        who = self.identifier.identify(request, ASK)
+        who = await self.identifier.identify(request, ASK)
         key = _key(request)
         asking = _asking(await read_json(request, QuestionRequest))
         fields = await self.limit.spend(who.user)
@@ -143,7 +143,7 @@ class QuestionsEndpoint:
 
     async def get_all(self, request: Request) -> Response:
         """The newest `limit` questions, before the id `before`."""
-        who = self.identifier.identify(request, ASK)
+        who = await self.identifier.identify(request, ASK)
         query = Query(request)
         limit = query.number("limit", default=50, most=100)
         before = query.get("before")
@@ -155,12 +155,12 @@ class QuestionsEndpoint:
 
     async def get(self, request: Request) -> Response:
         """One question with its whole answer so far."""
-        who = self.identifier.identify(request, ASK)
+        who = await self.identifier.identify(request, ASK)
         return json_response(_view(_found(await self.questions.get(who.user, _id(request)))))
 
     async def cancel(self, request: Request) -> Response:
         """Stops the answer; one that has ended stays as it is."""
-        who = self.identifier.identify(request, ASK)
+        who = await self.identifier.identify(request, ASK)
         return json_response(_view(_found(await self.questions.cancel(who.user, _id(request)))))
 
 

@@ -95,7 +95,7 @@ class StreamEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         request = Request(scope, receive)
-        who = self.identifier.identify(request, STREAM)
+        who = await self.identifier.identify(request, STREAM)
         wish, options = asked(request, who)
         if request.method == "HEAD":
             await Response(headers=STREAM_HEADERS, media_type=MEDIA_TYPE)(scope, receive, send)
@@ -131,7 +131,9 @@ class StreamEndpoint:
         calm = self.rate.is_calm()
         if not self.node.has_room():
             return None
-        who = self.identifier.identify(request, STREAM)
+        who = self.identifier.identify_nowait(request, STREAM)
+        if who is None:
+            return None
         wish, options = asked(request, who)
 
         def wait(waiting: WaitingRequest) -> None:

@@ -5,7 +5,7 @@ import time
 import jwt
 import pytest
 
-from pushsse.api.identity import Tokens
+from pushsse.api.identity.tokens import Tokens
 from pushsse.errors import SettingsError
 
 DAY_S = 86_400

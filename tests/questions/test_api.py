@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from pushsse.api import HANDLERS
-from pushsse.api.identity import DevelopmentIdentifier
+from pushsse.api.identity.origins import DevelopmentIdentifier
 from pushsse.api.limits import CallLimit
 from pushsse.api.questions import QuestionsEndpoint, StreamedReply
 from pushsse.backplane import Heard, HeardLive, log_of

@@ -1,0 +1,121 @@
+"""Where a request comes from: the development identity, and pages of other sites.
+
+The development identity is for this machine alone. What a browser sends along by itself, a cookie, is good
+only where a page of this service, or of a named site, sent the request.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import urlsplit
+
+from starlette.requests import HTTPConnection
+
+from pushsse.api import HttpProblem
+from pushsse.api.identity import EVERY_SCOPE, Identity
+from pushsse.event import is_user
+from pushsse.settings import is_loopback
+
+_PROXY_HEADERS = frozenset((b"forwarded", b"x-real-ip", b"via"))
+_PROXY_PREFIX = b"x-forwarded-"
+_READING = frozenset(("GET", "HEAD"))
+_USUAL_PORTS = {"http": ":80", "https": ":443"}
+
+
+@dataclass(frozen=True, slots=True)
+class DevelopmentIdentifier:
+    """`?user=NAME`, everything allowed, for a browser or a shell on this machine and nobody else.
+
+    A page of another port of this machine (a development server) may call where `allowed_origins` names it.
+    """
+
+    allowed_origins: Collection[str] = ()
+
+    def identify_nowait(self, request: HTTPConnection, scope: str) -> Identity:
+        """The name in the query. Raises HttpProblem: 403 for a request from outside, 400 for a bad name."""
+        refuse_strangers(request, self.allowed_origins)
+        user = request.query_params.get("user", "dev") if request.scope["query_string"] else "dev"
+        if not is_user(user):
+            raise HttpProblem(
+                400, "user_invalid", f"user={user!r} isn't 1–128 characters without white space"
+            )
+        return Identity(user, EVERY_SCOPE)
+
+    async def identify(self, request: HTTPConnection, scope: str) -> Identity:
+        """The same."""
+        return self.identify_nowait(request, scope)
+
+
+def _may_call(origin: str, host: str, origins: Collection[str]) -> bool:
+    """Whether a page may: of the same origin, or a named one on this machine.
+
+    Named or not, never a page from elsewhere: it would be everybody, in the browser of whoever develops.
+    """
+    place = origin.partition("://")[2]
+    return place == host or (origin in origins and _is_here(place.encode("latin-1")))
+
+
+def refuse_strangers(request: HTTPConnection, origins: Collection[str] = ()) -> None:
+    """Raises HttpProblem 403 unless the request came straight from this machine, meant for it."""
+    # Of a header that is given twice, the first.
+    headers = dict(reversed(request.scope["headers"]))
+    for name in headers:
+        if name in _PROXY_HEADERS or name.startswith(_PROXY_PREFIX):
+            detail = f"development identity, and the request has {name.decode('latin-1')[:80]}"
+            raise HttpProblem(403, "development_only", detail)
+    host = headers.get(b"host", b"")
+    if not _is_here(host):
+        raise HttpProblem(403, "development_only", "development identity, and the Host isn't this machine")
+    origin = headers.get(b"origin")
+    if origin is not None and not _may_call(origin.decode("latin-1"), host.decode("latin-1"), origins):
+        raise HttpProblem(403, "development_only", "development identity, and the Origin is another one")
+    client = request.scope.get("client")
+    if client and not _is_loopback(client[0]):
+        raise HttpProblem(403, "development_only", "development identity, and the client is elsewhere")
+
+
+def refuse_other_sites(request: HTTPConnection, origins: Collection[str]) -> None:
+    """Raises HttpProblem 403 where a page of another site may have sent the request, with a person's cookie.
+
+    A call that changes something needs an Origin that fits or, without one, `Sec-Fetch-Site: same-origin`
+    (W3C Fetch Metadata), and JSON as its content type, which no form sends. What only reads is refused for
+    what is there alone: browsers send no Origin with a GET of the same origin, and WebKit before 16.4 sends
+    no Sec-Fetch-Site.
+    """
+    headers = request.headers
+    given, site = headers.getlist("origin"), headers.get("sec-fetch-site")
+    reads = request.scope["method"] in _READING
+    if given:
+        host = headers.get("host", "")
+        # A page of http://HOST that calls https://HOST is of another site, and the node may not see the TLS.
+        same = site in (None, "same-origin")
+        fits = all(each in origins or (same and _is_origin_of(each, host)) for each in given)
+    else:
+        fits = site != "cross-site" if reads else site == "same-origin"
+    if not fits:
+        detail = "a page of another site can't use the cookie; PUSHSSE_ALLOWED_ORIGINS names those that may"
+        raise HttpProblem(403, "origin_refused", detail)
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not reads and kind != "application/json":
+        detail = "with a cookie, a call that changes something needs Content-Type: application/json"
+        raise HttpProblem(403, "content_type_refused", detail)
+
+
+def _is_origin_of(origin: str, host: str) -> bool:
+    """Whether a page of this origin is one of the host's own; a proxy may have added the usual port."""
+    scheme, _, place = origin.partition("://")
+    return scheme in _USUAL_PORTS and place == host.lower().removesuffix(_USUAL_PORTS[scheme])
+
+
+@lru_cache(maxsize=256)
+def _is_here(host: bytes) -> bool:
+    """Whether a Host header names this machine."""
+    try:
+        return is_loopback((urlsplit(f"//{host.decode('latin-1')}").hostname or "").lower())
+    except ValueError:
+        return False
+
+
+@lru_cache(maxsize=256)
+def _is_loopback(address: str) -> bool:
+    return not address or is_loopback(address)
