@@ -19,6 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from pushsse import settings as configuration
 from pushsse.api import counted
+from pushsse.api.access import AccessEndpoint
 from pushsse.api.calls import DocumentEndpoint, Endpoints, PageEndpoint, direct_calls, immediate_calls, routes
 from pushsse.api.direct import Application, Direct
 from pushsse.api.events import EventsEndpoint
@@ -121,9 +122,11 @@ def _endpoints(node: Node) -> Endpoints:
             replay=node.hub_parts.replay,
             drafter=node.drafter,
             backplane=node.backplane,
+            revocations=node.kicked,
         ),
         preferences=PreferencesEndpoint(identifier, node.preferences, node.preference_store, switching),
         questions=QuestionsEndpoint(identifier, node.questions, reply, asking),
+        access=AccessEndpoint(identifier, node.kicks),
         health=HealthEndpoint(node),
         page=PageEndpoint(),
         document=DocumentEndpoint(),

@@ -25,6 +25,7 @@ from pushsse.intake.kafka import EventHandler, KafkaIntake
 from pushsse.kafka import connection
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.producer import Producer
+from pushsse.kicks import Kicked, Kicks, KickTable
 from pushsse.metrics import Metrics
 from pushsse.node import Node, Work
 from pushsse.people import StateTable, StoredPeople
@@ -37,6 +38,9 @@ from pushsse.questions.store import QuestionStore
 from pushsse.settings import Settings, seconds
 from pushsse.witness import Witness, WitnessTable
 from pushsse.workers.worker import Worker
+
+# No token lives longer.
+TOKEN_MAX_S = 86_400
 
 
 def build(settings: Settings, *, worker: Worker | None = None) -> Node:
@@ -58,14 +62,16 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         metrics=metrics,
     )
     people = StoredPeople(StateTable(database), preferences, questions)
-    hub_parts = assemble_hub(backplane, people, limits=_limits(settings), metrics=metrics)
+    kicked = Kicked()
+    hub_parts = assemble_hub(backplane, people, limits=_limits(settings), metrics=metrics, revocations=kicked)
+    kicks = Kicks(KickTable(database), backplane, kicked=kicked, streams=hub_parts.hub, keep_s=TOKEN_MAX_S)
     drafter = Drafter(types=catalogue, max_age_s=settings.event_max_age_s)
     intakes = _intakes(settings, backplane, dispatcher=dispatcher, drafter=drafter, metrics=metrics)
     work = Work(backplane, intakes.consumer, questions, hub_parts.hub)
     node = Node(
         settings=settings,
         metrics=metrics,
-        identifier=_identifier(settings),
+        identifier=_identifier(settings, kicked),
         database=database,
         backplane=backplane,
         preference_store=store,
@@ -74,6 +80,8 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         people=people,
         preferences=preferences,
         hub_parts=hub_parts,
+        kicked=kicked,
+        kicks=kicks,
         questions=questions,
         intake=intakes.accepting,
         consumer=intakes.consumer,
@@ -87,7 +95,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
 
 def check(settings: Settings) -> None:
     """Raises SettingsError for what only a part can tell: a key, a URL, a question file, a certificate."""
-    _identifier(settings)
+    _identifier(settings, Kicked())
     Database(settings.database_url)
     _backplane(settings, Metrics())
     _answerer(settings, Metrics())
@@ -136,12 +144,12 @@ def _limits(settings: Settings) -> StreamLimits:
     )
 
 
-def _identifier(settings: Settings) -> Identifier:
+def _identifier(settings: Settings, kicked: Kicked) -> Identifier:
     """Tokens where there is a key, else the development identity."""
     if settings.development:
         return DevelopmentIdentifier(settings.allowed_origins)
     tokens = Tokens(settings.jwt_secret, leeway_s=settings.token_leeway_s)
-    people = TokenPeople(tokens, settings.auth_user_claim)
+    people = TokenPeople(tokens, settings.auth_user_claim, kicked)
     order: list[Credential] = [
         HeaderToken(people),
         CookieToken(people, settings.auth_cookie, settings.allowed_origins),

@@ -85,6 +85,8 @@ class CloseReason(Enum):
     LIFETIME = ("lifetime", "this stream has reached its age, come back with the last id", True)
     TOKEN_EXPIRED = ("token_expired", "the token has expired, come back with a new one", False)
     TOO_MANY_STREAMS = ("too_many_streams", "newer streams of this person took this one's place", False)
+    REVOKED = ("revoked", "this person's access was revoked, sign in again", False)
+    REPLACED = ("replaced", "the ticket of this stream was opened once more", False)
     OVERLOADED = ("overloaded", "this node can't serve the stream just now, come back later", True)
     # The client went away by itself: nothing is said in band, it is only counted.
     DISCONNECTED = ("disconnected", "the client closed the connection", True)

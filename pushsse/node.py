@@ -16,13 +16,14 @@ from itertools import count
 from pushsse.api.identity import Identifier
 from pushsse.backplane import Backplane
 from pushsse.database import Database
-from pushsse.errors import CloseReason, PushsseError, SettingsError
+from pushsse.errors import CloseReason, DatabaseUnavailable, PushsseError, SettingsError
 from pushsse.hub import HubParts
 from pushsse.hub.hub import FLUSH_S, Hub, drain
 from pushsse.intake import Drafter
 from pushsse.intake.http import Intake
 from pushsse.intake.kafka import KafkaIntake
 from pushsse.kafka.producer import Producer
+from pushsse.kicks import Kicked, Kicks
 from pushsse.metrics import Metrics
 from pushsse.people import StoredPeople
 from pushsse.preferences import Catalogue, Preferences
@@ -57,6 +58,8 @@ class Node:
     people: StoredPeople
     preferences: Preferences
     hub_parts: HubParts
+    kicked: Kicked
+    kicks: Kicks
     questions: Questions
     intake: Intake
     consumer: KafkaIntake | None
@@ -94,6 +97,9 @@ class Node:
         if self.settings.database_url.startswith("sqlite"):
             await self.database.migrate()
         await stack.enter_async_context(self.backplane)
+        # A node starts while its database is away, and takes no streams until it has read them.
+        with suppress(DatabaseUnavailable):
+            await self.kicks.load()
         for producer in self.producers:
             await stack.enter_async_context(producer)
 
@@ -109,6 +115,7 @@ class Node:
             "catalogue": self.catalogue.run,
             "people": self.people.run,
             "preferences": self.preferences.run,
+            "kicks": self.kicks.run,
             "questions": self.questions.run,
             "memory": trim_memory,
             **({"witness": self.witness.run} if self.witness is not None else {}),
@@ -127,12 +134,14 @@ class Node:
             return "draining"
         if self.isolated:
             return "isolated: this node alone doesn't hear Redis"
+        if not self.kicks.loaded:
+            return "starting: the kicks can't be read from the database yet"
         return "" if self.started else "starting"
 
     def has_room(self) -> bool:
         """Whether one more stream may begin."""
         most = self.settings.max_streams
-        return not self.isolated and (not most or len(self.hub.subscribers) < most)
+        return not self.isolated and self.kicks.loaded and (not most or len(self.hub.subscribers) < most)
 
     def available(self) -> dict[str, bool]:
         """Which parts answered a moment ago."""

@@ -20,9 +20,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pushsse import __version__
 from pushsse.api import MEDIA_TYPE, events, questions
+from pushsse.api.access import AccessEndpoint, KickView
 from pushsse.api.direct import answered
 from pushsse.api.health import HealthEndpoint
-from pushsse.api.identity import ASK, PREFERENCES, PUBLISH, STREAM
+from pushsse.api.identity import ADMIN, ASK, PREFERENCES, PUBLISH, STREAM
 from pushsse.api.limits import FIELDS
 from pushsse.api.preferences import ChangeRequest, PreferenceList, PreferencesEndpoint
 from pushsse.api.stream import StreamEndpoint
@@ -84,6 +85,7 @@ class Endpoints:
     events: events.EventsEndpoint
     preferences: PreferencesEndpoint
     questions: questions.QuestionsEndpoint
+    access: AccessEndpoint
     health: HealthEndpoint
     page: PageEndpoint
     document: DocumentEndpoint
@@ -144,7 +146,7 @@ class Call:
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _REF = "#/components/schemas/{name}"
-_PATH_PARAMETER = re.compile(r"{(\w+)}")
+_PATH_PARAMETER = re.compile(r"{(\w+)(?::path)?}")
 # What the events about questions hold, on a stream and in the reply to a question.
 QUESTION_EVENTS: Mapping[str, type] = {
     "question": QuestionEvent,
@@ -327,6 +329,19 @@ CALLS = (
         problems=(*_REFUSED, 404, 503),
     ),
     Call(
+        method="POST",
+        # A name may have a slash in it.
+        path="/v1/users/{user:path}/kick",
+        handler=lambda at: at.access.kick,
+        name="kick",
+        summary="End a person's streams, and revoke their tokens",
+        text="Tokens whose `iat` lies before the end of this second no longer count, nor do those without "
+        "`iat`, for as long as a token can live. `within_s`: within how many seconds all nodes act on it.",
+        scope=ADMIN,
+        answers={(200, JSON): KickView},
+        problems=(400, *_REFUSED, 409, 503),
+    ),
+    Call(
         method="GET",
         path="/livez",
         handler=lambda at: at.health.live,
@@ -427,7 +442,9 @@ def document() -> dict[str, Any]:
     schema = dict(zip(ordered, refs, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for call in calls:
-        paths.setdefault(call.path, {})[call.method.lower()] = _operation(call, schema)
+        paths.setdefault(_PATH_PARAMETER.sub(r"{\1}", call.path), {})[call.method.lower()] = _operation(
+            call, schema
+        )
     found: dict[str, Any] = {
         "openapi": "3.1.0",
         "jsonSchemaDialect": _DIALECT,

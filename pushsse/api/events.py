@@ -22,7 +22,7 @@ from pushsse.backplane import Backplane
 from pushsse.errors import InvalidInput, NotJson, Violation
 from pushsse.event import Event
 from pushsse.hub.catch_up import Replay
-from pushsse.hub.opening import From, Opener, Opening
+from pushsse.hub.opening import From, Opener, Opening, Revocations
 from pushsse.intake import Drafter
 from pushsse.intake.http import Intake, Submitted
 from pushsse.stream.frame import Resume
@@ -95,6 +95,7 @@ class EventsEndpoint:
     replay: Replay
     drafter: Drafter
     backplane: Backplane
+    revocations: Revocations
 
     async def post(self, request: Request) -> Response:
         """Takes events; with at least one accepted it is a 202."""
@@ -116,8 +117,9 @@ class EventsEndpoint:
             return None
 
         def answer(body: bytes) -> Reply | None:
-            # The protocol remembers a connection's head, so a later body may come after the token's end.
-            if who.has_expired:
+            # The protocol remembers a connection's head, so a later body may come after the token's end, or
+            # after a kick.
+            if who.has_expired or self.revocations.refuses(who.user, who.issued_at):
                 return None
             submitted = self._submitted(event.decode(body))
             receipt = self.intake.accept_nowait(submitted)

@@ -184,6 +184,7 @@ def asked(request: Request, who: Identity) -> tuple[From, StreamOptions]:
         named=query.flag("named", default=True),
         types=query.types(),
         expires_at=who.expires_at,
+        issued_at=who.issued_at,
     )
     given = query.positions()
     return after(given) if given else From(since_s=query.age_s("since")), options

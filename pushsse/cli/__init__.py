@@ -37,6 +37,7 @@ COMMANDS = {
     "listen": ("listen", "Print a person's events as they come."),
     "ask": ("client", "Ask a question and print the answer as it comes."),
     "prefs": ("client", "List a person's switches, or set some."),
+    "kick": ("client", "End a person's streams, and revoke their tokens."),
     "token": ("admin", "Make a token."),
     "migrate": ("admin", "Bring the database's tables to this version."),
     "doctor": ("admin", "Try each dependency and say what is wrong."),

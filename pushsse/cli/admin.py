@@ -262,7 +262,12 @@ def token(user: str, scopes: tuple[str, ...], expires: str, config: Path | None,
         raise Failed(f"PUSHSSE_JWT_SECRET has fewer than {_SECRET_BYTES} bytes")
     if not is_user(user):
         raise click.UsageError(f"--user {user!r} isn't 1–128 characters without white space")
-    claims: dict[str, object] = {settings.auth_user_claim: user, "exp": int(time.time() + _age(expires))}
+    now = time.time()
+    claims: dict[str, object] = {
+        settings.auth_user_claim: user,
+        "iat": int(now),
+        "exp": int(now + _age(expires)),
+    }
     if named := _named(scopes):
         claims["scope"] = " ".join(named)
     click.echo(jwt.encode(claims, settings.jwt_secret, algorithm="HS256"))

@@ -1,4 +1,4 @@
-"""Commands that call a running service over HTTP: what they share, and the small ones, `ask` and `prefs`.
+"""Commands that call a running service over HTTP: what they share, and `ask`, `prefs`, `kick`.
 
 `listen` and `publish` use it, too. A call that fails ends the command with one line (`Failed`).
 """
@@ -219,3 +219,16 @@ def _line(preference: Any) -> str:
     state = "always on" if preference["mandatory"] else "on" if preference["enabled"] else "off"
     title = preference["title"]
     return f"{state:<10} {preference['name']}" + (f"  {title}" if title != preference["name"] else "")
+
+
+@click.command()
+@click.argument("somebody", metavar="USER")
+@with_target
+def kick(target: Target, somebody: str) -> None:
+    """End the streams of USER on all nodes, and revoke the tokens that were issued so far.
+
+    Needs a token with the scope pushsse:admin.
+    """
+    with target.client() as client:
+        done = answered(client.post(f"/v1/users/{quote(somebody, safe='')}/kick"))
+    say(f"{done['user']}: kicked; all nodes act on it within {done['within_s']} s")

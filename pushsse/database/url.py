@@ -35,7 +35,7 @@ def configuration(url: str, *, pool_size: int = 8, timeout_s: float = 1.5) -> di
         connection = {"engine": "tortoise.backends.asyncpg", "credentials": defaults | credentials(url) | own}
     else:
         name, connection = "sqlite", _sqlite(url, timeout_s=timeout_s)
-    models = ["pushsse.preferences.store", "pushsse.questions.store", "pushsse.witness"]
+    models = ["pushsse.kicks", "pushsse.preferences.store", "pushsse.questions.store", "pushsse.witness"]
     app = {"models": models, "default_connection": name, "migrations": "pushsse.migrations"}
     return {"connections": {name: connection}, "apps": {APP: app}}
 

@@ -12,7 +12,7 @@ from pushsse.hub.delivery import Delivery
 from pushsse.hub.feed import Feed
 from pushsse.hub.heartbeat import Heartbeat
 from pushsse.hub.hub import Hub
-from pushsse.hub.opening import Opener, People, StreamLimits
+from pushsse.hub.opening import NothingRevoked, Opener, People, Revocations, StreamLimits
 from pushsse.metrics import Metrics
 
 
@@ -29,11 +29,18 @@ class HubParts:
     feed: Feed
 
 
-def assemble_hub(backplane: Backplane, people: People, *, limits: StreamLimits, metrics: Metrics) -> HubParts:
+def assemble_hub(
+    backplane: Backplane,
+    people: People,
+    *,
+    limits: StreamLimits,
+    metrics: Metrics,
+    revocations: Revocations | None = None,
+) -> HubParts:
     """Makes the parts of one node's hub, and hands each the others that it needs."""
     heartbeat = Heartbeat(heartbeat_s=limits.heartbeat_s)
     hub = Hub(backplane, heartbeat=heartbeat, metrics=metrics)
-    opener = Opener(hub, backplane, people, limits=limits)
+    opener = Opener(hub, backplane, people, limits=limits, revocations=revocations or NothingRevoked())
     replay = Replay(hub, backplane)
     catch_up = CatchUp(hub, replay, opener, send_timeout_s=limits.send_timeout_s)
     delivery = Delivery(hub, opener)

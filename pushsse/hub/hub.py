@@ -114,6 +114,12 @@ class Hub:
         self.heartbeat.add(subscriber)
         self.metrics.streams_opened += 1
 
+    def subscribers_of(self, user: str) -> Sequence[Subscriber]:
+        """A person's open streams on this node."""
+        shard = self.shards.get(log_of(user, self._shard_count))
+        person = None if shard is None else shard.people.get(user)
+        return () if person is None else tuple(person.subscribers)
+
     def went_live(self, subscriber: Subscriber) -> None:
         """Called by the subscriber in the step that makes it live."""
         self.shards[subscriber.person.log].live[subscriber] = None

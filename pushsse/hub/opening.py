@@ -90,6 +90,22 @@ class People(Protocol):
         ...
 
 
+class Revocations(Protocol):
+    """Which tokens were revoked, as far as this node knows by now. Asked for each stream, without waiting."""
+
+    def refuses(self, user: str, issued_at: float | None) -> bool:
+        """Whether what was issued to a person at a time (None: unknown) was revoked."""
+        ...
+
+
+class NothingRevoked:
+    """No token was."""
+
+    def refuses(self, user: str, issued_at: float | None) -> bool:
+        """Never."""
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class From:
     """Where a client asked to begin: after a position, some seconds ago, or (neither) now."""
@@ -110,11 +126,12 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
-    """What a client asked of its stream, and when its token ends (seconds since 1970)."""
+    """What a client asked of its stream; when its token ends, and when it was issued (seconds since 1970)."""
 
     named: bool = True
     types: frozenset[str] | None = None
     expires_at: float | None = None
+    issued_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +173,20 @@ class _Queued(NamedTuple):
 class Opener:
     """Finds where streams of this node begin, and begins them."""
 
-    def __init__(self, hub: Hub, backplane: Backplane, people: People, *, limits: StreamLimits) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        backplane: Backplane,
+        people: People,
+        *,
+        limits: StreamLimits,
+        revocations: Revocations,
+    ) -> None:
         self._hub = hub
         self._backplane = backplane
         self._people = people
         self._limits = limits
+        self._revocations = revocations
         self._tasks: asyncio.TaskGroup | None = None
         self._queue: deque[_Queued] = deque()
         self._queued = asyncio.Event()
@@ -280,6 +306,7 @@ class Opener:
             named=options.named,
             types=options.types,
             expiry=self._expiry(options.expires_at),
+            issued_at=options.issued_at,
             tick=self._hub.heartbeat.now,
         )
         self._hub.add(subscriber)
@@ -292,6 +319,10 @@ class Opener:
         if 0 < self._limits.most_per_user < len(subscriber.person.subscribers):
             self._hub.metrics.limited["streams_per_user"] += 1
             subscriber.person.subscribers[0].end(CloseReason.TOO_MANY_STREAMS)
+        # The token was checked before the opening waited. A kick since then is known here, or it finds the
+        # stream in the hub: `Kicks` first learns of a kick, and ends streams then.
+        if self._revocations.refuses(subscriber.person.name, options.issued_at):
+            subscriber.end(CloseReason.REVOKED)
         if opening.open_question:
             assert self._tasks is not None
             self._tasks.create_task(self._offer_growing(subscriber), name=f"growing answers {subscriber.id}")

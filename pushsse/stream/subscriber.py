@@ -210,11 +210,13 @@ class Subscriber:
 
     `unfiltered`: it takes whatever its shard gets, since the person has no type off, it was opened for all
     types, and its events have names. `wrote` is the tick of the node's heartbeat at the last write.
+    `issued_at` is when the token was issued (seconds since 1970), None if that isn't known.
     Deliberate: no queue, task or timer; only a stream that is behind has a task, and catch-up owns that.
     """
 
     __slots__ = (
-        "_registry", "expiry", "id", "named", "person", "sink", "state", "types", "unfiltered", "wrote",
+        "_registry", "expiry", "id", "issued_at", "named", "person", "sink", "state", "types", "unfiltered",
+        "wrote",
     )  # fmt: skip
 
     def __init__(
@@ -227,6 +229,7 @@ class Subscriber:
         named: bool = True,
         types: frozenset[str] | None = None,
         expiry: Expiry | None = None,
+        issued_at: float | None = None,
         tick: int = 0,
     ) -> None:
         self.person = cursor.person
@@ -235,6 +238,7 @@ class Subscriber:
         self.named = named
         self.types = types
         self.expiry = expiry
+        self.issued_at = issued_at
         self.wrote = tick
         self.state: State = Behind(cursor)
         self._registry = registry

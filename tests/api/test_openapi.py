@@ -35,7 +35,7 @@ def _operations() -> Iterator[tuple[str, str, Any]]:
 def test_every_route_is_in_the_document_and_nothing_else(tmp_path: Path) -> None:
     app = create_app(load({"PUSHSSE_DATABASE_URL": f"sqlite://{tmp_path}/x.db"}))
     there = {
-        (route.path, method.lower())
+        (route.path_format, method.lower())
         for route in app.routes
         if isinstance(route, Route) and not re.search(r"\.(js|css)$", route.path)
         for method in (route.methods or {"GET"}) - {"HEAD"}

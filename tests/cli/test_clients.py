@@ -138,6 +138,27 @@ def test_token_opens_what_its_scope_says(tmp_path: Path) -> None:
         assert "token_missing" in node.run("listen").stderr
 
 
+def test_kick_ends_the_streams_of_somebody(tmp_path: Path) -> None:
+    with served(tmp_path, PUSHSSE_JWT_SECRET=SECRET) as node:
+
+        def token(user: str, scope: str) -> str:
+            made = pushsse(tmp_path, "token", "--user", user, "--scope", scope, PUSHSSE_JWT_SECRET=SECRET)
+            return made.stdout.strip()
+
+        theirs, admin = token("annb/ö", "stream"), token("ops", "admin")
+        with listening(node, "ann", "--token", theirs) as (process, out):
+            refused = node.run("kick", "annb/ö", PUSHSSE_TOKEN=theirs)
+            assert refused.returncode == 1
+            assert "scope_missing" in refused.stderr
+            kicked = node.run("kick", "annb/ö", PUSHSSE_TOKEN=admin)
+            assert kicked.returncode == 0, kicked.stderr
+            assert kicked.stdout == "annb/ö: kicked; all nodes act on it within 5 s\n"
+            assert process.wait(LIMIT_S) == 1
+            assert '"code":"revoked"' in out.read_text()
+        again = node.run("listen", PUSHSSE_TOKEN=theirs)
+        assert "token_revoked" in again.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "secret", "word"),
     [

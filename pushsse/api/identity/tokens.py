@@ -20,6 +20,7 @@ from pushsse.api.identity import DEFAULT_SCOPES, SCOPE_PREFIX, Identity, unautho
 from pushsse.api.identity.origins import refuse_other_sites
 from pushsse.errors import SettingsError
 from pushsse.event import is_user
+from pushsse.hub.opening import Revocations
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class TokenPeople:
 
     tokens: "Tokens"
     user_claim: str
+    revocations: Revocations
 
     def identity(self, token: str) -> Identity:
         """The identity of a good token. Raises HttpProblem 401."""
@@ -69,7 +71,10 @@ class TokenPeople:
         user = claims.get(self.user_claim)
         if not isinstance(user, str) or not is_user(user):
             raise unauthorized("token_invalid", f"the claim {self.user_claim!r} doesn't name a user")
-        return Identity(user, _scopes(claims), claims["exp"], claims.get("iat"))
+        who = Identity(user, _scopes(claims), claims["exp"], claims.get("iat"))
+        if self.revocations.refuses(user, who.issued_at):
+            raise unauthorized("token_revoked", "the token is older than the kick that took its access away")
+        return who
 
     def _claims(self, token: str) -> Mapping[str, Any]:
         try:
