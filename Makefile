@@ -20,7 +20,7 @@ COVERAGE ?= $(filter true,$(CI))
 MEASURED = $(if $(ARGS),,$(if $(COVERAGE),--cov=pushsse --cov-branch --cov-report=term:skip-covered --cov-fail-under=90))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lowest newest check format stack faults bench lock clean
+.PHONY: help run test quick lowest newest check format stack faults bench lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -28,8 +28,11 @@ help: ## this list
 run: $(STAMP) ## serve on http://127.0.0.1:8000 with nothing else installed; ARGS="--port 9000"
 	@exec $(VENV)/bin/pushsse serve $(ARGS)
 
-test: $(DEV_STAMP) ## all tests; COVERAGE=yes measures it, as CI does; ARGS='-m "not real"' is fast, ARGS="tests/cli -k listen" narrows
+test: $(DEV_STAMP) ## all tests; COVERAGE=yes measures it, as CI does; ARGS="tests/cli -k listen" narrows
 	$(PYTHON) $(PYTEST) $(MEASURED) $(ARGS)
+
+quick: $(DEV_STAMP) ## the tests that take no process, no part and no time: for the work in between
+	$(PYTHON) $(PYTEST) -m "not real and not slow" $(ARGS)
 
 lowest: ## the tests with the oldest versions that pyproject.toml allows; needs uv; ARGS as for test
 	$(call resolved,lowest-direct,$(VENV)-lowest)

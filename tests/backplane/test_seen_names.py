@@ -1,5 +1,7 @@
 """The memory of repeats: ten minutes, and no more than a million names."""
 
+import pytest
+
 from pushsse.backplane import REMEMBER_MS, Draft
 from pushsse.backplane.memory.logs import SeenNames
 
@@ -18,6 +20,7 @@ def test_a_name_is_remembered_for_ten_minutes() -> None:
     assert REMEMBER_MS == 10 * 60 * 1000
 
 
+@pytest.mark.slow
 def test_the_newest_million_names_are_remembered() -> None:
     memory = SeenNames()
     for i in range(1_000_002):

@@ -11,7 +11,7 @@ import pytest
 from tests.serving import LIMIT_S, Running, serving
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 KIB = 1024
 HOST = b" HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 CHUNKED = b"POST /v1/events" + HOST + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"

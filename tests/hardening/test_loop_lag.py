@@ -32,7 +32,7 @@ from tests.conftest import TOLD
 from tests.serving import LIMIT_S, Running, serving
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 LIMIT_S_A_TURN = 0.06
 MIB, KIB = 1024 * 1024, 1024
 EVENT = b'{"type":"t","to":"all","message":1}'

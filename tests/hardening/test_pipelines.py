@@ -24,7 +24,7 @@ from tests.cli.running import served
 from tests.serving import LIMIT_S, Running, serving
 from tests.waiting import eventually, until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 HOST = b" HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 LIVE = b"GET /livez" + HOST + b"\r\n"
 LAST = b"GET /livez" + HOST + b"Connection: close\r\n\r\n"

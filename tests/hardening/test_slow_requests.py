@@ -15,7 +15,7 @@ from pushsse.stream.limits import LimitedHttp
 from tests.serving import LIMIT_S, Running, serving
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 HOST = b" HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 LIVE = b"GET /livez" + HOST + b"\r\n"
 POST = b"POST /v1/events" + HOST + b"Content-Type: application/json\r\nContent-Length: 500\r\n\r\n"

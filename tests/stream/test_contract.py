@@ -224,6 +224,7 @@ async def test_since_starts_in_the_past(node: Running) -> None:
         assert await stream.messages(1) == ["before"]
 
 
+@pytest.mark.slow
 async def test_a_healthy_client_that_resumes_5000_events_is_not_cut(node: Running) -> None:
     async with node.stream("ann") as stream:
         await stream.ready()
@@ -236,6 +237,7 @@ async def test_a_healthy_client_that_resumes_5000_events_is_not_cut(node: Runnin
         assert node.node.metrics.endings["slow"] == 0
 
 
+@pytest.mark.slow
 async def test_a_slow_reader_is_cut_told_so_and_resumes(serve: Serve, http: Http) -> None:
     async with serve(send_timeout_s=2, backlog_bytes=4096) as node:
         slow = await node.connect(receive_bytes=32_768)
@@ -302,6 +304,7 @@ async def test_a_drain_ends_streams_with_shutdown_and_a_clean_end(node: Running)
         assert stream.ended
 
 
+@pytest.mark.slow
 async def test_a_client_that_does_not_read_cannot_hold_the_end_up(serve: Serve) -> None:
     async with serve(send_timeout_s=60) as node:
         deaf = await node.connect(receive_bytes=4096)
@@ -314,6 +317,7 @@ async def test_a_client_that_does_not_read_cannot_hold_the_end_up(serve: Serve) 
     deaf.close()
 
 
+@pytest.mark.slow
 async def test_a_client_that_does_not_read_is_dropped_in_the_end(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +336,7 @@ async def test_a_client_that_does_not_read_is_dropped_in_the_end(
         deaf.close()
 
 
+@pytest.mark.slow
 async def test_a_stream_ends_with_its_token(serve: Serve) -> None:
     async with serve(jwt_secret=SECRET) as node:
         token = jwt.encode({"sub": "ann", "exp": time.time() + 2}, SECRET)
@@ -423,6 +428,7 @@ async def test_browsers_of_named_origins_are_let_in(serve: Serve) -> None:
         assert isinstance(reply, httpx.Response)
 
 
+@pytest.mark.slow
 async def test_a_stream_leaves_nothing_to_the_collector_of_cycles(serve: Serve) -> None:
     # Before the node is there: it would take the time of a collection for an outage of its database.
     gc.collect()
