@@ -21,6 +21,7 @@ from pushsse.cli.serve import listening_socket
 from pushsse.node import Node
 from pushsse.server import Http, Server
 from pushsse.settings import load
+from tests.migrated import migrated
 from tests.waiting import eventually
 
 LIMIT_S = 30.0
@@ -156,7 +157,8 @@ async def serving(
 ) -> AsyncIterator[Running]:
     """Serves while the context lasts; over TLS with a certificate."""
     given: dict[str, object] = {"port": 0, "drain_delay_s": 0.0, "drain_window_s": 0.1, **options}
-    given.setdefault("database_url", f"sqlite://{folder}/node.db")
+    file = folder / "node.db"
+    given.setdefault("database_url", f"sqlite://{file}" if file.exists() else migrated(file))
     settings = load({}, given)
     listener = listening_socket(settings)
     port = listener.getsockname()[1]

@@ -7,6 +7,7 @@ with the types that validate what calls take and give. A new call is an entry he
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal
@@ -67,14 +68,11 @@ class PageEndpoint:
 
 
 class DocumentEndpoint:
-    """`/openapi.json`, encoded once."""
-
-    def __init__(self) -> None:
-        self._content = msgspec.json.encode(document())
+    """`/openapi.json`."""
 
     async def get(self, _: Request) -> Response:
         """The interface, for tools that make clients and for people."""
-        return Response(self._content, media_type="application/json")
+        return Response(encoded_document(), media_type="application/json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,6 +426,12 @@ def immediate_calls(endpoints: Endpoints) -> ImmediateCalls:
         for call in CALLS
         if call.immediate is not None
     }
+
+
+@cache
+def encoded_document() -> bytes:
+    """`document` as JSON, made once, when somebody asks."""
+    return msgspec.json.encode(document())
 
 
 def document() -> dict[str, Any]:

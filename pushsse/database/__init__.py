@@ -181,7 +181,8 @@ class Database:
             # First, since a query for a table that isn't there ends a transaction of PostgreSQL's.
             await executor.recorder.ensure_schema(self._connections.schema_editor())
             pending = tuple(step.migration.name for step in await executor.plan())
-            await executor.migrate(direction="forward")
+            if pending:
+                await executor.migrate(direction="forward")
             return pending
 
     @asynccontextmanager

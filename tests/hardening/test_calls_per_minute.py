@@ -15,7 +15,7 @@ from tests.backplane.redis_server import RedisServer
 from tests.serving import Running, serving
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 FLIPS = 2_224
 AT_ONCE = 50
 LEFT = re.compile(r'"(\w+)";r=(\d+);t=(\d+)')

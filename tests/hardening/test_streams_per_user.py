@@ -10,7 +10,7 @@ from pushsse.stream.immediate import ImmediateHttp
 from tests.serving import LIMIT_S, Running, serving
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 STREAMS = 3_000
 MOST = 20
 AT_ONCE = 100

@@ -22,6 +22,7 @@ from pushsse.questions.answerers import Answerer, Answers, Piece
 from pushsse.questions.life import QuestionPace
 from pushsse.questions.service import Questions, assemble_questions
 from pushsse.questions.store import QuestionStore
+from tests.migrated import migrated
 from tests.waiting import eventually
 
 SHARDS = 8
@@ -43,13 +44,13 @@ def postgres_url(postgres_part: Postgres) -> str:
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.real)])
 async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
     """A migrated, empty database of either kind."""
-    url = f"sqlite://{tmp_path}/questions.db"
-    if request.param == "postgres":
-        url = request.getfixturevalue("postgres_url")
+    is_postgres = request.param == "postgres"
+    url = request.getfixturevalue("postgres_url") if is_postgres else migrated(tmp_path / "questions.db")
     async with Database(url, timeout_s=LIMIT_S) as opened:
-        await opened.migrate()
+        if is_postgres:
+            await opened.migrate()
         yield opened
-        if request.param == "postgres":
+        if is_postgres:
             await opened.rows(str, Statement("DELETE FROM pushsse_question"))
 
 

@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -116,7 +117,13 @@ def load(file: str) -> Faq:
     """Reads a question file; "" is the shipped one. Raises SettingsError that names file and entry."""
     path = Path(file) if file else SHIPPED
     where = f"PUSHSSE_ANSWERER: {path}"
-    read = _convert(_read(path, where), _File, where)
+    return _made(_bytes(path, where), path.suffix, where)
+
+
+# A start asks twice: first whether the settings can be used, then for the answerer.
+@lru_cache(maxsize=1)
+def _made(body: bytes, suffix: str, where: str) -> Faq:
+    read = _convert(_parsed(body, suffix, where), _File, where)
     phrasings: list[Phrasing] = []
     entries: list[int] = []
     wordings = 0
@@ -139,16 +146,18 @@ def _wordings(entry: dict[str, object], where: str) -> dict[str, Wording]:
     return {key: _convert(value, Wording, f"{where}: {key}") for key, value in languages.items()}
 
 
-def _read(path: Path, where: str) -> object:
+def _bytes(path: Path, where: str) -> bytes:
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise SettingsError(f"{where}: has more than {_MAX_FILE_BYTES} bytes")
-        body = path.read_bytes()
-        if path.suffix == ".json":
-            return strictjson.loads(body)
-        return tomllib.loads(body.decode())
+        return path.read_bytes()
     except OSError as error:
         raise SettingsError(f"{where}: {error.strerror}") from None
+
+
+def _parsed(body: bytes, suffix: str, where: str) -> object:
+    try:
+        return strictjson.loads(body) if suffix == ".json" else tomllib.loads(body.decode())
     except (InvalidInput, ValueError) as error:
         raise SettingsError(f"{where}: {error}") from None
 
