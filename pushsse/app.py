@@ -31,7 +31,7 @@ from pushsse.api.stream import StreamEndpoint
 from pushsse.build import build
 from pushsse.node import Node, Service
 from pushsse.settings import Settings
-from pushsse.stream.limits import Limits
+from pushsse.stream.limits import Admission, Limits
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,16 @@ def _limits(node: Node) -> Limits:
         body_timeout_s=settings.body_timeout_s,
         read_timeout_s=2 * settings.send_timeout_s,
         refusals=node.metrics.refusals,
+        admission=_admission(node),
     )
+
+
+def _admission(node: Node) -> Admission | None:
+    """The limits of connections; None where there are none, so that none is counted."""
+    per_address, per_second = node.settings.max_connections_per_address, node.settings.accepts_per_second
+    if not per_address and not per_second:
+        return None
+    return Admission(per_address=per_address, per_second=per_second, limited=node.metrics.limited)
 
 
 def _endpoints(node: Node) -> Endpoints:
@@ -114,6 +123,7 @@ def _endpoints(node: Node) -> Endpoints:
             opener=node.hub_parts.opener,
             node=node,
             backlog_bytes=settings.backlog_bytes,
+            limited=limited,
         ),
         events=EventsEndpoint(
             identifier=identifier,

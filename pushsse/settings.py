@@ -134,6 +134,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_streams_per_user: Annotated[
         int, describe("streams of one person in one process; the oldest gives way; 0: no limit", ge=0)
     ] = 20
+    max_connections_per_address: Annotated[
+        int, describe("connections of one address to one process; 0, as behind a proxy: no limit", ge=0)
+    ] = 0
+    accepts_per_second: Annotated[
+        float, describe("connections that one process accepts in a second; 0: no limit", ge=0)
+    ] = 0.0
     questions_per_minute: Annotated[
         int, describe("questions that a person may ask in a minute, at all nodes; 0: no limit", ge=0)
     ] = 20

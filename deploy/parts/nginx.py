@@ -20,7 +20,7 @@ _HTTP2_DIRECTIVE = (1, 25, 1)
 class Nginx(Part):
     """One nginx, HTTP on `port` and HTTPS on `tls_port`, before `upstreams` (`host:port`).
 
-    `connections_per_address` is generous, since all clients of a test have one address.
+    All clients of a test have one address: it is `exempt` from limits, and `connections_per_address` is large.
     """
 
     def __init__(
@@ -33,12 +33,14 @@ class Nginx(Part):
         log: Path | None = None,
         connections_per_address: int = 20_000,
         certificate: Certificate | None = None,
+        exempt: Sequence[str] = ("127.0.0.1",),
     ) -> None:
         super().__init__("nginx", folder, port=port, log=log)
         self.tls_port = tls_port or take_port(self)
         self._upstreams = tuple(upstreams)
         self._connections = connections_per_address
         self._certificate = certificate
+        self._exempt = tuple(exempt)
         self._program = ""
 
     @property
@@ -112,6 +114,7 @@ class Nginx(Part):
             + [f"{name}_temp_path {_quoted(folder / 'temp' / name)};" for name in temporary],
             "nodes": [f"server {upstream} max_fails=1 fail_timeout=2s;" for upstream in self._upstreams],
             "any": [f"server {upstream} max_fails=0;" for upstream in self._upstreams],
+            "exempt": [f"{address} 1;" for address in self._exempt],
             "server": [
                 f"listen 127.0.0.1:{self.port} backlog=4096;",
                 *self._listen_tls(),

@@ -16,10 +16,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pushsse.api import problem_response
+from pushsse.stream.handover import over_limit
 from pushsse.stream.immediate import NO_CALLS, Answer, Call, Calls
 from pushsse.stream.limits import DEFAULT_LIMITS, Limits
 
 _KEY = "pushsse.direct"
+# It answers for itself, with a 200: a browser's EventSource gives up for good on any other status.
+_STREAM = "/v1/stream"
 _LINE_END = re.compile("[\r\n]")
 ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
 
@@ -126,6 +129,8 @@ def _refusal(scope: Scope) -> ASGIApp | None:
     """What answers a request that no call may see; None for any other."""
     if scope["type"] != "http":
         return None
+    if scope["path"] != _STREAM and (limit := over_limit(scope)):
+        return _over(limit)
     hosts = [value for name, value in scope["headers"] if name == b"host"]
     if len(hosts) > 1 or (not hosts and scope.get("http_version") == "1.1"):
         # RFC 9112, 3.2: a proxy may have acted on another one than this node would.
@@ -134,6 +139,14 @@ def _refusal(scope: Scope) -> ASGIApp | None:
         # Starlette's patterns end with $, which also matches before a line end.
         return problem_response(404, "not_found", "there is no such path")
     return None
+
+
+def _over(limit: str) -> ASGIApp:
+    """The answer on a connection that is one too many."""
+    headers = {"retry-after": "5", "connection": "close"}
+    if limit == "connections_per_address":
+        return problem_response(429, limit, "your address has too many connections", headers=headers)
+    return problem_response(503, "overloaded", "too many connections at a time, try again", headers=headers)
 
 
 def respond_later(scope: Scope, response: Callable[[], Awaitable[None]]) -> None:

@@ -7,6 +7,7 @@ browser's EventSource gives up for good on any other status.
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +23,7 @@ from pushsse.api.identity import STREAM, Identifier, Identity
 from pushsse.errors import Overloaded, Unavailable
 from pushsse.hub.opening import GATHER_S, Begin, From, Opener, StreamOptions
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy
-from pushsse.stream.handover import offered
+from pushsse.stream.handover import offered, over_limit
 from pushsse.stream.immediate import TAKEN_OVER, Answer, Later, Reply, WaitingRequest
 from pushsse.stream.portable import WakeQueue, start, start_nowait
 
@@ -66,6 +67,11 @@ class HasRoom(Protocol):
         """Whether one more stream may begin."""
         ...
 
+    @property
+    def isolated(self) -> bool:
+        """Whether that is because the node has lost Redis."""
+        ...
+
 
 class OpeningRate:
     """Tells streams that open one by one from a storm of them."""
@@ -87,6 +93,7 @@ class StreamEndpoint:
     opener: Opener
     node: HasRoom
     backlog_bytes: int
+    limited: Counter[str]
     queue: Queue = field(default_factory=lambda: Queue(OPENING_AT_ONCE))
     portable_queue: Queue = field(default_factory=lambda: Queue(PORTABLE_AT_ONCE))
     wake_queue: WakeQueue = field(default_factory=WakeQueue)
@@ -94,6 +101,10 @@ class StreamEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
+        if over_limit(scope):
+            # The connection has been counted. Its browser comes back by itself, over another one.
+            await busy_response(close=True)(scope, receive, send)
+            return
         request = Request(scope, receive)
         who = await self.identifier.identify(request, STREAM)
         wish, options = asked(request, who)
@@ -102,6 +113,7 @@ class StreamEndpoint:
             return
         # Before the queue: a node that is full says so at once, and its clients go to another one.
         if not self.node.has_room():
+            self.limited["streams"] += not self.node.isolated
             await busy_response()(scope, receive, send)
             return
         queue = self.queue if offered(scope) is not None else self.portable_queue
@@ -198,6 +210,7 @@ def after(given: Sequence[str]) -> From:
     return From(unreadable=True)
 
 
-def busy_response() -> Response:
-    """A stream that is over at once, and asks to come back later."""
-    return Response(busy(), headers=STREAM_HEADERS, media_type=MEDIA_TYPE)
+def busy_response(*, close: bool = False) -> Response:
+    """A stream that is over at once, and asks to come back later; with `close`, over another connection."""
+    headers = {**STREAM_HEADERS, "Connection": "close"} if close else STREAM_HEADERS
+    return Response(busy(), headers=headers, media_type=MEDIA_TYPE)

@@ -15,6 +15,7 @@ queue and a turn.
 import asyncio
 import os
 import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 from weakref import ref
@@ -29,6 +30,7 @@ from pushsse.stream.limits import Flow, LimitedHttp, drop
 from pushsse.stream.subscriber import Subscriber
 
 EXTENSION = "pushsse.handover"
+OVER = "pushsse.over"
 LAST_CHUNK = b"0\r\n\r\n"
 TRIAL_S = 5.0
 _REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -38,10 +40,28 @@ _FIRST, _LAST = chunk(b"handed"), chunk(b"over")
 class StreamProtocol(asyncio.Protocol):
     """Owns the connection of one stream: the hub writes to it, the event loop tells it what happens."""
 
-    __slots__ = ("_connections", "_fd", "_full", "_head", "_over", "_transport", "_waiting", "subscriber")
+    __slots__ = (
+        "_connections",
+        "_fd",
+        "_full",
+        "_head",
+        "_leave",
+        "_over",
+        "_transport",
+        "_waiting",
+        "subscriber",
+    )
 
-    def __init__(self, transport: asyncio.Transport, connections: set[object], head: bytes) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        connections: set[object],
+        head: bytes,
+        leave: Callable[[], None] | None = None,
+    ) -> None:
+        """`leave` is called when the connection is gone."""
         self.subscriber: Subscriber | None = None
+        self._leave = leave
         self._transport = transport
         self._connections = connections
         self._head = head
@@ -130,6 +150,8 @@ class StreamProtocol(asyncio.Protocol):
         self._over = True
         self._fd = -1
         self._connections.discard(self)
+        if self._leave is not None:
+            self._leave()
         # The two hold each other, which would wait for the collector of cycles.
         subscriber, self.subscriber = self.subscriber, None
         if subscriber is not None:
@@ -154,12 +176,16 @@ class HandoverHttp(LimitedHttp):
         self.flow = Flow(transport)
         self.client = get_remote_addr(transport)
         self.scheme = "https" if is_ssl(transport) else "http"
+        self.enter()
 
     def on_message_begin(self) -> None:
         """A request begins: uvicorn makes its scope, to which the offer is added."""
         super().on_message_begin()
         # The scope is held by this object: an offer that held it too would leave a cycle for each request.
-        cast(Scope, self.scope)["extensions"] = {EXTENSION: Offer(ref(self), self.requests)}
+        extensions: dict[str, object] = {EXTENSION: Offer(ref(self), self.requests)}
+        if self.over:
+            extensions[OVER] = self.over
+        cast(Scope, self.scope)["extensions"] = extensions
 
     def on_headers_complete(self) -> None:
         """The head of a request is there: uvicorn makes its cycle, whose answer leaves in one piece."""
@@ -208,7 +234,7 @@ class HandoverHttp(LimitedHttp):
         transport = self.transport
         self._unset_keepalive_if_required()
         self.connections.discard(self)
-        stream = StreamProtocol(transport, cast(set[object], self.connections), head)
+        stream = StreamProtocol(transport, cast(set[object], self.connections), head, self.take_leave())
         transport.set_write_buffer_limits(high=backlog_bytes)
         transport.set_protocol(stream)
         self.flow.resume_reading()
@@ -333,6 +359,12 @@ class Offer:
 def offered(scope: Scope) -> Offer | None:
     """The offer in a request's scope; None under another server."""
     found: Offer | None = scope.get("extensions", {}).get(EXTENSION)
+    return found
+
+
+def over_limit(scope: Scope) -> str:
+    """Which limit the connection of a request is over; empty for none."""
+    found: str = scope.get("extensions", {}).get(OVER, "")
     return found
 
 

@@ -290,7 +290,7 @@ class ImmediateHttp(HandoverHttp):
         method = self.parser.get_method()
         call = self._calls.get((method, path))
         data = self._data
-        if call is None or not self._began or len(data) > MOST_BYTES or b"#" in query:
+        if call is None or self.over or not self._began or len(data) > MOST_BYTES or b"#" in query:
             return None
         if self.is_answering or self.flow.write_paused or self.server_state.default_headers:
             return None

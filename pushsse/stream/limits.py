@@ -1,7 +1,8 @@
 """uvicorn's HTTP protocol with bounds, so that no client takes memory, the event loop or a file without end.
 
 `handover` and `immediate` build on `LimitedHttp`; the server calls `check` once a second for each connection.
-A refusal is counted by its code, answered where an answer is due, and ends the connection.
+A refusal is counted by its code, answered where an answer is due, and ends the connection. `Admission` says
+which connections are too many; the application answers their first request, and so a browser comes back.
 
 Deliberate:
 - No timer for a connection or a request: `check` remembers what a client owed when it last looked, so a
@@ -14,11 +15,15 @@ Deliberate:
 import asyncio
 import socket
 import struct
+import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import partial
 from http import HTTPStatus
+from ipaddress import IPv6Address, ip_address
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -46,6 +51,77 @@ _LINGER_S = 2.0
 _DROP = struct.pack("ii", 1, 0)
 
 
+class Over(NamedTuple):
+    """Which limit a connection is over. One that is far over it isn't worth an answer."""
+
+    limit: str
+    is_far: bool
+
+
+class Admission:
+    """How many connections an address may have, and how many are accepted in a second; 0 is no limit.
+
+    The address is the socket's, whatever a header says; of IPv6, the first 64 bits, which one customer has.
+    `limited` counts the connections over a limit by the limit.
+    """
+
+    def __init__(self, *, per_address: int, per_second: float, limited: Counter[str]) -> None:
+        self._per_address = per_address
+        self._accepts = _Bucket(per_second) if per_second else None
+        self._answers = _Bucket(per_second)
+        self._limited = limited
+        self._open: dict[bytes, int] = {}
+
+    def enter(self, address: str) -> Over | None:
+        """Counts a new connection; None if it is within the limits."""
+        key, over = _network(address), None
+        count = self._open[key] = self._open.get(key, 0) + 1
+        if 0 < self._per_address < count:
+            over = Over("connections_per_address", is_far=count > 2 * self._per_address)
+        elif self._accepts is not None and not self._accepts.take():
+            over = Over("accepts_per_second", is_far=not self._answers.take())
+        if over is not None:
+            self._limited[over.limit] += 1
+        return over
+
+    def leave(self, address: str) -> None:
+        """A connection that was entered is gone."""
+        key = _network(address)
+        self._open[key] -= 1
+        if not self._open[key]:
+            del self._open[key]
+
+
+class _Bucket:
+    """Fills at a rate; holds as much as a second brings, and one at least."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._most = self._left = max(1.0, per_second)
+        self._at = time.monotonic()
+
+    def take(self) -> bool:
+        """Takes one; False if there is none."""
+        now = time.monotonic()
+        self._left = min(self._most, self._left + (now - self._at) * self._per_second)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+def _network(address: str) -> bytes:
+    """What an address counts as."""
+    try:
+        found = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address.encode()
+    if isinstance(found, IPv6Address):
+        return found.ipv4_mapped.packed if found.ipv4_mapped else found.packed[:8]
+    return found.packed
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a client may send, and how long it may take. `refusals` counts by the code of the answer."""
@@ -57,6 +133,7 @@ class Limits:
     # Without any progress in reading an answer.
     read_timeout_s: float = 10.0
     refusals: Counter[str] = field(default_factory=Counter)
+    admission: Admission | None = None
 
 
 DEFAULT_LIMITS = Limits()
@@ -142,6 +219,9 @@ class LimitedHttp(HttpToolsProtocol):
     # What ASGI is at, which isn't `cycle` while others wait behind it.
     _running: RequestResponseCycle | None = None
     _refused: Refusal | None = None
+    # Which limit the connection itself is over, and its address as it was entered.
+    over = ""
+    _entered: str | None = None
     _owed: Owed | None = None
     _owed_since = 0.0
 
@@ -160,6 +240,8 @@ class LimitedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         super().connection_lost(exc)
+        if (leave := self.take_leave()) is not None:
+            leave()
         # After a reset uvicorn leaves its timer, which would keep all of this for 75 s.
         self._unset_keepalive_if_required()
         self.rest = b""
@@ -249,6 +331,26 @@ class LimitedHttp(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, app)
+
+    # Admission
+
+    def enter(self) -> None:
+        """Counts the connection, and drops it where it is far over a limit. Called when it is made."""
+        admission = self.limits.admission
+        if admission is None or self.client is None:
+            return
+        self._entered = self.client[0]
+        over = admission.enter(self._entered)
+        if over is not None:
+            self.over = over.limit
+            if over.is_far:
+                drop(self.transport)
+
+    def take_leave(self) -> Callable[[], None] | None:
+        """What to call when the connection is gone, for whoever has it then; None if it isn't counted."""
+        admission, address = self.limits.admission, self._entered
+        self._entered = None
+        return None if admission is None or address is None else partial(admission.leave, address)
 
     # One piece after another
 

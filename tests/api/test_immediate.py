@@ -133,7 +133,8 @@ STREAMS = {
 @pytest.fixture
 async def plain(tmp_path: Path) -> AsyncIterator[Running]:
     (tmp_path / "plain").mkdir()
-    async with serving(tmp_path / "plain", http=HandoverHttp) as running:
+    # Their `ready` says in how many seconds they end, which is random where there is a lifetime.
+    async with serving(tmp_path / "plain", http=HandoverHttp, stream_lifetime_s=0) as running:
         yield running
 
 
@@ -156,7 +157,7 @@ async def immediate(tmp_path: Path, counted: list[bool]) -> AsyncIterator[Runnin
             super().stop_waiting()
 
     (tmp_path / "immediate").mkdir()
-    async with serving(tmp_path / "immediate", http=Counting) as running:
+    async with serving(tmp_path / "immediate", http=Counting, stream_lifetime_s=0) as running:
         yield running
 
 

@@ -322,16 +322,3 @@ async def test_counters_are_not_for_the_outside(front: Front, path: str) -> None
     writer.close()
     assert answer.startswith(b"HTTP/1.1 404 ")
     assert front.requests == 0
-
-
-async def test_one_address_has_so_many_connections_and_no_more(front: Front) -> None:
-    front.first.answer = front.first.stream
-    upstream = [f"127.0.0.1:{front.first.port}"]
-    for nginx in run_nginx(Nginx(front.nginx.folder.parent / "few", upstream, connections_per_address=2)):
-        async with httpx.AsyncClient(base_url=nginx.url, trust_env=False, timeout=5) as http:
-            async with http.stream("GET", "/v1/stream"), http.stream("GET", "/v1/stream"):
-                one_more = await http.get("/v1/stream")
-                assert (one_more.status_code, "overloaded" in one_more.text) == (200, True)
-                assert (await http.get("/v1/preferences")).status_code == 503
-            front.first.release.set()
-    assert len(front.first.requests) == 2
