@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pushsse.api.identity import Credential, Credentials, Identifier
 from pushsse.api.identity.origins import DevelopmentIdentifier
-from pushsse.api.identity.tokens import CookieToken, HeaderToken, TokenPeople, Tokens
+from pushsse.api.identity.tokens import CookieToken, HeaderToken, TokenRules, Tokens
 from pushsse.backplane import Backplane
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.backplane.memory.writer import LogWriter
@@ -35,12 +35,9 @@ from pushsse.questions.answerers import Answerer, faq
 from pushsse.questions.answerers.kafka import PACE, KafkaAnswerer
 from pushsse.questions.service import assemble_questions
 from pushsse.questions.store import QuestionStore
-from pushsse.settings import Settings, seconds
+from pushsse.settings import Settings, seconds, variable
 from pushsse.witness import Witness, WitnessTable
 from pushsse.workers.worker import Worker
-
-# No token lives longer.
-TOKEN_MAX_S = 86_400
 
 
 def build(settings: Settings, *, worker: Worker | None = None) -> Node:
@@ -64,7 +61,13 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
     people = StoredPeople(StateTable(database), preferences, questions)
     kicked = Kicked()
     hub_parts = assemble_hub(backplane, people, limits=_limits(settings), metrics=metrics, revocations=kicked)
-    kicks = Kicks(KickTable(database), backplane, kicked=kicked, streams=hub_parts.hub, keep_s=TOKEN_MAX_S)
+    kicks = Kicks(
+        KickTable(database),
+        backplane,
+        kicked=kicked,
+        streams=hub_parts.hub,
+        keep_s=settings.token_max_s + settings.token_leeway_s,
+    )
     drafter = Drafter(types=catalogue, max_age_s=settings.event_max_age_s)
     intakes = _intakes(settings, backplane, dispatcher=dispatcher, drafter=drafter, metrics=metrics)
     work = Work(backplane, intakes.consumer, questions, hub_parts.hub)
@@ -148,13 +151,25 @@ def _identifier(settings: Settings, kicked: Kicked) -> Identifier:
     """Tokens where there is a key, else the development identity."""
     if settings.development:
         return DevelopmentIdentifier(settings.allowed_origins)
-    tokens = Tokens(settings.jwt_secret, leeway_s=settings.token_leeway_s)
-    people = TokenPeople(tokens, settings.auth_user_claim, kicked)
+    tokens = _tokens(settings, kicked)
     order: list[Credential] = [
-        HeaderToken(people),
-        CookieToken(people, settings.auth_cookie, settings.allowed_origins),
+        HeaderToken(tokens),
+        CookieToken(tokens, settings.auth_cookie, settings.allowed_origins),
     ]
     return Credentials(order)
+
+
+def _tokens(settings: Settings, kicked: Kicked) -> Tokens:
+    """What tokens are checked with."""
+    secrets = {variable(name): getattr(settings, name) for name in ("jwt_secret", "jwt_secret_old")}
+    rules = TokenRules(
+        user_claim=settings.auth_user_claim,
+        audiences=settings.jwt_audience,
+        issuers=settings.jwt_issuer,
+        leeway_s=settings.token_leeway_s,
+        most_s=settings.token_max_s,
+    )
+    return Tokens({name: secret for name, secret in secrets.items() if secret}, rules, kicked)
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,11 +57,23 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     auth: Annotated[Literal["auto", "none"], describe("none: development identity, loopback only")] = "auto"
     jwt_secret: Annotated[str, describe("key for HS256/384/512 tokens, 32 bytes or more")] = ""
+    jwt_secret_old: Annotated[
+        str, describe("the key before jwt_secret: its tokens are still good, new ones aren't made with it")
+    ] = ""
+    jwt_audience: Annotated[
+        tuple[str, ...], describe("aud of this service's tokens, comma-separated: one of them is required")
+    ] = ()
+    jwt_issuer: Annotated[
+        tuple[str, ...], describe("iss of this service's tokens, comma-separated: one of them is required")
+    ] = ()
     auth_cookie: Annotated[str, describe("cookie that may carry the token")] = "__Host-pushsse"
     auth_user_claim: Annotated[str, describe("claim that names the user")] = "sub"
     token_leeway_s: Annotated[
         float, describe("seconds that a token's iat and nbf may lie in the future", ge=0, le=60)
     ] = 30.0
+    token_max_s: Annotated[
+        float, describe("seconds for which a token may be valid; one for longer is refused", ge=60)
+    ] = 86_400.0
     allowed_origins: Annotated[
         tuple[str, ...], describe("browser origins of other sites that may call, comma-separated")
     ] = ()
@@ -334,6 +346,8 @@ def _check(settings: Settings) -> None:
         raise SettingsError(f"PUSHSSE_ANSWERER: {settings.answerer!r} is neither faq:FILE nor kafka:")
     if answerer == "kafka" and not settings.kafka_bootstrap:
         raise SettingsError("PUSHSSE_ANSWERER: kafka: needs PUSHSSE_KAFKA_BOOTSTRAP")
+    if settings.jwt_secret_old and not settings.jwt_secret:
+        raise SettingsError("PUSHSSE_JWT_SECRET_OLD: needs PUSHSSE_JWT_SECRET, which has taken its place")
     if settings.development and not is_loopback(settings.host):
         raise SettingsError(
             f"PUSHSSE_HOST: {settings.host!r} isn't a loopback address. Without PUSHSSE_JWT_SECRET, identity"

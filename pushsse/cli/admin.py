@@ -250,7 +250,7 @@ async def _migrate(url: str) -> tuple[str, ...]:
     help=f"what it allows, of {' '.join(SCOPES)}; several by spaces  [default: the first three]",
 )
 @click.option("--expires", default="1h", metavar="AGE", help="how long it holds  [default: 1h]")
-@with_settings("jwt_secret", "auth_user_claim")
+@with_settings("jwt_secret", "auth_user_claim", "jwt_audience", "jwt_issuer", "token_max_s")
 def token(user: str, scopes: tuple[str, ...], expires: str, config: Path | None, **options: object) -> None:
     """Make a token for --user."""
     settings = read_settings(config, options)
@@ -262,14 +262,18 @@ def token(user: str, scopes: tuple[str, ...], expires: str, config: Path | None,
         raise Failed(f"PUSHSSE_JWT_SECRET has fewer than {_SECRET_BYTES} bytes")
     if not is_user(user):
         raise click.UsageError(f"--user {user!r} isn't 1–128 characters without white space")
-    now = time.time()
-    claims: dict[str, object] = {
-        settings.auth_user_claim: user,
-        "iat": int(now),
-        "exp": int(now + _age(expires)),
-    }
+    if (age_s := _age(expires)) > settings.token_max_s:
+        most_s = settings.token_max_s
+        raise click.UsageError(
+            f"--expires: no token is valid for more than {most_s:.0f} s (PUSHSSE_TOKEN_MAX_S)"
+        )
+    now = int(time.time())
+    claims: dict[str, object] = {settings.auth_user_claim: user, "iat": now, "exp": now + int(age_s)}
     if named := _named(scopes):
         claims["scope"] = " ".join(named)
+    for name, values in (("aud", settings.jwt_audience), ("iss", settings.jwt_issuer)):
+        if values:
+            claims[name] = values[0]
     click.echo(jwt.encode(claims, settings.jwt_secret, algorithm="HS256"))
 
 

@@ -132,7 +132,9 @@ def test_token_opens_what_its_scope_says(tmp_path: Path) -> None:
         made = node.run(
             "token", "--user", "ops", "--scope", "publish", PUSHSSE_JWT_SECRET=SECRET
         ).stdout.strip()
-        assert jwt.decode(made, SECRET, algorithms=["HS256"])["scope"] == "pushsse:publish"
+        claims = jwt.decode(made, SECRET, algorithms=["HS256"])
+        assert claims["scope"] == "pushsse:publish"
+        assert claims["exp"] - claims["iat"] == 3600
         assert node.run("publish", "news", "x", "--to", "all", PUSHSSE_TOKEN=made).returncode == 0
         assert "scope_missing" in node.run("prefs", PUSHSSE_TOKEN=made).stderr
         assert "token_missing" in node.run("listen").stderr
@@ -159,12 +161,27 @@ def test_kick_ends_the_streams_of_somebody(tmp_path: Path) -> None:
         assert "token_revoked" in again.stderr
 
 
+def test_secret_audience_and_issuer_are_changed_without_anybody_logged_out(tmp_path: Path) -> None:
+    strict = {"PUSHSSE_JWT_AUDIENCE": "push,push-old", "PUSHSSE_JWT_ISSUER": "https://login.example"}
+    newer = SECRET[::-1]
+    old = pushsse(tmp_path, "token", "--user", "ann", PUSHSSE_JWT_SECRET=SECRET, **strict).stdout.strip()
+    settings = {"PUSHSSE_JWT_SECRET": newer, "PUSHSSE_JWT_SECRET_OLD": SECRET, **strict}
+    with served(tmp_path, **settings) as node:
+        new = node.run("token", "--user", "ann", **settings).stdout.strip()
+        assert jwt.decode(new, newer, algorithms=["HS256"], audience="push")["iss"] == "https://login.example"
+        elsewhere = node.run("token", "--user", "ann", PUSHSSE_JWT_SECRET=newer).stdout.strip()
+        for token in (old, new):
+            assert node.run("prefs", PUSHSSE_TOKEN=token).returncode == 0
+        assert "token_invalid" in node.run("prefs", PUSHSSE_TOKEN=elsewhere).stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "secret", "word"),
     [
         (["--user", "a b"], SECRET, "white space"),
         (["--user", "ann", "--scope", "king"], SECRET, "king"),
         (["--user", "ann", "--expires", "late"], SECRET, "late"),
+        (["--user", "ann", "--expires", "25h"], SECRET, "PUSHSSE_TOKEN_MAX_S"),
         (["--user", "ann"], "short", "32"),
         (["--user", "ann"], "", "PUSHSSE_JWT_SECRET"),
     ],

@@ -16,6 +16,8 @@ PASSWORD = "hunter2"
     [
         ("PUSHSSE_JWT_SECRET", "x"),
         ("PUSHSSE_JWT_SECRET", "x" * 31),
+        ("PUSHSSE_JWT_SECRET_OLD", "x" * 31),
+        ("PUSHSSE_TOKEN_LEEWAY_S", "61"),
         ("PUSHSSE_ALLOWED_ORIGINS", "*"),
         ("PUSHSSE_ALLOWED_ORIGINS", "https://app.example.com,*"),
         ("PUSHSSE_ALLOWED_ORIGINS", "null"),
