@@ -10,12 +10,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
-
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 
 from pushsse import settings as configuration
 from pushsse.api import counted
@@ -80,7 +77,7 @@ def application(
         immediate=direct.immediate(immediate_calls(endpoints)),
         limits=_limits(node),
         routes=routes(endpoints),
-        middleware=_middleware(origins),
+        origins=origins,
         exception_handlers=handlers,
         lifespan=lifespan,
     )
@@ -138,25 +135,9 @@ def _endpoints(node: Node) -> Endpoints:
         questions=QuestionsEndpoint(identifier, node.questions, reply, asking),
         access=AccessEndpoint(identifier, node.kicks),
         health=HealthEndpoint(node),
-        page=PageEndpoint(),
+        page=PageEndpoint(development=settings.development),
         document=DocumentEndpoint(),
     )
-
-
-def _middleware(origins: Sequence[str]) -> Sequence[Middleware]:
-    """Browsers of other sites are let in by name only."""
-    if not origins:
-        return []
-    return [
-        Middleware(
-            CORSMiddleware,
-            allow_origins=origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "Idempotency-Key"],
-            allow_credentials=True,
-            max_age=600,
-        )
-    ]
 
 
 @contextmanager

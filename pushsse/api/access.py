@@ -1,5 +1,6 @@
-"""`POST /v1/users/USER/kick`: takes somebody's access away."""
+"""`GET /v1/me` says who is asking; `POST /v1/users/USER/kick` takes somebody's access away."""
 
+import time
 from dataclasses import dataclass
 
 from msgspec import Struct
@@ -7,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse.api import HttpProblem, json_response
-from pushsse.api.identity import ADMIN, Identifier
+from pushsse.api.identity import ADMIN, ANY, SCOPE_PREFIX, SCOPES, Identifier
 from pushsse.event import is_user
 from pushsse.kicks import Kicks, TooManyKicks
 
@@ -20,12 +21,27 @@ class KickView(Struct, frozen=True):
     within_s: int
 
 
+class Me(Struct, frozen=True):
+    """Who is asking: his scopes, with blanks between them, and for how many seconds his token is good."""
+
+    user: str
+    scope: str
+    expires_in_s: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class AccessEndpoint:
-    """Access to streams, taken away."""
+    """Access to streams: who has it, and taking it away."""
 
     identifier: Identifier
     kicks: Kicks
+
+    async def me(self, request: Request) -> Response:
+        """Who is asking."""
+        who = await self.identifier.identify(request, ANY)
+        scope = " ".join(SCOPE_PREFIX + each for each in SCOPES if each in who.scopes)
+        left_s = None if who.expires_at is None else max(0, int(who.expires_at - time.time()))
+        return json_response(Me(who.user, scope, left_s))
 
     async def kick(self, request: Request) -> Response:
         """Ends a person's streams on all nodes, and revokes the tokens that were issued so far."""

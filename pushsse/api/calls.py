@@ -20,11 +20,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pushsse import __version__
-from pushsse.api import MEDIA_TYPE, events, questions
-from pushsse.api.access import AccessEndpoint, KickView
+from pushsse.api import MEDIA_TYPE, HttpProblem, events, questions
+from pushsse.api.access import AccessEndpoint, KickView, Me
 from pushsse.api.direct import answered
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.identity import ADMIN, ASK, PREFERENCES, PUBLISH, STREAM
+from pushsse.api.identity.origins import refuse_strangers
 from pushsse.api.limits import FIELDS
 from pushsse.api.preferences import ChangeRequest, PreferenceList, PreferencesEndpoint
 from pushsse.api.stream import StreamEndpoint
@@ -47,23 +48,38 @@ _PAGE_HEADERS = {
 _PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/publish.js": ("publish.js", "text/javascript; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
 }
+# What is in the page, and a file of its own, where identity is that of development.
+_DEVELOPMENT = re.compile(rb" *<!-- development -->.*?<!-- /development -->\n", re.DOTALL)
+_DEVELOPMENT_FILE = "/publish.js"
 # A stream may take the connection over, so its endpoint is an ASGI application; all others return a response.
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 class PageEndpoint:
-    """The H5 page of `GET /`, which shows the stream, the switches and a question box, and its two files."""
+    """The H5 page of `GET /`, which shows the stream, the switches and a question box, and its files.
 
-    def __init__(self) -> None:
+    In development, and only there, it can publish, too.
+    """
+
+    def __init__(self, *, development: bool) -> None:
         folder = Path(__file__).with_name("page")
+        self._development = development
         self._contents = {path: (folder / name).read_bytes() for path, (name, _) in _PAGE.items()}
+        if not development:
+            self._contents["/"] = _DEVELOPMENT.sub(b"", self._contents["/"])
+            del self._contents[_DEVELOPMENT_FILE]
 
     async def get(self, request: Request) -> Response:
-        """One of the files."""
+        """One of the files. Raises HttpProblem 403 in development for what comes from elsewhere."""
+        if self._development:
+            refuse_strangers(request)
         # The last part alone: behind a sub-path a server may leave the rest of it in the path.
         path = "/" + request.url.path.rpartition("/")[2]
+        if path not in self._contents:
+            raise HttpProblem(404, "not_found", "there is no such path")
         return Response(self._contents[path], headers=_PAGE_HEADERS, media_type=_PAGE[path][1])
 
 
@@ -327,6 +343,16 @@ CALLS = (
         problems=(*_REFUSED, 404, 503),
     ),
     Call(
+        method="GET",
+        path="/v1/me",
+        handler=lambda at: at.access.me,
+        name="me",
+        summary="Who is asking",
+        text="Needs no scope. `expires_in_s` is null where the identity has no end.",
+        answers={(200, JSON): Me},
+        problems=(*_REFUSED, 503),
+    ),
+    Call(
         method="POST",
         # A name may have a slash in it.
         path="/v1/users/{user:path}/kick",
@@ -471,9 +497,10 @@ def _operation(call: Call, schema: Mapping[type, Any]) -> dict[str, Any]:
     operation: dict[str, Any] = {"operationId": call.name, "summary": call.summary, "responses": {}}
     if call.scope:
         operation["description"] = f"Needs the scope `pushsse:{call.scope}`. {call.text}".strip()
-        operation["security"] = [{"bearer": []}]
     elif call.text:
         operation["description"] = call.text
+    if call.scope or 401 in call.problems:
+        operation["security"] = [{"bearer": []}]
     path_parameters = [
         Parameter(name, "path", "", {"type": "string"}) for name in _PATH_PARAMETER.findall(call.path)
     ]

@@ -2,12 +2,12 @@
 
 `app` makes an `Application` with the table of `Direct` calls. Routing and two layers of error handling cost
 as much as a small call itself. Errors become responses by the same handlers. A request that isn't exactly one
-of these calls, or comes from a page of another site, goes through Starlette. `respond_later` sends a response
+of these calls goes through Starlette. `respond_later` sends a response
 that lasts as long as its client after all layers have returned, since it would keep a dozen of their frames.
 """
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 from starlette.applications import Starlette
@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pushsse.api import problem_response
+from pushsse.api.identity.origins import CrossOrigin
 from pushsse.stream.handover import over_limit
 from pushsse.stream.immediate import NO_CALLS, Answer, Call, Calls
 from pushsse.stream.limits import DEFAULT_LIMITS, Limits
@@ -39,7 +40,7 @@ class Direct:
         handlers: Mapping[type[Exception], ErrorHandler],
         origins: bool,
     ) -> None:
-        """`origins`: whether other sites are let in, by a middleware that has to see their requests."""
+        """`origins`: whether other sites are let in, whose responses need more headers."""
         self._calls = calls
         self._handlers = handlers
         self._origins = origins
@@ -48,13 +49,10 @@ class Direct:
         """The endpoint of a request; None if it goes the ordinary way."""
         if scope["type"] != "http" or scope.get("root_path"):
             return None
-        found = self._calls.get((scope["method"], scope["path"]))
-        if found is not None and self._origins and any(name == b"origin" for name, _ in scope["headers"]):
-            return None
-        return found
+        return self._calls.get((scope["method"], scope["path"]))
 
     def immediate(self, calls: Calls) -> Calls:
-        """Such calls for the HTTP protocol, which leave out the same requests."""
+        """Such calls for the HTTP protocol, which leave out requests that may come from another site."""
         return {place: self._same_site(call) for place, call in calls.items()} if self._origins else calls
 
     def _same_site(self, call: Call) -> Call:
@@ -104,17 +102,27 @@ class Application(Starlette):
         direct: Direct,
         immediate: Calls = NO_CALLS,
         limits: Limits = DEFAULT_LIMITS,
+        origins: Collection[str] = (),
         **options: Any,
     ) -> None:
-        """The HTTP protocol reads `immediate` and `limits` for each connection; `options` are Starlette's."""
+        """The HTTP protocol reads `immediate` and `limits` for each connection; `options` are Starlette's.
+
+        `origins` are the other sites whose pages may call.
+        """
         super().__init__(**options)
         # A redirect would be built from the Host header.
         self.router.redirect_slashes = False
         self._direct = direct
         self.immediate = immediate
         self.limits = limits
+        # Around everything, so that a 500 can be read there, too.
+        self._outside = CrossOrigin(self._answer, origins) if origins else self._answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        await self._outside(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = _refusal(scope) or self._direct.find(scope)
         if endpoint is not None:
             await self._direct.call(endpoint, scope, receive, send)

@@ -326,7 +326,9 @@ async def test_tokens_say_who_and_what(tmp_path: Path) -> None:
         assert await ask(**bearer("nonsense")) == (401, "token_invalid")
         assert await ask(**bearer(jwt.encode({"sub": "ann"}, SECRET))) == (401, "token_invalid")
         assert await ask(**bearer(token(user="a b"))) == (401, "token_invalid")
-        assert await ask(Authorization="Basic abc") == (401, "token_invalid")
+        assert await ask(Authorization="Basic abc") == (401, "token_missing")
+        assert await ask(Authorization="Basic abc", Cookie=f"__Host-pushsse={token()}") == (200, "")
+        assert await ask(Authorization="Bearer") == (401, "token_invalid")
         assert await ask(**bearer(token(scope="pushsse:stream"))) == (403, "scope_missing")
         assert await ask(**bearer(token(scp=["pushsse:preferences"]))) == (200, "")
         # A header that is there decides, also when it is wrong and a cookie is right.
@@ -337,6 +339,49 @@ async def test_tokens_say_who_and_what(tmp_path: Path) -> None:
             "/v1/events", json=EVENT, headers=bearer(token(scope="pushsse:publish x"))
         )
         assert taken.status_code == 202
+
+
+async def test_a_refusal_carries_the_challenge_of_rfc_6750(tmp_path: Path) -> None:
+    async with serving(tmp_path, jwt_secret=SECRET, auth_user_claim='na"m\\é') as node:
+
+        async def challenge(**headers: str) -> str:
+            reply = await node.http.post("/v1/preferences", json={"types": {}}, headers=headers)
+            assert reply.headers["content-type"] == "application/problem+json"
+            assert reply.json()["status"] == reply.status_code
+            return str(reply.headers["www-authenticate"])
+
+        assert await challenge() == "Bearer"
+        assert await challenge(Authorization="Basic abc") == "Bearer"
+        expired = f"Bearer {token(exp=time.time() - 5)}"
+        said = 'Bearer error="invalid_token", error_description="{}"'
+        assert await challenge(Authorization=expired) == said.format("the token has expired")
+        assert await challenge(Authorization=f"Bearer {token()}") == said.format(
+            "the claim 'na?m???' doesn't name a user"
+        )
+    async with serving(tmp_path, jwt_secret=SECRET) as node:
+        reader = f"Bearer {token(scope='pushsse:stream')}"
+        assert await challenge(Authorization=reader) == (
+            'Bearer error="insufficient_scope", scope="pushsse:preferences"'
+        )
+
+
+async def test_me_says_who_is_asking(tmp_path: Path) -> None:
+    async with serving(tmp_path, jwt_secret=SECRET) as node:
+        for given, scope in (
+            ("pushsse:publish", "pushsse:publish"),
+            ("", "pushsse:stream pushsse:ask pushsse:preferences"),
+            ("pushsse:admin pushsse:stream pushsse:nothing", "pushsse:stream pushsse:admin"),
+        ):
+            headers = {"Authorization": f"Bearer {token(scope=given)}"}
+            reply = await node.http.get("/v1/me", headers=headers)
+            me = reply.json()
+            assert 55 <= me.pop("expires_in_s") <= 60
+            assert (reply.status_code, me) == (200, {"user": "ann", "scope": scope})
+        assert (await node.http.get("/v1/me")).json()["code"] == "token_missing"
+    async with serving(tmp_path) as node:
+        me = (await node.http.get("/v1/me?user=bo")).json()
+        assert (me["user"], me["expires_in_s"]) == ("bo", None)
+        assert me["scope"].split()[-1] == "pushsse:admin"
 
 
 async def test_a_type_that_is_not_in_the_catalogue_is_refused_where_that_is_set(tmp_path: Path) -> None:
@@ -370,7 +415,7 @@ async def test_health_and_metrics(node: Running) -> None:
 async def test_the_page_and_its_files_are_served(node: Running) -> None:
     page = await node.http.get("/")
     assert page.headers["content-type"].startswith("text/html")
-    for name in ("page.js", "page.css"):
+    for name in ("page.js", "publish.js", "page.css"):
         assert name in page.text
         assert (await node.http.get(f"/{name}")).status_code == 200
 

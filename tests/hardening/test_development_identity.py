@@ -25,8 +25,33 @@ async def test_any_header_of_a_proxy_alone_is_enough_to_be_refused(node: Running
         for method, path, body in (
             ("GET", "/v1/stream?user=ann", None),
             ("GET", "/v1/preferences", None),
+            ("GET", "/v1/me", None),
+            ("GET", "/", None),
             ("POST", "/v1/events", event),
         ):
             reply = await node.http.request(method, path, json=body, headers={header: value})
             assert (reply.status_code, reply.json()["code"]) == (403, "development_only")
     assert node.node.metrics.appended == 0
+
+
+async def test_the_page_is_for_this_machine_alone_in_development(node: Running) -> None:
+    for headers in ({"Host": "evil.example"}, {"Host": "127.0.0.1.evil.example"}):
+        for path in ("/", "/page.js", "/publish.js"):
+            assert (await node.http.get(path, headers=headers)).json()["code"] == "development_only"
+
+
+async def test_the_page_publishes_in_development_alone(node: Running, tmp_path: Path) -> None:
+    pages: list[str] = []
+    (tmp_path / "other").mkdir()
+    async with serving(tmp_path / "other", jwt_secret="a secret of thirty-two bytes and more") as other:
+        for each in (node, other):
+            page, script = await each.http.get("/"), await each.http.get("/page.js")
+            pages.append(page.text + script.text)
+            assert 'id="ask"' in pages[-1]
+        assert (await other.http.get("/publish.js")).status_code == 404
+    assert (await node.http.get("/publish.js")).status_code == 200
+    in_development, outside = pages
+    assert "publish.js" in in_development
+    assert 'id="publish"' in in_development
+    for word in ("publish.js", 'id="publish', "v1/events", "development"):
+        assert word not in outside

@@ -20,6 +20,7 @@ INSIDE = (
     "pushsse/py.typed",
     "pushsse/api/page/index.html",
     "pushsse/api/page/page.js",
+    "pushsse/api/page/publish.js",
     "pushsse/api/page/page.css",
     "pushsse/migrations/0001_initial.py",
     "pushsse/questions/faq.toml",

@@ -6,6 +6,7 @@ development identity (`origins`). A new kind of proof is a `Credential`, put int
 there.
 """
 
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ SCOPES = (STREAM, ASK, PREFERENCES, PUBLISH, ANSWER, ADMIN)
 EVERY_SCOPE = frozenset(SCOPES)
 DEFAULT_SCOPES = frozenset({STREAM, ASK, PREFERENCES})
 SCOPE_PREFIX = "pushsse:"
+# Enough for a call that everybody may make who is somebody.
+ANY = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,10 @@ class Identity:
 
     def require(self, scope: str) -> None:
         """Raises HttpProblem 403 unless the person may do what needs `scope`; ADMIN is enough for all."""
-        if scope not in self.scopes and ADMIN not in self.scopes:
-            raise HttpProblem(403, "scope_missing", f"this needs the scope {SCOPE_PREFIX}{scope}")
+        if scope not in self.scopes and ADMIN not in self.scopes and scope != ANY:
+            named = f"{SCOPE_PREFIX}{scope}"
+            challenge = {"www-authenticate": f'Bearer error="insufficient_scope", scope="{named}"'}
+            raise HttpProblem(403, "scope_missing", f"this needs the scope {named}", challenge)
 
 
 class Identifier(Protocol):
@@ -120,11 +125,16 @@ class Credentials:
             found = credential.look(request)
             if found is not None:
                 return found
-        raise unauthorized("token_missing", "there is no token")
+        # RFC 6750, 3.1: whoever has sent nothing is told nothing of an error.
+        raise HttpProblem(401, "token_missing", "there is no token", {"www-authenticate": "Bearer"})
+
+
+# RFC 6750, 3: what an error_description may not have.
+_UNQUOTABLE = re.compile(r"[^ !#-\[\]-~]")
 
 
 def unauthorized(code: str, detail: str) -> HttpProblem:
-    """The 401 for a request without a proof that is good; `code` says which check failed."""
-    return HttpProblem(
-        401, code, detail, {"www-authenticate": f'Bearer error="invalid_token", error_description="{code}"'}
-    )
+    """The 401 for a proof that is no good (RFC 6750, 3); `code` says which check failed."""
+    description = _UNQUOTABLE.sub("?", detail)
+    challenge = f'Bearer error="invalid_token", error_description="{description}"'
+    return HttpProblem(401, code, detail, {"www-authenticate": challenge})

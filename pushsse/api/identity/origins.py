@@ -1,16 +1,18 @@
 """Where a request comes from: the development identity, and pages of other sites.
 
 The development identity is for this machine alone. What a browser sends along by itself, a cookie, is good
-only where a page of this service, or of a named site, sent the request.
+only where a page of this service, or of a named site, sent the request. Those of named sites may read the
+answers, too: the application is behind `CrossOrigin`.
 """
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pushsse.api import HttpProblem
 from pushsse.api.identity import EVERY_SCOPE, Identity
@@ -74,6 +76,60 @@ def refuse_strangers(request: HTTPConnection, origins: Collection[str] = ()) -> 
     client = request.scope.get("client")
     if client and not _is_loopback(client[0]):
         raise HttpProblem(403, "development_only", "development identity, and the client is elsewhere")
+
+
+class CrossOrigin:
+    """An ASGI application whose responses pages of named origins may read, errors too (WHATWG Fetch, 3.2).
+
+    Nobody else is told anything: not which origins there are, nor what they may send.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+        self._app = app
+        self._origins = frozenset(origin.encode() for origin in origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = [value for name, value in scope["headers"] if name == b"origin"]
+        if not given or len(given) > 1 or given[0] not in self._origins:
+            await self._app(scope, receive, _adding(send, [_VARY]))
+            return
+        allowed = [(b"access-control-allow-origin", given[0]), _CREDENTIALS]
+        asked = any(name == b"access-control-request-method" for name, _ in scope["headers"])
+        if scope["method"] == "OPTIONS" and asked:
+            headers = [*allowed, *_PREFLIGHT]
+            await send({"type": "http.response.start", "status": 204, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await self._app(scope, receive, _adding(send, [*allowed, _EXPOSED, _VARY]))
+
+
+_VARY = (b"vary", b"Origin")
+_CREDENTIALS = (b"access-control-allow-credentials", b"true")
+_EXPOSED = (b"access-control-expose-headers", b"Location, Retry-After, RateLimit, RateLimit-Policy")
+_PREFLIGHT = (
+    (b"access-control-allow-methods", b"GET, HEAD, POST, PUT, DELETE"),
+    (
+        b"access-control-allow-headers",
+        b"Authorization, Content-Type, Last-Event-ID, Idempotency-Key, Cache-Control",
+    ),
+    (b"access-control-max-age", b"7200"),
+    (b"vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers"),
+)
+
+
+def _adding(send: Send, headers: Sequence[tuple[bytes, bytes]]) -> Send:
+    """A `send` that puts more headers on the response."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], *headers]}
+        await send(message)
+
+    return sending
 
 
 def refuse_other_sites(request: HTTPConnection, origins: Collection[str]) -> None:

@@ -41,15 +41,14 @@ class HeaderToken:
     tokens: "Tokens"
 
     def look(self, request: HTTPConnection) -> Identity | None:
-        """Whom the token names."""
+        """Whom the token names. Another scheme, such as a proxy's Basic, isn't for this service."""
         authorization = request.headers.get("authorization")
         if authorization is None:
             return None
         scheme, _, token = authorization.partition(" ")
-        token = token.strip()
-        if scheme.lower() != "bearer" or not token:
-            raise unauthorized(_INVALID, "the Authorization header has no Bearer token")
-        return self.tokens.identity(token)
+        if scheme.lower() != "bearer":
+            return None
+        return self.tokens.identity(token.strip())
 
 
 @dataclass(frozen=True, slots=True)

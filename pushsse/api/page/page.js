@@ -178,16 +178,6 @@ at("ask").addEventListener("submit", async (event) => {
     show("question", error.message, "", true);
   }
 });
-at("publish").addEventListener("submit", async (event) => {
-  event.preventDefault();
-  const to = at("to").value === "all" ? "all" : { users: at("to").value.split(/[,\s]+/) };
-  try {
-    const sent = await call("v1/events", { type: at("type").value, to, message: at("message").value });
-    at("published").textContent = `accepted ${sent.ids[0]}`;
-  } catch (error) {
-    at("published").textContent = error.message;
-  }
-});
 addEventListener("pagehide", close);
 addEventListener("pageshow", (event) => { if (event.persisted) open(); });
 open();
