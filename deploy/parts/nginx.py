@@ -20,7 +20,7 @@ _HTTP2_DIRECTIVE = (1, 25, 1)
 class Nginx(Part):
     """One nginx, HTTP on `port` and HTTPS on `tls_port`, before `upstreams` (`host:port`).
 
-    All clients of a test have one address: it is `exempt` from limits, and `connections_per_address` is large.
+    All clients of a test have one address: it is `exempt`, and `connections_per_address` is large.
     """
 
     def __init__(
