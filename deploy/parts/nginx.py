@@ -13,6 +13,8 @@ from deploy.parts.part import Part, PartFailed
 from deploy.parts.ports import answers, take_port
 
 CONFIGURATION = Path(__file__).resolve().parents[1] / "nginx-sse.conf"
+# As in deploy/nginx-sse.d/server.conf.
+_LISTEN = "backlog=4096 so_keepalive=20s:5s:3"
 # From this version on, HTTP/2 is a directive of its own; before, it is a word after `listen`.
 _HTTP2_DIRECTIVE = (1, 25, 1)
 
@@ -34,6 +36,7 @@ class Nginx(Part):
         connections_per_address: int = 20_000,
         certificate: Certificate | None = None,
         exempt: Sequence[str] = ("127.0.0.1",),
+        address: str = "127.0.0.1",
     ) -> None:
         super().__init__("nginx", folder, port=port, log=log)
         self.tls_port = tls_port or take_port(self)
@@ -41,6 +44,7 @@ class Nginx(Part):
         self._connections = connections_per_address
         self._certificate = certificate
         self._exempt = tuple(exempt)
+        self._address = address
         self._program = ""
 
     @property
@@ -116,7 +120,7 @@ class Nginx(Part):
             "any": [f"server {upstream} max_fails=0;" for upstream in self._upstreams],
             "exempt": [f"{address} 1;" for address in self._exempt],
             "server": [
-                f"listen 127.0.0.1:{self.port} backlog=4096;",
+                f"listen {self._address}:{self.port} {_LISTEN};",
                 *self._listen_tls(),
                 f"ssl_certificate {_quoted(certificate.chain)};",
                 f"ssl_certificate_key {_quoted(certificate.key)};",
@@ -130,10 +134,10 @@ class Nginx(Part):
         ).stderr
         found = re.search(r"nginx/(\d+)\.(\d+)\.(\d+)", said)
         version = tuple(int(number) for number in found.groups()) if found else (0, 0, 0)
-        where = f"127.0.0.1:{self.tls_port}"
+        where = f"{self._address}:{self.tls_port}"
         if version >= _HTTP2_DIRECTIVE:
-            return [f"listen {where} ssl backlog=4096;", "http2 on;"]
-        return [f"listen {where} ssl http2 backlog=4096;"]
+            return [f"listen {where} ssl {_LISTEN};", "http2 on;"]
+        return [f"listen {where} ssl http2 {_LISTEN};"]
 
 
 def _quoted(path: Path) -> str:
