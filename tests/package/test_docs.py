@@ -1,5 +1,6 @@
 """Links, files and settings that README.md, CHANGELOG.md, docs/ and examples/ name exist."""
 
+import importlib
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -71,3 +72,29 @@ def test_variables_that_a_page_names_are_settings(name: str) -> None:
     named = set(re.findall(r"PUSHSSE_[A-Z_]*[A-Z]", (ROOT / name).read_text()))
     unknown = named - set(map(variable, FIELDS)) - _OTHERS
     assert not unknown, f"{name} names variables that aren't settings: {sorted(unknown)}"
+
+
+_UNITS = {"KiB": 1024, "MiB": 1024**2, "s": 1, "d": 86_400, "h": 3_600}
+_SIZE = re.compile(r"\| ([\d,]+)(?: (\w+))? \| `(?:PUSHSSE_(\w+)|(\w+)` in `([\w/]+)\.py)` \|")
+
+
+def sizes() -> list[tuple[int, str, str]]:
+    """The rows of the table of sizes: how much, and a setting, or a constant and its module."""
+    table = (ROOT / "docs/operations.md").read_text().partition("### Sizes")[2].partition("\n## ")[0]
+    return [
+        (int(number.replace(",", "")) * _UNITS.get(unit, 1), setting.lower() or constant, module)
+        for number, unit, setting, constant, module in _SIZE.findall(table)
+    ]
+
+
+@pytest.mark.parametrize(("bound", "name", "module"), sizes())
+def test_a_size_in_the_docs_is_the_one_in_the_code(bound: int, name: str, module: str) -> None:
+    if module:
+        place = module.removesuffix("/__init__").replace("/", ".")
+        assert getattr(importlib.import_module(f"pushsse.{place}"), name) == bound
+    else:
+        assert FIELDS[name].default == bound
+
+
+def test_the_table_of_sizes_is_read() -> None:
+    assert len(sizes()) > 15
