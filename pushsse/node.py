@@ -68,6 +68,8 @@ class Node:
     worker: Worker | None
     started: bool = False
     draining: bool = False
+    # All streams have been told to end: one that began now would never be.
+    closed: bool = False
 
     @property
     def hub(self) -> Hub:
@@ -140,8 +142,10 @@ class Node:
 
     def has_room(self) -> bool:
         """Whether one more stream may begin."""
+        if self.closed or self.isolated or not self.kicks.loaded:
+            return False
         most = self.settings.max_streams
-        return not self.isolated and self.kicks.loaded and (not most or len(self.hub.subscribers) < most)
+        return not most or len(self.hub.subscribers) < most
 
     def available(self) -> dict[str, bool]:
         """Which parts answered a moment ago."""
@@ -156,13 +160,17 @@ class Node:
     def end_streams(self) -> None:
         """Ends all streams at once; from now on the node isn't ready."""
         self.draining = True
+        self._close()
         for subscriber in list(self.hub.subscribers):
             subscriber.end(CloseReason.SHUTDOWN, retry_ms=random_retry_ms())
 
     async def leave(self, *, window_s: float, flush_s: float = FLUSH_S) -> None:
         """Ends all streams within `window_s` seconds; their last words may take `flush_s` more."""
         self.draining = True
-        await drain(self.hub, window_s=window_s, flush_s=flush_s)
+        await drain(self.hub, window_s=window_s, flush_s=flush_s, close=self._close)
+
+    def _close(self) -> None:
+        self.closed = True
 
 
 @dataclass(frozen=True, slots=True)

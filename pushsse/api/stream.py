@@ -120,6 +120,9 @@ class StreamEndpoint:
         try:
             # Until the stream begins, the person is held by this context.
             async with queue, self.opener.opening(who.user, wish) as opening:
+                # Others began while this one waited, or the node has lost Redis.
+                if not self.node.has_room():
+                    raise Overloaded("the node has filled up, or closed, while this one waited")
                 queued = await start(
                     lambda sink: self.opener.begin(opening, sink, options),
                     scope,

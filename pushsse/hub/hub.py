@@ -219,11 +219,13 @@ async def drain(
     window_s: float,
     flush_s: float = FLUSH_S,
     reason: CloseReason = CloseReason.SHUTDOWN,
+    close: Callable[[], None] = lambda: None,
 ) -> None:
     """Ends all streams within `window_s` seconds, in random order; their last frames may take `flush_s` more.
 
     Guarantee 5: each client gets `exception` with the reason and a random `retry`, and a clean end of the
     body. Guarantee 4: a client that doesn't read is dropped after `flush_s`, so it can't delay the stop.
+    `close` is called before the last are ended; from then on no stream may begin.
     """
     loop = asyncio.get_running_loop()
     leaving = list(hub.subscribers)
@@ -239,6 +241,8 @@ async def drain(
             leaving.pop().end(reason, retry_ms=next(retries))
         if leaving:
             await asyncio.sleep(DRAIN_STEP_S)
+    # Guarantee 5: no stream may begin any more when the last are ended, or nobody would end it.
+    close()
     # Those that began during the drain.
     late = list(hub.subscribers)
     for subscriber in late:

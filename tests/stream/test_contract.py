@@ -8,7 +8,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import pytest
 from deploy.parts import PartMissing
 from deploy.parts.certificate import Certificate, make_certificate
 from pushsse.hub import heartbeat
+from pushsse.hub.opening import From, Opener, Opening
 from pushsse.position import parse
 from pushsse.server import GRACE_S, Http
 from pushsse.stream.handover import HandoverHttp, StreamProtocol
@@ -381,6 +382,43 @@ async def test_a_full_node_asks_to_come_back_later_with_a_200(serve: Serve) -> N
         assert reply.status_code == 200
         assert reply.headers["content-type"].startswith("text/event-stream")
         assert re.match(r"retry: \d{4,5}\nevent: exception\ndata: \{\"code\":\"overloaded\"", reply.text)
+
+
+async def test_streams_that_waited_together_are_no_more_than_the_node_has_room_for(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: list[str] = []
+    opening = Opener.opening
+
+    @asynccontextmanager
+    async def all_at_once(opener: Opener, user: str, wish: From) -> AsyncIterator[Opening]:
+        async with opening(opener, user, wish) as opened:
+            waiting.append(user)
+            await eventually(lambda: len(waiting) == 4)
+            yield opened
+
+    monkeypatch.setattr(Opener, "opening", all_at_once)
+    async with serve(max_streams=2) as node, AsyncExitStack() as stack:
+        # Who asks for the past is never answered without waiting.
+        asked = [stack.enter_async_context(node.stream(f"u{n}", "since=1m")) for n in range(4)]
+        streams = await asyncio.gather(*asked)
+        names = [(await stream.next()).event for stream in streams]
+    assert sorted(names) == ["exception", "exception", "ready", "ready"]
+
+
+async def test_no_stream_begins_once_the_last_ones_have_been_ended(node: Running) -> None:
+    async with node.stream("ann") as stream:
+        await stream.ready()
+        # A connection that is there already is served to the end.
+        await node.http.get("/livez")
+        await node.node.leave(window_s=0.0)
+        assert [json.loads(event.data)["code"] for event in await stream.rest()] == ["shutdown"]
+    for query in ("user=bo", "user=bo&since=1m"):
+        reply = await node.http.get(f"/v1/stream?{query}")
+        assert reply.status_code == 200
+        assert "event: exception" in reply.text
+        assert "overloaded" in reply.text
+    assert not node.node.hub.subscribers
 
 
 @pytest.mark.parametrize("query", ["since=soon", "since=-5m", "types=a%20b", "types=a,b%20c", "named=2"])
