@@ -25,6 +25,7 @@ EVENT = b'{"type":"alarm","to":{"users":["ann"]},"message":"x","id":"one"}'
 # What differs from one answer to the next: ids that are made, and the stream's.
 _IN_READY = {
     rb"retry: \d+": b"retry: made",
+    rb'"expires_in_s":\d+': b'"expires_in_s":made',
     rb'"stream":"\w+"': b'"stream":"made"',
     rb'"node":"[^"]+"': b'"node":"made"',
     rb"id: \S+": b"id: made",
