@@ -81,7 +81,6 @@ async def test_a_bug_is_raised_for_the_server_to_log() -> None:
         ("POST", "/direct", [], "", True),
         ("GET", "/direct", [], "", False),
         ("POST", "/direct/", [], "", False),
-        ("POST", "/direct", [(b"origin", b"https://app.example.com")], "", False),
         ("POST", "/direct", [], "/push", False),
     ],
 )
