@@ -66,6 +66,9 @@ class Cluster:
             "PUSHSSE_DATABASE_URL": urlunsplit(relayed),
             # A run may last longer than a stream.
             "PUSHSSE_STREAM_LIFETIME_S": "0",
+            # The load comes from few people, who do much.
+            "PUSHSSE_SWITCHES_PER_MINUTE": "0",
+            "PUSHSSE_MAX_STREAMS_PER_USER": "0",
         }
 
     @property
