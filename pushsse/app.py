@@ -114,13 +114,16 @@ def _endpoints(node: Node) -> Endpoints:
     switching = CallLimit(
         "switches", settings.switches_per_minute, "change switches", node.backplane, limited
     )
+    ticketing = CallLimit("tickets", settings.tickets_per_minute, "make tickets", node.backplane, limited)
     return Endpoints(
         stream=StreamEndpoint(
             identifier=identifier,
+            tickets=node.tickets,
             opener=node.hub_parts.opener,
             node=node,
             backlog_bytes=settings.backlog_bytes,
             limited=limited,
+            allowed_origins=settings.allowed_origins,
         ),
         events=EventsEndpoint(
             identifier=identifier,
@@ -133,7 +136,7 @@ def _endpoints(node: Node) -> Endpoints:
         ),
         preferences=PreferencesEndpoint(identifier, node.preferences, node.preference_store, switching),
         questions=QuestionsEndpoint(identifier, node.questions, reply, asking),
-        access=AccessEndpoint(identifier, node.kicks),
+        access=AccessEndpoint(identifier, node.hub_parts.opener, node.tickets, ticketing, node.kicks),
         health=HealthEndpoint(node),
         page=PageEndpoint(development=settings.development),
         document=DocumentEndpoint(),

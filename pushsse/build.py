@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pushsse.api.access import Tickets
 from pushsse.api.identity import Credential, Credentials, Identifier
 from pushsse.api.identity.origins import DevelopmentIdentifier
 from pushsse.api.identity.tokens import CookieToken, HeaderToken, TokenRules, Tokens
@@ -85,6 +86,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         hub_parts=hub_parts,
         kicked=kicked,
         kicks=kicks,
+        tickets=Tickets(backplane, kicked),
         questions=questions,
         intake=intakes.accepting,
         consumer=intakes.consumer,

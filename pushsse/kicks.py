@@ -98,7 +98,6 @@ class Kicks:
         kicked: Kicked,
         streams: Streams,
         keep_s: float,
-        look_every_s: float = LOOK_EVERY_S,
     ) -> None:
         """`keep_s`: how long a token can live; older kicks concern nobody."""
         self._table = table
@@ -106,7 +105,6 @@ class Kicks:
         self._kicked = kicked
         self._streams = streams
         self._keep_s = int(keep_s)
-        self._look_every_s = look_every_s
         # All rows up to this second have been read.
         self._read_to: int | None = None
         backplane.hear_notices(Topic.KICK, self._hear)
@@ -161,7 +159,7 @@ class Kicks:
             except DatabaseUnavailable as error:
                 await asyncio.sleep(outage.failed(error))
                 continue
-            await asyncio.sleep(self._look_every_s * random.uniform(0.75, 1.25))
+            await asyncio.sleep(LOOK_EVERY_S * random.uniform(0.75, 1.25))
 
     def _hear(self, text: str) -> None:
         at, _, user = text.partition(" ")

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 
+from pushsse.api.access import Tickets
 from pushsse.api.identity import Identifier
 from pushsse.backplane import Backplane
 from pushsse.database import Database
@@ -60,6 +61,7 @@ class Node:
     hub_parts: HubParts
     kicked: Kicked
     kicks: Kicks
+    tickets: Tickets
     questions: Questions
     intake: Intake
     consumer: KafkaIntake | None
@@ -118,6 +120,7 @@ class Node:
             "people": self.people.run,
             "preferences": self.preferences.run,
             "kicks": self.kicks.run,
+            "tickets": self.tickets.run,
             "questions": self.questions.run,
             "memory": trim_memory,
             **({"witness": self.witness.run} if self.witness is not None else {}),

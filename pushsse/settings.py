@@ -158,6 +158,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     switches_per_minute: Annotated[
         int, describe("changes of switches by one person in a minute, at all nodes; 0: no limit", ge=0)
     ] = 60
+    tickets_per_minute: Annotated[
+        int, describe("tickets made for one person in a minute, at all nodes; 0: no limit", ge=0)
+    ] = 60
     drain_delay_s: Annotated[
         float,
         describe(

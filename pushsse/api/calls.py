@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pushsse import __version__
 from pushsse.api import MEDIA_TYPE, HttpProblem, events, questions
-from pushsse.api.access import AccessEndpoint, KickView, Me
+from pushsse.api.access import AccessEndpoint, KickView, Me, TicketRequest, TicketView
 from pushsse.api.direct import answered
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.identity import ADMIN, ASK, PREFERENCES, PUBLISH, STREAM
@@ -153,6 +153,7 @@ class Call:
     scope: str = ""
     parameters: tuple[Parameter, ...] = ()
     bodies: Mapping[str, type | None] = field(default_factory=dict)
+    needs_body: bool = True
     answers: Mapping[tuple[int, str], type | None] = field(default_factory=dict)
     problems: tuple[int, ...] = ()
     counted: bool = False
@@ -207,6 +208,12 @@ CALLS = (
                 "query",
                 "0: people's events come as `message`",
                 {"type": "string", "enum": ["0", "1"]},
+            ),
+            Parameter(
+                "ticket",
+                "query",
+                "instead of a token; later only with a `Last-Event-ID` header",
+                {"type": "string", "pattern": "^[A-Za-z0-9_-]{32}$"},
             ),
         ),
         answers={(200, SSE): None},
@@ -351,6 +358,23 @@ CALLS = (
         text="Needs no scope. `expires_in_s` is null where the identity has no end.",
         answers={(200, JSON): Me},
         problems=(*_REFUSED, 503),
+    ),
+    Call(
+        method="POST",
+        path="/v1/tickets",
+        handler=lambda at: at.access.ticket,
+        name="makeTicket",
+        summary="A ticket for one stream",
+        text="For `EventSource`, where a header or cookie can't go: `/v1/stream?ticket=…`. It opens a stream "
+        "by itself for 30 s, and for up to an hour with the `Last-Event-ID` that `EventSource` sends when it "
+        "comes back. Each opening ends the stream before. With `user` it is for somebody else, which needs "
+        "`pushsse:admin`.",
+        scope=STREAM,
+        bodies={JSON: TicketRequest},
+        needs_body=False,
+        counted=True,
+        answers={(200, JSON): TicketView},
+        problems=(400, *_REFUSED, 413, 415, 422, 429, 503),
     ),
     Call(
         method="POST",
@@ -507,7 +531,8 @@ def _operation(call: Call, schema: Mapping[type, Any]) -> dict[str, Any]:
     if parameters := [*path_parameters, *call.parameters]:
         operation["parameters"] = [_parameter(parameter) for parameter in parameters]
     if call.bodies:
-        operation["requestBody"] = {"required": True, "content": _content(call.bodies.items(), schema)}
+        content = _content(call.bodies.items(), schema)
+        operation["requestBody"] = {"required": call.needs_body, "content": content}
     responses = operation["responses"]
     for (status, media), kind in call.answers.items():
         response = responses.setdefault(str(status), {"description": HTTPStatus(status).phrase})

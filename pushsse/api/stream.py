@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -19,13 +19,15 @@ from starlette.types import Receive, Scope, Send
 
 from pushsse import position
 from pushsse.api import Query, direct
+from pushsse.api.access import Tickets, has_ticket, ticket_of
 from pushsse.api.identity import STREAM, Identifier, Identity
 from pushsse.errors import Overloaded, Unavailable
 from pushsse.hub.opening import GATHER_S, Begin, From, Opener, StreamOptions
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy
 from pushsse.stream.handover import offered, over_limit
 from pushsse.stream.immediate import TAKEN_OVER, Answer, Later, Reply, WaitingRequest
-from pushsse.stream.portable import WakeQueue, start, start_nowait
+from pushsse.stream.portable import QueueStream, WakeQueue, start, start_nowait
+from pushsse.stream.subscriber import Subscriber
 
 OPENING_AT_ONCE = 64
 # A stream that isn't handed over takes three times as long to open.
@@ -85,15 +87,21 @@ class OpeningRate:
         return self._last - last >= GATHER_S
 
 
+def _itself(subscriber: Subscriber) -> Subscriber:
+    return subscriber
+
+
 @dataclass(frozen=True, slots=True)
 class StreamEndpoint:
     """An ASGI endpoint, since a stream may take the connection over."""
 
     identifier: Identifier
+    tickets: Tickets
     opener: Opener
     node: HasRoom
     backlog_bytes: int
     limited: Counter[str]
+    allowed_origins: Collection[str] = ()
     queue: Queue = field(default_factory=lambda: Queue(OPENING_AT_ONCE))
     portable_queue: Queue = field(default_factory=lambda: Queue(PORTABLE_AT_ONCE))
     wake_queue: WakeQueue = field(default_factory=WakeQueue)
@@ -106,7 +114,8 @@ class StreamEndpoint:
             await busy_response(close=True)(scope, receive, send)
             return
         request = Request(scope, receive)
-        who = await self.identifier.identify(request, STREAM)
+        ticket = ticket_of(request, self.allowed_origins)
+        who = None if ticket is not None else await self.identifier.identify(request, STREAM)
         wish, options = asked(request, who)
         if request.method == "HEAD":
             await Response(headers=STREAM_HEADERS, media_type=MEDIA_TYPE)(scope, receive, send)
@@ -116,20 +125,12 @@ class StreamEndpoint:
             self.limited["streams"] += not self.node.isolated
             await busy_response()(scope, receive, send)
             return
-        queue = self.queue if offered(scope) is not None else self.portable_queue
         try:
-            # Until the stream begins, the person is held by this context.
-            async with queue, self.opener.opening(who.user, wish) as opening:
-                # Others began while this one waited, or the node has lost Redis.
-                if not self.node.has_room():
-                    raise Overloaded("the node has filled up, or closed, while this one waited")
-                queued = await start(
-                    lambda sink: self.opener.begin(opening, sink, options),
-                    scope,
-                    send,
-                    wake_queue=self.wake_queue,
-                    backlog_bytes=self.backlog_bytes,
-                )
+            if who is not None:
+                queued = await self._begin(scope, send, who.user, wish, options)
+            else:
+                assert ticket is not None
+                queued = await self._begin_by_ticket(request, send, ticket, wish, options)
         except Unavailable as error:
             logger.warning("a stream can't begin: %s", error)
             await busy_response()(scope, receive, send)
@@ -138,13 +139,48 @@ class StreamEndpoint:
         if queued is not None:
             direct.respond_later(scope, partial(queued, scope, receive, send))
 
+    async def _begin(
+        self,
+        scope: Scope,
+        send: Send,
+        user: str,
+        wish: From,
+        options: StreamOptions,
+        begun: Callable[[Subscriber], Subscriber] = _itself,
+    ) -> QueueStream | None:
+        """Begins a stream, and tells `begun` of it. Raises Unavailable."""
+        queue = self.queue if offered(scope) is not None else self.portable_queue
+        # Until the stream begins, the person is held by this context.
+        async with queue, self.opener.opening(user, wish) as opening:
+            # Others began while this one waited, or the node has lost Redis.
+            if not self.node.has_room():
+                raise Overloaded("the node has filled up, or closed, while this one waited")
+            return await start(
+                lambda sink: begun(self.opener.begin(opening, sink, options)),
+                scope,
+                send,
+                wake_queue=self.wake_queue,
+                backlog_bytes=self.backlog_bytes,
+            )
+
+    async def _begin_by_ticket(
+        self, request: Request, send: Send, ticket: str, wish: From, options: StreamOptions
+    ) -> QueueStream | None:
+        """As `_begin`, with a ticket. Raises Unavailable, HttpProblem 401."""
+        # The header alone: EventSource sends it when it comes back. In a URL a position proves nothing.
+        resumes = bool(request.headers.get("last-event-id", "").strip())
+        async with self.tickets.opening(ticket, resumes=resumes) as opened:
+            return await self._begin(
+                request.scope, send, opened.ticket.user, wish, opened.options(options), opened.begun
+            )
+
     def opening(self, request: Request) -> Answer | None:
         """Opens a stream without ASGI; None where that can't be. Raises what `__call__` answers with.
 
         At once, or in a storm together with others, which costs less.
         """
         calm = self.rate.is_calm()
-        if not self.node.has_room():
+        if not self.node.has_room() or has_ticket(request):
             return None
         who = self.identifier.identify_nowait(request, STREAM)
         if who is None:
@@ -192,14 +228,17 @@ class _Client:
         self._request.decline()
 
 
-def asked(request: Request, who: Identity) -> tuple[From, StreamOptions]:
-    """What a request says about where to begin and what to send. Raises HttpProblem 400."""
+def asked(request: Request, who: Identity | None) -> tuple[From, StreamOptions]:
+    """What a request says about where to begin and what to send; `who` sets the times of its token.
+
+    Raises HttpProblem 400.
+    """
     query = Query(request)
     options = StreamOptions(
         named=query.flag("named", default=True),
         types=query.types(),
-        expires_at=who.expires_at,
-        issued_at=who.issued_at,
+        expires_at=None if who is None else who.expires_at,
+        issued_at=None if who is None else who.issued_at,
     )
     given = query.positions()
     return after(given) if given else From(since_s=query.age_s("since")), options

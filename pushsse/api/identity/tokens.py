@@ -120,7 +120,7 @@ class Tokens:
         if who.has_expired:
             raise _expired()
         if self._revocations.refuses(who.user, who.issued_at):
-            raise unauthorized("token_revoked", "the token is older than the kick that took its access away")
+            raise unauthorized("token_revoked", "the token is older than a kick of this person")
         return who
 
     def _check(self, token: str) -> Identity:
