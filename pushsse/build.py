@@ -4,13 +4,14 @@ Called by the command line and by `create_app`. Siblings don't import each other
 parts that it needs. Nothing is opened or started here: `Node.running` does that.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pushsse.api.access import Tickets
 from pushsse.api.identity import Credential, Credentials, Identifier
 from pushsse.api.identity.origins import DevelopmentIdentifier
+from pushsse.api.identity.remote import KeyServer, Remote
 from pushsse.api.identity.tokens import CookieToken, HeaderToken, TokenRules, Tokens
 from pushsse.backplane import Backplane
 from pushsse.backplane.memory import MemoryBackplane
@@ -28,7 +29,7 @@ from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.producer import Producer
 from pushsse.kicks import Kicked, Kicks, KickTable
 from pushsse.metrics import Metrics
-from pushsse.node import Node, Work
+from pushsse.node import Node, Service, Work
 from pushsse.people import StateTable, StoredPeople
 from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.store import PreferenceStore
@@ -72,10 +73,12 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
     drafter = Drafter(types=catalogue, max_age_s=settings.event_max_age_s)
     intakes = _intakes(settings, backplane, dispatcher=dispatcher, drafter=drafter, metrics=metrics)
     work = Work(backplane, intakes.consumer, questions, hub_parts.hub)
+    identity = _identity(settings, kicked)
     node = Node(
         settings=settings,
         metrics=metrics,
-        identifier=_identifier(settings, kicked),
+        identifier=identity.identifier,
+        identity_services=identity.services,
         database=database,
         backplane=backplane,
         preference_store=store,
@@ -95,12 +98,17 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         worker=worker,
     )
     _measure(node)
+    if identity.key_server is not None:
+        keys_there = identity.key_server
+        metrics.gauge(
+            "keys_available", "Whether the keys of tokens could be fetched", lambda: keys_there.available
+        )
     return node
 
 
 def check(settings: Settings) -> None:
     """Raises SettingsError for what only a part can tell: a key, a URL, a question file, a certificate."""
-    _identifier(settings, Kicked())
+    _identity(settings, Kicked())
     Database(settings.database_url)
     _backplane(settings, Metrics())
     _answerer(settings, Metrics())
@@ -149,19 +157,32 @@ def _limits(settings: Settings) -> StreamLimits:
     )
 
 
-def _identifier(settings: Settings, kicked: Kicked) -> Identifier:
-    """Tokens where there is a key, else the development identity."""
+@dataclass(frozen=True, slots=True)
+class _IdentityParts:
+    """Who says who is asking, and what runs for that for ever."""
+
+    identifier: Identifier
+    services: Mapping[str, Service] = field(default_factory=dict)
+    key_server: KeyServer | None = None
+
+
+def _identity(settings: Settings, kicked: Kicked) -> _IdentityParts:
+    """Tokens where there is a key, else the development identity. Raises SettingsError."""
     if settings.development:
-        return DevelopmentIdentifier(settings.allowed_origins)
-    tokens = _tokens(settings, kicked)
+        return _IdentityParts(DevelopmentIdentifier(settings.allowed_origins))
+    services: dict[str, Service] = {}
+    key_server = KeyServer(Remote(settings.jwks_url, at_once=1)) if settings.jwks_url else None
+    if key_server is not None:
+        services["keys"] = key_server.run
+    tokens = _tokens(settings, kicked, key_server)
     order: list[Credential] = [
         HeaderToken(tokens),
         CookieToken(tokens, settings.auth_cookie, settings.allowed_origins),
     ]
-    return Credentials(order)
+    return _IdentityParts(Credentials(order), services, key_server)
 
 
-def _tokens(settings: Settings, kicked: Kicked) -> Tokens:
+def _tokens(settings: Settings, kicked: Kicked, key_server: KeyServer | None) -> Tokens:
     """What tokens are checked with."""
     secrets = {variable(name): getattr(settings, name) for name in ("jwt_secret", "jwt_secret_old")}
     rules = TokenRules(
@@ -171,7 +192,8 @@ def _tokens(settings: Settings, kicked: Kicked) -> Tokens:
         leeway_s=settings.token_leeway_s,
         most_s=settings.token_max_s,
     )
-    return Tokens({name: secret for name, secret in secrets.items() if secret}, rules, kicked)
+    given = {name: secret for name, secret in secrets.items() if secret}
+    return Tokens(given, rules, kicked, key_server=key_server)
 
 
 @dataclass(frozen=True, slots=True)

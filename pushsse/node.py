@@ -51,6 +51,7 @@ class Node:
     settings: Settings
     metrics: Metrics
     identifier: Identifier
+    identity_services: Mapping[str, Service]
     database: Database
     backplane: Backplane
     preference_store: PreferenceStore
@@ -112,6 +113,7 @@ class Node:
         worker = self.worker
         return {
             **({"worker": lambda: worker.run(self.metrics)} if worker is not None else {}),
+            **self.identity_services,
             "catch-up": self.hub_parts.catch_up.run,
             "openings": self.hub_parts.opener.run,
             "feed": self.hub_parts.feed.run,

@@ -60,6 +60,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     jwt_secret_old: Annotated[
         str, describe("the key before jwt_secret: its tokens are still good, new ones aren't made with it")
     ] = ""
+    jwks_url: Annotated[
+        str, describe("URL of the public keys of tokens; needs jwt_audience and jwt_issuer")
+    ] = ""
     jwt_audience: Annotated[
         tuple[str, ...], describe("aud of this service's tokens, comma-separated: one of them is required")
     ] = ()
@@ -181,7 +184,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def development(self) -> bool:
         """Whether `?user=` says who is asking."""
-        return self.auth == "none" or not self.jwt_secret
+        return self.auth == "none" or not (self.jwt_secret or self.jwks_url)
 
     @property
     def group(self) -> str:
@@ -351,10 +354,18 @@ def _check(settings: Settings) -> None:
         raise SettingsError("PUSHSSE_ANSWERER: kafka: needs PUSHSSE_KAFKA_BOOTSTRAP")
     if settings.jwt_secret_old and not settings.jwt_secret:
         raise SettingsError("PUSHSSE_JWT_SECRET_OLD: needs PUSHSSE_JWT_SECRET, which has taken its place")
+    if settings.jwks_url:
+        _check_url("PUSHSSE_JWKS_URL", settings.jwks_url)
+        if not settings.jwt_audience or not settings.jwt_issuer:
+            raise SettingsError(
+                "PUSHSSE_JWKS_URL: needs PUSHSSE_JWT_AUDIENCE and PUSHSSE_JWT_ISSUER, or a token that the"
+                " same login has made for another service would be good here"
+            )
     if settings.development and not is_loopback(settings.host):
         raise SettingsError(
-            f"PUSHSSE_HOST: {settings.host!r} isn't a loopback address. Without PUSHSSE_JWT_SECRET, identity"
-            " is that of development, for this machine alone: set PUSHSSE_JWT_SECRET, or use 127.0.0.1"
+            f"PUSHSSE_HOST: {settings.host!r} isn't a loopback address. Without PUSHSSE_JWT_SECRET or"
+            " PUSHSSE_JWKS_URL, identity is that of development, for this machine alone: set one of them, or"
+            " use 127.0.0.1"
         )
 
 
@@ -381,6 +392,17 @@ def _check_database(url: str) -> None:
         raise SettingsError(f"PUSHSSE_DATABASE_URL: {shown(url)!r} is neither sqlite:// nor postgres://")
     if scheme != "sqlite":
         _read_url("PUSHSSE_DATABASE_URL", url)
+
+
+def _check_url(name: str, url: str) -> None:
+    """Raises SettingsError for what isn't the URL of a web server, or has a password in it."""
+    parts = urlsplit(url)
+    try:
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fits = False
+    if not fits or "@" in parts.netloc or not url.isascii() or not url.isprintable() or " " in url:
+        raise SettingsError(f"{name}: {shown(url)!r} isn't http://HOST/PATH or https://HOST/PATH")
 
 
 def _read_url(name: str, url: str) -> SplitResult:

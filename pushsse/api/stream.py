@@ -115,7 +115,12 @@ class StreamEndpoint:
             return
         request = Request(scope, receive)
         ticket = ticket_of(request, self.allowed_origins)
-        who = None if ticket is not None else await self.identifier.identify(request, STREAM)
+        try:
+            who = None if ticket is not None else await self.identifier.identify(request, STREAM)
+        except Unavailable:
+            # Whoever has to be asked is away, and has been logged. The person may well be let in later.
+            await busy_response()(scope, receive, send)
+            return
         wish, options = asked(request, who)
         if request.method == "HEAD":
             await Response(headers=STREAM_HEADERS, media_type=MEDIA_TYPE)(scope, receive, send)

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import click
 import jwt
@@ -22,6 +23,8 @@ import redis.asyncio as redis
 from redis.exceptions import NoPermissionError, RedisError
 
 from pushsse.api.identity import SCOPE_PREFIX, SCOPES
+from pushsse.api.identity.remote import KeyServer, Remote, RemoteUnavailable
+from pushsse.api.identity.tokens import SECRET_BYTES
 from pushsse.backplane.redis.canary import probe
 from pushsse.cli import BadSetting, Failed, read_settings, say, with_settings
 from pushsse.database import Database
@@ -30,11 +33,10 @@ from pushsse.event import is_user
 from pushsse.kafka import configuration, topics
 from pushsse.kafka.dead_letters import about_dead_letters
 from pushsse.logs import shown
-from pushsse.settings import PREFIX, Settings, seconds, unknown
+from pushsse.settings import PREFIX, Settings, is_loopback, seconds, unknown, variable
 
 _REDIS_S = 3.0
 _CHECK_S = 20.0
-_SECRET_BYTES = 32
 _FILES = 4096
 _OLDEST_REDIS = 7
 
@@ -189,14 +191,31 @@ async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def _identity(settings: Settings) -> AsyncIterator[Finding]:
-    size = len(settings.jwt_secret.encode())
     if settings.development:
         yield Finding("identity", "warning", "development: everybody on this machine may do everything")
-    elif size < _SECRET_BYTES:
-        text = f"PUSHSSE_JWT_SECRET has {size} bytes: take at least {_SECRET_BYTES}, at random"
-        yield Finding("identity", "fault", text)
-    else:
-        yield Finding("identity", "ok", f"JWT, a secret of {size} bytes")
+        return
+    for name in ("jwt_secret", "jwt_secret_old"):
+        size = len(getattr(settings, name).encode())
+        if 0 < size < SECRET_BYTES:
+            text = f"{variable(name)} has {size} bytes: take at least {SECRET_BYTES}, at random"
+            yield Finding("identity", "fault", text)
+        elif size:
+            yield Finding("identity", "ok", f"JWT, {variable(name)} has {size} bytes")
+    if settings.jwks_url:
+        yield await _keys(settings.jwks_url)
+
+
+async def _keys(url: str) -> Finding:
+    """What becomes of the keys of tokens."""
+    async with Remote(url, at_once=1) as remote:
+        try:
+            keys = await KeyServer(remote).fetch()
+        except RemoteUnavailable as error:
+            return Finding("identity", "fault", f"PUSHSSE_JWKS_URL: {error}")
+    if url.startswith("http:") and not is_loopback(urlsplit(url).hostname or ""):
+        text = f"PUSHSSE_JWKS_URL: {shown(url)} isn't https, so whoever is on the way can sign tokens"
+        return Finding("identity", "warning", text)
+    return Finding("identity", "ok", f"JWT, {len(keys)} keys at {shown(url)}: {keys}")
 
 
 async def _files(settings: Settings) -> AsyncIterator[Finding]:
@@ -250,16 +269,17 @@ async def _migrate(url: str) -> tuple[str, ...]:
     help=f"what it allows, of {' '.join(SCOPES)}; several by spaces  [default: the first three]",
 )
 @click.option("--expires", default="1h", metavar="AGE", help="how long it holds  [default: 1h]")
-@with_settings("jwt_secret", "auth_user_claim", "jwt_audience", "jwt_issuer", "token_max_s")
+@with_settings("jwt_secret", "jwks_url", "auth_user_claim", "jwt_audience", "jwt_issuer", "token_max_s")
 def token(user: str, scopes: tuple[str, ...], expires: str, config: Path | None, **options: object) -> None:
     """Make a token for --user."""
     settings = read_settings(config, options)
     if not settings.jwt_secret:
-        raise Failed(
-            "PUSHSSE_JWT_SECRET isn't set: the service has development identity, where --user is enough"
-        )
-    if len(settings.jwt_secret.encode()) < _SECRET_BYTES:
-        raise Failed(f"PUSHSSE_JWT_SECRET has fewer than {_SECRET_BYTES} bytes")
+        why = "the service has development identity, where --user is enough"
+        if settings.jwks_url:
+            why = "tokens come from whoever has the keys of PUSHSSE_JWKS_URL"
+        raise Failed(f"PUSHSSE_JWT_SECRET isn't set: {why}")
+    if len(settings.jwt_secret.encode()) < SECRET_BYTES:
+        raise Failed(f"PUSHSSE_JWT_SECRET has fewer than {SECRET_BYTES} bytes")
     if not is_user(user):
         raise click.UsageError(f"--user {user!r} isn't 1–128 characters without white space")
     if (age_s := _age(expires)) > settings.token_max_s:

@@ -148,6 +148,11 @@ def _curl(settings: Settings, url: str) -> tuple[str, str]:
             f'curl -d "hello" "{url}/v1/events?user=ann&type=news&to=all"',
         )
     # With the secret in the environment, these lines want the same environment; no token is printed.
+    if not settings.jwt_secret:
+        return (
+            f'curl -N -H "Authorization: Bearer $TOKEN" "{url}/v1/stream"',
+            f'curl -H "Authorization: Bearer $TOKEN" -d "hello" "{url}/v1/events?type=news&to=all"',
+        )
     token = f"$({_program()} token --user {{}} --scope {{}})"
     return (
         f'curl -N -H "Authorization: Bearer {token.format("ann", "stream")}" "{url}/v1/stream"',

@@ -16,7 +16,7 @@ OTHER = "another secret, of the same length or so as the one that is configured 
 SECRET = "a secret that has more than the sixty-four bytes which HS512 is meant to have"
 
 
-def signed(algorithm: str = "HS256", key: str = SECRET, **claims: object) -> str:
+def signed(algorithm: str = "HS256", key: str = SECRET, /, **claims: object) -> str:
     return jwt.encode({"sub": "ann", "exp": time.time() + 600, **claims}, key, algorithm=algorithm)
 
 
@@ -25,10 +25,17 @@ def made(*secrets: str, **rules: object) -> Tokens:
     return Tokens(named, TokenRules(**rules), NothingRevoked())  # type: ignore[arg-type]
 
 
+def who(tokens: Tokens, token: str) -> Identity:
+    """Whom a token names, which is known at once."""
+    found = tokens.identity(token)
+    assert isinstance(found, Identity)
+    return found
+
+
 def refusal(tokens: Tokens, token: str) -> str:
     """The code with which a token is refused."""
     with pytest.raises(HttpProblem) as found:
-        tokens.identity(token)
+        who(tokens, token)
     assert found.value.status == 401
     return found.value.code
 
@@ -37,33 +44,33 @@ def refusal(tokens: Tokens, token: str) -> str:
 def test_a_good_token_says_what_was_signed(algorithm: str) -> None:
     ends, issued = time.time() + 60.5, time.time() - 1
     token = signed(algorithm, scope="pushsse:ask other:admin", exp=ends, iat=issued)
-    assert made().identity(token) == Identity("ann", frozenset({"ask"}), ends, issued)
-    assert made().identity(signed(scope="openid")).scopes == DEFAULT_SCOPES
+    assert who(made(), token) == Identity("ann", frozenset({"ask"}), ends, issued)
+    assert who(made(), signed(scope="openid")).scopes == DEFAULT_SCOPES
 
 
 def test_a_token_that_was_good_is_refused_once_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, token, other = made(), signed(), signed(exp=time.time() + 1200)
-    tokens.identity(token)
-    tokens.identity(other)
+    who(tokens, token)
+    who(tokens, other)
     later = time.time() + 601
     monkeypatch.setattr(time, "time", lambda: later)
     assert refusal(tokens, token) == "token_expired"
-    assert tokens.identity(other).user == "ann"
+    assert who(tokens, other).user == "ann"
 
 
 def test_what_one_secret_signed_is_not_good_for_another() -> None:
     token = signed()
-    made().identity(token)
+    who(made(), token)
     assert refusal(made(OTHER), token) == "token_invalid"
 
 
 def test_two_secrets_are_good_at_once_and_a_third_is_not() -> None:
     tokens = made(OTHER, SECRET)
     for algorithm in ("HS256", "HS384", "HS512"):
-        assert tokens.identity(signed(algorithm, OTHER)).user == "ann"
-        assert tokens.identity(signed(algorithm, SECRET)).user == "ann"
+        assert who(tokens, signed(algorithm, OTHER)).user == "ann"
+        assert who(tokens, signed(algorithm, SECRET)).user == "ann"
         assert refusal(tokens, signed(algorithm, OTHER + "!")) == "token_invalid"
-    assert refusal(tokens, signed(key=SECRET, exp=1)) == "token_expired"
+    assert refusal(tokens, signed("HS256", SECRET, exp=1)) == "token_expired"
 
 
 def test_every_change_of_a_letter_is_noticed() -> None:
@@ -76,7 +83,7 @@ def test_every_change_of_a_letter_is_noticed() -> None:
 @pytest.mark.parametrize(
     ("token", "code"),
     [
-        (signed(key=OTHER), "token_invalid"),
+        (signed("HS256", OTHER), "token_invalid"),
         (signed("none", ""), "token_invalid"),
         (signed(exp=time.time() - 1), "token_expired"),
         (signed(nbf=time.time() + 300), "token_not_yet_valid"),
@@ -111,7 +118,7 @@ def test_a_token_that_cannot_be_used_is_refused_for_its_reason(token: str, code:
 def test_clocks_may_differ_by_the_leeway_and_no_token_lives_longer_for_it() -> None:
     now = time.time()
     tokens = made(leeway_s=30.0)
-    assert tokens.identity(signed(nbf=now + 20, iat=now + 20)).user == "ann"
+    assert who(tokens, signed(nbf=now + 20, iat=now + 20)).user == "ann"
     assert refusal(tokens, signed(nbf=now + 40)) == "token_not_yet_valid"
     assert refusal(tokens, signed(exp=now - 1)) == "token_expired"
 
@@ -119,8 +126,9 @@ def test_clocks_may_differ_by_the_leeway_and_no_token_lives_longer_for_it() -> N
 def test_a_token_is_valid_for_so_long_at_most() -> None:
     now = time.time()
     tokens = made(most_s=3600, leeway_s=5.0)
-    for claims in ({"exp": now + 3590}, {"exp": now + 3000, "iat": now - 590}):
-        assert tokens.identity(signed(**claims)).expires_at == claims["exp"]
+    good: list[dict[str, float]] = [{"exp": now + 3590}, {"exp": now + 3000, "iat": now - 590}]
+    for claims in good:
+        assert who(tokens, signed(**claims)).expires_at == claims["exp"]
     for claims in ({"exp": now + 3700}, {"exp": now + 3000, "iat": now - 700}, {"exp": now + 60, "iat": 0}):
         assert refusal(tokens, signed(**claims)) == "token_invalid"
     assert refusal(made(), signed(exp=now + DAY_S + 10)) == "token_invalid"
@@ -131,16 +139,17 @@ def test_audience_and_issuer_have_to_be_those_of_this_service_where_they_are_set
     claim: str, rule: str
 ) -> None:
     tokens = made(**{rule: ("push", "push2")})
-    for good in ("push", "push2", ["other", "push2"]):
+    fitting: list[object] = ["push", "push2", ["other", "push2"]]
+    for good in fitting:
         # PyJWT makes no token whose issuer isn't a text.
         if claim == "aud" or isinstance(good, str):
-            assert tokens.identity(signed(**{claim: good})).user == "ann"
+            assert who(tokens, signed(**{claim: good})).user == "ann"
     odd: list[object] = ["other", "push ", "PUSH", "", ["other"], [], None, 7, {"push": 1}]
     for bad in odd:
         if claim == "aud" or isinstance(bad, str):
             assert refusal(tokens, signed(**{claim: bad})) == "token_invalid"
     assert refusal(tokens, signed()) == "token_invalid"
-    assert made().identity(signed(**{claim: "anything"})).user == "ann"
+    assert who(made(), signed(**{claim: "anything"})).user == "ann"
 
 
 @pytest.mark.parametrize(

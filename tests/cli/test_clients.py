@@ -10,8 +10,10 @@ from pathlib import Path
 import jwt
 import pytest
 
+from tests.answering import answering_beside
 from tests.cli.running import LIMIT_S, Served, environment, pushsse, served
 from tests.cli.test_serve import SECRET
+from tests.keys import PRIVATE, jwk, key_set
 from tests.waiting import until
 
 pytestmark = pytest.mark.real
@@ -207,6 +209,23 @@ def test_doctor_is_content_with_the_embedded_parts(tmp_path: Path) -> None:
     assert [line.split()[1] for line in ended.stdout.splitlines()] == [
         "settings", "database", "redis", "kafka", "identity", "files",
     ]  # fmt: skip
+
+
+def test_doctor_tries_the_key_server(tmp_path: Path) -> None:
+    strict = {"PUSHSSE_JWT_AUDIENCE": "push", "PUSHSSE_JWT_ISSUER": "https://login.example"}
+    answers = [(200, key_set(jwk("ES256", PRIVATE["ES256"]))), (200, b"<html>"), (404, b"")]
+    for (status, body), verdict, word in zip(
+        answers, ("ok", "fault", "fault"), ("1 keys", "JSON", "404"), strict=True
+    ):
+        with answering_beside(status, body) as url:
+            ended = pushsse(tmp_path, "doctor", PUSHSSE_JWKS_URL=url, **strict)
+        [line] = [line for line in ended.stdout.splitlines() if " identity " in line]
+        assert line.startswith(verdict)
+        assert word in line
+        assert ended.returncode == (verdict == "fault")
+    ended = pushsse(tmp_path, "doctor", PUSHSSE_JWKS_URL="http://127.0.0.1:1/keys", **strict)
+    assert "fault" in ended.stdout
+    assert "127.0.0.1:1" in ended.stdout
 
 
 def test_doctor_finds_what_is_away_and_hides_passwords(tmp_path: Path) -> None:

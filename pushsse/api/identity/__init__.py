@@ -61,15 +61,16 @@ class Identity:
 class Identifier(Protocol):
     """Says who is asking.
 
-    Both methods raise HttpProblem: 401 with a code, 403, or 503 while whoever has to be asked is away. Called
-    again for the same request they may have another answer, so a request is identified once.
+    Both methods raise HttpProblem: 401 with a code, or 403; and Unavailable while whoever has to be asked is
+    away. Called again for the same request they may have another answer, so a request is identified once.
     """
 
     def identify_nowait(self, request: HTTPConnection, scope: str) -> Identity | None:
         """The identity behind a request that needs `scope`; None if that has to be waited for.
 
         None has changed nothing, neither here nor elsewhere: `identify` comes to the answer. For a JWT it is
-        never None, since the HTTP protocol answers such requests without a task.
+        None only while its key may have to be fetched, since the HTTP protocol answers such requests without
+        a task.
         """
         ...
 

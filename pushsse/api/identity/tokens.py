@@ -1,6 +1,7 @@
 """JWTs (RFC 7519) in the Authorization header or in a cookie: their signature, their claims, whom they name.
 
-The key decides the algorithm, never the token (RFC 8725, 3.1): secrets are for HS256, HS384 and HS512 alone.
+The key decides the algorithm, never the token (RFC 8725, 3.1): secrets are for HS256, HS384 and HS512 alone,
+and a public key is for one algorithm. Public keys come from `remote`, which fetches them.
 Deliberate: PyJWT looks at a secret for each token, in case it is a public key, which is a tenth of what
 accepting a stream costs. Here it is looked at once, and the last good tokens are remembered.
 """
@@ -9,19 +10,20 @@ import hmac
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import sha256, sha384, sha512
-from typing import Any
+from typing import Any, Protocol, Self
 
 import jwt
 import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
 from jwt.algorithms import HMACAlgorithm
 from starlette.requests import HTTPConnection
 
 from pushsse.api import HttpProblem
-from pushsse.api.identity import DEFAULT_SCOPES, SCOPE_PREFIX, Identity, unauthorized
+from pushsse.api.identity import DEFAULT_SCOPES, SCOPE_PREFIX, Asking, Identity, unauthorized
 from pushsse.api.identity.origins import refuse_other_sites
-from pushsse.errors import SettingsError
+from pushsse.errors import SettingsError, Unavailable
 from pushsse.event import is_user
 from pushsse.hub.opening import Revocations
 
@@ -40,7 +42,7 @@ class HeaderToken:
 
     tokens: "Tokens"
 
-    def look(self, request: HTTPConnection) -> Identity | None:
+    def look(self, request: HTTPConnection) -> Identity | Asking | None:
         """Whom the token names. Another scheme, such as a proxy's Basic, isn't for this service."""
         authorization = request.headers.get("authorization")
         if authorization is None:
@@ -59,7 +61,7 @@ class CookieToken:
     cookie: str
     allowed_origins: Collection[str] = ()
 
-    def look(self, request: HTTPConnection) -> Identity | None:
+    def look(self, request: HTTPConnection) -> Identity | Asking | None:
         """Whom the token names."""
         token = request.cookies.get(self.cookie)
         if not token:
@@ -103,18 +105,78 @@ class TokenRules:
         return Identity(user, _scopes(claims), expires_at, issued_at)
 
 
-class Tokens:
-    """Says whom a token names, if one of the secrets has signed it and it keeps to the rules."""
+class HasKeys(Protocol):
+    """Who has public keys, and can fetch newer ones; `remote.KeyServer` does it."""
 
-    def __init__(self, secrets: Mapping[str, str], rules: TokenRules, revocations: Revocations) -> None:
+    @property
+    def keys(self) -> "Keys | None":
+        """The keys as they were fetched last; None until that has worked once."""
+        ...
+
+    @property
+    def may_fetch(self) -> bool:
+        """Whether it is worth waiting for `fetched`."""
+        ...
+
+    async def fetched(self) -> None:
+        """Waits until keys have been fetched, well or not."""
+        ...
+
+
+class UnknownKey(Exception):
+    """A token's key isn't among those that there are now."""
+
+
+class Tokens:
+    """Says whom a token names, if one of the secrets or keys has signed it and it keeps to the rules."""
+
+    def __init__(
+        self,
+        secrets: Mapping[str, str],
+        rules: TokenRules,
+        revocations: Revocations,
+        *,
+        key_server: HasKeys | None = None,
+    ) -> None:
         """`secrets` by the names of their settings. Raises SettingsError as `Secret` does."""
         self._secrets: Sequence[Secret] = [Secret(name, secret) for name, secret in secrets.items()]
         self._rules = rules
         self._revocations = revocations
+        self._key_server = key_server
+        self._keys: Keys | None = None
         self._remembered = lru_cache(REMEMBERED)(self._check)
 
-    def identity(self, token: str) -> Identity:
-        """The identity of a good token. Raises HttpProblem 401, with a code for the check that failed."""
+    def identity(self, token: str) -> Identity | Asking:
+        """The identity of a good token; if its key isn't known, and may be by now, what fetches the keys.
+
+        Raises HttpProblem 401, with a code for the check that failed; Unavailable until there are keys.
+        """
+        try:
+            return self._known(token)
+        except UnknownKey:
+            if self._key_server is not None and self._key_server.may_fetch:
+                return partial(self._fetch_and_look, token)
+        raise self._no_key()
+
+    async def _fetch_and_look(self, token: str) -> Identity:
+        assert self._key_server is not None
+        await self._key_server.fetched()
+        try:
+            return self._known(token)
+        except UnknownKey:
+            raise self._no_key() from None
+
+    def _no_key(self) -> Exception:
+        if self._key_server is not None and self._key_server.keys is None:
+            return Unavailable("the keys of tokens haven't been fetched yet")
+        return unauthorized(_INVALID, "the token's key or algorithm isn't one of this service")
+
+    def _known(self, token: str) -> Identity:
+        """Raises UnknownKey, HttpProblem 401."""
+        if self._key_server is not None and self._key_server.keys is not self._keys:
+            # What an old key has signed is no longer good.
+            self._keys = self._key_server.keys
+            self._remembered.cache_clear()
         who = self._remembered(token)
         # Remembered or not, its end is looked at now: a token is good until `exp`, and not a second longer.
         if who.has_expired:
@@ -128,8 +190,6 @@ class Tokens:
             claims = msgspec.json.decode(self._payload(token))
         except jwt.InvalidSignatureError:
             raise unauthorized(_INVALID, "the token's signature is wrong") from None
-        except jwt.InvalidAlgorithmError:
-            raise unauthorized(_INVALID, "the token's algorithm isn't that of a key") from None
         except (jwt.InvalidTokenError, msgspec.MsgspecError, ValueError, RecursionError):
             # The last two are what PyJWT lets out of an odd header.
             raise unauthorized(_INVALID, "the token can't be read") from None
@@ -138,13 +198,22 @@ class Tokens:
         return self._rules.identity(claims)
 
     def _payload(self, token: str) -> bytes:
-        for secret in self._secrets[:-1]:
+        """What a token holds. Raises UnknownKey, and as `Secret.payload`."""
+        signed = False
+        for secret in self._secrets:
             try:
                 return secret.payload(token)
             except jwt.InvalidSignatureError:
                 # Another one may have signed it.
-                continue
-        return self._secrets[-1].payload(token)
+                signed = True
+            except jwt.InvalidAlgorithmError:
+                # It isn't for secrets at all.
+                break
+        if signed:
+            raise jwt.InvalidSignatureError
+        if self._keys is None:
+            raise UnknownKey
+        return self._keys.payload(token)
 
 
 class _Prepared(HMACAlgorithm):
@@ -175,7 +244,7 @@ class Secret:
                 f"{name}: has {size} bytes, and whoever has one token can guess it: it needs"
                 f" {SECRET_BYTES} or more, such as those of `openssl rand -hex 32`"
             )
-        self._jws = jwt.PyJWS(algorithms=[])
+        self._jws = jwt.PyJWS(algorithms=())
         for algorithm, hash_alg in _HASHES.items():
             try:
                 self._jws.register_algorithm(algorithm, _Prepared(hash_alg, secret))
@@ -186,6 +255,94 @@ class Secret:
         """What a token holds. Raises jwt.InvalidTokenError; ValueError, RecursionError for odd headers."""
         found: bytes = self._jws.decode(token, algorithms=list(_HASHES))
         return found
+
+
+_PUBLIC = frozenset(f"{family}{bits}" for family in ("RS", "PS", "ES") for bits in (256, 384, 512)) | {
+    "EdDSA"
+}
+_MOST_KEYS = 100
+# More bits, and one signature takes longer than a millisecond.
+_MOST_RSA_BITS = 8192
+
+
+class Keys:
+    """Public keys of a JWK set (RFC 7517), and what they have signed.
+
+    A key is for the algorithm that it names; without one, for RS256, for the ES of its curve, or for EdDSA.
+    """
+
+    def __init__(self, body: bytes, keys: Sequence[jwt.PyJWK]) -> None:
+        self.body = body
+        self._keys = keys
+        self._jws = jwt.PyJWS(algorithms=())
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key.algorithm_name} {(key.key_id or '')[:40]}".strip() for key in self._keys)
+
+    @classmethod
+    def parse(cls, body: bytes) -> Self:
+        """The usable keys of a set as JSON. Raises ValueError if there is none."""
+        try:
+            given = msgspec.json.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise ValueError("the answer isn't JSON") from None
+        listed = given.get("keys") if isinstance(given, dict) else None
+        if not isinstance(listed, list):
+            raise ValueError("the answer isn't a JWK set, an object with `keys`")
+        keys = [key for each in listed[:_MOST_KEYS] if (key := _key(each)) is not None]
+        if not keys:
+            raise ValueError(f"none of {len(listed)} keys can check a signature (RS, PS, ES or EdDSA)")
+        return cls(body, keys)
+
+    def payload(self, token: str) -> bytes:
+        """What a token holds. Raises as `Secret.payload`; UnknownKey if none of the keys is the token's."""
+        header = self._jws.get_unverified_header(token)
+        algorithm, name = header.get("alg"), header.get("kid")
+        found = [
+            key
+            for key in self._keys
+            if key.algorithm_name == algorithm and (name is None or key.key_id == name)
+        ]
+        for key in found:
+            try:
+                payload: bytes = self._jws.decode(token, key, algorithms=[key.algorithm_name])
+            except jwt.InvalidSignatureError:
+                if name is not None and len(found) == 1:
+                    raise
+            else:
+                return payload
+        if isinstance(algorithm, str) and algorithm in _PUBLIC and (name is None or not self._has(name)):
+            raise UnknownKey
+        # A newer set of keys wouldn't change that.
+        raise jwt.InvalidSignatureError
+
+    def _has(self, name: str) -> bool:
+        return any(key.key_id == name for key in self._keys)
+
+
+def _key(given: object) -> jwt.PyJWK | None:
+    """A public key for signatures; None for anything else."""
+    if not isinstance(given, dict) or "d" in given or "k" in given or given.get("use", "sig") != "sig":
+        return None
+    operations, name, algorithm = given.get("key_ops", ["verify"]), given.get("kid"), given.get("alg")
+    if not isinstance(operations, list) or "verify" not in operations:
+        return None
+    if not isinstance(name, str | None) or not isinstance(algorithm, str | None):
+        return None
+    if algorithm is not None and algorithm not in _PUBLIC:
+        return None
+    try:
+        key = jwt.PyJWK(given)
+        # It also looks whether key and algorithm fit each other.
+        prepared = key.Algorithm.prepare_key(key.key)
+        short = key.Algorithm.check_key_length(prepared)
+    except (jwt.PyJWTError, ValueError, TypeError, AttributeError, UnsupportedAlgorithm):
+        return None
+    fits = key.algorithm_name in _PUBLIC and not short
+    return key if fits and getattr(prepared, "key_size", 0) <= _MOST_RSA_BITS else None
 
 
 def _time(claims: Mapping[str, Any], name: str) -> float | None:
