@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -30,7 +31,7 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @asynccontextmanager
-async def listed(folder: Path, **options: object) -> AsyncIterator[Running]:
+async def listed(folder: Path, **options: Any) -> AsyncIterator[Running]:
     """A node with a type to switch."""
     async with serving(folder, **options) as node:
         await node.publish("news", 1)
@@ -123,7 +124,7 @@ async def test_nodes_count_together_and_go_on_without_redis(
     tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = {"redis_url": redis_server.url, "database_url": f"sqlite://{tmp_path}/both.db"}
-    options = {**where, "switches_per_minute": 10, "questions_per_minute": 4}
+    options: dict[str, Any] = {**where, "switches_per_minute": 10, "questions_per_minute": 4}
     async with (
         listed(tmp_path, node="one", **options) as one,
         serving(tmp_path, node="two", **options) as two,

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -77,7 +78,7 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 @asynccontextmanager
 async def two_nodes(redis: RedisServer, database_url: str) -> AsyncIterator[tuple[Running, Running]]:
-    given = {"redis_url": redis.url, "jwt_secret": SECRET, "database_url": database_url}
+    given: dict[str, Any] = {"redis_url": redis.url, "jwt_secret": SECRET, "database_url": database_url}
     async with (
         serving(Path(), node="one", **given) as one,
         serving(Path(), node="two", **given) as two,

@@ -15,7 +15,7 @@ import jwt
 import pytest
 
 from pushsse.api import access
-from pushsse.backplane.redis import listen
+from pushsse.backplane import codec
 from pushsse.server import Http
 from pushsse.stream.immediate import ImmediateHttp
 from tests.backplane.redis_server import RedisServer
@@ -37,7 +37,7 @@ def bearer(user: str, *, scope: str = "", **claims: object) -> dict[str, str]:
     return {"authorization": f"Bearer {token(user, scope=scope, **claims)}"}
 
 
-async def make(node: Running, user: str = "ann", **claims: object) -> dict[str, Any]:
+async def make(node: Running, user: str = "ann", **claims: Any) -> dict[str, Any]:
     reply = await node.http.post("/v1/tickets", headers=bearer(user, **claims))
     assert reply.status_code == 200, reply.text
     return dict(reply.json())
@@ -82,7 +82,7 @@ async def nodes(tmp_path: Path, redis: RedisServer, *, count: int = 2) -> AsyncI
     async with AsyncExitStack() as stack:
         found = []
         for number in range(count):
-            given: Mapping[str, object] = {"redis_url": redis.url, "jwt_secret": SECRET, "node": f"n{number}"}
+            given: Mapping[str, Any] = {"redis_url": redis.url, "jwt_secret": SECRET, "node": f"n{number}"}
             found.append(await stack.enter_async_context(serving(tmp_path, **given)))
         yield found
 
@@ -252,7 +252,7 @@ async def test_the_stream_before_ends_on_another_node_too(own_redis: RedisServer
 async def test_a_notice_that_gets_lost_is_made_up_for(
     own_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listen.codec, "decode_notice", lambda payload: None)
+    monkeypatch.setattr(codec, "decode_notice", lambda payload: None)
     monkeypatch.setattr(access, "LOOK_EVERY_S", 0.5)
     async with nodes(tmp_path, own_redis) as (one, two):
         ticket = (await make(one))["ticket"]
