@@ -108,7 +108,7 @@ def _admission(node: Node) -> Admission | None:
 def _endpoints(node: Node) -> Endpoints:
     """What answers the calls, each with the parts of the node that it needs."""
     settings, identifier = node.settings, node.identifier
-    reply = StreamedReply(node.questions, node.hub, node, settings.heartbeat_s)
+    reply = StreamedReply(node.questions, node.hub, node, settings.heartbeat_s, node.kicked)
     limited = node.metrics.limited
     asking = CallLimit("questions", settings.questions_per_minute, "ask", node.backplane, limited)
     switching = CallLimit(

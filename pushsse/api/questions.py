@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Protocol
 
@@ -19,10 +19,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse.api import HttpProblem, Query, json_response, parameter_problem, read_json
-from pushsse.api.identity import ASK, Identifier
+from pushsse.api.identity import ASK, Identifier, Identity
 from pushsse.api.limits import CallLimit
 from pushsse.errors import CloseReason, DatabaseUnavailable, InvalidInput, Overloaded, Unavailable, Violation
 from pushsse.event import Publication, encode
+from pushsse.hub.opening import NothingRevoked, Revocations
 from pushsse.questions import By, Link, Question, Status, TooManyQuestions, UnknownConversation, life
 from pushsse.questions.service import Asking, Questions, grown
 from pushsse.stream.frame import STREAM_HEADERS as HEADERS
@@ -136,7 +137,7 @@ class QuestionsEndpoint:
             raise HttpProblem(503, "overloaded", str(error), _RETRY_AFTER) from None
         headers = {"location": f"/v1/questions/{question.id}", **fields}
         if _wants_stream(request):
-            return self.reply.response(question, headers)
+            return self.reply.response(question, who, headers)
         return json_response(
             AcceptedQuestion(question.id, question.conversation, question.status), 202, headers
         )
@@ -269,16 +270,20 @@ class StreamedReply:
     hub: HearsPublications
     node: Drains
     heartbeat_s: float = 15.0
+    revocations: Revocations = field(default_factory=NothingRevoked)
 
-    def response(self, question: Question, headers: Mapping[str, str]) -> Response:
+    def response(self, question: Question, who: Identity, headers: Mapping[str, str]) -> Response:
         """The response; when its client leaves, the answer goes on without it."""
-        frames = self.frames(question)
+        frames = self.frames(question, who)
         return EventSourceResponse(
             frames, headers={**HEADERS, **headers}, ping=0, send_timeout=_SEND_TIMEOUT_S
         )
 
-    async def frames(self, question: Question) -> AsyncGenerator[bytes, None]:
-        """The frames: `question`, the answer so far, what is published from then on, and the end."""
+    async def frames(self, question: Question, who: Identity) -> AsyncGenerator[bytes, None]:
+        """The frames: `question`, the answer so far, what is published from then on, and the end.
+
+        Ends with `exception` where the node stops, the token ends, or `who` is kicked.
+        """
         async with AsyncExitStack() as stack:
             heard: AsyncIterator[Publication] | None = None
             try:
@@ -294,16 +299,20 @@ class StreamedReply:
                 return
             for delta in grown(now):
                 yield _frame(delta)
-            async for frame in self._rest(question, heard, _frame(life.status_changed(now))):
+            async for frame in self._rest(question, who, heard, _frame(life.status_changed(now))):
                 yield frame
 
     async def _rest(
-        self, question: Question, heard: AsyncIterator[Publication] | None, first: bytes
+        self, question: Question, who: Identity, heard: AsyncIterator[Publication] | None, first: bytes
     ) -> AsyncGenerator[bytes, None]:
         """What comes after the `question` that was sent `first`, which may be heard once more."""
         wrote = looked = time.monotonic()
         async for publication in _ticking(heard):
             now = time.monotonic()
+            # Before anything more is said to somebody who may no longer hear it.
+            if (reason := self._lost_access(who)) is not None:
+                yield _exception(reason)
+                return
             if publication is not None:
                 # Heard and read: it was published between the subscription and the first look.
                 if _frame(publication) == first:
@@ -314,7 +323,7 @@ class StreamedReply:
                     return
             # Only where nothing was heard: the end of the answer may be among what was.
             elif self.node.draining:
-                yield _shutdown()
+                yield _exception(CloseReason.SHUTDOWN)
                 return
             if now - looked >= _LOOK_S:
                 looked = now
@@ -326,6 +335,11 @@ class StreamedReply:
             if now - wrote >= self.heartbeat_s:
                 yield _PING
                 wrote = now
+
+    def _lost_access(self, who: Identity) -> CloseReason | None:
+        if self.revocations.refuses(who.user, who.issued_at):
+            return CloseReason.REVOKED
+        return CloseReason.TOKEN_EXPIRED if who.has_expired else None
 
     async def _look(self, question: Question) -> Question | None:
         try:
@@ -367,5 +381,5 @@ def _frame(publication: Publication) -> bytes:
     return publication.frame() + b"\n"
 
 
-def _shutdown() -> bytes:
-    return _frame(encode("exception", exception(CloseReason.SHUTDOWN), users=None))
+def _exception(reason: CloseReason) -> bytes:
+    return _frame(encode("exception", exception(reason), users=None))

@@ -76,7 +76,8 @@ class Delivery:
         expired = 0 < entry.publication.expires_ms <= now_ms
         if entry.log == BROADCAST:
             self._hub.broadcast.append(entry)
-            if not expired:
+            # One that can't be read is for nobody: a chunk of nothing would be the end of every body.
+            if not expired and entry.publication.users is None:
                 batch.add_broadcast(entry.publication, self._hub.broadcast.mark)
         elif (shard := self._hub.shards.get(entry.log)) is not None:
             before = shard.log.mark

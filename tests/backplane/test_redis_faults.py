@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pushsse.backplane import BROADCAST, Append, Draft
+from pushsse.backplane import BROADCAST, Append, Draft, Topic
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.errors import BackplaneUnavailable
 from pushsse.metrics import Metrics
@@ -121,6 +121,24 @@ async def test_a_frozen_redis_misses_and_doubles_nothing(
             own_server.thaw()
             await goes_on(ear, publisher)
         assert not ear.gaps
+
+
+async def test_notices_are_heard_again_after_an_outage(own_server: RedisServer) -> None:
+    heard: list[str] = []
+    async with node(own_server) as backplane, Ear(backplane) as ear:
+        backplane.hear_notices(Topic.KICK, heard.append)
+        await ear.follow("1")
+        own_server.run("CLIENT", "KILL", "TYPE", "pubsub")
+
+        async def is_heard() -> bool:
+            # What a newer release, or a stranger, says is passed over.
+            own_server.run("PUBLISH", "test:8:notices", "topic-of-a-newer-release 1")
+            own_server.admin.publish("test:8:notices", b"\xff")
+            await backplane.notify(Topic.KICK, "1 ann")
+            return bool(heard)
+
+        await eventually(is_heard)
+    assert set(heard) == {"1 ann"}
 
 
 async def test_a_killed_redis_with_its_file_misses_and_doubles_nothing(own_server: RedisServer) -> None:

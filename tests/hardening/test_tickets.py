@@ -358,6 +358,15 @@ async def test_pages_of_other_sites_make_none_and_open_none(tmp_path: Path) -> N
                 assert await refusal(node, ticket, origin=origin) == (403, "origin_refused")
             await publish(node, "undisturbed")
             assert await opened.messages(1) == ["undisturbed"]
+    theirs = "https://app.example.com"
+    async with serving(tmp_path, jwt_secret=SECRET, allowed_origins=[theirs]) as node:
+        async with stream(node, (await make(node))["ticket"], origin=theirs) as opened:
+            await opened.ready()
+            assert opened.response.headers["access-control-allow-origin"] == theirs
+        assert await refusal(node, (await make(node))["ticket"], origin="http://evil.example") == (
+            403,
+            "origin_refused",
+        )
 
 
 async def test_a_person_makes_so_many_a_minute(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import time
 
 import pytest
 
-from pushsse.backplane import log_of
+from pushsse.backplane import Append, Draft, codec, log_of
 from pushsse.errors import CloseReason
-from pushsse.hub.opening import From, PersonState
-from tests.hub.running_hub import SHARDS, Reads, running_hub
+from pushsse.hub.opening import From, PersonState, StreamOptions
+from pushsse.stream.frame import Chunk
+from tests.hub.running_hub import SHARDS, ListSink, Reads, running_hub
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -42,6 +43,27 @@ async def test_every_id_is_a_place_to_go_on_from_without_a_loss_or_a_repeat() ->
             rest = wanted[wanted.index(data) + 1 :] if data in wanted else wanted
             assert again.data() == rest
             assert json.loads(again.frames[0][1])["resume"] == "complete"
+
+
+async def test_an_entry_that_cannot_be_read_is_written_to_nobody() -> None:
+    class Sink(ListSink):
+        def write(self, chunk: Chunk) -> None:
+            # Framed for HTTP/1.1, a chunk of nothing is the end of the body.
+            assert chunk.raw
+            super().write(chunk)
+
+    async with running_hub() as w:
+        sink = Sink()
+        async with w.parts.opener.opening("ann", From()) as opening:
+            sink.subscriber = w.parts.opener.begin(opening, sink, StreamOptions())
+        await w.settled()
+        for log in ("all", log_of("ann", SHARDS)):
+            # As both backplanes decode what a release after the next has written.
+            await w.backplane.publish([Append(log, (Draft(codec.decode(b"\xff")),))])
+        await w.publish("news", 1)
+        await w.settled()
+        assert sink.data() == ["1"]
+        assert sink.live
 
 
 async def test_streams_of_any_pace_get_the_same_in_the_same_order() -> None:

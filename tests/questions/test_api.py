@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
@@ -17,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from pushsse.api import HANDLERS
+from pushsse.api.identity import EVERY_SCOPE, Identity
 from pushsse.api.identity.origins import DevelopmentIdentifier
 from pushsse.api.limits import CallLimit
 from pushsse.api.questions import QuestionsEndpoint, StreamedReply
@@ -24,6 +26,7 @@ from pushsse.backplane import Heard, HeardLive, log_of
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.errors import BackplaneUnavailable
 from pushsse.event import Publication
+from pushsse.kicks import Kicked
 from pushsse.questions import Answered, By, Question
 from pushsse.questions.answerers import Delta, Piece
 from pushsse.questions.service import Asking, Questions
@@ -87,11 +90,13 @@ class Gate:
 class Site:
     """A server, its service, and what a test turns."""
 
-    def __init__(self, client: httpx.AsyncClient, service: Questions, gate: Gate) -> None:
+    def __init__(self, client: httpx.AsyncClient, service: Questions, gate: Gate, hearing: Hearing) -> None:
         self.client = client
+        self.hearing = hearing
         self.service = service
         self.gate = gate
         self.draining = False
+        self.kicked = Kicked()
 
     async def ask(self, body: object, **options: object) -> httpx.Response:
         return await self.client.post("/v1/questions", params=ANN, json=body, **options)  # type: ignore[arg-type]
@@ -105,8 +110,8 @@ async def site(nodes: Nodes) -> AsyncIterator[Site]:
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with httpx.AsyncClient(base_url=url, timeout=10, verify=False) as client:
-        found = Site(client, service, gate)
-        reply = StreamedReply(service, hearing, found, heartbeat_s=0.6)
+        found = Site(client, service, gate, hearing)
+        reply = StreamedReply(service, hearing, found, heartbeat_s=0.6, revocations=found.kicked)
         limit = CallLimit("questions", 0, "ask", nodes.backplane, Counter())
         endpoint = QuestionsEndpoint(DevelopmentIdentifier(), service, reply, limit)
         routes = [
@@ -223,6 +228,37 @@ async def test_a_stopping_node_says_so_in_the_reply(site: Site) -> None:
     assert names[-1] == "exception"
 
 
+@pytest.mark.parametrize("growing", [False, True])
+async def test_somebody_who_is_kicked_hears_no_more_of_the_answer(site: Site, growing: bool) -> None:
+    site.gate.open.clear()
+    stream = httpx_sse.aconnect_sse(site.client, "POST", "/v1/questions", params=ANN, json={"text": "wait"})
+    events: list[httpx_sse.ServerSentEvent] = []
+    async with stream as source:
+        async for event in source.aiter_sse():
+            events.append(event)
+            if event.event == "answer.delta":
+                site.kicked.learn("ann", int(time.time()) + 1)
+                if growing:
+                    site.gate.open.set()
+    assert json.loads(events[-1].data)["code"] == "revoked"
+    assert [event.event for event in events].count("answer.delta") == 1
+    assert "two" not in "".join(event.data for event in events)
+    # The answer goes on without its reply.
+    site.gate.open.set()
+    [question] = (await site.client.get("/v1/questions", params=ANN)).json()["questions"]
+    await until_answered(site, f"/v1/questions/{question['id']}")
+
+
+async def test_a_reply_ends_with_the_token(site: Site) -> None:
+    site.gate.open.clear()
+    question = await site.service.ask("ann", Asking("hello?"))
+    who = Identity("ann", EVERY_SCOPE, time.time() + 1)
+    reply = StreamedReply(site.service, site.hearing, site)
+    frames = [frame async for frame in reply.frames(question, who)]
+    assert frames[-1].startswith(b'event: exception\ndata: {"code":"token_expired"')
+    assert time.time() >= (who.expires_at or 0)
+
+
 async def test_cancelling_ends_the_reply_with_an_error(site: Site) -> None:
     site.gate.open.clear()
     stream = httpx_sse.aconnect_sse(site.client, "POST", "/v1/questions", params=ANN, json={"text": "wait"})
@@ -314,7 +350,7 @@ async def test_a_reply_without_the_backplane_finds_its_end_by_looking(site: Site
     question = await site.service.ask("ann", Asking("hello?"))
     reply = StreamedReply(site.service, Away(), site)
     frames: list[bytes] = []
-    async for frame in reply.frames(question):
+    async for frame in reply.frames(question, Identity("ann", EVERY_SCOPE)):
         frames.append(frame)
         site.gate.open.set()
     assert frames[0].startswith(b"event: question\n")
