@@ -215,7 +215,8 @@ def _intakes(
 ) -> _Intakes:
     """Kafka where it is configured, else HTTP straight into the dispatcher."""
     if not settings.kafka_bootstrap:
-        return _Intakes(EmbeddedIntake(dispatcher))
+        waits = bool(settings.redis_url) or not settings.database_url.startswith("sqlite")
+        return _Intakes(EmbeddedIntake(dispatcher, waits=waits))
     kafka = connection(settings)
     producer = Producer(kafka)
     consumer = Consumer(

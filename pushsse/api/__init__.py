@@ -19,7 +19,15 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from pushsse import strictjson
-from pushsse.errors import EventTooLarge, InvalidInput, NotJson, StatementFailed, Unavailable, Violation
+from pushsse.errors import (
+    EventTooLarge,
+    InvalidInput,
+    NotJson,
+    PushsseError,
+    StatementFailed,
+    Unavailable,
+    Violation,
+)
 from pushsse.settings import seconds
 
 T = TypeVar("T")
@@ -28,7 +36,7 @@ MAX_BODY = 64 * 1024
 MAX_EVENTS_BODY = 1024 * 1024
 
 
-class HttpProblem(Exception):
+class HttpProblem(PushsseError):
     """A request that can't be served: its status, a code for programs, and a sentence for people."""
 
     def __init__(self, status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> None:

@@ -17,12 +17,12 @@ from starlette.responses import Response
 from pushsse import event, strictjson
 from pushsse.api import MAX_EVENTS_BODY, HttpProblem, Query, json_response, read_body
 from pushsse.api.identity import PUBLISH, STREAM, Identifier
-from pushsse.api.stream import after
+from pushsse.api.stream import wished
 from pushsse.backplane import Backplane
 from pushsse.errors import InvalidInput, NotJson, Violation
 from pushsse.event import Event
 from pushsse.hub.catch_up import Replay
-from pushsse.hub.opening import From, Opener, Opening, Revocations
+from pushsse.hub.opening import Opener, Opening, Revocations
 from pushsse.intake import Drafter
 from pushsse.intake.http import Intake, Submitted
 from pushsse.stream.frame import Resume
@@ -121,6 +121,8 @@ class EventsEndpoint:
             # after a kick.
             if who.has_expired or self.revocations.refuses(who.user, who.issued_at):
                 return None
+            if not self.intake.takes_nowait:
+                return None
             submitted = self._submitted(event.decode(body))
             receipt = self.intake.accept_nowait(submitted)
             if receipt is None:
@@ -150,10 +152,7 @@ class EventsEndpoint:
         query = Query(request)
         limit = query.number("limit", default=100, most=1000)
         types = query.types()
-        given = query.positions()
-        if (position := query.get("after")) is not None:
-            given.append(position)
-        wish = after(given) if given else From(since_s=query.age_s("since"))
+        wish = wished(query, also="after")
         async with self.opener.opening(who.user, wish) as opening:
             return json_response(await self._read(opening, types, limit))
 

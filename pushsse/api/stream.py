@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -245,12 +245,20 @@ def asked(request: Request, who: Identity | None) -> tuple[From, StreamOptions]:
         expires_at=None if who is None else who.expires_at,
         issued_at=None if who is None else who.issued_at,
     )
+    return wished(query), options
+
+
+def wished(query: Query, *, also: str = "") -> From:
+    """Where a client goes on from: the last position that it gives, else the past that `since` names.
+
+    `also` is a further parameter with a position. Where none that is given can be read it is a gap, and never
+    `new`. Raises HttpProblem 400.
+    """
     given = query.positions()
-    return after(given) if given else From(since_s=query.age_s("since")), options
-
-
-def after(given: Sequence[str]) -> From:
-    """Where a client goes on from: the last of these that is a position. None is: a gap, and never `new`."""
+    if also and (further := query.get(also)) is not None:
+        given.append(further)
+    if not given:
+        return From(since_s=query.age_s("since"))
     for text in reversed(given):
         if (found := position.parse(text)) is not None:
             return From(position=found)

@@ -310,6 +310,16 @@ class Opener:
             tick=self._hub.heartbeat.now,
         )
         self._hub.add(subscriber)
+        try:
+            self._greet(subscriber, sink, opening, options)
+        except BaseException:
+            # Whoever has the connection closes it, and doesn't know the subscriber yet.
+            subscriber.gone()
+            raise
+        return subscriber
+
+    def _greet(self, subscriber: Subscriber, sink: Sink, opening: Opening, options: StreamOptions) -> None:
+        """A new stream's first frame, and whatever ends it at once."""
         self._hub.metrics.resumes[opening.resume.value] += 1
         sink.write(chunk(self.ready(subscriber, opening.resume)))
         # Guarantee 2: after `ready`, which is the first frame and carries the position that the rest follows.
@@ -326,7 +336,6 @@ class Opener:
         if opening.open_question:
             assert self._tasks is not None
             self._tasks.create_task(self._offer_growing(subscriber), name=f"growing answers {subscriber.id}")
-        return subscriber
 
     def ready(self, subscriber: Subscriber, resume: Resume) -> bytes:
         """The frame of `ready` at the subscriber's position: its first frame, and what tells of a gap."""

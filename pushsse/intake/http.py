@@ -45,6 +45,11 @@ class Intake(Protocol):
         """
         ...
 
+    @property
+    def takes_nowait(self) -> bool:
+        """Whether `accept_nowait` may take an event just now: asked before the event is decoded."""
+        ...
+
     def accept_nowait(self, submitted: Submitted) -> Receipt | None:
         """As `accept` with one event, without waiting; None where that can't be, and it wasn't taken."""
         ...
@@ -61,8 +66,10 @@ class DispatchesNowait(Dispatches, Protocol):
 class EmbeddedIntake:
     """An intake without Kafka; see `Intake`."""
 
-    def __init__(self, dispatcher: DispatchesNowait) -> None:
+    def __init__(self, dispatcher: DispatchesNowait, *, waits: bool) -> None:
+        """`waits` says that the dispatcher's backplane or database is always to be waited for."""
         self._dispatcher = dispatcher
+        self._waits = waits
         self._one_at_a_time = asyncio.Lock()
         # Calls that hold the lock or wait for it. The lock itself is open for a moment between two of them.
         self._accepting = 0
@@ -84,10 +91,15 @@ class EmbeddedIntake:
             self._accepting -= 1
         return repeated
 
+    @property
+    def takes_nowait(self) -> bool:
+        """Whether `accept_nowait` may take an event just now: asked before the event is decoded."""
+        # Order is that of acceptance: while others are being dispatched, this one has to wait.
+        return not (self._waits or self._accepting)
+
     def accept_nowait(self, submitted: Submitted) -> Receipt | None:
         """As `accept` with one event, without waiting; None where that can't be, and it wasn't taken."""
-        # Order is that of acceptance: while others are being dispatched, this one has to wait.
-        return None if self._accepting else self._dispatcher.dispatch_nowait(submitted.draft)
+        return self._dispatcher.dispatch_nowait(submitted.draft) if self.takes_nowait else None
 
 
 class KafkaProducerIntake:
@@ -108,8 +120,13 @@ class KafkaProducerIntake:
             if refused:
                 raise EventTooLarge(refused) from None
 
-    def accept_nowait(self, submitted: Submitted) -> None:
+    @property
+    def takes_nowait(self) -> bool:
         """Never: Kafka has to be waited for."""
+        return False
+
+    def accept_nowait(self, submitted: Submitted) -> None:
+        """Takes none."""
 
     async def _takes(self, submitted: Submitted) -> bool:
         try:

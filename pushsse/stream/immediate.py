@@ -7,8 +7,9 @@ does every request whose call would have to wait.
 Deliberate:
 - One read must hold exactly one request. Then nothing of it is missing, and no further request is behind it
   that would have to wait for its turn. What comes while a request waits for its call gives that to ASGI.
-- A call that returns None, or raises, has changed nothing. ASGI runs the request again from its beginning, so
-  each error is made into a response in one place.
+- A call that returns None, or raises a PushsseError, has changed nothing. ASGI runs the request again from
+  its beginning, so each error is made into a response in one place. Any other exception is a bug: it is
+  logged here too, since ASGI may not come upon it.
 - httptools parses each head, except for one that equals the head before it on the same connection in all but
   the number behind Content-Length: a producer sends the same head again and again.
 - The answer has the bytes that uvicorn's own cycle would write. They go straight to the socket while nothing
@@ -17,6 +18,7 @@ Deliberate:
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self, cast
@@ -27,9 +29,11 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
+from pushsse.errors import PushsseError
 from pushsse.stream.handover import HandoverHttp, StreamProtocol
 from pushsse.stream.limits import BETWEEN, BODY
 
+logger = logging.getLogger(__name__)
 # A request with its head.
 MOST_BYTES = 16 * 1024
 _MOST_DIGITS = 5
@@ -80,7 +84,7 @@ class _Head(NamedTuple):
 
     def body(self, data: bytes) -> bytes | None:
         """The body of a request that has this head, and is whole; None for any other."""
-        if not data.startswith(self.before):
+        if len(data) > MOST_BYTES or not data.startswith(self.before):
             return None
         start = len(self.before)
         end = data.find(b"\r\n", start, start + _MOST_DIGITS + 2)
@@ -190,6 +194,9 @@ class ImmediateHttp(HandoverHttp):
     def on_body(self, body: bytes) -> None:
         if self._answer is None:
             super().on_body(body)
+        else:
+            # It is counted all the same: what is no body counts as a head.
+            self.count_body(body)
 
     def on_message_complete(self) -> None:
         self.stage = BETWEEN
@@ -265,8 +272,12 @@ class ImmediateHttp(HandoverHttp):
         """Answers a request, or has it wait for its call; False where ASGI has to answer."""
         try:
             found = answer(body)
-        except Exception:  # noqa: BLE001  whatever it is: ASGI comes upon it again, and makes it a response
+        except PushsseError:
             return False
+        except Exception:
+            logger.exception("a call failed that is answered without ASGI")
+            # A call that had taken the connection over has closed it: nothing is left to answer.
+            return self.is_over
         if found is None or found is TAKEN_OVER:
             return found is not None
         if not isinstance(found, Reply):
@@ -304,6 +315,9 @@ class ImmediateHttp(HandoverHttp):
             elif name in _UNUSUAL:
                 return None
         self._body_at = data.find(b"\r\n\r\n") + 4
+        # Empty lines may come before a request: then the first empty line isn't the one behind its head.
+        if not data.startswith(method):
+            return None
         if hosts != 1 or self._body_at + body_bytes != len(data) or self.parser.get_http_version() != "1.1":
             return None
         scope = cast(Scope, self.scope)
@@ -311,7 +325,10 @@ class ImmediateHttp(HandoverHttp):
         scope["path"], scope["raw_path"], scope["query_string"] = path.decode("ascii"), path, query
         try:
             return call(Request(scope))
-        except Exception:  # noqa: BLE001  as in `reply`
+        except PushsseError:
+            return None
+        except Exception:
+            logger.exception("a head failed that is answered without ASGI")
             return None
 
     def _write(self, data: bytes) -> None:

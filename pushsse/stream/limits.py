@@ -306,8 +306,12 @@ class LimitedHttp(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body."""
-        self._body_bytes += len(body)
+        self.count_body(body)
         super().on_body(body)
+
+    def count_body(self, body: bytes) -> None:
+        """Says that a piece of what is read belongs to a body."""
+        self._body_bytes += len(body)
 
     def on_message_complete(self) -> None:
         """A request is whole."""
@@ -440,8 +444,8 @@ class LimitedHttp(HttpToolsProtocol):
             return Owed(self._refused, 0)
         if self.flow.write_paused:
             return Owed(_UNREAD, self.transport.get_write_buffer_size())
-        if self.timeout_keep_alive_task is not None:
-            # uvicorn's own limit holds.
+        if self.timeout_keep_alive_task is not None and self.stage is BETWEEN:
+            # uvicorn's own limit holds. Behind an answer a request may have begun already.
             return None
         if self.flow.read_paused or self.rest or self.pipeline:
             # It isn't the client who is waited for.

@@ -4,15 +4,18 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import jwt
 import pytest
 
+from pushsse import event
 from pushsse.api.stream import OpeningRate
 from pushsse.errors import DatabaseUnavailable
 from pushsse.hub import opening
-from pushsse.hub.opening import GATHER_S
+from pushsse.hub.opening import GATHER_S, Opener
+from pushsse.intake.http import EmbeddedIntake
 from pushsse.people import StateTable
 from pushsse.stream.handover import HandoverHttp
 from pushsse.stream.immediate import MOST_BYTES, Answer, ImmediateHttp
@@ -25,7 +28,6 @@ EVENT = b'{"type":"alarm","to":{"users":["ann"]},"message":"x","id":"one"}'
 # What differs from one answer to the next: ids that are made, and the stream's.
 _IN_READY = {
     rb"retry: \d+": b"retry: made",
-    rb'"expires_in_s":\d+': b'"expires_in_s":made',
     rb'"stream":"\w+"': b'"stream":"made"',
     rb'"node":"[^"]+"': b'"node":"made"',
     rb"id: \S+": b"id: made",
@@ -102,7 +104,7 @@ CASES = {
     "one and a half": (post() + post()[:40], 0),
     "a broken header": (post(EVENT, b"/v1/events", b"No colon"), 0),
     "a length that isn't": (post(EVENT, b"/v1/events", b"Content-Length: 5"), 0),
-    "an empty line before it": (b"\r\n" + post(), 1),
+    "an empty line before it": (b"\r\n" + post(), 0),
     "HEAD": (b"HEAD /v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 0),
     "OPTIONS": (b"OPTIONS /v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 0),
 }
@@ -406,3 +408,71 @@ async def test_a_token_that_ends_between_two_requests_with_the_same_head_is_refu
         writer.close()
     assert set(statuses[:-1]) == {b" 202 "}
     assert time.time() >= ends_at
+
+
+async def test_a_body_of_several_pieces_is_no_head_without_end(tmp_path: Path) -> None:
+    body = b'{"type":"alarm","to":"all","message":"%b"}' % (b"x" * 14_000)
+    async with serving(tmp_path, http=ImmediateHttp, head_bytes=2048) as node:
+        answer = await exchange(node, post(body))
+    assert answer.startswith(b"HTTP/1.1 202 ")
+
+
+async def test_empty_lines_before_a_request_do_not_move_its_body(
+    immediate: Running, counted: list[bool]
+) -> None:
+    answer = await exchange(immediate, b"\r\n\r\n" + post(EVENT))
+    assert answer.startswith(b"HTTP/1.1 202 ")
+    assert not any(counted)
+
+
+async def test_a_call_that_fails_is_logged_and_answered_by_asgi(
+    immediate: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddedIntake, "accept_nowait", fail)
+        answer = await exchange(immediate, post(EVENT))
+    assert answer.startswith(b"HTTP/1.1 202 ")
+    assert "a call failed that is answered without ASGI" in caplog.text
+
+
+@pytest.mark.parametrize("calm", [True, False])
+async def test_a_stream_that_fails_as_it_begins_leaves_nothing(
+    calm: bool, immediate: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    async with immediate.stream("ann") as first:
+        await first.ready()
+        monkeypatch.setattr(OpeningRate, "is_calm", lambda _: calm)
+        with monkeypatch.context() as patch:
+            patch.setattr(Opener, "ready", fail)
+            reader, writer = await asyncio.open_connection("127.0.0.1", immediate.port)
+            writer.write(get())
+            with suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(-1), 10) == b""
+            writer.close()
+        assert len(immediate.node.hub.subscribers) == 1
+        assert "ZeroDivisionError" in caplog.text
+        # The one beside it goes on.
+        await immediate.publish("news", 1, to="ann")
+        assert await first.messages(1) == [1]
+
+
+async def test_no_event_is_decoded_twice_where_it_has_to_be_waited_for(
+    immediate: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+    decode = event.decode
+
+    def counting(body: bytes) -> event.Event:
+        decoded.append(body)
+        return decode(body)
+
+    monkeypatch.setattr(event, "decode", counting)
+    monkeypatch.setattr(EmbeddedIntake, "takes_nowait", False)
+    assert (await exchange(immediate, post(EVENT))).startswith(b"HTTP/1.1 202 ")
+    assert decoded == [EVENT]

@@ -26,6 +26,7 @@ SLOW = {
     "empty lines after an answer": (LIVE, b"\r\n", None, "silent"),
     "a head": (b"GET /livez HTTP/1.1\r\nX: ", b"x", b"408", "head_timeout"),
     "a head after an answer": (LIVE + b"GET /livez HTTP/1.1\r\nX: ", b"x", b"408", "head_timeout"),
+    "a head behind an answer": (LIVE + b"GET /livez HTTP/1.1\r\nX: ", b"", b"408", "head_timeout"),
     "a body": (POST, b"x", b"408", "body_timeout"),
     "a body that never begins": (POST, b"", b"408", "body_timeout"),
     "a chunk": (

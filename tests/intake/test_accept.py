@@ -102,14 +102,14 @@ class Dispatched:
 
 async def test_the_embedded_intake_dispatches_in_order_of_acceptance() -> None:
     dispatcher = Dispatched(0.01)
-    intake = EmbeddedIntake(dispatcher)
+    intake = EmbeddedIntake(dispatcher, waits=False)
     await asyncio.gather(*[intake.accept([submitted(f"{n}a"), submitted(f"{n}b")]) for n in range(20)])
     assert dispatcher.once == [f"alarm|{n}{part}" for n in range(20) for part in "ab"]
 
 
 async def test_an_event_is_taken_at_once_only_while_no_other_is_on_its_way() -> None:
     dispatcher = Dispatched(0.01)
-    intake = EmbeddedIntake(dispatcher)
+    intake = EmbeddedIntake(dispatcher, waits=False)
     first = asyncio.create_task(intake.accept([submitted("a")]))
     await asyncio.sleep(0)
     assert intake.accept_nowait(submitted("b")) is None
@@ -120,7 +120,7 @@ async def test_an_event_is_taken_at_once_only_while_no_other_is_on_its_way() -> 
 
 async def test_an_event_never_passes_one_that_waits_for_its_turn() -> None:
     dispatcher = Dispatched()
-    intake = EmbeddedIntake(dispatcher)
+    intake = EmbeddedIntake(dispatcher, waits=False)
     refused = []
 
     async def accept_then_try() -> None:
@@ -135,7 +135,7 @@ async def test_an_event_never_passes_one_that_waits_for_its_turn() -> None:
 
 async def test_an_id_that_nobody_gave_is_not_remembered() -> None:
     dispatcher = Dispatched(repeated=3)
-    intake = EmbeddedIntake(dispatcher)
+    intake = EmbeddedIntake(dispatcher, waits=False)
     own = event.from_json({"type": "alarm", "message": 1, "to": "all"})
     unnamed = Submitted(own, "made", drafter().draft(own, event_id="made", at=datetime.now(UTC)))
     assert await intake.accept([submitted("mine"), unnamed]) == 3
