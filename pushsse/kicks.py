@@ -35,7 +35,7 @@ LOOK_EVERY_S = 15.0
 _OVERLAP_S = 300
 _FORGET_EVERY = 200
 # Rows that are read at once.
-_PAGE = 2_000
+_PAGE = 500
 logger = logging.getLogger(__name__)
 
 
@@ -64,12 +64,17 @@ class Kicked:
     def learn(self, user: str, at: int) -> None:
         """A person was kicked; an older kick than the one that is known changes nothing."""
         if at > self._at.get(user, -1):
+            # To the end, so that the oldest are in front, save for those that were learned late.
+            self._at.pop(user, None)
             self._at[user] = at
 
     def forget(self, before: int) -> None:
-        """Forgets kicks that are older than any token can be."""
-        if any(at < before for at in self._at.values()):
-            self._at = {user: at for user, at in self._at.items() if at >= before}
+        """Forgets kicks that are older than any token can be, some of the oldest in each call."""
+        for _ in range(min(_PAGE, len(self._at))):
+            oldest = next(iter(self._at))
+            if self._at[oldest] >= before:
+                return
+            del self._at[oldest]
 
 
 class Streams(Protocol):
