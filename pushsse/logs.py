@@ -1,26 +1,40 @@
 """What people read of this program: lines of the log, text from elsewhere, URLs.
 
-`configure` sets logging up: one line an entry, with ids and never payloads or tokens. `visible` escapes
-control characters, so that a text can't command a terminal or pass for a line of this program. `shown` is a
-URL without its secrets. Deliberate: what can't be told apart from a secret isn't shown, since libraries don't
-agree on how to read a URL with raw special characters in its password.
+`configure` sets logging up: one line an entry, for people or as JSON, with ids and never payloads or tokens.
+`serving` names the request that a task serves in all its lines. `visible` escapes control characters, so that
+a text can't command a terminal or pass for a line of this program. `shown` is a URL without its secrets.
+Deliberate: what can't be told apart from a secret isn't shown, since libraries don't agree on how to read a
+URL with raw special characters in its password.
 """
 
 import asyncio
 import logging
 import re
-from typing import Any
+import secrets
+import time
+from contextvars import ContextVar
+from typing import Any, Literal
+
+import msgspec
 
 # Of one entry, tracebacks not counted.
 MOST_CHARACTERS = 2_000
+# Of a field beside the message, and of a traceback as a field.
+_MOST_IN_A_FIELD = 200
+_MOST_IN_A_TRACEBACK = 8_000
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+# What a line may know beside its message: given as `extra`, or by the request that is served.
+FIELDS = ("request", "stream", "event", "question", "user", "address", "forwarded", "call", "about", "status")
+# One line for each call of an administrator, whatever the level is.
+audit = logging.getLogger("pushsse.audit")
 
 
-def configure(level: str) -> None:
+def configure(level: str, form: Literal["console", "json"] = "console") -> None:
     """Sets the process's logging up; called once by the command line."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter(FORMAT))
+    handler.setFormatter(_Console(FORMAT) if form == "console" else _Json())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    audit.setLevel(logging.INFO)
     # Its access log has the query string in it, and with it tickets and users.
     logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("uvicorn.error").addFilter(_is_news)
@@ -31,25 +45,114 @@ def configure(level: str) -> None:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
+class Served:
+    """The request that a task serves; `user` is who has sent it, as soon as that is known."""
+
+    __slots__ = ("_id", "user")
+
+    def __init__(self, given: str) -> None:
+        self._id = given if _REQUEST.fullmatch(given) else ""
+        self.user = ""
+
+    @property
+    def id(self) -> str:
+        """What the client or a proxy gave, if that is an id, else a random one, made when it is needed."""
+        if not self._id:
+            self._id = secrets.token_hex(8)
+        return self._id
+
+
+_REQUEST = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_served: ContextVar[Served | None] = ContextVar("pushsse.served", default=None)
+
+
+def serving(given: str) -> None:
+    """From now on, this task and those that it starts serve a request; `given`: X-Request-Id, or nothing."""
+    _served.set(Served(given))
+
+
+def served() -> Served | None:
+    """The request that this task serves; None outside one."""
+    return _served.get()
+
+
 class _Formatter(logging.Formatter):
+    """What both forms share: text from elsewhere is escaped and cut."""
+
+    def text(self, record: logging.LogRecord) -> str:
+        """The message, as one line, but for a traceback that uvicorn passes as one."""
+        text = record.getMessage()
+        if _is_traceback(record, text):
+            return _indented(text)
+        return visible(text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…")
+
+    def fields(self, record: logging.LogRecord) -> dict[str, str | int]:
+        """What the record and the request that is served know beside the message."""
+        known: dict[str, object] = {name: record.__dict__[name] for name in FIELDS if name in record.__dict__}
+        if (request := _served.get()) is not None:
+            known.setdefault("request", request.id)
+            known.setdefault("user", request.user)
+        return {
+            name: value if isinstance(value, int) else visible(_cut(str(value), _MOST_IN_A_FIELD))
+            for name, value in known.items()
+            if value not in ("", None)
+        }
+
+
+class _Console(_Formatter):
     """An entry is one line, but for tracebacks, whose lines are indented.
 
     So no text from elsewhere can look like another entry, in an error's text within a traceback neither.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """With control characters escaped, and cut at MOST_CHARACTERS."""
-        text = record.message
-        # uvicorn passes a traceback as the message.
-        if record.name.startswith("uvicorn") and text.startswith("Traceback"):
-            record.message = _indented(text)
-        else:
-            record.message = visible(text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…")
-        return super().formatMessage(record)
+        """With control characters escaped, cut at MOST_CHARACTERS, and with the request's id."""
+        record.message = self.text(record)
+        request = self.fields(record).get("request")
+        return super().formatMessage(record) + (f" [request {request}]" if request else "")
 
     def formatException(self, ei: Any) -> str:
         """With control characters escaped, but for line ends."""
         return _indented(super().formatException(ei))
+
+
+class _Json(_Formatter):
+    """An entry is an object on one line; a traceback is one of its members."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The whole entry."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        entry: dict[str, str | int] = {
+            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+        }
+        text = record.getMessage()
+        traceback = ""
+        if _is_traceback(record, text):
+            # Its last line says what happened.
+            traceback, text = text, text.rstrip().rpartition("\n")[2]
+            entry["message"] = visible(_cut(text, MOST_CHARACTERS))
+        else:
+            entry["message"] = self.text(record)
+        if record.exc_info:
+            traceback = self.formatException(record.exc_info)
+        entry |= self.fields(record)
+        if traceback:
+            entry["exception"] = visible(_cut(traceback, _MOST_IN_A_TRACEBACK), lines=True)
+        return msgspec.json.encode(entry).decode()
+
+
+def _is_traceback(record: logging.LogRecord, text: str) -> bool:
+    """Whether uvicorn passes a traceback as the message."""
+    return record.name.startswith("uvicorn") and text.startswith("Traceback")
+
+
+def _cut(text: str, most: int) -> str:
+    """The beginning and, of a long text such as a traceback, the end, which says what happened."""
+    if len(text) <= most:
+        return text
+    return f"{text[:most]}…" if most < 1_000 else f"{text[: most // 2]}…{text[-most // 2 :]}"
 
 
 def _indented(traceback: str) -> str:

@@ -54,6 +54,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], describe("how much is logged")] = (
         "info"
     )
+    log_format: Annotated[
+        Literal["console", "json"], describe("lines for people, or one JSON object a line")
+    ] = "console"
 
     auth: Annotated[Literal["auto", "none"], describe("none: development identity, loopback only")] = "auto"
     jwt_secret: Annotated[str, describe("key for HS256/384/512 tokens, 32 bytes or more")] = ""

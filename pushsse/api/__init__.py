@@ -28,6 +28,7 @@ from pushsse.errors import (
     Unavailable,
     Violation,
 )
+from pushsse.logs import served
 from pushsse.settings import seconds
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
     violations: tuple[Violation, ...] = (),
 ) -> Response:
-    """One problem document."""
+    """One problem document. That of an error of the server has the id that the log has of the request."""
     body: dict[str, object] = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -68,6 +69,8 @@ def problem_response(
         "code": code,
         "detail": detail,
     }
+    if status >= 500 and (request := served()) is not None:
+        body["request"] = request.id
     if violations:
         body["errors"] = [{"at": violation.at, "detail": violation.detail} for violation in violations]
     return Response(msgspec.json.encode(body), status, headers, MEDIA_TYPE)

@@ -113,7 +113,10 @@ class ProblemError(msgspec.Struct, frozen=True):
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """What is wrong with a request (RFC 9457); `code` is for programs, `detail` for people."""
+    """What is wrong with a request (RFC 9457); `code` is for programs, `detail` for people.
+
+    `request` is what the log calls the request, with status 500 and above.
+    """
 
     type: str
     title: str
@@ -121,6 +124,7 @@ class Problem(msgspec.Struct, frozen=True):
     code: str
     detail: str
     errors: tuple[ProblemError, ...] = ()
+    request: str = ""
 
 
 @dataclass(frozen=True, slots=True)

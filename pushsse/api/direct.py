@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pushsse.api import problem_response
 from pushsse.api.identity.origins import CrossOrigin
+from pushsse.logs import serving
 from pushsse.stream.handover import over_limit
 from pushsse.stream.immediate import NO_CALLS, Answer, Call, Calls
 from pushsse.stream.limits import DEFAULT_LIMITS, Limits
@@ -120,6 +121,8 @@ class Application(Starlette):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
+        if scope["type"] == "http":
+            serving(_given_id(scope))
         await self._outside(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -131,6 +134,14 @@ class Application(Starlette):
         response: Callable[[], Awaitable[None]] | None = scope.pop(_KEY, None)
         if response is not None:
             await response()
+
+
+def _given_id(scope: Scope) -> str:
+    """The request's X-Request-Id; empty without one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            return str(value, "latin-1")
+    return ""
 
 
 def _refusal(scope: Scope) -> ASGIApp | None:

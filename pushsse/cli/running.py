@@ -30,7 +30,7 @@ logger = logging.getLogger("pushsse")
 
 def run(settings: Settings, listener: socket.socket) -> int:
     """Serves until told to stop; the exit status. Raises BadSetting."""
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     port = listener.getsockname()[1]
 
     def ready() -> None:
@@ -67,7 +67,7 @@ def worker(link: int) -> None:
         one = Worker(supervised)
         try:
             settings = one.settings()
-            logs.configure(settings.log_level)
+            logs.configure(settings.log_level, settings.log_format)
             node = build.build(settings, worker=one)
         except SupervisorGone:
             sys.exit(1)

@@ -46,7 +46,11 @@ class CatchUp:
         try:
             await self._catch_up(subscriber)
         except Exception:
-            logger.exception("catch-up of stream %s failed; the stream ends as overloaded", subscriber.id)
+            logger.exception(
+                "catch-up of stream %s failed; the stream ends as overloaded",
+                subscriber.id,
+                extra={"stream": subscriber.id},
+            )
             subscriber.end(CloseReason.OVERLOADED)
 
     async def _catch_up(self, subscriber: Subscriber) -> None:

@@ -73,6 +73,7 @@ class DeadLetters:
             place_of(refused.record),
             reason,
             "it is skipped" if self._skip_refused else "its partition waits",
+            extra={"event": place_of(refused.record)},
         )
         return self._skip_refused
 

@@ -3,6 +3,7 @@
 Shared by the service, its answerers and the endpoints; `store` makes it out of a row.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal
 
@@ -54,6 +55,11 @@ class Question(Struct, frozen=True, kw_only=True):
     def is_open(self) -> bool:
         """Whether an answer may still come."""
         return self.status in OPEN
+
+    @property
+    def ids(self) -> Mapping[str, object]:
+        """What lines of the log about it carry."""
+        return {"question": self.id, "user": self.user}
 
 
 class Answered(Struct, frozen=True):

@@ -102,16 +102,23 @@ class Answering:
         try:
             await self._answer(question)
         except Lost:
-            logger.info("question %s: it has ended, or another node has taken it over", question.id)
+            logger.info(
+                "question %s: it has ended, or another node has taken it over",
+                question.id,
+                extra=question.ids,
+            )
             self._forget(question)
         except Unavailable as error:
             logger.warning(
-                "question %s: not answered now, a node tries again after its lease: %s", question.id, error
+                "question %s: not answered now, a node tries again after its lease: %s",
+                question.id,
+                error,
+                extra=question.ids,
             )
             self._forget(question)
         except Exception:
             # Taken over when its lease lapses, a few times: a bug may not bring down node after node.
-            logger.exception("question %s: answering failed", question.id)
+            logger.exception("question %s: answering failed", question.id, extra=question.ids)
             self._forget(question)
         finally:
             if self._tasks.get(question.id) is task:
@@ -167,7 +174,7 @@ class Answering:
             raise
         except Exception:
             # An answerer's bug fails its question, not the node.
-            logger.exception("question %s: the answerer failed", question.id)
+            logger.exception("question %s: the answerer failed", question.id, extra=question.ids)
             return _FAILED
         return _SILENT
 

@@ -139,6 +139,7 @@ class Life:
                 question.id,
                 question.status,
                 error,
+                extra=question.ids,
             )
             return False
         return True
@@ -188,7 +189,7 @@ class Life:
             for delta in deltas(question, text, start=units(question.answer), seq=seq):
                 await self.live(question.user, delta)
         except BackplaneUnavailable as error:
-            logger.warning("question %s: no stream got a delta: %s", question.id, error)
+            logger.warning("question %s: no stream got a delta: %s", question.id, error, extra=question.ids)
         return True
 
     async def overdue(self, limit: int) -> Sequence[Question]:
@@ -311,7 +312,10 @@ class Growing:
         except BackplaneUnavailable as error:
             # Nothing is lost: the next delta begins where the last one that was published ended.
             logger.warning(
-                "question %s: no stream got a delta, the next one repeats it: %s", self._question.id, error
+                "question %s: no stream got a delta, the next one repeats it: %s",
+                self._question.id,
+                error,
+                extra=self._question.ids,
             )
             return
         self._published = _Offset(start.characters + len(text), start.units + units(text))
@@ -322,7 +326,12 @@ class Growing:
         try:
             await self._life.store_growth(self._question, text, self._seq)
         except DatabaseUnavailable as error:
-            logger.warning("question %s: the answer so far isn't stored yet: %s", self._question.id, error)
+            logger.warning(
+                "question %s: the answer so far isn't stored yet: %s",
+                self._question.id,
+                error,
+                extra=self._question.ids,
+            )
             return
         added = text[before.characters :]
         self._stored = _Offset(len(text), before.units + units(added))

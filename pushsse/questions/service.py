@@ -241,5 +241,7 @@ class Sweeper:
             # A question that brings down one node after the other must not do so for ever.
             await self.life.end(question.id, GIVEN_UP, attempt=question.attempt)
         elif (taken := await self.life.take_over(question, node=self.node)) is not None:
-            logger.info("question %s: this node takes it over, attempt %d", taken.id, taken.attempt)
+            logger.info(
+                "question %s: this node takes it over, attempt %d", taken.id, taken.attempt, extra=taken.ids
+            )
             self.answering.put(taken)

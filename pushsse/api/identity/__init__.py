@@ -15,6 +15,7 @@ from typing import Protocol
 from starlette.requests import HTTPConnection
 
 from pushsse.api import HttpProblem
+from pushsse.logs import served
 
 STREAM, ASK, PREFERENCES, PUBLISH, ANSWER, ADMIN = (
     "stream",
@@ -56,6 +57,12 @@ class Identity:
             named = f"{SCOPE_PREFIX}{scope}"
             challenge = {"www-authenticate": f'Bearer error="insufficient_scope", scope="{named}"'}
             raise HttpProblem(403, "scope_missing", f"this needs the scope {named}", challenge)
+
+
+def known(who: Identity) -> None:
+    """Lines of the log about the request that is served name the person from now on."""
+    if (request := served()) is not None:
+        request.user = who.user
 
 
 class Identifier(Protocol):
@@ -118,6 +125,7 @@ class Credentials:
         """The identity."""
         found = self._look(request)
         who = found if isinstance(found, Identity) else await found()
+        known(who)
         who.require(scope)
         return who
 

@@ -15,7 +15,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pushsse.api import HttpProblem
-from pushsse.api.identity import EVERY_SCOPE, Identity
+from pushsse.api.identity import EVERY_SCOPE, Identity, known
 from pushsse.event import is_user
 from pushsse.settings import is_loopback
 
@@ -47,7 +47,9 @@ class DevelopmentIdentifier:
 
     async def identify(self, request: HTTPConnection, scope: str) -> Identity:
         """The same."""
-        return self.identify_nowait(request, scope)
+        who = self.identify_nowait(request, scope)
+        known(who)
+        return who
 
 
 def _may_call(origin: str, host: str, origins: Collection[str]) -> bool:

@@ -230,7 +230,9 @@ class AnswerHandler:
         """Adds the pieces, and ends the answer where the last one does; False if the question was changed."""
         last = run[-1]
         if last.seq - question.seq > len(run):
-            logger.warning("question %s: pieces before %d never came", question.id, last.seq)
+            logger.warning(
+                "question %s: pieces before %d never came", question.id, last.seq, extra=question.ids
+            )
         if not await self._answers.add(question, "".join(piece.says.delta or "" for piece in run), last.seq):
             return False
         if last.says.done:
