@@ -58,7 +58,8 @@ def endpoint(error: Exception | None) -> Callable[[Request], Awaitable[Response]
 @pytest.mark.parametrize("content", [b"", b"ten bytes.", b"eleven byte"])
 async def test_an_answer_is_the_same_on_both_ways(error: Exception | None, content: bytes) -> None:
     transport = httpx.ASGITransport(application(error), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    headers = {"x-request-id": "r"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
         plain, direct = [await client.post(path, content=content) for path in ("/x", "/direct")]
     assert (plain.status_code, plain.headers, plain.content) == (
         direct.status_code,
