@@ -46,13 +46,17 @@ def configure(level: str, form: Literal["console", "json"] = "console") -> None:
 
 
 class Served:
-    """The request that a task serves; `user` is who has sent it, as soon as that is known."""
+    """The request that a task serves.
 
-    __slots__ = ("_id", "user")
+    `user` is who has sent it, as soon as that is known; `about` whom an administrator's request is about.
+    """
+
+    __slots__ = ("_id", "about", "user")
 
     def __init__(self, given: str) -> None:
         self._id = given if _REQUEST.fullmatch(given) else ""
         self.user = ""
+        self.about = ""
 
     @property
     def id(self) -> str:
@@ -76,6 +80,12 @@ def served() -> Served | None:
     return _served.get()
 
 
+def note_about(user: str) -> None:
+    """The request that is served is an administrator's, about a person."""
+    if (request := _served.get()) is not None:
+        request.about = user
+
+
 class _Formatter(logging.Formatter):
     """What both forms share: text from elsewhere is escaped and cut."""
 
@@ -93,7 +103,7 @@ class _Formatter(logging.Formatter):
             known.setdefault("request", request.id)
             known.setdefault("user", request.user)
         return {
-            name: value if isinstance(value, int) else visible(_cut(str(value), _MOST_IN_A_FIELD))
+            name: value if isinstance(value, int) else visible(short(str(value)))
             for name, value in known.items()
             if value not in ("", None)
         }
@@ -148,11 +158,14 @@ def _is_traceback(record: logging.LogRecord, text: str) -> bool:
     return record.name.startswith("uvicorn") and text.startswith("Traceback")
 
 
+def short(text: str) -> str:
+    """A text from elsewhere, as long as it may be in a line."""
+    return text if len(text) <= _MOST_IN_A_FIELD else f"{text[:_MOST_IN_A_FIELD]}…"
+
+
 def _cut(text: str, most: int) -> str:
-    """The beginning and, of a long text such as a traceback, the end, which says what happened."""
-    if len(text) <= most:
-        return text
-    return f"{text[:most]}…" if most < 1_000 else f"{text[: most // 2]}…{text[-most // 2 :]}"
+    """The beginning and the end, which says what happened."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 :]}"
 
 
 def _indented(traceback: str) -> str:

@@ -31,6 +31,7 @@ from pushsse.errors import BackplaneUnavailable, CloseReason
 from pushsse.event import UserName, is_user
 from pushsse.hub.opening import From, Opener, Revocations, StreamOptions
 from pushsse.kicks import Kicks, TooManyKicks
+from pushsse.logs import note_about
 from pushsse.stream.subscriber import Subscriber
 
 # How long a ticket opens a stream by itself.
@@ -254,6 +255,7 @@ class AccessEndpoint:
         now = time.time()
         user, issued_at = who.user, who.issued_at
         if wanted.user is not None and wanted.user != user:
+            note_about(wanted.user)
             who.require(ADMIN)
             user, issued_at = wanted.user, now
         headers = await self.limit.spend(user)

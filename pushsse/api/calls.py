@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pushsse import __version__
 from pushsse.api import MEDIA_TYPE, HttpProblem, events, questions
 from pushsse.api.access import AccessEndpoint, KickView, Me, TicketRequest, TicketView
-from pushsse.api.direct import answered
+from pushsse.api.direct import answered, audited
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.identity import ADMIN, ASK, PREFERENCES, PUBLISH, STREAM
 from pushsse.api.identity.origins import refuse_strangers
@@ -143,7 +143,8 @@ class Call:
 
     `direct` calls come by the thousand, and the application answers them past Starlette's layers. `immediate`
     answers those that need not wait in the HTTP protocol, without ASGI. `counted` calls say in each response
-    how many more a person may make. A call without a name isn't in the document.
+    how many more a person may make. `for_others`: an administrator may make it in somebody's place. A call
+    without a name isn't in the document.
     """
 
     method: str
@@ -161,6 +162,12 @@ class Call:
     answers: Mapping[tuple[int, str], type | None] = field(default_factory=dict)
     problems: tuple[int, ...] = ()
     counted: bool = False
+    for_others: bool = False
+
+    @property
+    def audited(self) -> bool:
+        """Whether an administrator's use of it leaves a line in the log."""
+        return self.scope == ADMIN or self.for_others
 
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -377,6 +384,7 @@ CALLS = (
         bodies={JSON: TicketRequest},
         needs_body=False,
         counted=True,
+        for_others=True,
         answers={(200, JSON): TicketView},
         problems=(400, *_REFUSED, 413, 415, 422, 429, 503),
     ),
@@ -441,11 +449,18 @@ CALLS = (
 class CallRoute(Route):
     """The route of one call, which knows the other methods of its path."""
 
+    def __init__(self, call: Call, endpoint: Callable[..., Any]) -> None:
+        super().__init__(call.path, endpoint, methods=[call.method])
+        self._call = call
+
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Starlette's. Raises HTTPException 405 with all methods in Allow (RFC 9110, 10.2.1)."""
         if scope["method"] not in (self.methods or ()):
             raise HTTPException(405, headers={"Allow": _METHODS[self.path]})
-        await super().handle(scope, receive, send)
+        if self._call.audited:
+            await audited(super().handle, scope, receive, send, always=self._call.scope == ADMIN)
+        else:
+            await super().handle(scope, receive, send)
 
 
 def _methods(path: str) -> str:
@@ -458,7 +473,7 @@ _METHODS = {call.path: _methods(call.path) for call in CALLS}
 
 def routes(endpoints: Endpoints) -> Sequence[Route]:
     """A route for each call."""
-    return [CallRoute(call.path, call.handler(endpoints), methods=[call.method]) for call in CALLS]
+    return [CallRoute(call, call.handler(endpoints)) for call in CALLS]
 
 
 def direct_calls(endpoints: Endpoints) -> Mapping[tuple[str, str], ASGIApp]:

@@ -11,13 +11,14 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pushsse.api import problem_response
 from pushsse.api.identity.origins import CrossOrigin
-from pushsse.logs import serving
+from pushsse.logs import Served, audit, served, serving, short
 from pushsse.stream.handover import over_limit
 from pushsse.stream.immediate import NO_CALLS, Answer, Call, Calls
 from pushsse.stream.limits import DEFAULT_LIMITS, Limits
@@ -134,6 +135,50 @@ class Application(Starlette):
         response: Callable[[], Awaitable[None]] | None = scope.pop(_KEY, None)
         if response is not None:
             await response()
+
+
+async def audited(endpoint: ASGIApp, scope: Scope, receive: Receive, send: Send, *, always: bool) -> None:
+    """Calls an endpoint, and logs what an administrator's call came to.
+
+    Without `always` the call is an administrator's if the endpoint has said whom it is about (`note_about`).
+    """
+    status: int | None = None
+
+    async def sending(message: Message) -> None:
+        nonlocal status
+        status = message.get("status", status)
+        await send(message)
+
+    try:
+        await endpoint(scope, receive, sending)
+    except Exception:
+        status = 500
+        raise
+    finally:
+        request = served()
+        if always or (request is not None and request.about):
+            _audit(scope, request, status)
+
+
+def _audit(scope: Scope, request: Served | None, status: int | None) -> None:
+    """One line: the result, who, from where, which call, about whom."""
+    address = scope["client"][0] if scope.get("client") else ""
+    about = ", ".join(map(str, scope["path_params"].values())) or (
+        request.about if request is not None else ""
+    )
+    call = f"{scope['method']} {scope['path']}"
+    # nginx puts its client's address there, and nothing else. Without a proxy anybody may write it.
+    forwarded = Headers(scope=scope).get("x-forwarded-for", "")
+    audit.info(
+        "%s for %s from %s%s: %s about %s",
+        "no answer" if status is None else status,
+        (request.user if request is not None else "") or "nobody known",
+        address or "an unknown address",
+        f" ({short(forwarded)})" if forwarded else "",
+        short(call),
+        short(about),
+        extra={"status": status, "address": address, "forwarded": forwarded, "call": call, "about": about},
+    )
 
 
 def _given_id(scope: Scope) -> str:
