@@ -183,9 +183,11 @@ class Consumer:
         finally:
             # aiokafka revokes nothing when it stops. The commit is for the batch that is applied; what is in
             # hand isn't in it.
-            await assignment.commit()
-            assignment.end()
-            await stop(consumer)
+            try:
+                await assignment.commit()
+            finally:
+                assignment.end()
+                await stop(consumer)
 
     async def _topic_is_there(self, consumer: AIOKafkaConsumer) -> None:
         """Waits for the topic; the service stays up meanwhile."""

@@ -80,6 +80,8 @@ class Questions:
         """
         if idempotency_key is not None and (first := await self._first(user, idempotency_key, asking)):
             return first
+        # Deliberate: of two people who begin one conversation together, both may be let in. Whoever can guess
+        # the other's word, which is theirs alone, gets nothing but a conversation in common.
         if asking.conversation is not None and await self.life.owner(asking.conversation) not in (None, user):
             raise UnknownConversation(asking.conversation)
         await self._admit(user)

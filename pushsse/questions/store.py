@@ -118,8 +118,9 @@ class QuestionStore:
     async def owner(self, conversation: str) -> str | None:
         """Who asked first in a conversation; None if nobody has."""
         async with self.database.session():
-            row = await QuestionRow.filter(conversation=conversation).order_by("id").first()
-            return None if row is None else row.user
+            first = QuestionRow.filter(conversation=conversation).order_by("id").limit(1)
+            found = cast(list[str], await first.values_list("user", flat=True))
+            return found[0] if found else None
 
     async def count_open(self, user: str) -> int:
         """How many questions of a person have no end yet."""

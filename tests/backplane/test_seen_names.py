@@ -9,7 +9,8 @@ from .ear import publication
 
 
 def is_repeat(memory: SeenNames, name: str, at_ms: int) -> bool:
-    return memory.unrepeated("1", Draft(publication("x"), once=name), at_ms) is None
+    draft = Draft(publication("x"), once=name)
+    return memory.unrepeated(draft.publication, draft.names("1"), at_ms) is None
 
 
 def test_a_name_is_remembered_for_ten_minutes() -> None:

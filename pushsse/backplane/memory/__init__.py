@@ -208,12 +208,15 @@ class MemoryBackplane(Backplane):
             drafts = self._partitions.unfenced(append)
             receipt.fenced += len(append.drafts) - len(drafts)
         appended: list[Entry] = []
+        seen: list[bytes] = []
         for draft in drafts:
             # Before the names: an expired draft must not use up the name of a later one with the same id.
             if 0 < draft.publication.expires_ms <= now_ms:
                 receipt.expired += 1
                 continue
-            publication = self._seen.unrepeated(append.log, draft, now_ms)
+            names = draft.names(append.log)
+            seen += names
+            publication = self._seen.unrepeated(draft.publication, names, now_ms)
             receipt.repeated += recipients(draft.publication) - recipients(publication)
             if publication is not None:
                 self._order += 1
@@ -222,7 +225,6 @@ class MemoryBackplane(Backplane):
         head = log.head
         receipt.marks[append.log] = head.mark
         if self._writer is not None and append.drafts:
-            names = [name for draft in append.drafts if draft.once for name in draft.names(append.log)]
             self._writer.add(
                 LogUpdate(
                     append.log,
@@ -232,7 +234,7 @@ class MemoryBackplane(Backplane):
                     head.trimmed_ms,
                     appended,
                     self._partitions.fences_of(append) if sourced else (),
-                    self._seen.times_of(names) if names else (),
+                    self._seen.times_of(seen) if seen else (),
                 )
             )
         return appended

@@ -294,12 +294,11 @@ class SeenNames:
         """Since when each of these names has been known, without those that are not."""
         return [(name, self._names[name]) for name in names if name in self._names]
 
-    def unrepeated(self, log: str, draft: Draft, now_ms: int) -> Publication | None:
-        """A draft's publication for those who have not had its name yet; None if that is nobody."""
-        publication = draft.publication
-        if not draft.once:
+    def unrepeated(self, publication: Publication, names: Sequence[bytes], now_ms: int) -> Publication | None:
+        """A draft's publication for those whose names are new, in their order; None if that is nobody."""
+        if not names:
             return publication
-        new = [self._is_new(name, now_ms) for name in draft.names(log)]
+        new = [self._is_new(name, now_ms) for name in names]
         if all(new):
             return publication
         if publication.users is None or not any(new):

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 # So that an answer grows at most twenty times a second.
 PACE = ConsumerPace(round_s=0.05)
 HOLE_S = 2.0
+# Pieces that wait for earlier ones: of one answer, so that it takes no room of others', and of all together.
+MOST_OF_ONE = 1_000
 MOST_WAITING = 10_000
 _AT_ONCE = 16
 _TRIES = 5
@@ -149,8 +151,11 @@ class AnswerHandler:
 
     async def apply(self, pieces: Sequence[AnswerPiece]) -> Sequence[Refused]:
         """Lets each answer grow by what is there, or waits for what comes before it. Raises Unavailable."""
-        answers: dict[str, list[AnswerPiece]] = {question: [] for question in self._early}
         self._crowded = sum(len(early.pieces) for early in self._early.values()) >= MOST_WAITING
+        # Those whose hole may be passed over now; the others wait for what comes.
+        answers: dict[str, list[AnswerPiece]] = {
+            question: [] for question, early in self._early.items() if self._passes_holes(early)
+        }
         for piece in pieces:
             answers.setdefault(piece.says.question, []).append(piece)
         # Not a task group: a part that is away is raised as itself, and the others may finish.
@@ -214,7 +219,7 @@ class AnswerHandler:
             await self._answers.end(question.id, Answered(self._by))
         else:
             pending = {seq: piece for seq, piece in sorted(pending.items()) if seq > question.seq}
-            over_holes = self._crowded or time.monotonic() - early.since >= HOLE_S
+            over_holes = len(pending) > MOST_OF_ONE or self._passes_holes(early)
             run = _run(pending, after=question.seq, over_holes=over_holes)
             if run and not await self._grow(question, run):
                 return False
@@ -225,6 +230,10 @@ class AnswerHandler:
         self._early.pop(question.id, None)
         self._metrics.answers_late += late_ones
         return True
+
+    def _passes_holes(self, early: _Early) -> bool:
+        """Whether what is missing is given up: after a while, or where too much waits for it."""
+        return self._crowded or time.monotonic() - early.since >= HOLE_S
 
     async def _grow(self, question: Question, run: Sequence[AnswerPiece]) -> bool:
         """Adds the pieces, and ends the answer where the last one does; False if the question was changed."""
