@@ -11,7 +11,7 @@ from pathlib import Path
 from pushsse.api.access import Tickets
 from pushsse.api.identity import Credential, Credentials, Identifier
 from pushsse.api.identity.origins import DevelopmentIdentifier
-from pushsse.api.identity.remote import KeyServer, Remote
+from pushsse.api.identity.remote import SESSIONS_AT_ONCE, KeyServer, Remote, Sessions
 from pushsse.api.identity.tokens import CookieToken, HeaderToken, TokenRules, Tokens
 from pushsse.backplane import Backplane
 from pushsse.backplane.memory import MemoryBackplane
@@ -98,11 +98,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         worker=worker,
     )
     _measure(node)
-    if identity.key_server is not None:
-        keys_there = identity.key_server
-        metrics.gauge(
-            "keys_available", "Whether the keys of tokens could be fetched", lambda: keys_there.available
-        )
+    identity.measure(metrics)
     return node
 
 
@@ -164,6 +160,16 @@ class _IdentityParts:
     identifier: Identifier
     services: Mapping[str, Service] = field(default_factory=dict)
     key_server: KeyServer | None = None
+    sessions: Sessions | None = None
+
+    def measure(self, metrics: Metrics) -> None:
+        """The gauges of other servers, where there are any."""
+        if (keys := self.key_server) is not None:
+            text = "Whether the keys of tokens could be fetched"
+            metrics.gauge("keys_available", text, lambda: keys.available)
+        if (sessions := self.sessions) is not None:
+            text = "Whether the server of sessions answered"
+            metrics.gauge("sessions_available", text, lambda: sessions.available)
 
 
 def _identity(settings: Settings, kicked: Kicked) -> _IdentityParts:
@@ -175,11 +181,16 @@ def _identity(settings: Settings, kicked: Kicked) -> _IdentityParts:
     if key_server is not None:
         services["keys"] = key_server.run
     tokens = _tokens(settings, kicked, key_server)
-    order: list[Credential] = [
-        HeaderToken(tokens),
-        CookieToken(tokens, settings.auth_cookie, settings.allowed_origins),
-    ]
-    return _IdentityParts(Credentials(order), services, key_server)
+    order: list[Credential] = [HeaderToken(tokens)]
+    if settings.jwt_secret or key_server is not None:
+        order.append(CookieToken(tokens, settings.auth_cookie, settings.allowed_origins))
+    sessions = None
+    if settings.auth_url:
+        remote = Remote(settings.auth_url, at_once=SESSIONS_AT_ONCE)
+        sessions = Sessions(remote, kicked, allowed_origins=settings.allowed_origins)
+        order.append(sessions)
+        services["sessions"] = sessions.run
+    return _IdentityParts(Credentials(order), services, key_server, sessions)
 
 
 def _tokens(settings: Settings, kicked: Kicked, key_server: KeyServer | None) -> Tokens:

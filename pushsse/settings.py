@@ -72,6 +72,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     jwt_issuer: Annotated[
         tuple[str, ...], describe("iss of this service's tokens, comma-separated: one of them is required")
     ] = ()
+    auth_url: Annotated[
+        str, describe("URL of the company's own sessions, asked with a request's Cookie who that is")
+    ] = ""
     auth_cookie: Annotated[str, describe("cookie that may carry the token")] = "__Host-pushsse"
     auth_user_claim: Annotated[str, describe("claim that names the user")] = "sub"
     token_leeway_s: Annotated[
@@ -187,7 +190,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def development(self) -> bool:
         """Whether `?user=` says who is asking."""
-        return self.auth == "none" or not (self.jwt_secret or self.jwks_url)
+        return self.auth == "none" or not (self.jwt_secret or self.jwks_url or self.auth_url)
 
     @property
     def group(self) -> str:
@@ -357,6 +360,8 @@ def _check(settings: Settings) -> None:
         raise SettingsError("PUSHSSE_ANSWERER: kafka: needs PUSHSSE_KAFKA_BOOTSTRAP")
     if settings.jwt_secret_old and not settings.jwt_secret:
         raise SettingsError("PUSHSSE_JWT_SECRET_OLD: needs PUSHSSE_JWT_SECRET, which has taken its place")
+    if settings.auth_url:
+        _check_url("PUSHSSE_AUTH_URL", settings.auth_url)
     if settings.jwks_url:
         _check_url("PUSHSSE_JWKS_URL", settings.jwks_url)
         if not settings.jwt_audience or not settings.jwt_issuer:
@@ -366,9 +371,9 @@ def _check(settings: Settings) -> None:
             )
     if settings.development and not is_loopback(settings.host):
         raise SettingsError(
-            f"PUSHSSE_HOST: {settings.host!r} isn't a loopback address. Without PUSHSSE_JWT_SECRET or"
-            " PUSHSSE_JWKS_URL, identity is that of development, for this machine alone: set one of them, or"
-            " use 127.0.0.1"
+            f"PUSHSSE_HOST: {settings.host!r} isn't a loopback address. Without PUSHSSE_JWT_SECRET,"
+            " PUSHSSE_JWKS_URL or PUSHSSE_AUTH_URL, identity is that of development, for this machine alone:"
+            " set one of them, or use 127.0.0.1"
         )
 
 

@@ -244,6 +244,7 @@ def asked(request: Request, who: Identity | None) -> tuple[From, StreamOptions]:
         types=query.types(),
         expires_at=None if who is None else who.expires_at,
         issued_at=None if who is None else who.issued_at,
+        renew=None if who is None else who.renew,
     )
     return wished(query), options
 

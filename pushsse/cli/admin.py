@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -203,6 +204,29 @@ async def _identity(settings: Settings) -> AsyncIterator[Finding]:
             yield Finding("identity", "ok", f"JWT, {variable(name)} has {size} bytes")
     if settings.jwks_url:
         yield await _keys(settings.jwks_url)
+    if settings.auth_url:
+        yield await _sessions(settings.auth_url)
+
+
+async def _sessions(url: str) -> Finding:
+    """What the server of sessions says of somebody without one."""
+    async with Remote(url, at_once=1) as remote:
+        try:
+            status = (await remote.get()).status
+        except RemoteUnavailable as error:
+            return Finding("identity", "fault", f"PUSHSSE_AUTH_URL: {error}")
+    if status != HTTPStatus.UNAUTHORIZED:
+        text = f"PUSHSSE_AUTH_URL: {shown(url)} answers {status} to a request without a session, not 401"
+        return Finding("identity", "fault", text)
+    if _is_open(url):
+        text = f"PUSHSSE_AUTH_URL: {shown(url)} isn't https, so whoever is on the way reads people's cookies"
+        return Finding("identity", "warning", text)
+    return Finding("identity", "ok", f"sessions, {shown(url)} answers 401 to a request without one")
+
+
+def _is_open(url: str) -> bool:
+    """Whether others can read what goes to a URL."""
+    return url.lower().startswith("http:") and not is_loopback(urlsplit(url).hostname or "")
 
 
 async def _keys(url: str) -> Finding:
@@ -212,7 +236,7 @@ async def _keys(url: str) -> Finding:
             keys = await KeyServer(remote).fetch()
         except RemoteUnavailable as error:
             return Finding("identity", "fault", f"PUSHSSE_JWKS_URL: {error}")
-    if url.startswith("http:") and not is_loopback(urlsplit(url).hostname or ""):
+    if _is_open(url):
         text = f"PUSHSSE_JWKS_URL: {shown(url)} isn't https, so whoever is on the way can sign tokens"
         return Finding("identity", "warning", text)
     return Finding("identity", "ok", f"JWT, {len(keys)} keys at {shown(url)}: {keys}")
@@ -269,14 +293,16 @@ async def _migrate(url: str) -> tuple[str, ...]:
     help=f"what it allows, of {' '.join(SCOPES)}; several by spaces  [default: the first three]",
 )
 @click.option("--expires", default="1h", metavar="AGE", help="how long it holds  [default: 1h]")
-@with_settings("jwt_secret", "jwks_url", "auth_user_claim", "jwt_audience", "jwt_issuer", "token_max_s")
+@with_settings(
+    "jwt_secret", "jwks_url", "auth_url", "auth_user_claim", "jwt_audience", "jwt_issuer", "token_max_s"
+)
 def token(user: str, scopes: tuple[str, ...], expires: str, config: Path | None, **options: object) -> None:
     """Make a token for --user."""
     settings = read_settings(config, options)
     if not settings.jwt_secret:
         why = "the service has development identity, where --user is enough"
-        if settings.jwks_url:
-            why = "tokens come from whoever has the keys of PUSHSSE_JWKS_URL"
+        if not settings.development:
+            why = "whoever has the keys of PUSHSSE_JWKS_URL makes the tokens"
         raise Failed(f"PUSHSSE_JWT_SECRET isn't set: {why}")
     if len(settings.jwt_secret.encode()) < SECRET_BYTES:
         raise Failed(f"PUSHSSE_JWT_SECRET has fewer than {SECRET_BYTES} bytes")

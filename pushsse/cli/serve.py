@@ -137,8 +137,20 @@ def parts(settings: Settings, port: int) -> dict[str, str]:
         "backplane": redis if settings.redis_url else "memory: one process alone",
         "intake": f"Kafka {kafka}" if settings.kafka_bootstrap else "POST /v1/events",
         "answerer": "faq: (the example file)" if settings.answerer == "faq:" else shown(settings.answerer),
-        "identity": "development: ?user=NAME, from this machine alone" if settings.development else "JWT",
+        "identity": "development: ?user=NAME, from this machine alone"
+        if settings.development
+        else " and ".join(_proofs(settings)),
     }
+
+
+def _proofs(settings: Settings) -> list[str]:
+    """How people say who they are."""
+    named = {
+        "JWT": settings.jwt_secret,
+        f"JWT with keys of {shown(settings.jwks_url)}": settings.jwks_url,
+        f"sessions of {shown(settings.auth_url)}": settings.auth_url,
+    }
+    return [name for name, value in named.items() if value]
 
 
 def _curl(settings: Settings, url: str) -> tuple[str, str]:

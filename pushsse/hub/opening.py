@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct
@@ -25,6 +26,7 @@ from pushsse.errors import (
     Unavailable,
 )
 from pushsse.event import Publication
+from pushsse.hub.heartbeat import Renew
 from pushsse.hub.hub import Hub
 from pushsse.hub.log_tail import LogTail
 from pushsse.position import Mark, Position
@@ -126,12 +128,16 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
-    """What a client asked of its stream; when its token ends, and when it was issued (seconds since 1970)."""
+    """What a client asked of its stream; when its token ends, and when it was issued (seconds since 1970).
+
+    `renew`: asked at its end whether it goes on.
+    """
 
     named: bool = True
     types: frozenset[str] | None = None
     expires_at: float | None = None
     issued_at: float | None = None
+    renew: Renew | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +311,7 @@ class Opener:
             cursor=opening.cursor,
             named=options.named,
             types=options.types,
-            expiry=self._expiry(options.expires_at),
+            expiry=self._expiry(options),
             issued_at=options.issued_at,
             tick=self._hub.heartbeat.now,
         )
@@ -449,18 +455,26 @@ class Opener:
                 person.learn(state.version, state.off)
                 break
 
-    def _expiry(self, expires_at: float | None) -> Expiry | None:
+    def _expiry(self, options: StreamOptions) -> Expiry | None:
         """When a stream ends at the latest, and why; None for never."""
-        ends: list[tuple[float, CloseReason]] = []
-        if expires_at is not None:
-            ends.append((max(0.0, expires_at - time.time()), CloseReason.TOKEN_EXPIRED))
+        last = None
         if self._limits.lifetime_s:
             # Random, so that streams that began together don't come back together.
-            ends.append((self._limits.lifetime_s * random.uniform(0.8, 1.0), CloseReason.LIFETIME))
-        if not ends:
-            return None
-        in_s, reason = min(ends, key=lambda end: end[0])
-        return Expiry(self._hub.heartbeat.ticks(in_s), reason)
+            in_s = self._limits.lifetime_s * random.uniform(0.8, 1.0)
+            last = Expiry(self._hub.heartbeat.ticks(in_s), CloseReason.LIFETIME)
+        if options.expires_at is None:
+            return last
+        return self._until(options.expires_at, last, options.renew)
+
+    def _until(self, expires_at: float, last: Expiry | None, renew: Renew | None) -> Expiry:
+        """The end of a token or session, unless `last` comes before it."""
+        heartbeat = self._hub.heartbeat
+        tick = heartbeat.ticks(max(0.0, expires_at - time.time()))
+        if last is not None and last.tick < tick:
+            return last
+        later = partial(self._until, last=last, renew=renew)
+        renewal = None if renew is None else heartbeat.renewal(renew, later)
+        return Expiry(tick, CloseReason.TOKEN_EXPIRED, renewal)
 
 
 def _is_in_tail(log: LogTail, mark: Mark) -> bool:

@@ -198,11 +198,20 @@ LIVE: Final = Live()
 State = Behind | Live | Ended | Gone
 
 
+class Renewal(Protocol):
+    """Finds out whether a stream may go on after its end."""
+
+    def outcome(self) -> "Expiry | CloseReason | None":
+        """A later end, or why it is over; None while that isn't known. Asked at each tick from the end on."""
+        ...
+
+
 class Expiry(NamedTuple):
-    """The tick of the node's heartbeat at which a stream ends, and why."""
+    """The tick of the node's heartbeat at which a stream ends, why, and who may know of a later end."""
 
     tick: int
     reason: CloseReason
+    renewal: Renewal | None = None
 
 
 class Subscriber:
@@ -286,6 +295,10 @@ class Subscriber:
             state = self._fall_behind(room=True)
         if isinstance(state, Behind):
             state.cursor.skip(log, mark)
+
+    def extend(self, expiry: Expiry) -> None:
+        """Moves the stream's end."""
+        self.expiry = expiry
 
     def end(self, reason: CloseReason, *, retry_ms: int | None = None) -> None:
         """Ends the stream for a reason, which the client learns in band; does nothing if it is over."""

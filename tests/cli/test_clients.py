@@ -228,6 +228,16 @@ def test_doctor_tries_the_key_server(tmp_path: Path) -> None:
     assert "127.0.0.1:1" in ended.stdout
 
 
+def test_doctor_asks_the_server_of_sessions_as_a_stranger(tmp_path: Path) -> None:
+    for status, verdict in ((401, "ok"), (200, "fault"), (302, "fault"), (500, "fault")):
+        with answering_beside(status, b'{"user": "ann", "expires_in_s": 60}') as url:
+            ended = pushsse(tmp_path, "doctor", PUSHSSE_AUTH_URL=url)
+        [line] = [line for line in ended.stdout.splitlines() if " identity " in line]
+        assert line.startswith(verdict)
+        assert str(status) in line
+        assert ended.returncode == (verdict == "fault")
+
+
 def test_doctor_finds_what_is_away_and_hides_passwords(tmp_path: Path) -> None:
     ended = pushsse(
         tmp_path,

@@ -19,6 +19,8 @@ PASSWORD = "hunter2"
         ("PUSHSSE_JWT_SECRET_OLD", "x" * 31),
         ("PUSHSSE_TOKEN_LEEWAY_S", "61"),
         ("PUSHSSE_JWKS_URL", "https://login.example/keys"),
+        ("PUSHSSE_AUTH_URL", "app.example/session"),
+        ("PUSHSSE_AUTH_URL", f"http://ann:{PASSWORD}@app.example/session"),
         ("PUSHSSE_JWKS_URL", "file:///etc/keys"),
         ("PUSHSSE_JWKS_URL", "https://"),
         ("PUSHSSE_JWKS_URL", "login.example/keys"),

@@ -1,9 +1,9 @@
 """Who is asking, and what they may do.
 
 Every endpoint asks an `Identifier` first, and gets a name with its scopes; tokens go no further. `build`
-makes it: `Credentials`, which go by what the request carries (`tokens`: a JWT in header or cookie), or the
-development identity (`origins`). A new kind of proof is a `Credential`, put into its place of the order
-there.
+makes it: `Credentials`, which go by what the request carries (`tokens`: a JWT in header or cookie; `remote`:
+a session of the company's own), or the development identity (`origins`). A new kind of proof is a
+`Credential`, put into its place of the order there.
 """
 
 import re
@@ -15,6 +15,7 @@ from typing import Protocol
 from starlette.requests import HTTPConnection
 
 from pushsse.api import HttpProblem
+from pushsse.hub.heartbeat import Renew
 from pushsse.logs import served
 
 STREAM, ASK, PREFERENCES, PUBLISH, ANSWER, ADMIN = (
@@ -38,13 +39,14 @@ class Identity:
     """A person and what he may do.
 
     Seconds since 1970: `expires_at`, None for never; `issued_at`, when the proof says that it was made, None
-    where it doesn't say.
+    where it doesn't say. `renew` is for a proof that may go on after `expires_at`: a stream asks then.
     """
 
     user: str
     scopes: frozenset[str]
     expires_at: float | None = None
     issued_at: float | None = None
+    renew: Renew | None = None
 
     @property
     def has_expired(self) -> bool:

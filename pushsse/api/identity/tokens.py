@@ -102,7 +102,7 @@ class TokenRules:
         user = claims.get(self.user_claim)
         if not isinstance(user, str) or not is_user(user):
             raise unauthorized(_INVALID, f"the claim {self.user_claim!r} doesn't name a user")
-        return Identity(user, _scopes(claims), expires_at, issued_at)
+        return Identity(user, scopes_of(claims), expires_at, issued_at)
 
 
 class HasKeys(Protocol):
@@ -365,7 +365,8 @@ def _require_one(name: str, value: object, wanted: Collection[str]) -> None:
         raise unauthorized(_INVALID, f"the token's {name} isn't the one of this service")
 
 
-def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
+def scopes_of(claims: Mapping[str, Any]) -> frozenset[str]:
+    """The scopes that `scope` or `scp` name, as a text or a list; without any of ours, those of everybody."""
     words: list[str] = []
     for name in ("scope", "scp"):
         value = claims.get(name)
