@@ -21,13 +21,13 @@ from pushsse import position
 from pushsse.api import Query, direct
 from pushsse.api.access import Tickets, has_ticket, ticket_of
 from pushsse.api.identity import STREAM, Identifier, Identity
-from pushsse.errors import Overloaded, Unavailable
+from pushsse.errors import CloseReason, Overloaded, Unavailable
 from pushsse.hub.opening import GATHER_S, Begin, From, Opener, StreamOptions
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy
 from pushsse.stream.handover import offered, over_limit
 from pushsse.stream.immediate import TAKEN_OVER, Answer, Later, Reply, WaitingRequest
 from pushsse.stream.portable import QueueStream, WakeQueue, start, start_nowait
-from pushsse.stream.subscriber import Subscriber
+from pushsse.stream.subscriber import Sink, Subscriber
 
 OPENING_AT_ONCE = 64
 # A stream that isn't handed over takes three times as long to open.
@@ -154,6 +154,16 @@ class StreamEndpoint:
         begun: Callable[[Subscriber], Subscriber] = _itself,
     ) -> QueueStream | None:
         """Begins a stream, and tells `begun` of it. Raises Unavailable."""
+
+        def begin(sink: Sink) -> Subscriber:
+            # The head may have waited for a client that hadn't read the answers before. Guarantee 5: by now
+            # nobody else may end this stream. It is asked before the stream itself takes room.
+            has_room = self.node.has_room()
+            subscriber = begun(self.opener.begin(opening, sink, options))
+            if not has_room:
+                subscriber.end(CloseReason.OVERLOADED)
+            return subscriber
+
         queue = self.queue if offered(scope) is not None else self.portable_queue
         # Until the stream begins, the person is held by this context.
         async with queue, self.opener.opening(user, wish) as opening:
@@ -161,11 +171,7 @@ class StreamEndpoint:
             if not self.node.has_room():
                 raise Overloaded("the node has filled up, or closed, while this one waited")
             return await start(
-                lambda sink: begun(self.opener.begin(opening, sink, options)),
-                scope,
-                send,
-                wake_queue=self.wake_queue,
-                backlog_bytes=self.backlog_bytes,
+                begin, scope, send, wake_queue=self.wake_queue, backlog_bytes=self.backlog_bytes
             )
 
     async def _begin_by_ticket(

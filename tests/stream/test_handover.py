@@ -13,7 +13,7 @@ from uvicorn.server import ServerState
 from pushsse.server import best_http
 from pushsse.stream import handover
 from pushsse.stream.frame import chunk
-from pushsse.stream.handover import HandoverHttp, StreamProtocol, offered
+from pushsse.stream.handover import HandoverHttp, Offer, StreamProtocol, offered
 from pushsse.stream.immediate import ImmediateHttp
 from pushsse.stream.subscriber import Live
 from tests.serving import LIMIT_S, serving
@@ -123,6 +123,44 @@ async def test_a_connection_is_dropped_when_its_stream_cannot_begin(
             await asyncio.wait_for(reader.readuntil(b"event: ready"), 5)
         assert not any(isinstance(each, StreamProtocol) for each in node.connections)
         writer.close()
+
+
+@pytest.mark.parametrize("what", ["the drain has ended", "the node has filled up"])
+async def test_a_stream_whose_head_had_to_wait_for_its_reader_ends_if_meanwhile(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = asyncio.Event()
+    hold_head = Offer.hold_head
+
+    def holding(offer: Offer) -> None:
+        hold_head(offer)
+        held.set()
+
+    async with serving(tmp_path, http=ImmediateHttp, max_streams=1) as node:
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        async with asyncio.timeout(LIMIT_S):
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await reader.readuntil(b"}")
+            [connection] = [each for each in node.connections if isinstance(each, ImmediateHttp)]
+            # As the transport does where a client leaves its answers unread.
+            connection.pause_writing()
+            with monkeypatch.context() as patch:
+                patch.setattr(Offer, "hold_head", holding)
+                writer.write(b"GET /v1/stream?user=ann HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                await held.wait()
+            if what == "the drain has ended":
+                await node.node.leave(window_s=0.0)
+                connection.resume_writing()
+                answer = await reader.read(-1)
+            else:
+                async with node.stream("bo") as other:
+                    await other.ready()
+                    connection.resume_writing()
+                    answer = await reader.read(-1)
+                    assert [each.person.name for each in node.node.hub.subscribers] == ["bo"]
+        writer.close()
+    assert b"event: exception" in answer
+    assert answer.endswith(b"0\r\n\r\n")
 
 
 async def test_an_aborted_stream_is_gone_with_all_that_a_slow_reader_has_not_read(tmp_path: Path) -> None:
