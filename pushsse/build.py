@@ -6,6 +6,7 @@ parts that it needs. Nothing is opened or started here: `Node.running` does that
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from pushsse.api.access import Tickets
@@ -24,7 +25,7 @@ from pushsse.hub.opening import StreamLimits
 from pushsse.intake import Drafter, PushsseFormat
 from pushsse.intake.http import EmbeddedIntake, Intake, KafkaProducerIntake
 from pushsse.intake.kafka import EventHandler, KafkaIntake
-from pushsse.kafka import connection
+from pushsse.kafka import configuration, connection
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.producer import Producer
 from pushsse.kicks import Kicked, Kicks, KickTable
@@ -37,6 +38,7 @@ from pushsse.questions.answerers import Answerer, faq
 from pushsse.questions.answerers.kafka import PACE, KafkaAnswerer
 from pushsse.questions.service import assemble_questions
 from pushsse.questions.store import QuestionStore
+from pushsse.retention import Forgetting, Retention
 from pushsse.settings import Settings, seconds, variable
 from pushsse.witness import Witness, WitnessTable
 from pushsse.workers.worker import Worker
@@ -52,8 +54,9 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
     preferences = Preferences(store, backplane)
     dispatcher = Dispatcher(backplane=backplane, switches=store, types=catalogue, metrics=metrics)
     answerer_parts = _answerer(settings, metrics)
+    question_store = QuestionStore(database)
     questions = assemble_questions(
-        QuestionStore(database),
+        question_store,
         backplane,
         answerer_parts.answerer,
         node=settings.node,
@@ -89,6 +92,8 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         hub_parts=hub_parts,
         kicked=kicked,
         kicks=kicks,
+        forgetting=Forgetting(kicks, (store, question_store), settings, partial(configuration, settings)),
+        retention=Retention(question_store, keep_days=settings.questions_keep_days, metrics=metrics),
         tickets=Tickets(backplane, kicked),
         questions=questions,
         intake=intakes.accepting,

@@ -91,6 +91,11 @@ class KickReceipt(NamedTuple):
     at: int
     within_s: int
 
+    @property
+    def heard(self) -> bool:
+        """Whether the other nodes were told, and need not find the row."""
+        return self.within_s == SOON_S
+
 
 class Kicks:
     """Kicks people, and acts on the kicks of all nodes."""
@@ -137,6 +142,13 @@ class Kicks:
             # Other nodes find the row. Redis's connection has logged it.
             return KickReceipt(at, LATE_S)
         return KickReceipt(at, SOON_S)
+
+    async def forget(self, user: str) -> dict[str, int]:
+        """Deletes a person's kick. Nodes that know of it keep it in mind, for as long as a token can live.
+
+        Raises DatabaseUnavailable.
+        """
+        return {"kicks": await self._table.forget_person(user)}
 
     async def load(self) -> None:
         """Reads the kicks that this node may not know. Raises DatabaseUnavailable."""
@@ -192,6 +204,7 @@ _AFTER = Statement("""
      WHERE kicked_at > {value[1]} OR (kicked_at = {value[1]} AND "user" > {value[2]})
      ORDER BY kicked_at, "user" LIMIT {value[3]}""")
 _FORGET = Statement("DELETE FROM pushsse_kick WHERE kicked_at < {value[1]}")
+_FORGET_PERSON = Statement('DELETE FROM pushsse_kick WHERE "user" = {value[1]} RETURNING 1')
 
 
 class KickRow(Model):
@@ -229,3 +242,7 @@ class KickTable:
     async def forget(self, before: int) -> None:
         """Drops the kicks before a second."""
         await self._database.rows(str, _FORGET, before)
+
+    async def forget_person(self, user: str) -> int:
+        """Drops a person's kick; how many rows there were."""
+        return len(await self._database.rows(int, _FORGET_PERSON, user))

@@ -35,6 +35,7 @@ class Metrics:
     logs_lost: int = 0
     streams_opened: int = 0
     answers_late: int = 0
+    questions_deleted: int = 0
     resumes: Counter[str] = field(default_factory=Counter)
     endings: Counter[str] = field(default_factory=Counter)
     questions: Counter[str] = field(default_factory=Counter)
@@ -97,6 +98,7 @@ _COUNTERS = {
     "backplane_reconnects": "Connections to the backplane made anew",
     "logs_lost": "Logs that went on in another epoch",
     "streams_opened": "Streams opened",
+    "questions_deleted": "Questions deleted because of their age",
     "answers_late": "Answer records from Kafka that came again, or after the end of their answer",
 }
 _LABELLED = (

@@ -30,6 +30,7 @@ from pushsse.people import StoredPeople
 from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.store import PreferenceStore
 from pushsse.questions.service import Questions
+from pushsse.retention import Forgetting, Retention
 from pushsse.settings import Settings
 from pushsse.stream.frame import random_retry_ms
 from pushsse.witness import Witness
@@ -62,6 +63,8 @@ class Node:
     hub_parts: HubParts
     kicked: Kicked
     kicks: Kicks
+    forgetting: Forgetting
+    retention: Retention
     tickets: Tickets
     questions: Questions
     intake: Intake
@@ -122,6 +125,7 @@ class Node:
             "people": self.people.run,
             "preferences": self.preferences.run,
             "kicks": self.kicks.run,
+            "retention": self.retention.run,
             "tickets": self.tickets.run,
             "questions": self.questions.run,
             "memory": trim_memory,

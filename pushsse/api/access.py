@@ -32,6 +32,7 @@ from pushsse.event import UserName, is_user
 from pushsse.hub.opening import From, Opener, Revocations, StreamOptions
 from pushsse.kicks import Kicks, TooManyKicks
 from pushsse.logs import note_about
+from pushsse.retention import Forgetting
 from pushsse.stream.subscriber import Subscriber
 
 # How long a ticket opens a stream by itself.
@@ -239,6 +240,7 @@ class AccessEndpoint:
     tickets: Tickets
     limit: CallLimit
     kicks: Kicks
+    forgetting: Forgetting
 
     async def me(self, request: Request) -> Response:
         """Who is asking."""
@@ -269,12 +271,25 @@ class AccessEndpoint:
 
     async def kick(self, request: Request) -> Response:
         """Ends a person's streams on all nodes, and revokes what was issued to them so far."""
-        await self.identifier.identify(request, ADMIN)
-        user = request.path_params["user"]
-        if not is_user(user):
-            raise HttpProblem(400, "user_invalid", "a name is 1–128 characters without white space")
+        user = await self._person(request)
         try:
             kicked = await self.kicks.kick(user)
         except TooManyKicks as error:
             raise HttpProblem(409, "too_many_kicks", str(error)) from None
         return json_response(KickView(user, kicked.at, kicked.within_s))
+
+    async def forget(self, request: Request) -> Response:
+        """Deletes everything of a person, and ends their streams as a kick does."""
+        user = await self._person(request)
+        try:
+            return json_response(await self.forgetting.forget(user))
+        except TooManyKicks as error:
+            raise HttpProblem(409, "too_many_kicks", str(error)) from None
+
+    async def _person(self, request: Request) -> str:
+        """Whom an administrator's call is about. Raises HttpProblem."""
+        await self.identifier.identify(request, ADMIN)
+        user: str = request.path_params["user"]
+        if not is_user(user):
+            raise HttpProblem(400, "user_invalid", "a name is 1–128 characters without white space")
+        return user

@@ -31,6 +31,7 @@ from pushsse.api.preferences import ChangeRequest, PreferenceList, PreferencesEn
 from pushsse.api.stream import StreamEndpoint
 from pushsse.event import Event
 from pushsse.questions.life import AnswerErrorEvent, AnswerEvent, DeltaEvent, QuestionEvent
+from pushsse.retention import Forgotten
 from pushsse.stream.immediate import Call as ImmediateCall
 from pushsse.stream.immediate import Calls as ImmediateCalls
 
@@ -399,6 +400,18 @@ CALLS = (
         "`iat`, for as long as a token can live. `within_s`: within how many seconds all nodes act on it.",
         scope=ADMIN,
         answers={(200, JSON): KickView},
+        problems=(400, *_REFUSED, 409, 503),
+    ),
+    Call(
+        method="DELETE",
+        path="/v1/users/{user:path}",
+        handler=lambda at: at.access.forget,
+        name="forget",
+        summary="Forget a person",
+        text="Ends their streams as a kick does, and deletes everything of theirs in the database: "
+        "`deleted` counts it, `remaining` says what runs out elsewhere, and when. It may be repeated.",
+        scope=ADMIN,
+        answers={(200, JSON): Forgotten},
         problems=(400, *_REFUSED, 409, 503),
     ),
     Call(

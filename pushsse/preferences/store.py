@@ -5,7 +5,8 @@ transaction numbers a person's change and writes it to an outbox, from which `Pr
 Deliberate: nothing is cached (guarantee 3). Every call raises DatabaseUnavailable.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -153,8 +154,14 @@ _PREFERENCES = Statement("""
      ORDER BY t.id""")
 # Makes the person's row, or locks the one that is there: the update changes nothing.
 _LOCK_PERSON = Statement("""
-    INSERT INTO pushsse_person ("user") VALUES ({value[1]})
+    INSERT INTO pushsse_person ("user", version, logged_version) VALUES ({value[1]}, {value[2]}, {value[2]})
     ON CONFLICT ("user") DO UPDATE SET version = pushsse_person.version RETURNING version""")
+# The person's row first, as in `change`: one of both waits for the other.
+_FORGET = {
+    "person": Statement('DELETE FROM pushsse_person WHERE "user" = {value[1]} RETURNING 1'),
+    "changes": Statement('DELETE FROM pushsse_preference_change WHERE "user" = {value[1]} RETURNING 1'),
+    "switches": Statement('DELETE FROM pushsse_switch WHERE "user" = {value[1]} RETURNING 1'),
+}
 
 
 class SwitchRow(NamedTuple):
@@ -184,11 +191,21 @@ class _Choice(NamedTuple):
         return bool(self.mandatory or (self.default_on if self.chosen is None else self.chosen))
 
 
+def _milliseconds() -> int:
+    return int(time.time() * 1000)
+
+
 class PreferenceStore:
     """The tables of the preferences."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, numbers_after: Callable[[], int] = _milliseconds) -> None:
+        """`numbers_after`: what the number of a person's first change follows.
+
+        Deliberate: the time. Of somebody who is forgotten and comes back, the log may still have changes, and
+        these numbers have to be higher than theirs: nodes ignore a change that is older than what they know.
+        """
         self._database = database
+        self._numbers_after = numbers_after
 
     async def off_among(self, users: Sequence[str], types: Sequence[str]) -> frozenset[tuple[str, str]]:
         """Which of these types which of these people have off: by a switch, or by default without one."""
@@ -232,7 +249,7 @@ class PreferenceStore:
         async with self._database.transaction() as session:
             # Guarantee 3: the person's row is locked first, so of two changes together the second reads what
             # the first has committed: no number is left out, and its `before` is the first one's `after`.
-            version: int = (await session.rows(int, _LOCK_PERSON, user))[0]
+            version: int = (await session.rows(int, _LOCK_PERSON, user, self._numbers_after()))[0]
             rows = await session.rows(_Choice, _PREFERENCES, user)
             _check({row.name: row for row in rows if not row.hidden}, wanted)
             await _choose(
@@ -268,6 +285,11 @@ class PreferenceStore:
             )
             await PreferenceChange.filter(user=user, version__lte=version).delete()
 
+    async def forget(self, user: str) -> dict[str, int]:
+        """Deletes all that is kept of a person: how many rows of each kind."""
+        async with self._database.transaction() as session:
+            return {kind: len(await session.rows(int, each, user)) for kind, each in _FORGET.items()}
+
     async def join(self, names: Sequence[str], *, hidden: bool) -> frozenset[str]:
         """Adds types to the catalogue, up to 1,000 in all; those that are there stay as they are.
 
@@ -295,7 +317,7 @@ def switches_of(users: Sequence[str], rows: Sequence[SwitchRow]) -> dict[str, Sw
                 found[row.user],
                 version=row.version,
                 pending=row.version > row.logged_version,
-                logged=Mark(row.logged_epoch, row.logged_number) if row.logged_version else None,
+                logged=Mark(row.logged_epoch, row.logged_number) if row.logged_epoch else None,
             )
         elif row.kind == "chosen":
             off = found[row.user].off

@@ -12,8 +12,9 @@ import msgspec
 from tortoise import fields
 from tortoise.exceptions import IntegrityError
 from tortoise.models import Model
+from ulid import ULID
 
-from pushsse.database import Database
+from pushsse.database import Database, Statement
 from pushsse.questions import OPEN, Answered, By, Ending, Link, Question, Status
 
 
@@ -58,6 +59,22 @@ class QuestionRow(Model):
 OPEN_USERS = f"""
     SELECT DISTINCT "user" FROM pushsse_question
      WHERE "user" {{among[1]}} AND status IN ({", ".join(f"'{status}'" for status in OPEN)})"""
+
+
+# Ids are ULIDs, so the primary key has them by time. What isn't announced yet, a sweep has to find.
+_DELETE_OLD = Statement("""
+    DELETE FROM pushsse_question WHERE id IN (
+        SELECT id FROM pushsse_question
+         WHERE id < {value[1]} AND status IN ('answered', 'failed', 'cancelled', 'expired')
+           AND announce_by IS NULL
+         ORDER BY id LIMIT {value[2]}) RETURNING 1""")
+_FORGET = Statement("""
+    DELETE FROM pushsse_question WHERE id IN (
+        SELECT id FROM pushsse_question WHERE "user" = {value[1]} LIMIT {value[2]}) RETURNING 1""")
+# The first characters of a ULID are its time.
+_TIME_OF_ULID = 10
+# Rows that one statement deletes: an answer may have 800 kB.
+_AT_ONCE = 100
 
 
 class KeyTaken(Exception):
@@ -221,6 +238,18 @@ class QuestionStore:
         """The answer comes from elsewhere: nobody takes the question over any more, it can only expire."""
         async with self.database.session():
             await QuestionRow.filter(id=question.id, attempts=question.attempt).update(lease_until=None)
+
+    async def delete_old(self, before: datetime) -> int:
+        """Deletes some questions that have ended and were asked before a time; how many, 0 at the end."""
+        oldest_kept = str(ULID.from_datetime(before))[:_TIME_OF_ULID]
+        return len(await self.database.rows(int, _DELETE_OLD, oldest_kept, _AT_ONCE))
+
+    async def forget(self, user: str) -> dict[str, int]:
+        """Deletes a person's questions and their answers; how many. Open ones get no further answer."""
+        deleted = 0
+        while found := await self.database.rows(int, _FORGET, user, _AT_ONCE):
+            deleted += len(found)
+        return {"questions": deleted}
 
 
 def _now() -> datetime:

@@ -35,7 +35,7 @@ async def database(url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 def store(database: Database) -> PreferenceStore:
-    return PreferenceStore(database)
+    return PreferenceStore(database, numbers_after=lambda: 0)
 
 
 @pytest.fixture

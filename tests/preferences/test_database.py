@@ -145,7 +145,7 @@ async def test_before_the_migrations_the_tables_are_unavailable(url: str) -> Non
 
 
 async def test_a_cancelled_caller_leaves_no_lock_and_no_connection_behind(database: Database) -> None:
-    store = PreferenceStore(database)
+    store = PreferenceStore(database, numbers_after=lambda: 0)
     await store.join(["alarm"], hidden=False)
     for tick in range(60):
         task = asyncio.create_task(store.change("ann", {"alarm": tick % 2 == 0}))

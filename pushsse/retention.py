@@ -1,0 +1,174 @@
+"""What leaves the database: questions after their time, and everything of a person who is to be forgotten.
+
+`Retention` is a service; `Forgetting` is called by `DELETE /v1/users/USER`. The stores delete their own rows,
+in portions, so that nothing else waits for long. Deliberate: nodes don't agree on who deletes. Each looks
+about once an hour; of two that look together, the second finds nothing left.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+from msgspec import Struct
+
+from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable
+from pushsse.kicks import Kicks
+from pushsse.metrics import Metrics
+from pushsse.retry import Backoff, Outage
+from pushsse.settings import Settings
+
+_EVERY_S = 3600.0
+# After a start: a service that is restarted often has to come to it, too.
+_FIRST_S = 300.0
+# Between two portions, others write.
+_PAUSE_S = 0.1
+# What a ticket lives, and a producer's id or a count of calls is remembered, at most.
+_BACKPLANE_S = 3600
+_MOST_MS = 1000 * 366 * 86_400_000
+logger = logging.getLogger(__name__)
+
+
+class OldQuestions(Protocol):
+    """The questions of all people."""
+
+    async def delete_old(self, before: datetime) -> int:
+        """Deletes some that were asked before a time and have ended; how many, 0 when none is left.
+
+        Raises DatabaseUnavailable.
+        """
+        ...
+
+
+class Retention:
+    """Deletes old questions, with their answers."""
+
+    def __init__(self, questions: OldQuestions, *, keep_days: int, metrics: Metrics) -> None:
+        """`keep_days` 0: nothing is deleted."""
+        self._questions = questions
+        self._keep = timedelta(days=keep_days)
+        self._metrics = metrics
+
+    async def run(self) -> None:
+        """Deletes for ever, some minutes after the start and then each hour."""
+        if not self._keep:
+            await asyncio.Event().wait()
+        outage = Outage("old questions can't be deleted", logger, Backoff(first_s=10.0, most_s=600.0))
+        await asyncio.sleep(_FIRST_S * random.uniform(0.1, 1.0))
+        while True:
+            try:
+                if deleted := await self.sweep():
+                    logger.info("deleted %d questions older than %d days", deleted, self._keep.days)
+                outage.over()
+            except DatabaseUnavailable as error:
+                await asyncio.sleep(outage.failed(error))
+                continue
+            await asyncio.sleep(_EVERY_S * random.uniform(0.75, 1.25))
+
+    async def sweep(self) -> int:
+        """Deletes all questions that are too old; how many. Raises DatabaseUnavailable."""
+        before = datetime.now(UTC) - self._keep
+        deleted = 0
+        while found := await self._questions.delete_old(before):
+            deleted += found
+            self._metrics.questions_deleted += found
+            await asyncio.sleep(_PAUSE_S)
+        return deleted
+
+
+class Keeper(Protocol):
+    """A store that keeps something of people."""
+
+    async def forget(self, user: str) -> Mapping[str, int]:
+        """Deletes everything of a person: how many rows of each kind. Raises DatabaseUnavailable."""
+        ...
+
+
+class Remainder(Struct, frozen=True, omit_defaults=True):
+    """What there still is of a person outside the database; `until` is null where nobody here can know."""
+
+    where: str
+    detail: str
+    until: str | None
+    topic: str = ""
+
+
+class Forgotten(Struct, frozen=True):
+    """What was deleted of a person, by kind, and what runs out by itself elsewhere."""
+
+    user: str
+    deleted: dict[str, int]
+    remaining: tuple[Remainder, ...]
+
+
+# What a topic is set to, by Kafka's names. Raises OSError.
+AskTopic = Callable[[str], Awaitable[Mapping[str, str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Forgetting:
+    """Deletes a person. A kick ends the streams, and no earlier token can write; its row goes last."""
+
+    kicks: Kicks
+    keepers: Sequence[Keeper]
+    settings: Settings
+    ask_topic: AskTopic
+
+    async def forget(self, user: str) -> Forgotten:
+        """Ends a person's streams on all nodes and deletes everything of theirs; may be repeated.
+
+        Raises DatabaseUnavailable, BackplaneUnavailable, TooManyKicks: then something may be left.
+        """
+        receipt = await self.kicks.kick(user)
+        if not receipt.heard:
+            # The row of the kick alone would reach the other nodes, and it is to be deleted.
+            raise BackplaneUnavailable("the other nodes can't be told")
+        deleted: dict[str, int] = {}
+        for keeper in (*self.keepers, self.kicks):
+            deleted |= await keeper.forget(user)
+        return Forgotten(user, deleted, await self._remaining())
+
+    async def _remaining(self) -> tuple[Remainder, ...]:
+        now, settings = datetime.now(UTC), self.settings
+
+        def after(seconds: float) -> str:
+            return (now + timedelta(seconds=seconds)).isoformat(timespec="seconds")
+
+        token_s = settings.token_max_s + settings.token_leeway_s
+        topics = await asyncio.gather(*(self._topic(*each, now) for each in _topics(settings)))
+        return (
+            Remainder("log", "events, changes of switches and answers", after(settings.log_keep_s)),
+            Remainder("backplane", "tickets, counts of calls, ids of events", after(_BACKPLANE_S)),
+            Remainder("nodes", "the name and the time of the kick, in memory", after(token_s)),
+            *topics,
+            Remainder("database", "deleted rows in its files, until they are written over", None),
+            Remainder("backups", "of the database and the backplane, as long as you keep them", None),
+            Remainder("logs", "names and ids in this service's lines, as long as you keep them", None),
+        )
+
+    async def _topic(self, topic: str, detail: str, now: datetime) -> Remainder:
+        try:
+            found = await self.ask_topic(topic)
+            kept_ms = int(found.get("retention.ms") or -1)
+        except (OSError, ValueError):
+            found, kept_ms = {}, -1
+        if "compact" in found.get("cleanup.policy", ""):
+            return Remainder("kafka", f"{detail}; compacted: the newest record of a key stays", None, topic)
+        # -1 is for ever. A time that no date can have is, too.
+        known = 0 <= kept_ms < _MOST_MS
+        until = (now + timedelta(milliseconds=kept_ms)).isoformat(timespec="seconds") if known else None
+        return Remainder("kafka", detail, until, topic)
+
+
+def _topics(settings: Settings) -> Iterator[tuple[str, str]]:
+    """The topics that this service reads or writes, and what they have of a person."""
+    if settings.kafka_bootstrap:
+        yield settings.kafka_topic, "events"
+        yield settings.dlq_topic, "dead letters: events that can't be used"
+        if settings.answerer.startswith("kafka"):
+            yield settings.questions_topic, "questions"
+            yield settings.answers_topic, "answers"
+            yield f"{settings.answers_topic}.dlq", "dead letters: answers that can't be used"

@@ -1,0 +1,280 @@
+"""What leaves the database, on SQLite and PostgreSQL: old questions, and everything of somebody."""
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from ulid import ULID
+
+from pushsse.backplane.memory import MemoryBackplane
+from pushsse.database import Database, Statement
+from pushsse.kicks import Kicked, Kicks, KickTable
+from pushsse.metrics import Metrics
+from pushsse.people import StateTable
+from pushsse.preferences.store import PreferenceStore
+from pushsse.questions import Question, Status
+from pushsse.questions.store import QuestionStore
+from pushsse.retention import Forgetting, Remainder, Retention
+from pushsse.settings import Settings, load
+from pushsse.stream.subscriber import Subscriber
+
+pytestmark = pytest.mark.anyio
+NAMES = Statement("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+PG_NAMES = Statement("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")
+PG_COLUMNS = Statement("""
+    SELECT column_name, data_type, is_nullable = 'NO' AND column_default IS NULL AND is_identity = 'NO'
+      FROM information_schema.columns
+     WHERE table_schema = current_schema() AND table_name = {value[1]}
+     ORDER BY ordinal_position""")
+
+
+def asked(user: str, at: datetime, *, status: Status = "answered") -> Question:
+    return Question(
+        id=str(ULID.from_datetime(at)),
+        user=user,
+        conversation="c",
+        text="why?",
+        status=status,
+        asked_at=at,
+        updated_at=at,
+        deadline_at=at + timedelta(minutes=2),
+        answer="because",
+    )
+
+
+async def put(database: Database, question: Question, *, announced: bool = True) -> None:
+    """A question in the state that it says."""
+    store = QuestionStore(database)
+    await store.create(question, key=None, owner="one", lease_s=30, announce_s=30)
+    value = Statement(
+        "UPDATE pushsse_question SET status = {value[1]}"
+        + (", announce_by = NULL" if announced else "")
+        + " WHERE id = {value[2]} RETURNING 1"
+    )
+    await database.rows(int, value, question.status, question.id)
+
+
+async def left(database: Database) -> list[str]:
+    return sorted(await database.rows(str, Statement("SELECT id FROM pushsse_question")))
+
+
+async def test_questions_go_when_they_are_too_old_and_no_sooner(database: Database) -> None:
+    now, metrics = datetime.now(UTC), Metrics()
+    old = [asked("ann", now - timedelta(days=200, seconds=at)) for at in range(250)]
+    kept = [asked("ann", now - timedelta(days=179)), asked("bo", now)]
+    # Not yet ended, and not yet announced: others look after them.
+    waiting = asked("ann", now - timedelta(days=300), status="answering")
+    unannounced = asked("ann", now - timedelta(days=300))
+    for question in (*old, *kept, waiting):
+        await put(database, question)
+    await put(database, unannounced, announced=False)
+    retention = Retention(QuestionStore(database), keep_days=180, metrics=metrics)
+    assert await retention.sweep() == 250
+    assert await left(database) == sorted(one.id for one in (*kept, waiting, unannounced))
+    assert metrics.questions_deleted == 250
+    assert await retention.sweep() == 0
+
+
+async def test_several_nodes_that_delete_together_delete_each_question_once(database: Database) -> None:
+    long_ago = datetime.now(UTC) - timedelta(days=200)
+    for at in range(300):
+        await put(database, asked("ann", long_ago + timedelta(seconds=at)))
+    nodes = [Retention(QuestionStore(database), keep_days=180, metrics=Metrics()) for _ in range(4)]
+    assert sum(await asyncio.gather(*(node.sweep() for node in nodes))) == 300
+    assert await left(database) == []
+
+
+async def test_others_write_while_old_questions_are_deleted(database: Database) -> None:
+    long_ago = datetime.now(UTC) - timedelta(days=200)
+    for at in range(300):
+        await put(database, asked("ann", long_ago + timedelta(seconds=at)))
+    store = PreferenceStore(database)
+    await store.join(["alarm"], hidden=False)
+    loop = asyncio.get_running_loop()
+    sweep = asyncio.create_task(Retention(QuestionStore(database), keep_days=180, metrics=Metrics()).sweep())
+    took: list[float] = []
+    while not sweep.done():
+        began = loop.time()
+        await store.change("ann", {"alarm": len(took) % 2 == 0})
+        took.append(loop.time() - began)
+    assert await sweep == 300
+    assert max(took) < 2.0
+
+
+async def test_without_a_time_limit_nothing_is_deleted(database: Database) -> None:
+    await put(database, asked("ann", datetime.now(UTC) - timedelta(days=4_000)))
+    retention = Retention(QuestionStore(database), keep_days=0, metrics=Metrics())
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(retention.run(), 0.2)
+    assert len(await left(database)) == 1
+
+
+# Forgetting
+
+
+class NoStreams:
+    def subscribers_of(self, user: str) -> tuple[Subscriber, ...]:
+        return ()
+
+
+@dataclass
+class Column:
+    name: str
+    kind: str
+    required: bool
+
+    def value(self, user: str) -> str:
+        """A literal that fits: the person where the column may name one, and something else elsewhere."""
+        if "user" in self.name:
+            return f"'{user}'"
+        kind = self.kind.lower()
+        if "json" in kind:
+            return "'[]'"
+        if "time" in kind:
+            return "'2026-01-01 00:00:00'"
+        if "bool" in kind:
+            return "true"
+        if "int" in kind:
+            return str(secrets.randbelow(2**31))
+        return f"'{secrets.token_hex(5)}'"
+
+
+async def tables(database: Database, url: str) -> dict[str, list[Column]]:
+    """All tables that have a column which may name a person."""
+    sqlite = url.startswith("sqlite")
+    found = {}
+    for table in await database.rows(str, NAMES if sqlite else PG_NAMES):
+        if sqlite:
+            info = Statement(
+                f"SELECT name, type, \"notnull\" AND dflt_value IS NULL FROM pragma_table_info('{table}')"
+            )
+            columns = await database.rows(Column, info)
+        else:
+            columns = await database.rows(Column, PG_COLUMNS, table)
+        if any("user" in column.name for column in columns):
+            found[table] = columns
+    return found
+
+
+async def fill(database: Database, rows: Mapping[str, list[Column]], user: str) -> None:
+    """A row about the person in each of the tables."""
+    for table, columns in rows.items():
+        given = [column for column in columns if column.required or "user" in column.name]
+        names = ", ".join(f'"{column.name}"' for column in given)
+        values = ", ".join(column.value(user) for column in given)
+        await database.rows(int, Statement(f"INSERT INTO {table} ({names}) VALUES ({values}) RETURNING 1"))
+
+
+async def rows_about(database: Database, rows: Mapping[str, list[Column]], user: str) -> dict[str, int]:
+    """In how many rows of each table a person is named, in whatever column."""
+    found = {}
+    for table, columns in rows.items():
+        anywhere = " OR ".join(f'CAST("{column.name}" AS text) LIKE {{value[1]}}' for column in columns)
+        count = Statement(f"SELECT count(*) FROM {table} WHERE {anywhere}")
+        found[table] = (await database.rows(int, count, f"%{user}%"))[0]
+    return found
+
+
+def forgetting(
+    database: Database,
+    settings: Settings | None = None,
+    topics: Mapping[str, Mapping[str, str]] | None = None,
+) -> Forgetting:
+    async def ask(topic: str) -> Mapping[str, str]:
+        if topics is None or topic not in topics:
+            raise OSError("away")
+        return topics[topic]
+
+    kicks = Kicks(
+        KickTable(database),
+        MemoryBackplane(shards=4, keep_s=60, keep_bytes=65_536, metrics=Metrics()),
+        kicked=Kicked(),
+        streams=NoStreams(),
+        keep_s=86_400,
+    )
+    keepers = (PreferenceStore(database), QuestionStore(database))
+    return Forgetting(kicks, keepers, settings or load({}), ask)
+
+
+async def test_nothing_of_a_forgotten_person_is_in_any_table(database: Database, url: str) -> None:
+    every = await tables(database, url)
+    # As far as they are known here; one more is filled and looked at, too.
+    assert set(every) >= {
+        "pushsse_kick",
+        "pushsse_person",
+        "pushsse_preference_change",
+        "pushsse_question",
+        "pushsse_switch",
+    }
+    for user in ("ann-marie", "bo"):
+        await fill(database, every, user)
+    assert set((await rows_about(database, every, "ann-marie")).values()) == {1}
+    forgotten = await forgetting(database).forget("ann-marie")
+    assert forgotten.deleted == {"person": 1, "changes": 1, "switches": 1, "questions": 1, "kicks": 1}
+    assert set((await rows_about(database, every, "ann-marie")).values()) == {0}
+    assert set((await rows_about(database, every, "bo")).values()) == {1}
+    again = await forgetting(database).forget("ann-marie")
+    # The call's own.
+    assert again.deleted == {"person": 0, "changes": 0, "switches": 0, "questions": 0, "kicks": 1}
+
+
+async def test_somebody_with_many_questions_is_forgotten_whole(database: Database) -> None:
+    now = datetime.now(UTC)
+    for at in range(250):
+        await put(database, asked("ann", now - timedelta(seconds=at)))
+    await put(database, asked("bo", now))
+    assert (await forgetting(database).forget("ann")).deleted["questions"] == 250
+    assert len(await left(database)) == 1
+
+
+async def test_the_numbers_of_somebody_who_comes_back_go_on(database: Database) -> None:
+    store, states = PreferenceStore(database), StateTable(database)
+    await store.join(["alarm"], hidden=False)
+    [before] = await store.change("ann", {"alarm": False})
+    await store.forget("ann")
+    state = (await states.read(["ann"]))["ann"]
+    assert (state.off, state.pending, state.logged) == (frozenset(), False, None)
+    await asyncio.sleep(0.002)
+    # What changes nothing makes the row, and leaves nothing to wait for.
+    assert await store.change("ann", {"alarm": True}) == []
+    state = (await states.read(["ann"]))["ann"]
+    assert (state.pending, state.logged) == (False, None)
+    [after] = await store.change("ann", {"alarm": False})
+    assert after.version > before.version
+    assert (after.before, after.after) == ((), ("alarm",))
+
+
+async def test_the_answer_says_what_runs_out_elsewhere_and_when(database: Database) -> None:
+    settings = load({}, {"kafka_bootstrap": "k:9092", "answerer": "kafka:", "log_keep_s": 7_200})
+    topics = {
+        "push.events": {"retention.ms": "604800000", "cleanup.policy": "delete"},
+        "push.events.dlq": {"retention.ms": "-1", "cleanup.policy": "delete"},
+        "push.questions": {"retention.ms": "1000", "cleanup.policy": "compact,delete"},
+    }
+    now = datetime.now(UTC)
+    remaining = (await forgetting(database, settings, topics).forget("ann")).remaining
+
+    def within_s(entry: Remainder) -> int | None:
+        if entry.until is None:
+            return None
+        return round((datetime.fromisoformat(entry.until) - now).total_seconds() / 60) * 60
+
+    assert {entry.topic: within_s(entry) for entry in remaining if entry.where == "kafka"} == {
+        "push.events": 604_800,
+        "push.events.dlq": None,
+        "push.questions": None,
+        "push.answers": None,
+        "push.answers.dlq": None,
+    }
+    others = {entry.where: within_s(entry) for entry in remaining if entry.where != "kafka"}
+    assert others == {
+        "log": 7_200,
+        "backplane": 3_600,
+        "nodes": 86_400 + 60 * round(settings.token_leeway_s / 60),
+        "database": None,
+        "backups": None,
+        "logs": None,
+    }
