@@ -23,7 +23,16 @@ from starlette.responses import Response
 
 from pushsse import strictjson
 from pushsse.api import HttpProblem, json_response, read_body
-from pushsse.api.identity import ADMIN, ANY, SCOPE_PREFIX, SCOPES, STREAM, Identifier, unauthorized
+from pushsse.api.identity import (
+    ADMIN,
+    ANY,
+    SCOPE_PREFIX,
+    SCOPES,
+    STREAM,
+    Identifier,
+    bearer_token,
+    unauthorized,
+)
 from pushsse.api.identity.origins import refuse_other_sites
 from pushsse.api.limits import CallLimit
 from pushsse.backplane import Backplane, OpenedTicket, Ticket, TicketLife, TicketRefusal, Topic
@@ -55,11 +64,11 @@ logger = logging.getLogger(__name__)
 
 
 def ticket_of(request: Request, allowed_origins: Collection[str]) -> str | None:
-    """The ticket in a request's URL, if that says who is asking: an Authorization header comes before it.
+    """The ticket in a request's URL, if that says who is asking: a token in the header comes before it.
 
     Raises HttpProblem 403 for a page of another site: it could read nothing, and end the stream there is.
     """
-    if not has_ticket(request) or "authorization" in request.headers or request.method == "HEAD":
+    if not has_ticket(request) or bearer_token(request) is not None or request.method == "HEAD":
         return None
     ticket = request.query_params.get("ticket", "").strip()
     if ticket:

@@ -145,6 +145,9 @@ async def test_it_opens_a_stream_and_nothing_else(tmp_path: Path) -> None:
             assert (await opened.ready())["user"] == "bo"
         async with stream(node, ticket, cookie=f"__Host-pushsse={token('bo')}") as opened:
             assert (await opened.ready())["user"] == "ann"
+        # A proxy's own, which a browser repeats.
+        async with stream(node, ticket, authorization="Basic YW5uOmFubg==") as opened:
+            assert (await opened.ready())["user"] == "ann"
 
 
 @pytest.mark.parametrize("bad", ["x", "A" * 31, "A" * 33, "A" * 32, "%00" * 32, "ü" * 32, "A" * 5000])

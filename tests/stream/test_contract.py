@@ -350,7 +350,21 @@ async def test_a_stream_ends_with_its_token(serve: Serve) -> None:
                 "retry": False,
             }
             assert b"retry: 300000\nevent: exception" in stream.raw
-        assert (await node.http.get("/v1/stream")).json()["code"] == "token_missing"
+        publisher = {"sub": "ops", "exp": time.time() + 60, "scope": "pushsse:publish"}
+        node.http.headers["Authorization"] = f"Bearer {jwt.encode(publisher, SECRET)}"
+        await node.publish("news", "missed", "ann")
+        del node.http.headers["Authorization"]
+        # Neither the ended token nor none opens it, whatever else the URL says: never somebody else's stream.
+        for headers in ({"Authorization": f"Bearer {token}"}, {}):
+            refused = await node.http.get(
+                "/v1/stream?user=ann", headers={"Last-Event-ID": stream.last_id, **headers}
+            )
+            code = "token_expired" if headers else "token_missing"
+            assert (refused.status_code, refused.json()["code"]) == (401, code)
+        fresh = f"Bearer {jwt.encode({'sub': 'ann', 'exp': time.time() + 60}, SECRET)}"
+        async with node.stream("ann", Authorization=fresh, Last_Event_ID=stream.last_id) as again:
+            assert (await again.ready())["resume"] == "complete"
+            assert await again.messages(1) == ["missed"]
 
 
 async def test_a_stream_that_has_reached_its_age_is_told_to_come_back_at_once(serve: Serve) -> None:

@@ -140,6 +140,18 @@ class Credentials:
         raise HttpProblem(401, "token_missing", "there is no token", {"www-authenticate": "Bearer"})
 
 
+def bearer_token(request: HTTPConnection) -> str | None:
+    """The token in the Authorization header (RFC 6750, 2.1), which may be blank.
+
+    None if there is none: another scheme, such as a proxy's Basic, isn't for this service.
+    """
+    authorization = request.headers.get("authorization")
+    if authorization is None:
+        return None
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
 # RFC 6750, 3: what an error_description may not have.
 _UNQUOTABLE = re.compile(r"[^ !#-\[\]-~]")
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import sha256, sha384, sha512
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import jwt
 import msgspec
@@ -21,7 +21,7 @@ from jwt.algorithms import HMACAlgorithm
 from starlette.requests import HTTPConnection
 
 from pushsse.api import HttpProblem
-from pushsse.api.identity import DEFAULT_SCOPES, SCOPE_PREFIX, Asking, Identity, unauthorized
+from pushsse.api.identity import DEFAULT_SCOPES, SCOPE_PREFIX, Asking, Identity, bearer_token, unauthorized
 from pushsse.api.identity.origins import refuse_other_sites
 from pushsse.errors import SettingsError, Unavailable
 from pushsse.event import is_user
@@ -43,14 +43,9 @@ class HeaderToken:
     tokens: "Tokens"
 
     def look(self, request: HTTPConnection) -> Identity | Asking | None:
-        """Whom the token names. Another scheme, such as a proxy's Basic, isn't for this service."""
-        authorization = request.headers.get("authorization")
-        if authorization is None:
-            return None
-        scheme, _, token = authorization.partition(" ")
-        if scheme.lower() != "bearer":
-            return None
-        return self.tokens.identity(token.strip())
+        """Whom the token names."""
+        token = bearer_token(request)
+        return None if token is None else self.tokens.identity(token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +133,8 @@ class Tokens:
         *,
         key_server: HasKeys | None = None,
     ) -> None:
-        """`secrets` by the names of their settings. Raises SettingsError as `Secret` does."""
-        self._secrets: Sequence[Secret] = [Secret(name, secret) for name, secret in secrets.items()]
+        """`secrets` by the names of their settings. Raises SettingsError as `Secrets` does."""
+        self._secrets = Secrets(secrets) if secrets else None
         self._rules = rules
         self._revocations = revocations
         self._key_server = key_server
@@ -156,7 +151,7 @@ class Tokens:
         except UnknownKey:
             if self._key_server is not None and self._key_server.may_fetch:
                 return partial(self._fetch_and_look, token)
-        raise self._no_key()
+        raise self._missing()
 
     async def _fetch_and_look(self, token: str) -> Identity:
         assert self._key_server is not None
@@ -164,12 +159,12 @@ class Tokens:
         try:
             return self._known(token)
         except UnknownKey:
-            raise self._no_key() from None
+            raise self._missing() from None
 
-    def _no_key(self) -> Exception:
+    def _missing(self) -> Exception:
         if self._key_server is not None and self._key_server.keys is None:
             return Unavailable("the keys of tokens haven't been fetched yet")
-        return unauthorized(_INVALID, "the token's key or algorithm isn't one of this service")
+        return _no_key()
 
     def _known(self, token: str) -> Identity:
         """Raises UnknownKey, HttpProblem 401."""
@@ -190,6 +185,8 @@ class Tokens:
             claims = msgspec.json.decode(self._payload(token))
         except jwt.InvalidSignatureError:
             raise unauthorized(_INVALID, "the token's signature is wrong") from None
+        except jwt.InvalidAlgorithmError:
+            raise _no_key() from None
         except (jwt.InvalidTokenError, msgspec.MsgspecError, ValueError, RecursionError):
             # The last two are what PyJWT lets out of an odd header.
             raise unauthorized(_INVALID, "the token can't be read") from None
@@ -198,58 +195,71 @@ class Tokens:
         return self._rules.identity(claims)
 
     def _payload(self, token: str) -> bytes:
-        """What a token holds. Raises UnknownKey, and as `Secret.payload`."""
-        signed = False
-        for secret in self._secrets:
-            try:
-                return secret.payload(token)
-            except jwt.InvalidSignatureError:
-                # Another one may have signed it.
-                signed = True
-            except jwt.InvalidAlgorithmError:
-                # It isn't for secrets at all.
-                break
-        if signed:
-            raise jwt.InvalidSignatureError
+        """What a token holds. Raises UnknownKey, and as `Secrets.payload`."""
+        if self._key_server is None:
+            if self._secrets is None:
+                raise UnknownKey
+            return self._secrets.payload(token)
+        header = _header(token)
+        if self._secrets is not None and header.algorithm in _HASHES:
+            return self._secrets.payload(token)
         if self._keys is None:
             raise UnknownKey
-        return self._keys.payload(token)
+        return self._keys.payload(token, header)
+
+
+class _Header(NamedTuple):
+    """What a token's header says of its key."""
+
+    algorithm: str
+    name: str | None
+
+
+def _header(token: str) -> _Header:
+    """A token's header alone, however long the token is. Raises as `Secrets.payload`."""
+    found = jwt.get_unverified_header(f"{token.partition('.')[0]}..")
+    algorithm = found.get("alg")
+    if not isinstance(algorithm, str):
+        raise jwt.InvalidAlgorithmError
+    return _Header(algorithm, found.get("kid"))
 
 
 class _Prepared(HMACAlgorithm):
-    """One of the algorithms, with its key."""
+    """One of the algorithms, with the keys that may have signed: a token is read once for all of them."""
 
-    def __init__(self, hash_alg: Any, secret: str) -> None:
+    def __init__(self, hash_alg: Any, secrets: Collection[str]) -> None:
         super().__init__(hash_alg)
-        self._key = super().prepare_key(secret)
+        self._keys = [super(_Prepared, self).prepare_key(secret) for secret in secrets]
         self._digest = hash_alg().name
 
     def prepare_key(self, key: str | bytes) -> bytes:
-        return self._key
+        return b""
 
     def check_key_length(self, key: bytes) -> str | None:
         return None
 
-    def sign(self, msg: bytes, key: bytes) -> bytes:
-        return hmac.digest(key, msg, self._digest)
+    def verify(self, msg: bytes, key: bytes, sig: bytes) -> bool:
+        return any(hmac.compare_digest(sig, hmac.digest(each, msg, self._digest)) for each in self._keys)
 
 
-class Secret:
-    """A secret that signs with HS256, HS384 or HS512, and what it has signed."""
+class Secrets:
+    """Secrets that sign with HS256, HS384 or HS512, and what one of them has signed."""
 
-    def __init__(self, name: str, secret: str) -> None:
-        """`name` is its setting's. Raises SettingsError if it is short, or looks like a public key."""
-        if (size := len(secret.encode("utf-8", "surrogateescape"))) < SECRET_BYTES:
-            raise SettingsError(
-                f"{name}: has {size} bytes, and whoever has one token can guess it: it needs"
-                f" {SECRET_BYTES} or more, such as those of `openssl rand -hex 32`"
-            )
-        self._jws = jwt.PyJWS(algorithms=())
-        for algorithm, hash_alg in _HASHES.items():
+    def __init__(self, secrets: Mapping[str, str]) -> None:
+        """By their settings' names. Raises SettingsError if one is short, or looks like a public key."""
+        for name, secret in secrets.items():
+            if (size := len(secret.encode("utf-8", "surrogateescape"))) < SECRET_BYTES:
+                raise SettingsError(
+                    f"{name}: has {size} bytes, and whoever has one token can guess it: it needs"
+                    f" {SECRET_BYTES} or more, such as those of `openssl rand -hex 32`"
+                )
             try:
-                self._jws.register_algorithm(algorithm, _Prepared(hash_alg, secret))
+                HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(secret)
             except jwt.InvalidKeyError as error:
                 raise SettingsError(f"{name}: {error}") from None
+        self._jws = jwt.PyJWS(algorithms=())
+        for algorithm, hash_alg in _HASHES.items():
+            self._jws.register_algorithm(algorithm, _Prepared(hash_alg, secrets.values()))
 
     def payload(self, token: str) -> bytes:
         """What a token holds. Raises jwt.InvalidTokenError; ValueError, RecursionError for odd headers."""
@@ -260,7 +270,9 @@ class Secret:
 _PUBLIC = frozenset(f"{family}{bits}" for family in ("RS", "PS", "ES") for bits in (256, 384, 512)) | {
     "EdDSA"
 }
-_MOST_KEYS = 100
+_MOST_KEYS = 50
+# Keys that a token without a `kid` may be of: at an issuer that names none, the old one and the new one.
+_MOST_TRIED = 4
 # More bits, and one signature takes longer than a millisecond.
 _MOST_RSA_BITS = 8192
 
@@ -297,24 +309,21 @@ class Keys:
             raise ValueError(f"none of {len(listed)} keys can check a signature (RS, PS, ES or EdDSA)")
         return cls(body, keys)
 
-    def payload(self, token: str) -> bytes:
-        """What a token holds. Raises as `Secret.payload`; UnknownKey if none of the keys is the token's."""
-        header = self._jws.get_unverified_header(token)
-        algorithm, name = header.get("alg"), header.get("kid")
+    def payload(self, token: str, header: _Header) -> bytes:
+        """What a token holds. Raises as `Secrets.payload`; UnknownKey if none of the keys is the token's."""
+        algorithm, name = header
         found = [
             key
             for key in self._keys
             if key.algorithm_name == algorithm and (name is None or key.key_id == name)
         ]
-        for key in found:
+        for key in found[:_MOST_TRIED]:
             try:
                 payload: bytes = self._jws.decode(token, key, algorithms=[key.algorithm_name])
             except jwt.InvalidSignatureError:
-                if name is not None and len(found) == 1:
-                    raise
-            else:
-                return payload
-        if isinstance(algorithm, str) and algorithm in _PUBLIC and (name is None or not self._has(name)):
+                continue
+            return payload
+        if algorithm in _PUBLIC and (name is None or not self._has(name)):
             raise UnknownKey
         # A newer set of keys wouldn't change that.
         raise jwt.InvalidSignatureError
@@ -376,6 +385,10 @@ def scopes_of(claims: Mapping[str, Any]) -> frozenset[str]:
             words += [word for word in value if isinstance(word, str)]
     named = frozenset(word.removeprefix(SCOPE_PREFIX) for word in words if word.startswith(SCOPE_PREFIX))
     return named or DEFAULT_SCOPES
+
+
+def _no_key() -> HttpProblem:
+    return unauthorized(_INVALID, "the token's key or algorithm isn't one of this service")
 
 
 def _expired() -> HttpProblem:
