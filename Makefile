@@ -65,7 +65,7 @@ lock: ## pins the newest versions that pyproject.toml allows; needs uv
 	@! grep -nE '://|--(extra-)?index-url|--find-links' $(LOCK) $(DEV_LOCK)
 
 clean: ## removes the venv, caches and what was built
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest .parts .stack dist build htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest .parts .stack dist build htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The second time this is instant. The locks hold binary packages for Python 3.11 to 3.13, with their hashes.

@@ -220,7 +220,7 @@ def variable(name: str) -> str:
 
 def seconds(text: str) -> float:
     """An age such as 30m, 1.5h or 90 (seconds). Raises ValueError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", text.strip())
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)?", text.strip())
     if found is None:
         raise ValueError(f"{text!r} isn't an age such as 30m, 1.5h or 90")
     return float(found[1]) * _UNITS[found[2] or "s"]

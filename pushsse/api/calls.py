@@ -181,8 +181,10 @@ QUESTION_EVENTS: Mapping[str, type] = {
     "answer": AnswerEvent,
     "answer.error": AnswerErrorEvent,
 }
-_POSITION = {"type": "string", "maxLength": 64}
-_AGE = {"type": "string", "pattern": r"^\d+(\.\d+)?(ms|s|m|h|d)?$", "examples": ["30m"]}
+# Whatever else it is counts as a place that is gone: a 400 would end a browser's EventSource for good.
+_POSITION = {"type": "string", "description": "an id of this stream's; any other text: a gap"}
+# A blank parameter counts as not given.
+_AGE = {"type": "string", "pattern": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h|d)?)?$", "examples": ["30m"]}
 _TYPES = Parameter(
     "types",
     "query",
@@ -219,7 +221,7 @@ CALLS = (
                 "named",
                 "query",
                 "0: people's events come as `message`",
-                {"type": "string", "enum": ["0", "1"]},
+                {"type": "string", "pattern": "^([01]|true|false|yes|no|on|off)?$", "examples": ["0"]},
             ),
             Parameter(
                 "ticket",
@@ -271,7 +273,7 @@ CALLS = (
                 "type",
                 "query",
                 "the type of a text message",
-                {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"},
+                {"type": "string", "pattern": "^[A-Za-z0-9_.-]{0,64}$"},
             ),
             Parameter("to", "query", "all, or a user, for a text message", {"type": "string"}),
         ),
@@ -400,7 +402,7 @@ CALLS = (
         "`iat`, for as long as a token can live. `within_s`: within how many seconds all nodes act on it.",
         scope=ADMIN,
         answers={(200, JSON): KickView},
-        problems=(400, *_REFUSED, 409, 503),
+        problems=(400, *_REFUSED, 404, 409, 503),
     ),
     Call(
         method="DELETE",

@@ -264,8 +264,10 @@ def wished(query: Query, *, also: str = "") -> From:
     given = query.positions()
     if also and (further := query.get(also)) is not None:
         given.append(further)
+    # Also where it isn't needed: whether it is an age doesn't depend on what else is given.
+    since_s = query.age_s("since")
     if not given:
-        return From(since_s=query.age_s("since"))
+        return From(since_s=since_s)
     for text in reversed(given):
         if (found := position.parse(text)) is not None:
             return From(position=found)
