@@ -198,8 +198,13 @@ class StreamEndpoint:
             return None
         wish, options = asked(request, who)
 
-        def wait(waiting: WaitingRequest) -> None:
-            self.opener.begin_soon(_Client(self, waiting), who.user, wish, options)
+        def wait(waiting: WaitingRequest) -> Callable[[], None]:
+            def start(begin: Begin) -> bool:
+                # Those before in the same batch have taken their room.
+                return self.node.has_room() and start_nowait(begin, waiting, backlog_bytes=self.backlog_bytes)
+
+            # Declined, ASGI opens it, or answers that the node is busy.
+            return self.opener.begin_soon(who.user, wish, options, start=start, decline=waiting.decline)
 
         def answer(body: bytes) -> Reply | Later | None:
             if body or wish.since_s is not None:
@@ -215,28 +220,6 @@ class StreamEndpoint:
             return TAKEN_OVER if begun else None
 
         return answer
-
-
-class _Client:
-    """Who waits for a stream, behind a connection of the HTTP protocol."""
-
-    __slots__ = ("_endpoint", "_request")
-
-    def __init__(self, endpoint: StreamEndpoint, request: WaitingRequest) -> None:
-        self._endpoint = endpoint
-        self._request = request
-
-    def start(self, begin: Begin) -> bool:
-        """Begins the stream, if there is still room; False where the connection can't be had."""
-        # Those before in the same batch have taken theirs.
-        endpoint = self._endpoint
-        return endpoint.node.has_room() and start_nowait(
-            begin, self._request, backlog_bytes=endpoint.backlog_bytes
-        )
-
-    def decline(self) -> None:
-        """ASGI opens it, or answers that the node is busy."""
-        self._request.decline()
 
 
 def asked(request: Request, who: Identity | None) -> tuple[From, StreamOptions]:

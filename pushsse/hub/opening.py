@@ -9,11 +9,12 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct
@@ -156,24 +157,15 @@ class StreamLimits:
 Begin = Callable[[Sink], Subscriber]
 
 
-class WaitingClient(Protocol):
-    """Who has been queued for a stream, and may have left since. Neither method blocks."""
-
-    def start(self, begin: Begin) -> bool:
-        """Begins the stream; False where the connection can't be had."""
-        ...
-
-    def decline(self) -> None:
-        """The stream can't begin without further waiting: it has to be opened by `opening`."""
-        ...
-
-
 class _Queued(NamedTuple):
-    client: WaitingClient
+    """A client whose stream begins by `start`, which says whether it did, or else by `decline`."""
+
     person: Person
     wish: From
     options: StreamOptions
     since: float
+    start: Callable[[Begin], bool]
+    decline: Callable[[], None]
 
 
 class Opener:
@@ -194,7 +186,9 @@ class Opener:
         self._limits = limits
         self._revocations = revocations
         self._tasks: asyncio.TaskGroup | None = None
-        self._queue: deque[_Queued] = deque()
+        # By the number of their coming, of which each has one, so that whoever leaves is found.
+        self._queue: OrderedDict[int, _Queued] = OrderedDict()
+        self._numbers = count()
         self._queued = asyncio.Event()
 
     async def run(self) -> None:
@@ -203,10 +197,13 @@ class Opener:
             while True:
                 await self._queued.wait()
                 await asyncio.sleep(GATHER_S if len(self._queue) < OPENED_AT_ONCE else 0)
-                batch = [self._queue.popleft() for _ in range(min(OPENED_AT_ONCE, len(self._queue)))]
+                first = min(OPENED_AT_ONCE, len(self._queue))
+                batch = [self._queue.popitem(last=False)[1] for _ in range(first)]
                 if not self._queue:
                     self._queued.clear()
-                await self._open(batch)
+                # All may have left meanwhile.
+                if batch:
+                    await self._open(batch)
 
     @asynccontextmanager
     async def opening(self, user: str, wish: From) -> AsyncIterator[Opening]:
@@ -250,12 +247,32 @@ class Opener:
         """Whether there is room for one more client of `begin_soon`."""
         return len(self._queue) < _MOST_QUEUED
 
-    def begin_soon(self, client: WaitingClient, user: str, wish: From, options: StreamOptions) -> None:
-        """Queues a client, whose stream begins together with others' if there is nothing to wait for."""
+    def begin_soon(
+        self,
+        user: str,
+        wish: From,
+        options: StreamOptions,
+        *,
+        start: Callable[[Begin], bool],
+        decline: Callable[[], None],
+    ) -> Callable[[], None]:
+        """Queues a client, whose stream begins together with others' if there is nothing to wait for.
+
+        By `start`, as in `open_nowait`; by `decline`, its stream is left to `opening`. Neither may block.
+        Returns what to call when the client leaves before: its place is free then, and neither is called.
+        """
+        number = next(self._numbers)
         # Held from now on: by its turn the node follows the person's logs.
-        self._queue.append(_Queued(client, self._hub.hold(user), wish, options, time.monotonic()))
-        if len(self._queue) == 1:
-            self._queued.set()
+        person = self._hub.hold(user)
+        self._queue[number] = _Queued(person, wish, options, time.monotonic(), start, decline)
+        self._queued.set()
+        return partial(self._leave, number)
+
+    def _leave(self, number: int) -> None:
+        # Those of the batch that is being opened aren't in the queue any more, and are released there.
+        queued = self._queue.pop(number, None)
+        if queued is not None:
+            self._hub.release(queued.person)
 
     async def _open(self, batch: Sequence[_Queued]) -> None:
         """Begins the streams of queued clients; declines those that would have to wait further."""
@@ -273,14 +290,14 @@ class Opener:
                 self._begin_queued(queued, states.get(queued.person.name))
             except Exception:
                 log.exception("a queued stream can't begin")
-                queued.client.decline()
+                queued.decline()
             finally:
                 self._hub.release(queued.person)
 
     def _begin_queued(self, queued: _Queued, state: PersonState | None) -> None:
         opening = self._found_nowait(queued.person, queued.wish, state)
-        if opening is None or not queued.client.start(lambda sink: self.begin(opening, sink, queued.options)):
-            queued.client.decline()
+        if opening is None or not queued.start(lambda sink: self.begin(opening, sink, queued.options)):
+            queued.decline()
 
     def _found_nowait(self, person: Person, wish: From, state: PersonState | None) -> Opening | None:
         """Where a stream begins, if that needs no waiting. `state` was read while the logs were followed."""

@@ -52,8 +52,9 @@ class Reply(NamedTuple):
 
 # The call has taken the connection over.
 TAKEN_OVER = Reply(200, b"", b"")
-# The call opens a stream later, on the connection of the request that it is given.
-Later = Callable[["WaitingRequest"], None]
+# The call opens a stream later, on the connection of the request that it is given. Returns what to call when
+# that no longer waits.
+Later = Callable[["WaitingRequest"], Callable[[], None]]
 # Answers a request by its body. None, or any exception: nothing has happened, and ASGI has to answer.
 Answer = Callable[[bytes], Reply | Later | None]
 # Takes a request's head, and returns what answers the bodies behind it, now and later; None as above.
@@ -101,10 +102,15 @@ class WaitingRequest:
     Both do nothing once the client has gone, or has sent more: then ASGI has the request.
     """
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_connection", "_leave")
 
     def __init__(self, connection: "ImmediateHttp") -> None:
         self._connection: ImmediateHttp | None = connection
+        self._leave: Callable[[], None] | None = None
+
+    def begin(self, later: Later) -> None:
+        """Called by the connection: from now on the request waits."""
+        self._leave = later(self)
 
     def take_immediate(self, head: bytes, backlog_bytes: int) -> StreamProtocol | None:
         """The connection, as from `Offer.take_immediate`; None if it can't be had."""
@@ -119,6 +125,10 @@ class WaitingRequest:
     def close(self) -> None:
         """Called by the connection: the request no longer waits."""
         self._connection = None
+        # What waits elsewhere refers to this object.
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
 
 
 class ImmediateHttp(HandoverHttp):
@@ -272,18 +282,19 @@ class ImmediateHttp(HandoverHttp):
         """Answers a request, or has it wait for its call; False where ASGI has to answer."""
         try:
             found = answer(body)
+            if found is None or found is TAKEN_OVER:
+                return found is not None
+            if not isinstance(found, Reply):
+                self._waiting = WaitingRequest(self)
+                self._waiting.begin(found)
+                return True
         except PushsseError:
             return False
         except Exception:
             logger.exception("a call failed that is answered without ASGI")
+            self._end_wait()
             # A call that had taken the connection over has closed it: nothing is left to answer.
             return self.is_over
-        if found is None or found is TAKEN_OVER:
-            return found is not None
-        if not isinstance(found, Reply):
-            self._waiting = WaitingRequest(self)
-            found(self._waiting)
-            return True
         head = b"%bcontent-length: %d\r\ncontent-type: %b\r\n%b\r\n" % (
             STATUS_LINE[found.status],
             len(found.body),

@@ -20,7 +20,7 @@ from pushsse.people import StateTable
 from pushsse.stream.handover import HandoverHttp
 from pushsse.stream.immediate import MOST_BYTES, Answer, ImmediateHttp
 from tests.serving import Running, serving
-from tests.waiting import eventually
+from tests.waiting import LIMIT_S, eventually
 
 pytestmark = pytest.mark.anyio
 SECRET = "a secret of thirty-two bytes and more"
@@ -274,6 +274,25 @@ async def test_a_client_that_leaves_before_its_stream_begins_leaves_nothing(imme
     writer.close()
     await eventually(lambda: not any(shard.people for shard in hub.shards.values()))
     assert not hub.subscribers
+    assert hub.metrics.streams_opened == 0
+
+
+@pytest.mark.usefixtures("storm")
+async def test_a_client_that_leaves_gives_up_its_place_among_those_that_wait(
+    immediate: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "GATHER_S", 10 * LIMIT_S)
+    hub = immediate.node.hub
+    leaving = [await asyncio.open_connection("127.0.0.1", immediate.port) for _ in range(10)]
+    for _, writer in leaving:
+        writer.write(get())
+    await eventually(
+        lambda: [p.holds for shard in hub.shards.values() for p in shard.people.values()] == [10]
+    )
+    for _, writer in leaving:
+        writer.close()
+    # Long before their turn.
+    await eventually(lambda: not any(shard.people for shard in hub.shards.values()))
     assert hub.metrics.streams_opened == 0
 
 
