@@ -153,7 +153,7 @@ class StreamEndpoint:
         options: StreamOptions,
         begun: Callable[[Subscriber], Subscriber] = _itself,
     ) -> QueueStream | None:
-        """Begins a stream, and tells `begun` of it. Raises Unavailable."""
+        """Begins a stream, and tells `begun`; none if the client has left. Raises Unavailable."""
 
         def begin(sink: Sink) -> Subscriber:
             # The head may have waited for a client that hadn't read the answers before. Guarantee 5: by now
@@ -164,15 +164,19 @@ class StreamEndpoint:
                 subscriber.end(CloseReason.OVERLOADED)
             return subscriber
 
-        queue = self.queue if offered(scope) is not None else self.portable_queue
-        # Until the stream begins, the person is held by this context.
-        async with queue, self.opener.opening(user, wish) as opening:
-            # Others began while this one waited, or the node has lost Redis.
-            if not self.node.has_room():
-                raise Overloaded("the node has filled up, or closed, while this one waited")
-            return await start(
-                begin, scope, send, wake_queue=self.wake_queue, backlog_bytes=self.backlog_bytes
-            )
+        offer = offered(scope)
+        async with self.queue if offer is not None else self.portable_queue:
+            if offer is not None and offer.has_left:
+                # Nobody reads an answer. Those behind it in the queue have their turn at once.
+                return None
+            # Until the stream begins, the person is held by this context.
+            async with self.opener.opening(user, wish) as opening:
+                # Others began while this one waited, or the node has lost Redis.
+                if not self.node.has_room():
+                    raise Overloaded("the node has filled up, or closed, while this one waited")
+                return await start(
+                    begin, scope, send, wake_queue=self.wake_queue, backlog_bytes=self.backlog_bytes
+                )
 
     async def _begin_by_ticket(
         self, request: Request, send: Send, ticket: str, wish: From, options: StreamOptions

@@ -330,6 +330,12 @@ class Offer:
         self._request = request
         self._head: HeldHead | None = None
 
+    @property
+    def has_left(self) -> bool:
+        """Whether the client is known to have gone."""
+        connection = self._connection()
+        return connection is None or connection.transport.is_closing()
+
     def hold_head(self) -> None:
         """What is sent from here on is kept until `take`."""
         connection = self._connection()

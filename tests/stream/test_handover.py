@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from pushsse.api import stream
+from pushsse.hub.opening import From, Opener, Opening
 from pushsse.server import best_http
 from pushsse.stream import handover
 from pushsse.stream.frame import chunk
@@ -161,6 +165,43 @@ async def test_a_stream_whose_head_had_to_wait_for_its_reader_ends_if_meanwhile(
         writer.close()
     assert b"event: exception" in answer
     assert answer.endswith(b"0\r\n\r\n")
+
+
+async def test_nothing_is_looked_up_for_who_left_before_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up: list[str] = []
+    gate = asyncio.Event()
+    opening = Opener.opening
+
+    @asynccontextmanager
+    async def gated(opener: Opener, user: str, wish: From) -> AsyncIterator[Opening]:
+        looked_up.append(user)
+        await gate.wait()
+        async with opening(opener, user, wish) as opened:
+            yield opened
+
+    monkeypatch.setattr(Opener, "opening", gated)
+    monkeypatch.setattr(stream, "OPENING_AT_ONCE", 1)
+
+    async def ask(user: str) -> asyncio.StreamWriter:
+        _, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        writer.write(f"GET /v1/stream?user={user}&since=1m HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        return writer
+
+    async with serving(tmp_path) as node:
+        first = await ask("first")
+        await eventually(lambda: looked_up == ["first"])
+        leaving = [await ask("leaves") for _ in range(5)]
+        await eventually(lambda: sum(each.is_answering for each in node.connections) == 6)
+        for writer in leaving:
+            writer.close()
+        await eventually(lambda: len(node.connections) == 1)
+        gate.set()
+        async with node.stream("last", "since=1m") as last:
+            await last.ready()
+        assert looked_up == ["first", "last"]
+        first.close()
 
 
 async def test_an_aborted_stream_is_gone_with_all_that_a_slow_reader_has_not_read(tmp_path: Path) -> None:
