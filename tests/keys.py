@@ -43,12 +43,10 @@ def signed(algorithm: str, private: Any = None, *, kid: str | None = None, **cla
     return jwt.encode(body, private or PRIVATE[algorithm], algorithm, headers)
 
 
-def by_hand(header: object, secret: bytes, body: object = None) -> str:
-    """A token as no library makes it: signed with whatever bytes."""
-    parts = [
-        urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=")
-        for part in (header, claims() if body is None else body)
-    ]
+def by_hand(header: object, secret: bytes, body: object = None, *, raw: bytes | None = None) -> str:
+    """A token as no library makes it: signed with whatever bytes; `raw` are those of its claims."""
+    said = raw if raw is not None else json.dumps(claims() if body is None else body).encode()
+    parts = [urlsafe_b64encode(part).rstrip(b"=") for part in (json.dumps(header).encode(), said)]
     bits = str(header.get("alg", ""))[2:] if isinstance(header, dict) else ""
     digest = hmac.digest(secret, b".".join(parts), f"sha{bits if bits in ('256', '384', '512') else 256}")
     return b".".join([*parts, urlsafe_b64encode(digest).rstrip(b"=")]).decode()

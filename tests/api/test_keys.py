@@ -252,6 +252,7 @@ def _slow(published: Published) -> None:
     published.hold = asyncio.Event()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", [_status, _redirect, _large, _empty, _page, _slow])
 async def test_the_keys_stay_while_their_server_answers_with_none(spoil: Spoil) -> None:
     published = Published(jwk("ES256", PRIVATE["ES256"]))
@@ -288,6 +289,7 @@ async def test_until_there_are_keys_nobody_is_told_that_the_token_is_bad() -> No
         assert (await who(checked, jwt.encode(claims(), SECRET))).user == "ann"
 
 
+@pytest.mark.slow
 async def test_a_slow_server_holds_a_token_up_for_a_bounded_time() -> None:
     published = Published()
     published.hold = asyncio.Event()

@@ -225,6 +225,7 @@ ODD = (
 )
 
 
+@pytest.mark.slow
 async def test_while_it_is_away_calls_get_503_and_streams_come_back(
     node: Running, company: Company, asked: Answering, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -287,6 +288,7 @@ async def test_a_page_of_another_site_cannot_use_a_session(node: Running, asked:
         assert reply.status_code == 200
 
 
+@pytest.mark.slow
 async def test_a_stream_ends_with_its_session_and_goes_on_with_one_that_goes_on(
     node: Running, company: Company, asked: Answering
 ) -> None:
@@ -315,6 +317,7 @@ async def test_a_stream_ends_with_its_session_and_goes_on_with_one_that_goes_on(
         assert await streams["stays"].messages(1) == [7]
 
 
+@pytest.mark.slow
 async def test_where_nobody_knows_whether_a_session_goes_on_its_stream_comes_back(
     node: Running, company: Company, asked: Answering
 ) -> None:
@@ -326,6 +329,7 @@ async def test_where_nobody_knows_whether_a_session_goes_on_its_stream_comes_bac
         assert (said["code"], said["retry"]) == ("overloaded", True)
 
 
+@pytest.mark.slow
 async def test_after_a_kick_a_session_is_asked_about_anew(
     node: Running, company: Company, asked: Answering
 ) -> None:

@@ -11,6 +11,7 @@ import gzip
 import json
 import time
 from asyncio.events import Handle
+from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ from pushsse.intake import Drafter, PushsseFormat
 from pushsse.metrics import Metrics
 from pushsse.questions.answerers.kafka import AnswerRecord
 from pushsse.stream.subscriber import Live
+from tests.answering import answering
 from tests.conftest import TOLD
+from tests.keys import OTHERS, PRIVATE, SECRET, by_hand, jwk, key_set, signed
 from tests.serving import LIMIT_S, Running, serving
 from tests.waiting import eventually
 
@@ -230,6 +233,68 @@ async def test_no_other_call_holds_the_loop(
             for path in ("/v1/events", "/v1/preferences")
         ]
     await assert_none_holds_the_loop(node, turns, iter(made), record_property)
+
+
+def forged() -> Iterator[str]:
+    """Tokens at their largest: odd claims under a good signature and a bad one, odd headers, odd text."""
+    size = 20 * KIB
+    for part in odd(size):
+        for algorithm in ("HS256", "HS512", "ES256", "RS256"):
+            yield by_hand({"alg": algorithm}, SECRET.encode(), raw=part)
+        yield by_hand({"alg": "HS256"}, SECRET[::-1].encode(), raw=part)
+        yield by_hand({"alg": "HS256"}, b"x", raw=part)
+        coded = urlsafe_b64encode(part).decode().rstrip("=")
+        yield f"{coded}.e30.AAAA"
+        yield f"e30.e30.{coded}"
+    for private in PRIVATE:
+        yield signed(private, kid=private, x="x" * size)
+        yield signed(private, x="x" * size)
+        yield signed(private, kid="k" * size)
+    yield "." * size
+    yield "=" * size
+    yield "A" * size
+    yield f"{'A' * size}.{'=' * 100}.{'A'}"
+
+
+async def test_no_token_or_cookie_holds_the_loop(
+    tmp_path: Path, turns: Turns, record_property: Callable[[str, object], None]
+) -> None:
+    # The old and the new key of an issuer that names none.
+    body = key_set(
+        *(jwk(name, PRIVATE[name]) for name in PRIVATE),
+        *(jwk(name, OTHERS[name], kid="old") for name in OTHERS),
+    )
+
+    async def keys(_: str) -> tuple[int, bytes, str]:
+        return 200, body, ""
+
+    async def nobody(_: str) -> tuple[int, bytes, str]:
+        return 401, b"", ""
+
+    options: dict[str, Any] = {
+        "jwt_secret": SECRET,
+        "jwt_secret_old": SECRET[::-1],
+        "jwt_audience": ("a",),
+        "jwt_issuer": ("i",),
+    }
+    async with (
+        answering(keys) as key_server,
+        answering(nobody) as sessions,
+        serving(tmp_path, jwks_url=key_server.url, auth_url=sessions.url, **options) as node,
+    ):
+        made = [
+            httpx.Request("GET", "http://127.0.0.1/v1/me", headers={"Authorization": f"Bearer {token}"})
+            for token in forged()
+        ]
+        cookies = (
+            "a=b; " * 5_000 + "a",
+            ";" * 25_000,
+            "=" * 25_000,
+            "a" * 25_000,
+            f"__Host-pushsse={'x' * 25_000}",
+        )
+        made += [httpx.Request("GET", "http://127.0.0.1/v1/me", headers={"Cookie": each}) for each in cookies]
+        await assert_none_holds_the_loop(node, turns, iter(made), record_property)
 
 
 async def test_a_call_goes_through_a_bounded_part_of_a_large_log(

@@ -173,6 +173,7 @@ async def test_good_tokens_of_each_kind_open_a_stream(node: Running) -> None:
         assert await stream_status(node, token) == 200
 
 
+@pytest.mark.slow
 async def test_every_forged_token_is_refused_everywhere_in_one_shape(node: Running) -> None:
     opened = node.node.metrics.streams_opened
     for what, token in FORGED.items():

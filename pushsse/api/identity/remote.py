@@ -35,7 +35,7 @@ from pushsse.retry import Backoff, Outage
 
 # For one answer, from the connection on.
 TIMEOUT_S = 2.0
-MOST_BYTES = 256 * 1024
+MOST_BYTES = 128 * 1024
 logger = logging.getLogger(__name__)
 
 
@@ -93,8 +93,9 @@ class Remote:
             except (httpcore.ReadError, httpcore.WriteError, httpcore.RemoteProtocolError):
                 # It may have closed an idle connection just then; a GET can be repeated.
                 return await self._answer(given)
-        except httpcore.LocalProtocolError as error:
-            raise BadRequest(str(error)) from None
+        except httpcore.LocalProtocolError:
+            # Its text has the header in it.
+            raise BadRequest("a header can't be sent as it is") from None
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.RemoteProtocolError) as error:
             text = str(error) or type(error).__name__
             raise RemoteUnavailable(f"{shown(self.url)}: {text}") from None
