@@ -112,8 +112,11 @@ class EventsEndpoint:
 
         Raises what `post` raises for such a head.
         """
+        # First what costs nothing: ASGI checks the token once more.
+        if not self.intake.takes_nowait or _media_type(request) != "application/json":
+            return None
         who = self.identifier.identify_nowait(request, PUBLISH)
-        if who is None or _media_type(request) != "application/json":
+        if who is None:
             return None
 
         def answer(body: bytes) -> Reply | None:

@@ -6,11 +6,14 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import jwt
 import pytest
+from starlette.requests import HTTPConnection
 
 from pushsse import event
+from pushsse.api.identity import PUBLISH, Identity
 from pushsse.api.stream import OpeningRate
 from pushsse.errors import DatabaseUnavailable
 from pushsse.hub import opening
@@ -481,9 +484,17 @@ async def test_a_stream_that_fails_as_it_begins_leaves_nothing(
         assert await first.messages(1) == [1]
 
 
-async def test_no_event_is_decoded_twice_where_it_has_to_be_waited_for(
+async def test_no_event_is_decoded_and_no_token_checked_twice_where_it_has_to_be_waited_for(
     immediate: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # In development, `identify` is this as well.
+    identifier = type(immediate.node.identifier)
+    identify, checked = identifier.identify_nowait, list[str]()
+
+    def checking(self: Any, request: HTTPConnection, scope: str) -> Identity | None:
+        checked.append(scope)
+        return identify(self, request, scope)
+
     decoded: list[bytes] = []
     decode = event.decode
 
@@ -493,5 +504,7 @@ async def test_no_event_is_decoded_twice_where_it_has_to_be_waited_for(
 
     monkeypatch.setattr(event, "decode", counting)
     monkeypatch.setattr(EmbeddedIntake, "takes_nowait", False)
+    monkeypatch.setattr(identifier, "identify_nowait", checking)
     assert (await exchange(immediate, post(EVENT))).startswith(b"HTTP/1.1 202 ")
     assert decoded == [EVENT]
+    assert checked == [PUBLISH]
