@@ -41,6 +41,8 @@ def without_security() -> dict[str, Any]:
     for calls in found["paths"].values():
         for operation in calls.values():
             operation.pop("security", None)
+            parameters = [each for each in operation.get("parameters", ()) if each["name"] != "ticket"]
+            operation["parameters"] = parameters
     return found
 
 
