@@ -22,15 +22,14 @@ from pushsse.database import Database
 from pushsse.dispatcher import Dispatcher
 from pushsse.hub import assemble_hub
 from pushsse.hub.opening import StreamLimits
-from pushsse.intake import Drafter, PushsseFormat
+from pushsse.intake import Drafter, EventHandler, PushsseFormat
 from pushsse.intake.http import EmbeddedIntake, Intake, KafkaProducerIntake
-from pushsse.intake.kafka import EventHandler, KafkaIntake
 from pushsse.kafka import configuration, connection
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.producer import Producer
 from pushsse.kicks import Kicked, Kicks, KickTable
 from pushsse.metrics import Metrics
-from pushsse.node import Node, Service, Work
+from pushsse.node import Interruptible, Node, Service, Work
 from pushsse.people import StateTable, StoredPeople
 from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.store import PreferenceStore
@@ -75,7 +74,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
     )
     drafter = Drafter(types=catalogue, max_age_s=settings.event_max_age_s)
     intakes = _intakes(settings, backplane, dispatcher=dispatcher, drafter=drafter, metrics=metrics)
-    work = Work(backplane, intakes.consumer, questions, hub_parts.hub)
+    work = Work(backplane, hub_parts.hub, Interruptible(questions.run), intakes.from_kafka)
     identity = _identity(settings, kicked)
     node = Node(
         settings=settings,
@@ -97,7 +96,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         tickets=Tickets(backplane, kicked),
         questions=questions,
         intake=intakes.accepting,
-        consumer=intakes.consumer,
+        work=work,
         producers=(*intakes.producers, *answerer_parts.producers),
         witness=_witness(settings, database, work),
         worker=worker,
@@ -218,7 +217,7 @@ class _Intakes:
 
     accepting: Intake
     producers: Sequence[Producer] = ()
-    consumer: KafkaIntake | None = None
+    from_kafka: Interruptible | None = None
 
 
 def _intakes(
@@ -246,8 +245,12 @@ def _intakes(
         skip_refused=settings.kafka_dlq_refused == "skip",
     )
     decode = PushsseFormat(metrics=metrics, drafter=drafter)
-    events = KafkaIntake(consumer, EventHandler(decode, dispatcher))
-    return _Intakes(KafkaProducerIntake(producer, topic=settings.kafka_topic), (producer,), events)
+    handler = EventHandler(decode, dispatcher)
+    return _Intakes(
+        KafkaProducerIntake(producer, topic=settings.kafka_topic),
+        (producer,),
+        Interruptible(lambda: consumer.run(handler)),
+    )
 
 
 @dataclass(frozen=True, slots=True)

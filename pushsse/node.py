@@ -22,7 +22,6 @@ from pushsse.hub import HubParts
 from pushsse.hub.hub import FLUSH_S, Hub, drain
 from pushsse.intake import Drafter
 from pushsse.intake.http import Intake
-from pushsse.intake.kafka import KafkaIntake
 from pushsse.kafka.producer import Producer
 from pushsse.kicks import Kicked, Kicks
 from pushsse.metrics import Metrics
@@ -68,7 +67,7 @@ class Node:
     tickets: Tickets
     questions: Questions
     intake: Intake
-    consumer: KafkaIntake | None
+    work: "Work"
     producers: Sequence[Producer]
     witness: Witness | None
     worker: Worker | None
@@ -127,11 +126,11 @@ class Node:
             "kicks": self.kicks.run,
             "retention": self.retention.run,
             "tickets": self.tickets.run,
-            "questions": self.questions.run,
+            "questions": self.work.questions.run,
             "memory": trim_memory,
             **({"witness": self.witness.run} if self.witness is not None else {}),
             # Last, so that it stops first: what it dispatches, the services above deliver.
-            **({"intake": self.consumer.run} if self.consumer is not None else {}),
+            **({"intake": self.work.intake.run} if self.work.intake is not None else {}),
         }
 
     @property
@@ -182,14 +181,54 @@ class Node:
         self.closed = True
 
 
+class Interruptible:
+    """A service that rests between `release` and `resume`, while its supervisor sees one that runs for ever.
+
+    It is cancelled to rest, and called anew after that. Both calls return at once, and count in any order: a
+    round that still ends when `resume` comes ends all the same, and the next one begins after it.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._allowed = asyncio.Event()
+        self._allowed.set()
+        self._round: asyncio.Timeout | None = None
+
+    async def run(self) -> None:
+        """Returns when the service ends by itself; raises what it raises."""
+        while True:
+            await self._allowed.wait()
+            try:
+                # A timeout without a time: `release` sets one, and it tells its cancellation from any other.
+                async with asyncio.timeout(None) as this_round:
+                    self._round = this_round
+                    await self._service()
+                return
+            except TimeoutError:
+                if not this_round.expired():
+                    raise
+            finally:
+                self._round = None
+
+    def release(self) -> None:
+        """Cancels the service. What it gives back at its end, other nodes can take."""
+        self._allowed.clear()
+        if self._round is not None and self._round.when() is None:
+            self._round.reschedule(0.0)
+
+    def resume(self) -> None:
+        """Lets the service run again."""
+        self._allowed.set()
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """What a node does for all of them, and gives back while it is isolated. Called by `witness`."""
 
     backplane: Backplane
-    consumer: KafkaIntake | None
-    questions: Questions
     hub: Hub
+    questions: Interruptible
+    intake: Interruptible | None
 
     @property
     def hears(self) -> bool:
@@ -198,16 +237,17 @@ class Work:
 
     async def give_back(self) -> None:
         """Other nodes get the Kafka partitions, the questions and the streams."""
-        if self.consumer is not None:
-            self.consumer.release()
-        self.questions.release()
+        for service in self._services():
+            service.release()
         await drain(self.hub, window_s=_ISOLATED_WINDOW_S, reason=CloseReason.OVERLOADED)
 
     def take_back(self) -> None:
         """This node takes its share again."""
-        if self.consumer is not None:
-            self.consumer.resume()
-        self.questions.resume()
+        for service in self._services():
+            service.resume()
+
+    def _services(self) -> Sequence[Interruptible]:
+        return (self.questions, self.intake) if self.intake is not None else (self.questions,)
 
 
 @asynccontextmanager

@@ -1,10 +1,11 @@
-"""An event becomes a draft, by one rule whichever way it came in; and the formats of Kafka's records.
+"""An event becomes a draft, by one rule whichever way it came in; from Kafka, in the format of its topic.
 
-Called by the intake from Kafka for every record, and by the one over HTTP. A format is a `Decode`;
-`PushsseFormat` is the one where a record's value is the event's own JSON.
+`kafka.consumer` calls `EventHandler` with the topic's records, and the intake over HTTP calls `Drafter`; both
+hand drafts to the dispatcher. A format is a `Decode`; `PushsseFormat` is the one where a record's value is
+the event's own JSON.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -13,7 +14,8 @@ from pushsse import event
 from pushsse.backplane import Draft, Receipt, Source
 from pushsse.errors import InvalidInput, Violation
 from pushsse.event import Event
-from pushsse.kafka import Record
+from pushsse.kafka import Record, TopicPartition
+from pushsse.kafka.dead_letters import Refused
 from pushsse.metrics import Metrics
 
 
@@ -64,6 +66,28 @@ class Drafter:
         # HTTP call is never made twice.
         once = f"{given.type}|{given.id}" if given.id else ""
         return Draft(publication, source, once)
+
+
+@dataclass(frozen=True, slots=True)
+class EventHandler:
+    """Events from Kafka. Dispatches a batch, of all partitions together: the database is asked once."""
+
+    decode: Decode
+    dispatcher: Dispatches
+
+    async def apply(self, drafts: Sequence[Draft]) -> Sequence[Refused]:
+        """Returns once the log has them; none is refused. Raises Unavailable, NotOwner."""
+        if drafts:
+            # Guarantee 1: awaited, not started as a task. The consumer may commit once this has returned.
+            await self.dispatcher.dispatch(drafts)
+        return ()
+
+    def unfinished(self) -> Mapping[TopicPartition, int]:
+        """Nothing: what was dispatched is in the log, all of it."""
+        return {}
+
+    def forget(self, partitions: Collection[TopicPartition]) -> None:
+        """Nothing is kept that would have to be forgotten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

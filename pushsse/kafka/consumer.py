@@ -8,7 +8,7 @@ gets stuck is replaced by a new one.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
@@ -109,9 +109,6 @@ class Consumer:
         self._ownership: Ownership = Unfenced(start)
         if fences is not None:
             self._ownership = Fenced(connection, fences, topic, group, start)
-        self._assignment: Assignment | None = None
-        self._allowed = asyncio.Event()
-        self._allowed.set()
 
     async def run(self, handler: Handler[Item]) -> NoReturn:
         """For ever; a Kafka that is away, or a topic that isn't there, is waited for.
@@ -129,7 +126,6 @@ class Consumer:
                 producer, topic=self._dlq_topic, skip_refused=self._skip_refused, metrics=self._metrics
             )
             while True:
-                await self._allowed.wait()
                 try:
                     await self._be_a_member(handler, letters, outage)
                 except (KafkaError, Unavailable, TimeoutError) as error:
@@ -140,18 +136,8 @@ class Consumer:
                     # Ending here would pass for a service that was told to stop, and nothing be read again.
                     await asyncio.sleep(outage.failed("its client gave up"))
 
-    def release(self) -> None:
-        """Gives the partitions back to the group, until `resume`: others can use them, this node can't."""
-        self._allowed.clear()
-        if self._assignment is not None:
-            self._assignment.end()
-
-    def resume(self) -> None:
-        """Joins the group again."""
-        self._allowed.set()
-
     async def _be_a_member(self, handler: Handler[Item], letters: DeadLetters, outage: Outage) -> None:
-        """One membership: until it fails, gets stuck, or is released."""
+        """One membership: until it fails or gets stuck."""
         consumer = self._connection.consumer(self._group)
         assignment = Assignment(consumer, self._ownership, handler, self._metrics)
         member = _Member(
@@ -171,7 +157,6 @@ class Consumer:
             kafka=outage,
             pace=self._pace,
         )
-        self._assignment = assignment
         try:
             async with asyncio.timeout(_START_LIMIT_S):
                 await consumer.start()
@@ -179,7 +164,7 @@ class Consumer:
             # Before the group counts this node in: a node of another backplane must get no partition at all.
             await self._ownership.check()
             consumer.subscribe([self._topic], listener=assignment)
-            await member.run(self._allowed.is_set)
+            await member.run()
         finally:
             # aiokafka revokes nothing when it stops. The commit is for the batch that is applied; what is in
             # hand isn't in it.
@@ -240,14 +225,18 @@ class _Member(Generic[Item]):
         self._applying = Outage("records from Kafka can't be applied", logger, Backoff())
         self._writes: set[asyncio.Task[None]] = set()
 
-    async def run(self, allowed: Callable[[], bool]) -> None:
-        """Returns when the member is stuck, or not allowed any more. Raises KafkaError: take a new one."""
+    async def run(self) -> None:
+        """Returns when the member is stuck. Raises KafkaError: take a new one."""
         failed: KafkaError | None = None
+        stuck = ""
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(self._watchdog.run())
             try:
-                while allowed() and not self._watchdog.stuck:
+                while not stuck:
                     await self._round(tasks)
+                    # A CancelledError that leaks out of aiokafka ends the watchdog, and the task group says
+                    # nothing. Without it a member that gets stuck would stay, and its claim would lapse.
+                    stuck = self._watchdog.stuck or ("its watchdog has ended" if watching.done() else "")
             except KafkaError as error:
                 failed = error
             watching.cancel()
@@ -256,8 +245,8 @@ class _Member(Generic[Item]):
                 write.cancel()
         if failed is not None:
             raise failed
-        if self._watchdog.stuck:
-            logger.warning("the consumer is replaced: %s", self._watchdog.stuck)
+        if stuck:
+            logger.warning("the consumer is replaced: %s", stuck)
 
     async def _round(self, tasks: asyncio.TaskGroup) -> None:
         began = time.monotonic()

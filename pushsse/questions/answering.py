@@ -40,6 +40,8 @@ class Answering:
 
     def __init__(self, life: Life, answerer: Answerer, *, node: str) -> None:
         self.queue = FairQueue()
+        # It has given up its leases, until it runs again.
+        self.resting = False
         self._life = life
         self._answerer = answerer
         self._node = node
@@ -73,6 +75,7 @@ class Answering:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
+                self.resting = False
                 self._start()
                 try:
                     await self._answerer.run(self._life)
@@ -80,6 +83,7 @@ class Answering:
                 finally:
                     # Before the tasks are cancelled, so that none of them makes room for another.
                     self._group = None
+                    self.resting = True
         finally:
             await self._give_up()
 

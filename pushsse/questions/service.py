@@ -7,7 +7,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from ulid import ULID
@@ -48,29 +48,12 @@ class Questions:
     node: str
     timeout_s: float
     most_open: int = 20
-    _allowed: asyncio.Event = field(default_factory=asyncio.Event)
-    _working: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def run(self) -> None:
-        """Answers and sweeps, for ever, except between `release` and `resume`."""
-        while True:
-            await self._allowed.wait()
-            # `release` cancels both tasks. That ends the group without an error, and this waits again.
-            async with asyncio.TaskGroup() as group:
-                self._working[:] = (
-                    group.create_task(self.answering.run(), name="answering"),
-                    group.create_task(self.sweeper.run(), name="sweeper"),
-                )
-
-    def release(self) -> None:
-        """Gives up this node's leases, until `resume`: other nodes can publish answers, this one can't."""
-        self._allowed.clear()
-        for task in self._working:
-            task.cancel()
-
-    def resume(self) -> None:
-        """Answers and sweeps from now on, or again."""
-        self._allowed.set()
+        """Answers and sweeps, for ever. Cancellation gives up this node's leases, and it may run again."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.answering.run(), name="answering")
+            group.create_task(self.sweeper.run(), name="sweeper")
 
     async def ask(self, user: str, asking: Asking, *, idempotency_key: str | None = None) -> Question:
         """Takes a question; with a key that the person has used before, returns the first.
@@ -87,7 +70,7 @@ class Questions:
         await self._admit(user)
         question = self._new(user, asking)
         # An isolated node stores the question without a lease: another node answers it.
-        ours = self._allowed.is_set()
+        ours = not self.answering.resting
         try:
             await self.life.ask(question, key=idempotency_key, node=self.node, leased=ours)
         except KeyTaken:
@@ -181,9 +164,7 @@ def assemble_questions(
     """The service of one node; `run` has to be supervised. A question expires after `timeout_s`."""
     life = Life(store, backplane, metrics, pace or QuestionPace())
     answering = Answering(life, answerer, node=node)
-    made = Questions(life, answering, Sweeper(life, answering, node), node, timeout_s)
-    made.resume()
-    return made
+    return Questions(life, answering, Sweeper(life, answering, node), node, timeout_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,16 @@
 import asyncio
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import pytest
 
 from deploy.parts import Postgres
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable
+from pushsse.node import Interruptible
 from pushsse.witness import AFTER_S, Isolation, Witness, WitnessTable
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 NOBODY_KNOWS = None
@@ -124,3 +127,76 @@ async def test_nodes_hear_of_each_other_by_the_databases_clock(
         assert await other.others(within_s=0.2) == 0
         await one.forget()
         assert await other.others(within_s=60) == 1
+
+
+@dataclass
+class Rounds:
+    """A service that says when its rounds begin and end; a cancelled one ends when it may."""
+
+    said: list[str] = field(default_factory=list)
+    may_end: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        self.said.append("begins")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self.may_end.wait()
+            self.said.append("ends")
+
+
+async def test_a_service_that_is_released_ends_and_begins_again_when_it_is_resumed() -> None:
+    rounds = Rounds()
+    rounds.may_end.set()
+    service = Interruptible(rounds.run)
+    running = asyncio.create_task(service.run())
+    await eventually(lambda: rounds.said == ["begins"])
+    service.release()
+    await eventually(lambda: rounds.said == ["begins", "ends"])
+    assert not running.done()
+    # Nothing runs that could be cancelled.
+    service.release()
+    service.resume()
+    await eventually(lambda: rounds.said == ["begins", "ends", "begins"])
+    running.cancel()
+    await asyncio.wait([running])
+    assert running.cancelled()
+    assert rounds.said == ["begins", "ends", "begins", "ends"]
+
+
+async def test_a_service_that_is_resumed_before_it_has_ended_ends_and_begins_again() -> None:
+    rounds = Rounds()
+    service = Interruptible(rounds.run)
+    running = asyncio.create_task(service.run())
+    await eventually(lambda: rounds.said == ["begins"])
+    service.release()
+    service.resume()
+    service.release()
+    service.resume()
+    rounds.may_end.set()
+    await eventually(lambda: rounds.said == ["begins", "ends", "begins"])
+    running.cancel()
+    await asyncio.wait([running])
+    assert running.cancelled()
+
+
+async def test_a_service_that_is_released_before_its_first_round_begins_when_it_is_resumed() -> None:
+    rounds = Rounds()
+    rounds.may_end.set()
+    service = Interruptible(rounds.run)
+    service.release()
+    running = asyncio.create_task(service.run())
+    await asyncio.sleep(0)
+    assert rounds.said == []
+    service.resume()
+    await eventually(lambda: rounds.said == ["begins"])
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def test_an_error_of_an_interruptible_service_is_its_supervisors() -> None:
+    async def fails() -> None:
+        raise TimeoutError("of its own")
+
+    with pytest.raises(TimeoutError, match="of its own"):
+        await Interruptible(fails).run()

@@ -17,12 +17,12 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 from pushsse.backplane import Append, Draft, Receipt
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.errors import BackplaneUnavailable, Unavailable
-from pushsse.intake import Drafter, PushsseFormat
-from pushsse.intake.kafka import EventHandler, KafkaIntake
+from pushsse.intake import Drafter, EventHandler, PushsseFormat
 from pushsse.kafka import Connection
 from pushsse.kafka.consumer import Consumer, ConsumerPace
 from pushsse.kafka.fences import Fences
 from pushsse.metrics import Metrics
+from pushsse.node import Interruptible
 from tests.waiting import eventually
 
 
@@ -232,7 +232,7 @@ class Kit:
         connection: Connection | None = None,
         fences: Fences | None = None,
         pace: ConsumerPace = PACE,
-    ) -> KafkaIntake:
+    ) -> Interruptible:
         consumer = Consumer(
             connection or self.connection,
             topic=self.topic,
@@ -245,10 +245,11 @@ class Kit:
             pace=pace,
         )
         decode = PushsseFormat(metrics=self.metrics, drafter=drafter(refused="no"))
-        return KafkaIntake(consumer, EventHandler(decode, recorder or self.recorder))
+        handler = EventHandler(decode, recorder or self.recorder)
+        return Interruptible(lambda: consumer.run(handler))
 
     @asynccontextmanager
-    async def running(self, recorder: Recorder | None = None, **options: Any) -> AsyncIterator[KafkaIntake]:
+    async def running(self, recorder: Recorder | None = None, **options: Any) -> AsyncIterator[Interruptible]:
         """An intake that runs, and is cancelled at the end; that it died before is an error."""
         intake = self.intake(recorder, **options)
         task = asyncio.create_task(intake.run())

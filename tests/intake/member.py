@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from pushsse.backplane import Draft, Receipt
 from pushsse.backplane.memory import MemoryBackplane
-from pushsse.intake import PushsseFormat
-from pushsse.intake.kafka import EventHandler, KafkaIntake
+from pushsse.intake import EventHandler, PushsseFormat
 from pushsse.kafka import Connection
 from pushsse.kafka.consumer import Consumer
 from pushsse.metrics import Metrics
@@ -33,7 +32,7 @@ async def main(bootstrap: str, topic: str, group: str) -> None:
         metrics=metrics,
     )
     decode = PushsseFormat(metrics=metrics, drafter=drafter())
-    await KafkaIntake(consumer, EventHandler(decode, Hanging())).run()
+    await consumer.run(EventHandler(decode, Hanging()))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
+from aiokafka import AIOKafkaConsumer
 
 from pushsse.errors import InvalidInput, Unavailable, Violation
-from pushsse.kafka import Record, TopicPartition
+from pushsse.kafka import Connection, Record, TopicPartition
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.dead_letters import Refused
 from tests.waiting import eventually
@@ -78,3 +79,54 @@ async def test_any_handler_has_its_records_applied_committed_and_buried(kit: Kit
     await asyncio.wait([running])
     errors = [dict(each.headers)["error"] for each in await kit.read_all(kit.dlq)]
     assert errors == [b"$: isn't a number", b"brings bad luck"]
+
+
+class Uncommitted(AIOKafkaConsumer):  # type: ignore[misc]
+    """A member whose commits, but for the one that proves its membership, are never answered."""
+
+    commits = 0
+    stopped = False
+
+    async def commit(self, offsets: object = None) -> None:
+        self.commits += 1
+        if self.commits > 1:
+            await asyncio.Event().wait()
+        await super().commit(offsets)
+
+    async def stop(self) -> None:
+        await super().stop()
+        self.stopped = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Silent(Connection):
+    """A connection whose consumers' commits get no answer."""
+
+    made: list[Uncommitted]
+
+    def consumer(self, group: str | None) -> AIOKafkaConsumer:
+        made = super().consumer(group)
+        made.__class__ = Uncommitted
+        self.made.append(made)
+        return made
+
+
+async def test_a_member_leaves_the_group_when_its_last_commit_is_cancelled(kit: Kit) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    connection = Silent(bootstrap=kit.bootstrap, made=[])
+    consumer = Consumer(
+        connection,
+        topic=kit.topic,
+        group=kit.group,
+        dlq_topic=kit.dlq,
+        start="earliest",
+        metrics=kit.metrics,
+    )
+    running = asyncio.create_task(consumer.run(Sums()))
+    await kit.produce([b"2"])
+    await eventually(lambda: connection.made and connection.made[0].commits == 2)
+    running.cancel()
+    await eventually(lambda: connection.made[0].commits == 3)
+    running.cancel()
+    await asyncio.wait([running])
+    assert connection.made[0].stopped

@@ -7,8 +7,7 @@ import pytest
 
 from pushsse.backplane import Draft, Receipt, Source
 from pushsse.errors import InvalidInput, NotJson
-from pushsse.intake import Decode, PushsseFormat
-from pushsse.intake.kafka import EventHandler
+from pushsse.intake import Decode, EventHandler, PushsseFormat
 from pushsse.kafka import Record
 from pushsse.kafka.consumer import decode_all
 from pushsse.kafka.dead_letters import Refused

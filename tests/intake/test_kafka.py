@@ -57,6 +57,18 @@ async def test_offsets_are_committed_only_after_the_dispatch(kit: Kit) -> None:
         await kit.until_committed(10)
 
 
+async def test_partitions_that_are_given_back_and_taken_again_at_once_are_read_on(kit: Kit) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([value(n) for n in range(10)])
+    async with kit.running() as intake:
+        await kit.until_committed(10)
+        intake.release()
+        intake.resume()
+        await kit.produce([value(n) for n in range(10)])
+        await kit.until_committed(20)
+    assert kit.recorder.offsets(0) == list(range(20))
+
+
 async def test_tombstones_are_skipped_and_committed(kit: Kit) -> None:
     await kit.create(kit.topic, kit.dlq)
     await kit.produce([None, value(1), None], key=b"k")

@@ -326,6 +326,21 @@ class Deaf(AIOKafkaConsumer):  # type: ignore[misc]
         return 0
 
 
+class Unwatched(Deaf):
+    """A stuck member whose watchdog has ended: aiokafka let a CancelledError of its own out."""
+
+    watched = False
+
+    def last_poll_timestamp(self, partition: TopicPartition) -> int:
+        self.watched = True
+        return super().last_poll_timestamp(partition)
+
+    async def end_offsets(self, partitions: object) -> object:
+        if self.watched:
+            raise asyncio.CancelledError
+        return await super().end_offsets(partitions)
+
+
 class Idle(ConsumerRebalanceListener):  # type: ignore[misc]
     """Takes no notice of what is assigned."""
 
@@ -372,7 +387,7 @@ class Faulty(Connection):
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("fault", [Deaf, Unassigned, Unanswered])
+@pytest.mark.parametrize("fault", [Deaf, Unwatched, Unassigned, Unanswered])
 async def test_answers_go_on_after_a_member_is_stuck_and_while_commits_hang(
     nodes: Nodes, desk: Desk, fault: type[AIOKafkaConsumer]
 ) -> None:

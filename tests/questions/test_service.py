@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from pushsse.errors import BackplaneUnavailable, InvalidInput, Overloaded
+from pushsse.node import Interruptible
 from pushsse.questions import (
     Answered,
     By,
@@ -19,7 +20,7 @@ from pushsse.questions import (
 from pushsse.questions.answerers import Delta, Piece
 from pushsse.questions.service import MOST_ATTEMPTS, Asking
 from pushsse.questions.store import QuestionStore
-from tests.questions.conftest import FAST, Nodes, Scripted, data, grown_text
+from tests.questions.conftest import FAST, Nodes, Scripted, data, grown_text, running
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -421,10 +422,11 @@ async def test_a_node_that_releases_its_questions_lets_another_answer_them_and_t
     stuck = Scripted(waits_for_ever)
     answering = Scripted(says_hello)
     one, two = nodes.node(stuck, pace=slow), nodes.node(answering, name="two")
-    async with nodes.running(one):
+    service = Interruptible(one.run)
+    async with running(service.run()):
         asked = await one.ask("ann", Asking("who am I?"))
         await eventually(lambda: stuck.asked == [asked.id])
-        one.release()
+        service.release()
         async with nodes.running(two):
             assert (await ended(nodes, asked)).status == "answered"
         # What is asked there meanwhile waits in the database for another node.
@@ -432,7 +434,8 @@ async def test_a_node_that_releases_its_questions_lets_another_answer_them_and_t
         assert stuck.asked == [asked.id]
         async with nodes.running(two):
             assert (await ended(nodes, waiting)).status == "answered"
-        one.resume()
+        service.resume()
+        await eventually(lambda: not one.answering.resting)
         third = await one.ask("cy", Asking("and I?"))
         await nodes.until_told("cy", "question", count=2)
         await eventually(lambda: stuck.asked == [asked.id, third.id])
