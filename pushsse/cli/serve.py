@@ -159,12 +159,18 @@ def _curl(settings: Settings, url: str) -> tuple[str, str]:
             f'curl -N "{url}/v1/stream?user=ann"',
             f'curl -d "hello" "{url}/v1/events?user=ann&type=news&to=all"',
         )
-    # With the secret in the environment, these lines want the same environment; no token is printed.
+    if not settings.jwt_secret and not settings.jwks_url:
+        event = """'{"type": "news", "to": "all", "message": "hello"}'"""
+        return (
+            f'curl -N -H "Cookie: $COOKIE" "{url}/v1/stream"',
+            f'curl -H "Cookie: $COOKIE" -H "Origin: {url}" --json {event} "{url}/v1/events"',
+        )
     if not settings.jwt_secret:
         return (
             f'curl -N -H "Authorization: Bearer $TOKEN" "{url}/v1/stream"',
             f'curl -H "Authorization: Bearer $TOKEN" -d "hello" "{url}/v1/events?type=news&to=all"',
         )
+    # With the secret in the environment, these lines want the same environment; no token is printed.
     token = f"$({_program()} token --user {{}} --scope {{}})"
     return (
         f'curl -N -H "Authorization: Bearer {token.format("ann", "stream")}" "{url}/v1/stream"',

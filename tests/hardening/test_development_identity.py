@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pushsse.errors import SettingsError
+from pushsse.settings import load, variable
 from tests.serving import Running, serving
 
 pytestmark = pytest.mark.anyio
@@ -32,6 +34,29 @@ async def test_any_header_of_a_proxy_alone_is_enough_to_be_refused(node: Running
             reply = await node.http.request(method, path, json=body, headers={header: value})
             assert (reply.status_code, reply.json()["code"]) == (403, "development_only")
     assert node.node.metrics.appended == 0
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "[::]", "10.0.0.1", "192.168.0.7", "fe80::1", "example.com", " "]
+)
+async def test_without_a_key_no_address_but_this_machine_own_is_listened_to(host: str) -> None:
+    key = "x" * 32
+    keys: list[dict[str, object]] = [
+        {},
+        {"auth": "none", "jwt_secret": key},
+        {"auth": "none", "auth_url": "https://app.example/session"},
+        {"auth": "none", "jwks_url": "https://app.example/", "jwt_audience": "a", "jwt_issuer": "i"},
+        {"jwt_secret": "", "auth_url": " ", "jwks_url": ""},
+        {"jwt_audience": "a", "jwt_issuer": "i", "allowed_origins": "https://app.example"},
+    ]
+    for given in keys:
+        environment = {variable(name): str(value) for name, value in given.items()}
+        with pytest.raises(SettingsError, match="PUSHSSE_HOST"):
+            load(environment, {"host": host})
+        for here in ("127.0.0.1", "localhost", "::1", "127.8.9.1"):
+            assert load(environment, {"host": here}).development
+    for name, value in (("jwt_secret", key), ("auth_url", "https://app.example/session")):
+        assert not load({variable(name): value}, {"host": host}).development
 
 
 async def test_the_page_is_for_this_machine_alone_in_development(node: Running) -> None:
