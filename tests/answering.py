@@ -1,11 +1,14 @@
 """A small web server beside the test, whose answers the test decides: what a company runs for its logins."""
 
 import asyncio
+import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from deploy.parts.certificate import Certificate
 
 
 @dataclass
@@ -14,6 +17,7 @@ class Answering:
 
     answer: Callable[[str], Awaitable[tuple[int, bytes, str]]]
     heads: list[str] = field(default_factory=list)
+    tls: ssl.SSLContext | None = None
     port: int = 0
     busy: int = 0
     most_busy: int = 0
@@ -22,11 +26,11 @@ class Answering:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/asked?from=push"
+        return f"http{'' if self.tls is None else 's'}://127.0.0.1:{self.port}/asked?from=push"
 
     async def up(self) -> None:
         """Listens, on the same port as before."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def down(self) -> None:
@@ -62,10 +66,13 @@ class Answering:
 
 @asynccontextmanager
 async def answering(
-    answer: Callable[[str], Awaitable[tuple[int, bytes, str]]],
+    answer: Callable[[str], Awaitable[tuple[int, bytes, str]]], *, certificate: Certificate | None = None
 ) -> AsyncIterator[Answering]:
-    """Serves while the context lasts."""
+    """Serves while the context lasts; over TLS with a certificate."""
     made = Answering(answer)
+    if certificate is not None:
+        made.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        made.tls.load_cert_chain(certificate.chain, certificate.key)
     await made.up()
     try:
         yield made

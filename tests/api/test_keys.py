@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -12,6 +13,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from deploy.parts import PartMissing
+from deploy.parts.certificate import make_certificate
 from pushsse.api import HttpProblem
 from pushsse.api.identity import Identity
 from pushsse.api.identity.remote import MOST_BYTES, TIMEOUT_S, KeyServer, Remote, RemoteUnavailable
@@ -33,6 +36,7 @@ from tests.keys import (
     key_set,
     signed,
 )
+from tests.parts import missing
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -302,3 +306,21 @@ async def test_a_slow_server_holds_a_token_up_for_a_bounded_time() -> None:
         head = remote.heads[0].lower()
         assert head.startswith("get /asked?from=push http/1.1\r\n")
         assert "cookie" not in head
+
+
+async def test_only_a_server_whose_certificate_is_good_is_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        certificate = make_certificate(tmp_path)
+    except PartMissing as error:
+        missing(str(error))
+    published = Published(jwk("ES256", PRIVATE["ES256"]))
+    async with answering(published, certificate=certificate) as server:
+        async with Remote(server.url, at_once=1) as strange:
+            with pytest.raises(RemoteUnavailable, match="certificate"):
+                await KeyServer(strange).fetch()
+        assert server.heads == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate.authority))
+        async with Remote(server.url, at_once=1) as known:
+            assert len(await KeyServer(known).fetch()) == 1
