@@ -26,6 +26,10 @@ Row = TypeVar("Row")
 # "pushsse" and a digit in ASCII, so that no other program on the same PostgreSQL server takes this lock.
 _MIGRATION_LOCK = 0x7075736873736531
 _MIGRATE_S = 120.0
+_MIGRATE_TRIES = 30
+_LOCK_NOT_AVAILABLE = "55P03"
+# Whoever reads or writes a table queues behind a migration that waits for it: less than nodes wait (1.5 s).
+_SHORT_LOCKS = Statement("SELECT set_config('lock_timeout', '1s', true)")
 _TRIES = 4
 # invalid_sql_statement_name, duplicate_prepared_statement
 _POOLED = frozenset({"26000", "42P05"})
@@ -174,9 +178,29 @@ class Database:
             return tuple(step.migration.name for step in await self._connections.migrations().plan())
 
     async def migrate(self) -> tuple[str, ...]:
-        """Applies what is pending, all or nothing, and says what; several processes may do so together."""
+        """Applies what is pending, all or nothing, and says what; several processes may do so together.
+
+        A table that isn't free within 1 s is let go, and the migration tried again, for half a minute at
+        least: nodes write on meanwhile.
+        """
+        for _ in range(_MIGRATE_TRIES - 1):
+            try:
+                return await self._migrate()
+            except DatabaseUnavailable as error:
+                if not isinstance(error.__cause__, Exception) or (
+                    sqlstate(error.__cause__) != _LOCK_NOT_AVAILABLE
+                ):
+                    raise
+                logger.warning("a migration waits for a table that another transaction uses: %s", error)
+                await asyncio.sleep(random.uniform(0.2, 1.0))
+        return await self._migrate()
+
+    async def _migrate(self) -> tuple[str, ...]:
         async with self.transaction(timeout_s=_MIGRATE_S) as session:
             await session.lock(_MIGRATION_LOCK)
+            if not self._connections.sqlite:
+                # After the lock of migrations, which another process may hold for as long as it migrates.
+                await session.rows(str, _SHORT_LOCKS)
             executor = self._connections.migrations()
             # First, since a query for a table that isn't there ends a transaction of PostgreSQL's.
             await executor.recorder.ensure_schema(self._connections.schema_editor())

@@ -11,9 +11,12 @@ from urllib.parse import urlsplit
 import asyncpg
 import httpx
 import pytest
+from tortoise.context import TortoiseContext
+from tortoise.migrations.executor import MigrationExecutor, MigrationTarget
 
 from deploy.parts import Postgres
 from pushsse.database import Database, Statement
+from pushsse.database.url import configuration
 from pushsse.errors import DatabaseUnavailable, StatementFailed
 from pushsse.metrics import Metrics
 from pushsse.people import StateTable
@@ -168,6 +171,40 @@ async def test_a_lock_that_is_not_had_in_time_is_unavailable(postgres_url: str) 
                 await store.change("ann", {"alarm": True})
         assert database.available
         await store.change("ann", {"alarm": True})
+
+
+async def back_to(url: str, migration: str) -> None:
+    """Takes back the migrations after one."""
+    settings = configuration(url)
+    context = TortoiseContext()
+    with context:
+        await context.init(config=settings)
+        executor = MigrationExecutor(context.db(), settings["apps"])
+        await executor.migrate([MigrationTarget("pushsse", migration)], direction="backward")
+        await context.close_connections()
+
+
+async def test_a_migration_that_waits_for_a_table_holds_up_nobody_else(postgres_url: str) -> None:
+    await prepared(postgres_url)
+    await back_to(postgres_url, "0002_witness")
+    async with (
+        opened(postgres_url) as (database, _),
+        admin(postgres_url) as long,
+        admin(postgres_url) as other,
+    ):
+        async with long.transaction():
+            await long.execute("DELETE FROM pushsse_question")
+            migrating = asyncio.create_task(database.migrate())
+
+            async def waits() -> bool:
+                found = await other.fetch("SELECT 1 FROM pg_locks WHERE NOT granted AND mode = 'ShareLock'")
+                return bool(found)
+
+            await eventually(waits)
+            # In the queue behind the migration.
+            await other.execute("DELETE FROM pushsse_question", timeout=20)
+            assert not migrating.done()
+        assert (await migrating)[0] == "0003_conversation"
 
 
 async def test_a_database_that_cannot_hold_a_name_is_unavailable_for_it_alone(
