@@ -76,6 +76,7 @@ def application(
         direct=direct,
         immediate=direct.immediate(immediate_calls(endpoints)),
         limits=_limits(node),
+        internal_port=internal.port if (internal := node.settings.internal) is not None else None,
         routes=routes(endpoints),
         origins=origins,
         exception_handlers=handlers,
@@ -94,6 +95,7 @@ def _limits(node: Node) -> Limits:
         read_timeout_s=2 * settings.send_timeout_s,
         refusals=node.metrics.refusals,
         admission=_admission(node),
+        own_address=settings.internal is not None,
     )
 
 

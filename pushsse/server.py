@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from types import FrameType
 from typing import Any, Literal
 
@@ -265,10 +265,10 @@ def best_http() -> Http:
     return ImmediateHttp
 
 
-def serve(node: Node, listener: socket.socket, *, ready: Callable[[], None]) -> int:
+def serve(node: Node, listeners: Sequence[socket.socket], *, ready: Callable[[], None]) -> int:
     """Serves until told to stop; the exit status. `ready` is called when the node serves."""
     server = Server(node, ready=ready)
-    server.run(sockets=[listener])
+    server.run(sockets=list(listeners))
     return server.status or (1 if server.failed or not server.started else 0)
 
 

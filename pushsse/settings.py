@@ -47,6 +47,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     host: Annotated[str, describe("address to listen on")] = "127.0.0.1"
     port: Annotated[int, describe("port to listen on; 0 takes a free one", ge=0, le=65535)] = 8000
+    internal_listen: Annotated[
+        str, describe("HOST:PORT for /metrics, /readyz and administrators' calls, which are then there alone")
+    ] = ""
     workers: Annotated[
         int, describe("worker processes that share the port; more than one needs Redis", ge=1)
     ] = 1
@@ -196,6 +199,19 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.auth == "none" or not (self.jwt_secret or self.jwks_url or self.auth_url)
 
     @property
+    def internal(self) -> "Settings | None":
+        """These settings with the host and port of the internal address in place of the public one.
+
+        None if there is no such address. Raises ValueError if it isn't HOST:PORT.
+        """
+        if not self.internal_listen:
+            return None
+        host, _, port = self.internal_listen.rpartition(":")
+        if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+            raise ValueError(f"{self.internal_listen!r} isn't HOST:PORT, such as 127.0.0.1:9000")
+        return msgspec.structs.replace(self, host=host.strip("[]"), port=int(port))
+
+    @property
     def group(self) -> str:
         """The consumer group; one of its own for a node without Redis, whose records reach nobody else."""
         if self.redis_url or self.kafka_group != FIELDS["kafka_group"].default:
@@ -343,6 +359,7 @@ def _from_text(kind: object, text: str) -> object:
 def _check(settings: Settings) -> None:
     _check_redis(settings.redis_url)
     _check_database(settings.database_url)
+    _check_internal(settings)
     if settings.workers > 1 and not settings.redis_url:
         raise SettingsError(
             f"PUSHSSE_WORKERS: {settings.workers} workers need PUSHSSE_REDIS_URL, to hear each other's events"
@@ -377,6 +394,25 @@ def _check(settings: Settings) -> None:
             f"PUSHSSE_HOST: {settings.host!r} isn't a loopback address. Without PUSHSSE_JWT_SECRET,"
             " PUSHSSE_JWKS_URL or PUSHSSE_AUTH_URL, identity is that of development, for this machine alone:"
             " set one of them, or use 127.0.0.1"
+        )
+
+
+def _check_internal(settings: Settings) -> None:
+    name = variable("internal_listen")
+    try:
+        internal = settings.internal
+    except ValueError as error:
+        raise SettingsError(f"{name}: {error}") from None
+    if internal is None:
+        return
+    if internal.port == settings.port != 0:
+        # The port tells on which of the two a request came.
+        raise SettingsError(
+            f"{name}: {settings.internal_listen!r} needs another port than {variable('port')}"
+        )
+    if settings.development and not is_loopback(internal.host):
+        raise SettingsError(
+            f"{name}: {internal.host!r} isn't a loopback address, and identity is that of development"
         )
 
 

@@ -22,6 +22,7 @@ _HTTP2_DIRECTIVE = (1, 25, 1)
 class Nginx(Part):
     """One nginx, HTTP on `port` and HTTPS on `tls_port`, before `upstreams` (`host:port`).
 
+    `internal` are the nodes' internal addresses, in the same order, if they have such.
     All clients of a test have one address: it is `exempt`, and `connections_per_address` is large.
     """
 
@@ -37,10 +38,12 @@ class Nginx(Part):
         certificate: Certificate | None = None,
         exempt: Sequence[str] = ("127.0.0.1",),
         address: str = "127.0.0.1",
+        internal: Sequence[str] = (),
     ) -> None:
         super().__init__("nginx", folder, port=port, log=log)
         self.tls_port = tls_port or take_port(self)
         self._upstreams = tuple(upstreams)
+        self._internal = tuple(internal or upstreams)
         self._connections = connections_per_address
         self._certificate = certificate
         self._exempt = tuple(exempt)
@@ -117,6 +120,7 @@ class Nginx(Part):
             "http": [f"access_log {_quoted(self.access_log)} pushsse;"]
             + [f"{name}_temp_path {_quoted(folder / 'temp' / name)};" for name in temporary],
             "nodes": [f"server {upstream} max_fails=1 fail_timeout=2s;" for upstream in self._upstreams],
+            "streams": [f"server {at} max_fails=1 fail_timeout=2s;" for at in self._internal],
             "any": [f"server {upstream} max_fails=0;" for upstream in self._upstreams],
             "exempt": [f"{address} 1;" for address in self._exempt],
             "server": [

@@ -23,6 +23,7 @@ from starlette.responses import Response
 
 from pushsse import strictjson
 from pushsse.api import HttpProblem, json_response, read_body
+from pushsse.api.direct import is_outside
 from pushsse.api.identity import (
     ADMIN,
     ANY,
@@ -268,6 +269,8 @@ class AccessEndpoint:
         if wanted.user is not None and wanted.user != user:
             note_about(wanted.user)
             who.require(ADMIN)
+            if is_outside(request.scope):
+                raise HttpProblem(403, "internal_only", "a ticket for somebody else is made inside")
             user, issued_at = wanted.user, now
         headers = await self.limit.spend(user)
         # The place before the ticket: a stream that begins at it has all that comes after this call.

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pushsse import __version__
 from pushsse.api import MEDIA_TYPE, HttpProblem, events, questions
 from pushsse.api.access import AccessEndpoint, KickView, Me, TicketRequest, TicketView
-from pushsse.api.direct import answered, audited
+from pushsse.api.direct import answered, audited, inside, refuse_outside
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.identity import ADMIN, ASK, PREFERENCES, PUBLISH, STREAM
 from pushsse.api.identity.origins import refuse_strangers
@@ -166,11 +166,18 @@ class Call:
     for_others: bool = False
 
     @property
+    def is_internal(self) -> bool:
+        """Whether it is on the internal address alone, if there is one."""
+        return self.scope == ADMIN or self.path in _INTERNAL
+
+    @property
     def audited(self) -> bool:
         """Whether an administrator's use of it leaves a line in the log."""
         return self.scope == ADMIN or self.for_others
 
 
+# What is on the internal address beside the calls of administrators.
+_INTERNAL = ("/metrics", "/readyz", "/docs")
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _REF = "#/components/schemas/{name}"
 _PATH_PARAMETER = re.compile(r"{(\w+)(?::path)?}")
@@ -470,6 +477,8 @@ class CallRoute(Route):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Starlette's. Raises HTTPException 405 with all methods in Allow (RFC 9110, 10.2.1)."""
+        if self._call.is_internal:
+            refuse_outside(scope)
         if scope["method"] not in (self.methods or ()):
             raise HTTPException(405, headers={"Allow": _METHODS[self.path]})
         if self._call.audited:
@@ -497,9 +506,8 @@ def direct_calls(endpoints: Endpoints) -> Mapping[tuple[str, str], ASGIApp]:
     for call in CALLS:
         if call.direct:
             handler = call.handler(endpoints)
-            found[call.method, call.path] = (
-                handler if isinstance(handler, StreamEndpoint) else answered(handler)
-            )
+            endpoint = handler if isinstance(handler, StreamEndpoint) else answered(handler)
+            found[call.method, call.path] = inside(endpoint) if call.is_internal else endpoint
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,6 +25,7 @@ from pushsse.stream.immediate import NO_CALLS, Answer, Call, Calls
 from pushsse.stream.limits import DEFAULT_LIMITS, Limits
 
 _KEY = "pushsse.direct"
+_OUTSIDE = "pushsse.outside"
 # It answers for itself, with a 200: a browser's EventSource gives up for good on any other status.
 _STREAM = "/v1/stream"
 _LINE_END = re.compile("[\r\n]")
@@ -85,6 +87,27 @@ class Direct:
                 raise
 
 
+def is_outside(scope: Scope) -> bool:
+    """Whether a request came on the public address, while there is an internal one."""
+    return bool(scope.get(_OUTSIDE))
+
+
+def refuse_outside(scope: Scope) -> None:
+    """Raises HTTPException 404, as for a path that isn't there, for such a request."""
+    if is_outside(scope):
+        raise HTTPException(404)
+
+
+def inside(endpoint: ASGIApp) -> ASGIApp:
+    """An endpoint of the internal address, if there is one."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        refuse_outside(scope)
+        await endpoint(scope, receive, send)
+
+    return call
+
+
 def answered(endpoint: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
     """The ASGI application of an endpoint that returns a response."""
 
@@ -105,11 +128,13 @@ class Application(Starlette):
         immediate: Calls = NO_CALLS,
         limits: Limits = DEFAULT_LIMITS,
         origins: Collection[str] = (),
+        internal_port: int | None = None,
         **options: Any,
     ) -> None:
         """The HTTP protocol reads `immediate` and `limits` for each connection; `options` are Starlette's.
 
-        `origins` are the other sites whose pages may call.
+        `origins` are the other sites whose pages may call. If there is an `internal_port`, internal calls are
+        on that alone.
         """
         super().__init__(**options)
         # A redirect would be built from the Host header.
@@ -117,6 +142,7 @@ class Application(Starlette):
         self._direct = direct
         self.immediate = immediate
         self.limits = limits
+        self._internal_port = internal_port
         # Around everything, so that a 500 can be read there, too.
         self._outside = CrossOrigin(self._answer, origins) if origins else self._answer
 
@@ -124,6 +150,11 @@ class Application(Starlette):
         """ASGI."""
         if scope["type"] == "http":
             serving(_given_id(scope))
+            server = scope.get("server")
+            # Of a Unix socket there is no port: that isn't the internal address either.
+            scope[_OUTSIDE] = self._internal_port is not None and (
+                server is None or server[1] != self._internal_port
+            )
         await self._outside(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -28,6 +28,7 @@ from pushsse.api.identity.remote import KeyServer, Remote, RemoteUnavailable
 from pushsse.api.identity.tokens import SECRET_BYTES
 from pushsse.backplane.redis.canary import probe
 from pushsse.cli import BadSetting, Failed, read_settings, say, with_settings
+from pushsse.cli.serve import base_url, internal_url
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable, SettingsError
 from pushsse.event import is_user
@@ -242,6 +243,21 @@ async def _keys(url: str) -> Finding:
     return Finding("identity", "ok", f"JWT, {len(keys)} keys at {shown(url)}: {keys}")
 
 
+async def _addresses(settings: Settings) -> AsyncIterator[Finding]:
+    public, internal = base_url(settings, settings.port), internal_url(settings)
+    if internal is None:
+        alone = "" if is_loopback(settings.host) else ", calls of administrators and /metrics too"
+        yield Finding("addresses", "ok", f"{public}: everything{alone} (PUSHSSE_INTERNAL_LISTEN is not set)")
+        return
+    yield Finding("addresses", "ok", f"{public}: streams and people's calls")
+    where = f"{internal}: calls of administrators, /metrics, /readyz"
+    if (host := settings.internal_listen.rpartition(":")[0]) in ("0.0.0.0", "[::]"):
+        text = f"{where}, on every network of this machine ({host}): let nobody from outside reach that port"
+        yield Finding("addresses", "warning", text)
+    else:
+        yield Finding("addresses", "ok", where)
+
+
 async def _files(settings: Settings) -> AsyncIterator[Finding]:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     wanted = max(_FILES, settings.max_streams + 100)
@@ -258,6 +274,7 @@ _CHECKS: Mapping[str, Check] = {
     "redis": _redis,
     "kafka": _kafka,
     "identity": _identity,
+    "addresses": _addresses,
     "files": _files,
 }
 

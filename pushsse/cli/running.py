@@ -9,14 +9,15 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 
 import click
 
 from pushsse import __version__, build, logs, server
 from pushsse.backplane.redis.canary import probe
 from pushsse.cli import BadSetting, say
-from pushsse.cli.serve import banner, listening_socket, parts
+from pushsse.cli.serve import banner, listening_sockets, parts
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable, SettingsError
 from pushsse.logs import shown
@@ -28,10 +29,10 @@ from pushsse.workers.worker import SupervisorGone, Worker
 logger = logging.getLogger("pushsse")
 
 
-def run(settings: Settings, listener: socket.socket) -> int:
-    """Serves until told to stop; the exit status. Raises BadSetting."""
+def run(settings: Settings, listeners: Sequence[socket.socket]) -> int:
+    """Serves until told to stop, on the public address first; the exit status. Raises BadSetting."""
     logs.configure(settings.log_level, settings.log_format)
-    port = listener.getsockname()[1]
+    port = listeners[0].getsockname()[1]
 
     def ready() -> None:
         say(banner(settings, port), lines=True)
@@ -44,7 +45,7 @@ def run(settings: Settings, listener: socket.socket) -> int:
         asyncio.run(wait(settings, lambda text: say(f"pushsse: {text}", err=True)))
         if settings.workers > 1:
             return supervisor.run(settings, port, ready=ready)
-        return server.serve(build.build(settings), listener, ready=ready)
+        return server.serve(build.build(settings), listeners, ready=ready)
     except SettingsError as error:
         raise BadSetting(str(error)) from None
 
@@ -73,8 +74,9 @@ def worker(link: int) -> None:
             sys.exit(1)
         except SettingsError as error:
             raise BadSetting(str(error)) from None
-        with listening_socket(settings) as listener:
-            sys.exit(server.serve(node, listener, ready=one.ready))
+        with ExitStack() as open_sockets:
+            listeners = [open_sockets.enter_context(each) for each in listening_sockets(settings)]
+            sys.exit(server.serve(node, listeners, ready=one.ready))
 
 
 Tell = Callable[[str], None]

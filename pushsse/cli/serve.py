@@ -9,6 +9,7 @@ import shlex
 import shutil
 import socket
 import sys
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 
@@ -27,8 +28,12 @@ def serve(config: Path | None, **options: object) -> None:
     """Run a node: streams, switches, questions, and its share of the Kafka topic."""
     settings = read_settings(config, options)
     try:
-        with _reserved(settings) as listener:
-            sys.exit(import_module("pushsse.cli.running").run(settings, listener))
+        with ExitStack() as open_sockets:
+            listeners = [open_sockets.enter_context(_reserved(settings))]
+            if (internal := settings.internal) is not None:
+                listeners.append(open_sockets.enter_context(_reserved(internal)))
+                settings = at_internal_port(settings, listeners[-1].getsockname()[1])
+            sys.exit(import_module("pushsse.cli.running").run(settings, listeners))
     except KeyboardInterrupt:
         # The server hadn't taken the signals over yet. 128 + SIGINT, as shells have it.
         sys.exit(130)
@@ -95,6 +100,18 @@ def listening_socket(settings: Settings) -> socket.socket:
     return listener
 
 
+def at_internal_port(settings: Settings, port: int) -> Settings:
+    """The settings with the port of the internal address that was bound, where that was 0."""
+    host = settings.internal_listen.rpartition(":")[0]
+    return msgspec.structs.replace(settings, internal_listen=f"{host}:{port}")
+
+
+def listening_sockets(settings: Settings) -> list[socket.socket]:
+    """The sockets of the public address and, if there is one, of the internal one. Raises OSError."""
+    wanted = [each for each in (settings, settings.internal) if each is not None]
+    return [listening_socket(each) for each in wanted]
+
+
 def reserved_socket(settings: Settings) -> socket.socket:
     """The socket of `listening_socket`, whose port no other service has. Raises OSError."""
     if settings.workers == 1:
@@ -109,13 +126,14 @@ def banner(settings: Settings, port: int) -> str:
     """What is printed when the service is ready, with two lines to paste."""
     url = base_url(settings, port)
     listen, publish = _curl(settings, url)
-    return "\n".join(
-        (
-            f"pushsse {__version__} is ready: {url}/  (stream: {url}/v1/stream)",
-            f"  listen:   {listen}",
-            f"  publish:  {publish}",
-        )
-    )
+    lines = [
+        f"pushsse {__version__} is ready: {url}/  (stream: {url}/v1/stream)",
+        f"  listen:   {listen}",
+        f"  publish:  {publish}",
+    ]
+    if (internal := internal_url(settings)) is not None:
+        lines.insert(1, f"  internal: {internal}  (metrics, readiness, calls of administrators)")
+    return "\n".join(lines)
 
 
 def base_url(settings: Settings, port: int) -> str:
@@ -126,6 +144,12 @@ def base_url(settings: Settings, port: int) -> str:
     return f"http://{host}:{port}"
 
 
+def internal_url(settings: Settings) -> str | None:
+    """The URL of the internal address; None without one."""
+    internal = settings.internal
+    return None if internal is None else base_url(internal, internal.port)
+
+
 def parts(settings: Settings, port: int) -> dict[str, str]:
     """Which parts are in use, by their names, without any secret."""
     redis = f"{shown(settings.redis_url)} prefix {settings.redis_prefix}"
@@ -133,6 +157,7 @@ def parts(settings: Settings, port: int) -> dict[str, str]:
     return {
         "listening": base_url(settings, port)
         + (f", {settings.workers} workers" if settings.workers > 1 else ""),
+        **({"internal": internal} if (internal := internal_url(settings)) is not None else {}),
         "database": shown(settings.database_url),
         "backplane": redis if settings.redis_url else "memory: one process alone",
         "intake": f"Kafka {kafka}" if settings.kafka_bootstrap else "POST /v1/events",

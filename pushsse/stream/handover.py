@@ -22,7 +22,7 @@ from weakref import ref
 
 from starlette.types import Receive, Scope, Send
 from uvicorn import Config
-from uvicorn.protocols.utils import get_remote_addr, is_ssl
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from pushsse.stream.frame import Chunk, chunk
@@ -170,11 +170,13 @@ class HandoverHttp(LimitedHttp):
     keep_alive = True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """uvicorn's, without asking the kernel for the address of our own end: nobody reads that."""
+        """uvicorn's, without asking the kernel for the address of our own end where nobody reads that."""
         self.connections.add(self)
         self.transport = transport
         self.flow = Flow(transport)
         self.client = get_remote_addr(transport)
+        if self.limits.own_address:
+            self.server = get_local_addr(transport)
         self.scheme = "https" if is_ssl(transport) else "http"
         self.enter()
 

@@ -124,7 +124,10 @@ def _network(address: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a client may send, and how long it may take. `refusals` counts by the code of the answer."""
+    """What a client may send, and how long it may take. `refusals` counts by the code of the answer.
+
+    `own_address`: the application asks on which address a request came.
+    """
 
     head_bytes: int = 32 * 1024
     head_fields: int = 100
@@ -134,6 +137,7 @@ class Limits:
     read_timeout_s: float = 10.0
     refusals: Counter[str] = field(default_factory=Counter)
     admission: Admission | None = None
+    own_address: bool = False
 
 
 DEFAULT_LIMITS = Limits()

@@ -67,6 +67,16 @@ def test_ours_are_confined(compose: dict[str, Any]) -> None:
     assert user not in ("", "root", "0")
 
 
+def test_readiness_is_asked_at_the_internal_address(compose: dict[str, Any]) -> None:
+    small = CONFIGURATION.with_suffix(".d")
+    for name in NODES:
+        port = compose["services"][name]["environment"]["PUSHSSE_INTERNAL_LISTEN"].rpartition(":")[2]
+        assert f"http://127.0.0.1:{port}/readyz" in compose["services"][name]["healthcheck"]["test"][-1]
+        assert f"server {name}:{port} " in (small / "streams.conf").read_text()
+        for public in ("nodes", "any"):
+            assert f"server {name}:8000 " in (small / f"{public}.conf").read_text()
+
+
 def test_redis_refuses_rather_than_forgets(compose: dict[str, Any]) -> None:
     command = " ".join(compose["services"]["redis"]["command"])
     assert "--maxmemory-policy noeviction" in command
