@@ -430,8 +430,10 @@ class Shaky:
     question: Question
     away: set[str]
     ended: list[Ending] = field(default_factory=list)
+    finds: int = 0
 
     async def find(self, question_id: str) -> Question | None:
+        self.finds += 1
         return self.question
 
     async def add(self, question: Question, text: str, seq: int) -> bool:
@@ -450,17 +452,28 @@ class Shaky:
             raise DatabaseUnavailable(name)
 
 
-def record(offset: int, **says: object) -> Any:
-    value = json.dumps({"question": "q"} | says).encode()
-    return ConsumerRecord("answers", 0, offset, 0, 0, None, value, None, 0, len(value), ())
+@dataclass
+class Kept:
+    """Questions in memory."""
+
+    questions: dict[str, Question]
+
+    async def find(self, question_id: str) -> Question | None:
+        return self.questions.get(question_id)
+
+    async def add(self, question: Question, text: str, seq: int) -> bool:
+        grown = msgspec.structs.replace(question, answer=question.answer + text, seq=seq)
+        self.questions[question.id] = grown
+        return True
+
+    async def end(self, question_id: str, ending: Ending) -> bool:
+        return True
 
 
-@pytest.mark.anyio
-@pytest.mark.parametrize("away", ["add", "end"])
-async def test_a_database_that_is_away_costs_an_answer_neither_a_piece_nor_its_end(away: str) -> None:
+def being_answered(question_id: str) -> Question:
     now = datetime.now(UTC)
-    question = Question(
-        id="q",
+    return Question(
+        id=question_id,
         user="ann",
         conversation="c",
         text="?",
@@ -469,7 +482,17 @@ async def test_a_database_that_is_away_costs_an_answer_neither_a_piece_nor_its_e
         updated_at=now,
         deadline_at=now,
     )
-    answers = Shaky(question, {away})
+
+
+def record(offset: int, **says: object) -> Any:
+    value = json.dumps({"question": "q"} | says).encode()
+    return ConsumerRecord("answers", 0, offset, 0, 0, None, value, None, 0, len(value), ())
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("away", ["add", "end"])
+async def test_a_database_that_is_away_costs_an_answer_neither_a_piece_nor_its_end(away: str) -> None:
+    answers = Shaky(being_answered("q"), {away})
     handler = AnswerHandler(answers, by="kafka", metrics=Metrics())
     at = TopicPartition("answers", 0)
     # The last piece came first: it waits in memory, and isn't committed.
@@ -483,3 +506,54 @@ async def test_a_database_that_is_away_costs_an_answer_neither_a_piece_nor_its_e
     assert handler.unfinished() == {}
     assert answers.question.answer == "ab"
     assert answers.ended == [Answered(By("bot", "kafka"))]
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_waits_for_a_piece_costs_the_database_nothing() -> None:
+    answers = Shaky(being_answered("q"), set())
+    handler = AnswerHandler(answers, by="kafka", metrics=Metrics())
+    assert not await handler.apply([handler.decode(record(0, seq=2, delta="b", done=True), "")])
+    asked = answers.finds
+    for _ in range(10):
+        assert not await handler.apply([])
+    assert answers.finds == asked
+    await handler.apply([handler.decode(record(1, seq=1, delta="a"), "")])
+    assert answers.question.answer == "ab"
+
+
+@pytest.mark.anyio
+async def test_answers_with_many_early_pieces_take_no_room_of_one_with_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pushsse.questions.answerers.kafka.MOST_WAITING", 20)
+    answers = Kept({name: being_answered(name) for name in ("few", "one", "two", "three")})
+    handler = AnswerHandler(answers, by="kafka", metrics=Metrics())
+    early = [
+        handler.decode(record(number, question=name, seq=seq, delta="b"), "")
+        for name, most in (("few", 2), ("one", 9), ("two", 8), ("three", 8))
+        for number, seq in enumerate(range(2, 2 + most))
+    ]
+    await handler.apply(early)
+    # 27 pieces wait. The answer with the most passes over its hole; the others are fewer than 20 without it.
+    await handler.apply([])
+    assert {name: kept.seq for name, kept in answers.questions.items()} == {
+        "few": 0,
+        "one": 10,
+        "two": 0,
+        "three": 0,
+    }
+    await handler.apply([handler.decode(record(9, question="few", seq=1, delta="a"), "")])
+    assert answers.questions["few"].answer == "abb"
+
+
+@pytest.mark.anyio
+async def test_an_answer_with_too_many_early_pieces_passes_over_its_hole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pushsse.questions.answerers.kafka.MOST_OF_ONE", 3)
+    answers = Kept({"q": being_answered("q")})
+    handler = AnswerHandler(answers, by="kafka", metrics=Metrics())
+    await handler.apply([handler.decode(record(seq, seq=seq, delta="b"), "") for seq in range(2, 5)])
+    assert answers.questions["q"].seq == 0
+    await handler.apply([handler.decode(record(5, seq=5, delta="b"), "")])
+    assert answers.questions["q"].seq == 5

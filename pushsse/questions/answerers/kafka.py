@@ -142,7 +142,7 @@ class AnswerHandler:
         self._by = By("bot", by)
         self._metrics = metrics
         self._early: dict[str, _Early] = {}
-        self._crowded = False
+        self._crowding: frozenset[str] = frozenset()
         self._limit = asyncio.Semaphore(_AT_ONCE)
 
     def decode(self, record: Record, owner: str) -> AnswerPiece:
@@ -151,10 +151,10 @@ class AnswerHandler:
 
     async def apply(self, pieces: Sequence[AnswerPiece]) -> Sequence[Refused]:
         """Lets each answer grow by what is there, or waits for what comes before it. Raises Unavailable."""
-        self._crowded = sum(len(early.pieces) for early in self._early.values()) >= MOST_WAITING
-        # Those whose hole may be passed over now; the others wait for what comes.
+        self._crowding = self._those_that_crowd()
+        # Those whose hole may be passed over now. The others have nothing new: the database isn't asked.
         answers: dict[str, list[AnswerPiece]] = {
-            question: [] for question, early in self._early.items() if self._passes_holes(early)
+            question: [] for question, early in self._early.items() if self._passes_holes(question, early)
         }
         for piece in pieces:
             answers.setdefault(piece.says.question, []).append(piece)
@@ -219,7 +219,7 @@ class AnswerHandler:
             await self._answers.end(question.id, Answered(self._by))
         else:
             pending = {seq: piece for seq, piece in sorted(pending.items()) if seq > question.seq}
-            over_holes = len(pending) > MOST_OF_ONE or self._passes_holes(early)
+            over_holes = len(pending) > MOST_OF_ONE or self._passes_holes(question.id, early)
             run = _run(pending, after=question.seq, over_holes=over_holes)
             if run and not await self._grow(question, run):
                 return False
@@ -231,9 +231,23 @@ class AnswerHandler:
         self._metrics.answers_late += late_ones
         return True
 
-    def _passes_holes(self, early: _Early) -> bool:
+    def _passes_holes(self, question_id: str, early: _Early) -> bool:
         """Whether what is missing is given up: after a while, or where too much waits for it."""
-        return self._crowded or time.monotonic() - early.since >= HOLE_S
+        return question_id in self._crowding or time.monotonic() - early.since >= HOLE_S
+
+    def _those_that_crowd(self) -> frozenset[str]:
+        """The answers with the most pieces, as many as bring all together under the bound; mostly none."""
+        sizes = {question: len(early.pieces) for question, early in self._early.items()}
+        waiting = sum(sizes.values())
+        crowding: list[str] = []
+        if waiting >= MOST_WAITING:
+            # Guarantee 4: whose answer has few pieces in memory loses none because of others'.
+            for question in sorted(sizes, key=sizes.__getitem__, reverse=True):
+                if waiting < MOST_WAITING:
+                    break
+                waiting -= sizes[question]
+                crowding.append(question)
+        return frozenset(crowding)
 
     async def _grow(self, question: Question, run: Sequence[AnswerPiece]) -> bool:
         """Adds the pieces, and ends the answer where the last one does; False if the question was changed."""
