@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import asynccontextmanager, contextmanager
 
 from pushsse.backplane import BROADCAST, Backplane, log_of
-from pushsse.errors import BackplaneUnavailable, CloseReason
+from pushsse.errors import CloseReason
 from pushsse.event import Publication
 from pushsse.hub.heartbeat import Heartbeat
-from pushsse.hub.log_tail import TAIL_MS, LogTail
+from pushsse.hub.log_tail import TAIL_MS, LogTail, limited_wait
 from pushsse.metrics import Metrics
 from pushsse.position import Position
 from pushsse.stream.frame import Chunk, chunk, ping, spread_retries_ms
@@ -24,8 +24,6 @@ from pushsse.stream.subscriber import Ended, Gone, Person, Subscriber
 IDLE_S = 60.0
 SHARD_TAIL_BYTES = 512 * 1024
 BROADCAST_TAIL_BYTES = 8 * 1024 * 1024
-# How long `publications` waits until the node follows the person's logs.
-FOLLOW_LIMIT_S = 5.0
 TAP_LENGTH = 10_000
 # How often a drain ends some streams, and looks which have left.
 DRAIN_STEP_S = 0.05
@@ -91,9 +89,12 @@ class Hub:
         return self.broadcast.ready.is_set() and self.shards[person.log].log.ready.is_set()
 
     async def followed(self, person: Person) -> None:
-        """Waits until the node hears the person's logs."""
-        await self.broadcast.ready.wait()
-        await self.shards[person.log].log.ready.wait()
+        """Waits until the node hears the person's logs. Raises BackplaneUnavailable."""
+        if self.follows(person):
+            return
+        async with limited_wait():
+            await self.broadcast.ready.wait()
+            await self.shards[person.log].log.ready.wait()
 
     def log(self, person: Person) -> LogTail:
         """The person's shard log."""
@@ -190,13 +191,7 @@ class Hub:
         person = self.hold(user)
         try:
             with self._tapped(subject, tap):
-                try:
-                    async with asyncio.timeout(FOLLOW_LIMIT_S):
-                        await self.followed(person)
-                except TimeoutError:
-                    raise BackplaneUnavailable(
-                        f"this node couldn't follow log {person.log} within {FOLLOW_LIMIT_S:.0f} s"
-                    ) from None
+                await self.followed(person)
                 yield publications()
         finally:
             self.release(person)

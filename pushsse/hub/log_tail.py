@@ -6,14 +6,18 @@ that reconnect is served from memory and not by Redis.
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 
 from pushsse.backplane import Entry, Head
+from pushsse.errors import BackplaneUnavailable
 from pushsse.event import Publication
 from pushsse.position import Mark
 
 # Long enough for a storm of clients that come back after a node, or the way to it, was away.
 TAIL_MS = 60_000
+# How long somebody waits until the node has heard a log.
+WAIT_LIMIT_S = 5.0
 # Besides the body: the entry, the publication, their numbers and names, and a recipient (CPython 3.11).
 _ENTRY_BYTES = 520
 _RECIPIENT_BYTES = 64
@@ -88,6 +92,20 @@ class LogTail:
         """Whether the node has heard the log up to a mark."""
         return self.mark.epoch == mark.epoch and self.mark.number >= mark.number
 
+    def covers(self, mark: Mark) -> bool:
+        """Whether the tail has everything after a mark, up to now."""
+        now = self.mark
+        return mark.epoch == now.epoch and mark.number <= now.number and self.reaches(mark.number)
+
+    async def heard(self, mark: Mark) -> None:
+        """Waits until the node has heard the log up to a mark. Raises BackplaneUnavailable."""
+        if self.has(mark):
+            return
+        async with limited_wait():
+            while not self.has(mark):
+                self.advanced.clear()
+                await self.advanced.wait()
+
     def changes_after(self, number: int) -> Iterator[Entry]:
         """The entries of the tail that changed somebody's switches."""
         return (entry for entry in self.changes if entry.number > number)
@@ -105,6 +123,19 @@ class LogTail:
     def _notify(self) -> None:
         if not self.advanced.is_set():
             self.advanced.set()
+
+
+@asynccontextmanager
+async def limited_wait() -> AsyncIterator[None]:
+    """A limit of time for a wait for logs. Raises BackplaneUnavailable.
+
+    Entered only where there is something to wait for: a timer costs a tenth of an opening.
+    """
+    try:
+        async with asyncio.timeout(WAIT_LIMIT_S):
+            yield
+    except TimeoutError:
+        raise BackplaneUnavailable(f"this node waited for a person's logs for {WAIT_LIMIT_S:.0f} s") from None
 
 
 def _size(publication: Publication) -> int:

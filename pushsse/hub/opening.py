@@ -21,7 +21,6 @@ from msgspec import Struct
 
 from pushsse.backplane import BROADCAST, Backplane
 from pushsse.errors import (
-    BackplaneUnavailable,
     CloseReason,
     DatabaseUnavailable,
     Unavailable,
@@ -29,13 +28,12 @@ from pushsse.errors import (
 from pushsse.event import Publication
 from pushsse.hub.heartbeat import Renew
 from pushsse.hub.hub import Hub
-from pushsse.hub.log_tail import LogTail
+from pushsse.hub.log_tail import WAIT_LIMIT_S, LogTail, limited_wait
 from pushsse.position import Mark, Position
 from pushsse.retry import Backoff
 from pushsse.stream.frame import Resume, chunk, frame, random_retry_ms, service_event
 from pushsse.stream.subscriber import Cursor, Expiry, Person, Sink, Subscriber
 
-WAIT_LIMIT_S = 5.0
 # Streams that open within this time have their people's switches read together.
 GATHER_S = 0.005
 # One statement has at most so many people: more would keep the event loop with their streams for too long.
@@ -215,9 +213,7 @@ class Opener:
         try:
             # Guarantee 3: the log is followed before the switches are read, so that a change that is
             # committed after the reading is heard.
-            if not self._hub.follows(person):
-                async with _limited_wait():
-                    await self._hub.followed(person)
+            await self._hub.followed(person)
             open_question = await self._learn(person)
             # Guarantee 3: the switches at the position are looked up once that is fixed.
             start, resume = await self._start(person, wish)
@@ -305,7 +301,7 @@ class Opener:
             return None
         log, wanted = self._hub.log(person), wish.position
         if wanted is not None and not (
-            _is_in_tail(self._hub.broadcast, wanted.broadcast) and _is_in_tail(log, wanted.shard)
+            self._hub.broadcast.covers(wanted.broadcast) and log.covers(wanted.shard)
         ):
             return None
         if state.logged is not None and state.logged.epoch == log.mark.epoch and not log.has(state.logged):
@@ -383,7 +379,7 @@ class Opener:
         """Reads the person's state into `person`; returns whether a question is open."""
         state = await self._people.state(person.name)
         if state.pending:
-            async with _limited_wait():
+            async with limited_wait():
                 while state.pending:
                     await self._people.settle(person.name)
                     state = await self._people.state(person.name)
@@ -391,7 +387,7 @@ class Opener:
         if state.logged is not None and state.logged.epoch == log.mark.epoch:
             # Guarantee 3: a node that hasn't heard the change yet would hear it after events that are newer
             # than the state that it already acts on.
-            await _reach(log, state.logged)
+            await log.heard(state.logged)
         person.learn(state.version, state.off)
         return state.open_question
 
@@ -424,14 +420,14 @@ class Opener:
     async def _resolve(self, log: LogTail, wanted: Mark) -> tuple[Mark, bool]:
         """Where to begin in one log, and whether something between that and `wanted` is lost."""
         # The usual case, and what makes a storm of reconnecting clients cheap: answered from memory.
-        if _is_in_tail(log, wanted):
+        if log.covers(wanted):
             return wanted, False
         head = (await self._backplane.read({log.name: wanted.number}, limit=1)).heads[log.name]
         # Another epoch, or a number that the log never had: a forged position, or a log that was restored.
         if head.epoch != wanted.epoch or head.number < wanted.number:
             return log.mark, True
         # Guarantee 2: the log has the position, so this node is behind the client. That isn't a gap.
-        await _reach(log, wanted)
+        await log.heard(wanted)
         if head.first > wanted.number + 1:
             return Mark(head.epoch, head.first - 1), True
         return wanted, False
@@ -494,12 +490,6 @@ class Opener:
         return Expiry(tick, CloseReason.TOKEN_EXPIRED, renewal)
 
 
-def _is_in_tail(log: LogTail, mark: Mark) -> bool:
-    """Whether the node holds everything after a mark in memory."""
-    now = log.mark
-    return mark.epoch == now.epoch and mark.number <= now.number and log.reaches(mark.number)
-
-
 def _off_in_tail(log: LogTail, person: Person, number: int) -> frozenset[str]:
     """The types that were off at a number that a log's tail reaches back to."""
     for entry in log.changes_after(number):
@@ -507,24 +497,3 @@ def _off_in_tail(log: LogTail, person: Person, number: int) -> frozenset[str]:
         if change is not None and change.user == person.name:
             return frozenset(change.before)
     return person.off
-
-
-async def _reach(log: LogTail, wanted: Mark) -> None:
-    """Waits until the node has heard a log up to a mark."""
-    if not log.has(wanted):
-        async with _limited_wait():
-            while not log.has(wanted):
-                log.advanced.clear()
-                await log.advanced.wait()
-
-
-@asynccontextmanager
-async def _limited_wait() -> AsyncIterator[None]:
-    """A limit of time for a wait. Entered only where there is one: a timer costs a tenth of an opening."""
-    try:
-        async with asyncio.timeout(WAIT_LIMIT_S):
-            yield
-    except TimeoutError:
-        raise BackplaneUnavailable(
-            f"this node didn't hear a person's logs up to where the stream begins within {WAIT_LIMIT_S:.0f} s"
-        ) from None

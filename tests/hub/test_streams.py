@@ -8,7 +8,8 @@ import time
 import pytest
 
 from pushsse.backplane import Append, Draft, codec, log_of
-from pushsse.errors import CloseReason
+from pushsse.errors import BackplaneUnavailable, CloseReason
+from pushsse.hub import log_tail
 from pushsse.hub.opening import From, PersonState, StreamOptions
 from pushsse.stream.frame import Chunk
 from tests.hub.running_hub import SHARDS, ListSink, Reads, running_hub
@@ -286,6 +287,21 @@ async def test_a_shard_that_nobody_needs_is_left_and_can_be_followed_again() -> 
         again = await w.open("p1", sink.frames[-1][2])
         await w.settled()
         assert again.data() == ["2"]
+
+
+async def test_nobody_waits_for_ever_for_logs_that_the_node_does_not_hear(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(log_tail, "WAIT_LIMIT_S", 0.05)
+    async with running_hub() as w:
+        monkeypatch.setattr(w.backplane, "follow", lambda _: None)
+        async with asyncio.timeout(5):
+            with pytest.raises(BackplaneUnavailable):
+                await w.open("ann")
+            with pytest.raises(BackplaneUnavailable):
+                async with w.hub.publications("ann", "question"):
+                    pass
+        assert not any(shard.people for shard in w.hub.shards.values())
 
 
 async def test_since_begins_at_a_time() -> None:
