@@ -190,8 +190,7 @@ QUESTION_EVENTS: Mapping[str, type] = {
 }
 # Whatever else it is counts as a place that is gone: a 400 would end a browser's EventSource for good.
 _POSITION = {"type": "string", "description": "an id of this stream's; any other text: a gap"}
-# A blank parameter counts as not given.
-_AGE = {"type": "string", "pattern": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h|d)?)?$", "examples": ["30m"]}
+_AGE = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)?$", "examples": ["30m"]}
 _TYPES = Parameter(
     "types",
     "query",
@@ -228,7 +227,7 @@ CALLS = (
                 "named",
                 "query",
                 "0: people's events come as `message`",
-                {"type": "string", "pattern": "^([01]|true|false|yes|no|on|off)?$", "examples": ["0"]},
+                {"type": "string", "pattern": "^([01]|true|false|yes|no|on|off)$", "examples": ["0"]},
             ),
             Parameter(
                 "ticket",
@@ -280,7 +279,7 @@ CALLS = (
                 "type",
                 "query",
                 "the type of a text message",
-                {"type": "string", "pattern": "^[A-Za-z0-9_.-]{0,64}$"},
+                {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"},
             ),
             Parameter("to", "query", "all, or a user, for a text message", {"type": "string"}),
         ),
@@ -585,7 +584,8 @@ def _operation(call: Call, schema: Mapping[type, Any]) -> dict[str, Any]:
                 response["content"][media]["x-events"] = {
                     name: schema[event] for name, event in QUESTION_EVENTS.items()
                 }
-    for status in call.problems:
+    # What a path's parameter can't be is no path.
+    for status in sorted({*call.problems, *([404] if path_parameters else [])}):
         problem = {
             "description": HTTPStatus(status).phrase,
             "content": {MEDIA_TYPE: {"schema": schema[Problem]}},
@@ -605,6 +605,9 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
         "required": parameter.place == "path",
         "schema": parameter.schema,
     }
+    if parameter.place == "query":
+        # A blank one counts as not given.
+        made["allowEmptyValue"] = True
     return made | ({"description": parameter.text} if parameter.text else {})
 
 
