@@ -94,6 +94,10 @@ class _Formatter(logging.Formatter):
         text = record.getMessage()
         if _is_traceback(record, text):
             return _indented(text)
+        if isinstance(record.args, tuple):
+            # Each value by itself: a long one doesn't push what else the entry says out of the line.
+            values = tuple(short(each) if isinstance(each, str) else each for each in record.args)
+            text = str(record.msg) % values if values else text
         return visible(text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…")
 
     def fields(self, record: logging.LogRecord) -> dict[str, str | int]:

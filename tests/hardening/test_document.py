@@ -92,9 +92,10 @@ def try_out(api: Api, call: Any, mode: GenerationMode, outcomes: Counter[tuple[s
     @given(call.as_strategy(generation_mode=mode))
     def check(case: Case[Any]) -> None:
         response, is_stream = answered(api, case)
-        # The document has a stream as one text, not as objects. A blank parameter counts as not given.
+        # The document has a stream as one text, not as objects. White space around a parameter is ignored,
+        # which JSON Schema can't say.
         excluded = [response_schema_conformance] if is_stream else []
-        if any(value in ("", [], [""]) for value in (case.query or {}).values()):
+        if any(str(value) != str(value).strip() for value in (case.query or {}).values()):
             excluded.append(negative_data_rejection)
         case.validate_response(response, checks=required, excluded_checks=excluded)
         outcomes[call.path, response.status_code] += 1

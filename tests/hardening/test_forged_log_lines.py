@@ -53,3 +53,14 @@ def test_an_entry_is_cut(log: tuple[logging.Logger, io.StringIO]) -> None:
     _, written = log
     logging.getLogger("pushsse.kafka").warning("%s: bad", "x" * 1_000_000)
     assert len(written.getvalue()) < 2_200
+
+
+def test_each_value_from_elsewhere_is_cut_and_the_rest_of_the_entry_stays(
+    log: tuple[logging.Logger, io.StringIO],
+) -> None:
+    _, written = log
+    logging.getLogger("pushsse.kafka").warning(
+        "%s: refused, at offset %d of %r", "x" * 1_000_000, 7, "y" * 300
+    )
+    [line] = written.getvalue().splitlines()
+    assert re.search(r": x{200}…: refused, at offset 7 of 'y{200}…'$", line)
