@@ -69,9 +69,7 @@ class StreamProtocol(asyncio.Protocol):
         self._full = False
         # An earlier answer may still wait, and under TLS everything has to go through the transport.
         self._waiting = True
-        self._fd = -1
-        if transport.get_extra_info("sslcontext") is None:
-            self._fd = transport.get_extra_info("socket").fileno()
+        self._fd = descriptor(transport)
         # uvicorn waits for what is in here when it stops, and calls its `shutdown`.
         connections.add(self)
 
@@ -96,8 +94,8 @@ class StreamProtocol(asyncio.Protocol):
                 self._transport.write(framed)
                 return
             self._waiting = False
+        # As for an immediate answer, which shares no code with this: a call for each stream and event costs.
         try:
-            # The descriptor is this connection's until after `connection_lost`.
             sent = os.write(self._fd, framed)
         except BlockingIOError:
             sent = 0
@@ -374,6 +372,16 @@ def over_limit(scope: Scope) -> str:
     """Which limit the connection of a request is over; empty for none."""
     found: str = scope.get("extensions", {}).get(OVER, "")
     return found
+
+
+def descriptor(transport: asyncio.BaseTransport) -> int:
+    """What to write to while nothing waits in the transport; -1 under TLS, where all goes through that.
+
+    It is this connection's until after `connection_lost`.
+    """
+    if transport.get_extra_info("sslcontext") is not None:
+        return -1
+    return cast(int, transport.get_extra_info("socket").fileno())
 
 
 def failed(http: type[HandoverHttp] = HandoverHttp) -> str:

@@ -30,7 +30,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
 from pushsse.errors import PushsseError
-from pushsse.stream.handover import HandoverHttp, StreamProtocol
+from pushsse.stream.handover import HandoverHttp, StreamProtocol, descriptor
 from pushsse.stream.limits import BETWEEN, BODY
 
 logger = logging.getLogger(__name__)
@@ -344,8 +344,8 @@ class ImmediateHttp(HandoverHttp):
 
     def _write(self, data: bytes) -> None:
         transport = self.transport
-        if self._fd < 0 and transport.get_extra_info("sslcontext") is None:
-            self._fd = transport.get_extra_info("socket").fileno()
+        if self._fd < 0:
+            self._fd = descriptor(transport)
         if self._fd < 0 or transport.is_closing() or transport.get_write_buffer_size():
             transport.write(data)
             return
