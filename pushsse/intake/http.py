@@ -112,13 +112,13 @@ class KafkaProducerIntake:
 
     async def accept(self, submitted: Sequence[Submitted]) -> None:
         """Returns when Kafka has all. Raises KafkaUnavailable, or EventTooLarge: the others are taken."""
-        try:
-            await self._producer.send(self._topic, [self._record(each) for each in submitted])
-        except RecordTooLarge:
-            # Kafka doesn't say which one it was. What it has taken already is known by its id.
-            refused = [each.event_id for each in submitted if not await self._takes(each)]
-            if refused:
-                raise EventTooLarge(refused) from None
+        # What comes a second time is known by its id.
+        refused = await self._producer.send_each(self._topic, [self._record(each) for each in submitted])
+        for reason in refused.values():
+            if not isinstance(reason, RecordTooLarge):
+                raise reason
+        if refused:
+            raise EventTooLarge([submitted[at].event_id for at in refused])
 
     @property
     def takes_nowait(self) -> bool:
@@ -127,13 +127,6 @@ class KafkaProducerIntake:
 
     def accept_nowait(self, submitted: Submitted) -> None:
         """Takes none."""
-
-    async def _takes(self, submitted: Submitted) -> bool:
-        try:
-            await self._producer.send(self._topic, [self._record(submitted)])
-        except RecordTooLarge:
-            return False
-        return True
 
     def _record(self, submitted: Submitted) -> Outgoing:
         named = msgspec.structs.replace(submitted.event, id=submitted.event_id)

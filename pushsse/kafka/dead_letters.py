@@ -49,17 +49,13 @@ class DeadLetters:
 
         Raises KafkaUnavailable.
         """
-        try:
-            await self._producer.send(self.topic, [letter(refused) for refused in letters])
-        except RecordRefused:
-            # Kafka doesn't say which one it was.
-            return [refused for refused in letters if not await self._write_alone(refused)]
-        return ()
+        not_taken = await self._producer.send_each(self.topic, [letter(refused) for refused in letters])
+        return [letters[at] for at in not_taken if not await self._write_cut(letters[at])]
 
-    async def _write_alone(self, refused: Refused) -> bool:
+    async def _write_cut(self, refused: Refused) -> bool:
         """Writes the largest form that the topic takes; False if it has to wait. Raises KafkaUnavailable."""
         reason = RecordRefused()
-        for form in (letter(refused), cut(refused, CUT_BYTES), cut(refused, SMALL_BYTES), cut(refused, 0)):
+        for form in (cut(refused, CUT_BYTES), cut(refused, SMALL_BYTES), cut(refused, 0)):
             try:
                 await self._producer.send(self.topic, [form])
             except RecordRefused as error:

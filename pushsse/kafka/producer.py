@@ -5,7 +5,7 @@ topic that fails stops only one of them.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -89,6 +89,26 @@ class Producer:
                 raise
             # Another send failed and stopped the producer, with the records of this one in it.
             raise KafkaUnavailable(f"{topic} can't be written: the producer was stopped") from None
+
+    async def send_each(self, topic: str, records: Sequence[Outgoing]) -> Mapping[int, RecordRefused]:
+        """As `send`, of as many as the topic takes: returns the others, by their place, and why each.
+
+        Raises KafkaUnavailable. Where one is refused, the others may come a second time.
+        """
+        try:
+            await self.send(topic, records)
+        except RecordRefused:
+            # Kafka doesn't say which one it was; perhaps one of another call's, sent in the same batch.
+            pass
+        else:
+            return {}
+        refused: dict[int, RecordRefused] = {}
+        for at, record in enumerate(records):
+            try:
+                await self.send(topic, [record])
+            except RecordRefused as error:
+                refused[at] = error
+        return refused
 
     async def _send(self, producer: AIOKafkaProducer, topic: str, records: Sequence[Outgoing]) -> None:
         pending: list[asyncio.Future[object]] = []

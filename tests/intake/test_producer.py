@@ -14,9 +14,11 @@ from aiokafka.errors import KafkaError
 from deploy.parts import Kafka
 from pushsse.errors import KafkaUnavailable
 from pushsse.kafka import Connection
-from pushsse.kafka.producer import Outgoing, Producer
+from pushsse.kafka.producer import Outgoing, Producer, RecordRefused, RecordTooLarge
 from tests.parts import running
 from tests.waiting import eventually
+
+from .kit import Kit
 
 pytestmark = pytest.mark.anyio
 
@@ -95,3 +97,18 @@ async def test_nothing_of_a_producer_goes_on_once_it_was_dropped_in_front_of_a_s
             broker.resume()
         assert time.monotonic() - began < 12
         assert asyncio.all_tasks() == before
+
+
+async def test_what_a_topic_refuses_is_told_by_its_place_and_the_others_are_taken(kit: Kit) -> None:
+    await kit.create(kit.topic, config={"cleanup.policy": "compact", "max.message.bytes": "2000"})
+    records = [
+        Outgoing(b"a", b"small"),
+        Outgoing(None, b"no key"),
+        Outgoing(b"b", b"x" * 5000),
+        Outgoing(b"c", b"small"),
+    ]
+    async with Producer(kit.connection) as producer:
+        refused = await producer.send_each(kit.topic, records)
+        assert await producer.send_each(kit.topic, records[:1]) == {}
+    assert {at: type(reason) for at, reason in refused.items()} == {1: RecordRefused, 2: RecordTooLarge}
+    assert {record.key for record in await kit.read_all(kit.topic)} == {b"a", b"c"}
