@@ -100,9 +100,8 @@ class Dispatcher:
         if receipt is not None:
             self._types.notice((publication.name,))
             if users is not None:
-                self._metrics.suppressed += len(users)
-                for append in appends:
-                    self._metrics.suppressed -= len(append.drafts[0].publication.users or ())
+                wanted = sum(len(append.drafts[0].publication.users or ()) for append in appends)
+                self._metrics.suppressed += len(users) - wanted
         return receipt
 
     async def _off(self, drafts: Sequence[Draft]) -> Off:

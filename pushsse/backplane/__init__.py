@@ -190,6 +190,14 @@ class Gap(NamedTuple):
 Hearing = Heard | HeardLive | Followed | Gap
 
 
+def part_of(hearing: Hearing, wanted: Callable[[str], bool]) -> Hearing | None:
+    """What a hearing says of the logs that are wanted; None if that is nothing."""
+    if not isinstance(hearing, Heard):
+        return hearing if wanted(hearing.log) else None
+    entries = tuple(entry for entry in hearing.entries if wanted(entry.log))
+    return Heard(entries) if entries else None
+
+
 class Topic(Enum):
     """What nodes tell each other beside the logs."""
 

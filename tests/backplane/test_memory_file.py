@@ -5,7 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,6 +15,8 @@ import pytest
 from pushsse import event
 from pushsse.backplane import Append, Draft, Source
 from pushsse.backplane.memory import MemoryBackplane
+from pushsse.backplane.memory.logs import LogUpdate, Snapshot
+from pushsse.backplane.memory.store import LogStore, RowChange
 from pushsse.backplane.memory.writer import LogWriter, WriterLimits
 from pushsse.errors import SettingsError
 from pushsse.event import Change
@@ -49,6 +51,29 @@ def draft(
 ) -> Draft:
     users = ("ann",) if change is not None else None
     return Draft(event.encode("news", {"n": number}, users=users, change=change), source, once)
+
+
+def changes_taken(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The changes that the writer's thread has begun to write from now on, whether it can or not."""
+    taken: list[object] = []
+    write = LogStore.write
+
+    def noted(
+        self: LogStore,
+        changes: Sequence[LogUpdate | RowChange],
+        whole: Snapshot | None,
+        *,
+        last: bool = False,
+    ) -> None:
+        taken.extend(changes)
+        write(self, changes, whole, last=last)
+
+    monkeypatch.setattr(LogStore, "write", noted)
+    return taken
+
+
+async def until_more(taken: list[object], *, than: int) -> None:
+    await eventually(lambda: len(taken) > than)
 
 
 async def publish(backplane: MemoryBackplane, *drafts: Draft, log: str = "all") -> None:
@@ -227,8 +252,9 @@ async def test_a_second_process_on_the_same_file_is_refused(tmp_path: Path) -> N
 
 
 async def test_a_full_disk_is_said_once_and_the_file_is_whole_again_afterwards(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    taken = changes_taken(monkeypatch)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     body = Draft(event.encode("news", "x" * 20_000, users=None))
@@ -240,8 +266,9 @@ async def test_a_full_disk_is_said_once_and_the_file_is_whole_again_afterwards(
                 await publish(backplane, body)
             await eventually(lambda: not writer.on_disk)
             for _ in range(5):
+                so_far = len(taken)
                 await publish(backplane, body, body)
-                await eventually(lambda: not writer.pending)
+                await until_more(taken, than=so_far)
             assert caplog.text.count("writing ") == 1
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             await eventually(lambda: writer.on_disk)

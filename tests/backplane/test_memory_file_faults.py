@@ -22,7 +22,7 @@ from pushsse.backplane.memory.writer import WriterLimits
 from pushsse.errors import SettingsError
 from tests.waiting import eventually
 
-from .test_memory_file import draft, log_writer, on_disk, opened, publish
+from .test_memory_file import changes_taken, draft, log_writer, on_disk, opened, publish, until_more
 
 pytestmark = pytest.mark.anyio
 LIMIT_S = 20.0
@@ -54,12 +54,15 @@ def changed(path: Path, statement: str, *values: object) -> None:
 # The disk stands still, is full, or is somebody else's for a while
 
 
-async def test_a_disk_that_stands_still_for_long_leaves_no_hole(tmp_path: Path) -> None:
+async def test_a_disk_that_stands_still_for_long_leaves_no_hole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = changes_taken(monkeypatch)
     writer = log_writer(tmp_path, limits=WriterLimits(most_pending=10))
     async with opened(tmp_path, writer=writer) as backplane:
         with locked(tmp_path):
             await publish(backplane, draft(0))
-            await eventually(lambda: not writer.pending)
+            await eventually(lambda: taken)
             # Now the thread waits for the lock with what it has; this is more than may wait.
             for number in range(1, 50):
                 await publish(backplane, draft(number))
@@ -71,15 +74,19 @@ async def test_a_disk_that_stands_still_for_long_leaves_no_hole(tmp_path: Path) 
         assert (after.heads, after.entries) == (before.heads, before.entries)
 
 
-async def test_a_flush_waits_for_what_the_thread_is_writing(tmp_path: Path) -> None:
+async def test_a_flush_waits_for_what_the_thread_is_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = changes_taken(monkeypatch)
     writer = log_writer(tmp_path)
     async with opened(tmp_path, writer=writer) as backplane:
         await publish(backplane, draft(0))
         await writer.flush()
         with locked(tmp_path):
+            before = len(taken)
             await publish(backplane, draft(1))
             # The thread has taken it, and waits for the lock.
-            await eventually(lambda: writer.pending == 0)
+            await until_more(taken, than=before)
             flushed = asyncio.create_task(writer.flush())
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(flushed), 0.2)

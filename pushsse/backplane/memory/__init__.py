@@ -38,6 +38,7 @@ from pushsse.backplane import (
     fresh_word,
     log_of,
     machine_ms,
+    part_of,
 )
 from pushsse.backplane.memory.logs import (
     LogSnapshot,
@@ -289,7 +290,8 @@ class MemoryBackplane(Backplane):
     def unfollow(self, log: str) -> None:
         """Takes effect within the call: what waits for the listener of this log is dropped."""
         if self._asked.pop(log, log) is None:
-            others = [left for heard in self._waiting if (left := _without(log, heard)) is not None]
+            parts = (part_of(heard, lambda name: name != log) for heard in self._waiting)
+            others = [part for part in parts if part is not None]
             self._waiting = deque(others)
             self._unheard = sum(map(_weight, others))
             # Nothing may be left for the listener to hear, and it is what wakes publishers otherwise.
@@ -430,13 +432,6 @@ class MemoryBackplane(Backplane):
 
 def _weight(heard: Hearing) -> int:
     return len(heard.entries) if isinstance(heard, Heard) else 1
-
-
-def _without(log: str, heard: Hearing) -> Hearing | None:
-    if not isinstance(heard, Heard):
-        return None if heard.log == log else heard
-    entries = tuple(entry for entry in heard.entries if entry.log != log)
-    return Heard(entries) if entries else None
 
 
 def _order(entry: Entry) -> int:

@@ -112,11 +112,6 @@ class LogWriter:
 
     # On the event loop
 
-    @property
-    def pending(self) -> int:
-        """How many changes the thread has not taken yet."""
-        return len(self._pending)
-
     def add(self, change: LogUpdate | RowChange) -> None:
         """Takes a change, to be written soon; never waits."""
         if self._thread is None or self._ending.is_set():

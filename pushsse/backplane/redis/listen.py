@@ -25,6 +25,7 @@ from pushsse.backplane import (
     NoticeListener,
     Topic,
     codec,
+    part_of,
 )
 from pushsse.backplane.redis.connection import Connector, connect
 from pushsse.backplane.redis.read import LogReader, ReadResult, Want, merged, tail_of
@@ -106,13 +107,16 @@ class LogListener:
                     self._cursors.left = False
                     for hearing in await step():
                         # A log may be left between two yields: what is said of it must not come after that.
-                        heard = self._cursors.still(hearing) if self._cursors.left else hearing
+                        heard = part_of(hearing, self._is_followed) if self._cursors.left else hearing
                         if heard is not None:
                             yield heard
         finally:
             self._listening = False
             await self.close()
             self._cursors.reset()
+
+    def _is_followed(self, log: str) -> bool:
+        return self._cursors.mark(log) is not None
 
     async def close(self) -> None:
         """Drops the connection."""
@@ -369,13 +373,6 @@ class LogCursors:
                 cursor.epoch, cursor.number, cursor.at_ms = one.head.epoch, one.head.number, one.at_ms
                 del self._new[one.log]
                 yield Followed(one.log, one.head, one.entries)
-
-    def still(self, hearing: Hearing) -> Hearing | None:
-        """The part of a hearing whose logs are still followed."""
-        if not isinstance(hearing, Heard):
-            return hearing if self.mark(hearing.log) is not None else None
-        entries = tuple(entry for entry in hearing.entries if self.mark(entry.log) is not None)
-        return Heard(entries) if entries else None
 
     def _gap(self, one: ReadResult, cursor: LogCursor) -> Iterator[Hearing]:
         if not self._is_current(one.log, cursor):
