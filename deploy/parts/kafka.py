@@ -44,15 +44,28 @@ _FORMAT_LIMIT_S = 60
 
 
 class Kafka(Part):
-    """One broker; `url` is what clients call the bootstrap address."""
+    """One broker; `url` is what clients call the bootstrap address.
+
+    `properties` are further lines of its file, which outweigh ours; `format_options` are the storage tool's.
+    """
 
     # Two cores that others work on as well: five seconds when nothing else runs.
     start_limit_s = 90.0
     stop_limit_s = 20.0
 
-    def __init__(self, folder: Path, *, port: int | None = None, log: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int | None = None,
+        log: Path | None = None,
+        properties: str = "",
+        format_options: Sequence[str] = (),
+    ) -> None:
         super().__init__("kafka", folder, port=port, log=log)
         self._controller = take_port(self)
+        self._more_properties = properties
+        self._format_options = tuple(format_options)
         self._java: tuple[str, ...] = ()
 
     @property
@@ -72,7 +85,10 @@ class Kafka(Part):
             self._java = (java(), *_JVM, "-cp", f"{kafka_jars()}/*")
         if not self._properties.exists():
             # All paths in it, and its own, are relative: whatever the folder is called, Java needn't read it.
-            self._properties.write_text(_PROPERTIES.format(port=self.port, controller=self._controller))
+            properties = (_PROPERTIES + self._more_properties).format(
+                port=self.port, controller=self._controller
+            )
+            self._properties.write_text(properties)
             self._format()
 
     def command(self) -> Sequence[str]:
@@ -100,6 +116,7 @@ class Kafka(Part):
             cluster,
             "-c",
             self._properties.name,
+            *self._format_options,
         )
         done = subprocess.run(
             [*self._java, *tool],
