@@ -152,14 +152,16 @@ class Dispatcher:
         appends += _bounded(run)
         return appends
 
-    def _parts(self, draft: Draft, users: Sequence[str], off: Off) -> Iterator[tuple[str, Draft]]:
+    def _parts(self, draft: Draft, users: Sequence[str], off: Off) -> Iterable[tuple[str, Draft]]:
         """A draft for the people who haven't switched its type off, by the log of their shard."""
-        type_name = draft.publication.name
         if len(users) == 1:
             # Most events are for one person.
-            if (users[0], type_name) not in off:
-                yield log_of(users[0], self._shards), draft
-            return
+            is_off = (users[0], draft.publication.name) in off
+            return () if is_off else ((log_of(users[0], self._shards), draft),)
+        return self._several_parts(draft, users, off)
+
+    def _several_parts(self, draft: Draft, users: Sequence[str], off: Off) -> Iterator[tuple[str, Draft]]:
+        type_name = draft.publication.name
         shards: dict[str, list[str]] = {}
         for user in users:
             if (user, type_name) not in off:

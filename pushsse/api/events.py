@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import msgspec
 from starlette.requests import Request
@@ -42,8 +43,9 @@ MAX_LOOKED_AT = 20_000
 # How long one body may hold the event loop.
 _TURN_S = 0.005
 Line = bytes
-_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_PAIRS = [one + other for one in _CROCKFORD for other in _CROCKFORD]
+_CROCKFORD = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+# Each byte as the digit of its last five bits.
+_DIGITS = _CROCKFORD * 8
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -230,8 +232,14 @@ class _Checked:
 
 def _ulid(at_ms: int) -> str:
     """A name that nobody else has, and that sorts by its time: 48 bits of that, 80 random ones (ULID)."""
-    bits = at_ms << 80 | random.getrandbits(80)
-    return "".join([_PAIRS[bits >> shift & 1023] for shift in range(120, -1, -10)])
+    digits = b"%b%c%c%b" % (_slow_digits(at_ms >> 10), at_ms >> 5 & 31, at_ms & 31, random.randbytes(16))
+    return digits.translate(_DIGITS).decode()
+
+
+@lru_cache(maxsize=1)
+def _slow_digits(seconds: int) -> bytes:
+    """The eight digits of a ULID that stay the same for 1,024 ms, as numbers."""
+    return bytes([seconds >> shift & 31 for shift in range(35, -1, -5)])
 
 
 def _given(request: Request, body: bytes) -> Iterable[tuple[int, Event | Line]]:

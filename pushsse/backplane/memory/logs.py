@@ -80,7 +80,7 @@ class LogUpdate(NamedTuple):
     @property
     def size(self) -> int:
         """Roughly the bytes that it takes while it waits, beside the log that holds its entries as well."""
-        return sum(len(entry.publication.body) for entry in self.entries) + 64 * len(self.names)
+        return sum([len(entry.publication.body) for entry in self.entries]) + 64 * len(self.names)
 
 
 class MemoryLog:

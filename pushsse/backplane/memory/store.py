@@ -357,7 +357,10 @@ class _Numbers:
 
     def __init__(self, path: Path, shards: int) -> None:
         """Raises BlockingIOError where another process has the lock, OSError."""
-        self._shards = shards
+        # By the name of the log.
+        self._places = {BROADCAST: _NUMBER.size} | {
+            str(shard): _NUMBER.size * (shard + 2) for shard in range(shards)
+        }
         self._file: BinaryIO = path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -373,12 +376,11 @@ class _Numbers:
 
     def set(self, name: str, number: int) -> None:
         """Notes a log's last number."""
-        _NUMBER.pack_into(self._map, self._at(name), number)
+        _NUMBER.pack_into(self._map, self._places[name], number)
 
     def all(self) -> dict[str, int]:
         """The numbers by log."""
-        names = (BROADCAST, *map(str, range(self._shards)))
-        return {name: _NUMBER.unpack_from(self._map, self._at(name))[0] for name in names}
+        return {name: _NUMBER.unpack_from(self._map, place)[0] for name, place in self._places.items()}
 
     @property
     def session(self) -> int:
@@ -398,9 +400,6 @@ class _Numbers:
             os.fsync(self._file.fileno())
         self._map.close()
         self._file.close()
-
-    def _at(self, name: str) -> int:
-        return _NUMBER.size * (1 if name == BROADCAST else int(name) + 2)
 
 
 def _apply(connection: sqlite3.Connection, changes: Sequence[LogUpdate | RowChange]) -> None:
