@@ -204,7 +204,7 @@ class MemoryBackplane(Backplane):
         log = self._log(append.log)
         now_ms = self.now_ms()
         drafts: Sequence[Draft] = append.drafts
-        sourced = any([draft.source is not None for draft in drafts])
+        sourced = [draft for draft in drafts if draft.source is not None]
         if sourced:
             drafts = self._partitions.unfenced(append)
             receipt.fenced += len(append.drafts) - len(drafts)

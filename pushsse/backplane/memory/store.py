@@ -16,6 +16,7 @@ import struct
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -78,11 +79,11 @@ _AWAY = frozenset(
 )
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
 _SET = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
-_LOG = "INSERT OR REPLACE INTO log VALUES (?, ?, ?, ?)"
-_ENTRY = "INSERT OR REPLACE INTO entry VALUES (?, ?, ?, ?, ?)"
+_LOG = "INSERT OR REPLACE INTO log VALUES"
+_ENTRY = "INSERT OR REPLACE INTO entry VALUES"
 _TRIM = "DELETE FROM entry WHERE log = ? AND number < ?"
-_FENCE = "INSERT OR REPLACE INTO fence VALUES (?, ?, ?, ?, ?)"
-_SEEN = "INSERT OR REPLACE INTO seen VALUES (?, ?)"
+_FENCE = "INSERT OR REPLACE INTO fence VALUES"
+_SEEN = "INSERT OR REPLACE INTO seen VALUES"
 _OWNER = "INSERT OR REPLACE INTO owner VALUES (?, ?, ?)"
 _START = "INSERT OR REPLACE INTO start VALUES (?, ?)"
 _RESET_FENCE = "DELETE FROM fence WHERE topic = ? AND partition = ?"
@@ -416,19 +417,35 @@ def _apply(connection: sqlite3.Connection, changes: Sequence[LogUpdate | RowChan
 
 
 def _apply_updates(connection: sqlite3.Connection, updates: Sequence[LogUpdate]) -> None:
-    """Writes updates in a row, statement by statement: for most events that is one insert of many.
-
-    Each execution of a statement passes the interpreter's lock to and fro, which the event loop feels.
-    """
-    connection.executemany(_ENTRY, [_row(entry) for update in updates for entry in update.entries])
+    """Writes updates in a row, statement by statement."""
+    _insert(connection, _ENTRY, [_row(entry) for update in updates for entry in update.entries])
     # The state of a log is that after its last update.
     newest = {update.log: update for update in updates}
-    connection.executemany(_LOG, [(log, u.epoch, u.number, u.trimmed_ms) for log, u in newest.items()])
+    _insert(connection, _LOG, [(log, u.epoch, u.number, u.trimmed_ms) for log, u in newest.items()])
     connection.executemany(_TRIM, [(log, u.first) for log, u in newest.items() if u.trimmed_ms])
-    if fences := [(update.log, *fence) for update in updates for fence in update.fences]:
-        connection.executemany(_FENCE, fences)
-    if names := [name for update in updates for name in update.names]:
-        connection.executemany(_SEEN, names)
+    _insert(connection, _FENCE, [(update.log, *fence) for update in updates for fence in update.fences])
+    _insert(connection, _SEEN, [name for update in updates for name in update.names])
+
+
+def _insert(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[object, ...]]) -> None:
+    """Inserts rows, up to 64 with one execution.
+
+    Each execution passes the interpreter's lock to and fro, for which the event loop then has to wait:
+    `executemany`, which executes once a row, costs the event loop more than the thread.
+    """
+    at = 0
+    # Of few numbers, so that each statement stays prepared.
+    for size in (64, 8, 1):
+        while at + size <= len(rows):
+            text = _insertion(into, size, len(rows[at]))
+            connection.execute(text, [value for row in rows[at : at + size] for value in row])
+            at += size
+
+
+@cache
+def _insertion(into: str, rows: int, columns: int) -> str:
+    row = f"({', '.join('?' * columns)})"
+    return f"{into} {', '.join([row] * rows)}"
 
 
 def _row(entry: Entry) -> tuple[object, ...]:
@@ -441,17 +458,17 @@ def _rewrite(connection: sqlite3.Connection, snapshot: Snapshot) -> None:
         connection.execute(f"DELETE FROM {table}")
     _rewrite_logs(connection, snapshot)
     for log in snapshot.logs.values():
-        connection.executemany(_ENTRY, map(_row, log.entries))
-    connection.executemany(_FENCE, [(*key, *fence) for key, fence in snapshot.fences.items()])
+        connection.executemany(_insertion(_ENTRY, 1, 5), map(_row, log.entries))
+    _insert(connection, _FENCE, [(*key, *fence) for key, fence in snapshot.fences.items()])
     connection.executemany(_OWNER, [(*key, owner) for key, owner in snapshot.owners.items()])
     connection.executemany(_START, [(topic, _json(offsets)) for topic, offsets in snapshot.starts.items()])
-    connection.executemany(_SEEN, snapshot.names.items())
+    connection.executemany(_insertion(_SEEN, 1, 2), snapshot.names.items())
 
 
 def _rewrite_logs(connection: sqlite3.Connection, snapshot: Snapshot) -> None:
     connection.execute("DELETE FROM log")
     rows = [(name, log.epoch, log.number, log.trimmed_ms) for name, log in snapshot.logs.items()]
-    connection.executemany(_LOG, rows)
+    _insert(connection, _LOG, rows)
 
 
 def _check_types(connection: sqlite3.Connection) -> None:
