@@ -125,6 +125,7 @@ def _endpoints(node: Node) -> Endpoints:
             node=node,
             backlog_bytes=settings.backlog_bytes,
             limited=limited,
+            refusals=node.metrics.refusals,
             allowed_origins=settings.allowed_origins,
         ),
         events=EventsEndpoint(

@@ -21,6 +21,7 @@ from pushsse.backplane.redis import RedisBackplane
 from pushsse.database import Database
 from pushsse.dispatcher import Dispatcher
 from pushsse.hub import assemble_hub
+from pushsse.hub.hub import Hub
 from pushsse.hub.opening import StreamLimits
 from pushsse.intake import Drafter, EventHandler, PushsseFormat
 from pushsse.intake.http import EmbeddedIntake, Intake, KafkaProducerIntake
@@ -292,10 +293,17 @@ def _witness(settings: Settings, database: Database, work: Work) -> Witness | No
     return Witness(WitnessTable(database, node=settings.node), work)
 
 
+def _live(hub: Hub) -> int:
+    """The streams that stand where the node stands."""
+    return sum(len(shard.live) for shard in hub.shards.values())
+
+
 def _measure(node: Node) -> None:
     """The gauges of a node, which are asked at each scrape."""
     gauge, hub = node.metrics.gauge, node.hub
     gauge("connections", "Open streams", lambda: len(hub.subscribers))
+    gauge("streams_behind", "Streams that are served from the log", lambda: len(hub.subscribers) - _live(hub))
+    gauge("kicked", "People whose kick this node remembers", lambda: node.kicked.size)
     gauge("people", "People with a stream here", lambda: sum(len(s.people) for s in hub.shards.values()))
     gauge("hearings_waiting", "What was heard and not delivered", lambda: node.hub_parts.feed.waiting)
     gauge("backplane_available", "Whether the backplane answers", lambda: node.backplane.available)

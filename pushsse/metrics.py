@@ -11,7 +11,21 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from pushsse.errors import CloseReason
+
 Labels = tuple[str, ...]
+# How a stream's resume may go (`stream.frame.Resume`), and which limits there are.
+RESUMES = ("new", "complete", "gap")
+LIMITS = (
+    "streams",
+    "streams_per_user",
+    "connections_per_address",
+    "accepts_per_second",
+    "questions",
+    "open_questions",
+    "switches",
+    "tickets",
+)
 
 
 @dataclass(slots=True)
@@ -36,11 +50,12 @@ class Metrics:
     streams_opened: int = 0
     answers_late: int = 0
     questions_deleted: int = 0
-    resumes: Counter[str] = field(default_factory=Counter)
-    endings: Counter[str] = field(default_factory=Counter)
+    # A reason that has not been seen is there, too, as 0: what counts from nothing shows no first increase.
+    resumes: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(RESUMES, 0)))
+    endings: Counter[str] = field(default_factory=lambda: Counter({each.code: 0 for each in CloseReason}))
     questions: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
-    limited: Counter[str] = field(default_factory=Counter)
+    limited: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(LIMITS, 0)))
     gauges: dict[str, tuple[str, Callable[[], float]]] = field(default_factory=dict)
     lag: dict[tuple[str, str], int] = field(default_factory=dict)
     # Partitions, by topic and number, that wait for the dead-letter topic.

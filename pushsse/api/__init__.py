@@ -53,6 +53,14 @@ def json_response(value: object, status: int = 200, headers: Mapping[str, str] |
     return Response(msgspec.json.encode(value), status, headers, "application/json")
 
 
+class ProblemResponse(Response):
+    """A problem document, and its code for whoever counts."""
+
+    def __init__(self, body: bytes, status: int, headers: Mapping[str, str] | None, code: str) -> None:
+        super().__init__(body, status, headers, MEDIA_TYPE)
+        self.code = code
+
+
 def problem_response(
     status: int,
     code: str,
@@ -60,7 +68,7 @@ def problem_response(
     *,
     headers: Mapping[str, str] | None = None,
     violations: tuple[Violation, ...] = (),
-) -> Response:
+) -> ProblemResponse:
     """One problem document. That of an error of the server has the id that the log has of the request."""
     body: dict[str, object] = {
         "type": "about:blank",
@@ -73,7 +81,7 @@ def problem_response(
         body["request"] = request.id
     if violations:
         body["errors"] = [{"at": violation.at, "detail": violation.detail} for violation in violations]
-    return Response(msgspec.json.encode(body), status, headers, MEDIA_TYPE)
+    return ProblemResponse(msgspec.json.encode(body), status, headers, code)
 
 
 async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
@@ -166,13 +174,13 @@ async def read_json(request: Request, to: type[T], limit: int = MAX_BODY) -> T:
     return strictjson.convert(strictjson.loads(await read_body(request, limit)), to)
 
 
-async def on_problem(_: Request, error: Exception) -> Response:
+async def on_problem(_: Request, error: Exception) -> ProblemResponse:
     """HttpProblem."""
     assert isinstance(error, HttpProblem)
     return problem_response(error.status, error.code, error.detail, headers=error.headers)
 
 
-async def on_invalid(_: Request, error: Exception) -> Response:
+async def on_invalid(_: Request, error: Exception) -> ProblemResponse:
     """InvalidInput, and NotJson below it."""
     assert isinstance(error, InvalidInput)
     if isinstance(error, NotJson):
@@ -180,33 +188,33 @@ async def on_invalid(_: Request, error: Exception) -> Response:
     return problem_response(422, "invalid", str(error)[:1000], violations=error.violations)
 
 
-async def on_unavailable(_: Request, error: Exception) -> Response:
+async def on_unavailable(_: Request, error: Exception) -> ProblemResponse:
     """Unavailable: which dependency it is goes to the log, not to the world."""
     assert isinstance(error, Unavailable)
     detail = "a part of the service doesn't answer just now, try again"
     return problem_response(503, "unavailable", detail, headers={"retry-after": "2"})
 
 
-async def on_too_large(_: Request, error: Exception) -> Response:
+async def on_too_large(_: Request, error: Exception) -> ProblemResponse:
     """EventTooLarge: the same request can't work later either, so it isn't a 503."""
     assert isinstance(error, EventTooLarge)
     detail = f"{error}; fewer recipients make it smaller, and the other events of the request were accepted"
     return problem_response(413, "event_too_large", detail)
 
 
-async def on_http_exception(_: Request, error: Exception) -> Response:
+async def on_http_exception(_: Request, error: Exception) -> ProblemResponse:
     """Starlette's own: no such path, no such method."""
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "refused")
     return problem_response(error.status_code, code, str(error.detail), headers=error.headers)
 
 
-async def on_disconnect(_: Request, error: Exception) -> Response:
+async def on_disconnect(_: Request, error: Exception) -> ProblemResponse:
     """The client left before its body was whole; nobody reads this answer."""
     return problem_response(400, "disconnected", "the request ended before its body did")
 
 
-async def on_bug(_: Request, error: Exception) -> Response:
+async def on_bug(_: Request, error: Exception) -> ProblemResponse:
     """Anything else is a bug: Starlette logs the traceback, the world learns nothing of it."""
     return problem_response(500, "internal", "an error of the server, it has been logged")
 
@@ -221,18 +229,27 @@ HANDLERS = {
     ClientDisconnect: on_disconnect,
     Exception: on_bug,
 }
-Handler = Callable[[Request, Exception], Awaitable[Response]]
+Handler = Callable[[Request, Exception], Awaitable[ProblemResponse]]
 
 
 def counted(refusals: Counter[str]) -> Mapping[type[Exception], Handler]:
-    """The handlers, with each HttpProblem counted by its code."""
+    """The handlers, with each problem counted by its code.
 
-    async def on_counted(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HttpProblem)
-        refusals[error.code] += 1
-        return await on_problem(request, error)
+    Deliberate: not a client that has left, nor a path that isn't there, which scanners ask for by the thousand.
+    """
 
-    return {**HANDLERS, HttpProblem: on_counted}
+    def counting(handler: Handler) -> Handler:
+        async def on_counted(request: Request, error: Exception) -> ProblemResponse:
+            response = await handler(request, error)
+            refusals[response.code] += 1
+            return response
+
+        return on_counted
+
+    return {
+        kind: handler if kind in (ClientDisconnect, HTTPException) else counting(handler)
+        for kind, handler in HANDLERS.items()
+    }
 
 
 _TYPE = re.compile(r"[A-Za-z0-9_.-]{1,64}")

@@ -101,6 +101,7 @@ class StreamEndpoint:
     node: HasRoom
     backlog_bytes: int
     limited: Counter[str]
+    refusals: Counter[str]
     allowed_origins: Collection[str] = ()
     queue: Queue = field(default_factory=lambda: Queue(OPENING_AT_ONCE))
     portable_queue: Queue = field(default_factory=lambda: Queue(PORTABLE_AT_ONCE))
@@ -111,7 +112,7 @@ class StreamEndpoint:
         """ASGI."""
         if over_limit(scope):
             # The connection has been counted. Its browser comes back by itself, over another one.
-            await busy_response(close=True)(scope, receive, send)
+            await self._busy(close=True)(scope, receive, send)
             return
         request = Request(scope, receive)
         ticket = ticket_of(request, self.allowed_origins)
@@ -119,7 +120,7 @@ class StreamEndpoint:
             who = None if ticket is not None else await self.identifier.identify(request, STREAM)
         except Unavailable:
             # Whoever has to be asked is away, and has been logged. The person may well be let in later.
-            await busy_response()(scope, receive, send)
+            await self._busy()(scope, receive, send)
             return
         wish, options = asked(request, who)
         if request.method == "HEAD":
@@ -128,7 +129,7 @@ class StreamEndpoint:
         # Before the queue: a node that is full says so at once, and its clients go to another one.
         if not self.node.has_room():
             self.limited["streams"] += not self.node.isolated
-            await busy_response()(scope, receive, send)
+            await self._busy()(scope, receive, send)
             return
         try:
             if who is not None:
@@ -138,11 +139,16 @@ class StreamEndpoint:
                 queued = await self._begin_by_ticket(request, send, ticket, wish, options)
         except Unavailable as error:
             logger.warning("a stream can't begin: %s", error)
-            await busy_response()(scope, receive, send)
+            await self._busy()(scope, receive, send)
             return
         # Outside the queue, which is for openings: this lasts as long as the stream.
         if queued is not None:
             direct.respond_later(scope, partial(queued, scope, receive, send))
+
+    def _busy(self, *, close: bool = False) -> Response:
+        """The answer that brings a browser back by itself, counted."""
+        self.refusals[CloseReason.OVERLOADED.code] += 1
+        return busy_response(close=close)
 
     async def _begin(
         self,
