@@ -235,7 +235,7 @@ Handler = Callable[[Request, Exception], Awaitable[ProblemResponse]]
 def counted(refusals: Counter[str]) -> Mapping[type[Exception], Handler]:
     """The handlers, with each problem counted by its code.
 
-    Deliberate: not a client that has left, nor a path that isn't there, which scanners ask for by the thousand.
+    Deliberate: not a client that has left, nor a path that isn't there, which scanners ask for.
     """
 
     def counting(handler: Handler) -> Handler:
