@@ -92,7 +92,7 @@ def bodies(path: str) -> list[bytes]:
     return [*found, found[0][:-1], LINE.encode(), f'"{MARK}\\ud800"'.encode(), b"\xff" + MARK.encode()]
 
 
-QUERIES = (
+QUERIES: tuple[dict[str, str], ...] = (
     {},
     {"ticket": MARK},
     {"types": MARK, "since": "1h", "last_event_id": MARK, "after": MARK},
