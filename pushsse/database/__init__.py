@@ -9,12 +9,23 @@ Deliberate: blocks don't nest, since SQLite has one connection.
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
-from pushsse.database.connection import Connections, Reader, Session, Statement, Value
-from pushsse.database.errors import ERRORS, Breaker, Verdict, sqlstate, verdict
+from pushsse.database.connection import (
+    ERRORS,
+    Connections,
+    Reader,
+    Session,
+    Statement,
+    Value,
+    Verdict,
+    sqlstate,
+    verdict,
+)
 from pushsse.database.url import TORTOISE, configuration
 from pushsse.errors import DatabaseConflict, DatabaseUnavailable, StatementFailed
 
@@ -257,3 +268,49 @@ def _line(error: Exception) -> str:
 
 def _pair(one: str, other: str) -> tuple[str, str]:
     return one, other
+
+
+@dataclass(slots=True)
+class Breaker:
+    """Refuses for `cool_s` after a failure, then lets one try through at a time until one succeeds.
+
+    A plain object on the event loop: nothing here awaits, so no lock is needed.
+    """
+
+    cool_s: float
+    failed: bool = False
+    reason: str = ""
+    _probing: bool = False
+    _refuse_until: float = 0.0
+    _last_success: float = field(default_factory=time.monotonic)
+
+    def enter(self) -> float | None:
+        """The time at which this try began, or None: it is refused."""
+        now = time.monotonic()
+        if self.failed:
+            if self._probing or now < self._refuse_until:
+                return None
+            self._probing = True
+        return now
+
+    def success(self) -> None:
+        """The dependency answered."""
+        self.failed = self._probing = False
+        self._last_success = time.monotonic()
+
+    def undecided(self, began: float) -> None:
+        """A try ended and says nothing about the dependency (cancelled, or wrong by itself)."""
+        if began >= self._refuse_until:
+            self._probing = False
+
+    def failure(self, began: float, reason: str) -> bool:
+        """A try failed. True if the dependency is away: nothing at all has worked since `began`.
+
+        `reason` is what those who are refused are told.
+        """
+        self._probing = False
+        if self._last_success > began:
+            return False
+        self.failed, self.reason = True, reason
+        self._refuse_until = time.monotonic() + self.cool_s
+        return True

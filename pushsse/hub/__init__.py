@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from pushsse.backplane import Backplane
 from pushsse.hub.catch_up import CatchUp, Replay
-from pushsse.hub.delivery import Delivery
-from pushsse.hub.feed import Feed
+from pushsse.hub.delivery import Delivery, Feed
 from pushsse.hub.heartbeat import Heartbeat
 from pushsse.hub.hub import Hub
 from pushsse.hub.opening import NothingRevoked, Opener, People, Revocations, StreamLimits

@@ -11,8 +11,7 @@ from pushsse import backplane
 from pushsse.backplane import BROADCAST, Append, Draft, Entry, HeardLive, Hearing, NowaitListener
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.event import Publication
-from pushsse.hub import feed
-from pushsse.hub.feed import Feed
+from pushsse.hub.delivery import Feed
 from pushsse.metrics import Metrics
 
 pytestmark = pytest.mark.anyio
@@ -151,7 +150,7 @@ async def test_what_waits_is_not_overtaken() -> None:
 async def test_what_is_published_at_once_overtakes_nothing_even_while_the_queue_is_full(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(feed, "QUEUE_LENGTH", 1)
+    monkeypatch.setattr("pushsse.hub.delivery.QUEUE_LENGTH", 1)
     log = MemoryBackplane(shards=1, keep_s=600, keep_bytes=1 << 20, metrics=Metrics())
     append = Append("0", (Draft(Publication("a", b"", ("ann",))),))
     delivery = Delivered(cost_s=0.001)
