@@ -30,6 +30,7 @@ from pushsse.errors import (
 )
 from pushsse.logs import served
 from pushsse.settings import seconds
+from pushsse.stream.immediate import ANSWER_HEADERS
 
 T = TypeVar("T")
 MEDIA_TYPE = "application/problem+json"
@@ -50,14 +51,15 @@ class HttpProblem(PushsseError):
 
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON response of anything that msgspec encodes."""
-    return Response(msgspec.json.encode(value), status, headers, "application/json")
+    given = ANSWER_HEADERS if headers is None else {**ANSWER_HEADERS, **headers}
+    return Response(msgspec.json.encode(value), status, given, "application/json")
 
 
 class ProblemResponse(Response):
     """A problem document, and its code for whoever counts."""
 
     def __init__(self, body: bytes, status: int, headers: Mapping[str, str] | None, code: str) -> None:
-        super().__init__(body, status, headers, MEDIA_TYPE)
+        super().__init__(body, status, {**ANSWER_HEADERS, **(headers or {})}, MEDIA_TYPE)
         self.code = code
 
 

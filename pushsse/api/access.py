@@ -55,7 +55,6 @@ _ASKED_AT_ONCE = 500
 _BYTES = 24
 _TICKET = re.compile(r"[A-Za-z0-9_-]{32}")
 _PARAMETER = b"ticket="
-_NO_STORE = {"cache-control": "no-store"}
 _REFUSALS = {
     TicketRefusal.UNKNOWN: ("ticket_invalid", "there is no such ticket"),
     TicketRefusal.EXPIRED: ("token_expired", "the ticket has ended, or the token that it was made with"),
@@ -279,7 +278,7 @@ class AccessEndpoint:
         lives_s = LIVES_S if who.expires_at is None else max(0.0, min(LIVES_S, who.expires_at - now))
         ticket = await self.tickets.make(user, issued_at=issued_at, lives_s=lives_s)
         view = TicketView(ticket, int(min(FRESH_S, lives_s)), position)
-        return json_response(view, headers={**headers, **_NO_STORE})
+        return json_response(view, headers=headers)
 
     async def kick(self, request: Request) -> Response:
         """Ends a person's streams on all nodes, and revokes what was issued to them so far."""

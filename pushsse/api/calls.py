@@ -32,6 +32,7 @@ from pushsse.api.stream import StreamEndpoint
 from pushsse.event import Event
 from pushsse.questions.life import AnswerErrorEvent, AnswerEvent, DeltaEvent, QuestionEvent
 from pushsse.retention import Forgotten
+from pushsse.stream.immediate import ANSWER_HEADERS
 from pushsse.stream.immediate import Call as ImmediateCall
 from pushsse.stream.immediate import Calls as ImmediateCalls
 
@@ -42,7 +43,11 @@ NDJSON = "application/x-ndjson"
 _PAGE_HEADERS = {
     "cache-control": "no-cache",
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    # What the page doesn't need, nothing in it gets.
+    "permissions-policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
@@ -89,7 +94,7 @@ class DocumentEndpoint:
 
     async def get(self, _: Request) -> Response:
         """The interface, for tools that make clients and for people."""
-        return Response(encoded_document(), media_type="application/json")
+        return Response(encoded_document(), headers=ANSWER_HEADERS, media_type="application/json")
 
 
 @dataclass(frozen=True, slots=True)

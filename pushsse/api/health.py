@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse.api import json_response
+from pushsse.stream.immediate import ANSWER_HEADERS
 
 
 class Health(Protocol):
@@ -47,4 +48,5 @@ class HealthEndpoint:
 
     async def metrics(self, _: Request) -> Response:
         """The metrics of this process, or of all workers."""
-        return Response(await self.node.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        kind = "text/plain; version=0.0.4; charset=utf-8"
+        return Response(await self.node.exposition(), headers=ANSWER_HEADERS, media_type=kind)

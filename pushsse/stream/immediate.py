@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 MOST_BYTES = 16 * 1024
 _MOST_DIGITS = 5
 _LENGTH = b"content-length:"
+# Of every JSON answer: it is one person's, and nothing but JSON.
+ANSWER_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+_ANSWER_HEADERS = "".join(f"{name}: {value}\r\n" for name, value in ANSWER_HEADERS.items()).encode()
 # Whatever changes how a request or its body is read.
 _UNUSUAL = frozenset({b"expect", b"upgrade", b"transfer-encoding", b"content-encoding"})
 
@@ -295,8 +298,9 @@ class ImmediateHttp(HandoverHttp):
             self._end_wait()
             # A call that had taken the connection over has closed it: nothing is left to answer.
             return self.is_over
-        head = b"%bcontent-length: %d\r\ncontent-type: %b\r\n%b\r\n" % (
+        head = b"%b%bcontent-length: %d\r\ncontent-type: %b\r\n%b\r\n" % (
             STATUS_LINE[found.status],
+            _ANSWER_HEADERS,
             len(found.body),
             found.media_type,
             b"" if keep_alive else b"connection: close\r\n",

@@ -1,0 +1,70 @@
+"""What browsers are told about answers: no guessing of types, no framing, no copies, no referrer."""
+
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from pushsse.api.calls import CALLS
+from pushsse.server import Http
+from pushsse.stream.immediate import ImmediateHttp
+from tests.serving import Running, serving
+
+pytestmark = pytest.mark.anyio
+BOTH = pytest.mark.parametrize("node", [ImmediateHttp, "httptools"], indirect=True)
+
+
+@pytest.fixture
+async def node(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Running]:
+    http: Http = request.param
+    async with serving(tmp_path, http=http) as running:
+        yield running
+
+
+def path(call_path: str) -> str:
+    return re.sub(r"{\w+(:path)?}", "x", call_path)
+
+
+@BOTH
+async def test_every_answer_but_a_stream_forbids_guessing_its_type_and_the_api_s_are_kept_nowhere(
+    node: Running,
+) -> None:
+    event = {"type": "news", "message": 1, "to": "all"}
+    for call in CALLS:
+        if call.path == "/v1/stream":
+            continue
+        body = event if call.name == "publishEvents" else None
+        reply = await node.http.request(call.method, path(call.path), json=body)
+        assert reply.headers["x-content-type-options"] == "nosniff", call
+        if "json" in reply.headers["content-type"] or call.path == "/metrics":
+            assert reply.headers["cache-control"] == "no-store", call
+    for bad in ("/nowhere", "/v1/stream?since=never"):
+        reply = await node.http.get(bad)
+        assert (reply.headers["x-content-type-options"], reply.headers["cache-control"]) == (
+            "nosniff",
+            "no-store",
+        )
+
+
+@BOTH
+async def test_the_page_runs_its_own_files_alone_and_in_no_frame(node: Running) -> None:
+    pages = [call.path for call in CALLS if call.path == "/" or call.path.startswith(("/page", "/publish"))]
+    assert len(pages) == 4
+    for each in pages:
+        headers = (await node.http.get(each)).headers
+        policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
+        assert policy["default-src"] == "'none'"
+        assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+        assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["cross-origin-opener-policy"] == "same-origin"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+        assert "camera=()" in headers["permissions-policy"]
+
+
+@BOTH
+async def test_the_page_has_no_script_or_style_of_its_own_within(node: Running) -> None:
+    text = (await node.http.get("/")).text
+    assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", text)
+    assert all("src=" in tag for tag in re.findall(r"<script[^>]*>", text))
