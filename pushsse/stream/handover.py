@@ -161,6 +161,21 @@ class StreamProtocol(asyncio.Protocol):
         self._transport.close()
 
 
+class UnchunkedStreamProtocol(StreamProtocol):
+    """For a client of HTTP/1.0, which knows no chunks: its stream ends with the connection."""
+
+    __slots__ = ()
+
+    def write(self, chunk: Chunk) -> None:
+        """Takes the bytes of a chunk."""
+        super().write(Chunk(chunk.raw, chunk.raw))
+
+    def end(self, chunk: Chunk) -> None:
+        """Takes the last bytes and closes once everything has left."""
+        self.write(chunk)
+        self.shutdown()
+
+
 class HandoverHttp(LimitedHttp):
     """uvicorn's HTTP protocol, with an offer to hand the connection over in each request's scope."""
 
@@ -192,13 +207,13 @@ class HandoverHttp(LimitedHttp):
         super().on_headers_complete()
         # The answer to HEAD ends with its head.
         if cast(Scope, self.scope)["method"] != "HEAD":
-            self.cycle.transport = cast(asyncio.Transport, Joined(self.transport))
+            self.cycle.transport = cast(asyncio.Transport, Joined(self._wire()))
 
     def hold_head(self, request: int) -> "HeldHead | None":
         """What holds the head of the answer to a request, from now on; None if that isn't the newest one."""
         if self._has_more_than(request):
             return None
-        head = HeldHead(self.transport)
+        head = HeldHead(self._wire())
         self.cycle.transport = cast(asyncio.Transport, head)
         return head
 
@@ -226,6 +241,15 @@ class HandoverHttp(LimitedHttp):
             head += b"connection: close\r\n"
         return self._let_go(head + b"transfer-encoding: chunked\r\n\r\n", backlog_bytes)
 
+    @property
+    def _is_old(self) -> bool:
+        """Whether the newest request is one of HTTP/1.0."""
+        return bool(cast(Scope, self.scope)["http_version"] == "1.0")
+
+    def _wire(self) -> "asyncio.Transport | Unchunked":
+        """Where the answer to the newest request goes."""
+        return Unchunked(self.transport) if self._is_old else self.transport
+
     def _has_more_than(self, request: int) -> bool:
         """Whether anything was read behind a request."""
         return request != self.requests or bool(self.pipeline or self.rest)
@@ -234,7 +258,10 @@ class HandoverHttp(LimitedHttp):
         transport = self.transport
         self._unset_keepalive_if_required()
         self.connections.discard(self)
-        stream = StreamProtocol(transport, cast(set[object], self.connections), head, self.take_leave())
+        kind = StreamProtocol
+        if self._is_old:
+            kind, head = UnchunkedStreamProtocol, unchunked(head)
+        stream = kind(transport, cast(set[object], self.connections), head, self.take_leave())
         transport.set_write_buffer_limits(high=backlog_bytes)
         transport.set_protocol(stream)
         self.flow.resume_reading()
@@ -246,16 +273,73 @@ class HandoverHttp(LimitedHttp):
         return stream
 
 
-class Joined:
-    """Stands for the transport in uvicorn's answer: the head waits for the body, which follows.
+def unchunked(head: bytes) -> bytes:
+    """The head of an answer for HTTP/1.0, to which chunks may not be sent (RFC 9112, 6.1)."""
+    return head.replace(b"\r\ntransfer-encoding: chunked\r\n", b"\r\n").replace(
+        b"\r\nconnection: keep-alive\r\n", b"\r\n"
+    )
+
+
+class _Wire:
+    """Stands for the transport in uvicorn's answer, as far as that uses it, but for `write`."""
+
+    __slots__ = ("_transport",)
+
+    def __init__(self, transport: "asyncio.Transport | Unchunked") -> None:
+        self._transport = transport
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether the connection is being closed."""
+        return self._transport.is_closing()
+
+
+class Unchunked(_Wire):
+    """For HTTP/1.0: takes whole chunks, and writes what they hold."""
+
+    __slots__ = ("_chunked", "_head_is_out")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
+        self._head_is_out = False
+        self._chunked = False
+
+    def write(self, data: bytes) -> None:
+        """Writes the head without word of chunks; then their contents."""
+        if data.startswith(b"HTTP/1.1 100 "):
+            return
+        if not self._head_is_out:
+            head, end, data = data.partition(b"\r\n\r\n")
+            self._head_is_out = True
+            self._chunked = b"\r\ntransfer-encoding: chunked\r\n" in head + end
+            self._transport.write(unchunked(head + end))
+        self._transport.write(_contents(data) if self._chunked else data)
+
+
+def _contents(chunks: bytes) -> bytes:
+    """What whole chunks hold."""
+    found = b""
+    while chunks:
+        size, _, rest = chunks.partition(b"\r\n")
+        length = int(size, 16)
+        found += rest[:length]
+        chunks = rest[length + 2 :]
+    return found
+
+
+class Joined(_Wire):
+    """The head waits for the body, which follows.
 
     Only where the head says how long that is: an answer that grows may begin long before its first piece.
     """
 
-    __slots__ = ("_began", "_head", "_transport")
+    __slots__ = ("_began", "_head")
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
+    def __init__(self, transport: asyncio.Transport | Unchunked) -> None:
+        super().__init__(transport)
         self._head = b""
         self._began = False
 
@@ -277,18 +361,14 @@ class Joined:
             self._head = b""
         self._transport.close()
 
-    def is_closing(self) -> bool:
-        """Whether the connection is being closed."""
-        return self._transport.is_closing()
 
+class HeldHead(_Wire):
+    """Keeps what is written until that is taken or released."""
 
-class HeldHead:
-    """Stands for the transport in uvicorn's answer: keeps what is written until that is taken or released."""
+    __slots__ = ("_held",)
 
-    __slots__ = ("_held", "_transport")
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
+    def __init__(self, transport: asyncio.Transport | Unchunked) -> None:
+        super().__init__(transport)
         self._held: bytes | None = b""
 
     def taken(self) -> bytes:
@@ -302,22 +382,12 @@ class HeldHead:
         if not self._transport.is_closing():
             self._transport.write(held)
 
-    # The transport, as far as uvicorn's answers use it
-
     def write(self, data: bytes) -> None:
         """Keeps it, or writes it."""
         if self._held is None:
             self._transport.write(data)
         else:
             self._held += data
-
-    def close(self) -> None:
-        """Closes the connection."""
-        self._transport.close()
-
-    def is_closing(self) -> bool:
-        """Whether the connection is being closed."""
-        return self._transport.is_closing()
 
 
 class Offer:

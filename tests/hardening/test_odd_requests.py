@@ -1,11 +1,13 @@
 """Requests that mean one thing to a proxy and another to the node, or that a library answers by itself."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from tests.hardening.event_stream import read
 from tests.serving import LIMIT_S, Running, serving
 
 pytestmark = pytest.mark.anyio
@@ -93,3 +95,42 @@ async def test_origins_that_are_no_urls_are_no_errors_of_the_server(node: Runnin
         for path in ("/v1/preferences", "/v1/stream", "/v1/events"):
             reply = await node.http.get(path, headers=[(b"Origin", origin.encode("latin-1"))])
             assert reply.status_code in (400, 403), (origin, path, reply.text)
+
+
+OLD = "HTTP/1.0\nHost: 127.0.0.1\nAccept: text/event-stream\nContent-Type: application/json"
+
+
+@pytest.mark.parametrize("kept", ["", "\nConnection: keep-alive"], ids=["", "kept"])
+async def test_http_1_0_gets_no_chunks_and_a_connection_that_ends(node: Running, kept: str) -> None:
+    body = b'{"text":"How do I get a refund?"}'
+    for path in ("POST /v1/questions?user=ann", "GET /v1/stream?user=ann", "GET /openapi.json"):
+        post = path.startswith("POST")
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        head = f"{path} {OLD}{kept}" + (f"\nContent-Length: {len(body)}" if post else "")
+        writer.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + (body if post else b""))
+        found = b""
+        async with asyncio.timeout(LIMIT_S):
+            if "stream" in path:
+                found = await reader.readuntil(b"\n\n")
+                for number in range(3):
+                    await node.publish("news", number, "ann")
+                    found += await reader.readuntil(b"\n\n")
+                node.node.end_streams()
+            found += await reader.read(-1)
+        writer.close()
+        answer_head, _, answered = found.partition(b"\r\n\r\n")
+        assert b"200 OK" in answer_head
+        lower = answer_head.lower()
+        assert b"transfer-encoding" not in lower
+        assert b"keep-alive" not in lower
+        if "openapi" in path:
+            assert json.loads(answered)
+            continue
+        assert b"\r" not in answered
+        events = read(answered).events
+        names = [each.type for each in events]
+        assert names[0] == ("question" if post else "ready")
+        assert names[-1] == ("answer" if post else "exception")
+        assert post or names[1:-1] == ["news"] * 3
+        assert all(json.loads(each.data) for each in events)
+        assert answered.endswith(b"\n\n")
