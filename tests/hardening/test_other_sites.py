@@ -24,6 +24,22 @@ FOREIGN = [
     {"Origin": "http://friend.example"},
     {"Origin": "https://friend.example:8443"},
     {"Origin": "http://["},
+    {"Origin": "https://friend.example."},
+    {"Origin": "https://friend.example/"},
+    {"Origin": "https://friend.example@evil.example"},
+    {"Origin": "https://evil.example#https://friend.example"},
+    {"Origin": "https://evil.example, https://friend.example"},
+    {"Origin": "https://friend.example https://evil.example"},
+    {"Origin": "https://friend.example:443:443"},
+    {"Origin": "https://friend\texample"},
+    {"Origin": "https://friend-example"},
+    {"Origin": "file://"},
+    {"Origin": "HERE.evil.example"},
+    {"Origin": "HERE@evil.example"},
+    # Who a page belongs to isn't for a proxy's field to say.
+    {"Origin": "https://evil.example", "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "https"},
+    {"Origin": "https://evil.example", "Forwarded": "host=evil.example;proto=https"},
+    {"Origin": "https://evil.example", "X-Original-Host": "evil.example", "Referer": "HERE/"},
     {"Origin": "", "Sec-Fetch-Site": "cross-site"},
     {"Origin": "HERE", "Sec-Fetch-Site": "cross-site"},
     {"Origin": "HERE", "Sec-Fetch-Site": "same-site"},
@@ -126,3 +142,39 @@ async def test_a_token_in_the_header_needs_no_origin(node: Running) -> None:
     for origin in ({}, {"Origin": "null"}, {"Origin": "https://evil.example"}):
         headers = {"Authorization": f"Bearer {token}", "Content-Type": JSON, **origin}
         assert (await node.http.post("/v1/events", json=EVENT, headers=headers)).status_code == 202
+
+
+CLAIMS = [
+    {"X-Forwarded-For": "127.0.0.1"},
+    {"X-Forwarded-For": "10.0.0.1, 127.0.0.1", "X-Real-IP": "127.0.0.1"},
+    {"X-Forwarded-For": "not an address, " * 100 + "x"},
+    {"Forwarded": "for=127.0.0.1;host=localhost;proto=https"},
+    {"X-Forwarded-Host": "127.0.0.1", "X-Forwarded-Proto": "https", "X-Forwarded-Prefix": "/admin"},
+    {"X-Original-URL": "/metrics", "X-Rewrite-URL": "/metrics", "X-HTTP-Method-Override": "POST"},
+    {"X-Forwarded-User": "root", "X-Remote-User": "root", "Remote-User": "root", "X-User": "root"},
+]
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: ascii(next(iter(claim))))
+async def test_nothing_believes_what_a_client_says_in_a_proxys_name(
+    node: Running, claim: dict[str, str]
+) -> None:
+    cookie = node.http.headers.pop("Cookie")
+    own = {"Cookie": cookie, "Origin": node.url}
+    for path in (
+        "/v1/stream",
+        "/v1/events",
+        "/v1/preferences",
+        "/v1/questions",
+        "/v1/me",
+        "/livez",
+        "/readyz",
+    ):
+        for headers in ({}, own, {"Authorization": "Bearer x"}):
+            async with node.http.stream("GET", path, headers=headers) as plain:
+                said = plain.status_code, plain.headers.get("location")
+            async with node.http.stream("GET", path, headers=headers | claim) as claiming:
+                assert (claiming.status_code, claiming.headers.get("location")) == said, path
+    reply = await node.http.get("/v1/me", headers=own | claim)
+    assert reply.json()["user"] == "ann"
+    assert node.node.metrics.appended == 0
