@@ -6,10 +6,20 @@ PYTHON := $(VENV)/bin/python
 # What `make run` needs, and the same with the tools of development.
 LOCK := requirements.lock
 DEV_LOCK := requirements-dev.lock
+# `make audit` has an environment of its own: what it needs isn't needed to develop.
+AUDIT_LOCK := requirements-audit.lock
+AUDIT_VENV := $(VENV)-audit
+AUDIT_STAMP := $(AUDIT_VENV)/.installed
+AUDIT ?= $(AUDIT_VENV)/bin/pip-audit
+# Where advisories come from: pypi or osv.
+AUDIT_SERVICE ?= pypi
+# A version with known advisories.
+CANARY := jinja2==2.10
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(PYTHON) -m pip --disable-pip-version-check
-LOCKING := --universal --generate-hashes --no-annotate --no-header --python-version 3.11 --group build
+PINNING := --universal --generate-hashes --no-annotate --no-header --python-version 3.11
+LOCKING := $(PINNING) --group build
 ARGS ?=
 # Much of the tests' time is waiting, so more workers than cores. ARGS="-n 0" runs them in one process.
 WORKERS ?= 4
@@ -20,7 +30,7 @@ COVERAGE ?= $(filter true,$(CI))
 MEASURED = $(if $(ARGS),,$(if $(COVERAGE),--cov=pushsse --cov-branch --cov-report=term:skip-covered --cov-fail-under=90))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick lowest newest check format stack faults bench lock clean
+.PHONY: help run test quick lowest newest check audit advisories format stack faults bench lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -40,11 +50,29 @@ lowest: ## the tests with the oldest versions that pyproject.toml allows; needs 
 newest: ## the tests with the newest versions that pyproject.toml allows; needs uv; ARGS as for test
 	$(call resolved,highest,$(VENV)-newest)
 
-check: $(DEV_STAMP) ## format, lint, types, imports
+check: $(DEV_STAMP) ## format, lint, types, imports, and what bandit finds
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy --strict -p pushsse -p deploy -p bench -p faults -p tests
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/bandit -q -c pyproject.toml -r pushsse
+
+audit: $(DEV_STAMP) $(AUDIT_STAMP) ## what bandit finds, and known advisories about what is locked; needs the network
+	$(VENV)/bin/bandit -q -c pyproject.toml -r pushsse
+	@$(MAKE) --no-print-directory advisories
+
+# pip-audit says "No known vulnerabilities found" also where its source knows nothing, as a mirror does. So it has to
+# find the canary's first.
+advisories: $(AUDIT_STAMP)
+	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; echo '$(CANARY)' > "$$folder/canary.txt"; \
+	$(AUDIT) --progress-spinner off -s $(AUDIT_SERVICE) --disable-pip --no-deps -r "$$folder/canary.txt" \
+	  > "$$folder/said" 2>&1 || true; \
+	if ! grep -qE '^jinja2 .*(PYSEC|GHSA|CVE)-' "$$folder/said"; then \
+	  cat "$$folder/said" >&2; \
+	  echo "the source of advisories ($(AUDIT_SERVICE)) can't be reached, or has none about $(CANARY): nothing was audited" >&2; \
+	  exit 1; \
+	fi
+	$(AUDIT) --progress-spinner off -s $(AUDIT_SERVICE) --strict --disable-pip --require-hashes -r $(DEV_LOCK) -r $(AUDIT_LOCK)
 
 format: $(DEV_STAMP) ## formats, and repairs what lint can
 	$(VENV)/bin/ruff format .
@@ -62,10 +90,11 @@ bench: $(DEV_STAMP) ## measures throughput, latency and memory
 lock: ## pins the newest versions that pyproject.toml allows; needs uv
 	uv pip compile -q $(LOCKING) --upgrade --group dev pyproject.toml -o $(DEV_LOCK)
 	uv pip compile -q $(LOCKING) --constraint $(DEV_LOCK) pyproject.toml -o $(LOCK)
-	@! grep -nE '://|--(extra-)?index-url|--find-links' $(LOCK) $(DEV_LOCK)
+	uv pip compile -q $(PINNING) --upgrade --group audit -o $(AUDIT_LOCK)
+	@! grep -nE '://|--(extra-)?index-url|--find-links' $(LOCK) $(DEV_LOCK) $(AUDIT_LOCK)
 
 clean: ## removes the venv, caches and what was built
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest .parts .stack dist build htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(AUDIT_VENV) $(VENV)-lowest $(VENV)-newest .parts .stack dist build htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The second time this is instant. The locks hold binary packages for Python 3.11 to 3.13, with their hashes.
@@ -77,6 +106,17 @@ $(STAMP): pyproject.toml $(LOCK)
 $(DEV_STAMP): pyproject.toml $(DEV_LOCK)
 	@$(call install,$(DEV_LOCK))
 	@touch $@ $(STAMP)
+
+$(AUDIT_STAMP): $(AUDIT_LOCK)
+	@set -e; if command -v uv >/dev/null 2>&1; then \
+	  [ -x $(AUDIT_VENV)/bin/python ] || uv venv -q --python '>=3.11,<3.14' $(AUDIT_VENV); \
+	  uv pip install -q --python $(AUDIT_VENV) --no-deps --require-hashes --only-binary :all: -r $(AUDIT_LOCK); \
+	else \
+	  [ -x $(AUDIT_VENV)/bin/python ] || $(PYTHON3) -m venv $(AUDIT_VENV); \
+	  $(AUDIT_VENV)/bin/python -m pip --disable-pip-version-check install -q --no-deps --require-hashes \
+	    --only-binary :all: -r $(AUDIT_LOCK); \
+	fi
+	@touch $@
 
 # install LOCK: makes the environment, installs what LOCK lists and this source, and checks that the set is whole.
 define install

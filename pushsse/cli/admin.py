@@ -251,7 +251,7 @@ async def _addresses(settings: Settings) -> AsyncIterator[Finding]:
         return
     yield Finding("addresses", "ok", f"{public}: streams and people's calls")
     where = f"{internal}: calls of administrators, /metrics, /readyz"
-    if (host := settings.internal_listen.rpartition(":")[0]) in ("0.0.0.0", "[::]"):
+    if (host := settings.internal_listen.rpartition(":")[0]) in ("0.0.0.0", "[::]"):  # nosec B104 # compared
         text = f"{where}, on every network of this machine ({host}): let nobody from outside reach that port"
         yield Finding("addresses", "warning", text)
     else:

@@ -138,7 +138,8 @@ def banner(settings: Settings, port: int) -> str:
 
 def base_url(settings: Settings, port: int) -> str:
     """The service's URL for a client on this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+    # Nothing is bound here.
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # nosec B104
     if ":" in host and not host.startswith("["):
         host = f"[{host}]"
     return f"http://{host}:{port}"

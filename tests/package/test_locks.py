@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-RUNTIME, TOOLS = "requirements.lock", "requirements-dev.lock"
+RUNTIME, TOOLS, AUDIT = "requirements.lock", "requirements-dev.lock", "requirements-audit.lock"
 
 
 def _locked(name: str) -> dict[str, str]:
@@ -20,7 +20,7 @@ def _names(requirements: list[str]) -> set[str]:
     return {re.split(r"[\[<>=; ]", requirement)[0].lower() for requirement in requirements}
 
 
-@pytest.mark.parametrize("name", [RUNTIME, TOOLS])
+@pytest.mark.parametrize("name", [RUNTIME, TOOLS, AUDIT])
 def test_every_line_of_a_lock_pins_one_version_with_its_hashes(name: str) -> None:
     text = (ROOT / name).read_text().replace("\\\n", " ")
     for line in text.splitlines():
@@ -39,3 +39,8 @@ def test_the_runtime_lock_has_what_the_package_asks_for_and_no_tools() -> None:
     # The package itself is built without an environment of its own, which would resolve.
     assert _names(asked["build-system"]["requires"]) <= locked
     assert not (_names(asked["dependency-groups"]["dev"]) - {"httpx"}) & locked
+
+
+def test_the_audit_lock_has_what_its_group_asks_for() -> None:
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert _names(asked["dependency-groups"]["audit"]) <= _locked(AUDIT).keys()

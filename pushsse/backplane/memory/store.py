@@ -308,7 +308,7 @@ class LogStore:
                 # Where the clock went back, names would be remembered for longer than REMEMBER_MS.
                 connection.execute("UPDATE seen SET at_ms = ?1 WHERE at_ms > ?1", (machine_ms(),))
                 for table in () if same_shards else _BY_LOG:
-                    connection.execute(f"DELETE FROM {table}")
+                    connection.execute(f"DELETE FROM {table}")  # nosec B608 # our own names
                 snapshot = _read_snapshot(connection)
                 snapshot.identity = meta.get("identity", "")
                 if same_shards and meta:
@@ -455,7 +455,7 @@ def _row(entry: Entry) -> tuple[object, ...]:
 def _rewrite(connection: sqlite3.Connection, snapshot: Snapshot) -> None:
     """Writes everything in place of what is there."""
     for table in _TYPES:
-        connection.execute(f"DELETE FROM {table}")
+        connection.execute(f"DELETE FROM {table}")  # nosec B608 # our own names
     _rewrite_logs(connection, snapshot)
     for log in snapshot.logs.values():
         connection.executemany(_insertion(_ENTRY, 1, 5), map(_row, log.entries))
@@ -475,7 +475,8 @@ def _check_types(connection: sqlite3.Connection) -> None:
     """Raises ValueError where a table holds a value of a type that was never written to it."""
     for table, columns in _TYPES.items():
         wrong = " OR ".join(f"typeof({column}) <> '{kind}'" for column, kind in columns.items())
-        if connection.execute(f"SELECT 1 FROM {table} WHERE {wrong} LIMIT 1").fetchone():
+        found = connection.execute(f"SELECT 1 FROM {table} WHERE {wrong} LIMIT 1")  # nosec B608 # our own names
+        if found.fetchone():
             raise ValueError(f"table {table} holds a value of another type")
 
 

@@ -32,7 +32,7 @@ _CHECK = script("check")
 # Counts the time that the machine sleeps, too, where the system has such a clock (Linux).
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _PROBE_TIMEOUT_S = 3.0
-_NO_PASSWORD = "it wants a password: redis://USER:PASSWORD@HOST:PORT/0"
+_NO_PASSWORD = "it wants a password: redis://USER:PASSWORD@HOST:PORT/0"  # nosec B105 # a message
 # Uses commands of every kind (redis.io: ACL categories) that scripts/ uses, and deletes everything again.
 _PROBE = """
 local log = KEYS[1] .. ':log'
