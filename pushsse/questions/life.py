@@ -8,7 +8,7 @@ keeps them from being there twice. Deliberate: `from` counts UTF-16 code units, 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, TypeVar
@@ -63,16 +63,16 @@ class QuestionPace:
 
 
 class Life:
-    """Writes what happens to questions, and publishes it to their people. The only caller of the store.
+    """Writes what happens to questions, and publishes it to their people.
 
-    Every method but `live` raises DatabaseUnavailable.
+    Whoever only reads asks `store` directly. Every method but `live` raises DatabaseUnavailable.
     """
 
     def __init__(
         self, store: QuestionStore, backplane: Backplane, metrics: Metrics, pace: QuestionPace
     ) -> None:
         self.pace = pace
-        self._store = store
+        self.store = store
         self._backplane = backplane
         self._metrics = metrics
 
@@ -82,7 +82,7 @@ class Life:
         Without a lease another node takes the question at its next sweep.
         """
         lease_s = self.pace.lease_s if leased else 0
-        await self._store.create(
+        await self.store.create(
             question, key=key, owner=node, lease_s=lease_s, announce_s=self.pace.announce_s
         )
         self._metrics.questions[question.status] += 1
@@ -93,7 +93,7 @@ class Life:
         # Its `question` event is in the log, or a sweep publishes it.
         if question.status == "answering":
             return question
-        if not await self._store.begin(question.id, question.attempt, announce_s=self.pace.announce_s):
+        if not await self.store.begin(question.id, question.attempt, announce_s=self.pace.announce_s):
             raise Lost(question.id)
         question = msgspec.structs.replace(question, status="answering")
         await self.announce(question)
@@ -101,12 +101,12 @@ class Life:
 
     async def store_growth(self, question: Question, text: str, seq: int) -> None:
         """Stores the answer so far, up to the delta numbered `seq`. Raises Lost."""
-        if not await self._store.grow(question, text, seq):
+        if not await self.store.grow(question, text, seq):
             raise Lost(question.id)
 
     async def sent_off(self, question: Question) -> None:
         """The answer comes from elsewhere: no node takes the question over, it can only expire."""
-        await self._store.sent_off(question)
+        await self.store.sent_off(question)
 
     async def end(self, question_id: str, ending: Ending, *, attempt: int | None = None) -> bool:
         """Ends an open question and publishes that; False if it has ended already.
@@ -117,9 +117,9 @@ class Life:
             ending = _fitting(ending)
         # One conditional update decides between an answer, a cancel and a sweep, on all nodes: who gets True
         # publishes the end. If it dies first, a sweep does, by the `announce_by` of the same update.
-        if not await self._store.end(question_id, ending, attempt=attempt, announce_s=self.pace.announce_s):
+        if not await self.store.end(question_id, ending, attempt=attempt, announce_s=self.pace.announce_s):
             return False
-        question = await self._store.one(question_id)
+        question = await self.store.one(question_id)
         if question is not None:
             self._metrics.questions[question.status] += 1
             await self.announce(question)
@@ -132,7 +132,7 @@ class Life:
                 await self._backplane.publish_to(question.user, drafts(question))
             # After the log has it: a node that dies in between leaves it to a sweep, whose second append the
             # log drops by `once`. The other way round the status would never be published.
-            await self._store.announced(question)
+            await self.store.announced(question)
         except (BackplaneUnavailable, DatabaseUnavailable) as error:
             logger.warning(
                 "question %s: its status %s isn't published yet, a sweep tries again: %s",
@@ -151,27 +151,7 @@ class Life:
 
     async def find(self, question_id: str) -> Question | None:
         """A question by its id."""
-        return await self._store.one(question_id)
-
-    async def find_by_key(self, user: str, key: str) -> Question | None:
-        """The question that a person asked with an idempotency key."""
-        return await self._store.by_key(user, key)
-
-    async def page(self, user: str, *, limit: int, before: str | None) -> Sequence[Question]:
-        """A person's questions, newest first, below the id `before`."""
-        return await self._store.page(user, limit=limit, before=before)
-
-    async def owner(self, conversation: str) -> str | None:
-        """Whose a conversation is: who asked first in it. None if nobody has."""
-        return await self._store.owner(conversation)
-
-    async def count_open(self, user: str) -> int:
-        """How many questions of a person have no end yet."""
-        return await self._store.count_open(user)
-
-    async def growing(self, user: str) -> Sequence[Question]:
-        """A person's questions whose answers have begun to grow."""
-        return await self._store.answering(user)
+        return await self.store.one(question_id)
 
     async def add(self, question: Question, text: str, seq: int) -> bool:
         """Makes an answer that comes from elsewhere grow by a text, up to the piece numbered `seq`.
@@ -182,7 +162,7 @@ class Life:
         whole = question.answer + text
         if len(whole) > MAX_ANSWER_CHARACTERS:
             return await self.end(question.id, TOO_LONG)
-        if not await self._store.grow(question, whole, seq, after=question.seq):
+        if not await self.store.grow(question, whole, seq, after=question.seq):
             return False
         try:
             # Stored before it is published: a stream that opens after that reads it in the table.
@@ -192,35 +172,19 @@ class Life:
             logger.warning("question %s: no stream got a delta: %s", question.id, error, extra=question.ids)
         return True
 
-    async def overdue(self, limit: int) -> Sequence[Question]:
-        """Open questions after their deadline."""
-        return await self._store.overdue(limit)
-
-    async def abandoned(self, limit: int) -> Sequence[Question]:
-        """Open questions whose lease has lapsed."""
-        return await self._store.abandoned(limit)
-
-    async def unannounced(self, limit: int) -> Sequence[Question]:
-        """Questions whose status should have come to the log by now."""
-        return await self._store.unannounced(limit)
-
     async def take_over(self, question: Question, *, node: str) -> Question | None:
         """Leases an abandoned question to this node; None if another one was first."""
-        if not await self._store.take(question, owner=node, lease_s=self.pace.lease_s):
+        if not await self.store.take(question, owner=node, lease_s=self.pace.lease_s):
             return None
         return msgspec.structs.replace(question, attempt=question.attempt + 1)
 
-    async def attempts(self, question_ids: Collection[str]) -> Mapping[str, int]:
-        """Of these questions the open ones, each with the number of its present attempt."""
-        return await self._store.attempts(question_ids)
-
     async def renew(self, question_ids: Collection[str], *, node: str) -> None:
         """Renews the leases that a node has of these questions."""
-        await self._store.lease(question_ids, owner=node, lease_s=self.pace.lease_s)
+        await self.store.lease(question_ids, owner=node, lease_s=self.pace.lease_s)
 
     async def give_up(self, question_ids: Collection[str], *, node: str) -> None:
         """Ends the leases that a node has of these questions: another one takes them at its next sweep."""
-        await self._store.lease(question_ids, owner=node, lease_s=0)
+        await self.store.lease(question_ids, owner=node, lease_s=0)
 
 
 @asynccontextmanager

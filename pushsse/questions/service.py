@@ -65,8 +65,10 @@ class Questions:
             return first
         # Deliberate: of two people who begin one conversation together, both may be let in. Whoever can guess
         # the other's word, which is theirs alone, gets nothing but a conversation in common.
-        if asking.conversation is not None and await self.life.owner(asking.conversation) not in (None, user):
-            raise UnknownConversation(asking.conversation)
+        if asking.conversation is not None:
+            owner = await self.life.store.owner(asking.conversation)
+            if owner not in (None, user):
+                raise UnknownConversation(asking.conversation)
         await self._admit(user)
         question = self._new(user, asking)
         # An isolated node stores the question without a lease: another node answers it.
@@ -94,12 +96,12 @@ class Questions:
 
     async def get(self, user: str, question_id: str) -> Question | None:
         """A person's question; None if there is none, or it is somebody else's."""
-        question = await self.life.find(question_id)
+        question = await self.life.store.one(question_id)
         return question if question is not None and question.user == user else None
 
     async def page(self, user: str, *, limit: int, before: str | None = None) -> Sequence[Question]:
         """A person's questions, newest first, those before an id."""
-        return await self.life.page(user, limit=limit, before=before)
+        return await self.life.store.page(user, limit=limit, before=before)
 
     async def growing(self, user: str) -> Sequence[Publication]:
         """For whoever joins: the answers that are growing for this person, from their beginnings.
@@ -107,11 +109,11 @@ class Questions:
         Call it after the stream has begun to hear live publications, so that no delta is missed in between. A
         delta that was heard may then come again, which its `from` makes harmless.
         """
-        questions = await self.life.growing(user)
+        questions = await self.life.store.answering(user)
         return [delta for question in questions for delta in grown(question)]
 
     async def _first(self, user: str, key: str, asking: Asking) -> Question | None:
-        first = await self.life.find_by_key(user, key)
+        first = await self.life.store.by_key(user, key)
         if first is None:
             return None
         same = (
@@ -127,7 +129,7 @@ class Questions:
         # Deliberate: two calls together may both be admitted. The limits needn't be exact.
         if not self.answering.queue.room:
             raise Overloaded("too many questions wait for their turn")
-        if await self.life.count_open(user) >= self.most_open:
+        if await self.life.store.count_open(user) >= self.most_open:
             raise TooManyQuestions(f"{self.most_open} questions are open, wait for an answer or cancel one")
 
     def _new(self, user: str, asking: Asking) -> Question:
@@ -194,14 +196,14 @@ class Sweeper:
         """One round. Raises DatabaseUnavailable."""
         # First: what follows may take seconds, and other nodes take over what has a lapsed lease.
         await self._renew()
-        for question in await self.life.overdue(_AT_ONCE):
+        for question in await self.life.store.overdue(_AT_ONCE):
             # Dropped where this node answers it; another node notices when it renews its leases, or writes.
             if await self.life.end(question.id, EXPIRED):
                 self.answering.drop(question.id)
         if room := min(self.answering.queue.room, _AT_ONCE):
-            for question in await self.life.abandoned(room):
+            for question in await self.life.store.abandoned(room):
                 await self._take_over(question)
-        for question in await self.life.unannounced(_AT_ONCE):
+        for question in await self.life.store.unannounced(_AT_ONCE):
             if not await self.life.announce(question):
                 # A part is away, and each try may take seconds: leases have to be renewed in time.
                 break
@@ -211,7 +213,7 @@ class Sweeper:
         leased = self.answering.leased
         if not leased:
             return
-        attempts = await self.life.attempts(leased)
+        attempts = await self.life.store.attempts(leased)
         for question_id, attempt in leased.items():
             # Compared again: it may have ended here while the database was asked.
             if attempts.get(question_id) != attempt and self.answering.leased.get(question_id) == attempt:

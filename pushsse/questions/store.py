@@ -1,6 +1,7 @@
 """The SQL of the questions: every change of status is one conditional UPDATE, so that one node wins it.
 
-Called by `life` alone. Every call raises DatabaseUnavailable.
+`life` calls what a question goes through, the service what reads, `retention` and whoever forgets a person
+what deletes. Every call raises DatabaseUnavailable.
 """
 
 from collections.abc import Collection, Sequence
