@@ -4,13 +4,17 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from deploy.parts import Postgres
+from pushsse.build import build
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable
 from pushsse.node import Interruptible
+from pushsse.questions.service import Asking
+from pushsse.settings import load
 from pushsse.witness import AFTER_S, Isolation, Witness, WitnessTable
 from tests.waiting import eventually
 
@@ -200,3 +204,25 @@ async def test_an_error_of_an_interruptible_service_is_its_supervisors() -> None
 
     with pytest.raises(TimeoutError, match="of its own"):
         await Interruptible(fails).run()
+
+
+async def test_a_node_that_gives_its_work_back_answers_nothing_until_it_takes_it_again(
+    tmp_path: Path,
+) -> None:
+    node = build(load({}, {"database_url": f"sqlite://{tmp_path}/x.db"}))
+    failed: list[str] = []
+
+    async def answered(number: int) -> bool:
+        found = await node.questions.page("ann", limit=10)
+        return [question.status for question in found] == ["answered"] * number
+
+    async with node.running(lambda: failed.append("a service has ended")):
+        await node.questions.ask("ann", Asking("How do I switch events off?"))
+        await eventually(lambda: answered(1))
+        await node.work.give_back()
+        await eventually(lambda: node.questions.answering.resting)
+        await node.questions.ask("ann", Asking("How do I switch events off?"))
+        assert not node.questions.answering.leased
+        node.work.take_back()
+        await eventually(lambda: answered(2))
+    assert failed == []
