@@ -138,14 +138,14 @@ class Delivery:
 
     def deliver(self, hearings: Sequence[Hearing]) -> None:
         """Takes what the backplane yielded, in order, and writes it to the live streams."""
-        # The time of expiry is asked for here and not where the event was heard: it may have waited for long,
-        # in the log while Redis was away, or in this process while it was stopped.
-        now_ms = self._hub.backplane.now_ms()
         if len(hearings) == 1 and isinstance(first := hearings[0], Heard) and len(first.entries) == 1:
             [entry] = first.entries
             if entry.log != BROADCAST:
-                self._deliver_one(entry, now_ms)
+                self._deliver_one(entry)
                 return
+        # The time of expiry is asked for here and not where the event was heard: it may have waited for long,
+        # in the log while Redis was away, or in this process while it was stopped.
+        now_ms = self._hub.backplane.now_ms()
         batch = Batch(self._hub.broadcast.mark)
         for hearing in hearings:
             if isinstance(hearing, Heard):
@@ -161,7 +161,7 @@ class Delivery:
                 batch = Batch(self._hub.broadcast.mark)
         self._write(batch)
 
-    def _deliver_one(self, entry: Entry, now_ms: int) -> None:
+    def _deliver_one(self, entry: Entry) -> None:
         """Does what a batch of one event for a few people would, without the batch: most events are such."""
         if (shard := self._hub.shards.get(entry.log)) is None:
             return
@@ -169,17 +169,17 @@ class Delivery:
         # Guarantee 2: the log moves before the write, so that a stream whose sink fills up in it falls behind
         # at a position that is past this entry.
         shard.log.append(entry)
-        if 0 < publication.expires_ms <= now_ms:
+        # As in `deliver`.
+        if 0 < publication.expires_ms <= self._hub.backplane.now_ms():
             self._hub.metrics.expired += 1
             return
         if publication.subject:
             self._hub.show(publication)
-        items: list[Item] = []
+        item: Item | None = None
         for user in publication.users or ():
             if (person := shard.people.get(user)) is not None:
-                items = items or [Item(publication, Position(self._hub.broadcast.mark, shard.log.mark))]
-                live = [subscriber for subscriber in person.subscribers if subscriber.state is LIVE]
-                self._write_items(person, live, items)
+                item = item or Item(publication, Position(self._hub.broadcast.mark, shard.log.mark))
+                self._write_item(person, item)
 
     def _hear(self, entry: Entry, batch: "Batch", now_ms: int) -> None:
         """Puts an entry into its log's tail and into the batch; what has expired only into the tail."""
@@ -278,6 +278,21 @@ class Delivery:
         self._hub.metrics.deliveries += whole * len(items) + partly
         self._hub.metrics.suppressed += suppressed
 
+    def _write_item(self, person: Person, item: "Item") -> None:
+        """As `_write_items`, of one item to all live streams of a person; its chunk is made once for them."""
+        publication = item.publication
+        # Guarantee 3: as in `_write_items`.
+        if publication.switchable and publication.name in person.off:
+            self._hub.metrics.suppressed += 1
+            return
+        if publication.change is not None:
+            person.learn(publication.change.version, frozenset(publication.change.after))
+        now = self._hub.heartbeat.now
+        for subscriber in [each for each in person.subscribers if each.state is LIVE]:
+            if selects(subscriber.types, publication):
+                self._hub.metrics.deliveries += 1
+                subscriber.offer(item.chunk(named=subscriber.named), now)
+
     def _write_items(
         self, person: Person, subscribers: Sequence[Subscriber], items: Sequence["Item"]
     ) -> None:
@@ -305,12 +320,13 @@ class Delivery:
 class Item:
     """One publication at its position, which is the same for every stream of a shard."""
 
-    __slots__ = ("_frame", "position", "publication")
+    __slots__ = ("_chunk", "_frame", "position", "publication")
 
     def __init__(self, publication: Publication, position: Position) -> None:
         self.publication = publication
         self.position = position
         self._frame: bytes | None = None
+        self._chunk: Chunk | None = None
 
     def frame(self, *, named: bool = True) -> bytes:
         """The whole frame; the named one is made once."""
@@ -319,6 +335,14 @@ class Item:
         if self._frame is None:
             self._frame = frame(self.publication, self.position)
         return self._frame
+
+    def chunk(self, *, named: bool = True) -> Chunk:
+        """The frame as a chunk by itself; the named one is made once."""
+        if not named:
+            return chunk(self.frame(named=False))
+        if self._chunk is None:
+            self._chunk = chunk(frame(self.publication, self.position))
+        return self._chunk
 
 
 class Batch:
