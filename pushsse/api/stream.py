@@ -127,8 +127,7 @@ class StreamEndpoint:
             await Response(headers=STREAM_HEADERS, media_type=MEDIA_TYPE)(scope, receive, send)
             return
         # Before the queue: a node that is full says so at once, and its clients go to another one.
-        if not self.node.has_room():
-            self.limited["streams"] += not self.node.isolated
+        if not self._has_room():
             await self._busy()(scope, receive, send)
             return
         try:
@@ -150,6 +149,12 @@ class StreamEndpoint:
         self.refusals[CloseReason.OVERLOADED.code] += 1
         return busy_response(close=close)
 
+    def _has_room(self) -> bool:
+        """Whether one more stream may begin; counts one that may not."""
+        has_room = self.node.has_room()
+        self.limited["streams"] += not (has_room or self.node.isolated)
+        return has_room
+
     async def _begin(
         self,
         scope: Scope,
@@ -164,10 +169,16 @@ class StreamEndpoint:
         def begin(sink: Sink) -> Subscriber:
             # The head may have waited for a client that hadn't read the answers before. Guarantee 5: by now
             # nobody else may end this stream. It is asked before the stream itself takes room.
-            has_room = self.node.has_room()
-            subscriber = begun(self.opener.begin(opening, sink, options))
-            if not has_room:
-                subscriber.end(CloseReason.OVERLOADED)
+            has_room = self._has_room()
+            subscriber = self.opener.begin(opening, sink, options)
+            try:
+                begun(subscriber)
+                if not has_room:
+                    subscriber.end(CloseReason.OVERLOADED)
+            except BaseException:
+                # Whoever has the connection closes it, and doesn't know the subscriber yet.
+                subscriber.gone()
+                raise
             return subscriber
 
         offer = offered(scope)
@@ -178,7 +189,7 @@ class StreamEndpoint:
             # Until the stream begins, the person is held by this context.
             async with self.opener.opening(user, wish) as opening:
                 # Others began while this one waited, or the node has lost Redis.
-                if not self.node.has_room():
+                if not self._has_room():
                     raise Overloaded("the node has filled up, or closed, while this one waited")
                 return await start(
                     begin, scope, send, wake_queue=self.wake_queue, backlog_bytes=self.backlog_bytes

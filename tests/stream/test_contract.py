@@ -417,6 +417,7 @@ async def test_streams_that_waited_together_are_no_more_than_the_node_has_room_f
         asked = [stack.enter_async_context(node.stream(f"u{n}", "since=1m")) for n in range(4)]
         streams = await asyncio.gather(*asked)
         names = [(await stream.next()).event for stream in streams]
+        assert node.node.metrics.limited["streams"] == 2
     assert sorted(names) == ["exception", "exception", "ready", "ready"]
 
 

@@ -13,13 +13,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from pushsse.api import stream
+from pushsse.api.access import TicketOpening
 from pushsse.hub.opening import From, Opener, Opening
-from pushsse.server import best_http
+from pushsse.server import Http, best_http
 from pushsse.stream import handover
 from pushsse.stream.frame import chunk
 from pushsse.stream.handover import HandoverHttp, Offer, StreamProtocol, offered
 from pushsse.stream.immediate import ImmediateHttp
-from pushsse.stream.subscriber import Live
+from pushsse.stream.subscriber import Live, Subscriber
 from tests.serving import LIMIT_S, serving
 from tests.waiting import eventually
 
@@ -126,6 +127,27 @@ async def test_a_connection_is_dropped_when_its_stream_cannot_begin(
         with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
             await asyncio.wait_for(reader.readuntil(b"event: ready"), 5)
         assert not any(isinstance(each, StreamProtocol) for each in node.connections)
+        writer.close()
+
+
+@pytest.mark.parametrize("http", [HandoverHttp, "auto"])
+async def test_a_stream_that_fails_once_it_is_registered_leaves_nothing(
+    http: Http, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path, http=http) as node:
+        begun: list[Subscriber] = []
+
+        def broken(_: TicketOpening, subscriber: Subscriber) -> Subscriber:
+            begun.append(subscriber)
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(TicketOpening, "begun", broken)
+        ticket = (await node.http.post("/v1/tickets?user=ann")).json()["ticket"]
+        _, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        writer.write(f"GET /v1/stream?ticket={ticket} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        await eventually(lambda: begun)
+        await eventually(lambda: not node.node.hub.subscribers)
+        assert not any(shard.people for shard in node.node.hub.shards.values())
         writer.close()
 
 
