@@ -20,6 +20,7 @@ SIGNERS = ("RS256", "PS256", "ES256", "EdDSA")
 PUBLIC = {name: jwk(name, PRIVATE[name]) for name in SIGNERS}
 PEM = RSA.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 DER = RSA.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+# Of the import, some minutes before the tests of a whole run.
 NOW = int(time.time())
 ODD_KIDS: list[object] = [7, None, [], {}, True]
 ODD_SUBS: list[object] = ["", " ", "a b", "a\nb", "a\x00b", "\ufeffann", "an\u200bn", "x" * 129, 7, None]
@@ -109,8 +110,8 @@ FORGED: dict[str, str] = {
     "crit b64": with_header({"alg": "HS256", "crit": ["b64"], "b64": False}),
     "expired": hs(exp=NOW - 1),
     "expired, another key": signed("ES256", kid="ES256", exp=NOW - 1),
-    "not yet": hs(nbf=NOW + 300),
-    "made tomorrow": hs(iat=NOW + 300),
+    "not yet": hs(nbf=NOW + 3_000),
+    "made tomorrow": hs(iat=NOW + 3_000),
     "for too long": hs(exp=NOW + 90_000),
     "for too long, made long ago": hs(iat=NOW - 90_000),
     "no exp": without("exp"),
