@@ -20,6 +20,7 @@ from tests.backplane.redis_server import RedisServer
 from tests.cli.running import Served, pushsse, served
 from tests.deployed.conftest import run_nginx
 
+pytestmark = pytest.mark.real
 SECRET = "a secret of more than thirty-two bytes, as it has to be"
 INTERNAL = [call for call in CALLS if call.is_internal]
 PUBLIC = [call for call in CALLS if not call.is_internal]
@@ -126,7 +127,6 @@ def test_a_token_is_needed_inside_too(service: Apart) -> None:
     assert service.internal.post("/v1/users/ann/kick", headers=ANN).status_code == 403
 
 
-@pytest.mark.real
 def test_workers_share_the_internal_address(tmp_path: Path) -> None:
     redis = RedisServer(tmp_path / "redis")
     redis.start()
@@ -169,7 +169,6 @@ def test_doctor_says_what_is_where(tmp_path: Path) -> None:
     assert re.search(r"ok +addresses +http://127.0.0.1:9000: calls of administrators", said), said
 
 
-@pytest.mark.real
 def test_behind_nginx_streams_begin_and_administrators_stay_outside(service: Apart, tmp_path: Path) -> None:
     public, internal = (
         str(client.base_url).removeprefix("http://").rstrip("/")

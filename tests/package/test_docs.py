@@ -74,6 +74,24 @@ def test_variables_that_a_page_names_are_settings(name: str) -> None:
     assert not unknown, f"{name} names variables that aren't settings: {sorted(unknown)}"
 
 
+def test_tests_that_a_page_names_exist() -> None:
+    written = {
+        found
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for found in re.findall(r"def (test_\w+)\(", file.read_text())
+    }
+    for name in PAGES:
+        missing = set(re.findall(r"`(test_\w+)`", text(ROOT / name))) - written
+        assert not missing, f"{name} names tests that don't exist: {sorted(missing)}"
+
+
+def test_each_hardening_test_has_its_place_in_the_threat_model() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    files = {file.name for file in (ROOT / "tests" / "hardening").glob("test_*.py")}
+    missing = sorted(name for name in files if f"tests/hardening/{name}" not in page)
+    assert not missing, f"docs/security.md doesn't say what these show: {missing}"
+
+
 _UNITS = {"KiB": 1024, "MiB": 1024**2, "s": 1, "d": 86_400, "h": 3_600}
 _SIZE = re.compile(r"\| ([\d,]+)(?: (\w+))? \| `(?:PUSHSSE_(\w+)|(\w+)` in `([\w/]+)\.py)` \|")
 
