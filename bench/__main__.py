@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import report, workers
+from bench import attacks, report, workers
 from bench.contestants import BenchNode, Contestant, Floor, Nchan, floor_program, nchan_module
 from bench.fanout import one_round
 from bench.generator import LoadFailed
@@ -60,6 +60,7 @@ class Run:
             for contestant in self.contestants(number, program):
                 self.guarded(contestant.name, partial(self.round, contestant, counts, number))
         self.guarded("idle", self.idle)
+        self.guarded("attacks", self.attacks)
         with parts(self.folder) as found:
             for missing in found.missing:
                 self.progress(f"missing: {missing}")
@@ -104,6 +105,15 @@ class Run:
             self.progress(f"idle: {self.most} streams for {self.idle_s:.0f} s")
             spent = load.idle(self.idle_s)
         self.seen.idle = Idle(self.most, self.idle_s, spent.cpu_s / self.idle_s * 100)
+
+    def attacks(self) -> None:
+        """Streams beside clients that mean harm."""
+        folder = self.folder / "attacked"
+        node = BenchNode(folder, {"PUSHSSE_DATABASE_URL": f"sqlite://{folder}/node.db"})
+        self.seen.attacks = attacks.measure(node, 2 * self.rounds, self.progress)
+        pairs = [pair for found in self.seen.attacks.values() for pair in found]
+        if not all(figures.complete for pair in pairs for figures in (pair.calm, pair.attacked)):
+            self.seen.incomplete.append("node: deliveries lost or repeated beside an attack")
 
     def with_parts(self, found: Parts) -> None:
         """What needs Redis, Kafka and PostgreSQL."""

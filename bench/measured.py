@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from bench.attacks import Pair
 from bench.fanout import Round, median
 from bench.generator import Figures
 from bench.path import Throughput
@@ -29,6 +30,7 @@ class Measured:
     throughput: list[Throughput] = field(default_factory=list)
     latency: list[tuple[Figures, Figures]] = field(default_factory=list)
     workers: WorkerCosts | None = None
+    attacks: dict[str, list[Pair]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     incomplete: list[str] = field(default_factory=list)
     seconds: float = 0.0

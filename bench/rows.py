@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
+from bench.attacks import ATTACKS, of_allowed
 from bench.fanout import median
 from bench.measured import Measured
 
@@ -44,7 +45,7 @@ class Row(NamedTuple):
 
 def rows(seen: Measured) -> Sequence[Row]:
     """All lines, in the order of the path."""
-    return [*_fanout(seen), *_streams(seen), *_path(seen), *_workers(seen), *_people(seen)]
+    return [*_fanout(seen), *_streams(seen), *_path(seen), *_workers(seen), *_people(seen), *_attacks(seen)]
 
 
 def _fanout(seen: Measured) -> list[Row]:
@@ -119,6 +120,11 @@ def _people(seen: Measured) -> list[Row]:
         what = f"an event for somebody elsewhere, {counts[-1]:,} streams here / {counts[0]:,}"
         found.append(Row(what, None, None, most / few if few else 0.0))
     return found
+
+
+def _attacks(seen: Measured) -> list[Row]:
+    what = "growth of p99, 1,000 streams, beside {} / 25 % or 5 ms"
+    return [Row(what.format(kind), 1.0, 0.5, of_allowed(seen.attacks.get(kind, ()))) for kind in ATTACKS]
 
 
 def markdown(found: Sequence[Row]) -> str:

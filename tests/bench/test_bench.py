@@ -9,11 +9,13 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bench.attacks import Pair, of_allowed
 from bench.contestants import Floor, floor_program
-from bench.generator import Generator, LoadFailed
+from bench.generator import Figures, Generator, LoadFailed
 from bench.held import DIGITS, MARK, Held
 from bench.plots import lines
 from bench.rows import Row, markdown
+from bench.usage import Usage
 
 STREAMS = 20
 
@@ -105,3 +107,15 @@ def test_a_picture_is_well_formed_and_has_every_series() -> None:
     assert ">floor<" in drawn
     assert ">pushsse<" in drawn
     assert ">none<" not in drawn
+
+
+def test_what_an_attack_costs_is_told_by_what_it_may_cost() -> None:
+    def figures(p99_ms: float) -> Figures:
+        return Figures(1, 1, 0, 0, 1.0, 1.0, p99_ms, Usage(0, 0))
+
+    assert Pair(figures(4), figures(9)).of_allowed == 1
+    assert Pair(figures(100), figures(125)).of_allowed == 1
+    assert Pair(figures(100), figures(60)).of_allowed == 0
+    # 0 would say that nothing was measured.
+    assert 0 < of_allowed([Pair(figures(9), figures(4))]) < 0.01
+    assert of_allowed([]) == 0
