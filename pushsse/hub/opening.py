@@ -107,8 +107,7 @@ class NothingRevoked:
         return False
 
 
-@dataclass(frozen=True, slots=True)
-class From:
+class From(Struct, frozen=True):
     """Where a client asked to begin: after a position, some seconds ago, or (neither) now."""
 
     position: Position | None = None
@@ -116,8 +115,7 @@ class From:
     since_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
+class Opening(Struct, frozen=True):
     """A stream that may begin at `cursor`. `open_question`: an answer of the person's may be growing now."""
 
     cursor: Cursor
@@ -125,8 +123,7 @@ class Opening:
     open_question: bool
 
 
-@dataclass(frozen=True, slots=True)
-class StreamOptions:
+class StreamOptions(Struct, frozen=True):
     """What a client asked of its stream; when its token ends, and when it was issued (seconds since 1970).
 
     `renew`: asked at its end whether it goes on.

@@ -22,6 +22,7 @@ from weakref import ref
 
 from starlette.types import Receive, Scope, Send
 from uvicorn import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
@@ -35,6 +36,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 TRIAL_S = 5.0
 _REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 _FIRST, _LAST = chunk(b"handed"), chunk(b"over")
+_OF_ITS_OWN = frozenset({"parser", "pipeline"})
 
 
 class StreamProtocol(asyncio.Protocol):
@@ -485,6 +487,7 @@ async def _ask(
     config.load()
     transport, _ = await loop.connect_accepted_socket(lambda: http(config, state, {}), served)
     try:
+        _compare(http(config, state, {}), HttpToolsProtocol(config, state, {}))
         await loop.sock_sendall(client, _REQUEST)
         answer = b""
         while more := await loop.sock_recv(client, 4096):
@@ -494,6 +497,14 @@ async def _ask(
     # What is called soon after the end, is called.
     await asyncio.sleep(0)
     return answer
+
+
+def _compare(ours: HttpToolsProtocol, uvicorns: HttpToolsProtocol) -> None:
+    """Raises AssertionError unless a new connection has what uvicorn's would have: it makes its own."""
+    for name, value in vars(uvicorns).items():
+        own = getattr(ours, name, _compare)
+        if own != value and not (name in _OF_ITS_OWN and type(own) is type(value)):
+            raise AssertionError(f"a new connection's {name} is {own!r}, not {value!r}")
 
 
 async def _app(scope: Scope, receive: Receive, send: Send) -> None:

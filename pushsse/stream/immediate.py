@@ -137,6 +137,21 @@ class WaitingRequest:
 class ImmediateHttp(HandoverHttp):
     """Looks for an immediate call behind each request."""
 
+    # What was read and is being parsed, and whether its request began with it.
+    _data = b""
+    _began = False
+    # Whether the next request to begin is the first of `_data`.
+    _fresh = False
+    # What answers the request that is being parsed, and where its body begins.
+    _answer: Answer | None = None
+    _body_at = 0
+    # The last request, while its call is to open a stream.
+    _waiting: WaitingRequest | None = None
+    # The head of the last request, where its call answered it.
+    _head: _Head | None = None
+    _answered_at = 0.0
+    _fd = -1
+
     def __init__(
         self,
         config: Config,
@@ -147,20 +162,6 @@ class ImmediateHttp(HandoverHttp):
         super().__init__(config, server_state, app_state, _loop)
         plain = not (self.root_path or config.access_log or self.limit_concurrency is not None)
         self._calls: Calls = getattr(self.app, "immediate", NO_CALLS) if plain else NO_CALLS
-        # What was read and is being parsed, and whether its request began with it.
-        self._data = b""
-        self._began = False
-        # Whether the next request to begin is the first of `_data`.
-        self._fresh = False
-        # What answers the request that is being parsed, and where its body begins.
-        self._answer: Answer | None = None
-        self._body_at = 0
-        # The last request, while its call is to open a stream.
-        self._waiting: WaitingRequest | None = None
-        # The head of the last request, where its call answered it.
-        self._head: _Head | None = None
-        self._answered_at = 0.0
-        self._fd = -1
 
     def data_received(self, data: bytes) -> None:
         if self._waiting is not None:

@@ -6,7 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.requests import Request
 
+from pushsse.api import parameters
 from tests.serving import LIMIT_S, Running, serving
 
 pytestmark = pytest.mark.anyio
@@ -16,6 +20,12 @@ pytestmark = pytest.mark.anyio
 async def node(tmp_path: Path) -> AsyncIterator[Running]:
     async with serving(tmp_path) as running:
         yield running
+
+
+@given(st.text("user=&%2b+;? \xe4\xff", max_size=20).map(lambda text: text.encode("latin-1")))
+def test_a_query_reads_as_starlette_reads_it(query: bytes) -> None:
+    request = Request({"type": "http", "query_string": query, "headers": []})
+    assert parameters(request) == request.query_params.multi_items()
 
 
 async def before(node: Running) -> tuple[str, str]:

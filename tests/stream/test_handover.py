@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -30,6 +31,19 @@ pytestmark = pytest.mark.anyio
 def test_the_handover_works_with_this_uvicorn() -> None:
     assert handover.failed() == handover.failed(ImmediateHttp) == ""
     assert best_http() is ImmediateHttp
+
+
+def test_what_uvicorn_sets_for_a_connection_and_pushsse_does_not_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begin = HttpToolsProtocol.__init__
+
+    def newer(self: HttpToolsProtocol, *arguments: Any, **named: Any) -> None:
+        begin(self, *arguments, **named)
+        vars(self)["newer"] = 1
+
+    monkeypatch.setattr(HttpToolsProtocol, "__init__", newer)
+    assert "a new connection's newer" in handover.failed(ImmediateHttp)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ a session of the company's own), or the development identity (`origins`). A new 
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import Struct
 from starlette.requests import HTTPConnection
 
 from pushsse.api import HttpProblem
@@ -34,8 +34,7 @@ SCOPE_PREFIX = "pushsse:"
 ANY = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Struct, frozen=True):
     """A person and what he may do.
 
     Seconds since 1970: `expires_at`, None for never; `issued_at`, when the proof says that it was made, None

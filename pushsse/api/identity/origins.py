@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pushsse.api import HttpProblem
+from pushsse.api import HttpProblem, parameters
 from pushsse.api.identity import EVERY_SCOPE, Identity, known
 from pushsse.event import is_user
 from pushsse.settings import is_loopback
@@ -37,7 +37,7 @@ class DevelopmentIdentifier:
     def identify_nowait(self, request: HTTPConnection, scope: str) -> Identity:
         """The name in the query. Raises HttpProblem: 403 for a request from outside, 400 for a bad name."""
         refuse_strangers(request, self.allowed_origins)
-        user = request.query_params.get("user", "dev") if request.scope["query_string"] else "dev"
+        user = dict(parameters(request)).get("user", "dev")
         if not is_user(user):
             raise HttpProblem(
                 400, "user_invalid", f"user={user!r} isn't 1–128 characters without white space"

@@ -12,7 +12,6 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from http import HTTPStatus
@@ -21,6 +20,7 @@ from typing import NamedTuple, Self
 
 import httpcore
 import msgspec
+from msgspec.structs import replace
 from starlette.requests import HTTPConnection
 
 from pushsse.api import HttpProblem
