@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import httpx
@@ -115,6 +115,9 @@ async def test_what_was_trimmed_stays_trimmed(tmp_path: Path) -> None:
             await publish(first, Draft(event.encode("news", "x" * 5000, users=None)), log="1")
         head = (await first.read({"1": 0}, limit=1)).heads["1"]
         assert head.first > 1
+    with closing(sqlite3.connect(tmp_path / "x.db-log")) as connection:
+        kept = connection.execute("SELECT min(number), max(number), count(*) FROM entry").fetchone()
+        assert kept == (head.first, 200, 201 - head.first)
     async with opened(tmp_path, keep_bytes=1 << 16) as second:
         page = await second.read({"1": 0}, limit=1000)
         assert page.heads["1"] == head
@@ -133,6 +136,7 @@ async def test_other_shards_begin_new_logs(tmp_path: Path) -> None:
 
 KILLED = """
 import asyncio, os, sys
+from contextlib import closing
 from pathlib import Path
 from pushsse import event
 from pushsse.backplane import Append, Draft, Source
@@ -240,6 +244,24 @@ async def test_a_file_of_a_newer_release_is_put_aside(
     connection.close()
     async with opened(tmp_path):
         assert "version is 99" in caplog.text
+
+
+async def test_a_file_of_version_1_is_taken_over(tmp_path: Path) -> None:
+    async with opened(tmp_path) as first:
+        await publish(first, draft(0), draft(1), draft(2))
+        before = await first.read({"all": 0, "1": 0}, limit=10)
+    connection = sqlite3.connect(tmp_path / "x.db-log")
+    with connection:
+        connection.execute("ALTER TABLE entry RENAME TO newer")
+        connection.execute("""CREATE TABLE entry (log TEXT NOT NULL, number INTEGER NOT NULL,
+            place INTEGER NOT NULL, at_ms INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (log, number))""")
+        connection.execute("INSERT INTO entry SELECT log, number, place, at_ms, body FROM newer")
+        connection.execute("DROP TABLE newer")
+        connection.execute("UPDATE meta SET value = '1' WHERE name = 'version'")
+    connection.close()
+    for _ in range(2):
+        async with opened(tmp_path) as again:
+            assert await again.read({"all": 0, "1": 0}, limit=10) == before
 
 
 async def test_a_second_process_on_the_same_file_is_refused(tmp_path: Path) -> None:

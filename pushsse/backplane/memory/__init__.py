@@ -227,15 +227,17 @@ class MemoryBackplane(Backplane):
         receipt.appended += len(appended)
         head = log.head
         receipt.marks[append.log] = head.mark
+        # Also without a file, or they would pile up.
+        dropped = log.take_dropped()
         if self._writer is not None and append.drafts:
             self._writer.add(
                 LogUpdate(
                     append.log,
                     head.epoch,
                     head.number,
-                    head.first,
                     head.trimmed_ms,
                     appended,
+                    dropped,
                     self._partitions.fences_of(append) if sourced else (),
                     self._seen.times_of(seen) if seen else (),
                 )

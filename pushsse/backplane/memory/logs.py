@@ -66,14 +66,17 @@ class Snapshot:
 
 
 class LogUpdate(NamedTuple):
-    """What one call changed: the log's state after it, its entries, the fences it moved, its new names."""
+    """What one call changed: the log's state after it, its entries, the fences it moved, its new names.
+
+    `dropped` are the orders of the entries that the log no longer holds.
+    """
 
     log: str
     epoch: str
     number: int
-    first: int
     trimmed_ms: int
     entries: Sequence[Entry]
+    dropped: Sequence[int]
     fences: Sequence[tuple[str, int, int, int]]
     names: Sequence[tuple[bytes, int]]
 
@@ -89,6 +92,7 @@ class MemoryLog:
     __slots__ = (
         "_bytes",
         "_changes",
+        "_dropped",
         "_entries",
         "_epoch",
         "_keep_bytes",
@@ -109,6 +113,8 @@ class MemoryLog:
         self._trimmed = 0  # entries at the list's front that are no longer held, and deleted now and then
         self._bytes = 0
         self._trimmed_ms = 0
+        # The orders of the entries that were trimmed since `take_dropped`.
+        self._dropped: list[int] = []
         self._changes: deque[tuple[int, Change]] = deque()
 
     @property
@@ -150,6 +156,7 @@ class MemoryLog:
         ):
             self._bytes -= _size(entries[self._trimmed].publication)
             self._trimmed_ms = entries[self._trimmed].at_ms
+            self._dropped.append(entries[self._trimmed].order)
             self._trimmed += 1
         if self._trimmed > _COMPACT_FROM and self._trimmed * 2 > len(entries):
             # Guarantee 2: the last entry stays in the list even if it is trimmed. The next number continues
@@ -161,6 +168,13 @@ class MemoryLog:
             first = self.head.first
             while self._changes and self._changes[0][0] < first:
                 self._changes.popleft()
+
+    def take_dropped(self) -> Sequence[int]:
+        """The orders of the entries that were trimmed since the last call."""
+        if not self._dropped:
+            return ()
+        dropped, self._dropped = self._dropped, []
+        return dropped
 
     def after(self, number: int, limit: int) -> list[Entry]:
         """Up to `limit` entries after a number, as far as they are held."""
