@@ -86,6 +86,7 @@ class Dispatcher:
         """
         publication = draft.publication
         users = publication.users
+        off: Off | None = _NONE
         if users is None:
             appends = [Append(BROADCAST, (draft,))]
         elif len(users) > _NOWAIT_RECIPIENTS or self._unfiltered.since is not None:
@@ -99,7 +100,7 @@ class Dispatcher:
         receipt = self._backplane.publish_nowait(appends) if appends else Receipt()
         if receipt is not None:
             self._types.notice((publication.name,))
-            if users is not None:
+            if users is not None and off:
                 wanted = sum(len(append.drafts[0].publication.users or ()) for append in appends)
                 self._metrics.suppressed += len(users) - wanted
         return receipt
