@@ -24,9 +24,8 @@ ARGS ?=
 # Much of the tests' time is waiting, so more workers than cores. ARGS="-n 0" runs them in one process.
 WORKERS ?= 4
 PYTEST := -m pytest -n $(WORKERS)
-# Coverage doubles the CPU time of the tests, so CI measures it, and `make test COVERAGE=yes`. Only a whole run says
-# something about it.
-COVERAGE ?= $(filter true,$(CI))
+# Coverage doubles the CPU time of the tests: `make test COVERAGE=yes`. Only a whole run says something about it.
+COVERAGE ?=
 MEASURED = $(if $(ARGS),,$(if $(COVERAGE),--cov=pushsse --cov-branch --cov-report=term:skip-covered --cov-fail-under=90))
 
 .DEFAULT_GOAL := help
@@ -38,7 +37,7 @@ help: ## this list
 run: $(STAMP) ## serve on http://127.0.0.1:8000 with nothing else installed; ARGS="--port 9000"
 	@exec $(VENV)/bin/pushsse serve $(ARGS)
 
-test: $(DEV_STAMP) ## all tests; COVERAGE=yes measures it, as CI does; ARGS="tests/cli -k listen" narrows
+test: $(DEV_STAMP) ## all tests; COVERAGE=yes measures branch coverage; ARGS="tests/cli -k listen" narrows
 	$(PYTHON) $(PYTEST) $(MEASURED) $(ARGS)
 
 quick: $(DEV_STAMP) ## the tests that take no process, no part and no time: for the work in between
