@@ -8,7 +8,6 @@ import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httptools
 import pytest
@@ -21,6 +20,7 @@ from pushsse.stream.handover import HandoverHttp, StreamProtocol
 from pushsse.stream.immediate import ImmediateHttp
 from pushsse.stream.limits import PIECE_BYTES, LimitedHttp
 from tests.cli.running import served
+from tests.leftovers import Leftovers
 from tests.serving import LIMIT_S, Running, serving
 from tests.waiting import eventually, until
 
@@ -99,11 +99,7 @@ def attack(port: int, sent: bytes, end: Callable[[socket.socket], None], *, time
 async def test_no_connection_leaves_anything_however_it_ends(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # An earlier test may have failed, or logged an error: then pytest keeps its frames. What is alive before
-    # is kept, so that none that is made later has the id of one of these.
-    gc.collect()
-    before = _alive()
-    known = {id(each) for each in before}
+    left = Leftovers(LimitedHttp, StreamProtocol, RequestResponseCycle, httptools.HttpRequestParser)
     # The heartbeat has streams that are over until its next turn.
     async with serving(tmp_path, heartbeat_s=1.0) as node:
         if kind == "a bug":
@@ -123,17 +119,9 @@ async def test_no_connection_leaves_anything_however_it_ends(
             for end in ENDS:
                 await asyncio.to_thread(attack, node.port, SENT[kind], end, times=4)
             await eventually(lambda: not node.connections)
-            await eventually(
-                lambda: all(id(each) in known for each in _alive()),
-                what=f"{kind}: no cycle holds a connection",
-            )
+            await eventually(lambda: not left.found(), what=f"{kind}: no cycle holds a connection")
         finally:
             gc.enable()
-
-
-def _alive() -> list[Any]:
-    kinds = (LimitedHttp, StreamProtocol, RequestResponseCycle, httptools.HttpRequestParser)
-    return [each for each in gc.get_objects() if isinstance(each, kinds)]
 
 
 async def test_a_pipeline_is_answered_in_order_and_only_a_few_of_it_are_parsed(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from pushsse.server import GRACE_S, Http
 from pushsse.stream.handover import HandoverHttp, StreamProtocol
 from pushsse.stream.portable import QueueStream
 from pushsse.stream.subscriber import Subscriber
+from tests.leftovers import Leftovers
 from tests.parts import missing
 from tests.serving import Running, serving
 from tests.waiting import eventually
@@ -484,7 +485,7 @@ async def test_browsers_of_named_origins_are_let_in(serve: Serve) -> None:
 @pytest.mark.slow
 async def test_a_stream_leaves_nothing_to_the_collector_of_cycles(serve: Serve) -> None:
     # Before the node is there: it would take the time of a collection for an outage of its database.
-    gc.collect()
+    left = Leftovers(*PER_STREAM)
     async with serve(heartbeat_s=1.0) as node:
         gc.disable()
         try:
@@ -492,6 +493,6 @@ async def test_a_stream_leaves_nothing_to_the_collector_of_cycles(serve: Serve) 
                 async with node.stream("ann") as stream:
                     await stream.ready()
             # The heartbeat lets go of them when it would have pinged.
-            await eventually(lambda: not any(isinstance(each, PER_STREAM) for each in gc.get_objects()))
+            await eventually(lambda: not left.found())
         finally:
             gc.enable()

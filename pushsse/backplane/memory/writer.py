@@ -83,7 +83,7 @@ class LogWriter:
         try:
             snapshot = await asyncio.to_thread(self._store.load)
         finally:
-            # Nor may it walk all that once it is enabled again. `memory.give_back` unfreezes it.
+            # Nor may it walk all that once it is enabled again. `node.release_memory` unfreezes it.
             gc.freeze()
             if collecting:
                 gc.enable()
