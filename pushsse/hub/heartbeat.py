@@ -9,6 +9,7 @@ a delivery costs the heartbeat nothing but the tick that the subscriber keeps.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from math import ceil
 from typing import Protocol
 
 from pushsse.errors import CloseReason, Unavailable
@@ -16,6 +17,8 @@ from pushsse.stream.subscriber import Ended, Expiry, Live, Renewal, Subscriber
 
 # How long a client has to read the last frame of a stream that was ended.
 LINGER_S = 10.0
+# The next tick may be due already, and where the loop was late the one after it comes early.
+_EARLY_TICKS = 2
 PRUNE_TICKS = 20
 # Asks until when a session goes on (seconds since 1970), None if it doesn't. Raises Unavailable, in seconds.
 Renew = Callable[[], Awaitable[float | None]]
@@ -46,6 +49,14 @@ class Heartbeat:
     def ticks(self, seconds: float) -> int:
         """The tick so many seconds from now, at least the next one."""
         return self.now + max(1, round(seconds / self.tick_s))
+
+    def after(self, seconds: float) -> int:
+        """A tick that comes when so many seconds are over, never before; at most three ticks later."""
+        return self.now + (_EARLY_TICKS + ceil(seconds / self.tick_s) if seconds > 0 else 1)
+
+    def left_s(self, tick: int) -> float:
+        """Seconds until a tick, at least."""
+        return max(0.0, (tick - self.now - _EARLY_TICKS) * self.tick_s)
 
     def add(self, subscriber: Subscriber) -> None:
         """Schedules a subscriber for when it has been silent for long enough, or is to end."""

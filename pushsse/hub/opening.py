@@ -362,7 +362,7 @@ class Opener:
             "stream": subscriber.id,
             "resume": resume.value,
             "heartbeat_s": self._limits.heartbeat_s,
-            "expires_in_s": None if expiry is None else int((expiry.tick - heartbeat.now) * heartbeat.tick_s),
+            "expires_in_s": None if expiry is None else int(heartbeat.left_s(expiry.tick)),
             "window_s": self._limits.window_s,
         }
         return service_event("ready", data, subscriber.position, retry_ms=random_retry_ms())
@@ -471,7 +471,7 @@ class Opener:
         if self._limits.lifetime_s:
             # Random, so that streams that began together don't come back together.
             in_s = self._limits.lifetime_s * random.uniform(0.8, 1.0)
-            last = Expiry(self._hub.heartbeat.ticks(in_s), CloseReason.LIFETIME)
+            last = Expiry(self._hub.heartbeat.after(in_s), CloseReason.LIFETIME)
         if options.expires_at is None:
             return last
         return self._until(options.expires_at, last, options.renew)
@@ -479,7 +479,8 @@ class Opener:
     def _until(self, expires_at: float, last: Expiry | None, renew: Renew | None) -> Expiry:
         """The end of a token or session, unless `last` comes before it."""
         heartbeat = self._hub.heartbeat
-        tick = heartbeat.ticks(max(0.0, expires_at - time.time()))
+        # Never before: a client that comes back with a token that still counts would be ended once more.
+        tick = heartbeat.after(expires_at - time.time())
         if last is not None and last.tick < tick:
             return last
         later = partial(self._until, last=last, renew=renew)

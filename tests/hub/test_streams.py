@@ -346,4 +346,15 @@ async def test_a_stream_by_token_ends_at_the_earlier_of_both(token_s: float, rea
         expiry = sink.subscriber.expiry
         assert expiry is not None
         assert expiry.reason is reason
-        assert expiry.tick * w.hub.heartbeat.tick_s <= min(token_s, 3_600) + 1
+        assert expiry.tick * w.hub.heartbeat.tick_s <= min(token_s, 3_600) + 2
+
+
+async def test_no_stream_ends_before_its_token() -> None:
+    async with running_hub() as w:
+        heartbeat = w.hub.heartbeat
+        for token_s in (0.1, 0.6, 1.2, 2.0, 2.2):
+            sink = await w.open("p1", expires_at=time.time() + token_s)
+            expiry = sink.subscriber.expiry
+            assert expiry is not None
+            # One tick may be due this very moment.
+            assert token_s <= (expiry.tick - heartbeat.now - 1) * heartbeat.tick_s <= token_s + 1.5

@@ -1,7 +1,7 @@
 """The first minute: a fresh copy of the tree, `make run`, an event by the printed lines, Ctrl-C, and again.
 
-On a machine that has Python and make alone, with the oldest pip that this Python came with, with the newest,
-and with its own; and where uv is installed. Each prints how long it took.
+On a machine that has Python and make alone, with the oldest pip that this Python came with and with the newest,
+and where uv is installed. Each prints how long it took.
 """
 
 import os
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.real, pytest.mark.first_minute]
 ROOT = Path(__file__).parents[2]
 # What ensurepip of each Python's first release brings.
 _OLDEST = {11: "22.3", 12: "23.2.1", 13: "24.2"}
-PIPS = {"oldest pip": f"pip=={_OLDEST[sys.version_info[1]]}", "newest pip": "pip", "own pip": ""}
+PIPS = {"oldest pip": f"pip=={_OLDEST[sys.version_info[1]]}", "newest pip": "pip"}
 _INSTALL_S = 240.0
 _STEP_S = 30.0
 # What a run of `make test` leaves in its environment, and what would help a fresh machine.
@@ -178,8 +178,7 @@ def test_make_run_needs_python_and_make_alone(
 ) -> None:
     environment = surroundings(tmp_path, uv=None)
     assert shutil.which("uv", path=environment["PATH"]) is None
-    if PIPS[name]:
-        prepare(tree, PIPS[name], environment)
+    prepare(tree, PIPS[name], environment)
     told = first_minute(tree, environment)
     assert "with pip" in (tmp_path / "output").read_text()
     record_property(TOLD, f"make run with the {name}: {told}")

@@ -278,7 +278,7 @@ async def test_a_node_outlives_a_database_that_became_read_only(tmp_path: Path, 
             until(lambda: httpx.get(f"{node.url}/v1/preferences?user=ann").status_code == 200, "reading")
             event = {"type": "fresh", "to": "all", "message": 1}
             assert httpx.post(f"{node.url}/v1/events", json=event).status_code == 202
-            for _ in range(5):
+            for _ in range(2):
                 answer = httpx.post(f"{node.url}/v1/preferences?user=ann", json={"types": {"alarm": False}})
                 assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
                 answer = httpx.post(f"{node.url}/v1/questions?user=ann", json={"text": "why?"})
