@@ -5,7 +5,7 @@ Shared by the service, its answerers and the endpoints; `store` makes it out of 
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -30,8 +30,42 @@ class By(Struct, frozen=True):
     name: str
 
 
+class StatusPart(Struct, frozen=True, tag="status"):
+    """What is being done for the answer, shown until the next text or part comes. It isn't kept."""
+
+    text: str
+
+
+class SourcePart(Struct, frozen=True, tag="source"):
+    """Where a part of the answer comes from."""
+
+    title: str
+    url: str
+
+
+class DataPart(Struct, frozen=True, tag="data"):
+    """A JSON value for the page, by name."""
+
+    name: str
+    data: Any
+
+
+Part = StatusPart | SourcePart | DataPart
+KeptPart = SourcePart | DataPart
+
+
+class Turn(Struct, frozen=True):
+    """An earlier question of the same conversation, with its answer."""
+
+    question: str
+    answer: str
+
+
 class Question(Struct, frozen=True, kw_only=True):
-    """One question with its answer so far; `seq` counts the pieces that the answer has grown by."""
+    """One question with its answer so far; `seq` counts the pieces that the answer has grown by.
+
+    `turns` are the last turns of its conversation, oldest first; only answerers get them.
+    """
 
     id: str
     user: str
@@ -48,6 +82,8 @@ class Question(Struct, frozen=True, kw_only=True):
     by: By | None = None
     links: tuple[Link, ...] = ()
     suggestions: tuple[str, ...] = ()
+    parts: tuple[KeptPart, ...] = ()
+    turns: tuple[Turn, ...] = ()
     error_code: str = ""
     error_detail: str = ""
 

@@ -1,6 +1,6 @@
 """The first minute: a fresh copy of the tree, `make run`, an event by the printed lines, Ctrl-C, and again.
 
-On a machine that has Python and make alone, with the oldest pip that this Python came with and with the newest,
+On a machine that has Python and make alone, with the oldest pip that this Python came with and the newest;
 and where uv is installed. Each prints how long it took.
 """
 

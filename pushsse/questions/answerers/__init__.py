@@ -21,6 +21,18 @@ class SentOff(Struct, frozen=True):
     """The answer comes from elsewhere, through Answers; the last piece."""
 
 
+class NotSure(Struct, frozen=True):
+    """This answerer has no answer that it is sure of; `instead` is what is said if no other has one."""
+
+    instead: Answered | None = None
+
+
+class HandOver(Struct, frozen=True):
+    """People have to answer."""
+
+    reason: str = ""
+
+
 Piece = Delta | Answered | Unanswered | SentOff
 
 
