@@ -17,6 +17,13 @@ from pushsse.errors import SettingsError
 from pushsse.logs import shown
 
 APP = "pushsse"
+_MODELS = [
+    "pushsse.kicks",
+    "pushsse.preferences.store",
+    "pushsse.questions.conversations",
+    "pushsse.questions.store",
+    "pushsse.witness",
+]
 
 
 async def _no_reset(_connection: object) -> None:
@@ -35,8 +42,7 @@ def configuration(url: str, *, pool_size: int = 8, timeout_s: float = 1.5) -> di
         connection = {"engine": "tortoise.backends.asyncpg", "credentials": defaults | credentials(url) | own}
     else:
         name, connection = "sqlite", _sqlite(url, timeout_s=timeout_s)
-    models = ["pushsse.kicks", "pushsse.preferences.store", "pushsse.questions.store", "pushsse.witness"]
-    app = {"models": models, "default_connection": name, "migrations": "pushsse.migrations"}
+    app = {"models": _MODELS, "default_connection": name, "migrations": "pushsse.migrations"}
     return {"connections": {name: connection}, "apps": {APP: app}}
 
 

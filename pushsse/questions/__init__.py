@@ -83,6 +83,7 @@ class Question(Struct, frozen=True, kw_only=True):
     links: tuple[Link, ...] = ()
     suggestions: tuple[str, ...] = ()
     parts: tuple[KeptPart, ...] = ()
+    usage: dict[str, int] | None = None
     turns: tuple[Turn, ...] = ()
     error_code: str = ""
     error_detail: str = ""
@@ -99,12 +100,17 @@ class Question(Struct, frozen=True, kw_only=True):
 
 
 class Answered(Struct, frozen=True):
-    """The end of a question that has an answer; `text` None means what it has grown to."""
+    """The end of a question that has an answer; `text` None means what it has grown to.
+
+    `usage` is what a model counted, such as tokens, by its own names.
+    """
 
     by: By
     text: str | None = None
     links: tuple[Link, ...] = ()
     suggestions: tuple[str, ...] = ()
+    parts: tuple[KeptPart, ...] = ()
+    usage: dict[str, int] | None = None
 
 
 class Unanswered(Struct, frozen=True):

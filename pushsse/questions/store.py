@@ -7,7 +7,7 @@ what deletes. Every call raises DatabaseUnavailable.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import msgspec
 from tortoise import fields
@@ -16,7 +16,8 @@ from tortoise.models import Model
 from ulid import ULID
 
 from pushsse.database import Database, Statement
-from pushsse.questions import OPEN, Answered, By, Ending, Link, Question, Status
+from pushsse.questions import OPEN, Answered, By, Ending, KeptPart, Link, Question, Status, clean
+from pushsse.questions.conversations import ConversationTable
 
 
 class QuestionRow(Model):
@@ -41,7 +42,14 @@ class QuestionRow(Model):
     suggestions: fields.JSONField[list[str] | None] = fields.JSONField(null=True)
     error_code = fields.CharField(max_length=64, db_default="")
     error_detail = fields.TextField(db_default="")
+    parts: fields.JSONField[list[dict[str, object]] | None] = fields.JSONField(null=True)
+    usage: fields.JSONField[dict[str, int] | None] = fields.JSONField(null=True)
+    regenerations = fields.IntField(db_default=0)
+    rating = fields.CharField(max_length=8, db_default="")
+    rating_comment = fields.TextField(db_default="")
+    rated_at = fields.DatetimeField(null=True)
     idempotency_key = fields.CharField(max_length=128, null=True)
+    idempotency_digest = fields.CharField(max_length=64, db_default="")
     owner = fields.CharField(max_length=128, db_default="")
     attempts = fields.IntField(db_default=0)
     lease_until = fields.DatetimeField(null=True)
@@ -54,6 +62,31 @@ class QuestionRow(Model):
         table = "pushsse_question"
         unique_together = (("user", "idempotency_key"),)
         indexes = (("user", "id"), ("status", "deadline_at"), ("announce_by",), ("conversation", "id"))
+
+
+class EarlierAnswerRow(Model):
+    """An answer that was replaced: the first of a question has number 1."""
+
+    id = fields.BigIntField(primary_key=True)
+    question = fields.CharField(max_length=26)
+    user = fields.CharField(max_length=128)
+    number = fields.IntField()
+    status = fields.CharField(max_length=16)
+    answer = fields.TextField(db_default="")
+    by_kind = fields.CharField(max_length=8, db_default="")
+    by_name = fields.CharField(max_length=128, db_default="")
+    links: fields.JSONField[list[dict[str, str]] | None] = fields.JSONField(null=True)
+    suggestions: fields.JSONField[list[str] | None] = fields.JSONField(null=True)
+    parts: fields.JSONField[list[dict[str, object]] | None] = fields.JSONField(null=True)
+    usage: fields.JSONField[dict[str, int] | None] = fields.JSONField(null=True)
+    error_code = fields.CharField(max_length=64, db_default="")
+    error_detail = fields.TextField(db_default="")
+    ended_at = fields.DatetimeField()
+
+    class Meta:
+        table = "pushsse_earlier_answer"
+        unique_together = (("question", "number"),)
+        indexes = (("user",),)
 
 
 # Who of the people among the first parameter has a question that is still to be answered. `people` reads it.
@@ -72,6 +105,12 @@ _DELETE_OLD = Statement("""
 _FORGET = Statement("""
     DELETE FROM pushsse_question WHERE id IN (
         SELECT id FROM pushsse_question WHERE "user" = {value[1]} LIMIT {value[2]}) RETURNING 1""")
+_DELETE_OLD_ANSWERS = Statement("""
+    DELETE FROM pushsse_earlier_answer WHERE id IN (
+        SELECT id FROM pushsse_earlier_answer WHERE question < {value[1]} LIMIT {value[2]}) RETURNING 1""")
+_FORGET_ANSWERS = Statement("""
+    DELETE FROM pushsse_earlier_answer WHERE id IN (
+        SELECT id FROM pushsse_earlier_answer WHERE "user" = {value[1]} LIMIT {value[2]}) RETURNING 1""")
 # The first characters of a ULID are its time.
 _TIME_OF_ULID = 10
 # Rows that one statement deletes: an answer may have 800 kB.
@@ -243,14 +282,24 @@ class QuestionStore:
     async def delete_old(self, before: datetime) -> int:
         """Deletes some questions that have ended and were asked before a time; how many, 0 at the end."""
         oldest_kept = str(ULID.from_datetime(before))[:_TIME_OF_ULID]
-        return len(await self.database.rows(int, _DELETE_OLD, oldest_kept, _AT_ONCE))
+        while await self.database.rows(int, _DELETE_OLD_ANSWERS, oldest_kept, _AT_ONCE):
+            pass
+        deleted = len(await self.database.rows(int, _DELETE_OLD, oldest_kept, _AT_ONCE))
+        # At the end, when none of their questions is left.
+        while not deleted and await ConversationTable(self.database).delete_old(oldest_kept):
+            pass
+        return deleted
 
     async def forget(self, user: str) -> dict[str, int]:
         """Deletes a person's questions and their answers; how many. Open ones get no further answer."""
         deleted = 0
         while found := await self.database.rows(int, _FORGET, user, _AT_ONCE):
             deleted += len(found)
-        return {"questions": deleted}
+        # After the questions: none of them can be answered anew, so no earlier answer comes any more.
+        while await self.database.rows(int, _FORGET_ANSWERS, user, _AT_ONCE):
+            pass
+        conversations = await ConversationTable(self.database).forget(user)
+        return {"questions": deleted, "conversations": conversations}
 
 
 def _now() -> datetime:
@@ -266,10 +315,23 @@ def _changes(ending: Ending) -> dict[str, object]:
         "by_name": ending.by.name,
         "links": msgspec.to_builtins(ending.links),
         "suggestions": list(ending.suggestions),
+        "parts": _holdable(msgspec.to_builtins(ending.parts)),
+        "usage": ending.usage,
     }
     if ending.text is not None:
         changes["answer"] = ending.text
     return changes
+
+
+def _holdable(value: Any) -> Any:
+    """A JSON value as PostgreSQL can hold it."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, list | tuple):
+        return [_holdable(inner) for inner in value]
+    if isinstance(value, dict):
+        return {clean(name): _holdable(inner) for name, inner in value.items()}
+    return value
 
 
 def _value(row: QuestionRow | None) -> Question | None:
@@ -294,6 +356,8 @@ def _question(row: QuestionRow) -> Question:
         by=By(kind, row.by_name) if row.by_kind else None,
         links=msgspec.convert(row.links or [], tuple[Link, ...]),
         suggestions=tuple(row.suggestions or ()),
+        parts=msgspec.convert(row.parts or [], tuple[KeptPart, ...]),
+        usage=row.usage,
         error_code=row.error_code,
         error_detail=row.error_detail,
     )

@@ -20,7 +20,7 @@ from .delay import Delay
 
 pytestmark = pytest.mark.anyio
 
-MIGRATIONS = ("0001_initial", "0002_witness", "0003_conversation", "0004_kicks")
+MIGRATIONS = ("0001_initial", "0002_witness", "0003_conversation", "0004_kicks", "0005_conversations")
 MIGRATE = """
 import asyncio, sys
 from pushsse.database import Database

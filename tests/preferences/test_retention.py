@@ -203,22 +203,39 @@ async def test_nothing_of_a_forgotten_person_is_in_any_table(database: Database,
     every = await tables(database, url)
     # As far as they are known here; one more is filled and looked at, too.
     assert set(every) >= {
+        "pushsse_conversation",
+        "pushsse_earlier_answer",
         "pushsse_kick",
         "pushsse_person",
         "pushsse_preference_change",
         "pushsse_question",
+        "pushsse_staff",
         "pushsse_switch",
     }
     for user in ("ann-marie", "bo"):
         await fill(database, every, user)
     assert set((await rows_about(database, every, "ann-marie")).values()) == {1}
     forgotten = await forgetting(database).forget("ann-marie")
-    assert forgotten.deleted == {"person": 1, "changes": 1, "switches": 1, "questions": 1, "kicks": 1}
+    assert forgotten.deleted == {
+        "person": 1,
+        "changes": 1,
+        "switches": 1,
+        "questions": 1,
+        "conversations": 1,
+        "kicks": 1,
+    }
     assert set((await rows_about(database, every, "ann-marie")).values()) == {0}
     assert set((await rows_about(database, every, "bo")).values()) == {1}
     again = await forgetting(database).forget("ann-marie")
     # The call's own.
-    assert again.deleted == {"person": 0, "changes": 0, "switches": 0, "questions": 0, "kicks": 1}
+    assert again.deleted == {
+        "person": 0,
+        "changes": 0,
+        "switches": 0,
+        "questions": 0,
+        "conversations": 0,
+        "kicks": 1,
+    }
 
 
 async def test_somebody_with_many_questions_is_forgotten_whole(database: Database) -> None:
