@@ -27,6 +27,7 @@ from pushsse.api.questions import QuestionsEndpoint, StreamedReply
 from pushsse.api.stream import StreamEndpoint
 from pushsse.build import build
 from pushsse.node import Node, Service
+from pushsse.questions.following import Following
 from pushsse.settings import Settings
 from pushsse.stream.limits import Admission, Limits
 
@@ -110,7 +111,8 @@ def _admission(node: Node) -> Admission | None:
 def _endpoints(node: Node) -> Endpoints:
     """What answers the calls, each with the parts of the node that it needs."""
     settings, identifier = node.settings, node.identifier
-    reply = StreamedReply(node.questions, node.hub, node, settings.heartbeat_s, node.kicked)
+    following = Following(node.questions, node.hub, node, node.kicked)
+    reply = StreamedReply(following, settings.heartbeat_s)
     limited = node.metrics.limited
     asking = CallLimit("questions", settings.questions_per_minute, "ask", node.backplane, limited)
     switching = CallLimit(

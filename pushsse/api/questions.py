@@ -3,14 +3,13 @@
 Raises what `problem` turns into responses. Losing the connection never stops an answer.
 """
 
-import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
@@ -21,11 +20,11 @@ from starlette.responses import Response
 from pushsse.api import HttpProblem, Query, json_response, parameter_problem, read_json
 from pushsse.api.identity import ASK, Identifier, Identity
 from pushsse.api.limits import CallLimit
-from pushsse.errors import CloseReason, DatabaseUnavailable, InvalidInput, Overloaded, Unavailable, Violation
+from pushsse.errors import InvalidInput, Overloaded, Violation
 from pushsse.event import Publication, encode
-from pushsse.hub.opening import NothingRevoked, Revocations
-from pushsse.questions import By, Link, Question, Status, TooManyQuestions, UnknownConversation, life
-from pushsse.questions.service import Asking, Questions, grown
+from pushsse.questions import By, Link, Question, Status, TooManyQuestions, UnknownConversation
+from pushsse.questions.following import Following, Interrupted
+from pushsse.questions.service import Asking, Questions
 from pushsse.stream.frame import STREAM_HEADERS as HEADERS
 from pushsse.stream.frame import exception
 from pushsse.strictjson import shown
@@ -232,45 +231,16 @@ def _view(question: Question, *, most: int | None = None) -> QuestionView:
     )
 
 
-class HearsPublications(Protocol):
-    """Where the publications about one question are heard; the hub does it."""
-
-    def publications(
-        self, user: str, subject: str
-    ) -> AbstractAsyncContextManager[AsyncIterator[Publication]]:
-        """All to this person about this question, from when the context is entered. Raises Unavailable."""
-        ...
-
-
-class Drains(Protocol):
-    """Says whether the node is about to stop; the node does it."""
-
-    @property
-    def draining(self) -> bool:
-        """Whether replies have to end."""
-        ...
-
-
-ENDINGS = frozenset({"answer", "answer.error"})
-_LOOK_S = 2.0
-_TICK_S = 0.5
 _SEND_TIMEOUT_S = 30.0
 _PING = b"event: ping\ndata: {}\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class StreamedReply:
-    """Streams an answer in the reply to its question, wherever it is answered.
+    """Streams an answer in the reply to its question, wherever it is answered."""
 
-    It hears what the hub delivers about the question. Every 2 s it also looks at the question itself, so that
-    it can't miss the end: what the hub hears live isn't in the log, and the backplane may be away.
-    """
-
-    questions: Questions
-    hub: HearsPublications
-    node: Drains
+    following: Following
     heartbeat_s: float = 15.0
-    revocations: Revocations = field(default_factory=NothingRevoked)
 
     def response(self, question: Question, who: Identity, headers: Mapping[str, str]) -> Response:
         """The response; when its client leaves, the answer goes on without it."""
@@ -284,102 +254,20 @@ class StreamedReply:
 
         Ends with `exception` where the node stops, the token ends, or `who` is kicked.
         """
-        async with AsyncExitStack() as stack:
-            heard: AsyncIterator[Publication] | None = None
-            try:
-                heard = await stack.enter_async_context(self.hub.publications(question.user, question.id))
-            except Unavailable:
-                # The question is stored: without the backplane its end is found by looking.
-                heard = None
-            # Read after the hub is heard: what is stored later is heard, so no delta is missed in between.
-            now = await self._look(question) or question
-            yield _frame(life.status_changed(now))
-            if not now.is_open:
-                yield _frame(life.ended(now))
-                return
-            for delta in grown(now):
-                yield _frame(delta)
-            async for frame in self._rest(question, who, heard, _frame(life.status_changed(now))):
-                yield frame
-
-    async def _rest(
-        self, question: Question, who: Identity, heard: AsyncIterator[Publication] | None, first: bytes
-    ) -> AsyncGenerator[bytes, None]:
-        """What comes after the `question` that was sent `first`, which may be heard once more."""
-        wrote = looked = time.monotonic()
-        async for publication in _ticking(heard):
-            now = time.monotonic()
-            # Before anything more is said to somebody who may no longer hear it.
-            if (reason := self._lost_access(who)) is not None:
-                yield _exception(reason)
-                return
-            if publication is not None:
-                # Heard and read: it was published between the subscription and the first look.
-                if _frame(publication) == first:
+        wrote = time.monotonic()
+        async with aclosing(self.following.heard(question, who)) as all_heard:
+            async for heard in all_heard:
+                now = time.monotonic()
+                if isinstance(heard, Publication):
+                    yield _frame(heard)
+                elif isinstance(heard, Interrupted):
+                    yield _frame(encode("exception", exception(heard.reason), users=None))
+                elif now - wrote >= self.heartbeat_s:
+                    yield _PING
+                else:
                     continue
-                yield _frame(publication)
                 wrote = now
-                if publication.name in ENDINGS:
-                    return
-            # Only where nothing was heard: the end of the answer may be among what was.
-            elif self.node.draining:
-                yield _exception(CloseReason.SHUTDOWN)
-                return
-            if now - looked >= _LOOK_S:
-                looked = now
-                found = await self._look(question)
-                if found is not None and not found.is_open:
-                    yield _frame(life.status_changed(found))
-                    yield _frame(life.ended(found))
-                    return
-            if now - wrote >= self.heartbeat_s:
-                yield _PING
-                wrote = now
-
-    def _lost_access(self, who: Identity) -> CloseReason | None:
-        if self.revocations.refuses(who.user, who.issued_at):
-            return CloseReason.REVOKED
-        return CloseReason.TOKEN_EXPIRED if who.has_expired else None
-
-    async def _look(self, question: Question) -> Question | None:
-        try:
-            return await self.questions.get(question.user, question.id)
-        except DatabaseUnavailable:
-            return None
-
-
-async def _ticking(heard: AsyncIterator[Publication] | None) -> AsyncGenerator[Publication | None, None]:
-    """What is heard, and None whenever that was nothing for half a second."""
-    waiting: asyncio.Task[Publication | None] | None = None
-    try:
-        while True:
-            if waiting is None:
-                # A task that outlives the wait: a timeout that cancels `anext` would end the generator.
-                waiting = asyncio.create_task(_next(heard))
-            done, _ = await asyncio.wait((waiting,), timeout=_TICK_S)
-            if not done:
-                yield None
-                continue
-            publication, waiting = waiting.result(), None
-            if publication is None:
-                heard = None
-            yield publication
-    finally:
-        if waiting is not None:
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
-
-
-async def _next(heard: AsyncIterator[Publication] | None) -> Publication | None:
-    if heard is None:
-        await asyncio.Event().wait()
-        return None
-    return await anext(heard, None)
 
 
 def _frame(publication: Publication) -> bytes:
     return publication.frame() + b"\n"
-
-
-def _exception(reason: CloseReason) -> bytes:
-    return _frame(encode("exception", exception(reason), users=None))

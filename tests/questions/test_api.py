@@ -29,6 +29,7 @@ from pushsse.event import Publication
 from pushsse.kicks import Kicked
 from pushsse.questions import Answered, By, Question
 from pushsse.questions.answerers import Delta, Piece
+from pushsse.questions.following import Following
 from pushsse.questions.service import Asking, Questions
 from tests.questions.conftest import SHARDS, Nodes, Scripted, grown_text, running
 from tests.serving import started
@@ -111,7 +112,7 @@ async def site(nodes: Nodes) -> AsyncIterator[Site]:
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with httpx.AsyncClient(base_url=url, timeout=10, verify=False) as client:
         found = Site(client, service, gate, hearing)
-        reply = StreamedReply(service, hearing, found, heartbeat_s=0.6, revocations=found.kicked)
+        reply = StreamedReply(Following(service, hearing, found, found.kicked), heartbeat_s=0.6)
         limit = CallLimit("questions", 0, "ask", nodes.backplane, Counter())
         endpoint = QuestionsEndpoint(DevelopmentIdentifier(), service, reply, limit)
         routes = [
@@ -253,7 +254,7 @@ async def test_a_reply_ends_with_the_token(site: Site) -> None:
     site.gate.open.clear()
     question = await site.service.ask("ann", Asking("hello?"))
     who = Identity("ann", EVERY_SCOPE, time.time() + 1)
-    reply = StreamedReply(site.service, site.hearing, site)
+    reply = StreamedReply(Following(site.service, site.hearing, site, site.kicked))
     frames = [frame async for frame in reply.frames(question, who)]
     assert frames[-1].startswith(b'event: exception\ndata: {"code":"token_expired"')
     assert time.time() >= (who.expires_at or 0)
@@ -348,7 +349,7 @@ async def test_a_reply_without_the_backplane_finds_its_end_by_looking(site: Site
 
     site.gate.open.clear()
     question = await site.service.ask("ann", Asking("hello?"))
-    reply = StreamedReply(site.service, Away(), site)
+    reply = StreamedReply(Following(site.service, Away(), site, site.kicked))
     frames: list[bytes] = []
     async for frame in reply.frames(question, Identity("ann", EVERY_SCOPE)):
         frames.append(frame)

@@ -1,0 +1,323 @@
+"""Follows one question from wherever it stands to its end, for whoever shows its answer as it grows.
+
+Called by the reply to `POST /v1/questions` (`heard`) and by the protocols of others' front ends (`updates`).
+It hears what the hub delivers about the question, whichever node answers. Every 2 s it also looks at the
+question itself, so that it can't miss the end: what the hub hears live isn't in the log, and the backplane
+may be away.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+from msgspec import Struct
+
+from pushsse.errors import CloseReason, DatabaseUnavailable, Unavailable
+from pushsse.event import Publication
+from pushsse.questions import Part, Question, units
+from pushsse.questions.life import AnswerErrorEvent, AnswerEvent, DeltaEvent, ended, status_changed
+from pushsse.questions.service import Questions, grown
+
+ENDINGS = frozenset({"answer", "answer.error"})
+_LOOK_S = 2.0
+_TICK_S = 0.5
+# How often, and for how long, the end is looked for that was heard: the database may be away just then.
+_END_LOOKS = 4
+_END_LOOK_S = 0.25
+_delta = msgspec.json.Decoder(DeltaEvent)
+_answer = msgspec.json.Decoder(AnswerEvent)
+_error = msgspec.json.Decoder(AnswerErrorEvent)
+
+
+class Grown(Struct, frozen=True):
+    """The answer grows: `text` follows all that came since the beginning or since the last Restarted."""
+
+    text: str
+
+
+class Restarted(Struct, frozen=True):
+    """All text and parts before it are void: another attempt answers from the beginning."""
+
+
+class Parted(Struct, frozen=True):
+    """The answer gets a part."""
+
+    part: Part
+
+
+class Ended(Struct, frozen=True):
+    """The question has ended as `question` says; the last update.
+
+    If it is answered, the Grown since the last Restarted are exactly `question.answer`.
+    """
+
+    question: Question
+
+
+class Interrupted(Struct, frozen=True):
+    """Nothing more is said here, and the question goes on; the last update."""
+
+    reason: CloseReason
+
+
+class Idle(Struct, frozen=True):
+    """About half a second has passed in which nothing came: whoever sends keepalives may send one."""
+
+
+Update = Grown | Restarted | Parted | Ended | Interrupted | Idle
+
+
+class Access(Protocol):
+    """Who follows, and until when they may. `Identity` is such a one."""
+
+    @property
+    def user(self) -> str:
+        """Whose question it is."""
+        ...
+
+    @property
+    def issued_at(self) -> float | None:
+        """When the proof of it was issued, in seconds since 1970; None where that isn't known."""
+        ...
+
+    @property
+    def has_expired(self) -> bool:
+        """Whether it has ended since it was checked."""
+        ...
+
+
+class HearsPublications(Protocol):
+    """Where the publications about one question are heard; the hub does it."""
+
+    def publications(
+        self, user: str, subject: str
+    ) -> AbstractAsyncContextManager[AsyncIterator[Publication]]:
+        """All to this person about this question, from when the context is entered. Raises Unavailable."""
+        ...
+
+
+class Drains(Protocol):
+    """Says whether the node is about to stop; the node does it."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether replies have to end."""
+        ...
+
+
+class Refuses(Protocol):
+    """Knows which tokens were revoked."""
+
+    def refuses(self, user: str, issued_at: float | None) -> bool:
+        """Whether what was issued to a person at a time (None: unknown) was revoked."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """Follows questions on this node.
+
+    Each call is one follower, and there may be any number of one question, on any nodes. A follower that is
+    closed or cancelled leaves the question as it is: the answer goes on. Nothing is raised but what cancels.
+    """
+
+    questions: Questions
+    hub: HearsPublications
+    node: Drains
+    revocations: Refuses
+
+    async def updates(self, question: Question, who: Access) -> AsyncGenerator[Update, None]:
+        """What becomes of the answer, typed, from its beginning to its end.
+
+        Contract: whoever begins in the middle gets the text so far first (one Grown, or several) and the
+        parts that it has by then, then the rest, without a gap and without a repeat. Joined since the last
+        Restarted, the Grown are the answer so far. After an answer that came in one piece, or that nobody
+        heard grow, the whole of it still comes as Grown before Ended. Exactly one Ended or Interrupted comes,
+        and nothing after it. `question` may be as old as one likes; it is read again first.
+
+        Interrupted: SHUTDOWN while the node stops (another node goes on), TOKEN_EXPIRED and REVOKED where
+        `who` may hear no more; it comes within half a second of that. Idle comes after each half second of
+        silence. Close the generator (`aclosing`) when the client leaves.
+        """
+        answer = _Answer()
+        async with aclosing(self.heard(question, who)) as all_heard:
+            async for heard in all_heard:
+                if isinstance(heard, (Idle, Interrupted)):
+                    yield heard
+                elif heard.name == "answer.delta":
+                    for update in answer.grow(_delta.decode(_json_of(heard))):
+                        yield update
+                elif heard.name in ENDINGS:
+                    last = await self._end(question, heard)
+                    for update in answer.finish(last):
+                        yield update
+                    yield Ended(last)
+                    return
+
+    async def heard(
+        self, question: Question, who: Access
+    ) -> AsyncGenerator[Publication | Interrupted | Idle, None]:
+        """The publications about a question as streams get them: `question`, the answer so far, and the rest.
+
+        Ends after `answer` or `answer.error`, or after Interrupted. Idle as in `updates`.
+        """
+        async with AsyncExitStack() as stack:
+            publications: AsyncIterator[Publication] | None = None
+            try:
+                publications = await stack.enter_async_context(
+                    self.hub.publications(question.user, question.id)
+                )
+            except Unavailable:
+                # The question is stored: without the backplane its end is found by looking.
+                publications = None
+            # Read after the hub is heard: what is stored later is heard, so no delta is missed in between.
+            now = await self._look(question) or question
+            first = status_changed(now)
+            yield first
+            if not now.is_open:
+                yield ended(now)
+                return
+            for delta in grown(now):
+                yield delta
+            async with aclosing(self._rest(question, who, publications, first)) as rest:
+                async for heard in rest:
+                    yield heard
+
+    async def _rest(
+        self, question: Question, who: Access, heard: AsyncIterator[Publication] | None, first: Publication
+    ) -> AsyncGenerator[Publication | Interrupted | Idle, None]:
+        """What comes after the `question` that was said `first`, which may be heard once more."""
+        looked = time.monotonic()
+        async with aclosing(_ticking(heard)) as ticks:
+            async for publication in ticks:
+                # Before anything more is said to somebody who may no longer hear it.
+                if (reason := self._lost_access(who)) is not None:
+                    yield Interrupted(reason)
+                    return
+                if publication is not None:
+                    # Heard and read: it was published between the subscription and the first look.
+                    if (publication.name, publication.body) == (first.name, first.body):
+                        continue
+                    yield publication
+                    if publication.name in ENDINGS:
+                        return
+                # Only where nothing was heard: the end of the answer may be among what was.
+                elif self.node.draining:
+                    yield Interrupted(CloseReason.SHUTDOWN)
+                    return
+                if time.monotonic() - looked >= _LOOK_S:
+                    looked = time.monotonic()
+                    found = await self._look(question)
+                    if found is not None and not found.is_open:
+                        yield status_changed(found)
+                        yield ended(found)
+                        return
+                if publication is None:
+                    yield Idle()
+
+    def _lost_access(self, who: Access) -> CloseReason | None:
+        if self.revocations.refuses(who.user, who.issued_at):
+            return CloseReason.REVOKED
+        return CloseReason.TOKEN_EXPIRED if who.has_expired else None
+
+    async def _look(self, question: Question) -> Question | None:
+        try:
+            return await self.questions.get(question.user, question.id)
+        except DatabaseUnavailable:
+            return None
+
+    async def _end(self, question: Question, heard: Publication) -> Question:
+        """The question as it ended; where the database is away, as the event says, which may cut the text."""
+        for again in range(_END_LOOKS):
+            found = await self._look(question)
+            if found is not None and not found.is_open:
+                return found
+            await asyncio.sleep(_END_LOOK_S * again)
+        if heard.name == "answer":
+            said = _answer.decode(_json_of(heard))
+            return msgspec.structs.replace(
+                question,
+                status="answered",
+                answer=said.text,
+                by=said.by,
+                links=said.links,
+                suggestions=said.suggestions,
+            )
+        error = _error.decode(_json_of(heard))
+        return msgspec.structs.replace(
+            question, status="failed", error_code=error.code, error_detail=error.detail
+        )
+
+
+class _Answer:
+    """An answer as one follower has it: makes updates of deltas by the rule text[:from] + delta."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._units = 0
+
+    def grow(self, delta: DeltaEvent) -> Iterator[Update]:
+        """The updates of one delta; none of one that begins beyond what is there, which another one heals."""
+        if delta.start <= self._units:
+            yield from self._become(_first_units(self._text, delta.start) + delta.text)
+
+    def finish(self, question: Question) -> Iterator[Update]:
+        """What is missing at the end of the question."""
+        if question.status == "answered":
+            yield from self._become(question.answer)
+
+    def _become(self, text: str) -> Iterator[Update]:
+        before = self._text
+        if text == before:
+            return
+        self._text, self._units = text, units(text)
+        if text.startswith(before):
+            yield Grown(text[len(before) :])
+            return
+        yield Restarted()
+        if text:
+            yield Grown(text)
+
+
+def _json_of(publication: Publication) -> bytes:
+    return publication.body.removeprefix(b"data: ")
+
+
+def _first_units(text: str, count: int) -> str:
+    """The first so many UTF-16 code units of a text."""
+    if text.isascii():
+        return text[:count]
+    return text.encode("utf-16-le")[: 2 * count].decode("utf-16-le", "ignore")
+
+
+async def _ticking(heard: AsyncIterator[Publication] | None) -> AsyncGenerator[Publication | None, None]:
+    """What is heard, and None whenever that was nothing for half a second."""
+    waiting: asyncio.Task[Publication | None] | None = None
+    try:
+        while True:
+            if waiting is None:
+                # A task that outlives the wait: a timeout that cancels `anext` would end the generator.
+                waiting = asyncio.create_task(_next(heard))
+            done, _ = await asyncio.wait((waiting,), timeout=_TICK_S)
+            if not done:
+                yield None
+                continue
+            publication, waiting = waiting.result(), None
+            if publication is None:
+                heard = None
+            yield publication
+    finally:
+        if waiting is not None:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def _next(heard: AsyncIterator[Publication] | None) -> Publication | None:
+    if heard is None:
+        await asyncio.Event().wait()
+        return None
+    return await anext(heard, None)

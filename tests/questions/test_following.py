@@ -1,0 +1,205 @@
+"""Following a question: what a follower is told, from the beginning, in the middle, and with a part away."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import pytest
+
+from pushsse.api.identity import EVERY_SCOPE, Identity
+from pushsse.errors import BackplaneUnavailable, CloseReason
+from pushsse.hub import assemble_hub
+from pushsse.hub.hub import Hub
+from pushsse.hub.opening import StreamLimits
+from pushsse.kicks import Kicked
+from pushsse.questions import Answered, By, Question
+from pushsse.questions.answerers import Delta, Piece
+from pushsse.questions.following import (
+    Ended,
+    Following,
+    Grown,
+    HearsPublications,
+    Idle,
+    Interrupted,
+    Restarted,
+    Update,
+)
+from pushsse.questions.service import Asking, Questions
+from tests.hub.running_hub import People
+from tests.questions.conftest import Nodes, Scripted
+
+pytestmark = pytest.mark.anyio
+ANN = Identity("ann", EVERY_SCOPE)
+WORDS = [f"wort{number} 事件😀 " for number in range(40)]
+TEXT = "".join(WORDS)
+
+
+@dataclass
+class Told:
+    """An answerer that says one word after the other, as many as it may."""
+
+    may_say: int = 0
+    more: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def allow(self, count: int) -> None:
+        async with self.more:
+            self.may_say += count
+            self.more.notify_all()
+
+    async def script(self, question: Question) -> AsyncGenerator[Piece, None]:
+        for said, word in enumerate(WORDS):
+            async with self.more:
+                while self.may_say <= said:
+                    await self.more.wait()
+            yield Delta(word)
+        yield Answered(By("bot", "test"))
+
+
+@dataclass
+class Place:
+    """A node with its hub, and what a follower is handed."""
+
+    service: Questions
+    hub: Hub
+    told: Told
+    draining: bool = False
+    kicked: Kicked = field(default_factory=Kicked)
+
+    def following(self, hub: HearsPublications | None = None) -> Following:
+        return Following(self.service, hub or self.hub, self, self.kicked)
+
+    async def ask(self) -> Question:
+        return await self.service.ask("ann", Asking("say all"))
+
+
+@asynccontextmanager
+async def placed(nodes: Nodes) -> AsyncIterator[Place]:
+    told = Told()
+    service = nodes.node(Scripted(told.script))
+    limits = StreamLimits("here", 15, 600, 5.0, 0.0)
+    parts = assemble_hub(nodes.backplane, People(), limits=limits, metrics=nodes.metrics)
+    async with asyncio.TaskGroup() as tasks:
+        running = [
+            tasks.create_task(each.run()) for each in (parts.catch_up, parts.opener, parts.feed, service)
+        ]
+        try:
+            yield Place(service, parts.hub, told)
+        finally:
+            for task in running:
+                task.cancel()
+
+
+@pytest.fixture
+async def place(nodes: Nodes) -> AsyncIterator[Place]:
+    async with placed(nodes) as found:
+        yield found
+
+
+def text_of(updates: list[Update]) -> str:
+    """What a follower shows after these."""
+    text = ""
+    for update in updates:
+        if isinstance(update, Restarted):
+            text = ""
+        elif isinstance(update, Grown):
+            text += update.text
+    return text
+
+
+async def all_of(following: Following, question: Question, who: Identity = ANN) -> list[Update]:
+    async with asyncio.timeout(20), aclosing(following.updates(question, who)) as updates:
+        return [update async for update in updates]
+
+
+async def test_a_follower_from_the_beginning_is_told_all_once_and_the_end_last(place: Place) -> None:
+    question = await place.ask()
+    await place.told.allow(len(WORDS))
+    updates = await all_of(place.following(), question)
+    assert isinstance(updates[-1], Ended)
+    assert updates[-1].question.answer == TEXT
+    assert text_of(updates) == TEXT
+    assert not any(isinstance(update, (Restarted, Interrupted)) for update in updates)
+    assert [type(update) for update in updates].count(Ended) == 1
+
+
+async def test_whoever_begins_in_the_middle_is_told_the_text_so_far_first_then_the_rest(place: Place) -> None:
+    question = await place.ask()
+    followers: list[asyncio.Task[list[Update]]] = []
+    for _ in range(8):
+        followers.append(asyncio.create_task(all_of(place.following(), question)))
+        await place.told.allow(5)
+        await asyncio.sleep(0.03)
+    for updates in await asyncio.gather(*followers):
+        assert text_of(updates) == TEXT
+        assert not any(isinstance(update, Restarted) for update in updates)
+        assert isinstance(updates[-1], Ended)
+
+
+async def test_an_answer_that_has_ended_is_told_whole(place: Place) -> None:
+    question = await place.ask()
+    await place.told.allow(len(WORDS))
+    await all_of(place.following(), question)
+    updates = await all_of(place.following(), question)
+    assert [type(update) for update in updates] == [Grown, Ended]
+    assert text_of(updates) == TEXT
+
+
+async def test_a_follower_without_the_backplane_is_told_the_end_by_looking(place: Place) -> None:
+    class Away:
+        def publications(self, user: str, subject: str) -> NoReturn:
+            raise BackplaneUnavailable("away")
+
+    question = await place.ask()
+    await place.told.allow(len(WORDS))
+    updates = await all_of(place.following(Away()), question)
+    assert text_of(updates) == TEXT
+    assert isinstance(updates[-1], Ended)
+
+
+async def test_a_cancelled_question_ends_without_its_text_being_void(place: Place) -> None:
+    question = await place.ask()
+    await place.told.allow(3)
+    updates: list[Update] = []
+    async with asyncio.timeout(20), aclosing(place.following().updates(question, ANN)) as following:
+        async for update in following:
+            updates.append(update)
+            if text_of(updates) == "".join(WORDS[:3]):
+                await place.service.cancel("ann", question.id)
+    last = updates[-1]
+    assert isinstance(last, Ended)
+    assert (last.question.status, last.question.error_code) == ("cancelled", "cancelled")
+    assert text_of(updates) == "".join(WORDS[:3])
+
+
+@pytest.mark.parametrize("why", [CloseReason.SHUTDOWN, CloseReason.REVOKED, CloseReason.TOKEN_EXPIRED])
+async def test_who_may_hear_no_more_is_told_why_after_some_idling(place: Place, why: CloseReason) -> None:
+    question = await place.ask()
+    updates: list[Update] = []
+    who = Identity("ann", EVERY_SCOPE, time.time() + 1.2 if why is CloseReason.TOKEN_EXPIRED else None, 1.0)
+    async with asyncio.timeout(20), aclosing(place.following().updates(question, who)) as following:
+        async for update in following:
+            updates.append(update)
+            if isinstance(update, Idle) and why is CloseReason.SHUTDOWN:
+                place.draining = True
+            if isinstance(update, Idle) and why is CloseReason.REVOKED:
+                place.kicked.learn("ann", int(time.time()) + 1)
+    assert updates[-1] == Interrupted(why)
+    assert isinstance(updates[0], Idle)
+    # The question goes on without its follower.
+    found = await place.service.get("ann", question.id)
+    assert found is not None
+    assert found.is_open
+
+
+async def test_leaving_in_the_middle_stops_nothing_and_another_follower_goes_on(place: Place) -> None:
+    question = await place.ask()
+    await place.told.allow(2)
+    async with asyncio.timeout(20), aclosing(place.following().updates(question, ANN)) as following:
+        async for update in following:
+            if isinstance(update, Grown):
+                break
+    await place.told.allow(len(WORDS))
+    assert text_of(await all_of(place.following(), question)) == TEXT
