@@ -99,9 +99,11 @@ class Questions:
         question = await self.life.store.one(question_id)
         return question if question is not None and question.user == user else None
 
-    async def page(self, user: str, *, limit: int, before: str | None = None) -> Sequence[Question]:
-        """A person's questions, newest first, those before an id."""
-        return await self.life.store.page(user, limit=limit, before=before)
+    async def page(
+        self, user: str, *, limit: int, before: str | None = None, conversation: str | None = None
+    ) -> Sequence[Question]:
+        """A person's questions, newest first, those before an id; those of one conversation, or all."""
+        return await self.life.store.page(user, limit=limit, before=before, conversation=conversation)
 
     async def growing(self, user: str) -> Sequence[Publication]:
         """For whoever joins: the answers that are growing for this person, from their beginnings.

@@ -164,10 +164,14 @@ class QuestionStore:
         async with self.database.session():
             return _value(await QuestionRow.get_or_none(id=question_id))
 
-    async def page(self, user: str, *, limit: int, before: str | None) -> Sequence[Question]:
-        """A person's questions, newest first, below the id `before`."""
+    async def page(
+        self, user: str, *, limit: int, before: str | None, conversation: str | None = None
+    ) -> Sequence[Question]:
+        """A person's questions, newest first, below the id `before`; those of one conversation, or all."""
         async with self.database.session():
             rows = QuestionRow.filter(user=user)
+            if conversation is not None:
+                rows = rows.filter(conversation=conversation)
             if before is not None:
                 rows = rows.filter(id__lt=before)
             return [_question(row) for row in await rows.order_by("-id").limit(limit)]

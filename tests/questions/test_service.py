@@ -105,6 +105,16 @@ async def test_pages_are_newest_first(nodes: Nodes) -> None:
     assert [question.id for question in rest] == [ids[2], ids[1], ids[0]]
 
 
+async def test_a_page_of_one_conversation_has_its_questions_alone(nodes: Nodes) -> None:
+    node = nodes.node(Scripted(waits_for_ever))
+    one = await node.ask("ann", Asking("here", "c-1"))
+    await node.ask("ann", Asking("there", "c-2"))
+    two = await node.ask("ann", Asking("here again", "c-1"))
+    found = await node.page("ann", limit=10, conversation="c-1")
+    assert [question.id for question in found] == [two.id, one.id]
+    assert await node.page("bo", limit=10, conversation="c-1") == []
+
+
 async def test_the_same_key_returns_the_first_also_when_asked_at_once(nodes: Nodes) -> None:
     node, other = nodes.node(Scripted(says_hello)), nodes.node(Scripted(says_hello), name="two")
     asking = Asking("once only")
