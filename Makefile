@@ -29,7 +29,7 @@ COVERAGE ?=
 MEASURED = $(if $(ARGS),,$(if $(COVERAGE),--cov=pushsse --cov-branch --cov-report=term:skip-covered --cov-fail-under=90))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick lowest newest check audit advisories format stack faults bench lock clean
+.PHONY: help run test quick long lowest newest check audit advisories format stack faults bench lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,11 +37,14 @@ help: ## this list
 run: $(STAMP) ## serve on http://127.0.0.1:8000 with nothing else installed; ARGS="--port 9000"
 	@exec $(VENV)/bin/pushsse serve $(ARGS)
 
-test: $(DEV_STAMP) ## all tests; COVERAGE=yes measures branch coverage; ARGS="tests/cli -k listen" narrows
-	$(PYTHON) $(PYTEST) $(MEASURED) $(ARGS)
+test: $(DEV_STAMP) ## the tests; COVERAGE=yes measures branch coverage; ARGS="tests/cli -k listen" narrows
+	$(PYTHON) $(PYTEST) $(MEASURED) $(if $(ARGS),$(ARGS),-m "not long")
+
+long: $(DEV_STAMP) ## the tests that `make test` leaves out, since they take long: before a release
+	$(PYTHON) $(PYTEST) -m long $(ARGS)
 
 quick: $(DEV_STAMP) ## the tests that take no process, no part and no time: for the work in between
-	$(PYTHON) $(PYTEST) -m "not real and not slow" $(ARGS)
+	$(PYTHON) $(PYTEST) -m "not real and not slow and not long" $(ARGS)
 
 lowest: ## the tests with the oldest versions that pyproject.toml allows; needs uv; ARGS as for test
 	$(call resolved,lowest-direct,$(VENV)-lowest)

@@ -22,6 +22,7 @@ def test_a_name_is_remembered_for_ten_minutes() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_newest_million_names_are_remembered() -> None:
     memory = SeenNames()
     for i in range(1_000_002):

@@ -9,7 +9,7 @@ from deploy.parts import PartMissing
 from deploy.parts.java import jars, java
 from tests.parts import missing
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.long]
 
 EXAMPLE = Path(__file__).parents[2] / "examples/android/PushStream.kt"
 # Android's own classes, as an application sees them, and the compiler.

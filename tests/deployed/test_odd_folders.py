@@ -54,6 +54,7 @@ def test_postgres_starts_in_any_folder_and_where_temporary_files_are_far_down(
         _twice(Postgres(folder / "postgres"))
 
 
+@pytest.mark.long
 def test_kafka_starts_in_any_folder(folder: Path) -> None:
     _twice(Kafka(folder / "kafka"))
 

@@ -123,6 +123,7 @@ async def working_backends(postgres: Postgres) -> int:
         await connection.close()
 
 
+@pytest.mark.long
 async def test_kafka_that_was_killed_comes_back_with_its_topics(kafka: Kafka) -> None:
     kafka.create_topic("kept", 4)
     kafka.create_topic("kept", 4)

@@ -18,7 +18,7 @@ _FAULTS = "1,3,4,7,14"
 # Four times what it takes on two cores that nobody else works on: other tests run beside it.
 _LIMIT_S = 300
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(_LIMIT_S + 10)]
+pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(_LIMIT_S + 10)]
 
 
 @pytest.fixture(scope="module")

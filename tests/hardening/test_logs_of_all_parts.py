@@ -151,7 +151,9 @@ async def calls_in_an_outage(url: str) -> None:
         await call(http, "get", "/v1/stream", headers=fields()[0], params={"types": MARK})
 
 
-@pytest.mark.parametrize(("form", "level"), [("console", "debug"), ("json", "info")])
+@pytest.mark.parametrize(
+    ("form", "level"), [pytest.param("console", "debug", marks=pytest.mark.long), ("json", "info")]
+)
 def test_no_log_has_a_secret_or_a_line_of_somebody_elses(tmp_path: Path, form: str, level: str) -> None:
     redis = RedisServer(tmp_path / "redis")
     redis.start()

@@ -22,7 +22,10 @@ def broker(tmp_path: Path) -> Iterator[Kafka]:
     yield from running(Kafka(tmp_path))
 
 
-@pytest.mark.parametrize("long", [False, True], ids=["for a moment", "for long"])
+@pytest.mark.parametrize(
+    "long",
+    [pytest.param(False, marks=pytest.mark.long, id="for a moment"), pytest.param(True, id="for long")],
+)
 async def test_a_kafka_that_crashes_and_comes_back_is_read_on(
     broker: Kafka, long: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
