@@ -20,8 +20,7 @@ APP = "pushsse"
 _MODELS = [
     "pushsse.kicks",
     "pushsse.preferences.store",
-    "pushsse.questions.conversations",
-    "pushsse.questions.store",
+    "pushsse.questions.rows",
     "pushsse.witness",
 ]
 

@@ -64,6 +64,8 @@ class Migration(migrations.Migration):
                 ("usage", _json()),
                 ("error_code", fields.CharField(db_default="", max_length=64)),
                 ("error_detail", fields.TextField(db_default="", unique=False)),
+                ("rating", fields.CharField(db_default="", max_length=8)),
+                ("rating_comment", fields.TextField(db_default="", unique=False)),
                 ("ended_at", fields.DatetimeField(auto_now=False, auto_now_add=False)),
             ],
             options={
@@ -94,6 +96,7 @@ class Migration(migrations.Migration):
         ops.AddField("QuestionRow", "parts", _json()),
         ops.AddField("QuestionRow", "usage", _json()),
         ops.AddField("QuestionRow", "regenerations", fields.IntField(db_default=0)),
+        ops.AddField("QuestionRow", "first_attempt", fields.IntField(db_default=1)),
         ops.AddField("QuestionRow", "rating", fields.CharField(db_default="", max_length=8)),
         ops.AddField("QuestionRow", "rating_comment", fields.TextField(db_default="", unique=False)),
         ops.AddField(

@@ -11,8 +11,11 @@ from msgspec import Struct
 
 from pushsse.errors import PushsseError
 
-Status = Literal["pending", "answering", "answered", "failed", "cancelled", "expired"]
+Status = Literal["pending", "answering", "handed_over", "answered", "failed", "cancelled", "expired"]
+# An answerer is at it. A question that is handed over is neither open nor has it ended: people answer it.
 OPEN: tuple[Status, ...] = ("pending", "answering")
+ENDED: tuple[Status, ...] = ("answered", "failed", "cancelled", "expired")
+Rating = Literal["up", "down"]
 MAX_ANSWER_CHARACTERS = 200_000
 
 
@@ -64,7 +67,10 @@ class Turn(Struct, frozen=True):
 class Question(Struct, frozen=True, kw_only=True):
     """One question with its answer so far; `seq` counts the pieces that the answer has grown by.
 
-    `turns` are the last turns of its conversation, oldest first; only answerers get them.
+    `turns` are the last turns of its conversation, oldest first; only answerers get them. `attempt` counts
+    those who took it to answer it, `first_attempt` is the first since it was last asked anew, and
+    `regenerations` says how often that was. A message that staff sent by themselves is the answer to a
+    question without text.
     """
 
     id: str
@@ -87,16 +93,62 @@ class Question(Struct, frozen=True, kw_only=True):
     turns: tuple[Turn, ...] = ()
     error_code: str = ""
     error_detail: str = ""
+    regenerations: int = 0
+    first_attempt: int = 1
+    rating: Rating | None = None
+    rating_comment: str = ""
 
     @property
     def is_open(self) -> bool:
-        """Whether an answer may still come."""
+        """Whether an answerer's answer may still come; not where people have taken it over."""
         return self.status in OPEN
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is an answer, or none will come."""
+        return self.status in ENDED
 
     @property
     def ids(self) -> Mapping[str, object]:
         """What lines of the log about it carry."""
         return {"question": self.id, "user": self.user}
+
+
+class EarlierAnswer(Struct, frozen=True, kw_only=True):
+    """What became of a question before it was asked anew; the first such has number 1."""
+
+    number: int
+    status: Status
+    ended_at: datetime
+    answer: str = ""
+    by: By | None = None
+    links: tuple[Link, ...] = ()
+    suggestions: tuple[str, ...] = ()
+    parts: tuple[KeptPart, ...] = ()
+    error_code: str = ""
+    error_detail: str = ""
+    rating: Rating | None = None
+    rating_comment: str = ""
+
+
+class Conversation(Struct, frozen=True, kw_only=True):
+    """Questions of one person that belong together; `newest` is the id of the newest one.
+
+    It is handed over, to people, until it is released, at `keep_until` at the latest. `waiting` is how many
+    of its questions wait for people.
+    """
+
+    id: str
+    user: str
+    title: str
+    newest: str
+    created_at: datetime
+    is_handed_over: bool = False
+    handed_over_at: datetime | None = None
+    handed_over_by: str = ""
+    reason: str = ""
+    keep_until: datetime | None = None
+    waiting: int = 0
 
 
 class Answered(Struct, frozen=True):
@@ -125,6 +177,8 @@ Ending = Answered | Unanswered
 EXPIRED = Unanswered("expired", "expired", "no answer came in time")
 CANCELLED = Unanswered("cancelled", "cancelled", "the question was cancelled")
 GIVEN_UP = Unanswered("failed", "gave_up", "answering was begun several times and never came to an end")
+NOBODY = Unanswered("failed", "no_answer", "people would have to answer, and nobody does here")
+RELEASED = Unanswered("failed", "released", "people have closed the conversation without an answer to this")
 TOO_LONG = Unanswered("failed", "too_long", f"the answer has more than {MAX_ANSWER_CHARACTERS} characters")
 
 
@@ -134,6 +188,22 @@ class TooManyQuestions(PushsseError):
 
 class UnknownConversation(PushsseError):
     """The conversation is somebody else's, which the asker isn't told. HTTP 404."""
+
+
+class BeingTaken(PushsseError):
+    """The same question is being taken just now, by another request with its key. HTTP 409."""
+
+    def __init__(self, after_s: int) -> None:
+        super().__init__("a request with the same Idempotency-Key is being served")
+        self.after_s = after_s
+
+
+class NotNow(PushsseError):
+    """The question or the conversation is in a state in which this can't be done. HTTP 409."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
 
 
 class Lost(PushsseError):

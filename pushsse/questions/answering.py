@@ -26,25 +26,27 @@ from pushsse.questions import (
     Question,
     Unanswered,
 )
-from pushsse.questions.answerers import Answerer, Delta, SentOff
+from pushsse.questions.answerers import Answerer, Delta, HandOver, NotSure, SentOff
 from pushsse.questions.life import Growing, Life
 
 logger = logging.getLogger(__name__)
 _FAILED = Unanswered("failed", "answerer_failed", "the answerer failed")
 _SILENT = Unanswered("failed", "answerer_failed", "the answerer ended without an answer")
+_NO_ANSWER = Unanswered("failed", "no_answer", "no answerer has an answer")
 _CLOSE_S = 2.0
 
 
 class Answering:
     """The questions that are leased to this node: they wait for their turn, or are being answered."""
 
-    def __init__(self, life: Life, answerer: Answerer, *, node: str) -> None:
+    def __init__(self, life: Life, answerer: Answerer, *, node: str, unsure_hands_over: bool = False) -> None:
         self.queue = FairQueue()
         # It has given up its leases, until it runs again.
         self.resting = False
         self._life = life
         self._answerer = answerer
         self._node = node
+        self._unsure_hands_over = unsure_hands_over
         self._leased: dict[str, Question] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -130,9 +132,11 @@ class Answering:
 
     async def _answer(self, question: Question) -> None:
         question = await self._life.begin(question)
+        turns = await self._life.store.turns(question.conversation, before=question.id)
+        question = msgspec.structs.replace(question, turns=turns)
         left_s = (question.deadline_at - datetime.now(UTC)).total_seconds()
         limit = asyncio.timeout(left_s)
-        ending: Ending | SentOff = EXPIRED
+        ending: Ending | SentOff | HandOver = EXPIRED
         try:
             async with limit:
                 ending = await self._grown(question)
@@ -146,10 +150,12 @@ class Answering:
         del self._tasks[question.id]
         if isinstance(ending, SentOff):
             await self._life.sent_off(question)
+        elif isinstance(ending, HandOver):
+            await self._life.hand_over(question, ending.reason)
         else:
             await self._life.end(question.id, ending, attempt=question.attempt)
 
-    async def _grown(self, question: Question) -> Ending | SentOff:
+    async def _grown(self, question: Question) -> Ending | SentOff | HandOver:
         growing = Growing(self._life, question)
         try:
             async with asyncio.TaskGroup() as group:
@@ -165,10 +171,12 @@ class Answering:
             return msgspec.structs.replace(ending, text=growing.text)
         return ending
 
-    async def _ask(self, question: Question, growing: Growing) -> Ending | SentOff:
+    async def _ask(self, question: Question, growing: Growing) -> Ending | SentOff | HandOver:
         try:
             async with aclosing(self._answerer.answer(question)) as pieces:
                 async for piece in pieces:
+                    if isinstance(piece, NotSure):
+                        return self._unsure(piece)
                     if not isinstance(piece, Delta):
                         return piece
                     growing.add(piece.text)
@@ -181,6 +189,11 @@ class Answering:
             logger.exception("question %s: the answerer failed", question.id, extra=question.ids)
             return _FAILED
         return _SILENT
+
+    def _unsure(self, piece: NotSure) -> Ending | HandOver:
+        if self._unsure_hands_over:
+            return HandOver("no answerer is sure")
+        return piece.instead or _NO_ANSWER
 
     def _forget(self, question: Question) -> bool:
         """Ends the lease on this node; False if it had none for this attempt."""

@@ -1,76 +1,264 @@
-"""The tables of conversations, and of the staff who are told about those that people have taken over."""
+"""The SQL of conversations: whose each is, who answers in it, and which staff are told of those handed over.
 
+`life` and the service call it; the store of questions calls `enter`. Deliberate: whoever changes who answers
+locks the conversation's row first and its questions then, so that no question slips in between.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal, NamedTuple, cast
 
-from tortoise import fields
-from tortoise.models import Model
+import msgspec
+from tortoise.expressions import F
 
 from pushsse.database import Database, Statement
+from pushsse.questions import OPEN, RELEASED, By, Conversation, Lost, Question, UnknownConversation
+from pushsse.questions.rows import ConversationRow, QuestionRow, StaffRow
+
+_TITLE = 80
+# Staff are told for so long after they last asked what waits, and so many of them.
+_STAFF_S = 3600
+_MOST_STAFF = 100
+_STAFF_AGAIN_S = 60
+_WAITING = Statement("""
+    SELECT conversation, count(*) FROM pushsse_question
+     WHERE conversation {among[1]} AND status = 'handed_over' GROUP BY conversation""")
+HandedOverBy = Literal["person", "answerer"]
 
 
-class ConversationRow(Model):
-    """Whose a conversation is, and who answers in it.
-
-    `newest` is the id of its newest question or message, a ULID, so that conversations sort by it. The status
-    is `open` or `handed_over`, which holds until `keep_until`.
-    """
-
-    id = fields.CharField(max_length=64, primary_key=True)
-    user = fields.CharField(max_length=128)
-    title = fields.CharField(max_length=128, db_default="")
-    newest = fields.CharField(max_length=26)
-    status = fields.CharField(max_length=16, db_default="open")
-    created_at = fields.DatetimeField()
-    handed_over_at = fields.DatetimeField(null=True)
-    handed_over_by = fields.CharField(max_length=16, db_default="")
-    reason = fields.TextField(db_default="")
-    keep_until = fields.DatetimeField(null=True)
-    released_at = fields.DatetimeField(null=True)
-    released_by = fields.CharField(max_length=128, db_default="")
-
-    class Meta:
-        table = "pushsse_conversation"
-        indexes = (("user", "newest"), ("status", "newest"), ("newest",))
-
-
-class StaffRow(Model):
-    """A member of staff, and when he last asked which conversations wait."""
-
-    user = fields.CharField(max_length=128, primary_key=True)
-    asked_at = fields.DatetimeField()
-
-    class Meta:
-        table = "pushsse_staff"
-        indexes = (("asked_at",),)
-
-
-# None of its questions is left: the newest one was asked before all that are kept.
-_DELETE_OLD = Statement("""
-    DELETE FROM pushsse_conversation WHERE id IN (
-        SELECT id FROM pushsse_conversation c WHERE newest < {value[1]}
-           AND NOT EXISTS (SELECT 1 FROM pushsse_question q WHERE q.conversation = c.id)
-         ORDER BY newest LIMIT {value[2]}) RETURNING 1""")
-_FORGET = Statement("""
-    DELETE FROM pushsse_conversation WHERE id IN (
-        SELECT id FROM pushsse_conversation WHERE "user" = {value[1]} LIMIT {value[2]}) RETURNING 1""")
-_FORGET_STAFF = Statement("""DELETE FROM pushsse_staff WHERE "user" = {value[1]} RETURNING 1""")
-_AT_ONCE = 100
+class _Count(NamedTuple):
+    name: str
+    waiting: int
 
 
 @dataclass(frozen=True, slots=True)
-class ConversationTable:
+class ConversationStore:
     """The conversations of all people. Every call raises DatabaseUnavailable."""
 
     database: Database
 
-    async def delete_old(self, oldest_kept: str) -> int:
-        """Deletes some whose questions have all gone, and whose newest id is below; how many."""
-        return len(await self.database.rows(int, _DELETE_OLD, oldest_kept, _AT_ONCE))
+    async def one(self, conversation: str) -> Conversation | None:
+        """A conversation by its id."""
+        async with self.database.session():
+            row = await ConversationRow.get_or_none(id=conversation)
+        return None if row is None else (await self._conversations([row]))[0]
 
-    async def forget(self, user: str) -> int:
-        """Deletes a person's conversations, and his place among the staff; how many conversations."""
-        deleted = 0
-        while found := await self.database.rows(int, _FORGET, user, _AT_ONCE):
-            deleted += len(found)
-        await self.database.rows(int, _FORGET_STAFF, user)
-        return deleted
+    async def page(self, user: str, *, limit: int, before: str | None) -> Sequence[Conversation]:
+        """A person's conversations, the one with the newest question first, of those below `before`."""
+        async with self.database.session():
+            rows = ConversationRow.filter(user=user)
+            if before is not None:
+                rows = rows.filter(newest__lt=before)
+            found = await rows.order_by("-newest").limit(limit)
+        return await self._conversations(found)
+
+    async def handed_over(self, *, limit: int, before: str | None) -> Sequence[Conversation]:
+        """All conversations that people have taken over, as `page` has them."""
+        async with self.database.session():
+            rows = ConversationRow.filter(status="handed_over", keep_until__gt=_now())
+            if before is not None:
+                rows = rows.filter(newest__lt=before)
+            found = await rows.order_by("-newest").limit(limit)
+        return await self._conversations(found)
+
+    async def hand_over(
+        self,
+        conversation: str,
+        *,
+        by: HandedOverBy,
+        reason: str,
+        keep_s: float,
+        announce_s: float,
+        question: Question | None = None,
+    ) -> Sequence[str]:
+        """From now on people answer in a conversation, and its open questions: the ids of these.
+
+        With `question` raises Lost, unless that is still open and of the same attempt. One that is handed
+        over already stays so until the same time.
+        """
+        now = _now()
+        async with self.database.transaction():
+            if question is None:
+                row = await ConversationRow.filter(id=conversation).select_for_update().get()
+            else:
+                row = await enter(question)
+                own = QuestionRow.filter(id=question.id, attempts=question.attempt, status__in=OPEN)
+                if not await own.exists():
+                    raise Lost(question.id)
+            until = handed_over_until(row)
+            if until is None:
+                until = now + timedelta(seconds=keep_s)
+                row.status, row.handed_over_at, row.handed_over_by = "handed_over", now, by
+                row.reason, row.keep_until, row.released_at, row.released_by = reason, until, None, ""
+                await row.save()
+            rows = QuestionRow.filter(conversation=conversation, status__in=OPEN)
+            ids = cast(list[str], await rows.order_by("id").values_list("id", flat=True))
+            # With another attempt whoever is answering them writes nothing any more.
+            await QuestionRow.filter(id__in=ids).update(
+                status="handed_over",
+                attempts=F("attempts") + 1,
+                owner="",
+                lease_until=None,
+                deadline_at=until,
+                updated_at=now,
+                announce_by=now + timedelta(seconds=announce_s),
+            )
+        return ids
+
+    async def release(self, conversation: str, *, by: str, announce_s: float) -> Sequence[str] | None:
+        """Answerers answer again, and what still waits for people ends: the ids. None if nobody had it."""
+        now = _now()
+        async with self.database.transaction():
+            row = await ConversationRow.filter(id=conversation).select_for_update().first()
+            if row is None or handed_over_until(row) is None:
+                return None
+            row.status, row.keep_until, row.released_at, row.released_by = "open", None, now, by
+            await row.save()
+            rows = QuestionRow.filter(conversation=conversation, status="handed_over")
+            ids = cast(list[str], await rows.order_by("id").values_list("id", flat=True))
+            await QuestionRow.filter(id__in=ids).update(
+                status=RELEASED.status,
+                error_code=RELEASED.code,
+                error_detail=RELEASED.detail,
+                updated_at=now,
+                announce_by=now + timedelta(seconds=announce_s),
+            )
+        return ids
+
+    async def lapse(self) -> None:
+        """Releases what is over its time; its questions expire by themselves."""
+        now = _now()
+        async with self.database.session():
+            rows = ConversationRow.filter(status="handed_over", keep_until__lte=now)
+            await rows.update(status="open", keep_until=None, released_at=now)
+
+    async def keep(self, conversation: str, *, keep_s: float) -> None:
+        """Staff have said something: the time until a conversation is released begins anew."""
+        until = _now() + timedelta(seconds=keep_s)
+        async with self.database.transaction():
+            held = ConversationRow.filter(id=conversation, status="handed_over")
+            if await held.update(keep_until=until):
+                waiting = QuestionRow.filter(conversation=conversation, status="handed_over")
+                await waiting.update(deadline_at=until)
+
+    async def write(self, message: Question, by: By, *, announce_s: float) -> Question | None:
+        """Stores a message of staff: the answer to a question without text. None if it isn't handed over."""
+        now = _now()
+        async with self.database.transaction():
+            if handed_over_until(await enter(message)) is None:
+                return None
+            row = QuestionRow(
+                id=message.id,
+                user=message.user,
+                conversation=message.conversation,
+                text=message.text,
+                status=message.status,
+                answer=message.answer,
+                by_kind=by.kind,
+                by_name=by.name,
+                links=msgspec.to_builtins(message.links),
+                attempts=message.attempt,
+                announce_by=now + timedelta(seconds=announce_s),
+                created_at=message.asked_at,
+                updated_at=message.updated_at,
+                deadline_at=message.deadline_at,
+            )
+            await row.save(force_create=True)
+        return msgspec.structs.replace(message, by=by)
+
+    async def staff_asked(self, user: str) -> None:
+        """A member of staff has asked what waits, and is told for the next hour."""
+        now = _now()
+        async with self.database.session():
+            row = await StaffRow.get_or_none(user=user)
+            if row is not None and (now - row.asked_at).total_seconds() < _STAFF_AGAIN_S:
+                return
+            await StaffRow.bulk_create(
+                [StaffRow(user=user, asked_at=now)], on_conflict=["user"], update_fields=["asked_at"]
+            )
+            await StaffRow.filter(asked_at__lt=now - timedelta(seconds=_STAFF_S)).delete()
+
+    async def staff(self) -> Sequence[str]:
+        """Who is told."""
+        async with self.database.session():
+            since = _now() - timedelta(seconds=_STAFF_S)
+            rows = StaffRow.filter(asked_at__gt=since).order_by("-asked_at").limit(_MOST_STAFF)
+            return cast(list[str], await rows.values_list("user", flat=True))
+
+    async def _conversations(self, rows: Sequence[ConversationRow]) -> Sequence[Conversation]:
+        held = [row.id for row in rows if handed_over_until(row) is not None]
+        counts = await self.database.rows(_Count, _WAITING, held) if held else []
+        waiting = {found.name: found.waiting for found in counts}
+        return [_conversation(row, waiting.get(row.id, 0)) for row in rows]
+
+
+async def enter(question: Question) -> ConversationRow:
+    """The conversation of a new question, which is its newest from now on; made if it begins.
+
+    In the caller's transaction, until whose end nobody else changes it. Raises UnknownConversation: it is
+    somebody else's.
+    """
+    found = ConversationRow.filter(id=question.conversation).select_for_update()
+    begins = question.conversation == question.id
+    row = None if begins else await found.first()
+    if row is None:
+        row = ConversationRow(
+            id=question.conversation,
+            user=question.user,
+            title=" ".join(question.text[: 4 * _TITLE].split())[:_TITLE],
+            newest=question.id,
+            status="open",
+            created_at=question.asked_at,
+        )
+        await ConversationRow.bulk_create([row], ignore_conflicts=True)
+        if not begins:
+            # Of two that begin it at once, the second waits for the first here.
+            row = await found.get()
+            # A node of the version before makes no row.
+            _require(question, await _first_user(question.conversation))
+    _require(question, row.user)
+    if row.newest < question.id:
+        row.newest = question.id
+        await row.save(update_fields=["newest"])
+    return row
+
+
+def handed_over_until(row: ConversationRow | None) -> datetime | None:
+    """Until when people answer in a conversation; None where they don't."""
+    if row is None or row.status != "handed_over" or row.keep_until is None or row.keep_until <= _now():
+        return None
+    return row.keep_until
+
+
+def _require(question: Question, user: str | None) -> None:
+    if user not in (None, question.user):
+        raise UnknownConversation(question.conversation)
+
+
+async def _first_user(conversation: str) -> str | None:
+    first = QuestionRow.filter(conversation=conversation).order_by("id").limit(1)
+    found = cast(list[str], await first.values_list("user", flat=True))
+    return found[0] if found else None
+
+
+def _conversation(row: ConversationRow, waiting: int) -> Conversation:
+    until = handed_over_until(row)
+    found = Conversation(
+        id=row.id, user=row.user, title=row.title, newest=row.newest, created_at=row.created_at
+    )
+    if until is None:
+        return found
+    return msgspec.structs.replace(
+        found,
+        is_handed_over=True,
+        handed_over_at=row.handed_over_at,
+        handed_over_by=row.handed_over_by,
+        reason=row.reason,
+        keep_until=until,
+        waiting=waiting,
+    )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

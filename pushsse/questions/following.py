@@ -15,11 +15,19 @@ from typing import Protocol
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pushsse.errors import CloseReason, DatabaseUnavailable, Unavailable
 from pushsse.event import Publication
 from pushsse.questions import Part, Question, units
-from pushsse.questions.life import AnswerErrorEvent, AnswerEvent, DeltaEvent, ended, status_changed
+from pushsse.questions.life import (
+    AnswerErrorEvent,
+    AnswerEvent,
+    DeltaEvent,
+    QuestionEvent,
+    ended,
+    status_changed,
+)
 from pushsse.questions.service import Questions, grown
 
 ENDINGS = frozenset({"answer", "answer.error"})
@@ -29,6 +37,7 @@ _TICK_S = 0.5
 _END_LOOKS = 4
 _END_LOOK_S = 0.25
 _delta = msgspec.json.Decoder(DeltaEvent)
+_question = msgspec.json.Decoder(QuestionEvent)
 _answer = msgspec.json.Decoder(AnswerEvent)
 _error = msgspec.json.Decoder(AnswerErrorEvent)
 
@@ -50,7 +59,7 @@ class Parted(Struct, frozen=True):
 
 
 class Ended(Struct, frozen=True):
-    """The question has ended as `question` says; the last update.
+    """The question has ended as `question` says, or people have taken it over; the last update.
 
     If it is answered, the Grown since the last Restarted are exactly `question.answer`.
     """
@@ -157,13 +166,17 @@ class Following:
                         yield update
                     yield Ended(last)
                     return
+                elif _is_handed_over(heard):
+                    yield Ended(await self._look(question) or replace(question, status="handed_over"))
+                    return
 
     async def heard(
         self, question: Question, who: Access
     ) -> AsyncGenerator[Publication | Interrupted | Idle, None]:
         """The publications about a question as streams get them: `question`, the answer so far, and the rest.
 
-        Ends after `answer` or `answer.error`, or after Interrupted. Idle as in `updates`.
+        Ends after `answer` or `answer.error`, after the `question` that says that it is handed over, or after
+        Interrupted. Idle as in `updates`.
         """
         async with AsyncExitStack() as stack:
             publications: AsyncIterator[Publication] | None = None
@@ -178,8 +191,9 @@ class Following:
             now = await self._look(question) or question
             first = status_changed(now)
             yield first
-            if not now.is_open:
+            if now.has_ended:
                 yield ended(now)
+            if not now.is_open:
                 return
             for delta in grown(now):
                 yield delta
@@ -203,7 +217,7 @@ class Following:
                     if (publication.name, publication.body) == (first.name, first.body):
                         continue
                     yield publication
-                    if publication.name in ENDINGS:
+                    if publication.name in ENDINGS or _is_handed_over(publication):
                         return
                 # Only where nothing was heard: the end of the answer may be among what was.
                 elif self.node.draining:
@@ -214,7 +228,8 @@ class Following:
                     found = await self._look(question)
                     if found is not None and not found.is_open:
                         yield status_changed(found)
-                        yield ended(found)
+                        if found.has_ended:
+                            yield ended(found)
                         return
                 if publication is None:
                     yield Idle()
@@ -239,7 +254,7 @@ class Following:
             await asyncio.sleep(_END_LOOK_S * again)
         if heard.name == "answer":
             said = _answer.decode(_json_of(heard))
-            return msgspec.structs.replace(
+            return replace(
                 question,
                 status="answered",
                 answer=said.text,
@@ -248,9 +263,7 @@ class Following:
                 suggestions=said.suggestions,
             )
         error = _error.decode(_json_of(heard))
-        return msgspec.structs.replace(
-            question, status="failed", error_code=error.code, error_detail=error.detail
-        )
+        return replace(question, status="failed", error_code=error.code, error_detail=error.detail)
 
 
 class _Answer:
@@ -281,6 +294,11 @@ class _Answer:
         yield Restarted()
         if text:
             yield Grown(text)
+
+
+def _is_handed_over(publication: Publication) -> bool:
+    """Whether people answer from now on, which may take days."""
+    return publication.name == "question" and _question.decode(_json_of(publication)).status == "handed_over"
 
 
 def _json_of(publication: Publication) -> bytes:

@@ -16,13 +16,13 @@ from typing import Annotated, Literal, NamedTuple, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from pushsse.backplane import Backplane, Draft
+from pushsse.backplane import Append, Backplane, Draft, log_of
 from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable
 from pushsse.event import Publication, encode
 from pushsse.metrics import Metrics
 from pushsse.questions import (
     MAX_ANSWER_CHARACTERS,
-    OPEN,
+    NOBODY,
     TOO_LONG,
     Answered,
     By,
@@ -34,10 +34,15 @@ from pushsse.questions import (
     clean,
     units,
 )
+from pushsse.questions.conversations import ConversationStore, HandedOverBy
 from pushsse.questions.store import QuestionStore
 
 logger = logging.getLogger(__name__)
 _PUBLISH_S = 5.0
+# What staff get beside the streams' own events. Producers may not use the name.
+DESK = "pushsse.desk"
+_DESK_CHARACTERS = 200
+MAX_REASON = 500
 MAX_TEXT_BYTES = 32 * 1024
 # JSON may write one byte as six; the frame's 48 KiB hold this, links, suggestions and the rest.
 _MAX_ENCODED_BYTES = 38 * 1024
@@ -53,6 +58,7 @@ class QuestionPace:
 
     A delta at most every `delta_s`; the answer so far stored every `store_s`. A node renews its leases of
     `lease_s` every `sweep_s`. What isn't in the log after `announce_s`, a sweep publishes.
+    People have a conversation that was handed over to them for `keep_s`; 0: nothing is handed over.
     """
 
     delta_s: float = 0.05
@@ -60,6 +66,7 @@ class QuestionPace:
     sweep_s: float = 2.0
     lease_s: float = 15.0
     announce_s: float = 10.0
+    keep_s: float = 3 * 86_400.0
 
 
 class Life:
@@ -73,20 +80,90 @@ class Life:
     ) -> None:
         self.pace = pace
         self.store = store
+        self.conversations = ConversationStore(store.database)
         self._backplane = backplane
         self._metrics = metrics
 
-    async def ask(self, question: Question, *, key: str | None, node: str, leased: bool) -> None:
-        """Writes a new question and publishes it. Raises KeyTaken, of two that ask together for one.
+    async def ask(
+        self, question: Question, *, key: str | None, node: str, leased: bool, digest: str = ""
+    ) -> Question:
+        """Writes a new question, publishes it, and returns it: handed over, if its conversation is.
 
-        Without a lease another node takes the question at its next sweep.
+        Without a lease another node takes the question at its next sweep. Raises KeyTaken, of two that ask
+        together for one; UnknownConversation.
         """
         lease_s = self.pace.lease_s if leased else 0
-        await self.store.create(
-            question, key=key, owner=node, lease_s=lease_s, announce_s=self.pace.announce_s
+        question = await self.store.create(
+            question, key=key, digest=digest, owner=node, lease_s=lease_s, announce_s=self.pace.announce_s
         )
         self._metrics.questions[question.status] += 1
         await self.announce(question)
+        return question
+
+    async def ask_again(
+        self, question: Question, *, node: str, leased: bool, timeout_s: float
+    ) -> Question | None:
+        """Asks an ended question anew, and publishes that. None if it is gone. Raises NotNow."""
+        again = await self.store.regenerate(
+            question,
+            owner=node,
+            lease_s=self.pace.lease_s if leased else 0,
+            timeout_s=timeout_s,
+            announce_s=self.pace.announce_s,
+        )
+        if again is not None:
+            self._metrics.questions[again.status] += 1
+            await self.announce(again)
+        return again
+
+    async def hand_over(self, question: Question, reason: str) -> bool:
+        """People answer in this question's conversation from now on, as its answerer wants it.
+
+        False if it has ended or is another attempt's by now. Where nothing is handed over, it fails.
+        """
+        if not self.pace.keep_s:
+            return await self.end(question.id, NOBODY, attempt=question.attempt)
+        try:
+            await self.hand_over_conversation(
+                question.conversation, by="answerer", reason=reason, question=question
+            )
+        except Lost:
+            return False
+        return True
+
+    async def hand_over_conversation(
+        self, conversation: str, *, by: HandedOverBy, reason: str, question: Question | None = None
+    ) -> None:
+        """The same of a whole conversation, which has to be there. Raises Lost with `question`."""
+        ids = await self.conversations.hand_over(
+            conversation,
+            by=by,
+            reason=clean(reason)[:MAX_REASON],
+            keep_s=self.pace.keep_s,
+            announce_s=self.pace.announce_s,
+            question=question,
+        )
+        await self.announce_all(ids)
+
+    async def announce_all(self, ids: Collection[str]) -> None:
+        """Publishes the status that some questions have come to."""
+        for question_id in ids:
+            if (found := await self.store.one(question_id)) is not None:
+                self._metrics.questions[found.status] += 1
+                await self.announce(found)
+
+    async def tell_staff(self, event: "DeskEvent", once: str = "") -> None:
+        """Publishes an event to the staff who asked what waits. Raises BackplaneUnavailable, too."""
+        by_log: dict[str, list[str]] = {}
+        for user in await self.conversations.staff():
+            by_log.setdefault(log_of(user, self._backplane.shards), []).append(user)
+        appends = [
+            Append(log, (Draft(encode(DESK, event, users=tuple(users)), once=once),))
+            for log, users in by_log.items()
+        ]
+        if appends:
+            async with _in_time():
+                await self._backplane.publish(appends)
 
     async def begin(self, question: Question) -> Question:
         """pending → answering; one taken over in the middle is that already. Raises Lost."""
@@ -130,6 +207,8 @@ class Life:
         try:
             async with _in_time():
                 await self._backplane.publish_to(question.user, drafts(question))
+            if question.status == "handed_over":
+                await self.tell_staff(waits(question), once=f"{_name(question)}:desk")
             # After the log has it: a node that dies in between leaves it to a sweep, whose second append the
             # log drops by `once`. The other way round the status would never be published.
             await self.store.announced(question)
@@ -366,12 +445,38 @@ def ended(question: Question) -> Publication:
     return encode(name, data, users=(question.user,), subject=question.id)
 
 
+class DeskEvent(Struct, frozen=True):
+    """`pushsse.desk`, to staff: something happened in a conversation that people have taken over.
+
+    `question` is null where it isn't about one question.
+    """
+
+    conversation: str
+    user: str
+    status: Literal["waiting", "answered", "released"]
+    question: str | None
+    text: Annotated[str, Meta(description="the beginning of the question")]
+
+
+def waits(question: Question) -> DeskEvent:
+    """The event that a question waits for people."""
+    text = question.text[:_DESK_CHARACTERS]
+    return DeskEvent(question.conversation, question.user, "waiting", question.id, text)
+
+
 def drafts(question: Question) -> tuple[Draft, ...]:
     """What the log gets when a question has come to its present status: that, and the end if it is one."""
-    changed = Draft(status_changed(question), once=f"question:{question.id}:{question.status}")
-    if question.status in OPEN:
+    name = _name(question)
+    changed = Draft(status_changed(question), once=f"{name}:{question.status}")
+    if not question.has_ended:
         return (changed,)
-    return changed, Draft(ended(question), once=f"question:{question.id}:end")
+    return changed, Draft(ended(question), once=f"{name}:end")
+
+
+def _name(question: Question) -> str:
+    """What `once` begins with: another one each time that the question is asked anew."""
+    again = f":{question.regenerations}" if question.regenerations else ""
+    return f"question:{question.id}{again}"
 
 
 def deltas(question: Question, text: str, *, start: int, seq: int) -> Iterator[Publication]:

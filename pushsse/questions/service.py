@@ -9,14 +9,28 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Protocol
 
+import msgspec
 from ulid import ULID
 
-from pushsse.backplane import Backplane
+from pushsse.backplane import Backplane, Uses
 from pushsse.errors import DatabaseUnavailable, InvalidInput, Overloaded, Violation
 from pushsse.event import Publication
 from pushsse.metrics import Metrics
-from pushsse.questions import CANCELLED, EXPIRED, GIVEN_UP, Question, TooManyQuestions, UnknownConversation
+from pushsse.questions import (
+    CANCELLED,
+    EXPIRED,
+    GIVEN_UP,
+    BeingTaken,
+    Conversation,
+    NotNow,
+    Question,
+    Rating,
+    TooManyQuestions,
+    clean,
+)
 from pushsse.questions.answerers import Answerer
 from pushsse.questions.answering import Answering
 from pushsse.questions.life import Life, QuestionPace, deltas, pieces
@@ -26,6 +40,9 @@ from pushsse.strictjson import shown
 
 logger = logging.getLogger(__name__)
 MOST_ATTEMPTS = 4
+KEY_S = 86_400
+# What it may take to write a question: until then a second request with its key is told to come later.
+_CLAIM_S = 5
 _AT_ONCE = 100
 
 
@@ -37,6 +54,20 @@ class Asking:
     conversation: str | None = None
     context: dict[str, object] | None = None
 
+    @property
+    def digest(self) -> str:
+        """The same for the same question, whatever the order of its context's members."""
+        said = (self.text, self.conversation, self.context)
+        return sha256(msgspec.json.encode(said, order="deterministic")).hexdigest()
+
+
+class CountsUses(Protocol):
+    """Counts what is used, for all nodes together; the backplane does it."""
+
+    async def use(self, name: str, *, window_ms: int) -> Uses:
+        """Counts one use, in a window that begins with the first."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Questions:
@@ -45,6 +76,7 @@ class Questions:
     life: Life
     answering: Answering
     sweeper: "Sweeper"
+    uses: CountsUses
     node: str
     timeout_s: float
     most_open: int = 20
@@ -56,39 +88,90 @@ class Questions:
             group.create_task(self.sweeper.run(), name="sweeper")
 
     async def ask(self, user: str, asking: Asking, *, idempotency_key: str | None = None) -> Question:
-        """Takes a question; with a key that the person has used before, returns the first.
+        """Takes a question; with a key that the person has used within a day, returns the first.
 
-        Raises InvalidInput (the key was another question's), UnknownConversation (it is
-        somebody else's), TooManyQuestions, Overloaded, DatabaseUnavailable.
+        Where people have taken the conversation over, it is handed over from the beginning. Raises
+        InvalidInput (the key was another question's), BeingTaken (another request with it is being served),
+        UnknownConversation (it is somebody else's), TooManyQuestions, Overloaded, DatabaseUnavailable.
         """
         if idempotency_key is not None and (first := await self._first(user, idempotency_key, asking)):
             return first
-        # Deliberate: of two people who begin one conversation together, both may be let in. Whoever can guess
-        # the other's word, which is theirs alone, gets nothing but a conversation in common.
-        if asking.conversation is not None:
-            owner = await self.life.store.owner(asking.conversation)
-            if owner not in (None, user):
-                raise UnknownConversation(asking.conversation)
         await self._admit(user)
+        if idempotency_key is not None and (first := await self._claim(user, idempotency_key, asking)):
+            return first
         question = self._new(user, asking)
         # An isolated node stores the question without a lease: another node answers it.
         ours = not self.answering.resting
-        try:
-            await self.life.ask(question, key=idempotency_key, node=self.node, leased=ours)
-        except KeyTaken:
-            # Asked twice at the same time, and the other one was first.
-            if idempotency_key is None or not (first := await self._first(user, idempotency_key, asking)):
-                raise
-            return first
-        if ours:
+        digest = asking.digest if idempotency_key is not None else ""
+        for _ in range(2):
+            try:
+                question = await self.life.ask(
+                    question, key=idempotency_key, digest=digest, node=self.node, leased=ours
+                )
+                break
+            except KeyTaken:
+                # Asked twice at the same time, and the other one was first; or its day is over.
+                if idempotency_key is None:
+                    raise
+                if first := await self._first(user, idempotency_key, asking):
+                    return first
+                await self.life.store.free_key(user, idempotency_key, before=_key_since())
+        else:
+            raise BeingTaken(_CLAIM_S)
+        if ours and question.is_open:
             # Without room for it now, a sweep takes it over when its lease has lapsed.
             self.answering.put(question)
         return question
 
-    async def cancel(self, user: str, question_id: str) -> Question | None:
-        """Ends a person's question if it is open; as it stands after that, None if there is no such one."""
+    async def regenerate(self, user: str, question_id: str) -> Question | None:
+        """Asks a person's ended question anew; None if there is no such one. The old answer is kept.
+
+        Raises NotNow (it has no end yet, or is a message of staff), TooManyQuestions, Overloaded,
+        DatabaseUnavailable.
+        """
         question = await self.get(user, question_id)
-        if question is None or not question.is_open:
+        if question is None:
+            return None
+        if not question.text:
+            raise NotNow("no_question", "this is a message, which answers no question")
+        if not question.has_ended:
+            raise NotNow("not_ended", "the question has no end yet, cancel it first")
+        await self._admit(user)
+        ours = not self.answering.resting
+        again = await self.life.ask_again(question, node=self.node, leased=ours, timeout_s=self.timeout_s)
+        if again is not None and ours and again.is_open:
+            self.answering.put(again)
+        return again
+
+    async def rate(self, user: str, question_id: str, rating: Rating, comment: str) -> Question | None:
+        """Stores what a person thinks of an answer; None if there is no such question. Raises NotNow."""
+        if not await self.life.store.rate(user, question_id, rating, clean(comment)):
+            if await self.get(user, question_id) is None:
+                return None
+            raise NotNow("not_ended", "the question has no end yet")
+        return await self.get(user, question_id)
+
+    async def conversation(self, user: str, conversation: str) -> Conversation | None:
+        """A person's conversation; None if there is none, or it is somebody else's."""
+        found = await self.life.conversations.one(conversation)
+        return found if found is not None and found.user == user else None
+
+    async def hand_over(self, user: str, conversation: str, reason: str) -> Conversation | None:
+        """People answer in a person's conversation from now on, as he wants it; None if there is none.
+
+        Raises NotNow where nothing is handed over here.
+        """
+        if await self.conversation(user, conversation) is None:
+            return None
+        if not self.life.pace.keep_s:
+            raise NotNow("no_people", "nobody takes conversations over here")
+        await self.life.hand_over_conversation(conversation, by="person", reason=reason)
+        return await self.conversation(user, conversation)
+
+    async def cancel(self, user: str, question_id: str) -> Question | None:
+        """Ends a person's question if it has no end; as it stands then, None if there is no such one."""
+        question = await self.get(user, question_id)
+        if question is None or question.has_ended:
             return question
         if await self.life.end(question_id, CANCELLED):
             self.answering.drop(question_id)
@@ -102,7 +185,7 @@ class Questions:
     async def page(
         self, user: str, *, limit: int, before: str | None = None, conversation: str | None = None
     ) -> Sequence[Question]:
-        """A person's questions, newest first, those before an id; those of one conversation, or all."""
+        """A person's questions, in one conversation or all, newest first, those before an id."""
         return await self.life.store.page(user, limit=limit, before=before, conversation=conversation)
 
     async def growing(self, user: str) -> Sequence[Publication]:
@@ -115,17 +198,32 @@ class Questions:
         return [delta for question in questions for delta in grown(question)]
 
     async def _first(self, user: str, key: str, asking: Asking) -> Question | None:
-        first = await self.life.store.by_key(user, key)
-        if first is None:
+        found = await self.life.store.by_key(user, key, since=_key_since())
+        if found is None:
             return None
+        first, digest = found
+        # A node of the version before stores no digest.
         same = (
-            first.text == asking.text
-            and first.context == asking.context
-            and asking.conversation in (None, first.conversation)
+            digest == asking.digest
+            if digest
+            else (first.text, first.context) == (asking.text, asking.context)
         )
         if not same:
             raise InvalidInput(Violation("Idempotency-Key", f"{shown(key)} was used for another question"))
         return first
+
+    async def _claim(self, user: str, key: str, asking: Asking) -> Question | None:
+        """Returns None to the first of those who ask with a key at once, the question where it is there now.
+
+        Raises BeingTaken. The unique constraint is what decides where the backplane is away.
+        """
+        name = sha256(msgspec.json.encode((user, key))).hexdigest()
+        seen, left_ms = await self.uses.use(f"idempotency:{name}", window_ms=_CLAIM_S * 1000)
+        if seen == 1:
+            return None
+        if first := await self._first(user, key, asking):
+            return first
+        raise BeingTaken(-(-left_ms // 1000))
 
     async def _admit(self, user: str) -> None:
         # Deliberate: two calls together may both be admitted. The limits needn't be exact.
@@ -135,11 +233,12 @@ class Questions:
             raise TooManyQuestions(f"{self.most_open} questions are open, wait for an answer or cancel one")
 
     def _new(self, user: str, asking: Asking) -> Question:
-        now = datetime.now(UTC)
+        now, question_id = datetime.now(UTC), str(ULID())
         return Question(
-            id=str(ULID()),
+            id=question_id,
             user=user,
-            conversation=asking.conversation or str(ULID()),
+            # The same id says that the conversation begins with this question.
+            conversation=asking.conversation or question_id,
             text=asking.text,
             context=asking.context,
             status="pending",
@@ -147,6 +246,11 @@ class Questions:
             updated_at=now,
             deadline_at=now + timedelta(seconds=self.timeout_s),
         )
+
+
+def _key_since() -> datetime:
+    """Idempotency keys that were used before are free."""
+    return datetime.now(UTC) - timedelta(seconds=KEY_S)
 
 
 def grown(question: Question) -> Sequence[Publication]:
@@ -164,11 +268,12 @@ def assemble_questions(
     timeout_s: float,
     metrics: Metrics,
     pace: QuestionPace | None = None,
+    unsure_hands_over: bool = False,
 ) -> Questions:
     """The service of one node; `run` has to be supervised. A question expires after `timeout_s`."""
     life = Life(store, backplane, metrics, pace or QuestionPace())
-    answering = Answering(life, answerer, node=node)
-    return Questions(life, answering, Sweeper(life, answering, node), node, timeout_s)
+    answering = Answering(life, answerer, node=node, unsure_hands_over=unsure_hands_over)
+    return Questions(life, answering, Sweeper(life, answering, node), backplane, node, timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +307,7 @@ class Sweeper:
             # Dropped where this node answers it; another node notices when it renews its leases, or writes.
             if await self.life.end(question.id, EXPIRED):
                 self.answering.drop(question.id)
+        await self.life.conversations.lapse()
         if room := min(self.answering.queue.room, _AT_ONCE):
             for question in await self.life.store.abandoned(room):
                 await self._take_over(question)
@@ -224,7 +330,7 @@ class Sweeper:
             await self.life.renew(ours, node=self.node)
 
     async def _take_over(self, question: Question) -> None:
-        if question.attempt >= MOST_ATTEMPTS:
+        if question.attempt - question.first_attempt + 1 >= MOST_ATTEMPTS:
             # A question that brings down one node after the other must not do so for ever.
             await self.life.end(question.id, GIVEN_UP, attempt=question.attempt)
         elif (taken := await self.life.take_over(question, node=self.node)) is not None:

@@ -7,87 +7,37 @@ what deletes. Every call raises DatabaseUnavailable.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import msgspec
-from tortoise import fields
 from tortoise.exceptions import IntegrityError
-from tortoise.models import Model
 from ulid import ULID
 
 from pushsse.database import Database, Statement
-from pushsse.questions import OPEN, Answered, By, Ending, KeptPart, Link, Question, Status, clean
-from pushsse.questions.conversations import ConversationTable
-
-
-class QuestionRow(Model):
-    """One question with its answer so far. The id is a ULID, so ids sort by time.
-
-    The node `owner` answers it until `lease_until`; after that any node may take it over (null: the answer
-    comes from elsewhere). `attempts` counts the takers, and no earlier one may write. `announce_by` is when
-    somebody else should append the present status to the log; null once it is there.
-    """
-
-    id = fields.CharField(max_length=26, primary_key=True)
-    user = fields.CharField(max_length=128)
-    conversation = fields.CharField(max_length=64)
-    text = fields.TextField()
-    context: fields.JSONField[dict[str, object] | None] = fields.JSONField(null=True)
-    status = fields.CharField(max_length=16)
-    answer = fields.TextField(db_default="")
-    answer_seq = fields.IntField(db_default=0)
-    by_kind = fields.CharField(max_length=8, db_default="")
-    by_name = fields.CharField(max_length=128, db_default="")
-    links: fields.JSONField[list[dict[str, str]] | None] = fields.JSONField(null=True)
-    suggestions: fields.JSONField[list[str] | None] = fields.JSONField(null=True)
-    error_code = fields.CharField(max_length=64, db_default="")
-    error_detail = fields.TextField(db_default="")
-    parts: fields.JSONField[list[dict[str, object]] | None] = fields.JSONField(null=True)
-    usage: fields.JSONField[dict[str, int] | None] = fields.JSONField(null=True)
-    regenerations = fields.IntField(db_default=0)
-    rating = fields.CharField(max_length=8, db_default="")
-    rating_comment = fields.TextField(db_default="")
-    rated_at = fields.DatetimeField(null=True)
-    idempotency_key = fields.CharField(max_length=128, null=True)
-    idempotency_digest = fields.CharField(max_length=64, db_default="")
-    owner = fields.CharField(max_length=128, db_default="")
-    attempts = fields.IntField(db_default=0)
-    lease_until = fields.DatetimeField(null=True)
-    announce_by = fields.DatetimeField(null=True)
-    created_at = fields.DatetimeField()
-    updated_at = fields.DatetimeField()
-    deadline_at = fields.DatetimeField()
-
-    class Meta:
-        table = "pushsse_question"
-        unique_together = (("user", "idempotency_key"),)
-        indexes = (("user", "id"), ("status", "deadline_at"), ("announce_by",), ("conversation", "id"))
-
-
-class EarlierAnswerRow(Model):
-    """An answer that was replaced: the first of a question has number 1."""
-
-    id = fields.BigIntField(primary_key=True)
-    question = fields.CharField(max_length=26)
-    user = fields.CharField(max_length=128)
-    number = fields.IntField()
-    status = fields.CharField(max_length=16)
-    answer = fields.TextField(db_default="")
-    by_kind = fields.CharField(max_length=8, db_default="")
-    by_name = fields.CharField(max_length=128, db_default="")
-    links: fields.JSONField[list[dict[str, str]] | None] = fields.JSONField(null=True)
-    suggestions: fields.JSONField[list[str] | None] = fields.JSONField(null=True)
-    parts: fields.JSONField[list[dict[str, object]] | None] = fields.JSONField(null=True)
-    usage: fields.JSONField[dict[str, int] | None] = fields.JSONField(null=True)
-    error_code = fields.CharField(max_length=64, db_default="")
-    error_detail = fields.TextField(db_default="")
-    ended_at = fields.DatetimeField()
-
-    class Meta:
-        table = "pushsse_earlier_answer"
-        unique_together = (("question", "number"),)
-        indexes = (("user",),)
-
+from pushsse.questions import (
+    ENDED,
+    OPEN,
+    Answered,
+    EarlierAnswer,
+    Ending,
+    KeptPart,
+    Link,
+    NotNow,
+    Question,
+    Rating,
+    Status,
+    Turn,
+    clean,
+)
+from pushsse.questions.conversations import enter, handed_over_until
+from pushsse.questions.rows import (
+    ConversationRow,
+    EarlierAnswerRow,
+    QuestionRow,
+    by_of,
+    question_of,
+    value_of,
+)
 
 # Who of the people among the first parameter has a question that is still to be answered. `people` reads it.
 OPEN_USERS = f"""
@@ -105,6 +55,20 @@ _DELETE_OLD = Statement("""
 _FORGET = Statement("""
     DELETE FROM pushsse_question WHERE id IN (
         SELECT id FROM pushsse_question WHERE "user" = {value[1]} LIMIT {value[2]}) RETURNING 1""")
+_TURNS = Statement("""
+    SELECT text, substr(answer, 1, {value[3]}) FROM pushsse_question
+     WHERE conversation = {value[1]} AND id < {value[2]} AND status = 'answered' AND answer <> ''
+     ORDER BY id DESC LIMIT {value[4]}""")
+# None of its questions is left: the newest one was asked before all that are kept.
+_DELETE_OLD_CONVERSATIONS = Statement("""
+    DELETE FROM pushsse_conversation WHERE id IN (
+        SELECT id FROM pushsse_conversation c WHERE newest < {value[1]}
+           AND NOT EXISTS (SELECT 1 FROM pushsse_question q WHERE q.conversation = c.id)
+         ORDER BY newest LIMIT {value[2]}) RETURNING 1""")
+_FORGET_CONVERSATIONS = Statement("""
+    DELETE FROM pushsse_conversation WHERE id IN (
+        SELECT id FROM pushsse_conversation WHERE "user" = {value[1]} LIMIT {value[2]}) RETURNING 1""")
+_FORGET_STAFF = Statement("""DELETE FROM pushsse_staff WHERE "user" = {value[1]} RETURNING 1""")
 _DELETE_OLD_ANSWERS = Statement("""
     DELETE FROM pushsse_earlier_answer WHERE id IN (
         SELECT id FROM pushsse_earlier_answer WHERE question < {value[1]} LIMIT {value[2]}) RETURNING 1""")
@@ -115,6 +79,7 @@ _FORGET_ANSWERS = Statement("""
 _TIME_OF_ULID = 10
 # Rows that one statement deletes: an answer may have 800 kB.
 _AT_ONCE = 100
+_EARLIER_ANSWERS = 10
 
 
 class KeyTaken(Exception):
@@ -128,11 +93,27 @@ class QuestionStore:
     database: Database
 
     async def create(
-        self, question: Question, *, key: str | None, owner: str, lease_s: float, announce_s: float
-    ) -> None:
-        """Writes a new question. Raises KeyTaken; the unique constraint decides when two ask together."""
+        self,
+        question: Question,
+        *,
+        key: str | None,
+        owner: str,
+        lease_s: float,
+        announce_s: float,
+        digest: str = "",
+    ) -> Question:
+        """Writes a new question, and returns it as it was written: handed over, if its conversation is.
+
+        Raises KeyTaken: the unique constraint decides when two ask together; UnknownConversation.
+        """
         now = _now()
-        async with self.database.session():
+        async with self.database.transaction():
+            # First: whoever hands the conversation over waits until the end, and finds the question then.
+            conversation = await enter(question)
+            lease_until: datetime | None = now + timedelta(seconds=lease_s)
+            if (keep_until := handed_over_until(conversation)) is not None:
+                question = msgspec.structs.replace(question, status="handed_over", deadline_at=keep_until)
+                lease_until = None
             row = QuestionRow(
                 id=question.id,
                 user=question.user,
@@ -141,9 +122,10 @@ class QuestionStore:
                 context=question.context,
                 status=question.status,
                 idempotency_key=key,
+                idempotency_digest=digest,
                 owner=owner,
                 attempts=question.attempt,
-                lease_until=now + timedelta(seconds=lease_s),
+                lease_until=lease_until,
                 announce_by=now + timedelta(seconds=announce_s),
                 created_at=question.asked_at,
                 updated_at=question.updated_at,
@@ -153,46 +135,65 @@ class QuestionStore:
                 await row.save(force_create=True)
             except IntegrityError:
                 raise KeyTaken from None
+        return question
 
-    async def by_key(self, user: str, key: str) -> Question | None:
-        """The question that a person asked with an idempotency key."""
+    async def by_key(self, user: str, key: str, *, since: datetime) -> tuple[Question, str] | None:
+        """The question that a person has asked with an idempotency key since a time, and its digest."""
         async with self.database.session():
-            return _value(await QuestionRow.get_or_none(user=user, idempotency_key=key))
+            row = await QuestionRow.get_or_none(user=user, idempotency_key=key, created_at__gt=since)
+            return None if row is None else (question_of(row), row.idempotency_digest)
+
+    async def free_key(self, user: str, key: str, *, before: datetime) -> bool:
+        """Lets an idempotency key that was used before a time be used again; False if it wasn't."""
+        async with self.database.session():
+            rows = QuestionRow.filter(user=user, idempotency_key=key, created_at__lte=before)
+            return bool(await rows.update(idempotency_key=None))
 
     async def one(self, question_id: str) -> Question | None:
         """A question by its id."""
         async with self.database.session():
-            return _value(await QuestionRow.get_or_none(id=question_id))
+            return value_of(await QuestionRow.get_or_none(id=question_id))
 
     async def page(
         self, user: str, *, limit: int, before: str | None, conversation: str | None = None
     ) -> Sequence[Question]:
-        """A person's questions, newest first, below the id `before`; those of one conversation, or all."""
+        """A person's questions, in one conversation or all, newest first, below the id `before`."""
         async with self.database.session():
             rows = QuestionRow.filter(user=user)
             if conversation is not None:
                 rows = rows.filter(conversation=conversation)
             if before is not None:
                 rows = rows.filter(id__lt=before)
-            return [_question(row) for row in await rows.order_by("-id").limit(limit)]
+            return [question_of(row) for row in await rows.order_by("-id").limit(limit)]
 
-    async def owner(self, conversation: str) -> str | None:
-        """Who asked first in a conversation; None if nobody has."""
-        async with self.database.session():
-            first = QuestionRow.filter(conversation=conversation).order_by("id").limit(1)
-            found = cast(list[str], await first.values_list("user", flat=True))
-            return found[0] if found else None
+    async def turns(
+        self, conversation: str, *, before: str, most: int = 20, most_characters: int = 16_000
+    ) -> tuple[Turn, ...]:
+        """The last answered questions of a conversation below an id, oldest first.
+
+        Together they have at most so many characters: the oldest are left out, and the end of an answer is
+        cut off if it alone has more.
+        """
+        rows = await self.database.read(Turn, _TURNS, conversation, before, most_characters, most)
+        turns: list[Turn] = []
+        for turn in rows:
+            left = most_characters - len(turn.question)
+            if turns and left < len(turn.answer):
+                break
+            turns.append(Turn(turn.question, turn.answer[: max(0, left)]))
+            most_characters = left - len(turn.answer)
+        return tuple(reversed(turns))
 
     async def count_open(self, user: str) -> int:
         """How many questions of a person have no end yet."""
         async with self.database.session():
-            return await QuestionRow.filter(user=user, status__in=OPEN).count()
+            return await QuestionRow.filter(user=user, status__in=(*OPEN, "handed_over")).count()
 
     async def answering(self, user: str) -> Sequence[Question]:
         """A person's questions whose answers have begun to grow."""
         async with self.database.session():
             rows = await QuestionRow.filter(user=user, status="answering").exclude(answer="").order_by("id")
-            return [_question(row) for row in rows]
+            return [question_of(row) for row in rows]
 
     async def begin(self, question_id: str, attempt: int, *, announce_s: float) -> bool:
         """pending → answering, for the taker numbered `attempt`."""
@@ -214,15 +215,65 @@ class QuestionStore:
             return bool(await rows.update(answer=text, answer_seq=seq, updated_at=_now()))
 
     async def end(self, question_id: str, ending: Ending, *, attempt: int | None, announce_s: float) -> bool:
-        """Open → ended; true for one caller over all nodes. `attempt` None for who isn't the taker."""
+        """Open → ended; true for one caller over all nodes. `attempt` None for who isn't the taker.
+
+        Where people have taken the question over, only they end it, its person, and the time.
+        """
         now = _now()
         announce_by = now + timedelta(seconds=announce_s)
         changes = _changes(ending) | {"updated_at": now, "announce_by": announce_by, "lease_until": None}
         async with self.database.session():
-            rows = QuestionRow.filter(id=question_id, status__in=OPEN)
+            rows = QuestionRow.filter(id=question_id, status__in=_endable(ending))
             if attempt is not None:
                 rows = rows.filter(attempts=attempt)
             return bool(await rows.update(**changes))
+
+    async def regenerate(
+        self, question: Question, *, owner: str, lease_s: float, timeout_s: float, announce_s: float
+    ) -> Question | None:
+        """Ended → pending; what there is of an answer becomes an earlier one. None if it is gone.
+
+        Returns it as it is then: handed over, if its conversation is. Raises NotNow.
+        """
+        now = _now()
+        async with self.database.transaction():
+            # In this order: whoever hands the conversation over waits, and then finds the question open.
+            held = ConversationRow.filter(id=question.conversation).select_for_update()
+            keep_until = handed_over_until(await held.first())
+            row = await QuestionRow.filter(id=question.id, user=question.user).select_for_update().first()
+            if row is None:
+                return None
+            if row.status not in ENDED:
+                raise NotNow("not_ended", "the question has no end yet, cancel it first")
+            await _keep_answer(row)
+            row.status = "pending" if keep_until is None else "handed_over"
+            row.deadline_at = keep_until or now + timedelta(seconds=timeout_s)
+            row.lease_until = None if keep_until else now + timedelta(seconds=lease_s)
+            row.announce_by, row.updated_at, row.owner = now + timedelta(seconds=announce_s), now, owner
+            row.regenerations += 1
+            row.attempts += 1
+            row.first_attempt = row.attempts
+            row.answer = row.by_kind = row.by_name = row.error_code = row.error_detail = ""
+            row.links = row.suggestions = row.parts = row.usage = row.rated_at = None
+            row.rating = row.rating_comment = ""
+            row.answer_seq = 0
+            await row.save()
+        return question_of(row)
+
+    async def earlier_answers(self, question: Question) -> tuple[EarlierAnswer, ...]:
+        """What became of a question before it was asked anew, oldest first."""
+        if not question.regenerations:
+            return ()
+        async with self.database.session():
+            rows = await EarlierAnswerRow.filter(question=question.id).order_by("number")
+            return tuple(_earlier(row) for row in rows)
+
+    async def rate(self, user: str, question_id: str, rating: Rating, comment: str) -> bool:
+        """Stores what a person thinks of an answer, in place of what was there; False if it hasn't ended."""
+        async with self.database.session():
+            rows = QuestionRow.filter(id=question_id, user=user, status__in=ENDED)
+            changed = await rows.update(rating=rating, rating_comment=comment, rated_at=_now())
+            return bool(changed)
 
     async def announced(self, question: Question) -> None:
         """The log has the question's status, if it is still this one."""
@@ -234,20 +285,20 @@ class QuestionStore:
         """Questions whose status should have come to the log by now."""
         async with self.database.session():
             rows = QuestionRow.filter(announce_by__lt=_now()).order_by("announce_by").limit(limit)
-            return [_question(row) for row in await rows]
+            return [question_of(row) for row in await rows]
 
     async def overdue(self, limit: int) -> Sequence[Question]:
-        """Open questions after their deadline."""
+        """Questions without an end after their deadline."""
         async with self.database.session():
-            rows = QuestionRow.filter(status__in=OPEN, deadline_at__lt=_now())
-            return [_question(row) for row in await rows.order_by("deadline_at").limit(limit)]
+            rows = QuestionRow.filter(status__in=(*OPEN, "handed_over"), deadline_at__lt=_now())
+            return [question_of(row) for row in await rows.order_by("deadline_at").limit(limit)]
 
     async def abandoned(self, limit: int) -> Sequence[Question]:
         """Open questions whose taker has let its lease lapse."""
         now = _now()
         async with self.database.session():
             rows = QuestionRow.filter(status__in=OPEN, deadline_at__gt=now, lease_until__lt=now)
-            return [_question(row) for row in await rows.order_by("id").limit(limit)]
+            return [question_of(row) for row in await rows.order_by("id").limit(limit)]
 
     async def take(self, question: Question, *, owner: str, lease_s: float) -> bool:
         """Makes this node the next taker of an abandoned question; one of several nodes wins."""
@@ -290,20 +341,72 @@ class QuestionStore:
             pass
         deleted = len(await self.database.rows(int, _DELETE_OLD, oldest_kept, _AT_ONCE))
         # At the end, when none of their questions is left.
-        while not deleted and await ConversationTable(self.database).delete_old(oldest_kept):
+        while not deleted and await self.database.rows(int, _DELETE_OLD_CONVERSATIONS, oldest_kept, _AT_ONCE):
             pass
         return deleted
 
     async def forget(self, user: str) -> dict[str, int]:
         """Deletes a person's questions and their answers; how many. Open ones get no further answer."""
-        deleted = 0
+        deleted = conversations = 0
         while found := await self.database.rows(int, _FORGET, user, _AT_ONCE):
             deleted += len(found)
         # After the questions: none of them can be answered anew, so no earlier answer comes any more.
         while await self.database.rows(int, _FORGET_ANSWERS, user, _AT_ONCE):
             pass
-        conversations = await ConversationTable(self.database).forget(user)
+        while found := await self.database.rows(int, _FORGET_CONVERSATIONS, user, _AT_ONCE):
+            conversations += len(found)
+        await self.database.rows(int, _FORGET_STAFF, user)
         return {"questions": deleted, "conversations": conversations}
+
+
+async def _keep_answer(row: QuestionRow) -> None:
+    """Makes what became of a question an earlier answer; the newest few are kept."""
+    number = row.regenerations + 1
+    kept = EarlierAnswerRow(
+        question=row.id,
+        user=row.user,
+        number=number,
+        status=row.status,
+        answer=row.answer,
+        by_kind=row.by_kind,
+        by_name=row.by_name,
+        links=row.links,
+        suggestions=row.suggestions,
+        parts=row.parts,
+        usage=row.usage,
+        error_code=row.error_code,
+        error_detail=row.error_detail,
+        rating=row.rating,
+        rating_comment=row.rating_comment,
+        ended_at=row.updated_at,
+    )
+    await kept.save(force_create=True)
+    await EarlierAnswerRow.filter(question=row.id, number__lte=number - _EARLIER_ANSWERS).delete()
+
+
+def _earlier(row: EarlierAnswerRow) -> EarlierAnswer:
+    return EarlierAnswer(
+        number=row.number,
+        status=cast(Status, row.status),
+        ended_at=row.ended_at,
+        answer=row.answer,
+        by=by_of(row.by_kind, row.by_name),
+        links=msgspec.convert(row.links or [], tuple[Link, ...]),
+        suggestions=tuple(row.suggestions or ()),
+        parts=msgspec.convert(row.parts or [], tuple[KeptPart, ...]),
+        error_code=row.error_code,
+        error_detail=row.error_detail,
+        rating=cast(Rating | None, row.rating or None),
+        rating_comment=row.rating_comment,
+    )
+
+
+def _endable(ending: Ending) -> tuple[Status, ...]:
+    """The statuses that an ending may follow."""
+    if isinstance(ending, Answered):
+        return OPEN if ending.by.kind == "bot" else ("handed_over",)
+    # An answerer fails for itself alone.
+    return (*OPEN, "handed_over") if ending.status in ("cancelled", "expired") else OPEN
 
 
 def _now() -> datetime:
@@ -336,32 +439,3 @@ def _holdable(value: Any) -> Any:
     if isinstance(value, dict):
         return {clean(name): _holdable(inner) for name, inner in value.items()}
     return value
-
-
-def _value(row: QuestionRow | None) -> Question | None:
-    return None if row is None else _question(row)
-
-
-def _question(row: QuestionRow) -> Question:
-    kind: Literal["bot", "staff"] = "bot" if row.by_kind == "bot" else "staff"
-    return Question(
-        id=row.id,
-        user=row.user,
-        conversation=row.conversation,
-        text=row.text,
-        context=row.context,
-        status=cast(Status, row.status),
-        asked_at=row.created_at,
-        updated_at=row.updated_at,
-        deadline_at=row.deadline_at,
-        attempt=row.attempts,
-        answer=row.answer,
-        seq=row.answer_seq,
-        by=By(kind, row.by_name) if row.by_kind else None,
-        links=msgspec.convert(row.links or [], tuple[Link, ...]),
-        suggestions=tuple(row.suggestions or ()),
-        parts=msgspec.convert(row.parts or [], tuple[KeptPart, ...]),
-        usage=row.usage,
-        error_code=row.error_code,
-        error_detail=row.error_detail,
-    )

@@ -35,7 +35,7 @@ def asked(user: str, at: datetime, *, status: Status = "answered") -> Question:
     return Question(
         id=str(ULID.from_datetime(at)),
         user=user,
-        conversation="c",
+        conversation=f"of-{user}",
         text="why?",
         status=status,
         asked_at=at,

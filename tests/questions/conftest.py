@@ -51,7 +51,8 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
             await opened.migrate()
         yield opened
         if is_postgres:
-            await opened.rows(str, Statement("DELETE FROM pushsse_question"))
+            for table in ("question", "conversation", "earlier_answer", "staff"):
+                await opened.rows(str, Statement(f"DELETE FROM pushsse_{table}"))
 
 
 @pytest.fixture

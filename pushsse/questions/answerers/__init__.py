@@ -33,7 +33,7 @@ class HandOver(Struct, frozen=True):
     reason: str = ""
 
 
-Piece = Delta | Answered | Unanswered | SentOff
+Piece = Delta | Answered | Unanswered | SentOff | NotSure | HandOver
 
 
 class Answers(Protocol):
@@ -59,7 +59,7 @@ class Answerer(Protocol):
     """Answers questions."""
 
     def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
-        """Yields Delta any number of times, then exactly one Answered, Unanswered or SentOff.
+        """Yields Delta any number of times, then exactly one of the others.
 
         Is closed or cancelled at any point when the question is cancelled or its time is over. Raises
         Unavailable where it can't be reached just now; any exception makes the question fail.

@@ -1,0 +1,162 @@
+"""The tables of questions, of the conversations that they belong to, and of the staff who look after those.
+
+Used by `store` and `conversations`, which own the SQL; a row becomes the value `Question` here.
+"""
+
+from typing import cast
+
+import msgspec
+from tortoise import fields
+from tortoise.models import Model
+
+from pushsse.questions import By, KeptPart, Link, Question, Rating, Status
+
+
+class QuestionRow(Model):
+    """One question with its answer so far. The id is a ULID, so ids sort by time.
+
+    The node `owner` answers it until `lease_until`; after that any node may take it over (null: the answer
+    comes from elsewhere). `attempts` counts the takers, and no earlier one may write; `first_attempt` is the
+    number of the first one since the question was last asked anew. `announce_by` is when somebody else should
+    append the present status to the log; null once it is there.
+    """
+
+    id = fields.CharField(max_length=26, primary_key=True)
+    user = fields.CharField(max_length=128)
+    conversation = fields.CharField(max_length=64)
+    text = fields.TextField()
+    context: fields.JSONField[dict[str, object] | None] = fields.JSONField(null=True)
+    status = fields.CharField(max_length=16)
+    answer = fields.TextField(db_default="")
+    answer_seq = fields.IntField(db_default=0)
+    by_kind = fields.CharField(max_length=8, db_default="")
+    by_name = fields.CharField(max_length=128, db_default="")
+    links: fields.JSONField[list[dict[str, str]] | None] = fields.JSONField(null=True)
+    suggestions: fields.JSONField[list[str] | None] = fields.JSONField(null=True)
+    error_code = fields.CharField(max_length=64, db_default="")
+    error_detail = fields.TextField(db_default="")
+    parts: fields.JSONField[list[dict[str, object]] | None] = fields.JSONField(null=True)
+    usage: fields.JSONField[dict[str, int] | None] = fields.JSONField(null=True)
+    regenerations = fields.IntField(db_default=0)
+    first_attempt = fields.IntField(db_default=1)
+    rating = fields.CharField(max_length=8, db_default="")
+    rating_comment = fields.TextField(db_default="")
+    rated_at = fields.DatetimeField(null=True)
+    idempotency_key = fields.CharField(max_length=128, null=True)
+    idempotency_digest = fields.CharField(max_length=64, db_default="")
+    owner = fields.CharField(max_length=128, db_default="")
+    attempts = fields.IntField(db_default=0)
+    lease_until = fields.DatetimeField(null=True)
+    announce_by = fields.DatetimeField(null=True)
+    created_at = fields.DatetimeField()
+    updated_at = fields.DatetimeField()
+    deadline_at = fields.DatetimeField()
+
+    class Meta:
+        table = "pushsse_question"
+        unique_together = (("user", "idempotency_key"),)
+        indexes = (("user", "id"), ("status", "deadline_at"), ("announce_by",), ("conversation", "id"))
+
+
+class EarlierAnswerRow(Model):
+    """An answer that was replaced: the first of a question has number 1."""
+
+    id = fields.BigIntField(primary_key=True)
+    question = fields.CharField(max_length=26)
+    user = fields.CharField(max_length=128)
+    number = fields.IntField()
+    status = fields.CharField(max_length=16)
+    answer = fields.TextField(db_default="")
+    by_kind = fields.CharField(max_length=8, db_default="")
+    by_name = fields.CharField(max_length=128, db_default="")
+    links: fields.JSONField[list[dict[str, str]] | None] = fields.JSONField(null=True)
+    suggestions: fields.JSONField[list[str] | None] = fields.JSONField(null=True)
+    parts: fields.JSONField[list[dict[str, object]] | None] = fields.JSONField(null=True)
+    usage: fields.JSONField[dict[str, int] | None] = fields.JSONField(null=True)
+    error_code = fields.CharField(max_length=64, db_default="")
+    error_detail = fields.TextField(db_default="")
+    rating = fields.CharField(max_length=8, db_default="")
+    rating_comment = fields.TextField(db_default="")
+    ended_at = fields.DatetimeField()
+
+    class Meta:
+        table = "pushsse_earlier_answer"
+        unique_together = (("question", "number"),)
+        indexes = (("user",),)
+
+
+class ConversationRow(Model):
+    """Whose a conversation is, and who answers in it.
+
+    `newest` is the id of its newest question or message, a ULID, so that conversations sort by it. The status
+    is `open` or `handed_over`, which holds until `keep_until`.
+    """
+
+    id = fields.CharField(max_length=64, primary_key=True)
+    user = fields.CharField(max_length=128)
+    title = fields.CharField(max_length=128, db_default="")
+    newest = fields.CharField(max_length=26)
+    status = fields.CharField(max_length=16, db_default="open")
+    created_at = fields.DatetimeField()
+    handed_over_at = fields.DatetimeField(null=True)
+    handed_over_by = fields.CharField(max_length=16, db_default="")
+    reason = fields.TextField(db_default="")
+    keep_until = fields.DatetimeField(null=True)
+    released_at = fields.DatetimeField(null=True)
+    released_by = fields.CharField(max_length=128, db_default="")
+
+    class Meta:
+        table = "pushsse_conversation"
+        indexes = (("user", "newest"), ("status", "newest"), ("newest",))
+
+
+class StaffRow(Model):
+    """A member of staff, and when he last asked which conversations wait."""
+
+    user = fields.CharField(max_length=128, primary_key=True)
+    asked_at = fields.DatetimeField()
+
+    class Meta:
+        table = "pushsse_staff"
+        indexes = (("asked_at",),)
+
+
+def by_of(kind: str, name: str) -> By | None:
+    """Who answered; None for nobody yet."""
+    if not kind:
+        return None
+    return By("bot" if kind == "bot" else "staff", name)
+
+
+def value_of(row: QuestionRow | None) -> Question | None:
+    """A row as a question; None for none."""
+    return None if row is None else question_of(row)
+
+
+def question_of(row: QuestionRow) -> Question:
+    """A row as a question."""
+    return Question(
+        id=row.id,
+        user=row.user,
+        conversation=row.conversation,
+        text=row.text,
+        context=row.context,
+        status=cast(Status, row.status),
+        asked_at=row.created_at,
+        updated_at=row.updated_at,
+        deadline_at=row.deadline_at,
+        attempt=row.attempts,
+        answer=row.answer,
+        seq=row.answer_seq,
+        by=by_of(row.by_kind, row.by_name),
+        links=msgspec.convert(row.links or [], tuple[Link, ...]),
+        suggestions=tuple(row.suggestions or ()),
+        parts=msgspec.convert(row.parts or [], tuple[KeptPart, ...]),
+        usage=row.usage,
+        error_code=row.error_code,
+        error_detail=row.error_detail,
+        regenerations=row.regenerations,
+        first_attempt=row.first_attempt,
+        rating=cast(Rating | None, row.rating or None),
+        rating_comment=row.rating_comment,
+    )
