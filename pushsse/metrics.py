@@ -14,8 +14,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from pushsse.errors import CloseReason
 
 Labels = tuple[str, ...]
-# How a stream's resume may go (`stream.frame.Resume`), and which limits there are.
+# How a stream's resume may go (`stream.frame.Resume`), what models count, and which limits there are.
 RESUMES = ("new", "complete", "gap")
+TOKENS = ("prompt", "completion")
 LIMITS = (
     "streams",
     "streams_per_user",
@@ -54,6 +55,7 @@ class Metrics:
     resumes: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(RESUMES, 0)))
     endings: Counter[str] = field(default_factory=lambda: Counter({each.code: 0 for each in CloseReason}))
     questions: Counter[str] = field(default_factory=Counter)
+    answer_tokens: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(TOKENS, 0)))
     refusals: Counter[str] = field(default_factory=Counter)
     limited: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(LIMITS, 0)))
     gauges: dict[str, tuple[str, Callable[[], float]]] = field(default_factory=dict)
@@ -120,6 +122,7 @@ _LABELLED = (
     ("resumes", "outcome", "Streams by how their resume went"),
     ("endings", "reason", "Streams ended, by reason"),
     ("questions", "status", "Questions by the status they came to"),
+    ("answer_tokens", "kind", "Tokens of prompts and answers, as model servers count them"),
     ("refusals", "code", "Requests refused, by the code of the answer"),
     ("limited", "limit", "Streams, calls and connections that were over a limit, by the limit"),
 )

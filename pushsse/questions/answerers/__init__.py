@@ -8,7 +8,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from pushsse.questions import Answered, Ending, Question, Unanswered
+from pushsse.questions import Answered, Ending, Part, Question, Unanswered
 
 
 class Delta(Struct, frozen=True):
@@ -33,7 +33,7 @@ class HandOver(Struct, frozen=True):
     reason: str = ""
 
 
-Piece = Delta | Answered | Unanswered | SentOff | NotSure | HandOver
+Piece = Delta | Part | Answered | Unanswered | SentOff | NotSure | HandOver
 
 
 class Answers(Protocol):
@@ -59,8 +59,9 @@ class Answerer(Protocol):
     """Answers questions."""
 
     def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
-        """Yields Delta any number of times, then exactly one of the others.
+        """Yields Delta, StatusPart, SourcePart and DataPart any number of times, then exactly one of the others.
 
+        A NotSure comes before any Delta: `several` asks the next answerer then, and nothing has been said yet.
         Is closed or cancelled at any point when the question is cancelled or its time is over. Raises
         Unavailable where it can't be reached just now; any exception makes the question fail.
         A question may come twice, when the node that answered it died: the answer then starts over.

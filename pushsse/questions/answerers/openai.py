@@ -1,0 +1,465 @@
+"""`openai:BASE_URL?model=NAME`: a server with OpenAI's chat completions, streamed; Ollama, vLLM, llama.cpp too.
+
+Asked by `answering`, which supervises `run`. Until the first text a failed request is made again; after that
+an answer that breaks off has failed, since another one would go on otherwise. Deliberate: no redirect is
+followed, since the key goes with the request; compressed streams are refused, since they come in lumps and
+their size can't be bounded. What the server says of a failure is logged, and nobody gets to read it.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+from httpx_sse import EventSource, ServerSentEvent, SSEError
+from msgspec import Meta, Struct
+
+from pushsse.errors import Overloaded, Unavailable
+from pushsse.logs import shown
+from pushsse.metrics import Metrics
+from pushsse.questions import Answered, By, DataPart, Question, StatusPart, Unanswered
+from pushsse.questions.answerers import Answers, Delta, Piece
+from pushsse.questions.answerers.completions import Completion, ErrorInStream
+from pushsse.retry import Backoff
+from pushsse.settings import is_loopback
+
+logger = logging.getLogger(__name__)
+KEY_ENV = "PUSHSSE_OPENAI_KEY"
+_CONNECT_S = 5.0
+# Requests for one answer, and how long one may have to wait as the server wants it.
+MOST_TRIES = 4
+MOST_RETRY_AFTER_S = 30.0
+# After the end of the text: for what it has cost.
+_USAGE_S = 2.0
+# One event, and one answer; an event for each word of the longest answer has room.
+MOST_EVENT_BYTES = 1024 * 1024
+MOST_ANSWER_BYTES = 256 * 1024 * 1024
+_MOST_UNREADABLE = 100
+# While a model thinks, its status is said again so often.
+_THINKING_S = 10.0
+# Of a failure, for the log.
+_MOST_TOLD = 200
+_MOST_TOLD_BYTES = 4_096
+_ONCE_MORE = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+# Whatever is asked, the server answers this: it is set up wrongly, here or there.
+_NEVER = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
+BROKEN_OFF = Unanswered("failed", "answer_cut", "the answer broke off")
+WITHHELD = Unanswered("failed", "content_filter", "the answer was withheld by a filter of its provider")
+REFUSED = Unanswered("failed", "answerer_refused", "the answerer can't take this question")
+EMPTY = Unanswered("failed", "answer_empty", "the answerer had nothing to say")
+
+
+class OpenaiOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What may stand after the `?` of the URL, or in its table of `pushsse.toml`."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=200)]
+    # A file with the system prompt.
+    system: str = ""
+    key_env: Annotated[str, Meta(min_length=1)] = KEY_ENV
+    # Who has answered, as people see it.
+    name: Annotated[str, Meta(max_length=128)] = ""
+    at_once: Annotated[int, Meta(ge=1, le=10_000)] = 16
+    first_token_s: Annotated[float, Meta(gt=0, le=3_600)] = 60.0
+    between_tokens_s: Annotated[float, Meta(gt=0, le=3_600)] = 30.0
+    # Shown while the model thinks.
+    thinking: Annotated[str, Meta(max_length=200)] = "…"
+    # Whether to ask for the count of tokens; some servers know no `stream_options`.
+    usage: bool = True
+    temperature: Annotated[float, Meta(ge=0, le=10)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+
+
+class _Message(Struct, frozen=True):
+    role: str
+    content: str
+
+
+class _StreamOptions(Struct, frozen=True):
+    include_usage: bool = True
+
+
+class _Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The body of `POST /chat/completions`."""
+
+    model: str
+    messages: list[_Message]
+    stream: bool
+    stream_options: _StreamOptions | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+
+
+class _Again(Exception):
+    """The request came to nothing, and another one may work, `after_s` from now at the earliest."""
+
+    def __init__(self, text: str, after_s: float = 0.0) -> None:
+        super().__init__(text)
+        self.after_s = after_s
+
+
+@dataclass(slots=True)
+class OpenaiAnswerer:
+    """Asks the model server at `url`; `system` is the system prompt, `key` goes as a bearer token."""
+
+    url: str
+    options: OpenaiOptions
+    key: str
+    system: str
+    metrics: Metrics
+    backoff_s: float = 0.5
+    _client: httpx.AsyncClient | None = None
+    _room: asyncio.Semaphore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._room = asyncio.Semaphore(self.options.at_once)
+
+    async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
+        """The answer word by word. To stop it closes the connection, and the server stops, too."""
+        async with self._turn():
+            deadline = _now() + self.options.first_token_s
+            backoff = Backoff(first_s=self.backoff_s, most_s=8.0)
+            for tries in range(1, MOST_TRIES + 1):
+                try:
+                    async with aclosing(self._attempt(question, deadline)) as pieces:
+                        async for piece in pieces:
+                            yield piece
+                    return
+                except _Again as failed:
+                    # Jitter on what the server wants, too: all who were refused come back then.
+                    wait_s = max(backoff.next_s(), failed.after_s * random.uniform(1.0, 1.2))
+                    if (
+                        tries == MOST_TRIES
+                        or failed.after_s > MOST_RETRY_AFTER_S
+                        or _now() + wait_s > deadline
+                    ):
+                        raise Unavailable(str(failed)) from None
+                    logger.info(
+                        "question %s: %s; asking again in %.1f s",
+                        question.id,
+                        failed,
+                        wait_s,
+                        extra=question.ids,
+                    )
+                    await asyncio.sleep(wait_s)
+
+    async def run(self, answers: Answers) -> None:
+        """Keeps the connections to the server, for ever."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            client, self._client = self._client, None
+            if client is not None:
+                await client.aclose()
+
+    async def models(self) -> list[str] | None:
+        """The names of the models that the server has; None if it doesn't tell. Raises Unavailable."""
+        async with self._client_of_its_own() as client:
+            try:
+                async with asyncio.timeout(_CONNECT_S):
+                    response = await client.get(f"{self.url}/models", headers=self._headers)
+            except (httpx.HTTPError, TimeoutError) as error:
+                raise Unavailable(_why(error)) from None
+        if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            whose = (
+                f"the key of {self.options.key_env}"
+                if self.key
+                else f"requests without {self.options.key_env}"
+            )
+            raise Unavailable(f"refuses {whose} (status {response.status_code})")
+        if response.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
+            return None
+        if response.status_code != HTTPStatus.OK:
+            raise Unavailable(f"answers GET /models with status {response.status_code}")
+        return _names(response.content)
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        given = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+        return given | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One of the `at_once`. Raises Overloaded where that takes too long."""
+        try:
+            async with asyncio.timeout(self.options.first_token_s):
+                await self._room.acquire()
+        except TimeoutError:
+            raise Overloaded("the model server has too many questions of this node") from None
+        try:
+            yield
+        finally:
+            self._room.release()
+
+    @asynccontextmanager
+    async def _client_of_its_own(self) -> AsyncIterator[httpx.AsyncClient]:
+        client = self._made()
+        async with client:
+            yield client
+
+    def _made(self) -> httpx.AsyncClient:
+        # Proxies and certificates as the environment has them, which companies need to reach the world.
+        host = urlsplit(self.url).hostname or ""
+        return httpx.AsyncClient(
+            timeout=httpx.Timeout(None, connect=_CONNECT_S, write=_CONNECT_S, pool=_CONNECT_S),
+            limits=httpx.Limits(max_connections=2 * self.options.at_once, max_keepalive_connections=16),
+            trust_env=not is_loopback(host),
+            follow_redirects=False,
+        )
+
+    def _body(self, question: Question) -> bytes:
+        messages = [_Message("system", self.system)] if self.system else []
+        for turn in question.turns:
+            messages += [_Message("user", turn.question), _Message("assistant", turn.answer)]
+        messages.append(_Message("user", question.text))
+        request = _Request(
+            model=self.options.model,
+            messages=messages,
+            stream=True,
+            stream_options=_StreamOptions() if self.options.usage else None,
+            temperature=self.options.temperature,
+            max_tokens=self.options.max_tokens,
+            max_completion_tokens=self.options.max_completion_tokens,
+        )
+        return msgspec.json.encode(request)
+
+    async def _attempt(self, question: Question, deadline: float) -> AsyncGenerator[Piece, None]:
+        """One request. Raises _Again, Unavailable, both only before the first text."""
+        if self._client is None:
+            self._client = self._made()
+        began = _now()
+        request = self._client.build_request(
+            "POST", f"{self.url}/chat/completions", content=self._body(question), headers=self._headers
+        )
+        try:
+            async with asyncio.timeout_at(deadline):
+                response = await self._client.send(request, stream=True)
+        except TimeoutError:
+            raise Unavailable(self._too_slow) from None
+        except httpx.HTTPError as error:
+            raise _Again(f"the model server can't be reached: {_why(error)}") from None
+        try:
+            if response.status_code != HTTPStatus.OK:
+                yield await self._failure(question, response)
+                return
+            async with aclosing(self._read(question, response, began, deadline)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            await response.aclose()
+
+    @property
+    def _too_slow(self) -> str:
+        return f"the model server said nothing within {self.options.first_token_s:g} s"
+
+    async def _read(
+        self, question: Question, response: httpx.Response, began: float, deadline: float
+    ) -> AsyncGenerator[Piece, None]:
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise Unavailable("the model server compresses its streams")
+        # As the standard of event streams has it, whatever the server calls it.
+        response.encoding = "utf-8"
+        completion = Completion()
+        bounded = response.stream = _Bounded(response.stream)
+        first_s, said_thinking, has_finished = 0.0, 0.0, False
+        async with aclosing(EventSource(response).aiter_sse()) as events:
+            while not completion.is_done:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        event = await anext(events, None)
+                    text = "" if event is None else completion.take(_data(event))
+                except (TimeoutError, httpx.HTTPError, SSEError, ErrorInStream, _TooLarge) as error:
+                    if completion.is_whole:
+                        break
+                    yield self._broken(question, completion, error)
+                    return
+                if event is None:
+                    break
+                bounded.unread = 0
+                if completion.unreadable > _MOST_UNREADABLE:
+                    yield self._broken(question, completion, "most of it isn't JSON")
+                    return
+                now = _now()
+                if text:
+                    first_s = first_s or now - began
+                    yield Delta(text)
+                    now = _now()
+                elif completion.thinking and self.options.thinking and now >= said_thinking + _THINKING_S:
+                    said_thinking = now
+                    yield StatusPart(self.options.thinking)
+                if completion.finish:
+                    deadline = deadline if has_finished else now + _USAGE_S
+                    has_finished = True
+                elif text or completion.thinking:
+                    deadline = now + self.options.between_tokens_s
+        for piece in self._ending(question, completion, first_s):
+            yield piece
+
+    def _broken(self, question: Question, completion: Completion, error: object) -> Unanswered:
+        """How a stream that broke ends the question. Raises _Again, Unavailable, if it hadn't begun."""
+        why = self._told(str(error)) if isinstance(error, ErrorInStream) else _why(error)
+        logger.warning(
+            "question %s: %s broke off after %d characters: %s",
+            question.id,
+            shown(self.url),
+            completion.characters,
+            why,
+            extra=question.ids,
+        )
+        if completion.characters:
+            return BROKEN_OFF
+        if isinstance(error, ErrorInStream) and 400 <= error.status < 500 and error.status not in _ONCE_MORE:
+            return REFUSED
+        if isinstance(error, TimeoutError):
+            raise Unavailable(self._too_slow)
+        if isinstance(error, SSEError):
+            raise Unavailable("the model server doesn't stream")
+        raise _Again("the model server's answer broke off before it began")
+
+    def _ending(self, question: Question, completion: Completion, first_s: float) -> list[Piece]:
+        """How the answer ends, and its cost in the log."""
+        if not completion.is_whole:
+            return [self._broken(question, completion, "the server closed the connection")]
+        usage = completion.usage
+        if usage is not None:
+            self.metrics.answer_tokens["prompt"] += usage.prompt
+            self.metrics.answer_tokens["completion"] += usage.completion
+        logger.info(
+            "question %s: model %s, %d characters, first after %.2f s, ended with %s, tokens: %s",
+            question.id,
+            self.options.model,
+            completion.characters,
+            first_s,
+            completion.finish or "stop",
+            f"{usage.prompt} and {usage.completion}" if usage is not None else "not told",
+            extra=question.ids,
+        )
+        if completion.finish == "content_filter":
+            return [WITHHELD]
+        if completion.finish == "broken":
+            return [BROKEN_OFF]
+        if not completion.characters:
+            return [EMPTY]
+        answered = Answered(By("bot", self.options.name or self.options.model))
+        if completion.refused or completion.finish == "length":
+            reason = "refusal" if completion.refused else "length"
+            return [DataPart("ending", {"reason": reason}), answered]
+        return [answered]
+
+    async def _failure(self, question: Question, response: httpx.Response) -> Unanswered:
+        """What an answer other than 200 means. Raises _Again, Unavailable."""
+        status = response.status_code
+        logger.warning(
+            "question %s: %s answers with status %d: %s",
+            question.id,
+            shown(self.url),
+            status,
+            self._told(await _beginning(response)),
+            extra=question.ids,
+        )
+        text = f"the model server answers with status {status}"
+        if status >= 500 or status in _ONCE_MORE:
+            raise _Again(text, _retry_after_s(response.headers.get("retry-after", "")))
+        if status in _NEVER or status < 400:
+            raise Unavailable(text)
+        return REFUSED
+
+    def _told(self, text: str) -> str:
+        """What a server says, for the log: some repeat the key."""
+        text = text.replace(self.key, "(the key)") if self.key else text
+        return text[:_MOST_TOLD]
+
+
+class _TooLarge(Exception):
+    """More bytes than any answer has."""
+
+
+class _Bounded(httpx.AsyncByteStream):
+    """A body that isn't read without end: `unread` is what came since the last event."""
+
+    def __init__(self, stream: object) -> None:
+        assert isinstance(stream, httpx.AsyncByteStream)
+        self.unread = 0
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        whole = 0
+        async for piece in self._stream:
+            whole += len(piece)
+            self.unread += len(piece)
+            if self.unread > MOST_EVENT_BYTES:
+                raise _TooLarge(f"an event of more than {MOST_EVENT_BYTES} bytes")
+            if whole > MOST_ANSWER_BYTES:
+                raise _TooLarge(f"more than {MOST_ANSWER_BYTES} bytes")
+            yield piece
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def _now() -> float:
+    """The loop's clock, by which `asyncio.timeout_at` goes."""
+    return asyncio.get_running_loop().time()
+
+
+def _data(event: ServerSentEvent) -> str:
+    # Some servers have events of a name of their own beside, without data.
+    return event.data if event.data.strip() else "{}"
+
+
+def _why(error: object) -> str:
+    """A failure in a few words."""
+    if isinstance(error, TimeoutError):
+        return "nothing came in time"
+    return str(error) or type(error).__name__
+
+
+async def _beginning(response: httpx.Response) -> str:
+    """The first bytes of a body, as text."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_CONNECT_S), aclosing(response.aiter_raw()) as pieces:
+            async for piece in pieces:
+                body += piece
+                if len(body) >= _MOST_TOLD_BYTES:
+                    break
+    except (httpx.HTTPError, TimeoutError):
+        pass
+    return bytes(body[:_MOST_TOLD_BYTES]).decode(errors="replace")
+
+
+def _retry_after_s(value: str) -> float:
+    """Seconds, or a date (RFC 9110, 10.2.3); 0 for anything else."""
+    value = value.strip()
+    if value.isascii() and value.isdecimal():
+        return float(value[:9])
+    try:
+        moment = parsedate_to_datetime(value)
+    except (ValueError, TypeError, IndexError):
+        return 0.0
+    return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+class _Model(Struct, frozen=True):
+    id: str
+
+
+class _Models(Struct, frozen=True):
+    data: list[_Model]
+
+
+def _names(body: bytes) -> list[str] | None:
+    try:
+        return [model.id for model in msgspec.json.decode(body, type=_Models).data]
+    except (msgspec.MsgspecError, RecursionError):
+        return None
