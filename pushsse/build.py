@@ -34,12 +34,11 @@ from pushsse.node import Interruptible, Node, Service, Work
 from pushsse.people import StateTable, StoredPeople
 from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.store import PreferenceStore
-from pushsse.questions.answerers import Answerer, faq
-from pushsse.questions.answerers.kafka import PACE, KafkaAnswerer
+from pushsse.questions.answerers.configured import configured
 from pushsse.questions.service import assemble_questions
 from pushsse.questions.store import QuestionStore
 from pushsse.retention import Forgetting, Retention
-from pushsse.settings import Settings, seconds, variable
+from pushsse.settings import Settings, variable
 from pushsse.witness import Witness, WitnessTable
 from pushsse.workers.worker import Worker
 
@@ -53,7 +52,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
     catalogue = Catalogue(store, new_types=settings.new_types, metrics=metrics)
     preferences = Preferences(store, backplane)
     dispatcher = Dispatcher(backplane=backplane, switches=store, types=catalogue, metrics=metrics)
-    answerer_parts = _answerer(settings, metrics)
+    answerer_parts = configured(settings, metrics)
     question_store = QuestionStore(database)
     questions = assemble_questions(
         question_store,
@@ -112,7 +111,7 @@ def check(settings: Settings) -> None:
     _identity(settings, Kicked())
     Database(settings.database_url)
     _backplane(settings, Metrics())
-    _answerer(settings, Metrics())
+    configured(settings, Metrics())
     if settings.kafka_bootstrap:
         connection(settings)
 
@@ -252,38 +251,6 @@ def _intakes(
         (producer,),
         Interruptible(lambda: consumer.run(handler)),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _AnswererParts:
-    """Who answers, and the producers that have to be closed."""
-
-    answerer: Answerer
-    producers: Sequence[Producer] = ()
-
-
-def _answerer(settings: Settings, metrics: Metrics) -> _AnswererParts:
-    """The answerer that the setting names. Raises SettingsError."""
-    kind, _, rest = settings.answerer.partition(":")
-    if kind == "faq":
-        return _AnswererParts(faq.load(rest))
-    kafka = connection(settings)
-    producer = Producer(kafka)
-    answers = Consumer(
-        kafka,
-        topic=settings.answers_topic,
-        group=f"{settings.group}.answers",
-        dlq_topic=f"{settings.answers_topic}.dlq",
-        # An older answer can't belong to an open question.
-        start=f"{max(settings.answer_timeout_s, seconds('10m')):.0f}s",
-        metrics=metrics,
-        skip_refused=settings.kafka_dlq_refused == "skip",
-        pace=PACE,
-    )
-    answerer = KafkaAnswerer(
-        questions=producer, questions_topic=settings.questions_topic, answers=answers, metrics=metrics
-    )
-    return _AnswererParts(answerer, (producer,))
 
 
 def _witness(settings: Settings, database: Database, work: Work) -> Witness | None:

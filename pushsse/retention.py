@@ -168,7 +168,7 @@ def _topics(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.kafka_bootstrap:
         yield settings.kafka_topic, "events"
         yield settings.dlq_topic, "dead letters: events that can't be used"
-        if settings.answerer.startswith("kafka"):
+        if settings.asks_kafka:
             yield settings.questions_topic, "questions"
             yield settings.answers_topic, "answers"
             yield f"{settings.answers_topic}.dlq", "dead letters: answers that can't be used"

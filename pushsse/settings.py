@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Annotated, Literal, NamedTuple, get_args, get_origin
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
@@ -26,6 +26,8 @@ from pushsse.logs import HIDDEN, shown
 PREFIX = "PUSHSSE_"
 FILE = Path("pushsse.toml")
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+Option = str | int | float | bool
+ANSWERERS = ("faq", "kafka", "openai", "python")
 _SIZES = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _DEFAULT_PORTS = (("http", ":80"), ("https", ":443"))
 # Variables with our prefix that aren't settings: those of the commands that call a service, and of the tests.
@@ -40,6 +42,19 @@ _LINKED = re.compile(
 def describe(text: str, ge: float | None = None, le: float | None = None) -> Meta:
     """The help text of a setting, and its bounds."""
     return Meta(description=text, ge=ge, le=le)
+
+
+class AnswererSetting(NamedTuple):
+    """One answerer: how errors name it, its URL, and what its table in the file says beside."""
+
+    where: str
+    url: str
+    options: Mapping[str, Option]
+
+    @property
+    def kind(self) -> str:
+        """The scheme of the URL."""
+        return self.url.partition(":")[0]
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -186,12 +201,31 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         float, describe("seconds over which streams are ended; 0.5 in development", ge=0)
     ] = 10.0
 
-    answerer: Annotated[str, describe("faq:FILE or kafka:")] = "faq:"
+    answerer: Annotated[
+        str | tuple[dict[str, Option], ...],
+        describe("who answers: faq:FILE, kafka:, openai:BASE_URL?model=NAME or python:PACKAGE:FUNCTION"),
+    ] = "faq:"
+    openai_key: Annotated[str, describe("key for openai:, sent as a bearer token")] = ""
     questions_topic: Annotated[str, describe("Kafka topic of the questions, for kafka:")] = "push.questions"
     answers_topic: Annotated[str, describe("Kafka topic of the answers, for kafka:")] = "push.answers"
     answer_timeout_s: Annotated[float, describe("seconds before an unanswered question expires", ge=1)] = (
         120.0
     )
+
+    @property
+    def answerers(self) -> "tuple[AnswererSetting, ...]":
+        """Who answers, in the order in which they are asked."""
+        if isinstance(self.answerer, str):
+            return (AnswererSetting("PUSHSSE_ANSWERER", self.answerer, {}),)
+        return tuple(
+            AnswererSetting(f"answerer {number}", str(table.get("url", "")), _without_url(table))
+            for number, table in enumerate(self.answerer, 1)
+        )
+
+    @property
+    def asks_kafka(self) -> bool:
+        """Whether questions go to a topic."""
+        return any(each.kind == "kafka" for each in self.answerers)
 
     @property
     def development(self) -> bool:
@@ -373,11 +407,7 @@ def _check(settings: Settings) -> None:
         raise SettingsError(
             f"PUSHSSE_KAFKA_DLQ_TOPIC: {settings.dlq_topic!r} is the topic of the events itself"
         )
-    answerer = settings.answerer.partition(":")[0]
-    if answerer not in ("faq", "kafka"):
-        raise SettingsError(f"PUSHSSE_ANSWERER: {settings.answerer!r} is neither faq:FILE nor kafka:")
-    if answerer == "kafka" and not settings.kafka_bootstrap:
-        raise SettingsError("PUSHSSE_ANSWERER: kafka: needs PUSHSSE_KAFKA_BOOTSTRAP")
+    _check_answerers(settings)
     if settings.jwt_secret_old and not settings.jwt_secret:
         raise SettingsError("PUSHSSE_JWT_SECRET_OLD: needs PUSHSSE_JWT_SECRET, which has taken its place")
     if settings.auth_url:
@@ -395,6 +425,28 @@ def _check(settings: Settings) -> None:
             " PUSHSSE_JWKS_URL or PUSHSSE_AUTH_URL, identity is that of development, for this machine alone:"
             " set one of them, or use 127.0.0.1"
         )
+
+
+def _check_answerers(settings: Settings) -> None:
+    """Raises SettingsError for what isn't an answerer; `build` tells what only the answerer itself can."""
+    answerers = settings.answerers
+    if not answerers:
+        raise SettingsError("answerer: is empty, and has to name who answers")
+    for each in answerers:
+        if each.kind not in ANSWERERS or ":" not in each.url:
+            text = repr(shown(each.url)) if each.url else "the url, which is missing,"
+            kinds = "faq:FILE, kafka:, openai:BASE_URL?model=NAME or python:PACKAGE:FUNCTION"
+            raise SettingsError(f"{each.where}: {text} is none of {kinds}")
+        if each.kind == "kafka" and not settings.kafka_bootstrap:
+            raise SettingsError(f"{each.where}: kafka: needs PUSHSSE_KAFKA_BOOTSTRAP")
+        if each.kind == "kafka" and each is not answerers[-1]:
+            raise SettingsError(
+                f"{each.where}: kafka: has to be the last, since its answer comes from elsewhere"
+            )
+
+
+def _without_url(table: Mapping[str, Option]) -> dict[str, Option]:
+    return {name: value for name, value in table.items() if name != "url"}
 
 
 def _check_internal(settings: Settings) -> None:

@@ -174,7 +174,7 @@ async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
         return
     yield Finding("kafka", "ok", f"{where} answers")
     wanted = [settings.kafka_topic, settings.dlq_topic]
-    if settings.answerer.startswith("kafka"):
+    if settings.asks_kafka:
         wanted += [settings.questions_topic, settings.answers_topic]
     for topic in wanted:
         if topic not in there:

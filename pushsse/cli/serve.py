@@ -162,11 +162,17 @@ def parts(settings: Settings, port: int) -> dict[str, str]:
         "database": shown(settings.database_url),
         "backplane": redis if settings.redis_url else "memory: one process alone",
         "intake": f"Kafka {kafka}" if settings.kafka_bootstrap else "POST /v1/events",
-        "answerer": "faq: (the example file)" if settings.answerer == "faq:" else shown(settings.answerer),
+        "answerer": _answerers(settings),
         "identity": "development: ?user=NAME, from this machine alone"
         if settings.development
         else " and ".join(_proofs(settings)),
     }
+
+
+def _answerers(settings: Settings) -> str:
+    """Who answers questions, in order."""
+    urls = [each.url for each in settings.answerers]
+    return ", then ".join("faq: (the example file)" if url == "faq:" else shown(url) for url in urls)
 
 
 def _proofs(settings: Settings) -> list[str]:

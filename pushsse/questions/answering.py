@@ -23,6 +23,7 @@ from pushsse.questions import (
     Answered,
     Ending,
     Lost,
+    Part,
     Question,
     Unanswered,
 )
@@ -176,7 +177,12 @@ class Answering:
             async with aclosing(self._answerer.answer(question)) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, NotSure):
-                        return self._unsure(piece)
+                        ending = self._unsure(piece)
+                        if isinstance(ending, Answered) and ending.text and not growing.text:
+                            growing.add(ending.text)
+                        return ending
+                    if isinstance(piece, Part):
+                        continue
                     if not isinstance(piece, Delta):
                         return piece
                     growing.add(piece.text)

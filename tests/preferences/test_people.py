@@ -45,7 +45,12 @@ async def reading(table: Table) -> AsyncIterator[StoredPeople]:
     database, metrics = Database("sqlite://:memory:"), Metrics()
     backplane = MemoryBackplane(shards=4, keep_s=60, keep_bytes=1 << 20, metrics=metrics)
     asked = assemble_questions(
-        QuestionStore(database), backplane, faq.load(""), node="n", timeout_s=60, metrics=metrics
+        QuestionStore(database),
+        backplane,
+        faq.answerer("", "PUSHSSE_ANSWERER"),
+        node="n",
+        timeout_s=60,
+        metrics=metrics,
     )
     made = StoredPeople(table, Preferences(PreferenceStore(database), backplane), asked)
     running = asyncio.create_task(made.run())

@@ -78,6 +78,19 @@ class Scripted:
         pass
 
 
+class NoAnswers:
+    """Nothing comes from elsewhere."""
+
+    async def find(self, question_id: str) -> None:
+        raise AssertionError
+
+    async def add(self, question: Question, text: str, seq: int) -> bool:
+        raise AssertionError
+
+    async def end(self, question_id: str, ending: object) -> bool:
+        raise AssertionError
+
+
 @dataclass
 class Nodes:
     """One database and one backplane, any number of nodes."""

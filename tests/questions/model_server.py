@@ -9,7 +9,7 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,13 +35,18 @@ class Call:
         return str(self.body["messages"][-1]["content"])
 
     async def begin(
-        self, status: int = 200, *, kind: str = "text/event-stream", chunked: bool = True, **headers: str
+        self,
+        status: int = 200,
+        *,
+        kind: str = "text/event-stream",
+        chunked: bool = True,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         """The head; without `chunked` the body ends with the connection."""
         self._chunked = chunked
         lines = [f"HTTP/1.1 {status} X", f"Content-Type: {kind}"]
         lines.append("Transfer-Encoding: chunked" if chunked else "Connection: close")
-        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in (headers or {}).items()]
         await self._write(("\r\n".join(lines) + "\r\n\r\n").encode())
 
     async def send(self, body: bytes) -> None:
@@ -82,7 +87,7 @@ class Call:
 
     async def whole(self, status: int, body: bytes, kind: str = "application/json", **headers: str) -> None:
         """An answer in one piece."""
-        await self.begin(status, kind=kind, **headers)
+        await self.begin(status, kind=kind, headers=headers)
         await self.send(body)
         await self.end()
 
@@ -212,8 +217,8 @@ _DEMAND = re.compile(r"\[(\w+)(?: ([\d.]+))?\]")
 
 
 async def on_demand(call: Call) -> None:
-    """The answer that the last message asks for: `[status 503]`, `[words 20]`, `[pace 0.05]` (seconds a word),
-    `[think 3]`, `[stall 5]` (seconds, in the middle), `[cut]`, `[garbage]`, `[length]`, `[filter]`,
+    """The answer that the last message asks for: `[status 503]`, `[words 20]`, `[pace 0.05]` (seconds
+    a word), `[think 3]`, `[stall 5]` (seconds, in the middle), `[cut]`, `[garbage]`, `[length]`, `[filter]`,
     `[refuse]`.
     """
     wants = {name: float(number or 1) for name, number in _DEMAND.findall(call.text)}

@@ -8,16 +8,17 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from typing import Any
 
 import msgspec
 import pytest
 
 from pushsse.errors import Overloaded, Unavailable
 from pushsse.metrics import Metrics
-from pushsse.questions import Answered, By, DataPart, Question, StatusPart, Turn
+from pushsse.questions import Answered, By, DataPart, StatusPart, Turn
 from pushsse.questions.answerers import Delta, Piece, openai
 from pushsse.questions.answerers.openai import MOST_TRIES, OpenaiAnswerer, OpenaiOptions
-from tests.questions.conftest import running
+from tests.questions.conftest import NoAnswers, running
 from tests.questions.model_server import MODEL, Call, ModelServer, Script, model_server
 from tests.questions.test_faq import question
 from tests.waiting import eventually
@@ -25,6 +26,12 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.anyio
 KEY = "sk-very-secret"
 ANSWERED = Answered(By("bot", MODEL))
+
+
+def counted(prompt: int, completion: int) -> Answered:
+    """The end of an answer whose tokens were counted."""
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion}
+    return msgspec.structs.replace(ANSWERED, usage=usage)
 
 
 @asynccontextmanager
@@ -39,19 +46,6 @@ async def asking(
             yield answerer, server
 
 
-class NoAnswers:
-    """Nothing comes from elsewhere."""
-
-    async def find(self, question_id: str) -> None:
-        raise AssertionError
-
-    async def add(self, question: Question, text: str, seq: int) -> bool:
-        raise AssertionError
-
-    async def end(self, question_id: str, ending: object) -> bool:
-        raise AssertionError
-
-
 async def pieces(answerer: OpenaiAnswerer, text: str = "hello?") -> list[Piece]:
     async with asyncio.timeout(20):
         return [piece async for piece in answerer.answer(question(text))]
@@ -64,7 +58,7 @@ def text_of(found: list[Piece]) -> str:
 async def test_an_answer_comes_word_by_word_and_its_tokens_are_counted() -> None:
     async with asking(key=KEY) as (answerer, server):
         found = await pieces(answerer, "[words 3]")
-    assert found == [Delta("word0 "), Delta("word1 "), Delta("word2 "), ANSWERED]
+    assert found == [Delta("word0 "), Delta("word1 "), Delta("word2 "), counted(1, 3)]
     (call,) = server.calls
     assert call.path == "/v1/chat/completions"
     assert call.headers["authorization"] == f"Bearer {KEY}"
@@ -81,7 +75,7 @@ async def test_the_system_prompt_and_the_turns_go_before_the_question() -> None:
     asked = msgspec.structs.replace(
         question("and now?"), turns=(Turn("first?", "yes"), Turn("second?", "no"))
     )
-    options = {"temperature": "0.5", "max_tokens": "7", "usage": "0"}
+    options: dict[str, Any] = {"temperature": "0.5", "max_tokens": "7", "usage": "0"}
     async with asking(system="Be brief.", key="", **options) as (answerer, server):
         async for _ in answerer.answer(asked):
             pass
@@ -178,15 +172,15 @@ async def test_the_encoding_that_a_server_names_counts_for_nothing(encoding: str
 async def test_thoughts_are_a_status_and_no_text() -> None:
     async with asking() as (answerer, _):
         found = await pieces(answerer, "[think 3] [words 1]")
-    assert found == [StatusPart("…"), Delta("word0 "), ANSWERED]
+    assert found == [StatusPart("…"), Delta("word0 "), counted(1, 1)]
     async with asking(thinking="") as (answerer, _):
-        assert await pieces(answerer, "[think 3] [words 1]") == [Delta("word0 "), ANSWERED]
+        assert await pieces(answerer, "[think 3] [words 1]") == [Delta("word0 "), counted(1, 1)]
 
 
 @pytest.mark.parametrize(
     ("asked", "ending"),
     [
-        ("[length]", [DataPart("ending", {"reason": "length"}), ANSWERED]),
+        ("[length]", [DataPart("ending", {"reason": "length"}), counted(1, 6)]),
         ("[refuse]", [DataPart("ending", {"reason": "refusal"}), ANSWERED]),
         ("[filter]", [openai.WITHHELD]),
         ("[words 0]", [openai.EMPTY]),
@@ -276,7 +270,7 @@ async def test_a_server_that_isnt_there_is_unavailable_and_asked_when_it_comes()
         with pytest.raises(Unavailable, match="can't be reached"):
             await pieces(answerer)
         await server.up()
-        assert (await pieces(answerer))[-1] == ANSWERED
+        assert (await pieces(answerer))[-1] == counted(1, 6)
 
 
 @pytest.mark.parametrize("kind", ["301", "307", "401", "403", "404"])
@@ -296,7 +290,7 @@ async def test_what_isnt_a_stream_is_unavailable(kind: str) -> None:
         if kind == "html":
             await call.whole(200, b"<html>", "text/html")
         else:
-            await call.begin(Content_Encoding="gzip")
+            await call.begin(headers={"Content-Encoding": "gzip"})
             await call.end()
 
     async with asking(script) as (answerer, server):
@@ -396,7 +390,7 @@ async def test_stopping_closes_the_connection(how: str) -> None:
 async def test_questions_at_once_are_bounded() -> None:
     async with asking(at_once=2) as (answerer, server):
         found = await asyncio.gather(*(pieces(answerer, "[words 3] [pace 0.03]") for _ in range(6)))
-    assert all(each[-1] == ANSWERED for each in found)
+    assert all(each[-1] == counted(1, 3) for each in found)
     assert server.most_busy == 2
 
 
@@ -408,7 +402,7 @@ async def test_whoever_waits_too_long_for_a_turn_is_told() -> None:
             with pytest.raises(Overloaded):
                 await pieces(answerer)
         # The turn was given back.
-        assert (await pieces(answerer))[-1] == ANSWERED
+        assert (await pieces(answerer))[-1] == counted(1, 6)
 
 
 @pytest.mark.parametrize("kind", ["one event", "many lines", "garbage"])

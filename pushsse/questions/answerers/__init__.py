@@ -59,9 +59,9 @@ class Answerer(Protocol):
     """Answers questions."""
 
     def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
-        """Yields Delta, StatusPart, SourcePart and DataPart any number of times, then exactly one of the others.
+        """Yields Delta and parts any number of times, then exactly one of the others, which ends it.
 
-        A NotSure comes before any Delta: `several` asks the next answerer then, and nothing has been said yet.
+        A NotSure comes before any Delta: `several` asks the next answerer then, and nobody has read anything.
         Is closed or cancelled at any point when the question is cancelled or its time is over. Raises
         Unavailable where it can't be reached just now; any exception makes the question fail.
         A question may come twice, when the node that answered it died: the answer then starts over.

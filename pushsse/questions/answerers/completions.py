@@ -1,7 +1,7 @@
 """What a server with OpenAI's chat completions says while it streams: chunks become text, and how it ended.
 
-`openai` hands it the data of each event. Servers differ, so anything that is odd is passed over: `choices`
-empty, null or absent, `content` as a list of parts, a `message` in place of a `delta`, unknown members. Thoughts
+`openai` hands it the data of each event. Servers differ, so whatever is odd is passed over: `choices` empty,
+null or absent, `content` as a list of parts, a `message` in place of a `delta`, unknown members. Thoughts
 (`reasoning_content`, `reasoning`, parts of the type `thinking`) are never part of the text.
 """
 
@@ -84,7 +84,8 @@ class Completion:
         if chunk.error:
             raise _error(chunk.error)
         if isinstance(chunk.usage, dict):
-            self.usage = Usage(_count(chunk.usage, "prompt_tokens"), _count(chunk.usage, "completion_tokens"))
+            usage = Usage(_count(chunk.usage, "prompt_tokens"), _count(chunk.usage, "completion_tokens"))
+            self.usage = usage if any(usage) else self.usage
         choice = chunk.choices[0] if isinstance(chunk.choices, list) and chunk.choices else None
         return self._choice(choice) if isinstance(choice, dict) else ""
 

@@ -1,10 +1,11 @@
 """`faq:FILE`: the best match from a question file, TOML or JSON; without FILE the one that pushsse ships.
 
-Loaded when the process starts, asked by `answering`. Never calls anything: what isn't in the file is answered
-with the closest questions.
+Asked by `answering`, which supervises `run`. Loaded when the process starts, and again when the file has
+changed. Never calls anything: for what isn't in the file it has the closest questions to suggest.
 """
 
 import asyncio
+import logging
 import re
 import tomllib
 from collections.abc import AsyncGenerator
@@ -18,10 +19,12 @@ from msgspec import Meta, Struct
 from pushsse import strictjson
 from pushsse.errors import InvalidInput, SettingsError
 from pushsse.questions import Answered, By, Link, Question
-from pushsse.questions.answerers import Answers, Delta, Piece
+from pushsse.questions.answerers import Answers, Delta, NotSure, Piece
 from pushsse.questions.answerers.matching import Matcher, is_answer, is_ideographic
 
 SHIPPED = Path(__file__).parent.parent / "faq.toml"
+logger = logging.getLogger(__name__)
+LOOK_S = 2.0
 _SUGGESTED = 3
 _MAX_FILE_BYTES = 4 * 1024 * 1024
 _SENTENCE = re.compile(r".+?(?:[.!?](?=\s)|[。！？]|\Z)\s*", re.DOTALL)
@@ -66,19 +69,15 @@ class Faq:
     pace_s: float = 0.06
 
     async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
-        """The answer of the closest question sentence by sentence; else a polite word and suggestions."""
+        """The answer of the closest question by sentences; else it isn't sure, and has suggestions."""
         found = self.match(question.text)
-        text = found.answer if isinstance(found, Wording) else found.text or ""
-        for sentence in _SENTENCE.findall(text):
+        if isinstance(found, Answered):
+            yield NotSure(found)
+            return
+        for sentence in _SENTENCE.findall(found.answer):
             yield Delta(sentence)
             await asyncio.sleep(self.pace_s)
-        if isinstance(found, Wording):
-            yield Answered(By("bot", self.name), text, found.links)
-        else:
-            yield found
-
-    async def run(self, answers: Answers) -> None:
-        """Nothing besides."""
+        yield Answered(By("bot", self.name), found.answer, found.links)
 
     def match(self, text: str) -> Wording | Answered:
         """The wording that a question is close enough to, or what is said when there is none."""
@@ -104,6 +103,55 @@ class Faq:
         return next(fitting, next(iter(self.nothing)))
 
 
+class FaqAnswerer:
+    """Answers from a file as it is now. Where that can't be used, as it was before."""
+
+    def __init__(self, path: Path, where: str, *, look_s: float = LOOK_S) -> None:
+        """Reads the file. Raises SettingsError."""
+        self._path = path
+        self._where = where
+        self._look_s = look_s
+        # Before it is read: a change meanwhile is seen at the next look.
+        self._seen = _stamp(path)
+        self.faq = _read(path, where)
+
+    def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
+        """What the file says. A question that is being answered when the file changes keeps its answer."""
+        return self.faq.answer(question)
+
+    async def run(self, answers: Answers) -> None:
+        """Looks at the file, for ever; the one that is shipped doesn't change."""
+        while self._path != SHIPPED:
+            await asyncio.sleep(self._look_s)
+            # A thread each time, since a disk may be slow and a file takes up to some seconds.
+            await asyncio.to_thread(self._look)
+
+    def _look(self) -> None:
+        stamp = _stamp(self._path)
+        if stamp == self._seen:
+            return
+        # Told once of each state, whether it is good or bad.
+        self._seen = stamp
+        try:
+            self.faq = _read(self._path, self._where)
+        except SettingsError as error:
+            logger.error("%s; questions are answered by the file as it was before", error)
+        else:
+            logger.info("%s: read again, %d phrasings", self._path, len(self.faq.phrasings))
+
+
+Stamp = tuple[int, int, int] | None
+
+
+def _stamp(path: Path) -> Stamp:
+    """What tells a file from the one that was there before; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
 class _File(Struct, frozen=True, forbid_unknown_fields=True):
     nothing: Annotated[dict[Language, Line], Meta(min_length=1)]
     entry: Annotated[tuple[dict[str, object], ...], Meta(min_length=1, max_length=5_000)]
@@ -113,10 +161,18 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
     ] = ()
 
 
-def load(file: str) -> Faq:
-    """Reads a question file; "" is the shipped one. Raises SettingsError that names file and entry."""
+def answerer(file: str, where: str) -> FaqAnswerer:
+    """Answers from a question file; "" is the shipped one. Raises SettingsError that names file and entry."""
     path = Path(file) if file else SHIPPED
-    where = f"PUSHSSE_ANSWERER: {path}"
+    return FaqAnswerer(path, f"{where}: {path}")
+
+
+def load(file: str) -> Faq:
+    """Reads a question file, as `answerer` does."""
+    return answerer(file, "PUSHSSE_ANSWERER").faq
+
+
+def _read(path: Path, where: str) -> Faq:
     return _made(_bytes(path, where), path.suffix, where)
 
 

@@ -1,4 +1,4 @@
-"""`openai:BASE_URL?model=NAME`: a server with OpenAI's chat completions, streamed; Ollama, vLLM, llama.cpp too.
+"""`openai:BASE_URL?model=NAME`: a server with chat completions, such as OpenAI, Ollama, vLLM or llama.cpp.
 
 Asked by `answering`, which supervises `run`. Until the first text a failed request is made again; after that
 an answer that breaks off has failed, since another one would go on otherwise. Deliberate: no redirect is
@@ -330,8 +330,9 @@ class OpenaiAnswerer:
         """How the answer ends, and its cost in the log."""
         if not completion.is_whole:
             return [self._broken(question, completion, "the server closed the connection")]
-        usage = completion.usage
+        usage, counts = completion.usage, None
         if usage is not None:
+            counts = {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion}
             self.metrics.answer_tokens["prompt"] += usage.prompt
             self.metrics.answer_tokens["completion"] += usage.completion
         logger.info(
@@ -350,7 +351,7 @@ class OpenaiAnswerer:
             return [BROKEN_OFF]
         if not completion.characters:
             return [EMPTY]
-        answered = Answered(By("bot", self.options.name or self.options.model))
+        answered = Answered(By("bot", self.options.name or self.options.model), usage=counts)
         if completion.refused or completion.finish == "length":
             reason = "refusal" if completion.refused else "length"
             return [DataPart("ending", {"reason": reason}), answered]
@@ -428,8 +429,8 @@ async def _beginning(response: httpx.Response) -> str:
     """The first bytes of a body, as text."""
     body = bytearray()
     try:
-        async with asyncio.timeout(_CONNECT_S), aclosing(response.aiter_raw()) as pieces:
-            async for piece in pieces:
+        async with asyncio.timeout(_CONNECT_S):
+            async for piece in response.aiter_raw():
                 body += piece
                 if len(body) >= _MOST_TOLD_BYTES:
                     break
