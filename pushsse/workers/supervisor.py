@@ -133,42 +133,55 @@ class Supervisor:
         backoff = Backoff(first_s=0.2, most_s=5.0)
         failed_starts = 0
         while not self._stopping.is_set():
-            status, served = await self._run_once(index)
+            end = await self._run_once(index)
             if self._stopping.is_set():
                 break
-            failed_starts = 0 if served else failed_starts + 1
-            if served:
+            failed_starts = 0 if end.served else failed_starts + 1
+            if end.served:
                 backoff.reset()
-            if status == _REFUSED or failed_starts == _FAILED_STARTS:
-                self._give_up(index, status)
+            if end.status == _REFUSED or failed_starts == _FAILED_STARTS:
+                self._give_up(index, end)
                 break
-            logger.error("worker %d ended with exit status %d; starting it again", index, status)
-            self._scraper.restarts += 1
+            logger.error("worker %d %s; starting it again", index, end.how)
+            self._scraper.restarts += end.started
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), backoff.next_s())
 
-    async def _run_once(self, index: int) -> tuple[int, bool]:
-        """One process from its start to its end: its exit status, and whether it came to serve."""
+    async def _run_once(self, index: int) -> "_End":
+        """One process from its start to its end."""
         served_before = self._scraper.served[index]
-        process, link = await self._start(index)
+        try:
+            process, link = await self._start(index)
+        except (OSError, RuntimeError) as error:
+            # Too many open files or processes, or no memory. RuntimeError: no thread to wait for the process.
+            return _End(1, f"couldn't be started: {error}", started=False)
         self._processes[index] = process
         logger.info("worker %d is process %d", index, process.pid)
         try:
             # The signal to all workers went out while this one was being started.
             if self._stopping.is_set():
-                process.terminate()
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
             status = await process.wait()
             # The link ends with the process. Its last metrics may still have to be read.
             await asyncio.wait((link,), timeout=1.0)
         finally:
             link.cancel()
             del self._processes[index]
-        return status, self._scraper.served[index] > served_before
+        served = self._scraper.served[index] > served_before
+        return _End(status, f"ended with exit status {status}", served=served)
 
     async def _start(self, index: int) -> tuple[Process, "asyncio.Task[None]"]:
-        """Starts a worker, and a task that receives what it sends."""
+        """Starts a worker, and a task that receives what it sends.
+
+        Raises OSError or RuntimeError where the system has no room for it, and leaves nothing then.
+        """
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, contextlib.ExitStack() as unless_started:
+            unless_started.enter_context(ours)
+            # Before the process, so that nothing can fail once that runs.
+            reader, writer = await asyncio.open_unix_connection(sock=ours, limit=MAX_LINE)
+            unless_started.enter_context(closing(writer))
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "pushsse", "worker", "--link", str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -176,17 +189,30 @@ class Supervisor:
                 pass_fds=(theirs.fileno(),),
                 env=_environment(os.environ),
             )
-        reader, writer = await asyncio.open_unix_connection(sock=ours, limit=MAX_LINE)
+            unless_started.pop_all()
         own = msgspec.structs.replace(self._settings, node=f"{self._settings.node}-{index}")
         writer.write(encode(Begin(own)))
         receiving = asyncio.create_task(self._scraper.receive(index, reader, writer), name=f"link {index}")
         return process, receiving
 
-    def _give_up(self, index: int, status: int) -> None:
+    def _give_up(self, index: int, end: "_End") -> None:
         if not self._status:
-            logger.critical("worker %d can't start (exit status %d), so the service ends", index, status)
-            self._status = status if status > 0 else 128 - status
+            logger.critical("worker %d can't start (it %s), so the service ends", index, end.how)
+            self._status = end.status if end.status > 0 else 128 - end.status
         self._stop()
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a try to run a worker ended: its exit status, and what the log says of it.
+
+    `started` says whether there was a process, `served` whether it came to serve.
+    """
+
+    status: int
+    how: str
+    started: bool = True
+    served: bool = False
 
 
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import resource
 import signal
+import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -195,6 +197,50 @@ def test_worker_that_cannot_start_ends_the_service(tmp_path: Path, redis_url: st
     assert "Traceback" not in ended.stderr
     assert "nowhere.toml" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+@contextmanager
+def no_more_files(process: "subprocess.Popen[str]") -> Iterator[None]:
+    """While it lasts, a process can open nothing: not a socket, and not the pipe that a fork needs."""
+    soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_dead_worker_is_replaced_as_soon_as_the_system_has_room(tmp_path: Path, redis_url: str) -> None:
+    with two_workers(tmp_path, redis_url) as node:
+        with no_more_files(node.process):
+            os.kill(int(SERVED.findall(node.logged)[0]), signal.SIGKILL)
+            until(lambda: "couldn't be started" in node.logged, "failed start")
+        until(lambda: _scraped(node)["pushsse_workers"] == 2, "second worker")
+        assert _scraped(node)["pushsse_worker_restarts_total"] == 1
+        assert "Traceback" not in node.logged
+        [line, *_] = [line for line in node.logged.splitlines() if "couldn't be started" in line]
+        assert "Too many open files" in line
+
+
+def test_a_worker_that_can_not_be_started_for_long_ends_the_service_in_order(
+    tmp_path: Path, redis_url: str
+) -> None:
+    with (
+        two_workers(tmp_path, redis_url) as node,
+        httpx.stream("GET", f"{node.url}/v1/stream?user=ann", trust_env=False) as stream,
+    ):
+        lines = stream.iter_lines()
+        serving = next(line for line in lines if line.startswith("data: "))
+        other = 1 - int(str(json.loads(serving[6:])["node"])[-1])
+        dying = re.search(rf"worker {other} is process (\d+)", node.logged)
+        assert dying is not None
+        with no_more_files(node.process):
+            os.kill(int(dying[1]), signal.SIGKILL)
+            assert any('"code":"shutdown"' in line for line in lines)
+            assert node.process.wait(LIMIT_S) == 1
+        assert "so the service ends" in node.logged
+        assert "Traceback" not in node.logged
 
 
 def test_port_of_another_service_is_not_shared(tmp_path: Path, redis_url: str) -> None:
