@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from pushsse.api.access import Tickets
+from pushsse.api.access import LIVES_S, Tickets
 from pushsse.api.identity import Credential, Credentials, Identifier
 from pushsse.api.identity.origins import DevelopmentIdentifier
 from pushsse.api.identity.remote import SESSIONS_AT_ONCE, KeyServer, Remote, Sessions
 from pushsse.api.identity.tokens import CookieToken, HeaderToken, TokenRules, Tokens
-from pushsse.backplane import Backplane
+from pushsse.backplane import ENDED_MS, Backplane
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.backplane.memory.writer import LogWriter
 from pushsse.backplane.redis import RedisBackplane
@@ -91,7 +91,13 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         hub_parts=hub_parts,
         kicked=kicked,
         kicks=kicks,
-        forgetting=Forgetting(kicks, (store, question_store), settings, partial(configuration, settings)),
+        forgetting=Forgetting(
+            kicks,
+            (store, question_store),
+            settings,
+            partial(configuration, settings),
+            backplane_s=LIVES_S + ENDED_MS / 1000,
+        ),
         retention=Retention(question_store, keep_days=settings.questions_keep_days, metrics=metrics),
         tickets=Tickets(backplane, kicked),
         questions=questions,
@@ -230,7 +236,7 @@ def _intakes(
 ) -> _Intakes:
     """Kafka where it is configured, else HTTP straight into the dispatcher."""
     if not settings.kafka_bootstrap:
-        waits = bool(settings.redis_url) or not settings.database_url.startswith("sqlite")
+        waits = bool(settings.redis_url) or not settings.is_sqlite
         return _Intakes(EmbeddedIntake(dispatcher, waits=waits))
     kafka = connection(settings)
     producer = Producer(kafka)
@@ -255,7 +261,7 @@ def _intakes(
 
 def _witness(settings: Settings, database: Database, work: Work) -> Witness | None:
     """Only where there may be other nodes, and a database to ask about them."""
-    if not settings.redis_url or settings.database_url.startswith("sqlite"):
+    if not settings.redis_url or settings.is_sqlite:
         return None
     return Witness(WitnessTable(database, node=settings.node), work)
 

@@ -4,14 +4,15 @@
 service that kicks: the table first, then all nodes by a notice of the backplane. Notices may get lost, so
 each node also reads the newest rows every few seconds, and all of them before it takes streams. Deliberate: a
 kick has the resolution of `iat`, which is a second. What was issued within it is refused: nobody can tell
-whether that was before the kick.
+whether that was before the kick. The kick of a person who was forgotten stays under a digest of the name.
 """
 
 import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
 from tortoise import fields
@@ -36,6 +37,8 @@ _OVERLAP_S = 300
 _FORGET_EVERY = 200
 # Rows that are read at once.
 _PAGE = 500
+# Digests that are made in one turn of the event loop, about a microsecond each.
+_DIGESTS_A_TURN = 1000
 logger = logging.getLogger(__name__)
 
 
@@ -43,13 +46,23 @@ class TooManyKicks(PushsseError):
     """As many people were kicked as a node remembers. Another key for the tokens ends all of them."""
 
 
-class Kicked:
-    """The people who were kicked, and the second of the newest kick of each (since 1970)."""
+def digest(user: str) -> str:
+    """What stands for the name of a person who was forgotten; no name begins with a blank."""
+    return " " + blake2b(user.encode(), digest_size=16).hexdigest()
 
-    __slots__ = ("_at",)
+
+class Kicked:
+    """The people who were kicked, and the second of the newest kick of each (since 1970).
+
+    `loaded`: it has every kick that there was when the node started. Until then nobody can be let in by it.
+    """
+
+    __slots__ = ("_at", "_has_digests", "loaded")
 
     def __init__(self) -> None:
+        self.loaded = False
         self._at: dict[str, int] = {}
+        self._has_digests = False
 
     @property
     def size(self) -> int:
@@ -58,15 +71,20 @@ class Kicked:
 
     def refuses(self, user: str, issued_at: float | None) -> bool:
         """Whether what was issued to a person at a time (None: unknown) has been revoked by a kick."""
-        at = self._at.get(user)
-        return at is not None and (issued_at is None or issued_at < at + 1)
+        at = self._at.get(user, -1)
+        if self._has_digests:
+            at = max(at, self._at.get(digest(user), -1))
+        return at >= 0 and (issued_at is None or issued_at < at + 1)
 
-    def learn(self, user: str, at: int) -> None:
-        """A person was kicked; an older kick than the one that is known changes nothing."""
-        if at > self._at.get(user, -1):
-            # To the end, so that the oldest are in front, save for those that were learned late.
-            self._at.pop(user, None)
-            self._at[user] = at
+    def learn(self, user: str, at: int) -> bool:
+        """A person, or who has this digest, was kicked; False: this kick or a newer one was known."""
+        if at <= self._at.get(user, -1):
+            return False
+        # To the end, so that the oldest are in front, save for those that were learned late.
+        self._at.pop(user, None)
+        self._at[user] = at
+        self._has_digests = self._has_digests or user.startswith(" ")
+        return True
 
     def forget(self, before: int) -> None:
         """Forgets kicks that are older than any token can be, some of the oldest in each call."""
@@ -84,17 +102,21 @@ class Streams(Protocol):
         """A person's open streams here."""
         ...
 
+    def users(self) -> Sequence[str]:
+        """Everybody who has a stream here."""
+        ...
+
 
 class KickReceipt(NamedTuple):
-    """A kick: its second (since 1970), and within how many seconds all nodes know of it."""
+    """A kick: its second (since 1970), and whether the other nodes were told, or have to find its row."""
 
     at: int
-    within_s: int
+    told: bool
 
     @property
-    def heard(self) -> bool:
-        """Whether the other nodes were told, and need not find the row."""
-        return self.within_s == SOON_S
+    def within_s(self) -> int:
+        """Within how many seconds all nodes know of it."""
+        return SOON_S if self.told else LATE_S
 
 
 class Kicks:
@@ -120,9 +142,10 @@ class Kicks:
         backplane.hear_notices(Topic.KICK, self._hear)
 
     @property
-    def loaded(self) -> bool:
-        """Whether the node knows all kicks that there were when it started."""
-        return self._read_to is not None
+    def remembered_s(self) -> float:
+        """For how many seconds a kick is kept, at most: in the table, and in the memory of nodes."""
+        forgetting_s = max(_FORGET_EVERY, MOST_KICKED / _PAGE) * LOOK_EVERY_S * 1.25
+        return self._keep_s + _OVERLAP_S + forgetting_s
 
     async def kick(self, user: str) -> KickReceipt:
         """Ends a person's streams, and revokes what was issued to them so far.
@@ -140,13 +163,13 @@ class Kicks:
             await self._backplane.notify(Topic.KICK, f"{at} {user}")
         except BackplaneUnavailable:
             # Other nodes find the row. Redis's connection has logged it.
-            return KickReceipt(at, LATE_S)
-        return KickReceipt(at, SOON_S)
+            return KickReceipt(at, told=False)
+        return KickReceipt(at, told=True)
 
     async def forget(self, user: str) -> dict[str, int]:
-        """Deletes a person's kick. Nodes that know of it keep it in mind, for as long as a token can live.
+        """Keeps a person's kick under a digest of the name, for as long as a token can live.
 
-        Raises DatabaseUnavailable.
+        A node that missed the notice, or starts later, still finds it. Raises DatabaseUnavailable.
         """
         return {"kicks": await self._table.forget_person(user)}
 
@@ -156,11 +179,13 @@ class Kicks:
         since = now - self._keep_s if self._read_to is None else self._read_to
         after = KickedRow("", since - _OVERLAP_S)
         while rows := await self._table.after(after, limit=_PAGE):
-            for row in rows:
-                self._act(row.user, row.at)
+            digests = {row.user for row in rows if self._act(row.user, row.at) and row.user.startswith(" ")}
+            if digests:
+                await self._end_streams_of(digests)
             after = rows[-1]
         self._kicked.forget(now - self._keep_s - _OVERLAP_S)
         self._read_to = now
+        self._kicked.loaded = True
 
     async def run(self) -> None:
         """Reads the newest kicks every few seconds, for ever."""
@@ -180,13 +205,25 @@ class Kicks:
 
     def _hear(self, text: str) -> None:
         at, _, user = text.partition(" ")
-        if at.isdigit() and len(at) < 12 and is_user(user):
+        if at.isascii() and at.isdigit() and len(at) < 12 and is_user(user):
             self._act(user, int(at))
 
-    def _act(self, user: str, at: int) -> None:
+    def _act(self, user: str, at: int) -> bool:
         # First known, then ended: a stream that is opening is registered first and looks here then, so it
         # is found by one of the two (`Opener.begin`). Nothing is awaited in either.
-        self._kicked.learn(user, at)
+        is_new = self._kicked.learn(user, at)
+        self._end_streams(user)
+        return is_new
+
+    async def _end_streams_of(self, digests: Collection[str]) -> None:
+        """Ends the streams of people who are known by digests alone."""
+        for number, user in enumerate(self._streams.users(), 1):
+            if digest(user) in digests:
+                self._end_streams(user)
+            if number % _DIGESTS_A_TURN == 0:
+                await asyncio.sleep(0)
+
+    def _end_streams(self, user: str) -> None:
         for subscriber in self._streams.subscribers_of(user):
             # Whoever has signed in again since isn't concerned, on a node that learns of the kick late.
             if self._kicked.refuses(user, subscriber.issued_at):
@@ -204,11 +241,15 @@ _AFTER = Statement("""
      WHERE kicked_at > {value[1]} OR (kicked_at = {value[1]} AND "user" > {value[2]})
      ORDER BY kicked_at, "user" LIMIT {value[3]}""")
 _FORGET = Statement("DELETE FROM pushsse_kick WHERE kicked_at < {value[1]}")
+_HIDE = Statement("""
+    INSERT INTO pushsse_kick ("user", kicked_at)
+    SELECT {value[1]}, kicked_at FROM pushsse_kick WHERE "user" = {value[2]}
+    ON CONFLICT ("user") DO UPDATE SET kicked_at = excluded.kicked_at""")
 _FORGET_PERSON = Statement('DELETE FROM pushsse_kick WHERE "user" = {value[1]} RETURNING 1')
 
 
 class KickRow(Model):
-    """A person who was kicked, and the second of the newest kick."""
+    """A person who was kicked, or the digest of one who was forgotten, and the second of the newest kick."""
 
     user = fields.CharField(max_length=128, primary_key=True)
     kicked_at = fields.BigIntField()
@@ -244,5 +285,6 @@ class KickTable:
         await self._database.rows(str, _FORGET, before)
 
     async def forget_person(self, user: str) -> int:
-        """Drops a person's kick; how many rows there were."""
+        """Puts a digest in the place of a person's name; how many rows had that."""
+        await self._database.rows(int, _HIDE, digest(user), user)
         return len(await self._database.rows(int, _FORGET_PERSON, user))

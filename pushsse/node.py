@@ -101,7 +101,7 @@ class Node:
 
     async def _open(self, stack: AsyncExitStack) -> None:
         await stack.enter_async_context(self.database)
-        if self.settings.database_url.startswith("sqlite"):
+        if self.settings.is_sqlite:
             await self.database.migrate()
         await stack.enter_async_context(self.backplane)
         # A node starts while its database is away, and takes no streams until it has read them.
@@ -144,13 +144,13 @@ class Node:
             return "draining"
         if self.isolated:
             return "isolated: this node alone doesn't hear Redis"
-        if not self.kicks.loaded:
+        if not self.kicked.loaded:
             return "starting: the kicks can't be read from the database yet"
         return "" if self.started else "starting"
 
     def has_room(self) -> bool:
         """Whether one more stream may begin."""
-        if self.closed or self.isolated or not self.kicks.loaded:
+        if self.closed or self.isolated or not self.kicked.loaded:
             return False
         most = self.settings.max_streams
         return not most or len(self.hub.subscribers) < most

@@ -26,8 +26,6 @@ _EVERY_S = 3600.0
 _FIRST_S = 300.0
 # Between two portions, others write.
 _PAUSE_S = 0.1
-# What a ticket lives, and a producer's id or a count of calls is remembered, at most.
-_BACKPLANE_S = 3600
 _MOST_MS = 1000 * 366 * 86_400_000
 logger = logging.getLogger(__name__)
 
@@ -110,12 +108,17 @@ AskTopic = Callable[[str], Awaitable[Mapping[str, str]]]
 
 @dataclass(frozen=True, slots=True)
 class Forgetting:
-    """Deletes a person. A kick ends the streams, and no earlier token can write; its row goes last."""
+    """Deletes a person. A kick ends the streams, and no earlier token can write.
+
+    The kick's row goes last, and a digest of the name takes its place. `backplane_s`: how long the backplane
+    keeps anything of a person beside the log.
+    """
 
     kicks: Kicks
     keepers: Sequence[Keeper]
     settings: Settings
     ask_topic: AskTopic
+    backplane_s: float
 
     async def forget(self, user: str) -> Forgotten:
         """Ends a person's streams on all nodes and deletes everything of theirs; may be repeated.
@@ -123,8 +126,8 @@ class Forgetting:
         Raises DatabaseUnavailable, BackplaneUnavailable, TooManyKicks: then something may be left.
         """
         receipt = await self.kicks.kick(user)
-        if not receipt.heard:
-            # The row of the kick alone would reach the other nodes, and it is to be deleted.
+        if not receipt.told:
+            # Until they found the row, what an earlier token writes there would stay.
             raise BackplaneUnavailable("the other nodes can't be told")
         deleted: dict[str, int] = {}
         for keeper in (*self.keepers, self.kicks):
@@ -137,12 +140,13 @@ class Forgetting:
         def after(seconds: float) -> str:
             return (now + timedelta(seconds=seconds)).isoformat(timespec="seconds")
 
-        token_s = settings.token_max_s + settings.token_leeway_s
+        kick = after(self.kicks.remembered_s)
         topics = await asyncio.gather(*(self._topic(*each, now) for each in _topics(settings)))
         return (
             Remainder("log", "events, changes of switches and answers", after(settings.log_keep_s)),
-            Remainder("backplane", "tickets, counts of calls, ids of events", after(_BACKPLANE_S)),
-            Remainder("nodes", "the name and the time of the kick, in memory", after(token_s)),
+            Remainder("backplane", "tickets, counts of calls, ids of events", after(self.backplane_s)),
+            Remainder("nodes", "the name and the time of the kick, in memory", kick),
+            Remainder("database", "the time of the kick, under a digest of the name", kick),
             *topics,
             Remainder("database", "deleted rows in its files, until they are written over", None),
             Remainder("backups", "of the database and the backplane, as long as you keep them", None),
@@ -171,4 +175,4 @@ def _topics(settings: Settings) -> Iterator[tuple[str, str]]:
         if settings.asks_kafka:
             yield settings.questions_topic, "questions"
             yield settings.answers_topic, "answers"
-            yield f"{settings.answers_topic}.dlq", "dead letters: answers that can't be used"
+            yield settings.answers_dlq_topic, "dead letters: answers that can't be used"

@@ -246,6 +246,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(self, host=host.strip("[]"), port=int(port))
 
     @property
+    def is_sqlite(self) -> bool:
+        """Whether the database is a file of this machine, and not a server."""
+        return self.database_url.partition(":")[0].lower() == "sqlite"
+
+    @property
     def group(self) -> str:
         """The consumer group; one of its own for a node without Redis, whose records reach nobody else."""
         if self.redis_url or self.kafka_group != FIELDS["kafka_group"].default:
@@ -257,6 +262,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def dlq_topic(self) -> str:
         """The topic for records that can't be used."""
         return self.kafka_dlq_topic or f"{self.kafka_topic}.dlq"
+
+    @property
+    def answers_dlq_topic(self) -> str:
+        """The topic for answers that can't be used."""
+        return f"{self.answers_topic}.dlq"
 
 
 _DEVELOPMENT = {"drain_delay_s": 0.0, "drain_window_s": 0.5}

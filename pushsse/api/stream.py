@@ -167,8 +167,8 @@ class StreamEndpoint:
         """Begins a stream, and tells `begun`; none if the client has left. Raises Unavailable."""
 
         def begin(sink: Sink) -> Subscriber:
-            # The head may have waited for a client that hadn't read the answers before. Guarantee 5: by now
-            # nobody else may end this stream. It is asked before the stream itself takes room.
+            # Guarantee 5: the node may have filled up or closed a moment ago, and nobody else may end this
+            # stream by now. It is asked before the stream itself takes room.
             has_room = self._has_room()
             subscriber = self.opener.begin(opening, sink, options)
             try:
@@ -182,6 +182,9 @@ class StreamEndpoint:
             return subscriber
 
         offer = offered(scope)
+        if offer is not None:
+            # Guarantee 4: before its turn. A client that reads nothing would keep one of the few.
+            await offer.drained()
         async with self.queue if offer is not None else self.portable_queue:
             if offer is not None and offer.has_left:
                 # Nobody reads an answer. Those behind it in the queue have their turn at once.

@@ -107,7 +107,7 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
     except DatabaseUnavailable as error:
         yield Finding("database", "fault", f"{where}: {error}")
         return
-    if pending and not url.startswith("sqlite"):
+    if pending and not settings.is_sqlite:
         yield Finding("database", "fault", f"{where} lacks {', '.join(pending)}: run `pushsse migrate`")
     elif pending:
         yield Finding("database", "ok", f"{where}: `pushsse serve` will apply {', '.join(pending)}")

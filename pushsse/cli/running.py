@@ -90,7 +90,7 @@ async def wait(settings: Settings, tell: Tell) -> None:
     `tell` gets a line for each thing that is waited for. The embedded parts need no waiting. Kafka isn't
     waited for: the node tries it again by itself, and serves streams meanwhile. Raises SettingsError.
     """
-    if not settings.database_url.startswith("sqlite"):
+    if not settings.is_sqlite:
         async with Database(settings.database_url, cool_s=0.0) as database:
             await _wait(lambda: _database(database, shown(settings.database_url)), tell)
     if settings.redis_url:

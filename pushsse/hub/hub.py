@@ -121,6 +121,10 @@ class Hub:
         person = None if shard is None else shard.people.get(user)
         return () if person is None else tuple(person.subscribers)
 
+    def users(self) -> Sequence[str]:
+        """Everybody who has a stream on this node, or is about to."""
+        return [user for shard in self.shards.values() for user in shard.people]
+
     def went_live(self, subscriber: Subscriber) -> None:
         """Called by the subscriber in the step that makes it live."""
         self.shards[subscriber.person.log].live[subscriber] = None

@@ -94,6 +94,11 @@ class People(Protocol):
 class Revocations(Protocol):
     """Which tokens were revoked, as far as this node knows by now. Asked for each stream, without waiting."""
 
+    @property
+    def loaded(self) -> bool:
+        """Whether it knows what was revoked before the node started. Until then no token is good."""
+        ...
+
     def refuses(self, user: str, issued_at: float | None) -> bool:
         """Whether what was issued to a person at a time (None: unknown) was revoked."""
         ...
@@ -101,6 +106,8 @@ class Revocations(Protocol):
 
 class NothingRevoked:
     """No token was."""
+
+    loaded = True
 
     def refuses(self, user: str, issued_at: float | None) -> bool:
         """Never."""

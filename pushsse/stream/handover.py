@@ -408,6 +408,12 @@ class Offer:
         connection = self._connection()
         return connection is None or connection.transport.is_closing()
 
+    async def drained(self) -> None:
+        """Returns when the client has read enough of its earlier answers for another one to be sent."""
+        connection = self._connection()
+        if connection is not None:
+            await connection.flow.drain()
+
     def hold_head(self) -> None:
         """What is sent from here on is kept until `take`."""
         connection = self._connection()

@@ -44,9 +44,10 @@ FOREIGN = [
     {"Origin": "HERE", "Sec-Fetch-Site": "cross-site"},
     {"Origin": "HERE", "Sec-Fetch-Site": "same-site"},
     {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
 ]
 # Refused only where something changes: a GET of the same origin has neither in older browsers.
-UNSAID: list[dict[str, str]] = [{}, {"Sec-Fetch-Site": "same-site"}, {"Sec-Fetch-Site": "none"}]
+UNSAID: list[dict[str, str]] = [{}, {"Sec-Fetch-Site": "none"}]
 OWN = [
     {"Origin": "HERE"},
     {"Origin": "HERE", "Sec-Fetch-Site": "same-origin"},

@@ -6,7 +6,7 @@ import pytest
 
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database
-from pushsse.kicks import MOST_KICKED, Kicked, KickedRow, Kicks, KickTable, TooManyKicks
+from pushsse.kicks import MOST_KICKED, Kicked, KickedRow, Kicks, KickTable, TooManyKicks, digest
 from pushsse.metrics import Metrics
 from pushsse.stream.subscriber import Subscriber
 
@@ -16,6 +16,9 @@ DAY_S = 86_400
 
 class NoStreams:
     def subscribers_of(self, user: str) -> tuple[Subscriber, ...]:
+        return ()
+
+    def users(self) -> tuple[str, ...]:
         return ()
 
 
@@ -56,9 +59,9 @@ async def test_a_node_reads_all_kicks_that_concern_tokens_and_then_the_newest(da
     for user, age_s in (("ann", 5), ("bo", DAY_S - 60), ("old", DAY_S + 600)):
         await table.add(user, now - age_s)
     kicks = kicks_of(database, kicked)
-    assert not kicks.loaded
+    assert not kicked.loaded
     await kicks.load()
-    assert kicks.loaded
+    assert kicked.loaded
     assert [kicked.refuses(user, None) for user in ("ann", "bo", "old")] == [True, True, False]
     # Another node's, whose clock is behind by a minute.
     await table.add("cleo", now - 60)
@@ -68,6 +71,26 @@ async def test_a_node_reads_all_kicks_that_concern_tokens_and_then_the_newest(da
     await table.forget(now + 1)
     await kicks.load()
     assert kicked.refuses("ann", now - 6)
+
+
+async def test_the_kick_of_somebody_who_was_forgotten_stays_under_a_digest(database: Database) -> None:
+    table, kicked = KickTable(database), Kicked()
+    kicks = kicks_of(database, kicked)
+    at = (await kicks.kick("ann")).at
+    assert await kicks.forget("ann") == {"kicks": 1}
+    [row] = await everything(table)
+    assert (row.user, row.at) == (digest("ann"), at)
+    # Another node, which missed the notice or starts after that.
+    later = Kicked()
+    await kicks_of(database, later).load()
+    for node in (kicked, later):
+        assert node.refuses("ann", at)
+        assert not node.refuses("ann", at + 1)
+        assert not node.refuses("bo", None)
+    # A newer one replaces it, and is forgotten in the same way.
+    await table.add("ann", at + 10)
+    assert await kicks.forget("ann") == {"kicks": 1}
+    assert await everything(table) == [KickedRow(digest("ann"), at + 10)]
 
 
 async def test_more_people_than_a_node_remembers_are_not_kicked(database: Database) -> None:

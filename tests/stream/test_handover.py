@@ -174,6 +174,8 @@ async def test_a_stream_whose_head_had_to_wait_for_its_reader_ends_if_meanwhile(
 
     def holding(offer: Offer) -> None:
         hold_head(offer)
+        # As the transport does where a client leaves its answers unread.
+        connection.pause_writing()
         held.set()
 
     async with serving(tmp_path, http=ImmediateHttp, max_streams=1) as node:
@@ -182,11 +184,9 @@ async def test_a_stream_whose_head_had_to_wait_for_its_reader_ends_if_meanwhile(
             writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await reader.readuntil(b"}")
             [connection] = [each for each in node.connections if isinstance(each, ImmediateHttp)]
-            # As the transport does where a client leaves its answers unread.
-            connection.pause_writing()
             with monkeypatch.context() as patch:
                 patch.setattr(Offer, "hold_head", holding)
-                writer.write(b"GET /v1/stream?user=ann HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                writer.write(b"GET /v1/stream?user=ann&since=1m HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 await held.wait()
             if what == "the drain has ended":
                 await node.node.leave(window_s=0.0)
@@ -201,6 +201,26 @@ async def test_a_stream_whose_head_had_to_wait_for_its_reader_ends_if_meanwhile(
         writer.close()
     assert b"event: exception" in answer
     assert answer.endswith(b"0\r\n\r\n")
+
+
+async def test_who_reads_nothing_keeps_nobody_from_opening_a_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "OPENING_AT_ONCE", 1)
+    async with serving(tmp_path, http=ImmediateHttp) as node:
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        async with asyncio.timeout(LIMIT_S):
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await reader.readuntil(b"}")
+            [connection] = [each for each in node.connections if isinstance(each, ImmediateHttp)]
+            connection.pause_writing()
+            writer.write(b"GET /v1/stream?user=ann&since=1m HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await eventually(lambda: connection.is_answering)
+            async with node.stream("bo", "since=1m") as other:
+                await other.ready()
+            connection.resume_writing()
+            await reader.readuntil(b"event: ready")
+        writer.close()
 
 
 async def test_nothing_is_looked_up_for_who_left_before_its_turn(

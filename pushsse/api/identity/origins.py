@@ -140,7 +140,8 @@ def refuse_other_sites(request: HTTPConnection, origins: Collection[str]) -> Non
     A call that changes something needs an Origin that fits or, without one, `Sec-Fetch-Site: same-origin`
     (W3C Fetch Metadata), and JSON as its content type, which no form sends. What only reads is refused for
     what is there alone: browsers send no Origin with a GET of the same origin, and WebKit before 16.4 sends
-    no Sec-Fetch-Site.
+    no Sec-Fetch-Site. A page of a sibling domain is refused, too: its GET without CORS has no Origin, carries
+    SameSite=Lax cookies, and twenty of them would end a person's own streams.
     """
     headers = request.headers
     given, site = headers.getlist("origin"), headers.get("sec-fetch-site")
@@ -151,7 +152,7 @@ def refuse_other_sites(request: HTTPConnection, origins: Collection[str]) -> Non
         same = site in (None, "same-origin")
         fits = all(each in origins or (same and _is_origin_of(each, host)) for each in given)
     else:
-        fits = site != "cross-site" if reads else site == "same-origin"
+        fits = site in (None, "same-origin", "none") if reads else site == "same-origin"
     if not fits:
         detail = "a page of another site can't use the cookie; PUSHSSE_ALLOWED_ORIGINS names those that may"
         raise HttpProblem(403, "origin_refused", detail)

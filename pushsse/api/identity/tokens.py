@@ -167,7 +167,9 @@ class Tokens:
         return _no_key()
 
     def _known(self, token: str) -> Identity:
-        """Raises UnknownKey, HttpProblem 401."""
+        """Raises UnknownKey, Unavailable, HttpProblem 401."""
+        if not self._revocations.loaded:
+            raise Unavailable("the kicks can't be read from the database yet")
         if self._key_server is not None and self._key_server.keys is not self._keys:
             # What an old key has signed is no longer good.
             self._keys = self._key_server.keys

@@ -111,7 +111,7 @@ def _kafka(
         connection(settings),
         topic=settings.answers_topic,
         group=f"{settings.group}.answers",
-        dlq_topic=f"{settings.answers_topic}.dlq",
+        dlq_topic=settings.answers_dlq_topic,
         # An older answer can't belong to an open question.
         start=f"{max(settings.answer_timeout_s, seconds('10m')):.0f}s",
         metrics=metrics,
