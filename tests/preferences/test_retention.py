@@ -196,7 +196,7 @@ def forgetting(
         MemoryBackplane(shards=4, keep_s=60, keep_bytes=65_536, metrics=Metrics()),
         kicked=Kicked(),
         streams=NoStreams(),
-        keep_s=86_400,
+        keep_s=86_430,
     )
     keepers = (PreferenceStore(database), QuestionStore(database))
     return Forgetting(kicks, keepers, settings or load({}), ask, backplane_s=4_200)
@@ -290,7 +290,7 @@ async def test_the_answer_says_what_runs_out_elsewhere_and_when(database: Databa
         "push.answers.dlq": None,
     }
     # As long as a token can live, and until each node has come to it.
-    kick_s = 60 * round((86_400 + 300 + 200 * 15 * 1.25) / 60)
+    kick_s = 60 * round((86_430 + 300 + 200 * 15 * 1.25) / 60)
     assert [(entry.where, within_s(entry)) for entry in remaining if entry.where != "kafka"] == [
         ("log", 7_200),
         ("backplane", 4_200),
