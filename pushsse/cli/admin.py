@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import click
@@ -30,12 +30,14 @@ from pushsse.backplane.redis.canary import probe
 from pushsse.cli import BadSetting, Failed, read_settings, say, with_settings
 from pushsse.cli.serve import base_url, internal_url
 from pushsse.database import Database
-from pushsse.errors import DatabaseUnavailable, SettingsError
+from pushsse.errors import DatabaseUnavailable, SettingsError, Unavailable
 from pushsse.event import is_user
 from pushsse.kafka import configuration, topics
 from pushsse.kafka.dead_letters import about_dead_letters
 from pushsse.logs import shown
-from pushsse.settings import PREFIX, Settings, is_loopback, seconds, unknown, variable
+from pushsse.metrics import Metrics
+from pushsse.questions.answerers.configured import made
+from pushsse.settings import PREFIX, AnswererSetting, Settings, is_loopback, seconds, unknown, variable
 
 _REDIS_S = 3.0
 _CHECK_S = 20.0
@@ -192,6 +194,34 @@ async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
             yield Finding("kafka", "warning", line)
 
 
+async def _answerers(settings: Settings) -> AsyncIterator[Finding]:
+    for each in settings.answerers:
+        if each.kind == "kafka":
+            yield Finding("answerer", "ok", "kafka: the service behind the topics above")
+        elif each.kind == "openai":
+            yield await _model_server(each, settings)
+        else:
+            made(each, settings, Metrics())
+            yield Finding("answerer", "ok", f"{shown(each.url)} can be used")
+
+
+async def _model_server(one: AnswererSetting, settings: Settings) -> Finding:
+    """What becomes of a question to a model server."""
+    # Imported where it is configured, and only there.
+    answerer: Any = made(one, settings, Metrics())
+    where, model = shown(one.url), answerer.options.model
+    try:
+        fault = await answerer.fault()
+    except Unavailable as error:
+        return Finding("answerer", "fault", f"{where}: {error}")
+    if fault:
+        return Finding("answerer", "fault", f"{where}: {fault}")
+    if answerer.key and _is_open(answerer.url):
+        text = f"{where} isn't https, so whoever is on the way reads the key of {answerer.options.key_env}"
+        return Finding("answerer", "warning", text)
+    return Finding("answerer", "ok", f"{where} has the model {model}")
+
+
 async def _identity(settings: Settings) -> AsyncIterator[Finding]:
     if settings.development:
         yield Finding("identity", "warning", "development: everybody on this machine may do everything")
@@ -273,6 +303,7 @@ _CHECKS: Mapping[str, Check] = {
     "database": _database,
     "redis": _redis,
     "kafka": _kafka,
+    "answerer": _answerers,
     "identity": _identity,
     "addresses": _addresses,
     "files": _files,

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -123,6 +124,13 @@ class Desk:
 
 @pytest.fixture
 async def desk(bootstrap: str) -> AsyncIterator[Desk]:
+    async with made_desk(bootstrap) as made:
+        yield made
+
+
+@asynccontextmanager
+async def made_desk(bootstrap: str) -> AsyncIterator[Desk]:
+    """Topics of their own."""
     connection = Connection(bootstrap=bootstrap, session_timeout_ms=6_000)
     name = f"q{ULID()}"
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)

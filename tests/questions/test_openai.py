@@ -435,17 +435,26 @@ async def test_what_a_server_says_of_a_failure_is_logged_short_and_without_the_k
     assert "x" * 201 not in caplog.text
 
 
-async def test_the_models_are_told_and_why_they_are_not() -> None:
-    async with asking() as (answerer, server):
-        assert await answerer.models() == [MODEL]
+async def test_what_is_wrong_with_a_server_is_one_line() -> None:
+    async def script(call: Call) -> None:
+        await call.whole(int(call.text == "Hi") * 200 or 500, b'{"choices": []}')
+
+    async with asking(script) as (answerer, server):
+        assert await answerer.fault() == ""
+        server.models = ["large", f"{MODEL}:latest"]
+        assert await answerer.fault() == ""
+        server.models = [f"m{number}" for number in range(9)]
+        assert await answerer.fault() == f"has no model {MODEL!r}; it has m0, m1, m2, m3, m4, …"
         server.key = "another"
-        with pytest.raises(Unavailable, match=r"the key of PUSHSSE_OPENAI_KEY \(status 401\)"):
-            await answerer.models()
+        assert await answerer.fault() == "refuses the key of PUSHSSE_OPENAI_KEY (status 401)"
         server.key, server.models = "", None
-        assert await answerer.models() is None
+        assert await answerer.fault() == ""
+        assert server.calls[-1].body["max_tokens"] == 1
+        server.script = lambda call: call.whole(404, b"")
+        assert await answerer.fault() == "answers POST /v1/chat/completions with status 404"
         await server.down()
         with pytest.raises(Unavailable):
-            await answerer.models()
+            await answerer.fault()
 
 
 async def test_a_long_answer_doesnt_hold_the_loop() -> None:

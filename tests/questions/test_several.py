@@ -64,7 +64,6 @@ SUGGESTS = NotSure(answered("suggests", "Maybe this."))
         ([[SUGGESTS], [NotSure()]], [SUGGESTS], 2),
         ([[NotSure()], [SUGGESTS]], [SUGGESTS], 2),
         ([[NotSure()], [NotSure()]], [NotSure()], 2),
-        ([[NotSure()], [AWAY]], [NotSure()], 2),
         ([[SUGGESTS], [HandOver()]], [HandOver()], 2),
         ([[SUGGESTS], [SentOff()]], [SentOff()], 2),
         ([[Unanswered("failed", "x", "y")], [SECOND]], [Unanswered("failed", "x", "y")], 1),
@@ -79,7 +78,9 @@ async def test_the_first_that_is_sure_answers(
     assert sum(each.asked for each in several.answerers if isinstance(each, Says)) == asked
 
 
-@pytest.mark.parametrize("scripts", [[[AWAY]], [[AWAY], [AWAY]], [[Delta("a"), AWAY], [SECOND]]])
+@pytest.mark.parametrize(
+    "scripts", [[[AWAY]], [[AWAY], [AWAY]], [[NotSure()], [AWAY]], [[Delta("a"), AWAY], [SECOND]]]
+)
 async def test_where_nobody_is_there_it_is_unavailable(scripts: list[list[Piece | Exception]]) -> None:
     with pytest.raises(Unavailable):
         _ = [piece async for piece in Several([Says(script) for script in scripts]).answer(question("?"))]

@@ -52,6 +52,8 @@ _MOST_TOLD_BYTES = 4_096
 _ONCE_MORE = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 # Whatever is asked, the server answers this: it is set up wrongly, here or there.
 _NEVER = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
+# What a server without a list of its models says.
+_UNLISTED = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED})
 BROKEN_OFF = Unanswered("failed", "answer_cut", "the answer broke off")
 WITHHELD = Unanswered("failed", "content_filter", "the answer was withheld by a filter of its provider")
 REFUSED = Unanswered("failed", "answerer_refused", "the answerer can't take this question")
@@ -162,26 +164,37 @@ class OpenaiAnswerer:
             if client is not None:
                 await client.aclose()
 
-    async def models(self) -> list[str] | None:
-        """The names of the models that the server has; None if it doesn't tell. Raises Unavailable."""
-        async with self._client_of_its_own() as client:
+    async def fault(self) -> str:
+        """What is wrong with the server, the key or the model, as a short line; "" if nothing is.
+
+        Raises Unavailable where it isn't there. A server without a list of models is asked for a word.
+        """
+        async with self._made() as client:
             try:
-                async with asyncio.timeout(_CONNECT_S):
+                async with asyncio.timeout(2 * _CONNECT_S):
                     response = await client.get(f"{self.url}/models", headers=self._headers)
+                    if response.status_code in _UNLISTED:
+                        hello = [_Message("user", "Hi")]
+                        request = _Request(
+                            model=self.options.model, messages=hello, stream=False, max_tokens=1
+                        )
+                        response = await client.post(
+                            self._completions, content=msgspec.json.encode(request), headers=self._headers
+                        )
             except (httpx.HTTPError, TimeoutError) as error:
                 raise Unavailable(_why(error)) from None
-        if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            whose = (
-                f"the key of {self.options.key_env}"
-                if self.key
-                else f"requests without {self.options.key_env}"
-            )
-            raise Unavailable(f"refuses {whose} (status {response.status_code})")
-        if response.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
-            return None
-        if response.status_code != HTTPStatus.OK:
-            raise Unavailable(f"answers GET /models with status {response.status_code}")
-        return _names(response.content)
+        status, asked = response.status_code, f"{response.request.method} {response.request.url.path}"
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            whose = "the key of" if self.key else "requests without"
+            return f"refuses {whose} {self.options.key_env} (status {status})"
+        if status != HTTPStatus.OK:
+            return f"answers {asked} with status {status}"
+        names = _names(response.content)
+        # Ollama has names without a tag, too.
+        if names and not {self.options.model, f"{self.options.model}:latest"}.intersection(names):
+            more = ", …" if len(names) > 5 else ""
+            return f"has no model {self.options.model!r}; it has {', '.join(names[:5])}{more}"
+        return ""
 
     @property
     def _headers(self) -> dict[str, str]:
@@ -200,12 +213,6 @@ class OpenaiAnswerer:
             yield
         finally:
             self._room.release()
-
-    @asynccontextmanager
-    async def _client_of_its_own(self) -> AsyncIterator[httpx.AsyncClient]:
-        client = self._made()
-        async with client:
-            yield client
 
     def _made(self) -> httpx.AsyncClient:
         # Proxies and certificates as the environment has them, which companies need to reach the world.
@@ -239,7 +246,7 @@ class OpenaiAnswerer:
             self._client = self._made()
         began = _now()
         request = self._client.build_request(
-            "POST", f"{self.url}/chat/completions", content=self._body(question), headers=self._headers
+            "POST", self._completions, content=self._body(question), headers=self._headers
         )
         try:
             async with asyncio.timeout_at(deadline):
@@ -257,6 +264,10 @@ class OpenaiAnswerer:
                     yield piece
         finally:
             await response.aclose()
+
+    @property
+    def _completions(self) -> str:
+        return f"{self.url}/chat/completions"
 
     @property
     def _too_slow(self) -> str:

@@ -21,9 +21,8 @@ class Several:
     answerers: Sequence[Answerer]
 
     async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
-        """What the first that is sure says. Raises Unavailable where no answerer could be reached."""
+        """What the first that is sure says. Raises Unavailable where one is away and no other has a word."""
         instead: Answered | None = None
-        unsure = False
         away: Unavailable | None = None
         for answerer in self.answerers:
             said = False
@@ -31,7 +30,7 @@ class Several:
                 async with aclosing(answerer.answer(question)) as pieces:
                     async for piece in pieces:
                         if isinstance(piece, NotSure):
-                            unsure, instead = True, piece.instead or instead
+                            instead = piece.instead or instead
                             break
                         # Where another goes on, nobody has to take back what a status has said.
                         said = said or not isinstance(piece, StatusPart)
@@ -44,7 +43,7 @@ class Several:
                 away = error
             if said:
                 break
-        if away is not None and not unsure:
+        if away is not None and instead is None:
             raise away
         yield NotSure(instead)
 

@@ -1,0 +1,295 @@
+"""One contract for every answerer, asked through the service as people's questions are.
+
+The subjects are the same for all: an answer, one that is long under way, a failure, one that is away. What an
+answerer can't do (a question file is never away) is left out by name.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+
+from pushsse.database import Database
+from pushsse.errors import Unavailable
+from pushsse.metrics import Metrics
+from pushsse.questions import MAX_ANSWER_CHARACTERS, Question
+from pushsse.questions.answerers import Answerer, Delta, HandOver, NotSure, SentOff, faq
+from pushsse.questions.answerers.openai import OpenaiAnswerer, OpenaiOptions
+from pushsse.questions.answerers.python import Asked, PythonAnswerer
+from pushsse.questions.answerers.several import Several
+from pushsse.questions.service import Asking, Questions
+from tests.migrated import migrated
+from tests.questions.conftest import NoAnswers, Nodes, running
+from tests.questions.model_server import MODEL, Call, model_server
+from tests.questions.test_faq import question
+from tests.questions.test_kafka import Desk, made_desk
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.anyio
+# What is asked, and what comes of it.
+GOOD, SLOW, BAD, AWAY, LONG = "echo {}", "slow", "bad", "away", "long"
+WORDS = 5
+
+
+@dataclass
+class Subject:
+    """An answerer, and how many answers it is at work on."""
+
+    answerer: Answerer
+    busy: Callable[[], int]
+    # Which texts it knows.
+    knows: frozenset[str] = frozenset({GOOD, SLOW, BAD, AWAY, LONG})
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    """SQLite alone: what databases do is tested elsewhere."""
+    async with Database(migrated(tmp_path / "questions.db"), timeout_s=10) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def faq_subject(folder: Path) -> AsyncIterator[Subject]:
+    entries = [
+        ("echo one", "one " * WORDS),
+        ("echo two", "two " * WORDS),
+        (SLOW, "It takes. Very long. " * 100),
+    ]
+    entry = [{"id": ask, "en": {"ask": [ask], "answer": text}} for ask, text in entries]
+    path = folder / "faq.json"
+    path.write_text(json.dumps({"nothing": {"en": "Sorry."}, "entry": entry}))
+    yield Subject(faq.answerer(str(path), "here"), lambda: 0, frozenset({GOOD, SLOW}))
+
+
+@asynccontextmanager
+async def openai_subject(folder: Path) -> AsyncIterator[Subject]:
+    async def script(call: Call) -> None:
+        if call.text == AWAY:
+            await call.whole(503, b"")
+        elif call.text == BAD:
+            await call.whole(400, b"")
+        else:
+            await call.begin()
+            if call.text == LONG:
+                while True:
+                    await call.say("x" * 10_000)
+            await call.say("")
+            for _ in range(WORDS):
+                await call.say(f"{call.text.split()[-1]} ")
+                await asyncio.sleep(0.01)
+            if call.text == SLOW:
+                await asyncio.Event().wait()
+            await call.done()
+
+    async with model_server(script) as server:
+        options = OpenaiOptions(model=MODEL)
+        answerer = OpenaiAnswerer(server.url, options, "", "", Metrics(), backoff_s=0.01)
+        yield Subject(answerer, lambda: server.busy)
+
+
+@asynccontextmanager
+async def python_subject(folder: Path) -> AsyncIterator[Subject]:
+    busy = 0
+
+    async def answer(asked: Asked) -> AsyncGenerator[str, None]:
+        nonlocal busy
+        busy += 1
+        try:
+            if asked.text == AWAY:
+                raise Unavailable("away")
+            if asked.text == BAD:
+                raise LookupError("a bug")
+            while asked.text == LONG:
+                yield "x" * 10_000
+            for _ in range(WORDS):
+                yield f"{asked.text.split()[-1]} "
+                await asyncio.sleep(0.01)
+            if asked.text == SLOW:
+                await asyncio.Event().wait()
+        finally:
+            busy -= 1
+
+    yield Subject(PythonAnswerer("agent", answer), lambda: busy)
+
+
+@asynccontextmanager
+async def several_subject(folder: Path) -> AsyncIterator[Subject]:
+    async def unsure(asked: Asked) -> AsyncGenerator[dict[str, bool], None]:
+        yield {"unsure": True}
+
+    async with python_subject(folder) as inner:
+        answerer = Several([PythonAnswerer("unsure", unsure), inner.answerer])
+        yield Subject(answerer, inner.busy)
+
+
+async def serve_topic(desk: Desk) -> None:
+    """A company's service: answers each question of the topic, for ever."""
+    consumer = AIOKafkaConsumer(
+        desk.questions, bootstrap_servers=desk.connection.bootstrap, auto_offset_reset="earliest"
+    )
+    try:
+        await consumer.start()
+        async for record in consumer:
+            asked = json.loads(record.value)
+
+            async def says(question_id: str = asked["id"], **members: object) -> None:
+                await desk.writes(question_id, json.dumps({"question": question_id} | members).encode())
+
+            if asked["text"] == BAD:
+                await says(error="no")
+                continue
+            for seq in range(1, WORDS + 1):
+                text = "x" * 100_000 if asked["text"] == LONG else f"{asked['text'].split()[-1]} "
+                await says(seq=seq, delta=text)
+            if asked["text"] != SLOW:
+                await says(seq=WORDS + 1, done=True)
+                # Everything may come twice.
+                await says(seq=WORDS + 1, done=True)
+                await says(text="too late")
+    finally:
+        await consumer.stop()
+
+
+@asynccontextmanager
+async def kafka_subject(bootstrap: str) -> AsyncIterator[Subject]:
+    async with made_desk(bootstrap) as desk, running(serve_topic(desk)):
+        yield Subject(desk.answerer(), lambda: 0, frozenset({GOOD, SLOW, BAD, LONG}))
+
+
+KINDS = ["faq", "openai", "python", "several", pytest.param("kafka", marks=pytest.mark.real)]
+
+
+@pytest.fixture(params=KINDS)
+async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
+    async with AsyncExitStack() as stack:
+        if request.param == "kafka":
+            made = kafka_subject(request.getfixturevalue("kafka_part").url)
+        else:
+            made = globals()[f"{request.param}_subject"](tmp_path)
+        yield await stack.enter_async_context(made)
+
+
+def knowing(subject: Subject, text: str) -> None:
+    if text not in subject.knows:
+        pytest.skip("this answerer can't be asked that")
+
+
+async def is_answering(node: Questions, asked: Question) -> bool:
+    """Whether the answer has begun to grow."""
+    so_far = await node.growing(asked.user)
+    return bool(so_far)
+
+
+async def told_ends(nodes: Nodes, user: str, *, of: str) -> list[dict[str, Any]]:
+    """The ends that the person was told of one question."""
+    return [
+        {"name": name, **told}
+        for name, told in await nodes.told(user)
+        if name in ("answer", "answer.error") and told["question"] == of
+    ]
+
+
+async def one_end(nodes: Nodes, asked: Question) -> dict[str, Any]:
+    """How a question ended, once it has."""
+
+    async def there() -> bool:
+        return bool(await told_ends(nodes, asked.user, of=asked.id))
+
+    await eventually(there)
+    (end,) = await told_ends(nodes, asked.user, of=asked.id)
+    return end
+
+
+async def test_an_answer_grows_and_ends_exactly_once(nodes: Nodes, subject: Subject) -> None:
+    node = nodes.node(subject.answerer)
+    async with nodes.running(node):
+        asked = await node.ask("ann", Asking(GOOD.format("one")))
+        end = await one_end(nodes, asked)
+        assert (end["name"], end["text"].strip()) == ("answer", ("one " * WORDS).strip())
+        # Another one after it, so that whatever would have come for the first has come.
+        after = await node.ask("ann", Asking(GOOD.format("two")))
+        await one_end(nodes, after)
+        await one_end(nodes, asked)
+    assert subject.busy() == 0
+
+
+async def test_two_questions_at_once_dont_mix(nodes: Nodes, subject: Subject) -> None:
+    node = nodes.node(subject.answerer)
+    async with nodes.running(node):
+        words = ["one", "two"] * 4
+        asked = [await node.ask(f"user {at}", Asking(GOOD.format(word))) for at, word in enumerate(words)]
+        ends = [await one_end(nodes, each) for each in asked]
+    assert [end["text"].split() for end in ends] == [[word] * WORDS for word in words]
+
+
+async def test_cancelling_stops_it_and_closes_what_is_open(nodes: Nodes, subject: Subject) -> None:
+    node = nodes.node(subject.answerer)
+    async with nodes.running(node):
+        asked = await node.ask("ann", Asking(SLOW))
+        await eventually(lambda: is_answering(node, asked))
+        await node.cancel("ann", asked.id)
+        end = await one_end(nodes, asked)
+        assert (end["name"], end["code"]) == ("answer.error", "cancelled")
+        await eventually(lambda: subject.busy() == 0)
+        # It goes on with others.
+        assert (await one_end(nodes, await node.ask("ann", Asking(GOOD.format("one")))))["name"] == "answer"
+
+
+async def test_a_node_that_stops_closes_what_is_open(nodes: Nodes, subject: Subject) -> None:
+    node = nodes.node(subject.answerer)
+    async with nodes.running(node):
+        asked = await node.ask("ann", Asking(SLOW))
+        await eventually(lambda: is_answering(node, asked))
+    await eventually(lambda: subject.busy() == 0)
+    assert await told_ends(nodes, "ann", of=asked.id) == []
+
+
+async def test_a_failure_ends_the_question_as_failed_and_no_other(nodes: Nodes, subject: Subject) -> None:
+    knowing(subject, BAD)
+    node = nodes.node(subject.answerer)
+    async with nodes.running(node):
+        failed = await node.ask("ann", Asking(BAD))
+        good = await node.ask("ann", Asking(GOOD.format("one")))
+        assert (await one_end(nodes, failed))["name"] == "answer.error"
+        assert (await one_end(nodes, good))["name"] == "answer"
+        now = await node.get("ann", failed.id)
+    assert now is not None
+    assert now.status == "failed"
+    assert "bug" not in now.error_detail
+
+
+async def test_a_long_answer_is_bounded(nodes: Nodes, subject: Subject) -> None:
+    knowing(subject, LONG)
+    node = nodes.node(subject.answerer)
+    async with nodes.running(node):
+        asked = await node.ask("ann", Asking(LONG))
+        assert (await one_end(nodes, asked))["code"] == "too_long"
+        await eventually(lambda: subject.busy() == 0)
+        now = await node.get("ann", asked.id)
+    assert now is not None
+    assert len(now.answer) <= MAX_ANSWER_CHARACTERS
+
+
+async def test_one_that_is_away_is_unavailable(subject: Subject) -> None:
+    knowing(subject, AWAY)
+    async with running(subject.answerer.run(NoAnswers())):
+        with pytest.raises(Unavailable):
+            async with aclosing(subject.answerer.answer(question(AWAY))) as pieces:
+                _ = [piece async for piece in pieces]
+    assert subject.busy() == 0
+
+
+async def test_the_end_is_the_last_piece_and_there_is_one(subject: Subject) -> None:
+    async with aclosing(subject.answerer.answer(question(GOOD.format("one")))) as found:
+        pieces = [piece async for piece in found]
+    ends = [piece for piece in pieces if not isinstance(piece, Delta)]
+    assert len(ends) == 1
+    assert pieces[-1] is ends[0]
+    assert not isinstance(ends[0], NotSure | HandOver)
+    assert isinstance(ends[0], SentOff) == (len(pieces) == 1)
