@@ -17,7 +17,11 @@ from types import FrameType
 from pushsse import settings as configuration
 from pushsse.api import counted
 from pushsse.api.access import AccessEndpoint
+from pushsse.api.agui import AguiEndpoint
+from pushsse.api.asked import Asked
 from pushsse.api.calls import DocumentEndpoint, Endpoints, PageEndpoint, direct_calls, immediate_calls, routes
+from pushsse.api.chat import ChatEndpoint
+from pushsse.api.completions import CompletionsEndpoint
 from pushsse.api.direct import Application, Direct
 from pushsse.api.events import EventsEndpoint
 from pushsse.api.health import HealthEndpoint
@@ -115,6 +119,7 @@ def _endpoints(node: Node) -> Endpoints:
     reply = StreamedReply(following, settings.heartbeat_s)
     limited = node.metrics.limited
     asking = CallLimit("questions", settings.questions_per_minute, "ask", node.backplane, limited)
+    asked = Asked(identifier, node.questions, following, asking, settings.heartbeat_s)
     switching = CallLimit(
         "switches", settings.switches_per_minute, "change switches", node.backplane, limited
     )
@@ -141,6 +146,9 @@ def _endpoints(node: Node) -> Endpoints:
         ),
         preferences=PreferencesEndpoint(identifier, node.preferences, node.preference_store, switching),
         questions=QuestionsEndpoint(identifier, node.questions, reply, asking),
+        chat=ChatEndpoint(asked),
+        agui=AguiEndpoint(asked),
+        completions=CompletionsEndpoint(asked),
         access=AccessEndpoint(
             identifier,
             node.hub_parts.opener,

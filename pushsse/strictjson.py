@@ -74,6 +74,25 @@ def read(body: bytes, to: type[T]) -> T:
         refuse(body, error)
 
 
+def peek(body: bytes, to: type[T]) -> T:
+    """Decodes JSON as a type that leaves members as they are (msgspec.Raw). Raises NotJson, InvalidInput.
+
+    What it passes over isn't looked at: whoever reads a Raw member reads it with `loads`.
+    """
+    body = body.removeprefix(BOM)
+    try:
+        return msgspec.json.decode(body, type=to)
+    except msgspec.ValidationError as error:
+        if len(body) > EXPLAINED_BYTES:
+            refuse(body, error)
+        value = loads(body)
+        text, at = _said(error)
+        at, detail = _named(value, at, _in_words(text, to))
+        raise InvalidInput(Violation(at[:_SHOWN_AT], detail)) from None
+    except REFUSALS as error:
+        refuse(body, error)
+
+
 def shown(value: object) -> str:
     """A value as an error names it: JSON, cut to 80 characters."""
     text = ""

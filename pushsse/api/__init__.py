@@ -16,7 +16,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
-from starlette.types import Message
+from starlette.types import Message, Scope
 
 from pushsse import strictjson
 from pushsse.errors import (
@@ -56,11 +56,32 @@ def json_response(value: object, status: int = 200, headers: Mapping[str, str] |
 
 
 class ProblemResponse(Response):
-    """A problem document, and its code for whoever counts."""
+    """A problem document, and what it says for whoever counts it, or tells it in other words."""
 
-    def __init__(self, body: bytes, status: int, headers: Mapping[str, str] | None, code: str) -> None:
+    def __init__(
+        self,
+        body: bytes,
+        status: int,
+        headers: Mapping[str, str] | None,
+        code: str,
+        *,
+        detail: str = "",
+        violations: tuple[Violation, ...] = (),
+    ) -> None:
         super().__init__(body, status, {**ANSWER_HEADERS, **(headers or {})}, MEDIA_TYPE)
         self.code = code
+        self.detail = detail
+        self.violations = violations
+
+
+# How a call of somebody else's protocol tells a problem.
+Retold = Callable[[ProblemResponse], Response]
+_RETOLD = "pushsse.retold"
+
+
+def retell(scope: Scope, retold: Retold) -> None:
+    """From now on, what goes wrong with this request is told in this way."""
+    scope[_RETOLD] = retold
 
 
 def problem_response(
@@ -83,7 +104,8 @@ def problem_response(
         body["request"] = request.id
     if violations:
         body["errors"] = [{"at": violation.at, "detail": violation.detail} for violation in violations]
-    return ProblemResponse(msgspec.json.encode(body), status, headers, code)
+    encoded = msgspec.json.encode(body)
+    return ProblemResponse(encoded, status, headers, code, detail=detail, violations=violations)
 
 
 async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
@@ -231,25 +253,28 @@ HANDLERS = {
     ClientDisconnect: on_disconnect,
     Exception: on_bug,
 }
-Handler = Callable[[Request, Exception], Awaitable[ProblemResponse]]
+Told = Callable[[Request, Exception], Awaitable[ProblemResponse]]
+Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 
 def counted(refusals: Counter[str]) -> Mapping[type[Exception], Handler]:
-    """The handlers, with each problem counted by its code.
+    """The handlers, with each problem counted by its code, and told as the call's protocol tells it.
 
-    Deliberate: not a client that has left, nor a path that isn't there, which scanners ask for.
+    Deliberate: a client that has left isn't counted, nor a path that isn't there, which scanners ask for.
     """
 
-    def counting(handler: Handler) -> Handler:
-        async def on_counted(request: Request, error: Exception) -> ProblemResponse:
+    def handling(handler: Told, *, counts: bool) -> Handler:
+        async def on_error(request: Request, error: Exception) -> Response:
             response = await handler(request, error)
-            refusals[response.code] += 1
-            return response
+            if counts:
+                refusals[response.code] += 1
+            retold: Retold | None = request.scope.get(_RETOLD)
+            return response if retold is None else retold(response)
 
-        return on_counted
+        return on_error
 
     return {
-        kind: handler if kind in (ClientDisconnect, HTTPException) else counting(handler)
+        kind: handling(handler, counts=kind not in (ClientDisconnect, HTTPException))
         for kind, handler in HANDLERS.items()
     }
 

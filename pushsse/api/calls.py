@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pushsse import __version__
-from pushsse.api import MEDIA_TYPE, HttpProblem, events, questions
+from pushsse.api import MEDIA_TYPE, HttpProblem, Retold, agui, chat, completions, events, questions, retell
 from pushsse.api.access import AccessEndpoint, KickView, Me, TicketRequest, TicketView
 from pushsse.api.direct import answered, audited, inside, refuse_outside
 from pushsse.api.health import HealthEndpoint
@@ -105,6 +105,9 @@ class Endpoints:
     events: events.EventsEndpoint
     preferences: PreferencesEndpoint
     questions: questions.QuestionsEndpoint
+    chat: chat.ChatEndpoint
+    agui: agui.AguiEndpoint
+    completions: completions.CompletionsEndpoint
     access: AccessEndpoint
     health: HealthEndpoint
     page: PageEndpoint
@@ -143,6 +146,18 @@ class Parameter:
     schema: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """How a protocol of others tells what is wrong: the body, and what makes it of a problem."""
+
+    body: type
+    retold: Retold
+
+
+_AGUI = Foreign(agui.RunError, agui.told)
+_OPENAI = Foreign(completions.CompletionProblem, completions.told)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """One call: what it needs, takes and gives. None as a type means text.
@@ -150,7 +165,7 @@ class Call:
     `direct` calls come by the thousand, and the application answers them past Starlette's layers. `immediate`
     answers those that need not wait in the HTTP protocol, without ASGI. `counted` calls say in each response
     how many more a person may make. `for_others`: an administrator may make it in somebody's place. A call
-    without a name isn't in the document.
+    without a name isn't in the document. `streams` of events about questions are described by their events.
     """
 
     method: str
@@ -169,6 +184,8 @@ class Call:
     problems: tuple[int, ...] = ()
     counted: bool = False
     for_others: bool = False
+    foreign: Foreign | None = None
+    streams: bool = True
 
     @property
     def is_internal(self) -> bool:
@@ -203,6 +220,12 @@ _TYPES = Parameter(
     {"type": "string", "examples": ["news,alarm"]},
 )
 _SINCE = Parameter("since", "query", "begin in the past", _AGE)
+_RESET = Parameter(
+    "reset",
+    "query",
+    "1: the client knows the chunk `reset-step` (version 7)",
+    {"type": "string", "pattern": "^([01]|true|false|yes|no|on|off)$", "examples": ["1"]},
+)
 _REFUSED = (401, 403)
 _ONE_QUESTION = {(200, JSON): questions.QuestionView}
 
@@ -375,6 +398,126 @@ CALLS = (
         problems=(*_REFUSED, 404, 503),
     ),
     Call(
+        method="POST",
+        path="/v1/chat",
+        handler=lambda at: at.chat.post,
+        name="chat",
+        summary="Ask as the AI SDK does",
+        text="For `useChat` with DefaultChatTransport; the chat is the conversation. The answer is a UI "
+        "message stream.",
+        scope=ASK,
+        parameters=(_RESET,),
+        bodies={JSON: chat.ChatRequest},
+        answers={(200, SSE): None},
+        problems=(400, *_REFUSED, 404, 413, 415, 422, 429, 503),
+        counted=True,
+        streams=False,
+    ),
+    Call(
+        method="GET",
+        path="/v1/chat/{id}/stream",
+        handler=lambda at: at.chat.resume,
+        name="resumeChat",
+        summary="The answer that is running in a chat, from its beginning",
+        text="204 where none is running.",
+        scope=ASK,
+        parameters=(_RESET,),
+        answers={(200, SSE): None, (204, ""): None},
+        problems=(400, *_REFUSED, 404, 503),
+        streams=False,
+    ),
+    Call(
+        method="POST",
+        path="/v1/chat/{id}/stop",
+        handler=lambda at: at.chat.stop,
+        name="stopChat",
+        summary="Stop the answer that is running in a chat",
+        scope=ASK,
+        answers={(204, ""): None},
+        problems=(*_REFUSED, 404, 503),
+    ),
+    Call(
+        method="GET",
+        path="/v1/chat/{id}/messages",
+        handler=lambda at: at.chat.messages,
+        name="chatMessages",
+        summary="The messages of a chat, without the answer that is running",
+        scope=ASK,
+        parameters=(
+            Parameter(
+                "limit",
+                "query",
+                "those of at most so many questions",
+                {"type": "integer", "minimum": 1, "maximum": 100, "default": 50},
+            ),
+            Parameter("before", "query", "older than the question with this id", {"type": "string"}),
+        ),
+        answers={(200, JSON): chat.ChatMessages},
+        problems=(400, *_REFUSED, 404, 503),
+    ),
+    Call(
+        method="POST",
+        path="/v1/agui",
+        handler=lambda at: at.agui.post,
+        name="runAgent",
+        summary="Ask as AG-UI does",
+        text="The thread is the conversation; the same run is asked once. The answer is a stream of AG-UI's "
+        "events.",
+        scope=ASK,
+        bodies={JSON: agui.RunRequest},
+        answers={(200, SSE): None},
+        problems=(400, *_REFUSED, 404, 413, 415, 422, 429, 503),
+        counted=True,
+        foreign=_AGUI,
+        streams=False,
+    ),
+    Call(
+        method="POST",
+        path="/v1/agui/{id}/stop",
+        handler=lambda at: at.agui.stop,
+        name="stopAgent",
+        summary="Stop what runs in a thread",
+        scope=ASK,
+        answers={(204, ""): None},
+        problems=(*_REFUSED, 404, 503),
+        foreign=_AGUI,
+    ),
+    Call(
+        method="POST",
+        path="/v1/chat/completions",
+        handler=lambda at: at.completions.post,
+        name="completeChat",
+        summary="Ask as clients of OpenAI's interface do",
+        text="The last message is the question. A completion's id is `chatcmpl-` and the question's id.",
+        scope=ASK,
+        parameters=(
+            Parameter(
+                "X-Conversation-Id",
+                "header",
+                "the conversation, where the body names none",
+                {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+            ),
+            Parameter("Idempotency-Key", "header", "a repeat returns the first", {"type": "string"}),
+        ),
+        bodies={JSON: completions.CompletionRequest},
+        answers={(200, JSON): completions.Completion, (200, SSE): None},
+        problems=(400, *_REFUSED, 404, 413, 415, 422, 429, 502, 503),
+        counted=True,
+        foreign=_OPENAI,
+        streams=False,
+    ),
+    Call(
+        method="GET",
+        path="/v1/models",
+        handler=lambda at: at.completions.models,
+        name="models",
+        summary="Who answers, as clients of OpenAI's interface ask",
+        scope=ASK,
+        answers={(200, JSON): completions.ModelList},
+        problems=(*_REFUSED, 503),
+        foreign=_OPENAI,
+    ),
+    Call(
         method="GET",
         path="/v1/me",
         handler=lambda at: at.access.me,
@@ -481,6 +624,8 @@ class CallRoute(Route):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Starlette's. Raises HTTPException 405 with all methods in Allow (RFC 9110, 10.2.1)."""
+        if self._call.foreign is not None:
+            retell(scope, self._call.foreign.retold)
         if self._call.is_internal:
             refuse_outside(scope)
         if scope["method"] not in (self.methods or ()):
@@ -537,6 +682,7 @@ def document() -> dict[str, Any]:
         kind for call in calls for kind in (*call.bodies.values(), *call.answers.values()) if kind is not None
     }
     kinds |= {Problem, *QUESTION_EVENTS.values()}
+    kinds |= {call.foreign.body for call in calls if call.foreign is not None}
     ordered = sorted(kinds, key=lambda kind: (kind.__name__, kind.__module__))
     refs, components = msgspec.json.schema_components(ordered, ref_template=_REF)
     schema = dict(zip(ordered, refs, strict=True))
@@ -584,17 +730,15 @@ def _operation(call: Call, schema: Mapping[type, Any]) -> dict[str, Any]:
         response = responses.setdefault(str(status), {"description": HTTPStatus(status).phrase})
         if media:
             response.setdefault("content", {}).update(_content([(media, kind)], schema))
-            if media == SSE:
+            if media == SSE and call.streams:
                 # OpenAPI 3.1 has no word for a stream of events.
                 response["content"][media]["x-events"] = {
                     name: schema[event] for name, event in QUESTION_EVENTS.items()
                 }
     # What a path's parameter can't be is no path.
+    media, kind = (MEDIA_TYPE, Problem) if call.foreign is None else (JSON, call.foreign.body)
     for status in sorted({*call.problems, *([404] if path_parameters else [])}):
-        problem = {
-            "description": HTTPStatus(status).phrase,
-            "content": {MEDIA_TYPE: {"schema": schema[Problem]}},
-        }
+        problem = {"description": HTTPStatus(status).phrase, "content": {media: {"schema": schema[kind]}}}
         responses[str(status)] = problem
     if call.counted:
         headers = {name: {"description": text, "schema": {"type": "string"}} for name, text in FIELDS.items()}

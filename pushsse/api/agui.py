@@ -1,0 +1,184 @@
+"""`/v1/agui`: questions as AG-UI asks them (`HttpAgent`, CopilotKit).
+
+A thread is a conversation; a run is a question, and a run that is sent again is followed from its beginning.
+The answer's message has the id of its question. Deliberate: what the client has of it already, from a stream
+that broke or an attempt that became void, goes by a snapshot of the messages that the client has sent.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pushsse.api import ProblemResponse, read_body
+from pushsse.api.asked import (
+    MAX_BODY,
+    NO_CONTENT,
+    Asked,
+    asking,
+    event,
+    key_of,
+    raw_value,
+    retold,
+    text_of,
+)
+from pushsse.errors import InvalidInput, Violation
+from pushsse.questions import DataPart, Part, Question, SourcePart, StatusPart
+from pushsse.strictjson import BOM, peek
+
+
+class RunMessage(Struct, frozen=True, gc=False):
+    """A message of a thread; only the user's last one is read."""
+
+    role: str
+    id: str = ""
+    content: msgspec.Raw | UnsetType = UNSET
+
+
+class RunRequest(Struct, frozen=True, rename="camel"):
+    """AG-UI's RunAgentInput. `state`, `tools`, `context` and `forwardedProps` are passed over."""
+
+    thread_id: Annotated[str, Meta(description="the thread, whose id is that of the conversation")]
+    run_id: Annotated[str, Meta(min_length=1, max_length=256)]
+    messages: list[RunMessage]
+
+
+class RunError(Struct, frozen=True, tag="RUN_ERROR", tag_field="type"):
+    """The event RUN_ERROR, which is also how a run is refused."""
+
+    message: str
+    code: str
+
+
+class _Messages(Struct, frozen=True):
+    messages: list[msgspec.Raw]
+
+
+@dataclass(frozen=True, slots=True)
+class AguiEndpoint:
+    """A person's threads."""
+
+    asked: Asked
+
+    async def post(self, request: Request) -> Response:
+        """Runs: asks, or follows the run that has this id already."""
+        who = await self.asked.identify(request)
+        given = (await read_body(request, MAX_BODY)).removeprefix(BOM)
+        body = peek(given, RunRequest)
+        message, at = _question(body)
+        text = text_of(raw_value(message.content, at=at), at=at)
+        question, fields = await self.asked.ask(
+            who,
+            asking(text, at=at, conversation=body.thread_id, conversation_at="$.threadId"),
+            key=key_of("agui", body.thread_id, body.run_id, text),
+        )
+        return self.asked.stream(question, who, AguiTeller(given, body), fields)
+
+    async def stop(self, request: Request) -> Response:
+        """Stops what runs in a thread; its stream then ends with RUN_FINISHED."""
+        who = await self.asked.identify(request)
+        await self.asked.stop(who, str(request.path_params["id"]))
+        return Response(status_code=204, headers=NO_CONTENT)
+
+
+def told(problem: ProblemResponse) -> Response:
+    """A refusal as `HttpAgent` reads it: its error's `payload` is this event."""
+    where = "; ".join(f"{violation.at}: {violation.detail}" for violation in problem.violations)
+    error = RunError(where or problem.detail, problem.code)
+    return retold(problem, error)
+
+
+def _question(body: RunRequest) -> tuple[RunMessage, str]:
+    """The user's last message, and where its content stands. Later ones are what a broken stream left."""
+    for index in range(len(body.messages) - 1, -1, -1):
+        message = body.messages[index]
+        if message.role == "tool":
+            raise InvalidInput(Violation(f"$.messages[{index}]", "isn't taken: there are no tools here"))
+        if message.role == "user":
+            return message, f"$.messages[{index}].content"
+    raise InvalidInput(Violation("$.messages", "has no message of the user's"))
+
+
+class AguiTeller:
+    """Tells an answer in AG-UI's events, to the client that has sent `body`."""
+
+    def __init__(self, body: bytes, run: RunRequest) -> None:
+        self._body = body
+        self._run = run
+        self._message = ""
+        self._in_text = False
+        self._urls: set[str] = set()
+
+    def begun(self, question: Question) -> bytes:
+        """RUN_STARTED, and which question it is."""
+        self._message = question.id
+        names = {"id": question.id, "conversation": question.conversation}
+        has_some = any(message.id == question.id for message in self._run.messages)
+        snapshot = self._snapshot() if has_some else b""
+        return self._event("RUN_STARTED", **self._names) + _custom("question", names) + snapshot
+
+    def grown(self, text: str) -> bytes:
+        """A piece of the one message."""
+        start = b""
+        if not self._in_text:
+            self._in_text = True
+            start = self._event("TEXT_MESSAGE_START", messageId=self._message, role="assistant")
+        return start + self._event("TEXT_MESSAGE_CONTENT", messageId=self._message, delta=text)
+
+    def parted(self, part: Part) -> bytes:
+        """A custom event with the name of its kind."""
+        if isinstance(part, StatusPart):
+            return _custom("status", {"text": part.text})
+        if isinstance(part, DataPart):
+            return _custom("data", {"name": part.name, "data": part.data})
+        self._urls.add(part.url)
+        return _custom("source", {"title": part.title, "url": part.url})
+
+    def restarted(self) -> bytes:
+        """The messages as they were before the answer, and a word for those who keep the custom events."""
+        end, self._urls = self._text_end(), set()
+        return end + self._snapshot() + _custom("restarted", {"id": self._message})
+
+    def ended(self, question: Question) -> bytes:
+        """RUN_FINISHED, also of an answer that was stopped; else RUN_ERROR."""
+        if question.status not in ("answered", "cancelled"):
+            return self._text_end() + event(RunError(question.error_detail, question.error_code))
+        rest = b""
+        for link in question.links:
+            if link.url not in self._urls:
+                rest += self.parted(SourcePart(link.title, link.url))
+        if question.suggestions:
+            rest += _custom("suggestions", list(question.suggestions))
+        result = {"question": question.id, "status": question.status}
+        return self._text_end() + rest + self._event("RUN_FINISHED", **self._names, result=result)
+
+    def interrupted(self, code: str, detail: str) -> bytes:
+        """RUN_ERROR; the same run may be sent again."""
+        return self._text_end() + event(RunError(detail, code))
+
+    @property
+    def _names(self) -> dict[str, str]:
+        return {"threadId": self._run.thread_id, "runId": self._run.run_id}
+
+    def _event(self, kind: str, **members: object) -> bytes:
+        return event({"type": kind, **members})
+
+    def _text_end(self) -> bytes:
+        if not self._in_text:
+            return b""
+        self._in_text = False
+        return self._event("TEXT_MESSAGE_END", messageId=self._message)
+
+    def _snapshot(self) -> bytes:
+        whole = msgspec.json.decode(self._body, type=_Messages).messages
+        others = [
+            raw for raw, message in zip(whole, self._run.messages, strict=True) if message.id != self._message
+        ]
+        return self._event("MESSAGES_SNAPSHOT", messages=others)
+
+
+def _custom(name: str, value: object) -> bytes:
+    return event({"type": "CUSTOM", "name": name, "value": value})

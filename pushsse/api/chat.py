@@ -1,0 +1,267 @@
+"""`/v1/chat`: questions as the AI SDK asks them (`useChat` with DefaultChatTransport, versions 5, 6 and 7).
+
+A chat is a conversation, and the answer's message has the id of its question. Deliberate: no chunk has a
+member that version 5.0.0 doesn't know, since versions 5 and 6 end the stream at it. The body's messages but
+the last aren't read: the history is the server's. `reset=1` says that the client knows `reset-step`
+(version 7); for all others a text that has become void can only be an error, after which a resume is right.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pushsse.api import HttpProblem, Query, json_response, parameter_problem
+from pushsse.api.asked import (
+    NO_CONTENT,
+    QUESTION_ID,
+    RESUMABLE,
+    Asked,
+    asking,
+    event,
+    key_of,
+    raw_value,
+    read,
+    text_of,
+)
+from pushsse.api.questions import MAX_CONTEXT_BYTES
+from pushsse.errors import InvalidInput, Violation
+from pushsse.questions import DataPart, KeptPart, Part, Question, SourcePart, StatusPart
+from pushsse.questions.service import Asking
+from pushsse.strictjson import shown
+
+HEADERS = {"x-vercel-ai-ui-message-stream": "v1"}
+DONE = b"data: [DONE]\n\n"
+MOST_LISTED = 100
+# Answers may be long: the list ends before their texts have more characters than this.
+MOST_LISTED_CHARACTERS = 1_000_000
+_TEXT = "text"
+
+
+class ChatMessage(Struct, frozen=True, gc=False):
+    """A message of a chat (UIMessage). Of a user's all parts have to be texts."""
+
+    role: Literal["system", "user", "assistant"]
+    id: str = ""
+    parts: msgspec.Raw | UnsetType = UNSET
+
+
+class ChatRequest(Struct, frozen=True):
+    """What `useChat` sends; `context` is for the answerer, at most 16 KiB. Other members are passed over."""
+
+    id: Annotated[str, Meta(description="the chat, whose id is that of the conversation")]
+    messages: list[ChatMessage]
+    trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
+    messageId: str | None = None
+    context: dict[str, Any] | None = None
+
+
+class ChatMessageView(Struct, frozen=True):
+    """A message as `useChat` keeps it."""
+
+    id: str
+    role: Literal["user", "assistant"]
+    parts: tuple[dict[str, Any], ...]
+
+
+class ChatMessages(Struct, frozen=True):
+    """The messages of a chat, oldest first; `more`: there are older ones, before the id `before`."""
+
+    messages: tuple[ChatMessageView, ...]
+    more: bool
+    before: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatEndpoint:
+    """A person's chats."""
+
+    asked: Asked
+
+    async def post(self, request: Request) -> Response:
+        """Asks, or answers again, and streams the answer."""
+        who = await self.asked.identify(request)
+        resets = Query(request).flag("reset", default=False)
+        body = await read(request, ChatRequest)
+        if body.trigger == "regenerate-message":
+            raise HttpProblem(422, "regenerate_unknown", "an answer can't be made again here")
+        asked_for = _asking(body)
+        question, fields = await self.asked.ask(who, asked_for, key=_key(body, asked_for.text))
+        return self.asked.stream(question, who, ChatTeller(resets=resets), {**HEADERS, **fields})
+
+    async def resume(self, request: Request) -> Response:
+        """The answer that is running, from its beginning; 204 if none is."""
+        who = await self.asked.identify(request)
+        resets = Query(request).flag("reset", default=False)
+        # Also of a chat in which nothing was asked yet: `useChat` resumes whenever its page opens.
+        found = await self.asked.newest(who, _chat(request))
+        running = next((question for question in found if question.is_open), None)
+        if running is None:
+            return Response(status_code=204, headers=NO_CONTENT)
+        return self.asked.stream(running, who, ChatTeller(resets=resets), HEADERS)
+
+    async def stop(self, request: Request) -> Response:
+        """Stops what is running; the stream then says `abort`."""
+        who = await self.asked.identify(request)
+        await self.asked.stop(who, _chat(request))
+        return Response(status_code=204, headers=NO_CONTENT)
+
+    async def messages(self, request: Request) -> Response:
+        """The chat's messages, without the answer that is running."""
+        who = await self.asked.identify(request)
+        query = Query(request)
+        limit = query.number("limit", default=50, most=MOST_LISTED)
+        before = query.get("before")
+        if before is not None and not QUESTION_ID.fullmatch(before):
+            raise parameter_problem("before", before, "isn't the id of a question")
+        found = await self.asked.questions.page(
+            who.user, limit=limit + 1, before=before, conversation=_chat(request)
+        )
+        if not found:
+            await self.asked.refuse_others(who, _chat(request))
+        listed: list[ChatMessageView] = []
+        characters, last = 0, None
+        for question in found[:limit]:
+            characters += len(question.text) + len(question.answer)
+            if listed and characters > MOST_LISTED_CHARACTERS:
+                break
+            listed += reversed(_views(question))
+            last = question
+        more = last is not found[-1] if found else False
+        oldest = last.id if more and last is not None else None
+        return json_response(ChatMessages(tuple(reversed(listed)), more, oldest))
+
+
+def _chat(request: Request) -> str:
+    return str(request.path_params["id"])
+
+
+def _last(body: ChatRequest) -> tuple[ChatMessage, str]:
+    """The message that is the question, and where it stands."""
+    index = len(body.messages) - 1
+    at = f"$.messages[{index}]"
+    if index < 0:
+        raise InvalidInput(Violation("$.messages", "is empty: the last message is the question"))
+    if body.messages[index].role != "user":
+        role = shown(body.messages[index].role)
+        raise InvalidInput(
+            Violation(f"{at}.role", f"isn't user: the last message is the question, got {role}")
+        )
+    return body.messages[index], at
+
+
+def _asking(body: ChatRequest) -> Asking:
+    message, at = _last(body)
+    parts = raw_value(message.parts, at=f"{at}.parts")
+    if not isinstance(parts, list):
+        raise InvalidInput(Violation(f"{at}.parts", f"isn't a list of parts, got {shown(parts)}"))
+    text = text_of(parts, at=f"{at}.parts")
+    if body.context is not None and (size := len(msgspec.json.encode(body.context))) > MAX_CONTEXT_BYTES:
+        raise InvalidInput(Violation("$.context", f"has {size} bytes, over {MAX_CONTEXT_BYTES}"))
+    return asking(text, at=f"{at}.parts", conversation=body.id, conversation_at="$.id", context=body.context)
+
+
+def _key(body: ChatRequest, text: str) -> str | None:
+    """One message is one question, however often it is sent; one that was edited is another."""
+    message, _ = _last(body)
+    if not message.id or body.messageId is not None:
+        return None
+    return key_of("chat", body.id, message.id, text)
+
+
+def _views(question: Question) -> list[ChatMessageView]:
+    asked: tuple[dict[str, Any], ...] = ({"type": "text", "text": question.text},)
+    views = [ChatMessageView(f"{question.id}.question", "user", asked)]
+    if question.is_open:
+        return views
+    numbers = _Numbers()
+    parts = [numbers.chunk(part) for part in question.parts]
+    parts += [numbers.chunk(part) for part in _at_the_end(question, parts)]
+    if question.answer:
+        parts.insert(0, {"type": "text", "text": question.answer, "state": "done"})
+    if parts:
+        views.append(ChatMessageView(question.id, "assistant", tuple(parts)))
+    return views
+
+
+class _Numbers:
+    """Names the parts of a message in their order: the same ones in every replay."""
+
+    def __init__(self) -> None:
+        self._said = 0
+
+    def chunk(self, part: KeptPart) -> dict[str, Any]:
+        """A part as a chunk of the stream, which is also how a message has it."""
+        self._said += 1
+        name = f"part-{self._said}"
+        if isinstance(part, SourcePart):
+            return {"type": "source-url", "sourceId": name, "url": part.url, "title": part.title}
+        return {"type": f"data-{part.name}", "id": name, "data": part.data}
+
+
+def _at_the_end(question: Question, said: Sequence[Mapping[str, Any]]) -> Iterator[KeptPart]:
+    """What an answer has beside its text and parts: where to read on, and what else to ask."""
+    urls = {chunk.get("url") for chunk in said}
+    for link in question.links:
+        if link.url not in urls:
+            yield SourcePart(link.title, link.url)
+    if question.suggestions:
+        yield DataPart("suggestions", list(question.suggestions))
+
+
+class ChatTeller:
+    """Tells an answer in chunks of a UI message stream; `resets`: the client knows `reset-step`."""
+
+    def __init__(self, *, resets: bool) -> None:
+        self._resets = resets
+        self._in_text = False
+        self._numbers = _Numbers()
+        self._said: list[dict[str, Any]] = []
+
+    def begun(self, question: Question) -> bytes:
+        """`start`, with an id that stays the same whenever the answer is followed."""
+        return event({"type": "start", "messageId": question.id}) + event({"type": "start-step"})
+
+    def grown(self, text: str) -> bytes:
+        """A piece of the one text."""
+        start = b"" if self._in_text else event({"type": "text-start", "id": _TEXT})
+        self._in_text = True
+        return start + event({"type": "text-delta", "id": _TEXT, "delta": text})
+
+    def parted(self, part: Part) -> bytes:
+        """A source, data, or a status, which `onData` hears and the message doesn't keep."""
+        if isinstance(part, StatusPart):
+            return event({"type": "data-status", "data": {"text": part.text}, "transient": True})
+        self._said.append(self._numbers.chunk(part))
+        return event(self._said[-1])
+
+    def restarted(self) -> bytes | None:
+        """The step is emptied, where the client knows that."""
+        if not self._resets:
+            return None
+        self._in_text, self._numbers, self._said = False, _Numbers(), []
+        return event({"type": "reset-step"})
+
+    def ended(self, question: Question) -> bytes:
+        """`finish`, `abort` or `error`."""
+        if question.status == "cancelled":
+            return self._text_end() + event({"type": "abort"}) + DONE
+        if question.status != "answered":
+            return _error(f"{question.error_code}: {question.error_detail}")
+        rest = b"".join(self.parted(part) for part in list(_at_the_end(question, self._said)))
+        return self._text_end() + rest + event({"type": "finish-step"}) + event({"type": "finish"}) + DONE
+
+    def interrupted(self, code: str, detail: str) -> bytes:
+        """An error that begins with `interrupted:` where a resume is what helps."""
+        return _error(f"interrupted: {detail}" if code in RESUMABLE else f"{code}: {detail}")
+
+    def _text_end(self) -> bytes:
+        return event({"type": "text-end", "id": _TEXT}) if self._in_text else b""
+
+
+def _error(text: str) -> bytes:
+    return event({"type": "error", "errorText": text}) + DONE

@@ -1,0 +1,365 @@
+"""`/v1/chat/completions` and `/v1/models`: questions as clients of OpenAI's interface ask them.
+
+The last message is the question. A completion's id holds the question's, so that the calls of questions work
+on it. Deliberate: `user` and the model's name decide nothing; sampling parameters are the answerer's affair.
+Statuses and data have no place in this protocol, so chunks carry them in a member of their own, `pushsse`.
+"""
+
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pushsse.api import HttpProblem, ProblemResponse, json_response
+from pushsse.api.asked import Asked, asking, event, key_of, raw_value, read, retold, text_of
+from pushsse.api.identity import Identity
+from pushsse.errors import InvalidInput, Violation
+from pushsse.questions import Part, Question, SourcePart
+from pushsse.questions.following import Ended, Interrupted
+from pushsse.questions.service import Asking
+from pushsse.strictjson import shown
+
+MODEL = "pushsse"
+CONVERSATION = "x-conversation-id"
+_DONE = b"data: [DONE]\n\n"
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+# OpenAI's clients try again by themselves after a 5xx, which here would ask once more.
+_NO_RETRY = {"x-should-retry": "false"}
+
+
+class CompletionMessage(Struct, frozen=True, gc=False):
+    """A message; only the last one, the user's, is read."""
+
+    role: str
+    content: msgspec.Raw | UnsetType = UNSET
+
+
+class StreamOptions(Struct, frozen=True):
+    """How the stream is."""
+
+    include_usage: bool | None = None
+
+
+class ResponseFormat(Struct, frozen=True):
+    """What an answer is written in."""
+
+    type: str
+
+
+class CompletionRequest(Struct, frozen=True):
+    """A request for a completion. What isn't here is passed over."""
+
+    messages: Annotated[list[CompletionMessage], Meta(min_length=1)]
+    model: str = MODEL
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    tools: list[msgspec.Raw] | None = None
+    functions: list[msgspec.Raw] | None = None
+    modalities: list[str] | None = None
+    response_format: ResponseFormat | None = None
+    metadata: dict[str, str] | None = None
+    conversation: Annotated[str, Meta(description="the conversation that it belongs to")] | None = None
+
+
+class Usage(Struct, frozen=True):
+    """What the model has counted; zeros where none was asked."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class UrlCitation(Struct, frozen=True):
+    """A source."""
+
+    title: str
+    url: str
+    start_index: int
+    end_index: int
+
+
+class Annotation(Struct, frozen=True):
+    """A source, as answers with citations have it."""
+
+    url_citation: UrlCitation
+    type: Literal["url_citation"] = "url_citation"
+
+
+class Delta(Struct, frozen=True):
+    """What a chunk adds."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    annotations: tuple[Annotation, ...] | UnsetType = UNSET
+
+
+class ChunkChoice(Struct, frozen=True):
+    """The only choice of a chunk."""
+
+    delta: Delta
+    finish_reason: Literal["stop"] | None = None
+    index: int = 0
+
+
+class Chunk(Struct, frozen=True):
+    """A chunk of a streamed completion; `pushsse` is a status or data."""
+
+    id: str
+    created: int
+    model: str
+    choices: tuple[ChunkChoice, ...]
+    usage: Usage | UnsetType | None = UNSET
+    pushsse: Part | UnsetType = UNSET
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+
+
+class AnswerMessage(Struct, frozen=True):
+    """The answer."""
+
+    content: str
+    annotations: tuple[Annotation, ...] = ()
+    refusal: None = None
+    role: Literal["assistant"] = "assistant"
+
+
+class Choice(Struct, frozen=True):
+    """The only choice of a completion."""
+
+    message: AnswerMessage
+    finish_reason: Literal["stop"] = "stop"
+    index: int = 0
+    logprobs: None = None
+
+
+class Completion(Struct, frozen=True):
+    """A whole completion."""
+
+    id: str
+    created: int
+    model: str
+    choices: tuple[Choice, ...]
+    usage: Usage
+    object: Literal["chat.completion"] = "chat.completion"
+
+
+class Model(Struct, frozen=True):
+    """Who answers here."""
+
+    id: str
+    created: int
+    owned_by: str
+    object: Literal["model"] = "model"
+
+
+class ModelList(Struct, frozen=True):
+    """All of them: one."""
+
+    data: tuple[Model, ...]
+    object: Literal["list"] = "list"
+
+
+class CompletionError(Struct, frozen=True):
+    """What is wrong, as OpenAI's clients read it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class CompletionProblem(Struct, frozen=True):
+    """A refusal, or what a stream ends with where there is no answer."""
+
+    error: CompletionError
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionsEndpoint:
+    """Completions, each of which is a question."""
+
+    asked: Asked
+
+    async def post(self, request: Request) -> Response:
+        """Asks; the answer in one piece, or streamed."""
+        who = await self.asked.identify(request)
+        body = await read(request, CompletionRequest)
+        _refuse_others(body)
+        given = request.headers.get("idempotency-key")
+        question, fields = await self.asked.ask(
+            who,
+            _asking(body, request.headers.get(CONVERSATION)),
+            key=key_of("completions", given) if given else None,
+        )
+        headers = {"location": f"/v1/questions/{question.id}", **fields}
+        if not body.stream:
+            return await self._whole(question, who, body, headers)
+        options = body.stream_options or StreamOptions()
+        teller = CompletionTeller(body.model, with_usage=bool(options.include_usage))
+        return self.asked.stream(question, who, teller, headers)
+
+    async def models(self, request: Request) -> Response:
+        """Who answers."""
+        await self.asked.identify(request)
+        return json_response(ModelList((_MODEL,)))
+
+    async def _whole(
+        self, question: Question, who: Identity, body: CompletionRequest, headers: Mapping[str, str]
+    ) -> Response:
+        async with aclosing(self.asked.following.updates(question, who)) as updates:
+            async for update in updates:
+                match update:
+                    case Interrupted(reason):
+                        raise HttpProblem(503, reason.code, reason.detail, {**headers, **_NO_RETRY})
+                    case Ended(ended) if ended.status in ("answered", "cancelled"):
+                        return json_response(_completion(ended, body.model), headers=headers)
+                    case Ended(ended):
+                        detail = ended.error_detail
+                        raise HttpProblem(502, ended.error_code, detail, {**headers, **_NO_RETRY})
+        raise AssertionError("updates end with Ended or Interrupted")
+
+
+_MODEL = Model(MODEL, 1_767_225_600, MODEL)
+
+
+def told(problem: ProblemResponse) -> Response:
+    """A refusal as OpenAI's clients read it."""
+    param = problem.violations[0].at.removeprefix("$.") if problem.violations else None
+    where = "; ".join(f"{violation.at}: {violation.detail}" for violation in problem.violations)
+    fallback = "server_error" if problem.status_code >= 500 else "invalid_request_error"
+    kind = _TYPES.get(problem.status_code, fallback)
+    error = CompletionError(where or problem.detail, kind, param, problem.code)
+    return retold(problem, CompletionProblem(error))
+
+
+def _refuse_others(body: CompletionRequest) -> None:
+    """Raises InvalidInput for what would be another kind of answer than there is."""
+    if body.n not in (None, 1):
+        raise InvalidInput(Violation("$.n", f"there is one answer, got {body.n}"))
+    for name in ("tools", "functions"):
+        if getattr(body, name):
+            raise InvalidInput(Violation(f"$.{name}", "isn't taken: the answerer has its own"))
+    if body.modalities not in (None, ["text"]):
+        raise InvalidInput(Violation("$.modalities", f"answers are text, got {shown(body.modalities)}"))
+    if body.response_format is not None and body.response_format.type != "text":
+        got = shown(body.response_format.type)
+        raise InvalidInput(Violation("$.response_format.type", f"answers are text, got {got}"))
+
+
+def _asking(body: CompletionRequest, header: str | None) -> Asking:
+    index = len(body.messages) - 1
+    at = f"$.messages[{index}]"
+    message = body.messages[index]
+    if message.role != "user":
+        detail = f"isn't user: the last message is the question, got {shown(message.role)}"
+        raise InvalidInput(Violation(f"{at}.role", detail))
+    text = text_of(raw_value(message.content, at=f"{at}.content"), at=f"{at}.content")
+    named = (body.metadata or {}).get("conversation")
+    for conversation, where in (
+        (body.conversation, "$.conversation"),
+        (named, "$.metadata.conversation"),
+        (header, CONVERSATION),
+    ):
+        if conversation is not None:
+            return asking(text, at=f"{at}.content", conversation=conversation, conversation_at=where)
+    return asking(text, at=f"{at}.content", conversation=None, conversation_at="$")
+
+
+def _completion(question: Question, model: str) -> Completion:
+    sources = [part for part in question.parts if isinstance(part, SourcePart)]
+    sources += [SourcePart(link.title, link.url) for link in question.links]
+    unique = {part.url: part for part in reversed(sources)}
+    annotations = tuple(_annotation(part, 0) for part in reversed(unique.values()))
+    message = AnswerMessage(question.answer, annotations)
+    return Completion(
+        id=_id(question),
+        created=int(question.asked_at.timestamp()),
+        model=model,
+        choices=(Choice(message),),
+        usage=_usage(question),
+    )
+
+
+def _id(question: Question) -> str:
+    return f"chatcmpl-{question.id}"
+
+
+def _usage(question: Question) -> Usage:
+    counted = question.usage or {}
+    prompt, completion = counted.get("prompt_tokens", 0), counted.get("completion_tokens", 0)
+    return Usage(prompt, completion, counted.get("total_tokens", prompt + completion))
+
+
+def _annotation(part: SourcePart, at: int) -> Annotation:
+    return Annotation(UrlCitation(part.title, part.url, at, at))
+
+
+class CompletionTeller:
+    """Tells an answer in chunks of a completion."""
+
+    def __init__(self, model: str, *, with_usage: bool) -> None:
+        self._model = model
+        self._with_usage = with_usage
+        self._id = ""
+        self._created = 0
+        self._characters = 0
+        self._urls: set[str] = set()
+
+    def begun(self, question: Question) -> bytes:
+        """The first chunk, which says who speaks."""
+        self._id, self._created = _id(question), int(question.asked_at.timestamp())
+        return self._chunk(Delta(role="assistant", content=""))
+
+    def grown(self, text: str) -> bytes:
+        """A piece of the text."""
+        self._characters += len(text)
+        return self._chunk(Delta(content=text))
+
+    def parted(self, part: Part) -> bytes:
+        """A source as an annotation; the rest in a member of its own."""
+        if not isinstance(part, SourcePart):
+            return self._chunk(Delta(), part=part)
+        self._urls.add(part.url)
+        return self._chunk(Delta(annotations=(_annotation(part, self._characters),)))
+
+    def restarted(self) -> None:
+        """This protocol can't take text back."""
+
+    def ended(self, question: Question) -> bytes:
+        """The last chunk with its reason, the usage if it was asked for; or an error."""
+        if question.status not in ("answered", "cancelled"):
+            return _error(question.error_code, question.error_detail)
+        rest = b"".join(
+            self.parted(SourcePart(link.title, link.url))
+            for link in question.links
+            if link.url not in self._urls
+        )
+        end = self._chunk(Delta(), finish=True)
+        usage = event(self._made((), usage=_usage(question))) if self._with_usage else b""
+        return rest + end + usage + _DONE
+
+    def interrupted(self, code: str, detail: str) -> bytes:
+        """An error."""
+        return _error(code, detail)
+
+    def _chunk(self, delta: Delta, *, finish: bool = False, part: Part | UnsetType = UNSET) -> bytes:
+        choice = ChunkChoice(delta, "stop" if finish else None)
+        return event(self._made((choice,), usage=None if self._with_usage else UNSET, part=part))
+
+    def _made(
+        self,
+        choices: tuple[ChunkChoice, ...],
+        *,
+        usage: Usage | UnsetType | None,
+        part: Part | UnsetType = UNSET,
+    ) -> Chunk:
+        return Chunk(self._id, self._created, self._model, choices, usage, part)
+
+
+def _error(code: str, detail: str) -> bytes:
+    return event(CompletionProblem(CompletionError(detail, "server_error", None, code))) + _DONE
