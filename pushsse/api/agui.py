@@ -22,11 +22,12 @@ from pushsse.api.asked import (
     event,
     key_of,
     raw_value,
+    rest_of,
     retold,
     text_of,
 )
 from pushsse.errors import InvalidInput, Violation
-from pushsse.questions import DataPart, Part, Question, SourcePart, StatusPart
+from pushsse.questions import DataPart, KeptPart, Part, Question, StatusPart
 from pushsse.strictjson import BOM, peek
 
 
@@ -110,7 +111,7 @@ class AguiTeller:
         self._run = run
         self._message = ""
         self._in_text = False
-        self._urls: set[str] = set()
+        self._said: list[KeptPart] = []
 
     def begun(self, question: Question) -> bytes:
         """RUN_STARTED, and which question it is."""
@@ -132,26 +133,23 @@ class AguiTeller:
         """A custom event with the name of its kind."""
         if isinstance(part, StatusPart):
             return _custom("status", {"text": part.text})
+        self._said.append(part)
         if isinstance(part, DataPart):
             return _custom("data", {"name": part.name, "data": part.data})
-        self._urls.add(part.url)
         return _custom("source", {"title": part.title, "url": part.url})
 
     def restarted(self) -> bytes:
         """The messages as they were before the answer, and a word for those who keep the custom events."""
-        end, self._urls = self._text_end(), set()
+        end, self._said = self._text_end(), []
         return end + self._snapshot() + _custom("restarted", {"id": self._message})
 
     def ended(self, question: Question) -> bytes:
-        """RUN_FINISHED, also of an answer that was stopped; else RUN_ERROR."""
-        if question.status not in ("answered", "cancelled"):
+        """RUN_FINISHED, whose result says how; RUN_ERROR where there is no answer."""
+        if question.status not in ("answered", "cancelled", "handed_over"):
             return self._text_end() + event(RunError(question.error_detail, question.error_code))
-        rest = b""
-        for link in question.links:
-            if link.url not in self._urls:
-                rest += self.parted(SourcePart(link.title, link.url))
-        if question.suggestions:
-            rest += _custom("suggestions", list(question.suggestions))
+        rest = b"".join(self.parted(part) for part in rest_of(question, self._said))
+        if question.status == "handed_over":
+            rest += _custom("handover", {"id": question.id})
         result = {"question": question.id, "status": question.status}
         return self._text_end() + rest + self._event("RUN_FINISHED", **self._names, result=result)
 

@@ -8,7 +8,7 @@ import hashlib
 import re
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -24,7 +24,18 @@ from pushsse.api.identity import ASK, Identifier, Identity
 from pushsse.api.limits import CallLimit
 from pushsse.api.questions import QuestionRequest
 from pushsse.errors import CloseReason, InvalidInput, Overloaded, Violation
-from pushsse.questions import KeptPart, Part, Question, StatusPart, TooManyQuestions, UnknownConversation
+from pushsse.questions import (
+    BeingTaken,
+    DataPart,
+    KeptPart,
+    NotNow,
+    Part,
+    Question,
+    SourcePart,
+    StatusPart,
+    TooManyQuestions,
+    UnknownConversation,
+)
 from pushsse.questions.following import Ended, Following, Grown, Idle, Interrupted, Parted, Restarted, Update
 from pushsse.questions.service import Asking, Questions
 from pushsse.stream.frame import STREAM_HEADERS
@@ -69,7 +80,7 @@ class Teller(Protocol):
         ...
 
     def ended(self, question: Question) -> bytes:
-        """The question has ended."""
+        """The question has ended, or people have taken it over."""
         ...
 
     def interrupted(self, code: str, detail: str) -> bytes:
@@ -101,16 +112,47 @@ class Asked:
     ) -> tuple[Question, Mapping[str, str]]:
         """Takes a question, or finds the one with this key; and the header fields of the limit.
 
-        Raises HttpProblem 404, 429 and 503, InvalidInput, Unavailable.
+        Raises HttpProblem 404, 409, 429 and 503, InvalidInput, Unavailable.
         """
         fields = await self.limit.spend(who.user)
-        try:
+        with self._refusing(fields):
             return await self.questions.ask(who.user, asking, idempotency_key=key), fields
+
+    async def ask_again(
+        self, who: Identity, conversation: str, question_id: str | None
+    ) -> tuple[Question, Mapping[str, str]]:
+        """Asks a question of a conversation anew, or its newest; one that is being answered is stopped first.
+
+        Raises HttpProblem 404, 409, 429 and 503, Unavailable.
+        """
+        fields = await self.limit.spend(who.user)
+        if question_id is not None and QUESTION_ID.fullmatch(question_id):
+            found = await self.questions.get(who.user, question_id)
+        else:
+            asked = (question for question in await self.newest(who, conversation) if question.text)
+            found = next(asked, None)
+        if found is None or found.conversation != conversation:
+            raise HttpProblem(404, "not_found", "you have no such question in this conversation")
+        if found.is_open:
+            await self.questions.cancel(who.user, found.id)
+        with self._refusing(fields):
+            again = await self.questions.regenerate(who.user, found.id)
+        return again or found, fields
+
+    @contextmanager
+    def _refusing(self, fields: Mapping[str, str]) -> Iterator[None]:
+        try:
+            yield
         except TooManyQuestions as error:
             self.limit.limited["open_questions"] += 1
             raise HttpProblem(429, "too_many_questions", str(error), {**fields, **_RETRY_AFTER}) from None
         except UnknownConversation:
             raise HttpProblem(404, "not_found", "you have no conversation with this name") from None
+        except BeingTaken as error:
+            headers = {**fields, "retry-after": str(error.after_s)}
+            raise HttpProblem(409, "being_taken", str(error), headers) from None
+        except NotNow as error:
+            raise HttpProblem(409, error.code, str(error), fields) from None
         except Overloaded as error:
             raise HttpProblem(503, "overloaded", str(error), _RETRY_AFTER) from None
 
@@ -126,7 +168,8 @@ class Asked:
 
     async def refuse_others(self, who: Identity, conversation: str) -> None:
         """Raises HttpProblem 404 where a conversation is somebody else's."""
-        if await self.questions.life.store.owner(conversation) not in (None, who.user):
+        found = await self.questions.life.conversations.one(conversation)
+        if found is not None and found.user != who.user:
             raise HttpProblem(404, "not_found", "you have no conversation with this name")
 
     async def stop(self, who: Identity, conversation: str) -> None:
@@ -252,6 +295,16 @@ class _Shown:
             yield Grown(text)
         for part in parts:
             yield Parted(part)
+
+
+def rest_of(question: Question, said: Sequence[KeptPart]) -> Sequence[KeptPart]:
+    """What an answer has beside its text that wasn't said yet; where to read on, and what else to ask."""
+    rest = [part for part in question.parts if part not in said]
+    urls = {part.url for part in (*said, *rest) if isinstance(part, SourcePart)}
+    rest += [SourcePart(link.title, link.url) for link in question.links if link.url not in urls]
+    if question.suggestions:
+        rest.append(DataPart("suggestions", list(question.suggestions)))
+    return rest
 
 
 async def read(request: Request, to: type[T]) -> T:

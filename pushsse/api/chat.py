@@ -6,7 +6,6 @@ the last aren't read: the history is the server's. `reset=1` says that the clien
 (version 7); for all others a text that has become void can only be an error, after which a resume is right.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,7 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pushsse.api import HttpProblem, Query, json_response, parameter_problem
+from pushsse.api import Query, json_response, parameter_problem
 from pushsse.api.asked import (
     NO_CONTENT,
     QUESTION_ID,
@@ -26,11 +25,12 @@ from pushsse.api.asked import (
     key_of,
     raw_value,
     read,
+    rest_of,
     text_of,
 )
 from pushsse.api.questions import MAX_CONTEXT_BYTES
 from pushsse.errors import InvalidInput, Violation
-from pushsse.questions import DataPart, KeptPart, Part, Question, SourcePart, StatusPart
+from pushsse.questions import KeptPart, Part, Question, SourcePart, StatusPart
 from pushsse.questions.service import Asking
 from pushsse.strictjson import shown
 
@@ -39,6 +39,7 @@ DONE = b"data: [DONE]\n\n"
 MOST_LISTED = 100
 # Answers may be long: the list ends before their texts have more characters than this.
 MOST_LISTED_CHARACTERS = 1_000_000
+_FINISH = event({"type": "finish-step"}) + event({"type": "finish"}) + DONE
 _TEXT = "text"
 
 
@@ -88,9 +89,10 @@ class ChatEndpoint:
         resets = Query(request).flag("reset", default=False)
         body = await read(request, ChatRequest)
         if body.trigger == "regenerate-message":
-            raise HttpProblem(422, "regenerate_unknown", "an answer can't be made again here")
-        asked_for = _asking(body)
-        question, fields = await self.asked.ask(who, asked_for, key=_key(body, asked_for.text))
+            question, fields = await self.asked.ask_again(who, body.id, body.messageId)
+        else:
+            given = _asking(body)
+            question, fields = await self.asked.ask(who, given, key=_key(body, given))
         return self.asked.stream(question, who, ChatTeller(resets=resets), {**HEADERS, **fields})
 
     async def resume(self, request: Request) -> Response:
@@ -165,22 +167,24 @@ def _asking(body: ChatRequest) -> Asking:
     return asking(text, at=f"{at}.parts", conversation=body.id, conversation_at="$.id", context=body.context)
 
 
-def _key(body: ChatRequest, text: str) -> str | None:
+def _key(body: ChatRequest, given: Asking) -> str | None:
     """One message is one question, however often it is sent; one that was edited is another."""
     message, _ = _last(body)
     if not message.id or body.messageId is not None:
         return None
-    return key_of("chat", body.id, message.id, text)
+    return key_of("chat", message.id, given.digest)
 
 
 def _views(question: Question) -> list[ChatMessageView]:
-    asked: tuple[dict[str, Any], ...] = ({"type": "text", "text": question.text},)
-    views = [ChatMessageView(f"{question.id}.question", "user", asked)]
-    if question.is_open:
+    views = []
+    # Staff may send a message that answers no question.
+    if question.text:
+        asked: tuple[dict[str, Any], ...] = ({"type": "text", "text": question.text},)
+        views.append(ChatMessageView(f"{question.id}.question", "user", asked))
+    if not question.has_ended:
         return views
     numbers = _Numbers()
-    parts = [numbers.chunk(part) for part in question.parts]
-    parts += [numbers.chunk(part) for part in _at_the_end(question, parts)]
+    parts = [numbers.chunk(part) for part in (*question.parts, *rest_of(question, question.parts))]
     if question.answer:
         parts.insert(0, {"type": "text", "text": question.answer, "state": "done"})
     if parts:
@@ -203,16 +207,6 @@ class _Numbers:
         return {"type": f"data-{part.name}", "id": name, "data": part.data}
 
 
-def _at_the_end(question: Question, said: Sequence[Mapping[str, Any]]) -> Iterator[KeptPart]:
-    """What an answer has beside its text and parts: where to read on, and what else to ask."""
-    urls = {chunk.get("url") for chunk in said}
-    for link in question.links:
-        if link.url not in urls:
-            yield SourcePart(link.title, link.url)
-    if question.suggestions:
-        yield DataPart("suggestions", list(question.suggestions))
-
-
 class ChatTeller:
     """Tells an answer in chunks of a UI message stream; `resets`: the client knows `reset-step`."""
 
@@ -220,7 +214,7 @@ class ChatTeller:
         self._resets = resets
         self._in_text = False
         self._numbers = _Numbers()
-        self._said: list[dict[str, Any]] = []
+        self._said: list[KeptPart] = []
 
     def begun(self, question: Question) -> bytes:
         """`start`, with an id that stays the same whenever the answer is followed."""
@@ -236,8 +230,8 @@ class ChatTeller:
         """A source, data, or a status, which `onData` hears and the message doesn't keep."""
         if isinstance(part, StatusPart):
             return event({"type": "data-status", "data": {"text": part.text}, "transient": True})
-        self._said.append(self._numbers.chunk(part))
-        return event(self._said[-1])
+        self._said.append(part)
+        return event(self._numbers.chunk(part))
 
     def restarted(self) -> bytes | None:
         """The step is emptied, where the client knows that."""
@@ -250,10 +244,13 @@ class ChatTeller:
         """`finish`, `abort` or `error`."""
         if question.status == "cancelled":
             return self._text_end() + event({"type": "abort"}) + DONE
+        if question.status == "handed_over":
+            told = event({"type": "data-handover", "id": "handover", "data": {"question": question.id}})
+            return self._text_end() + told + _FINISH
         if question.status != "answered":
             return _error(f"{question.error_code}: {question.error_detail}")
-        rest = b"".join(self.parted(part) for part in list(_at_the_end(question, self._said)))
-        return self._text_end() + rest + event({"type": "finish-step"}) + event({"type": "finish"}) + DONE
+        rest = b"".join(self.parted(part) for part in rest_of(question, self._said))
+        return self._text_end() + rest + _FINISH
 
     def interrupted(self, code: str, detail: str) -> bytes:
         """An error that begins with `interrupted:` where a resume is what helps."""

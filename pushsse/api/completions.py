@@ -16,10 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse.api import HttpProblem, ProblemResponse, json_response
-from pushsse.api.asked import Asked, asking, event, key_of, raw_value, read, retold, text_of
+from pushsse.api.asked import Asked, asking, event, key_of, raw_value, read, rest_of, retold, text_of
 from pushsse.api.identity import Identity
 from pushsse.errors import InvalidInput, Violation
-from pushsse.questions import Part, Question, SourcePart
+from pushsse.questions import KeptPart, Part, Question, SourcePart, StatusPart
 from pushsse.questions.following import Ended, Interrupted
 from pushsse.questions.service import Asking
 from pushsse.strictjson import shown
@@ -28,6 +28,8 @@ MODEL = "pushsse"
 CONVERSATION = "x-conversation-id"
 _DONE = b"data: [DONE]\n\n"
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+# Stopped is finished, too, and what people have taken over: they answer on the person's streams.
+_FINISHED = ("answered", "cancelled", "handed_over")
 # OpenAI's clients try again by themselves after a 5xx, which here would ask once more.
 _NO_RETRY = {"x-should-retry": "false"}
 
@@ -216,7 +218,7 @@ class CompletionsEndpoint:
                 match update:
                     case Interrupted(reason):
                         raise HttpProblem(503, reason.code, reason.detail, {**headers, **_NO_RETRY})
-                    case Ended(ended) if ended.status in ("answered", "cancelled"):
+                    case Ended(ended) if ended.status in _FINISHED:
                         return json_response(_completion(ended, body.model), headers=headers)
                     case Ended(ended):
                         detail = ended.error_detail
@@ -271,10 +273,8 @@ def _asking(body: CompletionRequest, header: str | None) -> Asking:
 
 
 def _completion(question: Question, model: str) -> Completion:
-    sources = [part for part in question.parts if isinstance(part, SourcePart)]
-    sources += [SourcePart(link.title, link.url) for link in question.links]
-    unique = {part.url: part for part in reversed(sources)}
-    annotations = tuple(_annotation(part, 0) for part in reversed(unique.values()))
+    parts = (*question.parts, *rest_of(question, question.parts))
+    annotations = tuple(_annotation(part, 0) for part in parts if isinstance(part, SourcePart))
     message = AnswerMessage(question.answer, annotations)
     return Completion(
         id=_id(question),
@@ -308,7 +308,7 @@ class CompletionTeller:
         self._id = ""
         self._created = 0
         self._characters = 0
-        self._urls: set[str] = set()
+        self._said: list[KeptPart] = []
 
     def begun(self, question: Question) -> bytes:
         """The first chunk, which says who speaks."""
@@ -322,23 +322,21 @@ class CompletionTeller:
 
     def parted(self, part: Part) -> bytes:
         """A source as an annotation; the rest in a member of its own."""
+        if not isinstance(part, StatusPart):
+            self._said.append(part)
         if not isinstance(part, SourcePart):
             return self._chunk(Delta(), part=part)
-        self._urls.add(part.url)
         return self._chunk(Delta(annotations=(_annotation(part, self._characters),)))
 
-    def restarted(self) -> None:
+    def restarted(self) -> bytes | None:
         """This protocol can't take text back."""
+        return None
 
     def ended(self, question: Question) -> bytes:
         """The last chunk with its reason, the usage if it was asked for; or an error."""
-        if question.status not in ("answered", "cancelled"):
+        if question.status not in _FINISHED:
             return _error(question.error_code, question.error_detail)
-        rest = b"".join(
-            self.parted(SourcePart(link.title, link.url))
-            for link in question.links
-            if link.url not in self._urls
-        )
+        rest = b"".join(self.parted(part) for part in rest_of(question, self._said))
         end = self._chunk(Delta(), finish=True)
         usage = event(self._made((), usage=_usage(question))) if self._with_usage else b""
         return rest + end + usage + _DONE
