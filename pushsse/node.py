@@ -160,9 +160,9 @@ class Node:
         return {"database": self.database.available, "backplane": self.backplane.available}
 
     async def exposition(self) -> bytes:
-        """The metrics of this process, or of all workers, as text for Prometheus."""
+        """The metrics of this process, or of all workers, as text for Prometheus. Raises Unavailable."""
         if self.worker is not None:
-            return await self.worker.exposition(self.metrics)
+            return await self.worker.exposition()
         return self.metrics.exposition()
 
     def end_streams(self) -> None:

@@ -594,6 +594,7 @@ CALLS = (
         name="metrics",
         summary="Prometheus",
         answers={(200, TEXT): None},
+        problems=(503,),
     ),
     Call(
         method="GET",

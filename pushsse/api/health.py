@@ -26,7 +26,10 @@ class Health(Protocol):
         ...
 
     async def exposition(self) -> bytes:
-        """Its metrics, or those of all workers, in Prometheus' text format 0.0.4."""
+        """Its metrics, or those of all workers, in Prometheus' text format 0.0.4.
+
+        Raises Unavailable where those of the other workers can't be had.
+        """
         ...
 
 
@@ -47,6 +50,6 @@ class HealthEndpoint:
         return json_response(body, 503 if reason else 200)
 
     async def metrics(self, _: Request) -> Response:
-        """The metrics of this process, or of all workers."""
+        """The metrics of this process, or of all workers, never a part: counters don't go back."""
         kind = "text/plain; version=0.0.4; charset=utf-8"
         return Response(await self.node.exposition(), headers=ANSWER_HEADERS, media_type=kind)

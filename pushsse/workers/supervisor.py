@@ -33,6 +33,7 @@ from pushsse.workers.worker import (
     Family,
     Hello,
     Ready,
+    Rounds,
     Scrape,
     Scraped,
     Totals,
@@ -81,8 +82,10 @@ class Supervisor:
                 tasks.create_task(self._keep_running(index), name=f"worker {index}")
                 for index in range(self._settings.workers)
             ]
+            scrapes = tasks.create_task(self._scraper.run(), name="scrapes")
             await self._stopping.wait()
             await self._end(workers)
+            scrapes.cancel()
         return self._status
 
     def _signalled(self, number: signal.Signals) -> None:
@@ -253,7 +256,11 @@ class Scraper:
         self._links: set[WorkerLink] = set()
         self._gone = Totals()
         self._scrape = 0
-        self._scraping = asyncio.Lock()
+        self._rounds = Rounds()
+
+    async def run(self) -> None:
+        """Answers scrapes for ever: one collection for all that came before it began."""
+        await self._rounds.run(self._collect)
 
     async def receive(self, index: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Receives from one worker until its link ends."""
@@ -268,22 +275,21 @@ class Scraper:
             except* (OSError, ValueError, msgspec.DecodeError) as errors:
                 logger.warning("the link to worker %d broke: %r", index, errors.exceptions[0])
 
-    async def exposition(self) -> bytes:
-        """The metrics of all workers, in Prometheus' text format."""
-        # One at a time: a link keeps one answer.
-        async with self._scraping:
-            self._scrape += 1
-            asked = set(self._links)
-            for link in asked:
+    async def _collect(self) -> bytes:
+        """The metrics of all workers, in Prometheus' text format. Takes COLLECT_S at most."""
+        self._scrape += 1
+        asked = []
+        for link in self._links:
+            # A worker that reads nothing would otherwise have a line for each scrape wait for it.
+            if link.writer.transport.get_write_buffer_size() < MAX_LINE:
                 link.answered.clear()
                 link.writer.write(encode(Collect(self._scrape)))
-            try:
-                async with asyncio.timeout(COLLECT_S):
-                    for link in asked:
-                        await link.answered.wait()
-            except TimeoutError:
-                pass
-            return Exposition(self._total()).text()
+                asked.append(link)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(COLLECT_S):
+                for link in asked:
+                    await link.answered.wait()
+        return Exposition(self._total()).text()
 
     def _total(self) -> tuple[Family, ...]:
         total, unanswered = Totals(), 0
@@ -323,7 +329,8 @@ class Scraper:
                 elif isinstance(message, Ready):
                     self._serves(link.index)
                 elif isinstance(message, Scrape):
-                    # A task, since the answer waits for this worker's own metrics, which are read here.
+                    # A task, since the answer waits for this worker's own metrics, which are read here. A
+                    # worker has one scrape at a time, so there are few of them.
                     scrapes.create_task(self._answer(link, message.number), name=f"scrape {link.index}")
         finally:
             self._links.discard(link)
@@ -331,9 +338,11 @@ class Scraper:
             link.answered.set()
 
     async def _answer(self, link: WorkerLink, number: int) -> None:
-        text = (await self.exposition()).decode()
-        link.writer.write(encode(Scraped(number, text)))
-        await link.writer.drain()
+        # A collection that runs already, and the one after it.
+        text = await self._rounds.result(2 * COLLECT_S + 1.0)
+        if text is not None:
+            link.writer.write(encode(Scraped(number, text.decode())))
+            await link.writer.drain()
 
     def _serves(self, index: int) -> None:
         self.served[index] += 1

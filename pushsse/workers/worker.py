@@ -1,14 +1,14 @@
 """A worker's side of `serve --workers`: its link to the supervisor, and the messages that both sides send.
 
 `cli/running` makes the `Worker`, `node` runs it. It gets its settings over the link, says when it serves, and
-reports its metrics. `Totals` adds the metrics of several processes up. The end of the link means that the
-supervisor is gone; then the worker ends, too.
+reports its metrics. `Totals` adds the metrics of several processes up; `Rounds` keeps scrapes, which anybody
+may ask for, from queueing. The end of the link means that the supervisor is gone; then the worker ends, too.
 """
 
 import asyncio
 import itertools
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -17,11 +17,14 @@ from msgspec import Struct
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
+from pushsse.errors import Unavailable
 from pushsse.metrics import Metrics
 from pushsse.settings import Settings
 
-# How long a worker waits for the metrics of all workers before it answers with its own.
-_SCRAPE_S = 3.0
+# How long the supervisor may take: a collection that has begun, and the next one (COLLECT_S each).
+_ROUND_S = 3.0
+# How long a scrape waits for its round, which another one may be before.
+_SCRAPE_S = 5.0
 # A line of JSON with the metrics of all workers.
 MAX_LINE = 16 * 1024 * 1024
 Labels = tuple[tuple[str, str], ...]
@@ -105,6 +108,43 @@ def _least(one: float, other: float) -> float:
     return min(one, other)
 
 
+class Rounds:
+    """One result for many who ask: a round of work answers all who asked before it began.
+
+    Who asks later shares the next one, so no answer is older than its question. However many ask, one round
+    runs and one waits.
+    """
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+        self._next: asyncio.Future[bytes | None] | None = None
+
+    async def result(self, within_s: float) -> bytes | None:
+        """That of the next round; None if it has none, or not in time."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+            self._asked.set()
+        found = self._next
+        # Not `wait_for`, which would cancel the future, for the others too, where one of them gives up.
+        await asyncio.wait((found,), timeout=within_s)
+        return found.result() if found.done() else None
+
+    async def run(self, work: Callable[[], Awaitable[bytes | None]]) -> None:
+        """Runs the rounds for ever. Cancellation answers those who wait."""
+        found: asyncio.Future[bytes | None] | None = None
+        try:
+            while True:
+                await self._asked.wait()
+                self._asked.clear()
+                found, self._next = self._next, None
+                if found is not None:
+                    found.set_result(await work())
+        finally:
+            for waiting in (found, self._next):
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(None)
+
+
 # Messages: one line of JSON each.
 
 
@@ -142,7 +182,7 @@ class Scrape(Struct, frozen=True, tag="scrape"):
 
 
 class Scraped(Struct, frozen=True, tag="scraped"):
-    """Supervisor: the metrics of all workers, as text for Prometheus."""
+    """Supervisor: the metrics of all workers, as text for Prometheus, collected after that scrape came."""
 
     number: int
     text: str
@@ -173,9 +213,11 @@ class Worker:
     def __init__(self, link: socket.socket) -> None:
         self._link = link
         self._serving = asyncio.Event()
-        self._writer: asyncio.StreamWriter | None = None
-        self._scrapes: dict[int, asyncio.Future[bytes]] = {}
+        self._rounds = Rounds()
         self._numbers = itertools.count(1)
+        # The scrape that the supervisor is at, and its answer.
+        self._number = 0
+        self._scraped: asyncio.Future[bytes] | None = None
 
     def settings(self) -> Settings:
         """The settings, which the supervisor sends first; blocks until then. Raises SupervisorGone."""
@@ -199,10 +241,10 @@ class Worker:
         except OSError as error:
             raise SupervisorGone from error
         with closing(writer):
-            self._writer = writer
             writer.write(encode(Hello()))
             async with asyncio.TaskGroup() as tasks:
                 reporting = tasks.create_task(self._report_ready(writer), name="report ready")
+                scraping = tasks.create_task(self._rounds.run(lambda: self._scrape(writer)), name="scrapes")
                 try:
                     while line := await reader.readline():
                         self._receive(decode(line), writer, metrics)
@@ -210,7 +252,7 @@ class Worker:
                     raise SupervisorGone from error
                 finally:
                     reporting.cancel()
-                    self._writer = None
+                    scraping.cancel()
                     # What was counted since the last scrape would otherwise be lost.
                     writer.write(encode(Collected(0, families(metrics.collect()))))
         raise SupervisorGone
@@ -219,25 +261,28 @@ class Worker:
         if isinstance(message, Collect):
             writer.write(encode(Collected(message.scrape, families(metrics.collect()))))
         elif isinstance(message, Scraped):
-            waiting = self._scrapes.get(message.number)
-            if waiting is not None and not waiting.done():
-                waiting.set_result(message.text.encode())
+            scraped = self._scraped
+            # An older one is of a round that was given up.
+            if scraped is not None and not scraped.done() and message.number == self._number:
+                scraped.set_result(message.text.encode())
 
-    async def exposition(self, metrics: Metrics) -> bytes:
-        """The metrics of all workers, or, if the supervisor doesn't answer in time, this one's own."""
-        if self._writer is not None:
-            number = next(self._numbers)
-            answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-            self._scrapes[number] = answer
-            try:
-                self._writer.write(encode(Scrape(number)))
-                async with asyncio.timeout(_SCRAPE_S):
-                    return await answer
-            except TimeoutError:
-                pass
-            finally:
-                del self._scrapes[number]
-        return metrics.exposition()
+    async def exposition(self) -> bytes:
+        """The metrics of all workers, as text for Prometheus.
+
+        Raises Unavailable if the supervisor doesn't answer in time: this worker's own would let counters go
+        back.
+        """
+        text = await self._rounds.result(_SCRAPE_S)
+        if text is None:
+            raise Unavailable("the supervisor of the workers doesn't answer")
+        return text
+
+    async def _scrape(self, writer: asyncio.StreamWriter) -> bytes | None:
+        self._number = next(self._numbers)
+        self._scraped = asyncio.get_running_loop().create_future()
+        writer.write(encode(Scrape(self._number)))
+        await asyncio.wait((self._scraped,), timeout=_ROUND_S)
+        return self._scraped.result() if self._scraped.done() else None
 
     async def _report_ready(self, writer: asyncio.StreamWriter) -> None:
         await self._serving.wait()

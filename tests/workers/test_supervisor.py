@@ -120,6 +120,20 @@ def test_worker_that_does_not_answer_is_left_out_and_counted(tmp_path: Path, red
             os.kill(stopped, signal.SIGCONT)
 
 
+def test_a_scrape_that_the_supervisor_does_not_answer_is_refused(tmp_path: Path, redis_url: str) -> None:
+    with two_workers(tmp_path, redis_url) as node:
+        _publish(node, 10)
+        node.process.send_signal(signal.SIGSTOP)
+        try:
+            reply = httpx.get(f"{node.url}/metrics", trust_env=False, timeout=LIMIT_S)
+        finally:
+            node.process.send_signal(signal.SIGCONT)
+        # One worker's own counts would look like a restart of all of them.
+        assert (reply.status_code, reply.json()["code"]) == (503, "unavailable")
+        assert int(reply.headers["retry-after"]) > 0
+        assert _scraped(node)["pushsse_appended_total"] >= 10
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_ends_all_of_them_cleanly(tmp_path: Path, redis_url: str, number: signal.Signals) -> None:
     with two_workers(tmp_path, redis_url) as node:
@@ -228,7 +242,7 @@ def test_a_worker_that_can_not_be_started_for_long_ends_the_service_in_order(
 ) -> None:
     with (
         two_workers(tmp_path, redis_url) as node,
-        httpx.stream("GET", f"{node.url}/v1/stream?user=ann", trust_env=False) as stream,
+        httpx.stream("GET", f"{node.url}/v1/stream?user=ann", trust_env=False, timeout=LIMIT_S) as stream,
     ):
         lines = stream.iter_lines()
         serving = next(line for line in lines if line.startswith("data: "))
