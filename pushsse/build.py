@@ -176,10 +176,10 @@ class _IdentityParts:
         """The gauges of other servers, where there are any."""
         if (keys := self.key_server) is not None:
             text = "Whether the keys of tokens could be fetched"
-            metrics.gauge("keys_available", text, lambda: keys.available)
+            metrics.gauge("keys_available", "least", text, lambda: keys.available)
         if (sessions := self.sessions) is not None:
             text = "Whether the server of sessions answered"
-            metrics.gauge("sessions_available", text, lambda: sessions.available)
+            metrics.gauge("sessions_available", "least", text, lambda: sessions.available)
 
 
 def _identity(settings: Settings, kicked: Kicked) -> _IdentityParts:
@@ -272,15 +272,22 @@ def _live(hub: Hub) -> int:
 
 
 def _measure(node: Node) -> None:
-    """The gauges of a node, which are asked at each scrape."""
+    """What is asked of a node at each scrape."""
     gauge, hub = node.metrics.gauge, node.hub
-    gauge("connections", "Open streams", lambda: len(hub.subscribers))
-    gauge("streams_behind", "Streams that are served from the log", lambda: len(hub.subscribers) - _live(hub))
-    gauge("kicked", "People whose kick this node remembers", lambda: node.kicked.size)
-    gauge("people", "People with a stream here", lambda: sum(len(s.people) for s in hub.shards.values()))
-    gauge("hearings_waiting", "What was heard and not delivered", lambda: node.hub_parts.feed.waiting)
-    gauge("backplane_available", "Whether the backplane answers", lambda: node.backplane.available)
-    gauge("types", "Types in the catalogue, which holds 1,000", lambda: node.catalogue.size)
-    gauge("isolated", "Whether this node alone has lost Redis", lambda: node.isolated)
-    gauge("database_failures", "Statements that failed so far", lambda: node.database.failures)
-    gauge("database_available", "Whether the database answers", lambda: node.database.available)
+    node.metrics.counter("database_failures", "Statements that failed", lambda: node.database.failures)
+    gauge("connections", "sum", "Open streams", lambda: len(hub.subscribers))
+    gauge(
+        "streams_behind",
+        "sum",
+        "Streams that are served from the log",
+        lambda: len(hub.subscribers) - _live(hub),
+    )
+    gauge("kicked", "max", "People whose kick this node remembers", lambda: node.kicked.size)
+    gauge(
+        "people", "sum", "People with a stream here", lambda: sum(len(s.people) for s in hub.shards.values())
+    )
+    gauge("hearings_waiting", "sum", "What was heard and not delivered", lambda: node.hub_parts.feed.waiting)
+    gauge("backplane_available", "least", "Whether the backplane answers", lambda: node.backplane.available)
+    gauge("types", "max", "Types in the catalogue, which holds 1,000", lambda: node.catalogue.size)
+    gauge("isolated", "max", "Whether this node alone has lost Redis", lambda: node.isolated)
+    gauge("database_available", "least", "Whether the database answers", lambda: node.database.available)

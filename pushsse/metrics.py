@@ -7,6 +7,7 @@ prometheus_client's objects are made at a scrape alone.
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -14,6 +15,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from pushsse.errors import CloseReason
 
 Labels = tuple[str, ...]
+# Of several processes: each counts its own; each knows the same; or it holds if it holds in each.
+Combine = Literal["sum", "max", "least"]
 # How a stream's resume may go (`stream.frame.Resume`), what models count, and which limits there are.
 RESUMES = ("new", "complete", "gap")
 TOKENS = ("prompt", "completion")
@@ -27,6 +30,22 @@ LIMITS = (
     "switches",
     "tickets",
 )
+
+
+class Gauge(GaugeMetricFamily):
+    """A gauge as Prometheus knows it, and how those of several processes combine."""
+
+    def __init__(self, name: str, text: str, combine: Combine, *, labels: Labels = ()) -> None:
+        super().__init__(f"pushsse_{name}", text, labels=labels)
+        self.combine = combine
+
+
+class _Asked(NamedTuple):
+    """What is asked at each scrape."""
+
+    text: str
+    ask: Callable[[], float]
+    combine: Combine = "sum"
 
 
 @dataclass(slots=True)
@@ -58,14 +77,19 @@ class Metrics:
     answer_tokens: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(TOKENS, 0)))
     refusals: Counter[str] = field(default_factory=Counter)
     limited: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(LIMITS, 0)))
-    gauges: dict[str, tuple[str, Callable[[], float]]] = field(default_factory=dict)
+    gauges: dict[str, _Asked] = field(default_factory=dict)
+    counters: dict[str, _Asked] = field(default_factory=dict)
     lag: dict[tuple[str, str], int] = field(default_factory=dict)
     # Partitions, by topic and number, that wait for the dead-letter topic.
     held_partitions: set[tuple[str, int]] = field(default_factory=set)
 
-    def gauge(self, name: str, text: str, ask: Callable[[], float]) -> None:
-        """Adds a gauge that is asked at each scrape."""
-        self.gauges[name] = (text, ask)
+    def gauge(self, name: str, combine: Combine, text: str, ask: Callable[[], float]) -> None:
+        """Adds a gauge that is asked at each scrape; `combine` says what it is for several processes."""
+        self.gauges[name] = _Asked(text, ask, combine)
+
+    def counter(self, name: str, text: str, ask: Callable[[], float]) -> None:
+        """Adds a counter that somebody else keeps, and that is asked at each scrape."""
+        self.counters[name] = _Asked(text, ask)
 
     def collect(self) -> Iterator[Metric]:
         """The numbers as Prometheus knows them."""
@@ -76,9 +100,14 @@ class Metrics:
             for value, count in getattr(self, name).items():
                 family.add_metric([value], count)
             yield family
-        for name, (text, ask) in self.gauges.items():
-            yield GaugeMetricFamily(f"pushsse_{name}", text, value=ask())
-        lag = GaugeMetricFamily("pushsse_kafka_lag", "Records not read yet", labels=["topic", "partition"])
+        for name, (text, ask, _) in self.counters.items():
+            yield CounterMetricFamily(f"pushsse_{name}", text, value=ask())
+        for name, (text, ask, combine) in self.gauges.items():
+            gauge = Gauge(name, text, combine)
+            gauge.add_metric((), ask())
+            yield gauge
+        # While a partition changes hands, two processes may have a lag of it.
+        lag = Gauge("kafka_lag", "Records not read yet", "max", labels=("topic", "partition"))
         for labels, behind in self.lag.items():
             lag.add_metric(labels, behind)
         yield lag

@@ -117,7 +117,7 @@ class Consumer:
         """
         blocked = self._metrics.held_partitions
         text = "Partitions that wait for the dead-letter topic"
-        self._metrics.gauge("kafka_held_partitions", text, lambda: len(blocked))
+        self._metrics.gauge("kafka_held_partitions", "sum", text, lambda: len(blocked))
         outage = Outage(
             f"Kafka at {self._connection.bootstrap}, for {self._topic}", logger, Backoff(0.5, 10.0)
         )

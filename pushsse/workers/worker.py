@@ -7,8 +7,9 @@ may ask for, from queueing. The end of the link means that the supervisor is gon
 
 import asyncio
 import itertools
+import operator
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
 from pushsse.errors import Unavailable
-from pushsse.metrics import Metrics
+from pushsse.metrics import Combine, Gauge, Metrics
 from pushsse.settings import Settings
 
 # How long the supervisor may take: a collection that has begun, and the next one (COLLECT_S each).
@@ -31,12 +32,13 @@ Labels = tuple[tuple[str, str], ...]
 
 
 class Family(Struct, frozen=True, array_like=True):
-    """One metric of one process: its samples by name and labels."""
+    """One metric of one process: its samples by name and labels, and how those of several combine."""
 
     name: str
     kind: str
     text: str
     samples: tuple[tuple[str, Labels, float], ...]
+    combine: Combine = "sum"
 
 
 def families(metrics: Iterable[Metric]) -> tuple[Family, ...]:
@@ -47,6 +49,7 @@ def families(metrics: Iterable[Metric]) -> tuple[Family, ...]:
             metric.type,
             metric.documentation,
             tuple((s.name, tuple(sorted(s.labels.items())), float(s.value)) for s in metric.samples),
+            metric.combine if isinstance(metric, Gauge) else "sum",
         )
         for metric in metrics
     )
@@ -54,9 +57,9 @@ def families(metrics: Iterable[Metric]) -> tuple[Family, ...]:
 
 @dataclass(slots=True)
 class Totals:
-    """Metrics of several processes, added up by name and labels."""
+    """Metrics of several processes, combined by name and labels."""
 
-    _families: dict[str, tuple[str, str]] = field(default_factory=dict)
+    _families: dict[str, Family] = field(default_factory=dict)
     _samples: dict[tuple[str, str, Labels], float] = field(default_factory=dict)
 
     def add(self, added: Iterable[Family], *, counters_only: bool = False) -> None:
@@ -64,9 +67,8 @@ class Totals:
         for family in added:
             if counters_only and family.kind != "counter":
                 continue
-            self._families.setdefault(family.name, (family.kind, family.text))
-            # A part is available to the service only if it is available to each worker.
-            combine = _least if family.name.endswith("_available") else _plus
+            self._families.setdefault(family.name, family)
+            combine = _COMBINE[family.combine]
             for sample, labels, value in family.samples:
                 key = (family.name, sample, labels)
                 self._samples[key] = combine(self._samples[key], value) if key in self._samples else value
@@ -76,7 +78,10 @@ class Totals:
         found: dict[str, list[tuple[str, Labels, float]]] = {name: [] for name in self._families}
         for (name, sample, labels), value in self._samples.items():
             found[name].append((sample, labels, value))
-        return tuple(Family(name, *self._families[name], tuple(found[name])) for name in found)
+        return tuple(
+            msgspec.structs.replace(family, samples=tuple(found[name]))
+            for name, family in self._families.items()
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,12 +105,7 @@ class Exposition:
         return generate_latest(registry)
 
 
-def _plus(one: float, other: float) -> float:
-    return one + other
-
-
-def _least(one: float, other: float) -> float:
-    return min(one, other)
+_COMBINE: Mapping[Combine, Callable[[float, float], float]] = {"sum": operator.add, "max": max, "least": min}
 
 
 class Rounds:

@@ -4,11 +4,14 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 
+from pushsse.build import build
 from pushsse.errors import Unavailable
 from pushsse.metrics import Metrics
+from pushsse.settings import load
 from pushsse.workers.supervisor import Scraper
 from pushsse.workers.worker import MAX_LINE, SupervisorGone, Worker
 from tests.waiting import eventually
@@ -22,7 +25,7 @@ class Counting:
     def __init__(self) -> None:
         self.collected = 0
         self.metrics = Metrics(appended=1)
-        self.metrics.gauge("collections", "Times that this was asked", self._ask)
+        self.metrics.gauge("collections", "sum", "Times that this was asked", self._ask)
 
     def _ask(self) -> float:
         self.collected += 1
@@ -61,6 +64,37 @@ async def workers(*all_metrics: Metrics) -> AsyncIterator[tuple[Worker, ...]]:
 
         await eventually(all_are_there)
         yield tuple(made)
+
+
+def node_metrics(folder: Path) -> Metrics:
+    """Those of a whole node."""
+    settings = load({}, {"database_url": f"sqlite://{folder / 'node.db'}"})
+    return build(settings).metrics
+
+
+async def test_a_gauge_of_several_processes_is_what_its_declaration_says(tmp_path: Path) -> None:
+    one, other = node_metrics(tmp_path), node_metrics(tmp_path)
+    for at, metrics in enumerate((one, other), 1):
+        metrics.gauges = {
+            name: asked._replace(ask=lambda at=at: at)  # type: ignore[misc]
+            for name, asked in metrics.gauges.items()
+        }
+        metrics.counters = {
+            name: asked._replace(ask=lambda at=at: at)  # type: ignore[misc]
+            for name, asked in metrics.counters.items()
+        }
+        metrics.lag["events", "0"] = at
+    async with workers(one, other) as made:
+        lines = [line.rpartition(" ") for line in (await made[0].exposition()).decode().splitlines()]
+    found = {name: float(value) for name, _, value in lines if not name.startswith("#")}
+    # Streams and what is about them are in one process each.
+    for name in ("connections", "streams_behind", "people", "hearings_waiting", "database_failures_total"):
+        assert found[f"pushsse_{name}"] == 3, name
+    # Each process knows all of these; a partition is one process's.
+    for name in ("kicked", "types", "isolated", 'kafka_lag{partition="0",topic="events"}'):
+        assert found[f"pushsse_{name}"] == 2, name
+    for name in ("backplane_available", "database_available"):
+        assert found[f"pushsse_{name}"] == 1, name
 
 
 async def test_however_many_ask_one_collection_runs_and_one_waits() -> None:

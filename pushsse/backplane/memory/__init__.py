@@ -111,7 +111,9 @@ class MemoryBackplane(Backplane):
             self._seen.restore(snapshot)
             # In a thread: it walks all entries.
             self._logs = await asyncio.to_thread(self._restored, snapshot)
-            self._metrics.gauge("log_kept", "Whether the embedded log is on disk", lambda: writer.on_disk)
+            self._metrics.gauge(
+                "log_kept", "least", "Whether the embedded log is on disk", lambda: writer.on_disk
+            )
         return self
 
     async def __aexit__(
