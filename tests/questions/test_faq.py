@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -218,3 +219,28 @@ def test_a_missing_or_binary_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(SettingsError, match="PUSHSSE_ANSWERER"):
         faq.load(str(path))
+
+
+@pytest.mark.slow
+@pytest.mark.anyio
+async def test_the_largest_file_is_read_again_while_the_loop_goes_on(tmp_path: Path) -> None:
+    words = [f"{a}{b}{c}" for a in "bdfglmnp" for b in ("ar", "en", "ol") for c in ("and", "eck", "out")]
+    asks = [
+        [" ".join(words[(at * step) % 72] for step in range(1, 9)) for at in range(first, first + 4)]
+        for first in range(0, 20_000, 4)
+    ]
+    entry = [{"id": str(at), "en": {"ask": ask, "answer": "x" * 400}} for at, ask in enumerate(asks)]
+    path = tmp_path / "faq.json"
+    path.write_text(json.dumps({"nothing": {"en": "Sorry."}, "entry": entry}), encoding="utf-8")
+    assert path.stat().st_size > 3_000_000
+    answerer = faq.FaqAnswerer(path, "here", look_s=0.01)
+    before = answerer.faq.nothing
+    longest_s = 0.0
+    async with running(answerer.run(NoAnswers())):
+        path.write_text(path.read_text(encoding="utf-8").replace("Sorry.", "Sorry!"), encoding="utf-8")
+        while answerer.faq.nothing == before:
+            began = time.perf_counter()
+            await asyncio.sleep(0.001)
+            longest_s = max(longest_s, time.perf_counter() - began)
+    # 20 ms of its own; the machine may do other work.
+    assert longest_s < 0.15

@@ -210,6 +210,27 @@ async def test_holding_the_loop_is_noticed_and_waiting_isnt(caplog: pytest.LogCa
     assert "held the event loop for 0.1" in message
 
 
+@pytest.mark.parametrize("yielded", ["", {"status": "…"}], ids=repr)
+async def test_one_that_never_waits_holds_nobody_up_and_can_be_stopped(yielded: object) -> None:
+    async def answer(asked: Asked) -> AsyncGenerator[object, None]:
+        while True:
+            yield yielded
+
+    async def read() -> None:
+        async for _ in PythonAnswerer(NAME, answer).answer(question("?")):
+            pass
+
+    reading = asyncio.create_task(read())
+    for _ in range(20):
+        began = time.thread_time()
+        await asyncio.sleep(0)
+        assert time.thread_time() - began < 0.05
+    assert not reading.done()
+    reading.cancel()
+    await asyncio.wait((reading,))
+    assert reading.cancelled()
+
+
 async def test_limits_of_time_work_within_it() -> None:
     async def answer(asked: Asked) -> AsyncGenerator[str, None]:
         try:

@@ -3,7 +3,10 @@
 `answering` asks it, in one task a question, and supervises its `run`.
 """
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from msgspec import Struct
@@ -71,3 +74,20 @@ class Answerer(Protocol):
     async def run(self, answers: Answers) -> None:
         """What the answerer does besides, for ever; returns immediately if that is nothing."""
         ...
+
+
+# How long pieces that are all there may follow each other before others get the event loop.
+_TURN_S = 0.005
+
+
+@dataclass(slots=True)
+class Turns:
+    """Lets others have the event loop: an async generator whose pieces are there never waits by itself."""
+
+    _since: float = field(default_factory=time.monotonic)
+
+    async def give_way(self) -> None:
+        """Returns at once, or after one turn of the loop where this one has taken long."""
+        if time.monotonic() - self._since > _TURN_S:
+            await asyncio.sleep(0)
+            self._since = time.monotonic()

@@ -5,15 +5,18 @@ changed. Never calls anything: for what isn't in the file it has the closest que
 """
 
 import asyncio
+import gc
 import logging
 import re
 import tomllib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, TypeVar
 
+import msgspec
 from msgspec import Meta, Struct
 
 from pushsse import strictjson
@@ -133,11 +136,28 @@ class FaqAnswerer:
         # Told once of each state, whether it is good or bad.
         self._seen = stamp
         try:
-            self.faq = _read(self._path, self._where)
+            with _uncollected():
+                self.faq = _read(self._path, self._where)
         except SettingsError as error:
             logger.error("%s; questions are answered by the file as it was before", error)
         else:
             logger.info("%s: read again, %d phrasings", self._path, len(self.faq.phrasings))
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Walks over what is made meanwhile neither now nor later: a large file has a million objects.
+
+    One walk would hold the event loop for half a second. They have no cycles, and go when nobody has them.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if collecting:
+            gc.enable()
 
 
 Stamp = tuple[int, int, int] | None
@@ -213,9 +233,17 @@ def _bytes(path: Path, where: str) -> bytes:
 
 def _parsed(body: bytes, suffix: str, where: str) -> object:
     try:
-        return strictjson.loads(body) if suffix == ".json" else tomllib.loads(body.decode())
+        return _json(body) if suffix == ".json" else tomllib.loads(body.decode())
     except (InvalidInput, ValueError) as error:
         raise SettingsError(f"{where}: {error}") from None
+
+
+def _json(body: bytes) -> object:
+    """Without the looks of `strictjson` at all bytes, which would hold the event loop of a thread's node."""
+    try:
+        return msgspec.json.decode(body.removeprefix(strictjson.BOM))
+    except strictjson.REFUSALS as error:
+        strictjson.refuse(body, error)
 
 
 def _convert(value: object, to: type[T], where: str) -> T:

@@ -27,7 +27,7 @@ from pushsse.errors import Overloaded, Unavailable
 from pushsse.logs import shown
 from pushsse.metrics import Metrics
 from pushsse.questions import Answered, By, DataPart, Question, StatusPart, Unanswered
-from pushsse.questions.answerers import Answers, Delta, Piece
+from pushsse.questions.answerers import Answers, Delta, Piece, Turns
 from pushsse.questions.answerers.completions import Completion, ErrorInStream
 from pushsse.retry import Backoff
 from pushsse.settings import is_loopback
@@ -280,7 +280,7 @@ class OpenaiAnswerer:
             raise Unavailable("the model server compresses its streams")
         # As the standard of event streams has it, whatever the server calls it.
         response.encoding = "utf-8"
-        completion = Completion()
+        completion, turns = Completion(), Turns()
         bounded = response.stream = _Bounded(response.stream)
         first_s, said_thinking, has_finished = 0.0, 0.0, False
         async with aclosing(EventSource(response).aiter_sse()) as events:
@@ -297,6 +297,7 @@ class OpenaiAnswerer:
                 if event is None:
                     break
                 bounded.unread = 0
+                await turns.give_way()
                 if completion.unreadable > _MOST_UNREADABLE:
                     yield self._broken(question, completion, "most of it isn't JSON")
                     return

@@ -33,7 +33,7 @@ from pushsse.questions import (
     Turn,
     Unanswered,
 )
-from pushsse.questions.answerers import Answers, Delta, HandOver, NotSure, Piece
+from pushsse.questions.answerers import Answers, Delta, HandOver, NotSure, Piece, Turns
 
 logger = logging.getLogger(__name__)
 # A step that holds the loop for longer is logged, at most once in a while.
@@ -118,13 +118,14 @@ class PythonAnswerer:
             attempt=question.attempt,
         )
         answered = Answered(By("bot", self.name))
-        steps = self.function(asked).__aiter__()
+        steps, turns = self.function(asked).__aiter__(), Turns()
         try:
             while True:
                 try:
                     yielded = await self._watch.step(steps.__anext__())
                 except StopAsyncIteration:
                     break
+                await turns.give_way()
                 piece = _understood(yielded, answered)
                 if isinstance(piece, Answered):
                     answered = piece
