@@ -136,6 +136,32 @@ def test_a_body_of_too_many_people_is_refused_and_of_many_taken() -> None:
         event.decode(body("1", to={"users": people}))
 
 
+@pytest.mark.parametrize(
+    "name", ["", "a b", "a\u3000", "\t", "a\x7f", "\u200b", "\ufeffa", "é\u202e", "x" * 129, "é" * 129]
+)
+@pytest.mark.parametrize("others", ["person-{}", "人{}"])
+def test_one_bad_name_among_many_is_named_as_among_few(name: str, others: str) -> None:
+    many = [others.format(number) + "x" * 100 for number in range(2_000)]
+    at = 1_234
+    said = []
+    for people, place in (([*many[:3], name, *many[:3]], 3), ([*many[:at], name, *many[at:]], at)):
+        with pytest.raises(InvalidInput) as refused:
+            event.decode(body("1", to={"users": people}))
+        [violation] = refused.value.violations
+        assert violation.at == f"$.to.users[{place}]"
+        said.append(violation.detail)
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("to", [{"users": []}, {"users": ["ann"], "groups": []}, "every", 1, {"users": 1}])
+def test_another_audience_is_refused_in_a_long_body_as_in_a_short_one(to: object) -> None:
+    for blanks in (0, 70_000):
+        with pytest.raises(InvalidInput) as refused:
+            event.decode(body("1", to=to) + b" " * blanks)
+        [violation] = refused.value.violations
+        assert violation.at.startswith("$.to")
+
+
 def accepted(message: bytes) -> object:
     """What the standard library reads, by the rules of the interface; raises ValueError."""
     value = json.loads(message.decode(), parse_constant=_no)

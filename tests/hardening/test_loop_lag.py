@@ -36,7 +36,8 @@ from tests.serving import LIMIT_S, Running, serving
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
-LIMIT_S_A_TURN = 0.06
+# Of CPU time, twice what the rule allows: a busy machine takes longer for the same.
+LIMIT_S_A_TURN = 0.04
 MIB, KIB = 1024 * 1024, 1024
 EVENT = b'{"type":"t","to":"all","message":1}'
 NAMES = [f"{number:05d}-{'x' * 90}" for number in range(10_000)]
@@ -155,9 +156,11 @@ async def assert_none_holds_the_loop(
 ) -> None:
     """Sends each; one that took long is sent once more, since a turn may have met something else."""
 
+    # One for all: to make one takes its thread tens of milliseconds, in which the loop's stands still.
+    http = httpx.Client(trust_env=False, timeout=LIMIT_S)
+
     def send(request: httpx.Request) -> int:
-        with httpx.Client(trust_env=False, timeout=LIMIT_S) as http:
-            return http.send(request).status_code
+        return http.send(request).status_code
 
     slow, longest_s = [], 0.0
     await asyncio.to_thread(send, httpx.Request("GET", f"{node.url}/livez"))
@@ -165,6 +168,8 @@ async def assert_none_holds_the_loop(
         request.url = request.url.copy_with(port=node.port)
         least_s = 1.0
         for _ in range(2):
+            # Making the request is over with the turn before.
+            await asyncio.sleep(0)
             turns.longest_s = 0.0
             status = await asyncio.to_thread(send, request)
             assert status not in (403, 500, 503), request.content[:80]
@@ -176,6 +181,7 @@ async def assert_none_holds_the_loop(
             slow.append(
                 f"{number}: {least_s * 1000:.0f} ms, {status}, {request.url.path}, {request.content[:60]!r}"
             )
+    await asyncio.to_thread(http.close)
     record(TOLD, f"the longest turn: {longest_s * 1000:.0f} ms")
     assert not slow, "\n".join(slow)
 
