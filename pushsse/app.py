@@ -22,6 +22,7 @@ from pushsse.api.asked import Asked
 from pushsse.api.calls import DocumentEndpoint, Endpoints, PageEndpoint, direct_calls, immediate_calls, routes
 from pushsse.api.chat import ChatEndpoint
 from pushsse.api.completions import CompletionsEndpoint
+from pushsse.api.conversations import ConversationsEndpoint
 from pushsse.api.direct import Application, Direct
 from pushsse.api.events import EventsEndpoint
 from pushsse.api.health import HealthEndpoint
@@ -31,6 +32,7 @@ from pushsse.api.questions import QuestionsEndpoint, StreamedReply
 from pushsse.api.stream import StreamEndpoint
 from pushsse.build import build
 from pushsse.node import Node, Service
+from pushsse.questions.desk import Desk
 from pushsse.questions.following import Following
 from pushsse.settings import Settings
 from pushsse.stream.limits import Admission, Limits
@@ -117,6 +119,7 @@ def _endpoints(node: Node) -> Endpoints:
     settings, identifier = node.settings, node.identifier
     following = Following(node.questions, node.hub, node, node.kicked)
     reply = StreamedReply(following, settings.heartbeat_s)
+    desk = Desk(node.questions.life)
     limited = node.metrics.limited
     asking = CallLimit("questions", settings.questions_per_minute, "ask", node.backplane, limited)
     asked = Asked(identifier, node.questions, following, asking, settings.heartbeat_s)
@@ -145,10 +148,11 @@ def _endpoints(node: Node) -> Endpoints:
             revocations=node.kicked,
         ),
         preferences=PreferencesEndpoint(identifier, node.preferences, node.preference_store, switching),
-        questions=QuestionsEndpoint(identifier, node.questions, reply, asking),
         chat=ChatEndpoint(asked),
         agui=AguiEndpoint(asked),
         completions=CompletionsEndpoint(asked),
+        questions=QuestionsEndpoint(identifier, node.questions, reply, asking, desk),
+        conversations=ConversationsEndpoint(identifier, node.questions, desk, asking),
         access=AccessEndpoint(
             identifier,
             node.hub_parts.opener,

@@ -35,6 +35,7 @@ from pushsse.people import StateTable, StoredPeople
 from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.store import PreferenceStore
 from pushsse.questions.answerers.configured import configured
+from pushsse.questions.life import QuestionPace
 from pushsse.questions.service import assemble_questions
 from pushsse.questions.store import QuestionStore
 from pushsse.retention import Forgetting, Retention
@@ -61,6 +62,8 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         node=settings.node,
         timeout_s=settings.answer_timeout_s,
         metrics=metrics,
+        pace=QuestionPace(keep_s=settings.handover_keep_s),
+        unsure_hands_over=settings.handover_unsure == "on",
     )
     people = StoredPeople(StateTable(database), preferences, questions)
     kicked = Kicked()

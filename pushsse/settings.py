@@ -211,6 +211,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     answer_timeout_s: Annotated[float, describe("seconds before an unanswered question expires", ge=1)] = (
         120.0
     )
+    handover_keep_s: Annotated[
+        float,
+        describe("seconds for which people keep a conversation that is handed over; 0: none is", ge=0),
+    ] = 259_200.0
+    handover_unsure: Annotated[
+        Literal["off", "on"], describe("on: people answer what no answerer is sure of")
+    ] = "off"
 
     @property
     def answerers(self) -> "tuple[AnswererSetting, ...]":

@@ -20,11 +20,22 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pushsse import __version__
-from pushsse.api import MEDIA_TYPE, HttpProblem, Retold, agui, chat, completions, events, questions, retell
+from pushsse.api import (
+    MEDIA_TYPE,
+    HttpProblem,
+    Retold,
+    agui,
+    chat,
+    completions,
+    conversations,
+    events,
+    questions,
+    retell,
+)
 from pushsse.api.access import AccessEndpoint, KickView, Me, TicketRequest, TicketView
 from pushsse.api.direct import answered, audited, inside, refuse_outside
 from pushsse.api.health import HealthEndpoint
-from pushsse.api.identity import ADMIN, ASK, PREFERENCES, PUBLISH, STREAM
+from pushsse.api.identity import ADMIN, ANSWER, ASK, PREFERENCES, PUBLISH, STREAM
 from pushsse.api.identity.origins import refuse_strangers
 from pushsse.api.limits import FIELDS
 from pushsse.api.preferences import ChangeRequest, PreferenceList, PreferencesEndpoint
@@ -108,6 +119,7 @@ class Endpoints:
     chat: chat.ChatEndpoint
     agui: agui.AguiEndpoint
     completions: completions.CompletionsEndpoint
+    conversations: conversations.ConversationsEndpoint
     access: AccessEndpoint
     health: HealthEndpoint
     page: PageEndpoint
@@ -228,6 +240,12 @@ _RESET = Parameter(
 )
 _REFUSED = (401, 403)
 _ONE_QUESTION = {(200, JSON): questions.QuestionView}
+_ONE_CONVERSATION = {(200, JSON): conversations.ConversationView}
+_LIMIT = Parameter(
+    "limit", "query", "at most so many", {"type": "integer", "minimum": 1, "maximum": 100, "default": 50}
+)
+_BEFORE = Parameter("before", "query", "older than the question with this id", {"type": "string"})
+_CONVERSATION = Parameter("conversation", "query", "of this conversation", {"type": "string"})
 
 CALLS = (
     Call(
@@ -343,18 +361,11 @@ CALLS = (
         handler=lambda at: at.questions.get_all,
         name="questions",
         summary="The person's questions, newest first",
+        text="Who has `pushsse:answer` sees those of a conversation that is handed over, too.",
         scope=ASK,
-        parameters=(
-            Parameter(
-                "limit",
-                "query",
-                "at most so many",
-                {"type": "integer", "minimum": 1, "maximum": 100, "default": 50},
-            ),
-            Parameter("before", "query", "older than the question with this id", {"type": "string"}),
-        ),
+        parameters=(_LIMIT, _BEFORE, _CONVERSATION),
         answers={(200, JSON): questions.QuestionList},
-        problems=(400, *_REFUSED, 503),
+        problems=(400, *_REFUSED, 404, 503),
     ),
     Call(
         method="POST",
@@ -368,13 +379,13 @@ CALLS = (
             Parameter(
                 "Idempotency-Key",
                 "header",
-                "a repeat returns the first",
-                {"type": "string", "pattern": "^[!-~]{1,128}$"},
+                "a repeat within a day returns the first; in quotes it is the same key",
+                {"type": "string", "examples": ["7f3c-41"]},
             ),
         ),
         bodies={JSON: questions.QuestionRequest},
         answers={(202, JSON): questions.AcceptedQuestion, (200, SSE): None},
-        problems=(400, *_REFUSED, 404, 413, 415, 422, 429, 503),
+        problems=(400, *_REFUSED, 404, 409, 413, 415, 422, 429, 503),
         counted=True,
     ),
     Call(
@@ -516,6 +527,101 @@ CALLS = (
         answers={(200, JSON): completions.ModelList},
         problems=(*_REFUSED, 503),
         foreign=_OPENAI,
+    ),
+    Call(
+        method="POST",
+        path="/v1/questions/{id}/regenerate",
+        handler=lambda at: at.questions.regenerate,
+        name="regenerateAnswer",
+        summary="Ask an ended question anew",
+        text="The old answer is kept: `earlier` of the question has it. Streams as asking does.",
+        scope=ASK,
+        answers={(202, JSON): questions.AcceptedQuestion, (200, SSE): None},
+        problems=(*_REFUSED, 404, 409, 429, 503),
+        counted=True,
+    ),
+    Call(
+        method="POST",
+        path="/v1/questions/{id}/feedback",
+        handler=lambda at: at.questions.feedback,
+        name="rateAnswer",
+        summary="Say whether an answer was good",
+        text="A second call replaces the first.",
+        scope=ASK,
+        bodies={JSON: questions.FeedbackRequest},
+        answers=_ONE_QUESTION,
+        problems=(400, *_REFUSED, 404, 409, 413, 415, 422, 503),
+    ),
+    Call(
+        method="POST",
+        path="/v1/questions/{id}/answer",
+        handler=lambda at: at.questions.answer,
+        name="answerQuestion",
+        summary="Answer a question that was handed over",
+        text="Of two who answer at once the first one wins; the other gets 409.",
+        scope=ANSWER,
+        bodies={JSON: questions.SaidRequest},
+        answers=_ONE_QUESTION,
+        problems=(400, *_REFUSED, 404, 409, 413, 415, 422, 503),
+    ),
+    Call(
+        method="GET",
+        path="/v1/conversations",
+        handler=lambda at: at.conversations.get_all,
+        name="conversations",
+        summary="The person's conversations, newest activity first",
+        text="With `status=handed_over`, which needs `pushsse:answer` instead: those of all people that wait "
+        "for staff. For an hour after that call, `pushsse.desk` events on the caller's streams tell of them.",
+        scope=ASK,
+        parameters=(
+            Parameter(
+                "status",
+                "query",
+                "handed_over: what waits for staff",
+                {"type": "string", "enum": ["handed_over"]},
+            ),
+            _LIMIT,
+            Parameter("before", "query", "older than this `newest`", {"type": "string"}),
+        ),
+        answers={(200, JSON): conversations.ConversationList},
+        problems=(400, *_REFUSED, 503),
+    ),
+    Call(
+        method="POST",
+        path="/v1/conversations/{id}/handover",
+        handler=lambda at: at.conversations.hand_over,
+        name="handOver",
+        summary="Let people answer from now on",
+        scope=ASK,
+        bodies={JSON: conversations.HandoverRequest},
+        needs_body=False,
+        answers=_ONE_CONVERSATION,
+        problems=(400, *_REFUSED, 404, 409, 413, 415, 422, 429, 503),
+        counted=True,
+    ),
+    Call(
+        method="POST",
+        path="/v1/conversations/{id}/messages",
+        handler=lambda at: at.conversations.write,
+        name="sendMessage",
+        summary="Send a message in a conversation that was handed over",
+        text="The person gets it as the `answer` to a question without text.",
+        scope=ANSWER,
+        bodies={JSON: questions.SaidRequest},
+        answers={(201, JSON): questions.QuestionView},
+        problems=(400, *_REFUSED, 404, 413, 415, 422, 503),
+    ),
+    Call(
+        method="POST",
+        path="/v1/conversations/{id}/release",
+        handler=lambda at: at.conversations.release,
+        name="release",
+        summary="Let answerers answer again",
+        text="The person may do it in their own conversation, with `pushsse:ask`. Questions that still wait "
+        "end with `answer.error` `released`.",
+        scope=ANSWER,
+        answers=_ONE_CONVERSATION,
+        problems=(*_REFUSED, 404, 503),
     ),
     Call(
         method="GET",

@@ -1,28 +1,41 @@
-"""`/v1/questions`: ask, read, cancel; and the answer in the reply, a finite stream.
+"""`/v1/questions`: ask, read, cancel, ask anew, rate; and the answer in the reply, a finite stream.
 
 Raises what `problem` turns into responses. Losing the connection never stops an answer.
 """
 
 import re
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse.api import HttpProblem, Query, json_response, parameter_problem, read_json
-from pushsse.api.identity import ASK, Identifier, Identity
+from pushsse.api.identity import ADMIN, ANSWER, ANY, ASK, EVERY_SCOPE, Identifier, Identity
 from pushsse.api.limits import CallLimit
 from pushsse.errors import InvalidInput, Overloaded, Violation
 from pushsse.event import Publication, encode
-from pushsse.questions import By, Link, Question, Status, TooManyQuestions, UnknownConversation
+from pushsse.questions import (
+    BeingTaken,
+    By,
+    EarlierAnswer,
+    KeptPart,
+    Link,
+    NotNow,
+    Question,
+    Rating,
+    Status,
+    TooManyQuestions,
+    UnknownConversation,
+)
+from pushsse.questions.desk import Desk, Said
 from pushsse.questions.following import Following, Interrupted
 from pushsse.questions.service import Asking, Questions
 from pushsse.stream.frame import STREAM_HEADERS as HEADERS
@@ -33,7 +46,14 @@ MAX_CONTEXT_BYTES = 16 * 1024
 LISTED_CHARACTERS = 4_000
 _RETRY_AFTER = {"retry-after": "5"}
 _ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
-_KEY = re.compile(r"[\x21-\x7e]{1,128}")
+# A key as it is, or as a string of structured fields (RFC 9651, 3.3.3), as the draft of the header has it.
+_KEY = re.compile(r"[\x21\x23-\x7e][\x21-\x7e]{0,127}")
+_QUOTED_KEY = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
+_MOST_KEY = 128
+# Line ends and tabs are fine. A lookahead, so that no text takes more than one pass.
+TEXT = r"^(?=\s*\S)[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]+\Z"
+_LINE = r"^(?=\s*\S)[^\x00-\x1f\x7f-\x9f]+\Z"
+CONVERSATION = r"^[A-Za-z0-9._-]{1,64}\Z"
 
 
 class QuestionRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,9 +63,10 @@ class QuestionRequest(Struct, frozen=True, forbid_unknown_fields=True):
         str,
         Meta(
             min_length=1,
-            max_length=4_000,
-            pattern=r"\S",
-            description="a question: 1–4,000 characters, and not all of them blanks",
+            max_length=8_000,
+            pattern=TEXT,
+            description="a question: 1–8,000 characters, not all of them blanks, and no control characters "
+            "but line ends and tabs",
             examples=["How do I get a refund?"],
         ),
     ]
@@ -53,7 +74,7 @@ class QuestionRequest(Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[
             str,
             Meta(
-                pattern=r"^[A-Za-z0-9._-]{1,64}\Z",
+                pattern=CONVERSATION,
                 description="a conversation's name: 1–64 letters (a–z, A–Z), digits, dots, hyphens and "
                 "underscores",
                 examples=["order-981"],
@@ -81,6 +102,7 @@ class AnswerView(Struct, frozen=True):
     links: tuple[Link, ...]
     suggestions: tuple[str, ...]
     truncated: Annotated[bool, Meta(description="in the list, texts are cut at 4,000 characters")]
+    parts: tuple[KeptPart, ...]
 
 
 class ErrorView(Struct, frozen=True):
@@ -90,8 +112,33 @@ class ErrorView(Struct, frozen=True):
     detail: str
 
 
+class FeedbackRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a person thinks of an answer."""
+
+    rating: Rating
+    comment: Annotated[str, Meta(max_length=2_000)] = ""
+
+
+class FeedbackView(Struct, frozen=True):
+    """What a person thinks of an answer."""
+
+    rating: Rating
+    comment: str
+
+
+class EarlierView(Struct, frozen=True):
+    """What became of a question before it was asked anew; the first such has number 1."""
+
+    number: int
+    status: Status
+    ended_at: datetime
+    answer: AnswerView | None
+    error: ErrorView | None
+    feedback: FeedbackView | None
+
+
 class QuestionView(Struct, frozen=True):
-    """A question with its answer so far."""
+    """A question with its answer so far. A message that staff sent by themselves has no text."""
 
     id: str
     conversation: str
@@ -102,31 +149,167 @@ class QuestionView(Struct, frozen=True):
     context: dict[str, Any] | None
     answer: AnswerView | None
     error: ErrorView | None
+    feedback: FeedbackView | None
+    regenerations: Annotated[int, Meta(description="how often it was asked anew")]
+    earlier: Annotated[
+        tuple[EarlierView, ...] | UnsetType,
+        Meta(description="of one question, not in lists: the last answers before, oldest first"),
+    ] = UNSET
 
 
 class QuestionList(Struct, frozen=True):
-    """A person's questions, newest first."""
+    """A person's questions, newest first; with `more` there are older ones."""
 
     questions: tuple[QuestionView, ...]
+    more: bool
+
+
+class SaidLink(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where to read on."""
+
+    title: Annotated[
+        str,
+        Meta(
+            max_length=200,
+            pattern=_LINE,
+            description="a title: 1–200 characters, not all of them blanks, without control characters",
+            examples=["Invoices"],
+        ),
+    ]
+    url: Annotated[
+        str,
+        Meta(
+            max_length=2_000,
+            pattern=r"^(https?://|/)[^\s\x00-\x1f\x7f-\x9f]*\Z",
+            description="a URL that begins with https://, http:// or /",
+            examples=["/account/invoices"],
+        ),
+    ]
+
+
+class SaidRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a member of staff says; `name` is what the person sees of him, by default the user's name."""
+
+    text: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=20_000,
+            pattern=TEXT,
+            description="a text: 1–20,000 characters, not all of them blanks, and no control characters "
+            "but line ends and tabs",
+            examples=["Your refund is on its way."],
+        ),
+    ]
+    links: Annotated[tuple[SaidLink, ...], Meta(max_length=20)] = ()
+    name: (
+        Annotated[
+            str,
+            Meta(
+                max_length=128,
+                pattern=_LINE,
+                description="a name: 1–128 characters, not all of them blanks, without control characters",
+                examples=["Sam"],
+            ),
+        ]
+        | None
+    ) = None
+
+    def by(self, who: Identity) -> Said:
+        """The same, said by somebody."""
+        return Said(
+            self.text, self.name or who.user, tuple(Link(link.title, link.url) for link in self.links)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionsEndpoint:
-    """A person's own questions."""
+    """A person's own questions, and those that staff answer."""
 
     identifier: Identifier
     questions: Questions
     reply: "StreamedReply"
     limit: CallLimit
+    desk: Desk
 
     async def post(self, request: Request) -> Response:
         """Asks: 202, or, for who accepts text/event-stream, the answer in the reply."""
         who = await self.identifier.identify(request, ASK)
-        key = _key(request)
+        key = idempotency_key(request)
         asking = _asking(await read_json(request, QuestionRequest))
         fields = await self.limit.spend(who.user)
-        try:
+        with self.refusing(fields):
             question = await self.questions.ask(who.user, asking, idempotency_key=key)
+        return self._accepted(request, question, who, fields)
+
+    async def get_all(self, request: Request) -> Response:
+        """The newest `limit` questions, before the id `before`, of one conversation or all.
+
+        Staff see other people's, of one conversation that is handed over.
+        """
+        who = await self.identifier.identify(request, ANY)
+        query = Query(request)
+        conversation = query.get("conversation")
+        user = who.user
+        if conversation is not None and ANSWER in who.scopes | _of_admin(who):
+            found = await self.desk.conversation(conversation)
+            user = user if found is None else found.user
+        if user == who.user:
+            who.require(ASK)
+            if conversation is not None and await self.questions.conversation(user, conversation) is None:
+                raise HttpProblem(404, "not_found", "you have no conversation with this name")
+        limit = query.number("limit", default=50, most=100)
+        found_ones = await self.questions.page(
+            user, limit=limit + 1, before=before(query), conversation=conversation
+        )
+        views = tuple(view(question, most=LISTED_CHARACTERS) for question in found_ones[:limit])
+        return json_response(QuestionList(views, len(found_ones) > limit))
+
+    async def get(self, request: Request) -> Response:
+        """One question with its whole answer so far, and what it was answered before it was asked anew."""
+        who = await self.identifier.identify(request, ASK)
+        question = found(await self.questions.get(who.user, question_id(request)))
+        earlier = await self.questions.life.store.earlier_answers(question)
+        return json_response(msgspec.structs.replace(view(question), earlier=tuple(map(_earlier, earlier))))
+
+    async def cancel(self, request: Request) -> Response:
+        """Stops the answer; one that has ended stays as it is."""
+        who = await self.identifier.identify(request, ASK)
+        return json_response(view(found(await self.questions.cancel(who.user, question_id(request)))))
+
+    async def regenerate(self, request: Request) -> Response:
+        """Asks an ended question anew: as `post`."""
+        who = await self.identifier.identify(request, ASK)
+        fields = await self.limit.spend(who.user)
+        with self.refusing(fields):
+            question = found(await self.questions.regenerate(who.user, question_id(request)))
+        return self._accepted(request, question, who, fields)
+
+    async def feedback(self, request: Request) -> Response:
+        """What the person thinks of the answer; a second call replaces the first."""
+        who = await self.identifier.identify(request, ASK)
+        given = await read_json(request, FeedbackRequest)
+        asked = question_id(request)
+        with self.refusing({}):
+            question = await self.questions.rate(who.user, asked, given.rating, given.comment)
+        return json_response(view(found(question)))
+
+    async def answer(self, request: Request) -> Response:
+        """A member of staff answers a question of a conversation that is handed over."""
+        who = await self.identifier.identify(request, ANSWER)
+        said = (await read_json(request, SaidRequest)).by(who)
+        asked = question_id(request)
+        with self.refusing({}):
+            question = await self.desk.answer(who.user, asked, said)
+        if question is None:
+            raise HttpProblem(404, "not_found", "no conversation that is handed over has this question")
+        return json_response(view(question))
+
+    @contextmanager
+    def refusing(self, fields: Mapping[str, str]) -> Iterator[None]:
+        """Turns what asking raises into problems; their responses get `fields`, too."""
+        try:
+            yield
         except TooManyQuestions as error:
             self.limit.limited["open_questions"] += 1
             raise HttpProblem(429, "too_many_questions", str(error), {**fields, **_RETRY_AFTER}) from None
@@ -134,34 +317,21 @@ class QuestionsEndpoint:
             raise HttpProblem(404, "not_found", "you have no conversation with this name") from None
         except Overloaded as error:
             raise HttpProblem(503, "overloaded", str(error), _RETRY_AFTER) from None
+        except BeingTaken as error:
+            headers = {**fields, "retry-after": str(error.after_s)}
+            raise HttpProblem(409, "being_taken", str(error), headers) from None
+        except NotNow as error:
+            raise HttpProblem(409, error.code, str(error), fields) from None
+
+    def _accepted(
+        self, request: Request, question: Question, who: Identity, fields: Mapping[str, str]
+    ) -> Response:
         headers = {"location": f"/v1/questions/{question.id}", **fields}
         if _wants_stream(request):
             return self.reply.response(question, who, headers)
         return json_response(
             AcceptedQuestion(question.id, question.conversation, question.status), 202, headers
         )
-
-    async def get_all(self, request: Request) -> Response:
-        """The newest `limit` questions, before the id `before`."""
-        who = await self.identifier.identify(request, ASK)
-        query = Query(request)
-        limit = query.number("limit", default=50, most=100)
-        before = query.get("before")
-        if before is not None and not _ID.fullmatch(before):
-            raise parameter_problem("before", before, "isn't the id of a question")
-        found = await self.questions.page(who.user, limit=limit, before=before)
-        views = tuple(_view(question, most=LISTED_CHARACTERS) for question in found)
-        return json_response(QuestionList(views))
-
-    async def get(self, request: Request) -> Response:
-        """One question with its whole answer so far."""
-        who = await self.identifier.identify(request, ASK)
-        return json_response(_view(_found(await self.questions.get(who.user, _id(request)))))
-
-    async def cancel(self, request: Request) -> Response:
-        """Stops the answer; one that has ended stays as it is."""
-        who = await self.identifier.identify(request, ASK)
-        return json_response(_view(_found(await self.questions.cancel(who.user, _id(request)))))
 
 
 def _asking(asked: QuestionRequest) -> Asking:
@@ -170,22 +340,46 @@ def _asking(asked: QuestionRequest) -> Asking:
     return Asking(asked.text, asked.conversation, asked.context)
 
 
-def _key(request: Request) -> str | None:
-    key = request.headers.get("idempotency-key")
-    if key is not None and not _KEY.fullmatch(key):
-        detail = f"isn't 1–128 printable ASCII characters without blanks, such as 7f3c-41, got {shown(key)}"
-        raise InvalidInput(Violation("Idempotency-Key", detail))
-    return key
+def idempotency_key(request: Request) -> str | None:
+    """The key of the request (draft-ietf-httpapi-idempotency-key-header); None for none.
+
+    Raises InvalidInput. Quoted or not, it is the same key.
+    """
+    given = request.headers.getlist("idempotency-key")
+    if not given:
+        return None
+    key = given[0].strip()
+    if len(given) == 1 and (quoted := _QUOTED_KEY.fullmatch(key)):
+        key = re.sub(r"\\(.)", r"\1", quoted[1])
+        if 0 < len(key) <= _MOST_KEY:
+            return key
+    elif len(given) == 1 and _KEY.fullmatch(key):
+        return key
+    detail = (
+        "isn't 1–128 printable ASCII characters without blanks, such as 7f3c-41, or a string of them in "
+        f"quotes, got {shown(', '.join(given))}"
+    )
+    raise InvalidInput(Violation("Idempotency-Key", detail))
 
 
-def _id(request: Request) -> str:
+def question_id(request: Request) -> str:
+    """The id in the path. Raises HttpProblem 404."""
     given = str(request.path_params["id"])
     if not _ID.fullmatch(given):
         raise _not_found()
     return given
 
 
-def _found(question: Question | None) -> Question:
+def before(query: Query) -> str | None:
+    """The id before which a page begins. Raises HttpProblem 400."""
+    given = query.get("before")
+    if given is not None and not _ID.fullmatch(given):
+        raise parameter_problem("before", given, "isn't the id of a question")
+    return given
+
+
+def found(question: Question | None) -> Question:
+    """The question. Raises HttpProblem 404."""
     if question is None:
         raise _not_found()
     return question
@@ -193,6 +387,10 @@ def _found(question: Question | None) -> Question:
 
 def _not_found() -> HttpProblem:
     return HttpProblem(404, "not_found", "you have no question with this id")
+
+
+def _of_admin(who: Identity) -> frozenset[str]:
+    return EVERY_SCOPE if ADMIN in who.scopes else frozenset()
 
 
 def _wants_stream(request: Request) -> bool:
@@ -204,20 +402,8 @@ def _wants_stream(request: Request) -> bool:
     return False
 
 
-def _view(question: Question, *, most: int | None = None) -> QuestionView:
-    text = question.answer if most is None else question.answer[:most]
-    answer = error = None
-    if text or question.status == "answered":
-        answer = AnswerView(
-            text,
-            question.seq,
-            question.by,
-            question.links,
-            question.suggestions,
-            truncated=len(text) < len(question.answer),
-        )
-    if question.error_code:
-        error = ErrorView(question.error_code, question.error_detail)
+def view(question: Question, *, most: int | None = None) -> QuestionView:
+    """A question as calls show it; the answer is cut after `most` characters."""
     return QuestionView(
         id=question.id,
         conversation=question.conversation,
@@ -226,8 +412,36 @@ def _view(question: Question, *, most: int | None = None) -> QuestionView:
         asked_at=question.asked_at,
         updated_at=question.updated_at,
         context=question.context,
-        answer=answer,
-        error=error,
+        answer=_answer(question, most=most),
+        error=ErrorView(question.error_code, question.error_detail) if question.error_code else None,
+        feedback=_feedback(question),
+        regenerations=question.regenerations,
+    )
+
+
+def _answer(given: Question | EarlierAnswer, *, most: int | None = None) -> AnswerView | None:
+    text = given.answer if most is None else given.answer[:most]
+    if not text and given.status != "answered":
+        return None
+    return AnswerView(
+        text,
+        given.seq if isinstance(given, Question) else 0,
+        given.by,
+        given.links,
+        given.suggestions,
+        truncated=len(text) < len(given.answer),
+        parts=given.parts,
+    )
+
+
+def _feedback(given: Question | EarlierAnswer) -> FeedbackView | None:
+    return None if given.rating is None else FeedbackView(given.rating, given.rating_comment)
+
+
+def _earlier(earlier: EarlierAnswer) -> EarlierView:
+    error = ErrorView(earlier.error_code, earlier.error_detail) if earlier.error_code else None
+    return EarlierView(
+        earlier.number, earlier.status, earlier.ended_at, _answer(earlier), error, _feedback(earlier)
     )
 
 

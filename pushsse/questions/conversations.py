@@ -13,7 +13,7 @@ import msgspec
 from tortoise.expressions import F
 
 from pushsse.database import Database, Statement
-from pushsse.questions import OPEN, RELEASED, By, Conversation, Lost, Question, UnknownConversation
+from pushsse.questions import OPEN, RELEASED, Conversation, Lost, Question, UnknownConversation
 from pushsse.questions.rows import ConversationRow, QuestionRow, StaffRow
 
 _TITLE = 80
@@ -142,12 +142,13 @@ class ConversationStore:
                 waiting = QuestionRow.filter(conversation=conversation, status="handed_over")
                 await waiting.update(deadline_at=until)
 
-    async def write(self, message: Question, by: By, *, announce_s: float) -> Question | None:
-        """Stores a message of staff: the answer to a question without text. None if it isn't handed over."""
-        now = _now()
+    async def write(self, message: Question, *, announce_s: float) -> bool:
+        """Stores a message of staff: the answer to a question without text. False if it isn't handed over."""
+        if (by := message.by) is None:
+            raise ValueError("a message is by somebody")
         async with self.database.transaction():
             if handed_over_until(await enter(message)) is None:
-                return None
+                return False
             row = QuestionRow(
                 id=message.id,
                 user=message.user,
@@ -159,13 +160,13 @@ class ConversationStore:
                 by_name=by.name,
                 links=msgspec.to_builtins(message.links),
                 attempts=message.attempt,
-                announce_by=now + timedelta(seconds=announce_s),
+                announce_by=_now() + timedelta(seconds=announce_s),
                 created_at=message.asked_at,
                 updated_at=message.updated_at,
                 deadline_at=message.deadline_at,
             )
             await row.save(force_create=True)
-        return msgspec.structs.replace(message, by=by)
+        return True
 
     async def staff_asked(self, user: str) -> None:
         """A member of staff has asked what waits, and is told for the next hour."""
@@ -193,14 +194,13 @@ class ConversationStore:
         return [_conversation(row, waiting.get(row.id, 0)) for row in rows]
 
 
-async def enter(question: Question) -> ConversationRow:
-    """The conversation of a new question, which is its newest from now on; made if it begins.
+async def enter(question: Question, *, begins: bool = False) -> ConversationRow:
+    """The conversation of a question, which is its newest one unless there is a newer one; made if need be.
 
-    In the caller's transaction, until whose end nobody else changes it. Raises UnknownConversation: it is
-    somebody else's.
+    With `begins` nobody can have used its name before. In the caller's transaction, until whose end nobody
+    else changes it. Raises UnknownConversation: it is somebody else's.
     """
     found = ConversationRow.filter(id=question.conversation).select_for_update()
-    begins = question.conversation == question.id
     row = None if begins else await found.first()
     if row is None:
         row = ConversationRow(

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pushsse.backplane import Append, Backplane, Draft, log_of
-from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable
+from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable, Unavailable
 from pushsse.event import Publication, encode
 from pushsse.metrics import Metrics
 from pushsse.questions import (
@@ -144,6 +144,19 @@ class Life:
             question=question,
         )
         await self.announce_all(ids)
+        if not ids and (found := await self.conversations.one(conversation)) is not None:
+            try:
+                await self.tell_staff(DeskEvent(conversation, found.user, "waiting", None, ""))
+            except Unavailable as error:
+                logger.warning("conversation %s: the staff aren't told: %s", conversation, error)
+
+    async def write(self, message: Question) -> bool:
+        """Stores a message of staff and publishes it; False if its conversation isn't handed over."""
+        if not await self.conversations.write(message, announce_s=self.pace.announce_s):
+            return False
+        self._metrics.questions[message.status] += 1
+        await self.announce(message)
+        return True
 
     async def announce_all(self, ids: Collection[str]) -> None:
         """Publishes the status that some questions have come to."""
@@ -460,8 +473,12 @@ class DeskEvent(Struct, frozen=True):
 
 def waits(question: Question) -> DeskEvent:
     """The event that a question waits for people."""
-    text = question.text[:_DESK_CHARACTERS]
-    return DeskEvent(question.conversation, question.user, "waiting", question.id, text)
+    return DeskEvent(question.conversation, question.user, "waiting", question.id, begins_with(question))
+
+
+def begins_with(question: Question) -> str:
+    """As much of a question as staff are told."""
+    return question.text[:_DESK_CHARACTERS]
 
 
 def drafts(question: Question) -> tuple[Draft, ...]:

@@ -109,7 +109,7 @@ class QuestionStore:
         now = _now()
         async with self.database.transaction():
             # First: whoever hands the conversation over waits until the end, and finds the question then.
-            conversation = await enter(question)
+            conversation = await enter(question, begins=question.conversation == question.id)
             lease_until: datetime | None = now + timedelta(seconds=lease_s)
             if (keep_until := handed_over_until(conversation)) is not None:
                 question = msgspec.structs.replace(question, status="handed_over", deadline_at=keep_until)

@@ -32,7 +32,7 @@ async def test_another_persons_conversation_is_not_found(node: Running, *, named
         refused = await ask(node, "bo", conversation=conversation)
         assert (refused.status_code, refused.json()["code"]) == (404, "not_found")
         assert "ann" not in refused.text
-    assert (await node.http.get("/v1/questions?user=bo")).json() == {"questions": []}
+    assert (await node.http.get("/v1/questions?user=bo")).json() == {"questions": [], "more": False}
     assert (await ask(node, "bo", conversation="order-982")).status_code == 202
 
 

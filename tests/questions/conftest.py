@@ -7,6 +7,7 @@ import pwd
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from pushsse.metrics import Metrics
 from pushsse.questions import Question
 from pushsse.questions.answerers import Answerer, Answers, Piece
 from pushsse.questions.life import QuestionPace
+from pushsse.questions.rows import QuestionRow
 from pushsse.questions.service import Questions, assemble_questions
 from pushsse.questions.store import QuestionStore
 from tests.migrated import migrated
@@ -57,6 +59,11 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
 
 @pytest.fixture
 def backplane() -> MemoryBackplane:
+    return memory()
+
+
+def memory() -> MemoryBackplane:
+    """A backplane that has seen nothing yet."""
     return MemoryBackplane(shards=SHARDS, keep_s=3600, keep_bytes=4 * 1024**2, metrics=Metrics())
 
 
@@ -101,7 +108,13 @@ class Nodes:
     metrics: Metrics = field(default_factory=Metrics)
 
     def node(
-        self, answerer: Answerer, *, name: str = "one", timeout_s: float = 30.0, pace: QuestionPace = FAST
+        self,
+        answerer: Answerer,
+        *,
+        name: str = "one",
+        timeout_s: float = 30.0,
+        pace: QuestionPace = FAST,
+        unsure_hands_over: bool = False,
     ) -> Questions:
         return assemble_questions(
             QuestionStore(self.database),
@@ -111,7 +124,13 @@ class Nodes:
             timeout_s=timeout_s,
             metrics=self.metrics,
             pace=pace,
+            unsure_hands_over=unsure_hands_over,
         )
+
+    async def asked_at(self, question: Question, at: datetime) -> None:
+        """Makes a question one of an earlier time."""
+        async with self.database.session():
+            await QuestionRow.filter(id=question.id).update(created_at=at)
 
     def running(self, service: Questions) -> AbstractAsyncContextManager[asyncio.Task[None]]:
         """Runs a node's service for the length of a block."""

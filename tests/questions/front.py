@@ -36,6 +36,7 @@ from pushsse.hub.opening import StreamLimits
 from pushsse.kicks import Kicked
 from pushsse.questions import Answered, By, Link, Question, SourcePart, Unanswered
 from pushsse.questions.answerers import Delta, Piece
+from pushsse.questions.desk import Desk
 from pushsse.questions.following import Following
 from pushsse.questions.service import Questions
 from tests.hub.running_hub import People
@@ -148,7 +149,7 @@ async def _node(
     limit = CallLimit("questions", quota, "ask", nodes.backplane, front.limited)
     asked = Asked(identifier, service, following, limit, heartbeat_s=0.6)
     endpoints = SimpleNamespace(
-        questions=QuestionsEndpoint(identifier, service, StreamedReply(following), limit),
+        questions=QuestionsEndpoint(identifier, service, StreamedReply(following), limit, Desk(service.life)),
         chat=ChatEndpoint(asked),
         agui=AguiEndpoint(asked),
         completions=CompletionsEndpoint(asked),

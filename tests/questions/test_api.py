@@ -29,6 +29,7 @@ from pushsse.event import Publication
 from pushsse.kicks import Kicked
 from pushsse.questions import Answered, By, Question
 from pushsse.questions.answerers import Delta, Piece
+from pushsse.questions.desk import Desk
 from pushsse.questions.following import Following
 from pushsse.questions.service import Asking, Questions
 from tests.questions.conftest import SHARDS, Nodes, Scripted, grown_text, running
@@ -114,7 +115,7 @@ async def site(nodes: Nodes) -> AsyncIterator[Site]:
         found = Site(client, service, gate, hearing)
         reply = StreamedReply(Following(service, hearing, found, found.kicked), heartbeat_s=0.6)
         limit = CallLimit("questions", 0, "ask", nodes.backplane, Counter())
-        endpoint = QuestionsEndpoint(DevelopmentIdentifier(), service, reply, limit)
+        endpoint = QuestionsEndpoint(DevelopmentIdentifier(), service, reply, limit, Desk(service.life))
         routes = [
             Route("/v1/questions", endpoint.post, methods=["POST"]),
             Route("/v1/questions", endpoint.get_all, methods=["GET"]),
@@ -168,6 +169,7 @@ async def test_a_question_is_accepted_and_its_answer_can_be_read(site: Site) -> 
         "links": [],
         "suggestions": [],
         "truncated": False,
+        "parts": [],
     }
 
 
@@ -301,7 +303,7 @@ async def test_what_isnt_ones_own_isnt_there(site: Site, wrong: str) -> None:
         ({}, "$.text"),
         ({"text": ""}, "$.text"),
         ({"text": " \n\t"}, "$.text"),
-        ({"text": "x" * 4_001}, "$.text"),
+        ({"text": "x" * 8_001}, "$.text"),
         ({"text": 1}, "$.text"),
         ({"text": "a\x00b"}, "$.text"),
         ({"text": "x", "conversation": "a b"}, "$.conversation"),

@@ -1,0 +1,114 @@
+"""Conversations that people have taken over, as the staff see them: what waits, answers, messages, release.
+
+Called by api/conversations. Whoever calls has checked that it is staff: these calls know all people's
+conversations, but only while they are handed over. Every method raises DatabaseUnavailable.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from ulid import ULID
+
+from pushsse.errors import Unavailable
+from pushsse.questions import Answered, By, Conversation, Link, NotNow, Question, clean
+from pushsse.questions.life import DeskEvent, Life, begins_with
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a member of staff says; `name` is what the person sees of him."""
+
+    text: str
+    name: str
+    links: tuple[Link, ...] = ()
+
+    @property
+    def by(self) -> By:
+        """Who says it."""
+        return By("staff", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What staff do, on any node."""
+
+    life: Life
+
+    async def waiting(self, staff: str, *, limit: int, before: str | None) -> Sequence[Conversation]:
+        """What is handed over, the newest question first; for an hour the asker's streams tell what comes."""
+        await self.life.conversations.staff_asked(staff)
+        return await self.life.conversations.handed_over(limit=limit, before=before)
+
+    async def conversation(self, conversation: str) -> Conversation | None:
+        """One that is handed over; None for any other."""
+        found = await self.life.conversations.one(conversation)
+        return found if found is not None and found.is_handed_over else None
+
+    async def answer(self, staff: str, question_id: str, said: Said) -> Question | None:
+        """Answers a question of such a conversation. None if there is none; raises NotNow if it has ended.
+
+        Of two that answer at once the first one wins, on all nodes.
+        """
+        question = await self.life.find(question_id)
+        if question is None or await self.conversation(question.conversation) is None:
+            return None
+        if not await self.life.end(question_id, Answered(said.by, said.text, said.links)):
+            raise NotNow("already_ended", "the question has an answer already, or has ended otherwise")
+        logger.info("question %s: %s has answered it", question_id, staff, extra=question.ids)
+        await self._said(question)
+        return await self.life.find(question_id)
+
+    async def write(self, staff: str, conversation: str, said: Said) -> Question | None:
+        """Sends a further message, as the answer to a question without text. None if it isn't handed over."""
+        if (found := await self.conversation(conversation)) is None:
+            return None
+        now = datetime.now(UTC)
+        message = Question(
+            id=str(ULID()),
+            user=found.user,
+            conversation=conversation,
+            text="",
+            status="answered",
+            asked_at=now,
+            updated_at=now,
+            deadline_at=now,
+            answer=clean(said.text),
+            by=said.by,
+            links=said.links,
+        )
+        if not await self.life.write(message):
+            return None
+        logger.info("conversation %s: %s has sent a message", conversation, staff, extra=message.ids)
+        await self._said(message)
+        return message
+
+    async def release(self, conversation: str, *, by: str) -> Conversation | None:
+        """Answerers have the conversation again; what still waits fails. None if it isn't handed over."""
+        ids = await self.life.conversations.release(conversation, by=by, announce_s=self.life.pace.announce_s)
+        found = await self.life.conversations.one(conversation) if ids is not None else None
+        if ids is None or found is None:
+            return None
+        logger.info("conversation %s: %s has released it, %d questions end", conversation, by, len(ids))
+        await self.life.announce_all(ids)
+        await self._tell(DeskEvent(conversation, found.user, "released", None, ""))
+        return found
+
+    async def _said(self, question: Question) -> None:
+        """The conversation's time begins anew, and other staff are told; if not, what was said stays."""
+        try:
+            await self.life.conversations.keep(question.conversation, keep_s=self.life.pace.keep_s)
+        except Unavailable as error:
+            logger.warning("conversation %s isn't kept for longer: %s", question.conversation, error)
+        await self._tell(
+            DeskEvent(question.conversation, question.user, "answered", question.id, begins_with(question))
+        )
+
+    async def _tell(self, event: DeskEvent) -> None:
+        try:
+            await self.life.tell_staff(event)
+        except Unavailable as error:
+            logger.warning("conversation %s: the staff aren't told: %s", event.conversation, error)
