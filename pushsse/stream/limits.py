@@ -186,6 +186,7 @@ class Refusal(NamedTuple):
 
 
 _TOO_LARGE = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+_UNREADABLE = Refusal("bad_request", HTTPStatus.BAD_REQUEST, "the request isn't valid HTTP/1.1")
 _SILENT = Refusal("silent")
 _UNREAD = Refusal("unread")
 
@@ -323,7 +324,7 @@ class LimitedHttp(HttpToolsProtocol):
     def parse(self, data: bytes) -> None:
         """Parses a piece of what was read."""
         stage = self.stage
-        super().data_received(data)
+        self._feed(data)
         if self.stage is BETWEEN or self._refused is not None:
             return
         if self.stage is stage:
@@ -376,17 +377,22 @@ class LimitedHttp(HttpToolsProtocol):
         if self.rest and not self.pipeline:
             self.loop.call_soon(self._parse_rest)
 
-    def send_400_response(self, msg: str) -> None:
-        """The parser has found an error, or was stopped by a refusal."""
-        refused, self._refused = self._refused, None
-        if refused is not None:
-            self.refuse(refused)
-        else:
-            super().send_400_response(msg)
-
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, app)
+
+    def _feed(self, data: bytes) -> None:
+        """As uvicorn's `data_received`, which leaves lines in the log for whatever a stranger sends."""
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # An offer that may be ignored (RFC 9110, 7.8): by now the request is served as any other.
+            pass
+        except httptools.HttpParserError:
+            # It can't be read, or a callback has refused it.
+            if not self.is_over:
+                self.refuse(self._refused or _UNREADABLE)
 
     # Admission
 

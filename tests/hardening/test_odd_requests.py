@@ -9,6 +9,7 @@ import pytest
 
 from tests.hardening.event_stream import read
 from tests.serving import LIMIT_S, Running, serving
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 EVENT = b'{"type":"news","message":1,"to":"all"}'
@@ -95,6 +96,59 @@ async def test_origins_that_are_no_urls_are_no_errors_of_the_server(node: Runnin
         for path in ("/v1/preferences", "/v1/stream", "/v1/events"):
             reply = await node.http.get(path, headers=[(b"Origin", origin.encode("latin-1"))])
             assert reply.status_code in (400, 403), (origin, path, reply.text)
+
+
+BROKEN = {
+    "no HTTP": b"hello\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "another version": b"GET / HTTP/3.7\r\nHost: 127.0.0.1\r\n\r\n",
+    "a blank in a field's name": b"GET / HTTP/1.1\r\nHo st: 127.0.0.1\r\n\r\n",
+    "two lengths": b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    "bytes in the path": b"GET /\xff\xfe HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    "no path": b"GET http://[ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    "a chunk without a size":
+        b"POST /v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BROKEN)
+async def test_what_is_no_http_is_refused_counted_and_not_logged(
+    node: Running, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    writer.write(BROKEN[what])
+    async with asyncio.timeout(LIMIT_S):
+        head, _, body = (await reader.read(-1)).partition(b"\r\n\r\n")
+    writer.close()
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"application/problem+json" in head
+    assert b"connection: close" in head
+    assert json.loads(body)["code"] == "bad_request"
+    assert node.node.metrics.refusals == {"bad_request": 1}
+    # A stranger writes nothing into the log, however many of these there are.
+    assert not caplog.records
+    await eventually(lambda: not node.connections)
+
+
+@pytest.mark.parametrize("to", ["h2c", "websocket", "TLS/1.0"])
+async def test_an_offer_to_upgrade_is_passed_over_and_not_logged(
+    node: Running, to: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RFC 9110, 7.8: a server may ignore it; Java's client, for one, offers HTTP/2 with its first request."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    async with asyncio.timeout(LIMIT_S):
+        for offer in (f"Connection: Upgrade\r\nUpgrade: {to}\r\n", ""):
+            writer.write(f"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n{offer}\r\n".encode())
+            assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+    assert not caplog.records
+
+
+async def test_a_tunnel_is_not_logged(node: Running, caplog: pytest.LogCaptureFixture) -> None:
+    said = await answer(node, "CONNECT evil.example:443 HTTP/1.1\nHost: evil.example:443")
+    assert said.startswith(("http/1.1 4", "http/1.1 5")), said
+    assert not caplog.records
 
 
 OLD = "HTTP/1.0\nHost: 127.0.0.1\nAccept: text/event-stream\nContent-Type: application/json"

@@ -47,7 +47,7 @@ def test_what_uvicorn_sets_for_a_connection_and_pushsse_does_not_is_noticed(
 
 
 @pytest.mark.parametrize(
-    "changed", ["on_message_begin", "_unset_keepalive_if_required", "on_headers_complete", "data_received"]
+    "changed", ["on_message_begin", "_unset_keepalive_if_required", "on_headers_complete", "on_url"]
 )
 def test_changed_insides_are_noticed_and_streams_written_the_portable_way(
     changed: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
