@@ -107,6 +107,7 @@ class Front:
     limited: Counter[str]
     refusals: Counter[str]
     http: httpx.AsyncClient
+    tasks: asyncio.TaskGroup
 
     @property
     def url(self) -> str:
@@ -126,13 +127,13 @@ async def fronts(
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         forever = [tasks.create_task(each.run()) for each in (parts.catch_up, parts.opener, parts.feed)]
         stack.callback(lambda: [task.cancel() for task in forever])
+        stack.callback(lambda: [node.runs.cancel() for node in front.nodes if node.runs is not None])
         client = await stack.enter_async_context(httpx.AsyncClient(timeout=20, trust_env=False, verify=False))
-        front = Front(gates, [], limited, refusals, client)
+        front = Front(gates, [], limited, refusals, client, tasks)
         for number in range(count):
             service = replace(nodes.node(Scripted(gates.script), name=f"node-{number}"), most_open=most_open)
             node = await _node(front, service, parts.hub, nodes, stack, quota=quota)
             node.runs = tasks.create_task(service.run())
-            forever.append(node.runs)
             front.nodes.append(node)
         client.base_url = httpx.URL(front.url)
         yield front
@@ -188,3 +189,5 @@ async def _commanded(front: Front, what: str, which: str) -> None:
         node.draining = what == "drain"
     elif what == "give-up":
         await node.give_up()
+    elif what == "revive":
+        node.runs = front.tasks.create_task(node.service.run())
