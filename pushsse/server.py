@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 import uvicorn
 
@@ -25,6 +25,7 @@ from pushsse.app import application
 from pushsse.hub.hub import FLUSH_S, Hub
 from pushsse.node import Node, settle_memory
 from pushsse.stream import handover
+from pushsse.stream.handover import StreamProtocol
 from pushsse.stream.immediate import ImmediateHttp
 from pushsse.stream.limits import LimitedHttp, drop
 
@@ -205,10 +206,8 @@ class Server(uvicorn.Server):
         self.should_exit = True
         # uvicorn may be waiting for connections already.
         await asyncio.sleep(_QUICK_FLUSH_S)
-        for connection in list(self.server_state.connections):
-            transport: asyncio.Transport | None = getattr(connection, "transport", None)
-            if transport is not None:
-                transport.abort()
+        for connection in self._connections():
+            connection.transport.abort()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's, which also waits for connections that their client doesn't read: those are cut."""
@@ -220,10 +219,14 @@ class Server(uvicorn.Server):
 
         A stream that isn't handed over can be ended, not aborted: ASGI has no call for that. A reader that is
         cut as slow would hold its connection until TCP gives up. Whatever is complete and unread for the send
-        timeout is dropped.
+        timeout is dropped, but for streams that were handed over: those have the heartbeat's `LINGER_S`.
         """
         if counter % max(1, round(self.node.settings.send_timeout_s * 10)) == 0:
-            unread = self._closing()
+            unread = {
+                each.transport: each.transport.get_write_buffer_size()
+                for each in self._connections()
+                if each.transport.is_closing() and not isinstance(each, StreamProtocol)
+            }
             for transport, left in unread.items():
                 if 0 < left == self._unread.get(transport):
                     drop(transport)
@@ -231,23 +234,25 @@ class Server(uvicorn.Server):
         if counter % 10 == 0:
             self._files.check()
             now = asyncio.get_running_loop().time()
-            for connection in list(self.server_state.connections):
+            for connection in self._connections():
                 if isinstance(connection, LimitedHttp):
                     connection.check(now)
         return await super().on_tick(counter)
 
     def _drop_unread(self) -> None:
-        for transport in self._closing():
-            transport.abort()
+        for connection in self._connections():
+            if connection.transport.is_closing():
+                connection.transport.abort()
 
-    def _closing(self) -> dict[asyncio.Transport, int]:
-        """Connections whose answer is complete and hasn't been read, each with the bytes that are left."""
-        found: dict[asyncio.Transport, int] = {}
-        for connection in self.server_state.connections:
-            transport: asyncio.Transport | None = getattr(connection, "transport", None)
-            if transport is not None and transport.is_closing():
-                found[transport] = transport.get_write_buffer_size()
-        return found
+    def _connections(self) -> "list[Connection]":
+        """Those that are open: each is a protocol of uvicorn's, or a stream that was handed over."""
+        return list(cast(set[Connection], self.server_state.connections))
+
+
+class Connection(Protocol):
+    """What the server needs of the protocol of a connection."""
+
+    transport: asyncio.Transport
 
 
 def _is_listening(listener: socket.socket) -> bool:

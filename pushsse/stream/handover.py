@@ -49,9 +49,9 @@ class StreamProtocol(asyncio.Protocol):
         "_head",
         "_leave",
         "_over",
-        "_transport",
         "_waiting",
         "subscriber",
+        "transport",
     )
 
     def __init__(
@@ -63,8 +63,9 @@ class StreamProtocol(asyncio.Protocol):
     ) -> None:
         """`leave` is called when the connection is gone."""
         self.subscriber: Subscriber | None = None
+        # As uvicorn's protocols have it: the server cuts what is left when it stops.
+        self.transport = transport
         self._leave = leave
-        self._transport = transport
         self._connections = connections
         self._head = head
         self._over = False
@@ -92,8 +93,8 @@ class StreamProtocol(asyncio.Protocol):
         framed = chunk.framed
         if self._waiting:
             framed, self._head = self._head + framed, b""
-            if self._fd < 0 or self._transport.get_write_buffer_size():
-                self._transport.write(framed)
+            if self._fd < 0 or self.transport.get_write_buffer_size():
+                self.transport.write(framed)
                 return
             self._waiting = False
         # As for an immediate answer, which shares no code with this: a call for each stream and event costs.
@@ -106,22 +107,22 @@ class StreamProtocol(asyncio.Protocol):
             return
         if sent < len(framed):
             self._waiting = True
-            self._transport.write(framed[sent:])
+            self.transport.write(framed[sent:])
 
     def end(self, chunk: Chunk) -> None:
         """Takes the last chunk and closes once everything has left."""
         if not self._over:
             self._over = True
-            self._transport.write(self._head + chunk.framed + LAST_CHUNK)
-            self._transport.close()
+            self.transport.write(self._head + chunk.framed + LAST_CHUNK)
+            self.transport.close()
 
     def abort(self) -> None:
         """Closes now, with all that waits."""
         self._over = True
         if self._fd >= 0:
-            drop(self._transport)
+            drop(self.transport)
         else:
-            self._transport.abort()
+            self.transport.abort()
 
     # What the event loop tells
 
@@ -160,7 +161,7 @@ class StreamProtocol(asyncio.Protocol):
     def shutdown(self) -> None:
         """uvicorn stops: by now the drain has ended the stream, or there was none."""
         self._over = True
-        self._transport.close()
+        self.transport.close()
 
 
 class UnchunkedStreamProtocol(StreamProtocol):

@@ -10,6 +10,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
 from deploy.parts.ports import answers, free_port
@@ -78,6 +79,47 @@ def test_a_second_signal_ends_a_request_that_is_half_sent(tmp_path: Path) -> Non
             node.process.send_signal(signal.SIGTERM)
             assert node.process.wait(5) == 128 + signal.SIGTERM
         assert "Traceback" not in node.logged
+
+
+CLOSING = """
+import sys
+from pushsse.database import Database
+close = Database.__aexit__
+async def closing(self, *error):
+    await close(self, *error)
+    print("closed in order", file=sys.stderr, flush=True)
+Database.__aexit__ = closing
+from pushsse.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_stream_that_was_cut_and_is_not_read_holds_nothing_up(tmp_path: Path, signals: int) -> None:
+    (tmp_path / "closing.py").write_text(CLOSING)
+    program = (sys.executable, str(tmp_path / "closing.py"))
+    with served(tmp_path, program=program, PUSHSSE_SEND_TIMEOUT_S="1") as node:
+        with socket.socket() as unread:
+            unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            unread.connect(("127.0.0.1", int(node.url.rpartition(":")[2])))
+            unread.sendall(b"GET /v1/stream?user=ann HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            event = {"type": "news", "to": "all", "message": "x" * 40_000}
+
+            def is_cut() -> bool:
+                for _ in range(10):
+                    reply = httpx.post(f"{node.url}/v1/events", json=event, trust_env=False)
+                    assert reply.status_code == 202, reply.text
+                metrics = httpx.get(f"{node.url}/metrics", trust_env=False).text
+                return 'pushsse_endings_total{reason="slow"} 1.0' in metrics
+
+            until(is_cut, "cut")
+            for _ in range(signals):
+                node.process.send_signal(signal.SIGTERM)
+                until(lambda: "stopping" in node.logged, "word")
+            assert node.process.wait(LIMIT_S) == (0 if signals == 1 else 128 + signal.SIGTERM)
+        assert "closed in order" in node.logged
+        # uvicorn's, when its grace is over.
+        assert "ERROR" not in node.logged, node.logged
 
 
 def test_ctrl_c_at_a_terminal_prints_one_line(tmp_path: Path) -> None:

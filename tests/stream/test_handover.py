@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 
 from pushsse.api import stream
 from pushsse.api.access import TicketOpening
+from pushsse.errors import CloseReason
 from pushsse.hub.opening import From, Opener, Opening
 from pushsse.server import Http, best_http
 from pushsse.stream import handover
@@ -276,6 +277,33 @@ async def test_an_aborted_stream_is_gone_with_all_that_a_slow_reader_has_not_rea
         await eventually(lambda: not node.node.hub.subscribers)
         with slow, pytest.raises(ConnectionResetError):
             read_to_the_end(slow)
+
+
+async def test_a_stream_that_ended_has_its_whole_time_to_be_read(tmp_path: Path) -> None:
+    async with serving(tmp_path, send_timeout_s=0.2) as node:
+        slow = await node.connect(receive_bytes=4096)
+        slow.sendall(b"GET /v1/stream?user=ann HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await eventually(lambda: len(node.node.hub.subscribers) == 1)
+        (subscriber,) = node.node.hub.subscribers
+        [connection] = [each for each in node.connections if isinstance(each, StreamProtocol)]
+        # More than the kernel takes, so that the rest waits in the transport.
+        while not connection.transport.get_write_buffer_size():
+            subscriber.sink.write(chunk(b": " + b"x" * 50_000 + b"\n\n"))
+        subscriber.end(CloseReason.LIFETIME)
+        # Longer than what an answer has: unread for two send timeouts.
+        await asyncio.sleep(1.0)
+        with slow:
+            answer = await asyncio.to_thread(read_all, slow)
+        assert b'"code":"lifetime"' in answer
+        assert answer.endswith(b"0\r\n\r\n")
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """All that comes until the other side ends the connection."""
+    found = bytearray()
+    while more := connection.recv(1 << 16):
+        found += more
+    return bytes(found)
 
 
 def read_to_the_end(connection: socket.socket) -> None:
