@@ -36,6 +36,7 @@ COMMANDS = {
     "publish": ("publish", "Publish an event."),
     "listen": ("listen", "Print a person's events as they come."),
     "ask": ("client", "Ask a question and print the answer as it comes."),
+    "desk": ("desk", "Answer the questions that wait for people."),
     "prefs": ("client", "List a person's switches, or set some."),
     "kick": ("client", "End a person's streams, and revoke their tokens."),
     "token": ("admin", "Make a token."),

@@ -172,6 +172,9 @@ def _is_over(name: str, data: Any, printed: Printed) -> bool:
     elif name == "answer" and not data["truncated"]:
         printed.end(data)
         return True
+    elif name == "question" and data["status"] == "handed_over":
+        say(f"people answer this: {data['id']}, in the conversation {data['conversation']}", err=True)
+        return True
     elif name == "answer.error":
         raise Failed(f"{data['code']}: {data['detail']}")
     return False

@@ -89,7 +89,7 @@ class Listener:
         if event.event == "ready":
             self.failures = 0
             self.read_timeout_s = max(_READ_TIMEOUT_S, 3 * float(data.get("heartbeat_s", 0)))
-        if event.event in _SERVICE or event.event == "exception":
+        if event.event in _SERVICE or event.event == "exception" or event.event.startswith("pushsse."):
             self._service(event, data)
         elif self._is_new(str(data.get("id", ""))):
             self._show(event, data)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import jwt
 import pytest
 
@@ -252,3 +253,34 @@ def test_doctor_finds_what_is_away_and_hides_passwords(tmp_path: Path) -> None:
     assert faults == ["database", "redis", "kafka", "identity"]
     assert "hidden" not in ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_staff_list_read_answer_and_release_what_waits(node: Served) -> None:
+    staff, ann = ("--user", "sam"), ("--user", "annette")
+    assert node.run("desk", *staff).stderr == "nothing waits\n"
+    asked = node.run("ask", *ann, "--conversation", "order-1", "How", "do", "I", "get", "a", "refund?")
+    assert asked.returncode == 0, asked.stderr
+    httpx.post(f"{node.url}/v1/conversations/order-1/handover?user=annette", json={"reason": "please"})
+    waits = node.run("ask", *ann, "--conversation", "order-1", "Is anybody \x1b[2J there?")
+    assert waits.returncode == 1, waits.stdout
+    waits = node.run("ask", *ann, "--conversation", "order-1", "Is anybody there?")
+    assert (waits.returncode, waits.stdout) == (0, "")
+    assert waits.stderr.startswith("people answer this: ")
+    question = waits.stderr.split()[3].rstrip(",")
+    listed = node.run("desk", *staff).stdout
+    assert listed == "order-1  1 waiting  annette: How do I get a refund?  (please)\n"
+    as_json = json.loads(node.run("desk", "list", "--json", *staff).stdout)
+    assert (as_json["id"], as_json["handed_over"]["waiting"]) == ("order-1", 1)
+    read = node.run("desk", "read", *staff, "order-1").stdout
+    assert f"> [{question}] Is anybody there?" in read
+    assert "> How do I get a refund?" in read
+    lines = node.run("desk", "read", "--json", *staff, "order-1").stdout.splitlines()
+    assert [json.loads(line)["status"] for line in lines] == ["answered", "handed_over"]
+    done = node.run("desk", "answer", *staff, question, "I", "am.", "--name", "Sam")
+    assert (done.returncode, done.stdout) == (0, f"{question}: answered as Sam\n")
+    again = node.run("desk", "answer", *staff, question, "Me", "too.")
+    assert (again.returncode, again.stderr.startswith("pushsse: already_ended")) == (1, True)
+    assert node.run("desk", "write", *staff, "order-1", "Bye.").stdout.endswith(": sent as sam\n")
+    assert "  Sam (staff): I am.\n" in node.run("desk", "read", *staff, "order-1").stdout
+    assert node.run("desk", "release", *staff, "order-1").stdout == "order-1: released\n"
+    assert node.run("desk", "release", *staff, "order-1").returncode == 1

@@ -1,0 +1,141 @@
+"""`pushsse desk`: what waits for people, in the shell: list it, read it, answer it, give it back.
+
+Needs a token with the scope pushsse:answer. Text of people is printed through `say`, which escapes what
+could move a terminal's cursor.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from pushsse.cli import one_line, say, say_json
+from pushsse.cli.client import Target, answered, with_target
+
+_MOST_CONVERSATIONS = 100
+_MOST_QUESTIONS = 100
+
+
+class _ListsByDefault(click.Group):
+    """`list` is what a call without a command means, with its options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_ListsByDefault)
+def desk() -> None:
+    """Answer the questions that wait for people; `list`, if no command is given.
+
+    Needs a token with the scope pushsse:answer. Who lists what waits is told of what comes for an hour, on
+    their own stream: `pushsse listen --json` shows it.
+    """
+
+
+@desk.command("list")
+@click.option("--json", "as_json", is_flag=True, help="each conversation as one line of JSON")
+@with_target
+def waiting(target: Target, as_json: bool) -> None:
+    """List the conversations that people have taken over, the newest question first."""
+    params = {"status": "handed_over", "limit": str(_MOST_CONVERSATIONS)}
+    with target.client() as client:
+        found = answered(client.get("/v1/conversations", params=params))
+    for each in found["conversations"]:
+        if as_json:
+            say_json(one_line(each))
+            continue
+        held = each["handed_over"]
+        reason = f"  ({held['reason']})" if held["reason"] else ""
+        say(f"{each['id']}  {held['waiting']} waiting  {each['user']}: {each['title']}{reason}")
+    if not found["conversations"] and not as_json:
+        say("nothing waits", err=True)
+    if found["more"]:
+        say(f"there are more than {_MOST_CONVERSATIONS}", err=True)
+
+
+@desk.command()
+@click.argument("conversation")
+@click.option("--json", "as_json", is_flag=True, help="each question as one line of JSON")
+@with_target
+def read(target: Target, conversation: str, as_json: bool) -> None:
+    """Print a conversation, the oldest question first; what waits has its id before it."""
+    params = {"conversation": conversation, "limit": str(_MOST_QUESTIONS)}
+    with target.client() as client:
+        found = answered(client.get("/v1/questions", params=params))
+    if found["more"]:
+        say(f"there are more than these {_MOST_QUESTIONS}", err=True)
+    for question in reversed(found["questions"]):
+        if as_json:
+            say_json(one_line(question))
+        else:
+            _show(question)
+
+
+@desk.command()
+@click.argument("question")
+@click.argument("text", nargs=-1, required=True)
+@click.option("--name", default=None, help="who answers, as the person sees it  [default: you]")
+@click.option("--json", "as_json", is_flag=True, help="the answered question as JSON")
+@with_target
+def answer(target: Target, question: str, text: tuple[str, ...], name: str | None, as_json: bool) -> None:
+    """Answer the QUESTION with this id. With `-` for TEXT it is read from standard input."""
+    said = _said(text, name)
+    with target.client() as client:
+        done = answered(client.post(f"/v1/questions/{quote(question, safe='')}/answer", json=said))
+    if as_json:
+        say_json(one_line(done))
+    else:
+        say(f"{done['id']}: answered as {done['answer']['by']['name']}")
+
+
+@desk.command()
+@click.argument("conversation")
+@click.argument("text", nargs=-1, required=True)
+@click.option("--name", default=None, help="who writes, as the person sees it  [default: you]")
+@click.option("--json", "as_json", is_flag=True, help="the message as JSON")
+@with_target
+def write(target: Target, conversation: str, text: tuple[str, ...], name: str | None, as_json: bool) -> None:
+    """Send a message in a CONVERSATION that no question has asked for. `-` as in `answer`."""
+    said = _said(text, name)
+    with target.client() as client:
+        path = f"/v1/conversations/{quote(conversation, safe='')}/messages"
+        done = answered(client.post(path, json=said))
+    if as_json:
+        say_json(one_line(done))
+    else:
+        say(f"{done['id']}: sent as {done['answer']['by']['name']}")
+
+
+@desk.command()
+@click.argument("conversation")
+@click.option("--json", "as_json", is_flag=True, help="the conversation as JSON")
+@with_target
+def release(target: Target, conversation: str, as_json: bool) -> None:
+    """Let the answerers answer in a CONVERSATION again. Questions that still wait there fail."""
+    with target.client() as client:
+        done = answered(client.post(f"/v1/conversations/{quote(conversation, safe='')}/release"))
+    if as_json:
+        say_json(one_line(done))
+    else:
+        say(f"{done['id']}: released")
+
+
+def _said(text: Sequence[str], name: str | None) -> dict[str, str]:
+    whole = sys.stdin.read() if list(text) == ["-"] else " ".join(text)
+    return {"text": whole.strip()} | ({"name": name} if name is not None else {})
+
+
+def _show(question: Mapping[str, Any]) -> None:
+    waits = question["status"] == "handed_over"
+    if question["text"]:
+        mark = f"[{question['id']}] " if waits else ""
+        say(f"{question['asked_at']}  > {mark}{question['text']}", lines=True)
+    if question["error"] is not None:
+        say(f"  {question['error']['code']}: {question['error']['detail']}")
+    elif question["answer"] is not None and not waits:
+        by = question["answer"]["by"]
+        say(f"  {by['name']} ({by['kind']}): {question['answer']['text']}", lines=True)
