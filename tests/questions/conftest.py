@@ -94,6 +94,9 @@ class NoAnswers:
     async def add(self, question: Question, text: str, seq: int) -> bool:
         raise AssertionError
 
+    async def hand_over(self, question: Question, reason: str) -> bool:
+        raise AssertionError
+
     async def end(self, question_id: str, ending: object) -> bool:
         raise AssertionError
 

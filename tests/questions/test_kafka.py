@@ -250,7 +250,7 @@ async def test_what_cant_be_used_is_a_dead_letter_and_the_rest_goes_on(nodes: No
         await desk.writes("x", b'{"question": "NOBODYS", "text": "hello"}')
         await desk.says(question, delta="no seq")
         await desk.says(question, seq=1, delta="a", text="b")
-        await desk.says(question, handover=True)
+        await desk.says(question, handover=False)
         await desk.says(question, text="fine", newer_member=1)
         await nodes.until_told("ann", "answer")
         # Its question has ended: neither applied nor a dead letter.
@@ -265,6 +265,37 @@ async def test_what_cant_be_used_is_a_dead_letter_and_the_rest_goes_on(nodes: No
     assert len(unusable) == 5 == desk.metrics.dead_letters, reasons
     for part in ("isn't JSON", "no question 'NOBODYS'", "$.seq", "delta and text", "$.handover"):
         assert part in reasons
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("handover", "reason"), [(True, ""), ("wants a refund", "wants a refund")])
+async def test_a_service_hands_over_and_says_no_more(
+    nodes: Nodes, desk: Desk, handover: object, reason: str
+) -> None:
+    node = nodes.node(desk.answerer())
+    async with nodes.running(node):
+        question = await answering(node, nodes)
+        await desk.says(question, seq=1, delta="One moment. ")
+        await desk.says(question, handover=handover)
+        await desk.says(question, text="late")
+
+        async def handed_over() -> bool:
+            now = await node.get(question.user, question.id)
+            return now is not None and now.status == "handed_over"
+
+        await eventually(handed_over)
+
+        async def all_committed() -> bool:
+            return await desk.committed() == 3
+
+        await eventually(all_committed)
+        now = await node.get(question.user, question.id)
+        assert now is not None
+        assert now.status == "handed_over"
+        assert await desk.unusable() == []
+        conversation = await node.conversation(question.user, question.conversation)
+    assert conversation is not None
+    assert (conversation.handed_over_by, conversation.reason) == ("answerer", reason)
 
 
 @pytest.mark.anyio
@@ -449,6 +480,9 @@ class Shaky:
         self.question = msgspec.structs.replace(self.question, answer=self.question.answer + text, seq=seq)
         return True
 
+    async def hand_over(self, question: Question, reason: str) -> bool:
+        raise AssertionError
+
     async def end(self, question_id: str, ending: Ending) -> bool:
         self._fail("end")
         self.ended.append(ending)
@@ -473,6 +507,9 @@ class Kept:
         grown = msgspec.structs.replace(question, answer=question.answer + text, seq=seq)
         self.questions[question.id] = grown
         return True
+
+    async def hand_over(self, question: Question, reason: str) -> bool:
+        raise AssertionError
 
     async def end(self, question_id: str, ending: Ending) -> bool:
         return True

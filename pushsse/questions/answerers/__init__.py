@@ -53,6 +53,13 @@ class Answers(Protocol):
         """
         ...
 
+    async def hand_over(self, question: Question, reason: str) -> bool:
+        """People answer it, and what else is asked in its conversation. Raises DatabaseUnavailable.
+
+        False if the question has changed since it was read.
+        """
+        ...
+
     async def end(self, question_id: str, ending: Ending) -> bool:
         """The answer is there, or won't come; False if the question has ended before."""
         ...

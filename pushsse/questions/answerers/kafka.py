@@ -50,9 +50,10 @@ class QuestionRecord(Struct, frozen=True):
 
 
 class AnswerRecord(Struct, frozen=True):
-    """A piece of an answer (`delta`), all of it (`text`), or that there is none (`error`).
+    """A piece of an answer (`delta`), all of it (`text`), that there is none (`error`), or a handover.
 
-    `text`, `error` and `done` end it. Pieces are numbered from 1 by `seq`; so is a `done` by itself.
+    `text`, `error`, `handover` (true, or why) and `done` end it. Pieces are numbered from 1 by `seq`; so is a
+    `done` by itself.
     """
 
     question: Annotated[str, Meta(min_length=1, max_length=64)]
@@ -60,7 +61,7 @@ class AnswerRecord(Struct, frozen=True):
     delta: str | UnsetType = UNSET
     text: str | UnsetType = UNSET
     error: str | UnsetType = UNSET
-    handover: object = UNSET
+    handover: bool | Annotated[str, Meta(max_length=4_000)] | UnsetType = UNSET
     done: bool = False
 
 
@@ -118,7 +119,8 @@ class AnswerPiece(NamedTuple):
     @property
     def is_end(self) -> bool:
         """Whether it ends the answer whatever came before it."""
-        return self.says.text is not UNSET or self.says.error is not UNSET
+        says = self.says
+        return not (says.text is UNSET and says.error is UNSET and says.handover is UNSET)
 
     @property
     def at(self) -> TopicPartition:
@@ -213,7 +215,8 @@ class AnswerHandler:
         pending = early.pieces | {piece.seq: piece for piece in reversed(pieces)}
         run: Sequence[AnswerPiece] = ()
         if pieces and pieces[-1].is_end:
-            await self._answers.end(question.id, _ending(pieces[-1], self._by))
+            if not await self._end(question, pieces[-1]):
+                return False
         elif any(piece.says.done and seq == question.seq for seq, piece in pending.items()):
             # Its last piece was stored before, and whoever stored it came no further.
             await self._answers.end(question.id, Answered(self._by))
@@ -229,6 +232,15 @@ class AnswerHandler:
                 return True
         self._early.pop(question.id, None)
         self._metrics.answers_late += late_ones
+        return True
+
+    async def _end(self, question: Question, piece: AnswerPiece) -> bool:
+        """Ends the question as the piece says; False if it was changed meanwhile: it is to be read again."""
+        if piece.says.handover is not UNSET:
+            why = piece.says.handover
+            return await self._answers.hand_over(question, why if isinstance(why, str) else "")
+        # Whoever ended it first has won.
+        await self._answers.end(question.id, _ending(piece, self._by))
         return True
 
     def _passes_holes(self, question_id: str, early: _Early) -> bool:
@@ -283,11 +295,11 @@ def read(value: bytes | None) -> AnswerRecord:
     given = [name for name in ("delta", "text", "error", "handover") if getattr(says, name) is not UNSET]
     if len(given) > 1:
         raise InvalidInput(Violation("$", f"has {' and '.join(given)}, and may have one of them"))
-    if given == ["handover"]:
-        raise InvalidInput(Violation("$.handover", "isn't possible yet"))
+    if says.handover is False:
+        raise InvalidInput(Violation("$.handover", "is neither true nor a reason"))
     if not given and not says.done:
         raise InvalidInput(Violation("$", "has neither delta, text, error nor done"))
-    if says.seq is UNSET and given not in (["text"], ["error"]):
+    if says.seq is UNSET and given not in (["text"], ["error"], ["handover"]):
         raise InvalidInput(Violation("$.seq", "is required"))
     return says
 
