@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Protocol
 
+from pushsse.backplane.growing import SoFar
 from pushsse.database import Database, Statement
 from pushsse.errors import DatabaseUnavailable
-from pushsse.event import Publication
 from pushsse.hub.opening import GATHER_S, OPENED_AT_ONCE, PersonState
 from pushsse.preferences import Preferences
 from pushsse.preferences.store import SWITCHES, SwitchRow, switches_of
@@ -90,8 +90,8 @@ class StoredPeople:
         """Publishes a person's changes that aren't known to be in the log. Raises Unavailable."""
         await self._preferences.settle(user)
 
-    async def growing(self, user: str) -> Sequence[Publication]:
-        """The text so far of each answer that is growing for a person. Raises DatabaseUnavailable."""
+    async def growing(self, user: str) -> Mapping[str, SoFar]:
+        """Each answer that is growing for a person, as far as it has. Raises DatabaseUnavailable."""
         return await self._questions.growing(user)
 
     async def run(self) -> None:

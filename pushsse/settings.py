@@ -208,9 +208,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     openai_key: Annotated[str, describe("key for openai:, sent as a bearer token")] = ""
     questions_topic: Annotated[str, describe("Kafka topic of the questions, for kafka:")] = "push.questions"
     answers_topic: Annotated[str, describe("Kafka topic of the answers, for kafka:")] = "push.answers"
-    answer_timeout_s: Annotated[float, describe("seconds before an unanswered question expires", ge=1)] = (
-        120.0
-    )
+    answer_timeout_s: Annotated[
+        float, describe("seconds in which an answer has to begin, or its question expires", ge=1)
+    ] = 300.0
+    answer_stall_s: Annotated[
+        float, describe("seconds in which an answer that has begun has to grow, or it is ended", ge=1)
+    ] = 60.0
     handover_keep_s: Annotated[
         float,
         describe("seconds for which people keep a conversation that is handed over; 0: none is", ge=0),

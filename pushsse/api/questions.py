@@ -101,7 +101,9 @@ class AnswerView(Struct, frozen=True):
     by: By | None
     links: tuple[Link, ...]
     suggestions: tuple[str, ...]
-    truncated: Annotated[bool, Meta(description="in the list, texts are cut at 4,000 characters")]
+    truncated: Annotated[
+        bool, Meta(description="in the list, texts are cut at 4,000 characters, and parts are left out")
+    ]
     parts: tuple[KeptPart, ...]
 
 
@@ -269,6 +271,7 @@ class QuestionsEndpoint:
         """One question with its whole answer so far, and what it was answered before it was asked anew."""
         who = await self.identifier.identify(request, ASK)
         question = found(await self.questions.get(who.user, question_id(request)))
+        question = await self.questions.life.as_grown(question)
         earlier = await self.questions.life.store.earlier_answers(question)
         return json_response(msgspec.structs.replace(view(question), earlier=tuple(map(_earlier, earlier))))
 
@@ -421,7 +424,8 @@ def view(question: Question, *, most: int | None = None) -> QuestionView:
 
 def _answer(given: Question | EarlierAnswer, *, most: int | None = None) -> AnswerView | None:
     text = given.answer if most is None else given.answer[:most]
-    if not text and given.status != "answered":
+    parts = given.parts if most is None else ()
+    if not text and not parts and given.status != "answered":
         return None
     return AnswerView(
         text,
@@ -429,8 +433,8 @@ def _answer(given: Question | EarlierAnswer, *, most: int | None = None) -> Answ
         given.by,
         given.links,
         given.suggestions,
-        truncated=len(text) < len(given.answer),
-        parts=given.parts,
+        truncated=(text, parts) != (given.answer, given.parts),
+        parts=parts,
     )
 
 

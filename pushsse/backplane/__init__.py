@@ -17,6 +17,7 @@ from hashlib import blake2b
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
+from pushsse.backplane.growing import Grew, Growth, SoFar
 from pushsse.event import Change, Publication
 from pushsse.metrics import Metrics
 from pushsse.position import Mark
@@ -203,6 +204,8 @@ class Topic(Enum):
 
     KICK = "kick"
     TICKET = "ticket"
+    # A question that has ended elsewhere than where it is answered: its id, and the number of the attempt.
+    ENDED = "ended"
 
 
 # Takes the text of a notice. It never waits and never raises.
@@ -340,12 +343,27 @@ class Backplane(Protocol):
         append = Append(log_of(user, self.shards), tuple(drafts))
         return (await self.publish((append,))).marks[append.log]
 
-    async def publish_live(self, user: str, publication: Publication) -> None:
-        """Sends what the log never holds to those who follow one person's log now.
+    async def grow(self, growth: Growth) -> Grew:
+        """Lets an answer grow, and sends its deltas to those who follow its person's log now, in one step.
 
-        It may get lost. It is heard in its order among what the same caller publishes, save among entries
-        that a listener has missed and reads later. Raises BackplaneUnavailable.
+        The log never holds them, and they may get lost. They are heard in their order among what the same
+        caller publishes, save among entries that a listener has missed and reads later.
+        Of two attempts at one question only the later one grows from its first delta on. The same growth may
+        come again, and should after an error, before any other of the answer: it grows once. Raises
+        BackplaneUnavailable.
         """
+        ...
+
+    async def so_far(self, questions: Sequence[str]) -> Mapping[str, SoFar]:
+        """The answers so far of those questions that have one. Raises BackplaneUnavailable.
+
+        Each has all that its deltas said that were heard before this call. They are kept for 10 minutes from
+        the last growth, and until `end_answer`.
+        """
+        ...
+
+    async def end_answer(self, question: str, attempt: int) -> None:
+        """Drops an answer so far, unless a later attempt has begun it again. Raises BackplaneUnavailable."""
         ...
 
     def listen(self) -> AsyncGenerator[Hearing, None]:

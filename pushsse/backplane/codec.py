@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from pushsse.backplane import Topic
+from pushsse.backplane.growing import LiveDelta
 from pushsse.event import Change, Publication
 
 VERSION = 1
@@ -21,6 +22,7 @@ _LIVE = b"0\n"
 logger = logging.getLogger(__name__)
 _encoder = msgspec.msgpack.Encoder()
 _publication = msgspec.msgpack.Decoder(Publication)
+_live_delta = msgspec.msgpack.Decoder(LiveDelta)
 _change = msgspec.msgpack.Decoder(Change)
 
 
@@ -56,9 +58,15 @@ def users_of(publication: Publication) -> tuple[int, int]:
 
 def decode(blob: bytes) -> Publication:
     """Decodes an entry. One that cannot be read is logged and for nobody, but its number counts."""
+    return _decode(blob, _publication)
+
+
+def _decode(
+    blob: bytes, decoder: "msgspec.msgpack.Decoder[Publication] | msgspec.msgpack.Decoder[LiveDelta]"
+) -> Publication:
     try:
         if blob[0] in _READABLE:
-            return _publication.decode(memoryview(blob)[1:])
+            return decoder.decode(memoryview(blob)[1:])
     except (msgspec.DecodeError, IndexError) as error:
         logger.warning("an entry of the log can't be read, and nobody gets it: %s", error)
         return UNREADABLE
@@ -112,9 +120,9 @@ def decode_notice(payload: bytes) -> Notice | None:
         return None
 
 
-def encode_live(publication: Publication) -> bytes:
-    """Encodes a message with a publication that the log does not hold."""
-    return _LIVE + encode(publication)
+def encode_live(delta: LiveDelta) -> bytes:
+    """Encodes a message with a delta, which the log does not hold."""
+    return _LIVE + encode(delta)
 
 
 def decode_message(payload: bytes) -> Appended | Publication | None:
@@ -123,7 +131,8 @@ def decode_message(payload: bytes) -> Appended | Publication | None:
     if payload.startswith(b"1 "):
         return _appended(header, body)
     if payload.startswith(_LIVE):
-        return decode(body)
+        # What isn't in the log is an answer that grows.
+        return _decode(body, _live_delta)
     logger.warning(
         "a message of kind %r comes from a newer release, and is skipped: its entries are read from the log",
         header[:8],

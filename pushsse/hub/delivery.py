@@ -15,7 +15,9 @@ from heapq import merge
 from typing import NamedTuple
 
 from pushsse.backplane import BROADCAST, Backplane, Entry, Followed, Gap, Heard, HeardLive, Hearing
+from pushsse.backplane.growing import LiveDelta
 from pushsse.event import Publication
+from pushsse.hub.growing import Step
 from pushsse.hub.hub import Hub, Shard
 from pushsse.hub.opening import Opener
 from pushsse.position import Mark, Position
@@ -152,8 +154,7 @@ class Delivery:
                 for entry in hearing.entries:
                     self._hear(entry, batch, now_ms)
             elif isinstance(hearing, HeardLive):
-                if (shard := self._hub.shards.get(hearing.log)) is not None:
-                    self._add(batch, shard, hearing.publication, shard.log.mark)
+                self._hear_live(hearing, batch)
             else:
                 # Guarantee 2: what was heard before a log was lost is written before its streams are told.
                 self._write(batch)
@@ -196,6 +197,17 @@ class Delivery:
                 self._add(batch, shard, entry.publication, before)
         self._hub.metrics.expired += expired
 
+    def _hear_live(self, hearing: HeardLive, batch: "Batch") -> None:
+        """Puts a delta into the batch, if it continues what this node has of its answer."""
+        shard = self._hub.shards.get(hearing.log)
+        publication: Publication | None = hearing.publication
+        if shard is None or publication is None or not shard.people.keys() & (publication.users or ()):
+            return
+        if isinstance(publication, LiveDelta):
+            publication = self._hub.growing.hear(publication)
+        if publication is not None:
+            self._add(batch, shard, publication, shard.log.mark)
+
     def _add(self, batch: "Batch", shard: Shard, publication: Publication, before: Mark) -> None:
         """Puts a shard's publication into the batch, and shows it to the replies to its question."""
         batch.add(shard.log.name, publication, shard.log.mark, before=before)
@@ -222,6 +234,9 @@ class Delivery:
         if shard is not None:
             # Guarantee 3: changes of switches may have been among what was lost.
             self._opener.refresh(tuple(shard.people.values()))
+            for user in shard.people if self._hub.growing.people else ():
+                # Ends of answers may have been, too.
+                self._hub.growing.forget_person(user)
 
     def _write(self, batch: "Batch") -> None:
         for name in self._hub.shards if batch.broadcasts else batch.personal:
@@ -308,6 +323,10 @@ class Delivery:
             if publication.change is not None:
                 # Guarantee 3: what follows the change in this batch is filtered by it.
                 person.learn(publication.change.version, frozenset(publication.change.after))
+            if publication.subject and isinstance(publication, Step):
+                for subscriber, chosen in zip(subscribers, frames, strict=True):
+                    chosen += item.frames(publication.for_listener(subscriber), named=subscriber.named)
+                continue
             for subscriber, chosen in zip(subscribers, frames, strict=True):
                 if selects(subscriber.types, publication):
                     chosen.append(item.frame(named=subscriber.named))
@@ -335,6 +354,13 @@ class Item:
         if self._frame is None:
             self._frame = frame(self.publication, self.position)
         return self._frame
+
+    def frames(self, publications: Sequence[Publication], *, named: bool) -> list[bytes]:
+        """The frames of what a stream gets instead of this publication, which may be itself."""
+        return [
+            self.frame(named=named) if each is self.publication else frame(each, self.position, named=named)
+            for each in publications
+        ]
 
     def chunk(self, *, named: bool = True) -> Chunk:
         """The frame as a chunk by itself; the named one is made once."""

@@ -11,14 +11,16 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import asynccontextmanager, contextmanager
 
 from pushsse.backplane import BROADCAST, Backplane, log_of
+from pushsse.backplane.growing import SoFar
 from pushsse.errors import CloseReason
 from pushsse.event import Publication
+from pushsse.hub.growing import GrowingAnswers, Step
 from pushsse.hub.heartbeat import Heartbeat
 from pushsse.hub.log_tail import TAIL_MS, LogTail, limited_wait
 from pushsse.metrics import Metrics
 from pushsse.position import Position
-from pushsse.stream.frame import Chunk, chunk, ping, spread_retries_ms
-from pushsse.stream.subscriber import Ended, Gone, Person, Subscriber
+from pushsse.stream.frame import Chunk, chunk, frame, ping, spread_retries_ms
+from pushsse.stream.subscriber import LIVE, Ended, Gone, Person, Subscriber
 
 # How long a shard is followed after its last person left: they often come back.
 IDLE_S = 60.0
@@ -29,6 +31,7 @@ TAP_LENGTH = 10_000
 DRAIN_STEP_S = 0.05
 FLUSH_S = 1.0
 Tap = Callable[[Publication], None]
+ENDINGS = frozenset({"answer", "answer.error"})
 
 
 class Shard:
@@ -55,6 +58,7 @@ class Hub:
         self.subscribers: dict[Subscriber, None] = {}
         # Streams for catch-up to serve. Bounded by the number of streams: each is in it once at most.
         self.behind: asyncio.Queue[Subscriber] = asyncio.Queue()
+        self.growing = GrowingAnswers()
         self._taps: dict[str, list[Tap]] = {}
         self._shard_count = backplane.shards
 
@@ -82,6 +86,8 @@ class Hub:
             # The shard is still followed for a while: people who reload a page find its tail in memory.
             shard = self.shards[person.log]
             del shard.people[person.name]
+            if self.growing.people:
+                self.growing.forget_person(person.name)
             shard.idle_since = self.heartbeat.now
 
     def follows(self, person: Person) -> bool:
@@ -128,6 +134,9 @@ class Hub:
     def went_live(self, subscriber: Subscriber) -> None:
         """Called by the subscriber in the step that makes it live."""
         self.shards[subscriber.person.log].live[subscriber] = None
+        if self.growing.people and subscriber.person.name in self.growing.people:
+            # Not within the step, which a full sink would end.
+            asyncio.get_running_loop().call_soon(self._bring, subscriber)
 
     def fell_behind(self, subscriber: Subscriber) -> None:
         """Called by the subscriber in the step that ends its being live, and for one that begins behind."""
@@ -143,6 +152,8 @@ class Hub:
         self.shards[person.log].live.pop(subscriber, None)
         del self.subscribers[subscriber]
         person.subscribers.remove(subscriber)
+        if self.growing.people:
+            self.growing.leave(subscriber, person.name)
         self.release(person)
         self.metrics.endings[state.reason.code] += 1
         if isinstance(state, Ended):
@@ -172,14 +183,47 @@ class Hub:
 
     def show(self, publication: Publication) -> None:
         """Called by delivery: shows a publication about a question to the replies that stream its answer."""
+        if publication.name in ENDINGS:
+            self.growing.end(publication.subject)
         for tap in tuple(self._taps.get(publication.subject, ())):
-            tap(publication)
+            for each in publication.for_listener(tap) if isinstance(publication, Step) else (publication,):
+                tap(each)
+
+    def learn(self, question: str, user: str, so_far: SoFar | None, *, since: float) -> None:
+        """Takes an answer so far that was read from a time on (monotonic); who lacks some of it gets that."""
+        shard = self.shards.get(log_of(user, self._shard_count))
+        person = None if shard is None else shard.people.get(user)
+        if person is None:
+            return
+        self.growing.learn(question, user, so_far, since=since)
+        if (answer := self.growing.answer(question)) is None:
+            return
+        for tap in tuple(self._taps.get(question, ())):
+            for delta in answer.lacking(tap):
+                tap(delta)
+        for subscriber in tuple(person.subscribers):
+            self._bring(subscriber)
+
+    def _bring(self, subscriber: Subscriber) -> None:
+        """Writes what a live stream lacks of the answers that grow for its person."""
+        if subscriber.state is not LIVE:
+            # Once it is live.
+            return
+        position = subscriber.position
+        frames = [
+            frame(delta, position, named=subscriber.named)
+            for answer in self.growing.of(subscriber.person.name)
+            for delta in answer.lacking(subscriber)
+        ]
+        if frames:
+            self.metrics.deliveries += len(frames)
+            subscriber.offer(chunk(b"".join(frames)), self.heartbeat.now)
 
     @asynccontextmanager
     async def publications(self, user: str, subject: str) -> AsyncIterator[AsyncIterator[Publication]]:
         """All publications to a person about one question from now on, in order, wherever it is answered.
 
-        Raises BackplaneUnavailable.
+        What was there of the answer before comes after `learn`. Raises BackplaneUnavailable.
         """
         heard: asyncio.Queue[Publication] = asyncio.Queue(TAP_LENGTH)
 
@@ -208,6 +252,8 @@ class Hub:
             yield
         finally:
             taps.remove(tap)
+            if (answer := self.growing.answer(subject)) is not None:
+                answer.sent.pop(tap, None)
             if not taps:
                 del self._taps[subject]
 

@@ -14,24 +14,25 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
 from pushsse.backplane import BROADCAST, Backplane
+from pushsse.backplane.growing import SoFar
 from pushsse.errors import (
+    BackplaneUnavailable,
     CloseReason,
     DatabaseUnavailable,
     Unavailable,
 )
-from pushsse.event import Publication
 from pushsse.hub.heartbeat import Renew
 from pushsse.hub.hub import Hub
 from pushsse.hub.log_tail import WAIT_LIMIT_S, LogTail, limited_wait
 from pushsse.position import Mark, Position
 from pushsse.retry import Backoff
-from pushsse.stream.frame import Resume, chunk, frame, random_retry_ms, service_event
+from pushsse.stream.frame import Resume, chunk, random_retry_ms, service_event
 from pushsse.stream.subscriber import Cursor, Expiry, Person, Sink, Subscriber
 
 # Streams that open within this time have their people's switches read together.
@@ -40,6 +41,8 @@ GATHER_S = 0.005
 OPENED_AT_ONCE = 64
 # Further clients are opened the way that waits.
 _MOST_QUEUED = 4096
+_READ_AT_ONCE = 16
+_READ_PAUSE_S = 0.05
 log = logging.getLogger(__name__)
 
 
@@ -82,11 +85,10 @@ class People(Protocol):
         """Publishes the person's changes that aren't known to be in the log. Raises Unavailable."""
         ...
 
-    async def growing(self, user: str) -> Sequence[Publication]:
-        """The text so far of each answer that is growing, as `answer.delta`. Raises Unavailable.
+    async def growing(self, user: str) -> Mapping[str, SoFar]:
+        """Each answer that is growing, as far as it has, by question. Raises Unavailable.
 
-        Called after the stream has begun, so that no piece is missed between this text and what is heard
-        live.
+        Called after the stream has begun, so that no delta is missed between this and what is heard live.
         """
         ...
 
@@ -196,6 +198,7 @@ class Opener:
     async def run(self) -> None:
         """Opens what is queued, for ever; the opener's tasks run as long."""
         async with asyncio.TaskGroup() as self._tasks:
+            self._tasks.create_task(self._read_answers(), name="read answers so far")
             while True:
                 await self._queued.wait()
                 await asyncio.sleep(GATHER_S if len(self._queue) < OPENED_AT_ONCE else 0)
@@ -358,7 +361,8 @@ class Opener:
             subscriber.end(CloseReason.REVOKED)
         if opening.open_question:
             assert self._tasks is not None
-            self._tasks.create_task(self._offer_growing(subscriber), name=f"growing answers {subscriber.id}")
+            name = subscriber.person.name
+            self._tasks.create_task(self._offer_growing(name), name=f"growing answers {subscriber.id}")
 
     def ready(self, subscriber: Subscriber, resume: Resume) -> bytes:
         """The frame of `ready` at the subscriber's position: its first frame, and what tells of a gap."""
@@ -445,19 +449,39 @@ class Opener:
         change = await self._backplane.first_change(log.name, person.name, number)
         return off_now if change is None else frozenset(change.before)
 
-    async def _offer_growing(self, subscriber: Subscriber) -> None:
-        """Offers the answers that are growing, from their beginnings."""
+    async def _offer_growing(self, user: str) -> None:
+        """Reads the answers that are growing for somebody with a new stream."""
+        since = time.monotonic()
         try:
-            answers = await self._people.growing(subscriber.person.name)
+            answers = await self._people.growing(user)
         except Unavailable:
-            # A later delta may reach back to the beginning, and the whole answer comes at the end.
+            # The next delta shows that something is missing, and the whole answer comes at the end.
             return
-        # The stream may have ended meanwhile, and nothing may follow its last frame.
-        if answers and subscriber.is_open:
-            position = subscriber.position
-            frames = [frame(publication, position) for publication in answers]
-            self._hub.metrics.deliveries += len(frames)
-            subscriber.offer(chunk(b"".join(frames)), self._hub.heartbeat.now)
+        for question, so_far in answers.items():
+            self._hub.learn(question, user, so_far, since=since)
+
+    async def _read_answers(self) -> None:
+        """Reads the answers of which the node lacks something, for ever: where deltas were lost."""
+        growing, backoff = self._hub.growing, Backoff()
+        while True:
+            await growing.asked.wait()
+            growing.asked.clear()
+            wanted = dict(islice(growing.wanted.items(), _READ_AT_ONCE))
+            since = time.monotonic()
+            try:
+                found = await self._backplane.so_far(list(wanted))
+            except BackplaneUnavailable:
+                growing.asked.set()
+                await asyncio.sleep(backoff.next_s())
+                continue
+            backoff.reset()
+            for question, user in wanted.items():
+                # Before: what is learned may show that something is missing still.
+                growing.wanted.pop(question, None)
+                self._hub.learn(question, user, found.get(question), since=since)
+            if growing.wanted:
+                growing.asked.set()
+                await asyncio.sleep(_READ_PAUSE_S)
 
     async def _refresh(self, people: Sequence[Person]) -> None:
         backoff = Backoff()

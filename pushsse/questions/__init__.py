@@ -3,13 +3,17 @@
 Shared by the service, its answerers and the endpoints; `store` makes it out of a row.
 """
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
+import msgspec
 from msgspec import Struct
 
-from pushsse.errors import PushsseError
+from pushsse import strictjson
+from pushsse.errors import InvalidInput, PushsseError
 
 Status = Literal["pending", "answering", "handed_over", "answered", "failed", "cancelled", "expired"]
 # An answerer is at it. A question that is handed over is neither open nor has it ended: people answer it.
@@ -65,8 +69,9 @@ class Turn(Struct, frozen=True):
 
 
 class Question(Struct, frozen=True, kw_only=True):
-    """One question with its answer so far; `seq` counts the pieces that the answer has grown by.
+    """One question with its answer so far; `seq` counts the deltas that the answer has grown by.
 
+    `piece` is the number of the last piece of an answer that comes from elsewhere, 0 where none has come.
     `turns` are the last turns of its conversation, oldest first; only answerers get them. `attempt` counts
     those who took it to answer it, `first_attempt` is the first since it was last asked anew, and
     `regenerations` says how often that was. A message that staff sent by themselves is the answer to a
@@ -85,6 +90,7 @@ class Question(Struct, frozen=True, kw_only=True):
     context: dict[str, object] | None = None
     answer: str = ""
     seq: int = 0
+    piece: int = 0
     by: By | None = None
     links: tuple[Link, ...] = ()
     suggestions: tuple[str, ...] = ()
@@ -175,6 +181,8 @@ class Unanswered(Struct, frozen=True):
 
 Ending = Answered | Unanswered
 EXPIRED = Unanswered("expired", "expired", "no answer came in time")
+STALLED = Unanswered("expired", "stalled", "the answer stopped growing before its end")
+UNAVAILABLE = Unanswered("failed", "answerer_unavailable", "whoever answers can't be reached")
 CANCELLED = Unanswered("cancelled", "cancelled", "the question was cancelled")
 GIVEN_UP = Unanswered("failed", "gave_up", "answering was begun several times and never came to an end")
 NOBODY = Unanswered("failed", "no_answer", "people would have to answer, and nobody does here")
@@ -215,6 +223,51 @@ def clean(text: str) -> str:
     return text.replace("\x00", "\ufffd").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def units(text: str) -> int:
-    """Length in UTF-16 code units, as JavaScript, Java and NSString count and cut."""
-    return len(text) if text.isascii() else len(text.encode("utf-16-le")) // 2
+_MOST_STATUS = _MOST_TITLE = 200
+_MOST_URL = 2_000
+_MOST_DATA_BYTES = 16 * 1024
+_DATA_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NO_URL = re.compile(r"[\s\x00-\x1f\x7f]")
+
+
+def fit(part: Part) -> bytes | str:
+    """A part as JSON, or why it can't be in an answer."""
+    if why := _unfit(part):
+        return why
+    try:
+        encoded = msgspec.json.encode(part)
+        # What passes here is sent to pages and stored: no NUL, no lone surrogate, no depth over 64.
+        strictjson.loads(encoded)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        return f"it can't be written as JSON: {error}"
+    except InvalidInput as error:
+        return str(error)
+    if isinstance(part, DataPart) and len(encoded) > _MOST_DATA_BYTES:
+        return f"data {part.name!r} has {len(encoded)} bytes as JSON, over {_MOST_DATA_BYTES}"
+    return encoded
+
+
+def _unfit(part: Part) -> str:
+    """What of a part's members breaks a rule; empty for nothing."""
+    if isinstance(part, StatusPart):
+        return "" if len(part.text) <= _MOST_STATUS else f"its status has over {_MOST_STATUS} characters"
+    if isinstance(part, DataPart):
+        return "" if _DATA_NAME.fullmatch(part.name) else "the name of data isn't [A-Za-z0-9_-]{1,64}"
+    if len(part.title) > _MOST_TITLE:
+        return f"the title of its source has over {_MOST_TITLE} characters"
+    return (
+        ""
+        if is_url(part.url)
+        else f"the URL of its source isn't http, https or relative, or over {_MOST_URL}"
+    )
+
+
+def is_url(url: str) -> bool:
+    """Whether a page may link to it: http, https or relative, without blanks, at most 2,000 characters."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    if not url or len(url) > _MOST_URL or _NO_URL.search(url):
+        return False
+    return parts.scheme in ("http", "https") if parts.scheme or parts.netloc else True

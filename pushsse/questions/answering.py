@@ -1,8 +1,8 @@
 """Answers the questions that are leased to this node, each in a task of its own.
 
 The service supervises `run` and queues questions, its sweeps queue and drop them. The answerer is asked, and
-`life` writes and publishes what it says. Where a part is away, a question is dropped: a node takes it over
-when its lease has lapsed.
+`life` writes and publishes what it says. Where the database is away, a question is dropped: a node takes it
+over when its lease has lapsed.
 """
 
 import asyncio
@@ -19,16 +19,21 @@ import msgspec
 from pushsse.errors import Unavailable
 from pushsse.questions import (
     EXPIRED,
+    STALLED,
     TOO_LONG,
+    UNAVAILABLE,
     Answered,
+    DataPart,
     Ending,
     Lost,
-    Part,
     Question,
+    SourcePart,
+    StatusPart,
     Unanswered,
 )
 from pushsse.questions.answerers import Answerer, Delta, HandOver, NotSure, SentOff
-from pushsse.questions.life import Growing, Life
+from pushsse.questions.growing import Growing
+from pushsse.questions.life import Life
 
 logger = logging.getLogger(__name__)
 _FAILED = Unanswered("failed", "answerer_failed", "the answerer failed")
@@ -72,6 +77,14 @@ class Answering:
         self._leased.pop(question_id, None)
         if (task := self._tasks.get(question_id)) is not None:
             task.cancel()
+
+    def hear_end(self, notice: str) -> None:
+        """Takes the notice that a question has ended elsewhere: this node stops answering it."""
+        question_id, _, attempt = notice.partition(" ")
+        leased = self._leased.get(question_id)
+        # Asked anew since then, it isn't the question that has ended.
+        if leased is not None and attempt.isdecimal() and leased.attempt <= int(attempt):
+            self.drop(question_id)
 
     async def run(self) -> None:
         """Answers, for ever; at the end it gives up its leases, so that another node goes on at once."""
@@ -137,13 +150,23 @@ class Answering:
         question = msgspec.structs.replace(question, turns=turns)
         left_s = (question.deadline_at - datetime.now(UTC)).total_seconds()
         limit = asyncio.timeout(left_s)
-        ending: Ending | SentOff | HandOver = EXPIRED
+        growing = self._life.growing(question)
+        ending: Ending | SentOff | HandOver
         try:
             async with limit:
-                ending = await self._grown(question)
+                ending = await self._grown(question, growing, limit)
         except TimeoutError:
             if not limit.expired():
                 raise
+            ending = STALLED if growing.has_begun else EXPIRED
+        # Only now: two tasks that tell would send the same growth twice.
+        await growing.tell()
+        if isinstance(ending, Answered):
+            parts = (*growing.pieces.parts, *ending.parts)
+            text = growing.pieces.text if ending.text is None else ending.text
+            ending = msgspec.structs.replace(ending, text=text, parts=parts)
+        elif growing.has_begun:
+            await growing.store()
         # Before the end is written: from here on neither a sweep nor a cancel may stop this task between the
         # database's step and the log's. What was dropped meanwhile isn't ended here.
         if not self._forget(question):
@@ -156,40 +179,44 @@ class Answering:
         else:
             await self._life.end(question.id, ending, attempt=question.attempt)
 
-    async def _grown(self, question: Question) -> Ending | SentOff | HandOver:
-        growing = Growing(self._life, question)
+    async def _grown(
+        self, question: Question, growing: Growing, limit: asyncio.Timeout
+    ) -> Ending | SentOff | HandOver:
         try:
             async with asyncio.TaskGroup() as group:
-                publishing = group.create_task(growing.run(), name=f"publish {question.id}")
-                ending = await self._ask(question, growing)
-                publishing.cancel()
+                telling = group.create_task(growing.run(), name=f"tell {question.id}")
+                ending = await self._ask(question, growing, limit)
+                telling.cancel()
         except ExceptionGroup as failed:
             # Either task may fail, and the other is cancelled then: one exception says all.
             raise failed.exceptions[0] from None
-        # After the group has ended: two publishers would send the same text twice.
-        await growing.finish()
-        if isinstance(ending, Answered) and ending.text is None:
-            return msgspec.structs.replace(ending, text=growing.text)
         return ending
 
-    async def _ask(self, question: Question, growing: Growing) -> Ending | SentOff | HandOver:
+    async def _ask(
+        self, question: Question, growing: Growing, limit: asyncio.Timeout
+    ) -> Ending | SentOff | HandOver:
+        clock = asyncio.get_running_loop().time
         try:
             async with aclosing(self._answerer.answer(question)) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, NotSure):
                         ending = self._unsure(piece)
-                        if isinstance(ending, Answered) and ending.text and not growing.text:
-                            growing.add(ending.text)
+                        if isinstance(ending, Answered) and ending.text and not growing.pieces.text:
+                            growing.add(Delta(ending.text))
                         return ending
-                    if isinstance(piece, Part):
-                        continue
-                    if not isinstance(piece, Delta):
+                    if not isinstance(piece, (Delta, StatusPart, SourcePart, DataPart)):
                         return piece
-                    growing.add(piece.text)
-                    if growing.too_long:
+                    growing.add(piece)
+                    # Whoever says something is alive.
+                    limit.reschedule(clock() + self._life.pace.stall_s)
+                    if growing.pieces.too_long:
                         return TOO_LONG
-        except Unavailable:
-            raise
+        except Unavailable as error:
+            # It has tried for as long as it does.
+            logger.warning(
+                "question %s: the answerer can't be reached: %s", question.id, error, extra=question.ids
+            )
+            return UNAVAILABLE
         except Exception:
             # An answerer's bug fails its question, not the node.
             logger.exception("question %s: the answerer failed", question.id, extra=question.ids)
@@ -231,7 +258,7 @@ class FairQueue:
     Bounded. Deliberate: plain functions, so that nothing comes between a look and a step.
     """
 
-    most_running: int = 64
+    most_running: int = 256
     most_of_one: int = 4
     most_waiting: int = 1_000
     waiting: int = 0

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
+from pushsse.backplane.growing import Place, SoFar, deltas_since, units
 from pushsse.errors import CloseReason, DatabaseUnavailable, Unavailable
 from pushsse.event import Publication
-from pushsse.questions import Part, Question, units
+from pushsse.questions import KeptPart, Part, Question, StatusPart
 from pushsse.questions.life import (
     AnswerErrorEvent,
     AnswerEvent,
@@ -28,7 +29,7 @@ from pushsse.questions.life import (
     ended,
     status_changed,
 )
-from pushsse.questions.service import Questions, grown
+from pushsse.questions.service import Questions
 
 ENDINGS = frozenset({"answer", "answer.error"})
 _LOOK_S = 2.0
@@ -105,7 +106,14 @@ class HearsPublications(Protocol):
     def publications(
         self, user: str, subject: str
     ) -> AbstractAsyncContextManager[AsyncIterator[Publication]]:
-        """All to this person about this question, from when the context is entered. Raises Unavailable."""
+        """All to this person about this question, from when the context is entered. Raises Unavailable.
+
+        What was there of the answer before comes after `learn`, and nothing of it comes twice.
+        """
+        ...
+
+    def learn(self, question: str, user: str, so_far: SoFar | None, *, since: float) -> None:
+        """Takes an answer so far that was read from a time on (monotonic)."""
         ...
 
 
@@ -187,7 +195,8 @@ class Following:
             except Unavailable:
                 # The question is stored: without the backplane its end is found by looking.
                 publications = None
-            # Read after the hub is heard: what is stored later is heard, so no delta is missed in between.
+            # Read after the hub is heard: what grows later is heard, so no delta is missed in between.
+            since = time.monotonic()
             now = await self._look(question) or question
             first = status_changed(now)
             yield first
@@ -195,8 +204,13 @@ class Following:
                 yield ended(now)
             if not now.is_open:
                 return
-            for delta in grown(now):
-                yield delta
+            if (so_far := (await self.questions.life.so_far((now,))).get(now.id)) is None:
+                pass
+            elif publications is not None:
+                self.hub.learn(now.id, now.user, so_far, since=since)
+            else:
+                for delta in deltas_since(Place(), so_far, question=now.id, user=now.user):
+                    yield delta
             async with aclosing(self._rest(question, who, publications, first)) as rest:
                 async for heard in rest:
                     yield heard
@@ -261,6 +275,7 @@ class Following:
                 by=said.by,
                 links=said.links,
                 suggestions=said.suggestions,
+                parts=said.parts,
             )
         error = _error.decode(_json_of(heard))
         return replace(question, status="failed", error_code=error.code, error_detail=error.detail)
@@ -272,28 +287,52 @@ class _Answer:
     def __init__(self) -> None:
         self._text = ""
         self._units = 0
+        self._seq = 0
+        self._parts: list[KeptPart] = []
+        # Parts that come once more, because the text did.
+        self._known = 0
 
     def grow(self, delta: DeltaEvent) -> Iterator[Update]:
         """The updates of one delta; none of one that begins beyond what is there, which another one heals."""
-        if delta.start <= self._units:
+        if delta.start > self._units:
+            return
+        if delta.start == 0 and delta.seq == 1 and self._seq:
+            yield self._restart()
+        if delta.part is UNSET:
+            if delta.start < self._units:
+                self._known = len(self._parts)
             yield from self._become(_first_units(self._text, delta.start) + delta.text)
+        elif isinstance(delta.part, StatusPart):
+            yield Parted(delta.part)
+        elif self._known:
+            self._known -= 1
+        else:
+            self._parts.append(delta.part)
+            yield Parted(delta.part)
+        self._seq = delta.seq
 
     def finish(self, question: Question) -> Iterator[Update]:
         """What is missing at the end of the question."""
-        if question.status == "answered":
-            yield from self._become(question.answer)
+        if question.status != "answered":
+            return
+        if list(question.parts[: len(self._parts)]) != self._parts:
+            yield self._restart()
+        yield from self._become(question.answer)
+        for part in question.parts[len(self._parts) :]:
+            yield Parted(part)
+
+    def _restart(self) -> Restarted:
+        self._text, self._units, self._parts, self._known = "", 0, [], 0
+        return Restarted()
 
     def _become(self, text: str) -> Iterator[Update]:
         before = self._text
-        if text == before:
-            return
+        if not text.startswith(before):
+            yield self._restart()
+            before = ""
         self._text, self._units = text, units(text)
-        if text.startswith(before):
+        if text != before:
             yield Grown(text[len(before) :])
-            return
-        yield Restarted()
-        if text:
-            yield Grown(text)
 
 
 def _is_handed_over(publication: Publication) -> bool:

@@ -2,21 +2,21 @@
 
 Called by the service, by `answering` and by answerers whose answers come from elsewhere; hands publications
 to the backplane. Where a step's events didn't reach the log, some node's sweep publishes them again; `once`
-keeps them from being there twice. Deliberate: `from` counts UTF-16 code units, as browsers and Java do.
+keeps them from being there twice. While an answer grows the backplane has it, and the store now and then.
 """
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-from pushsse.backplane import Append, Backplane, Draft, log_of
+from pushsse.backplane import Append, Backplane, Draft, Topic, log_of
+from pushsse.backplane.growing import Grew, Growth, SoFar
 from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable, Unavailable
 from pushsse.event import Publication, encode
 from pushsse.metrics import Metrics
@@ -27,14 +27,18 @@ from pushsse.questions import (
     Answered,
     By,
     Ending,
+    KeptPart,
     Link,
     Lost,
+    Part,
     Question,
     Status,
     clean,
-    units,
+    fit,
 )
+from pushsse.questions.answerers import Delta
 from pushsse.questions.conversations import ConversationStore, HandedOverBy
+from pushsse.questions.growing import MAX_PARTS, Growing, Pieces
 from pushsse.questions.store import QuestionStore
 
 logger = logging.getLogger(__name__)
@@ -47,7 +51,7 @@ MAX_TEXT_BYTES = 32 * 1024
 # JSON may write one byte as six; the frame's 48 KiB hold this, links, suggestions and the rest.
 _MAX_ENCODED_BYTES = 38 * 1024
 _MAX_EXTRAS_BYTES = 4 * 1024
-_DELTA_CHARACTERS = 6_000
+_MAX_PARTS_BYTES = 20 * 1024
 _json = msgspec.json.Encoder()
 T = TypeVar("T")
 
@@ -57,22 +61,30 @@ class QuestionPace:
     """How often things happen, in seconds.
 
     A delta at most every `delta_s`; the answer so far stored every `store_s`. A node renews its leases of
-    `lease_s` every `sweep_s`. What isn't in the log after `announce_s`, a sweep publishes.
-    People have a conversation that was handed over to them for `keep_s`; 0: nothing is handed over.
+    `lease_s` every `sweep_s`, so that what a dead node had is taken over within both and a quarter of the
+    second. What isn't in the log after `announce_s`, a sweep publishes. An answer that has begun and doesn't
+    grow for `stall_s` is ended. People have a conversation that was handed over to them for `keep_s`; 0:
+    nothing is handed over.
     """
 
     delta_s: float = 0.05
-    store_s: float = 0.5
+    store_s: float = 3.0
     sweep_s: float = 2.0
-    lease_s: float = 15.0
+    lease_s: float = 11.0
     announce_s: float = 10.0
     keep_s: float = 3 * 86_400.0
+    stall_s: float = 60.0
+
+    @property
+    def overdue_s(self) -> float:
+        """After how long without a stored growth anybody ends an answer: its own node does so before."""
+        return self.stall_s + 2 * self.store_s
 
 
 class Life:
     """Writes what happens to questions, and publishes it to their people.
 
-    Whoever only reads asks `store` directly. Every method but `live` raises DatabaseUnavailable.
+    Whoever only reads asks `store` directly. Every method but `grow` raises DatabaseUnavailable.
     """
 
     def __init__(
@@ -163,6 +175,7 @@ class Life:
         for question_id in ids:
             if (found := await self.store.one(question_id)) is not None:
                 self._metrics.questions[found.status] += 1
+                await self._stop(found)
                 await self.announce(found)
 
     async def tell_staff(self, event: "DeskEvent", once: str = "") -> None:
@@ -189,10 +202,14 @@ class Life:
         await self.announce(question)
         return question
 
-    async def store_growth(self, question: Question, text: str, seq: int) -> None:
-        """Stores the answer so far, up to the delta numbered `seq`. Raises Lost."""
-        if not await self.store.grow(question, text, seq):
+    async def store_growth(self, question: Question) -> None:
+        """Stores the answer so far, with which its deadline moves. Raises Lost."""
+        if not await self.store.grow(question, stall_s=self.pace.overdue_s):
             raise Lost(question.id)
+
+    def growing(self, question: Question) -> Growing:
+        """A new attempt at an answer that grows on this node."""
+        return Growing(self, question, delta_s=self.pace.delta_s, store_s=self.pace.store_s)
 
     async def sent_off(self, question: Question) -> None:
         """The answer comes from elsewhere: no node takes the question over, it can only expire."""
@@ -205,6 +222,8 @@ class Life:
         """
         if isinstance(ending, Answered):
             ending = _fitting(ending)
+        elif attempt is None:
+            await self._keep_so_far(question_id)
         # One conditional update decides between an answer, a cancel and a sweep, on all nodes: who gets True
         # publishes the end. If it dies first, a sweep does, by the `announce_by` of the same update.
         if not await self.store.end(question_id, ending, attempt=attempt, announce_s=self.pace.announce_s):
@@ -212,7 +231,10 @@ class Life:
         question = await self.store.one(question_id)
         if question is not None:
             self._metrics.questions[question.status] += 1
+            if attempt is None:
+                await self._stop(question)
             await self.announce(question)
+            await self._drop(question)
         return True
 
     async def announce(self, question: Question) -> bool:
@@ -236,30 +258,88 @@ class Life:
             return False
         return True
 
-    async def live(self, user: str, publication: Publication) -> None:
-        """Sends a delta to the person's open streams; the log doesn't get it. Raises BackplaneUnavailable."""
+    async def grow(self, growth: Growth) -> Grew:
+        """Lets an answer grow in the backplane, which tells its person. Raises BackplaneUnavailable."""
         async with _in_time():
-            await self._backplane.publish_live(user, publication)
+            return await self._backplane.grow(growth)
+
+    async def so_far(self, questions: Sequence[Question]) -> dict[str, SoFar]:
+        """The answers so far of those questions that have begun to grow, by their ids.
+
+        As the backplane has them; where it hasn't, or is away, as they were last stored.
+        """
+        found = {each.id: stored_so_far(each) for each in questions if each.status == "answering"}
+        try:
+            async with _in_time():
+                kept = await self._backplane.so_far(list(found)) if found else {}
+        except BackplaneUnavailable as error:
+            logger.info("%d answers so far are read as they were last stored: %s", len(found), error)
+            kept = {}
+        for question_id, so_far in kept.items():
+            stored = found[question_id]
+            if (so_far.attempt, so_far.seq) > (stored.attempt, stored.seq):
+                found[question_id] = so_far
+        return {question_id: so_far for question_id, so_far in found.items() if so_far.seq}
+
+    async def as_grown(self, question: Question) -> Question:
+        """A question with its answer as it has grown since it was last stored."""
+        so_far = (await self.so_far((question,))).get(question.id)
+        if so_far is None or (so_far.attempt, so_far.seq) <= (question.attempt, question.seq):
+            return question
+        parts = tuple(msgspec.json.decode(part, type=KeptPart) for part in so_far.parts)
+        return msgspec.structs.replace(question, answer=so_far.text, seq=so_far.seq, parts=parts)
+
+    async def _keep_so_far(self, question_id: str) -> None:
+        """Stores what there is of an answer that somebody ends who doesn't answer it."""
+        if (question := await self.store.one(question_id)) is None:
+            return
+        if (grown := await self.as_grown(question)) is not question:
+            await self.store.grow(grown, stall_s=self.pace.overdue_s, after=question.piece)
+
+    async def _stop(self, question: Question) -> None:
+        """Tells the node that answers a question which has ended elsewhere."""
+        try:
+            async with _in_time():
+                await self._backplane.notify(Topic.ENDED, f"{question.id} {question.attempt}")
+        except BackplaneUnavailable as error:
+            logger.info(
+                "question %s: its node learns of its end when it renews its leases: %s", question.id, error
+            )
+
+    async def _drop(self, question: Question) -> None:
+        """Drops the answer so far of a question that has ended."""
+        try:
+            async with _in_time():
+                # After the end is in the log: whoever opens a stream in between still finds the text.
+                await self._backplane.end_answer(question.id, question.attempt)
+        except BackplaneUnavailable as error:
+            logger.info("question %s: its answer so far is kept until it expires: %s", question.id, error)
 
     async def find(self, question_id: str) -> Question | None:
         """A question by its id."""
         return await self.store.one(question_id)
 
-    async def add(self, question: Question, text: str, seq: int) -> bool:
-        """Makes an answer that comes from elsewhere grow by a text, up to the piece numbered `seq`.
+    async def add(self, question: Question, pieces: Sequence[Delta | Part], piece: int) -> bool:
+        """Makes an answer that comes from elsewhere grow by pieces, up to that numbered `piece`.
 
         False if the question has ended or has grown otherwise since it was read.
         """
-        text = clean(text)
-        whole = question.answer + text
-        if len(whole) > MAX_ANSWER_CHARACTERS:
+        grown = Pieces(question)
+        for each in pieces:
+            grown.add(each)
+        if grown.too_long:
             return await self.end(question.id, TOO_LONG)
-        if not await self.store.grow(question, whole, seq, after=question.seq):
+        growths = list(grown.growths())
+        # Stored first, and with the number of the piece as its condition: of two nodes one may grow it.
+        stored = msgspec.structs.replace(grown.told, piece=piece)
+        if not await self.store.grow(stored, stall_s=self.pace.overdue_s, after=question.piece):
             return False
         try:
-            # Stored before it is published: a stream that opens after that reads it in the table.
-            for delta in deltas(question, text, start=units(question.answer), seq=seq):
-                await self.live(question.user, delta)
+            for at, growth in enumerate(growths):
+                if await self.grow(growth) is Grew.MISSING:
+                    # Whoever stored what came before it came no further.
+                    await self.grow(grown.whole(growths[at:]))
+                    break
         except BackplaneUnavailable as error:
             logger.warning("question %s: no stream got a delta: %s", question.id, error, extra=question.ids)
         return True
@@ -268,7 +348,9 @@ class Life:
         """Leases an abandoned question to this node; None if another one was first."""
         if not await self.store.take(question, owner=node, lease_s=self.pace.lease_s):
             return None
-        return msgspec.structs.replace(question, attempt=question.attempt + 1)
+        return msgspec.structs.replace(
+            question, attempt=question.attempt + 1, answer="", seq=0, piece=0, parts=()
+        )
 
     async def renew(self, question_ids: Collection[str], *, node: str) -> None:
         """Renews the leases that a node has of these questions."""
@@ -289,111 +371,13 @@ async def _in_time() -> AsyncIterator[None]:
 
 
 def _fitting(ending: Answered) -> Ending:
+    parts = tuple(part for part in ending.parts if not isinstance(fit(part), str))[:MAX_PARTS]
+    ending = msgspec.structs.replace(ending, parts=parts)
     if ending.text is None:
         return ending
     if len(ending.text) > MAX_ANSWER_CHARACTERS:
         return TOO_LONG
     return msgspec.structs.replace(ending, text=clean(ending.text))
-
-
-class _Offset(NamedTuple):
-    """A place in the text, in characters and in UTF-16 code units."""
-
-    characters: int = 0
-    units: int = 0
-
-
-class Growing:
-    """One answer while it grows on this node: pieces become deltas, and the text is stored now and then.
-
-    Made by `answering` for each question of this node. Deliberate: a stream that opens reads what is stored,
-    so each delta begins where the last storing ended, and the first one after a storing begins where the
-    storing before it ended. Whatever of the two texts a stream has read, the next delta continues it.
-    """
-
-    def __init__(self, life: Life, question: Question) -> None:
-        self.text = ""
-        self._life = life
-        self._question = question
-        self._seq = question.seq
-        self._published = _Offset()
-        self._stored = _Offset()
-        self._next_store = time.monotonic() + life.pace.store_s
-        self._more = asyncio.Event()
-
-    @property
-    def too_long(self) -> bool:
-        """Whether the answer is over its bound."""
-        return len(self.text) > MAX_ANSWER_CHARACTERS
-
-    def add(self, text: str) -> None:
-        """Appends a piece."""
-        if text := clean(text):
-            self.text += text
-            self._more.set()
-
-    async def run(self) -> None:
-        """Publishes and stores what is added, for ever. Raises Lost when another node has the question."""
-        while True:
-            await self._wait()
-            self._more.clear()
-            await self._publish()
-            if time.monotonic() >= self._next_store and self._stored.characters < len(self.text):
-                await self._store()
-            await asyncio.sleep(self._life.pace.delta_s)
-
-    async def finish(self) -> None:
-        """Publishes the rest; `Life.end` stores it."""
-        await self._publish()
-
-    async def _wait(self) -> None:
-        """Returns when something was added, or when what was added before has to be stored."""
-        unstored = self._stored.characters < len(self.text)
-        wait_s = max(0.0, self._next_store - time.monotonic()) if unstored else None
-        try:
-            async with asyncio.timeout(wait_s):
-                await self._more.wait()
-        except TimeoutError:
-            pass
-
-    async def _publish(self, *, since: _Offset | None = None) -> None:
-        if since is None and self._published.characters == len(self.text):
-            return
-        start = self._stored if since is None else since
-        text = self.text[start.characters :]
-        try:
-            for delta in deltas(self._question, text, start=start.units, seq=self._seq + 1):
-                self._seq += 1
-                await self._life.live(self._question.user, delta)
-        except BackplaneUnavailable as error:
-            # Nothing is lost: the next delta begins where the last one that was published ended.
-            logger.warning(
-                "question %s: no stream got a delta, the next one repeats it: %s",
-                self._question.id,
-                error,
-                extra=self._question.ids,
-            )
-            return
-        self._published = _Offset(start.characters + len(text), start.units + units(text))
-
-    async def _store(self) -> None:
-        text, before = self.text, self._stored
-        self._next_store = time.monotonic() + self._life.pace.store_s
-        try:
-            await self._life.store_growth(self._question, text, self._seq)
-        except DatabaseUnavailable as error:
-            logger.warning(
-                "question %s: the answer so far isn't stored yet: %s",
-                self._question.id,
-                error,
-                extra=self._question.ids,
-            )
-            return
-        added = text[before.characters :]
-        self._stored = _Offset(len(text), before.units + units(added))
-        # Deltas up to now began at the storing before. This one does too, so a stream that read that one
-        # continues; the next ones begin at the new one.
-        await self._publish(since=before)
 
 
 class QuestionEvent(Struct, frozen=True):
@@ -408,17 +392,19 @@ class QuestionEvent(Struct, frozen=True):
 class DeltaEvent(Struct, frozen=True, rename={"start": "from"}):
     """`answer.delta`: the answer from `from` on is this text. A client does text = text[:from] + delta.
 
-    `from` is in UTF-16 code units, never beyond what was sent before, and may reach back into it.
+    `from` is in UTF-16 code units: where what was sent before ends, or 0 where another attempt begins. `seq`
+    counts from 1 within an attempt. With `part` the text is empty.
     """
 
     question: str
     seq: int
     start: int
     text: str
+    part: Part | UnsetType = UNSET
 
 
 class AnswerEvent(Struct, frozen=True):
-    """`answer`: the whole text, or, with `truncated`, its first 32 KiB."""
+    """`answer`: the whole text and the parts that are kept; with `truncated` what a frame has room for."""
 
     question: str
     text: str
@@ -426,6 +412,7 @@ class AnswerEvent(Struct, frozen=True):
     links: tuple[Link, ...]
     suggestions: tuple[str, ...]
     truncated: Annotated[bool, Meta(description="GET /v1/questions/ID has all of it")]
+    parts: tuple[KeptPart, ...] = ()
 
 
 class AnswerErrorEvent(Struct, frozen=True):
@@ -447,10 +434,13 @@ def ended(question: Question) -> Publication:
     data: AnswerEvent | AnswerErrorEvent
     name: Literal["answer", "answer.error"]
     if question.status == "answered":
-        text = cut(question.answer)
         links, suggestions = _first(question.links), _first(question.suggestions)
+        parts = _first(question.parts, most=MAX_PARTS, most_bytes=_MAX_PARTS_BYTES)
+        # What the parts have beyond the room of few is taken from the text.
+        text = cut(question.answer, room=_MAX_ENCODED_BYTES - (len(_json.encode(parts)) if parts else 0))
         by = question.by or By("bot", "")
-        data = AnswerEvent(question.id, text, by, links, suggestions, len(text) < len(question.answer))
+        truncated = (text, parts) != (question.answer, question.parts)
+        data = AnswerEvent(question.id, text, by, links, suggestions, truncated, parts)
         name = "answer"
     else:
         data = AnswerErrorEvent(question.id, question.error_code, question.error_detail[:1000])
@@ -496,31 +486,25 @@ def _name(question: Question) -> str:
     return f"question:{question.id}{again}"
 
 
-def deltas(question: Question, text: str, *, start: int, seq: int) -> Iterator[Publication]:
-    """`answer.delta` for a text that begins at `start`; a long one in several, `seq` counting up."""
-    for at in range(0, len(text), _DELTA_CHARACTERS):
-        piece = text[at : at + _DELTA_CHARACTERS]
-        data = DeltaEvent(question.id, seq, start, piece)
-        yield encode("answer.delta", data, users=(question.user,), subject=question.id)
-        start += units(piece)
-        seq += 1
+def stored_so_far(question: Question) -> SoFar:
+    """The answer so far as it was stored."""
+    parts = tuple(_json.encode(part) for part in question.parts)
+    return SoFar(question.attempt, question.seq, question.answer, parts)
 
 
-def pieces(text: str) -> int:
-    """How many deltas a text takes."""
-    return -(-len(text) // _DELTA_CHARACTERS)
-
-
-def cut(text: str) -> str:
-    """The beginning of a text, within 32 KiB of UTF-8 and a frame's room; no character is split."""
+def cut(text: str, *, room: int = _MAX_ENCODED_BYTES) -> str:
+    """The beginning of a text, within 32 KiB of UTF-8 and so many bytes of JSON; no character is split."""
     text = text.encode()[:MAX_TEXT_BYTES].decode(errors="ignore")
-    while (encoded := len(_json.encode(text))) > _MAX_ENCODED_BYTES:
-        text = text[: min(len(text) - 1, len(text) * _MAX_ENCODED_BYTES // encoded)]
+    while (encoded := len(_json.encode(text))) > room:
+        text = text[: min(len(text) - 1, len(text) * room // encoded)]
     return text
 
 
-def _first(values: tuple[T, ...]) -> tuple[T, ...]:
-    first = values[:20]
-    while first and len(_json.encode(first)) > _MAX_EXTRAS_BYTES:
-        first = first[:-1]
-    return first
+def _first(values: tuple[T, ...], *, most: int = 20, most_bytes: int = _MAX_EXTRAS_BYTES) -> tuple[T, ...]:
+    room, count = most_bytes, 0
+    for value in values[:most]:
+        room -= len(_json.encode(value)) + 1
+        if room < 0:
+            break
+        count += 1
+    return values[:count]

@@ -29,6 +29,7 @@ class QuestionRow(Model):
     status = fields.CharField(max_length=16)
     answer = fields.TextField(db_default="")
     answer_seq = fields.IntField(db_default=0)
+    answer_piece = fields.IntField(db_default=0)
     by_kind = fields.CharField(max_length=8, db_default="")
     by_name = fields.CharField(max_length=128, db_default="")
     links: fields.JSONField[list[dict[str, str]] | None] = fields.JSONField(null=True)
@@ -148,6 +149,7 @@ def question_of(row: QuestionRow) -> Question:
         attempt=row.attempts,
         answer=row.answer,
         seq=row.answer_seq,
+        piece=row.answer_piece,
         by=by_of(row.by_kind, row.by_name),
         links=msgspec.convert(row.links or [], tuple[Link, ...]),
         suggestions=tuple(row.suggestions or ()),

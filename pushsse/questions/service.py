@@ -6,7 +6,7 @@ Called by api/questions and by `people`; hands new questions to `answering`. `ru
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -15,14 +15,15 @@ from typing import Protocol
 import msgspec
 from ulid import ULID
 
-from pushsse.backplane import Backplane, Uses
+from pushsse.backplane import Backplane, Topic, Uses
+from pushsse.backplane.growing import SoFar
 from pushsse.errors import DatabaseUnavailable, InvalidInput, Overloaded, Violation
-from pushsse.event import Publication
 from pushsse.metrics import Metrics
 from pushsse.questions import (
     CANCELLED,
     EXPIRED,
     GIVEN_UP,
+    STALLED,
     BeingTaken,
     Conversation,
     NotNow,
@@ -33,7 +34,7 @@ from pushsse.questions import (
 )
 from pushsse.questions.answerers import Answerer
 from pushsse.questions.answering import Answering
-from pushsse.questions.life import Life, QuestionPace, deltas, pieces
+from pushsse.questions.life import Life, QuestionPace
 from pushsse.questions.store import KeyTaken, QuestionStore
 from pushsse.retry import Backoff, Outage
 from pushsse.strictjson import shown
@@ -188,14 +189,12 @@ class Questions:
         """A person's questions, in one conversation or all, newest first, those before an id."""
         return await self.life.store.page(user, limit=limit, before=before, conversation=conversation)
 
-    async def growing(self, user: str) -> Sequence[Publication]:
-        """For whoever joins: the answers that are growing for this person, from their beginnings.
+    async def growing(self, user: str) -> Mapping[str, SoFar]:
+        """For whoever joins: the answers that are growing for this person, by question.
 
-        Call it after the stream has begun to hear live publications, so that no delta is missed in between. A
-        delta that was heard may then come again, which its `from` makes harmless.
+        Call it after the stream has begun to hear deltas, so that none is missed in between.
         """
-        questions = await self.life.store.answering(user)
-        return [delta for question in questions for delta in grown(question)]
+        return await self.life.so_far(await self.life.store.answering(user))
 
     async def _first(self, user: str, key: str, asking: Asking) -> Question | None:
         found = await self.life.store.by_key(user, key, since=_key_since())
@@ -253,12 +252,6 @@ def _key_since() -> datetime:
     return datetime.now(UTC) - timedelta(seconds=KEY_S)
 
 
-def grown(question: Question) -> Sequence[Publication]:
-    """An answer's deltas from its beginning, as far as it is stored; the last has the stored `seq`."""
-    first = max(0, question.seq - pieces(question.answer) + 1)
-    return list(deltas(question, question.answer, start=0, seq=first))
-
-
 def assemble_questions(
     store: QuestionStore,
     backplane: Backplane,
@@ -273,6 +266,7 @@ def assemble_questions(
     """The service of one node; `run` has to be supervised. A question expires after `timeout_s`."""
     life = Life(store, backplane, metrics, pace or QuestionPace())
     answering = Answering(life, answerer, node=node, unsure_hands_over=unsure_hands_over)
+    backplane.hear_notices(Topic.ENDED, answering.hear_end)
     return Questions(life, answering, Sweeper(life, answering, node), backplane, node, timeout_s)
 
 
@@ -305,7 +299,8 @@ class Sweeper:
         await self._renew()
         for question in await self.life.store.overdue(_AT_ONCE):
             # Dropped where this node answers it; another node notices when it renews its leases, or writes.
-            if await self.life.end(question.id, EXPIRED):
+            has_begun = question.status == "answering" and question.seq
+            if await self.life.end(question.id, STALLED if has_begun else EXPIRED):
                 self.answering.drop(question.id)
         await self.life.conversations.lapse()
         if room := min(self.answering.queue.room, _AT_ONCE):

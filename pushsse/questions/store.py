@@ -190,9 +190,9 @@ class QuestionStore:
             return await QuestionRow.filter(user=user, status__in=(*OPEN, "handed_over")).count()
 
     async def answering(self, user: str) -> Sequence[Question]:
-        """A person's questions whose answers have begun to grow."""
+        """A person's questions whose answers may have begun to grow."""
         async with self.database.session():
-            rows = await QuestionRow.filter(user=user, status="answering").exclude(answer="").order_by("id")
+            rows = await QuestionRow.filter(user=user, status="answering").order_by("id")
             return [question_of(row) for row in rows]
 
     async def begin(self, question_id: str, attempt: int, *, announce_s: float) -> bool:
@@ -206,13 +206,25 @@ class QuestionStore:
                 )
             )
 
-    async def grow(self, question: Question, text: str, seq: int, *, after: int | None = None) -> bool:
-        """Stores the answer so far, if this taker still holds the question (and its seq is `after`)."""
+    async def grow(self, question: Question, *, stall_s: float, after: int | None = None) -> bool:
+        """Stores the answer so far, if this taker still holds the question (and its last piece is `after`).
+
+        Its deadline is in `stall_s` from now on.
+        """
+        now = _now()
         async with self.database.session():
             rows = QuestionRow.filter(id=question.id, attempts=question.attempt, status="answering")
             if after is not None:
-                rows = rows.filter(answer_seq=after)
-            return bool(await rows.update(answer=text, answer_seq=seq, updated_at=_now()))
+                rows = rows.filter(answer_piece=after)
+            changed = await rows.update(
+                answer=question.answer,
+                answer_seq=question.seq,
+                answer_piece=question.piece,
+                parts=_holdable(msgspec.to_builtins(question.parts)) or None,
+                updated_at=now,
+                deadline_at=now + timedelta(seconds=stall_s),
+            )
+            return bool(changed)
 
     async def end(self, question_id: str, ending: Ending, *, attempt: int | None, announce_s: float) -> bool:
         """Open → ended; true for one caller over all nodes. `attempt` None for who isn't the taker.
@@ -256,7 +268,7 @@ class QuestionStore:
             row.answer = row.by_kind = row.by_name = row.error_code = row.error_detail = ""
             row.links = row.suggestions = row.parts = row.usage = row.rated_at = None
             row.rating = row.rating_comment = ""
-            row.answer_seq = 0
+            row.answer_seq = row.answer_piece = 0
             await row.save()
         return question_of(row)
 
@@ -310,7 +322,17 @@ class QuestionStore:
                 id=question.id, attempts=question.attempt, status__in=OPEN, lease_until__lt=now
             )
             lease = now + timedelta(seconds=lease_s)
-            return bool(await rows.update(attempts=question.attempt + 1, owner=owner, lease_until=lease))
+            taken = await rows.update(
+                attempts=question.attempt + 1,
+                owner=owner,
+                lease_until=lease,
+                # What the earlier taker stored isn't this one's.
+                answer="",
+                answer_seq=0,
+                answer_piece=0,
+                parts=None,
+            )
+            return bool(taken)
 
     async def attempts(self, ids: Collection[str]) -> dict[str, int]:
         """Of these questions the open ones, each with the number of its present attempt."""
@@ -422,9 +444,11 @@ def _changes(ending: Ending) -> dict[str, object]:
         "by_name": ending.by.name,
         "links": msgspec.to_builtins(ending.links),
         "suggestions": list(ending.suggestions),
-        "parts": _holdable(msgspec.to_builtins(ending.parts)),
         "usage": ending.usage,
     }
+    if ending.parts:
+        # None beside those that it has grown by, where it has come from elsewhere.
+        changes["parts"] = _holdable(msgspec.to_builtins(ending.parts))
     if ending.text is not None:
         changes["answer"] = ending.text
     return changes

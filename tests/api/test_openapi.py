@@ -115,4 +115,10 @@ def test_the_events_about_questions_are_in_the_document() -> None:
     found = document()
     content = found["paths"]["/v1/stream"]["get"]["responses"]["200"]["content"]["text/event-stream"]
     name = content["x-events"]["answer.delta"]["$ref"].rpartition("/")[2]
-    assert set(found["components"]["schemas"][name]["properties"]) == {"question", "seq", "from", "text"}
+    assert set(found["components"]["schemas"][name]["properties"]) == {
+        "question",
+        "seq",
+        "from",
+        "text",
+        "part",
+    }

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from pushsse.backplane import codec
+from pushsse.backplane.growing import LiveDelta
 from pushsse.event import Change, Publication
 
 FULL = Publication(
@@ -20,7 +21,15 @@ def of_version(version: int, *items: object) -> bytes:
 @pytest.mark.parametrize("publication", [FULL, Publication("ping", b"data: {}\n", None)])
 def test_a_publication_comes_back_as_it_was(publication: Publication) -> None:
     assert codec.decode(codec.encode(publication)) == publication
-    assert codec.decode_message(codec.encode_live(publication)) == publication
+
+
+def test_a_delta_comes_back_as_it_was_and_other_releases_read_it() -> None:
+    delta = LiveDelta("answer.delta", b"data: {}\n", ("ann",), subject="q", attempt=3)
+    assert codec.decode_message(codec.encode_live(delta)) == delta
+    without = Publication("answer.delta", b"data: {}\n", ("ann",), subject="q")
+    # One release earlier has no attempts: it passes over them, and ours has none of its.
+    assert codec.decode(codec.encode_live(delta)[2:]) == without
+    assert codec.decode_message(b"0\n" + codec.encode(without)) == msgspec.structs.replace(delta, attempt=0)
 
 
 def test_a_change_comes_back_as_it_was() -> None:

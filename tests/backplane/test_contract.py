@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 
+import msgspec
 import pytest
 
 import pushsse.backplane as contract
@@ -23,8 +24,11 @@ from pushsse.backplane import (
     TicketRefusal,
     Topic,
     Windows,
+    growing,
     memory,
+    redis,
 )
+from pushsse.backplane.growing import Grew, Growth, LiveDelta, SoFar
 from pushsse.errors import NotOwner
 from pushsse.event import Change, Publication
 from pushsse.position import Mark
@@ -399,18 +403,136 @@ async def test_whoever_listens_anew_follows_what_was_asked_for(backplane: Backpl
         assert bodies(again.followed["1"].tail) == ["between"]
 
 
-async def test_live_publications_are_heard_in_their_order_and_not_kept(backplane: Backplane) -> None:
+# Answers that grow
+
+
+def growth(seq: int, text: str, *, after: int | None = None, attempt: int = 1, **more: object) -> Growth:
+    """What the answer to q-1 grows by, and one delta that tells of it."""
+    delta = LiveDelta(
+        "answer.delta", f"data: {text}\n".encode(), (user_of("1"),), subject="q-1", attempt=attempt
+    )
+    before = seq - 1 if after is None else after
+    return Growth(
+        question="q-1",
+        user=user_of("1"),
+        attempt=attempt,
+        after=before,
+        seq=seq,
+        text=text,
+        publications=(delta,),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def heard_live(ear: Ear) -> list[str]:
+    return [delta.body.decode().removeprefix("data: ").strip() for delta in ear.live]
+
+
+async def test_an_answer_grows_is_heard_in_its_order_and_is_not_in_the_log(backplane: Backplane) -> None:
     async with Ear(backplane) as ear:
         await ear.follow("1")
         await backplane.publish([append("1", "a")])
-        await backplane.publish_live(user_of("1"), publication("growing"))
-        await backplane.publish_live(user_of("2"), publication("elsewhere"))
+        assert await backplane.grow(growth(1, "one 事件😀 ")) is Grew.GREW
+        assert await backplane.grow(growth(2, "two")) is Grew.GREW
         await backplane.publish([append("1", "b")])
         await ear.until_body("b")
-    assert ear.live == [publication("growing")]
-    live = next(i for i, hearing in enumerate(ear.hearings) if isinstance(hearing, HeardLive))
-    assert 0 < live < len(ear.hearings) - 1
+    assert heard_live(ear) == ["one 事件😀", "two"]
+    assert [getattr(delta, "attempt", 0) for delta in ear.live] == [1, 1]
+    live = [at for at, hearing in enumerate(ear.hearings) if isinstance(hearing, HeardLive)]
+    assert 0 < live[0] < live[1] < len(ear.hearings) - 1
     assert await everything(backplane, "1") == ["a", "b"]
+    assert await backplane.so_far(["q-1", "q-2"]) == {"q-1": SoFar(1, 2, "one 事件😀 two")}
+
+
+async def test_an_answer_for_who_isnt_followed_is_not_heard(backplane: Backplane) -> None:
+    async with Ear(backplane) as ear:
+        await ear.follow("2")
+        await backplane.grow(growth(1, "one"))
+        await backplane.publish([append("2", "b")])
+        await ear.until_body("b")
+    assert ear.live == []
+
+
+async def test_the_same_growth_again_grows_once_and_is_heard_once(backplane: Backplane) -> None:
+    async with Ear(backplane) as ear:
+        await ear.follow("1")
+        for seq, text in ((1, "one "), (1, "one "), (2, "two"), (2, "two")):
+            assert await backplane.grow(growth(seq, text)) is Grew.GREW
+        await backplane.publish([append("1", "b")])
+        await ear.until_body("b")
+    assert heard_live(ear) == ["one", "two"]
+    assert await backplane.so_far(["q-1"]) == {"q-1": SoFar(1, 2, "one two")}
+
+
+async def test_parts_are_kept_and_a_status_lasts_until_the_next_growth(backplane: Backplane) -> None:
+    await backplane.grow(growth(3, "see ", after=0, parts=(b'{"a":1}', b'{"b":2}'), status=b'{"s":1}'))
+    assert await backplane.so_far(["q-1"]) == {
+        "q-1": SoFar(1, 3, "see ", (b'{"a":1}', b'{"b":2}'), b'{"s":1}')
+    }
+    await backplane.grow(growth(4, "", parts=(b"{}",)))
+    assert await backplane.so_far(["q-1"]) == {"q-1": SoFar(1, 4, "see ", (b'{"a":1}', b'{"b":2}', b"{}"))}
+
+
+async def test_a_later_attempt_begins_anew_and_the_earlier_one_is_lost(backplane: Backplane) -> None:
+    await backplane.grow(growth(1, "one ", parts=(b"{}",)))
+    assert await backplane.grow(growth(1, "anew", attempt=2)) is Grew.GREW
+    assert await backplane.grow(growth(2, "two")) is Grew.LOST
+    assert await backplane.grow(growth(2, "two", whole=True)) is Grew.LOST
+    assert await backplane.so_far(["q-1"]) == {"q-1": SoFar(2, 1, "anew")}
+
+
+async def test_what_grows_from_something_that_isnt_there_says_so_and_is_taken_whole(
+    backplane: Backplane,
+) -> None:
+    async with Ear(backplane) as ear:
+        await ear.follow("1")
+        assert await backplane.grow(growth(3, "three")) is Grew.MISSING
+        assert await backplane.so_far(["q-1"]) == {}
+        assert await backplane.grow(growth(3, "one two three", whole=True)) is Grew.GREW
+        assert await backplane.grow(growth(5, "five")) is Grew.MISSING
+        assert await backplane.grow(growth(2, "late")) is Grew.GREW
+        assert await backplane.grow(growth(5, "all", whole=True)) is Grew.GREW
+        assert await backplane.grow(growth(1, "later", after=0, attempt=3)) is Grew.GREW
+        assert await backplane.grow(growth(2, "x", attempt=4)) is Grew.MISSING
+        await backplane.publish([append("1", "b")])
+        await ear.until_body("b")
+    assert heard_live(ear) == ["one two three", "all", "later"]
+    assert await backplane.so_far(["q-1"]) == {"q-1": SoFar(3, 1, "later")}
+
+
+async def test_an_answer_that_has_ended_is_dropped_and_grows_no_more(backplane: Backplane) -> None:
+    await backplane.grow(growth(1, "one", parts=(b"{}",)))
+    await backplane.end_answer("q-1", 1)
+    assert await backplane.so_far(["q-1"]) == {}
+    for late in (growth(2, "two"), growth(1, "one"), growth(2, "all", whole=True)):
+        assert await backplane.grow(late) is Grew.LOST
+    # Another attempt at it may begin, and whoever ends the earlier one once more doesn't end that.
+    assert await backplane.grow(growth(1, "again", attempt=2)) is Grew.GREW
+    await backplane.end_answer("q-1", 1)
+    assert await backplane.so_far(["q-1"]) == {"q-1": SoFar(2, 1, "again")}
+
+
+async def test_an_answer_that_nothing_is_said_of_any_more_is_forgotten(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (growing, redis):
+        monkeypatch.setattr(module, "ANSWER_KEEP_MS", 300)
+    async with make() as backplane:
+        await backplane.grow(growth(1, "one"))
+
+        async def forgotten() -> bool:
+            return not await backplane.so_far(["q-1"])
+
+        await eventually(forgotten, 5)
+        assert await backplane.grow(growth(2, "two")) is Grew.MISSING
+
+
+async def test_no_more_answers_are_kept_in_memory_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growing, "MOST_ANSWERS", 3)
+    answers = growing.AnswersSoFar()
+    for number in range(10):
+        answers.grow(msgspec.structs.replace(growth(1, "one"), question=f"q-{number}"), 1)
+    assert sorted(answers.read([f"q-{number}" for number in range(10)], 1)) == ["q-7", "q-8", "q-9"]
 
 
 async def test_a_slow_listener_gets_everything(backplane: Backplane) -> None:

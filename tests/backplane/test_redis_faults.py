@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pushsse.backplane import BROADCAST, Append, Draft, Topic
+from pushsse.backplane.growing import Growth, LiveDelta
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.errors import BackplaneUnavailable
 from pushsse.metrics import Metrics
@@ -18,6 +19,7 @@ from .redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 LOGS = (BROADCAST, "1", "2")
+NOR_THIS = LiveDelta("answer.delta", b"data: {}\n", (user_of("1"),), attempt=1)
 
 
 def node(
@@ -475,7 +477,9 @@ async def test_two_databases_of_one_redis_do_not_hear_each_other(own_server: Red
         own_server.database = 5
         async with node(own_server, "there") as other:
             await other.publish([append("1", "not this"), Append("1", (Draft(publication("x")),))])
-            await other.publish_live(user_of("1"), publication("nor this"))
+            await other.grow(
+                Growth(question="q", user=user_of("1"), attempt=1, after=0, seq=1, publications=(NOR_THIS,))
+            )
         await backplane.publish([append("1", "this")])
         await ear.until_body("this")
         assert (bodies(ear.entries), ear.live, ear.gaps) == (["this"], [], [])

@@ -23,10 +23,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pushsse import event
+from pushsse.backplane.growing import Place, SoFar, deltas_since, units
 from pushsse.errors import InvalidInput
 from pushsse.event import MAX_FRAME_BYTES, Publication
 from pushsse.position import Mark, Position
-from pushsse.questions import Answered, By, Link, Question, clean, life, units
+from pushsse.questions import Answered, By, Link, Question, clean, life
 from pushsse.questions.answerers import kafka
 from pushsse.stream.frame import frame
 from tests.deployed.chromium import chromium
@@ -203,7 +204,7 @@ def test_what_people_ask_and_answerers_answer_is_one_event_or_is_refused() -> No
             assert answer.startswith(data["text"])
             assert data["truncated"] == (data["text"] != answer)
             at, grown = 0, ""
-            for delta in life.deltas(question, answer, start=0, seq=1):
+            for delta in deltas_since(Place(), SoFar(1, 99, answer), question="q", user="ann"):
                 piece = only(delta, name="answer.delta")
                 assert piece["from"] == ("number", str(at))
                 at += units(piece["text"])

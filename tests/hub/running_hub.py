@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from pushsse.backplane import Append, Draft, Gap, Head, Page, log_of
+from pushsse.backplane.growing import SoFar
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.errors import BackplaneUnavailable
-from pushsse.event import Change, Publication, encode
+from pushsse.event import Change, encode
 from pushsse.hub import HubParts, assemble_hub
 from pushsse.hub.hub import Hub
 from pushsse.hub.opening import From, PersonState, StreamLimits, StreamOptions
@@ -98,8 +99,8 @@ class People:
     def state_nowait(self, _: str) -> None:
         """Never: these streams are opened the way that waits."""
 
-    async def growing(self, _: str) -> list[Publication]:
-        return [encode("answer.delta", "so far", users=())]
+    async def growing(self, _: str) -> dict[str, SoFar]:
+        return {"question": SoFar(1, 3, "so far")}
 
 
 @dataclass

@@ -4,22 +4,27 @@ import asyncio
 import json
 import os
 import pwd
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from deploy.parts import Postgres
 from pushsse.backplane import HeardLive, log_of
+from pushsse.backplane.growing import SoFar
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database, Statement
+from pushsse.errors import BackplaneUnavailable
 from pushsse.event import Publication
+from pushsse.hub import HubParts, assemble_hub
+from pushsse.hub.opening import PersonState, StreamLimits
 from pushsse.metrics import Metrics
-from pushsse.questions import Question
-from pushsse.questions.answerers import Answerer, Answers, Piece
+from pushsse.questions import Part, Question
+from pushsse.questions.answerers import Answerer, Answers, Delta, Piece
 from pushsse.questions.life import QuestionPace
 from pushsse.questions.rows import QuestionRow
 from pushsse.questions.service import Questions, assemble_questions
@@ -91,7 +96,7 @@ class NoAnswers:
     async def find(self, question_id: str) -> None:
         raise AssertionError
 
-    async def add(self, question: Question, text: str, seq: int) -> bool:
+    async def add(self, question: Question, pieces: Sequence[Delta | Part], piece: int) -> bool:
         raise AssertionError
 
     async def hand_over(self, question: Question, reason: str) -> bool:
@@ -168,6 +173,52 @@ class Nodes:
                 self.live.append(hearing.publication)
 
 
+@dataclass
+class AskingPeople:
+    """People of whom each may have a question that is open; nothing is switched off."""
+
+    questions: Questions
+
+    async def state(self, user: str) -> PersonState:
+        return PersonState(0, frozenset(), False, None, True)
+
+    def state_nowait(self, user: str) -> None:
+        """Never: these streams are opened the way that waits."""
+
+    async def states(self, users: Sequence[str]) -> dict[str, PersonState]:
+        return {user: await self.state(user) for user in users}
+
+    async def settle(self, user: str) -> None:
+        raise AssertionError("nothing is pending here")
+
+    async def growing(self, user: str) -> Mapping[str, SoFar]:
+        return await self.questions.growing(user)
+
+
+class Away:
+    """A hub that doesn't hear its backplane."""
+
+    def publications(self, user: str, subject: str) -> NoReturn:
+        raise BackplaneUnavailable("away")
+
+    def learn(self, question: str, user: str, so_far: SoFar | None, *, since: float) -> None:
+        raise AssertionError("nobody listens here")
+
+
+@asynccontextmanager
+async def running_hub(nodes: Nodes, questions: Questions) -> AsyncIterator[HubParts]:
+    """The hub of a node that answers these questions, running."""
+    limits = StreamLimits("here", 15, 600, 5.0, 0.0)
+    parts = assemble_hub(nodes.backplane, AskingPeople(questions), limits=limits, metrics=nodes.metrics)
+    async with asyncio.TaskGroup() as tasks:
+        services = [tasks.create_task(each.run()) for each in (parts.catch_up, parts.opener, parts.feed)]
+        try:
+            yield parts
+        finally:
+            for task in services:
+                task.cancel()
+
+
 @pytest.fixture
 def nodes(database: Database, backplane: MemoryBackplane) -> Nodes:
     return Nodes(database, backplane)
@@ -192,13 +243,16 @@ def data(publication: Publication) -> dict[str, object]:
     return found
 
 
-def grown_text(deltas: list[dict[str, object]]) -> str:
-    """What a client has after these deltas, by the rule text[:from] + delta, in UTF-16 code units."""
+def grown_text(deltas: Sequence[Mapping[str, object]]) -> str:
+    """What a client has after these deltas, by the rule text[:from] + delta, in UTF-16 code units.
+
+    Each has to begin where the one before it ended, or at 0.
+    """
     text = b""
     for delta in deltas:
         start = delta["from"]
         assert isinstance(start, int)
-        assert 2 * start <= len(text), "a delta begins after what is there"
+        assert 2 * start in (0, len(text)), "a delta doesn't begin where the one before it ended"
         text = text[: 2 * start] + str(delta["text"]).encode("utf-16-le")
     return text.decode("utf-16-le")
 

@@ -6,9 +6,8 @@ import socket
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
-from typing import NoReturn
 
 import httpx
 import httpx_sse
@@ -22,57 +21,19 @@ from pushsse.api.identity import EVERY_SCOPE, Identity
 from pushsse.api.identity.origins import DevelopmentIdentifier
 from pushsse.api.limits import CallLimit
 from pushsse.api.questions import QuestionsEndpoint, StreamedReply
-from pushsse.backplane import Heard, HeardLive, log_of
-from pushsse.backplane.memory import MemoryBackplane
-from pushsse.errors import BackplaneUnavailable
-from pushsse.event import Publication
+from pushsse.hub.hub import Hub
 from pushsse.kicks import Kicked
 from pushsse.questions import Answered, By, Question
 from pushsse.questions.answerers import Delta, Piece
 from pushsse.questions.desk import Desk
 from pushsse.questions.following import Following
 from pushsse.questions.service import Asking, Questions
-from tests.questions.conftest import SHARDS, Nodes, Scripted, grown_text, running
+from tests.questions.conftest import Away, Nodes, Scripted, grown_text, running, running_hub
 from tests.serving import started
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 ANN = {"user": "ann"}
-
-
-class Hearing:
-    """Hands what the backplane lets a node hear to whoever watches a question."""
-
-    def __init__(self, backplane: MemoryBackplane) -> None:
-        self.backplane = backplane
-        self.watching: dict[asyncio.Queue[Publication], str] = {}
-
-    @asynccontextmanager
-    async def publications(self, user: str, question_id: str) -> AsyncIterator[AsyncIterator[Publication]]:
-        heard: asyncio.Queue[Publication] = asyncio.Queue()
-        self.backplane.follow(log_of(user, SHARDS))
-        self.watching[heard] = question_id
-
-        async def each() -> AsyncGenerator[Publication, None]:
-            while True:
-                yield await heard.get()
-
-        try:
-            yield each()
-        finally:
-            del self.watching[heard]
-
-    async def run(self) -> None:
-        async for hearing in self.backplane.listen():
-            found: tuple[Publication, ...] = ()
-            if isinstance(hearing, Heard):
-                found = tuple(entry.publication for entry in hearing.entries)
-            elif isinstance(hearing, HeardLive):
-                found = (hearing.publication,)
-            for publication in found:
-                for queue, question_id in self.watching.items():
-                    if publication.subject == question_id:
-                        queue.put_nowait(publication)
 
 
 class Gate:
@@ -92,9 +53,9 @@ class Gate:
 class Site:
     """A server, its service, and what a test turns."""
 
-    def __init__(self, client: httpx.AsyncClient, service: Questions, gate: Gate, hearing: Hearing) -> None:
+    def __init__(self, client: httpx.AsyncClient, service: Questions, gate: Gate, hub: Hub) -> None:
         self.client = client
-        self.hearing = hearing
+        self.hub = hub
         self.service = service
         self.gate = gate
         self.draining = False
@@ -108,12 +69,14 @@ class Site:
 async def site(nodes: Nodes) -> AsyncIterator[Site]:
     gate = Gate()
     service = nodes.node(Scripted(gate.script))
-    hearing = Hearing(nodes.backplane)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    async with httpx.AsyncClient(base_url=url, timeout=10, verify=False) as client:
-        found = Site(client, service, gate, hearing)
-        reply = StreamedReply(Following(service, hearing, found, found.kicked), heartbeat_s=0.6)
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=10, verify=False) as client,
+        running_hub(nodes, service) as parts,
+    ):
+        found = Site(client, service, gate, parts.hub)
+        reply = StreamedReply(Following(service, parts.hub, found, found.kicked), heartbeat_s=0.6)
         limit = CallLimit("questions", 0, "ask", nodes.backplane, Counter())
         endpoint = QuestionsEndpoint(DevelopmentIdentifier(), service, reply, limit, Desk(service.life))
         routes = [
@@ -127,7 +90,6 @@ async def site(nodes: Nodes) -> AsyncIterator[Site]:
         server.capture_signals = nullcontext  # type: ignore[method-assign, assignment]
         async with (
             running(service.run()),
-            running(hearing.run()),
             started(server, listener, partial(setattr, server, "should_exit", True)),
         ):
             yield found
@@ -256,7 +218,7 @@ async def test_a_reply_ends_with_the_token(site: Site) -> None:
     site.gate.open.clear()
     question = await site.service.ask("ann", Asking("hello?"))
     who = Identity("ann", EVERY_SCOPE, time.time() + 1)
-    reply = StreamedReply(Following(site.service, site.hearing, site, site.kicked))
+    reply = StreamedReply(Following(site.service, site.hub, site, site.kicked))
     frames = [frame async for frame in reply.frames(question, who)]
     assert frames[-1].startswith(b'event: exception\ndata: {"code":"token_expired"')
     assert time.time() >= (who.expires_at or 0)
@@ -345,10 +307,6 @@ async def test_too_many_open_questions_are_refused_for_that_person_alone(site: S
 
 
 async def test_a_reply_without_the_backplane_finds_its_end_by_looking(site: Site) -> None:
-    class Away:
-        def publications(self, user: str, subject: str) -> NoReturn:
-            raise BackplaneUnavailable("away")
-
     site.gate.open.clear()
     question = await site.service.ask("ann", Asking("hello?"))
     reply = StreamedReply(Following(site.service, Away(), site, site.kicked))

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pushsse.database import Statement
-from pushsse.errors import BackplaneUnavailable, InvalidInput
+from pushsse.errors import InvalidInput
 from pushsse.questions import (
     Answered,
     BeingTaken,
@@ -257,7 +257,9 @@ async def test_of_two_who_ask_anew_at_once_one_does(nodes: Nodes) -> None:
 async def test_a_question_that_was_asked_anew_is_taken_over_as_often_as_a_new_one(nodes: Nodes) -> None:
     async def away_at_first(question: Question) -> AsyncGenerator[Piece, None]:
         if question.regenerations == MOST_ATTEMPTS and question.attempt == question.first_attempt:
-            raise BackplaneUnavailable("away")
+            # As if its node had died: nobody renews its lease.
+            node.answering.drop(question.id)
+            await asyncio.Event().wait()
         yield Answered(BOT, f"attempt {question.attempt}")
 
     node = nodes.node(Scripted(away_at_first))
@@ -369,7 +371,7 @@ async def test_what_is_being_answered_is_taken_over_and_the_answerer_writes_no_m
         assert not await node.life.end(asked.id, Answered(BOT, "late"), attempt=before.attempt)
         # As from Kafka, whose records have no attempt.
         assert not await node.life.end(asked.id, Answered(BOT, "late"))
-        assert not await node.life.add(before, "late", 9)
+        assert not await node.life.add(before, [Delta("late")], 9)
 
         async def dropped() -> bool:
             return not node.answering.leased

@@ -5,15 +5,12 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import NoReturn
 
 import pytest
 
 from pushsse.api.identity import EVERY_SCOPE, Identity
-from pushsse.errors import BackplaneUnavailable, CloseReason
-from pushsse.hub import assemble_hub
+from pushsse.errors import CloseReason
 from pushsse.hub.hub import Hub
-from pushsse.hub.opening import StreamLimits
 from pushsse.kicks import Kicked
 from pushsse.questions import Answered, By, Question
 from pushsse.questions.answerers import Delta, Piece
@@ -28,8 +25,7 @@ from pushsse.questions.following import (
     Update,
 )
 from pushsse.questions.service import Asking, Questions
-from tests.hub.running_hub import People
-from tests.questions.conftest import Nodes, Scripted
+from tests.questions.conftest import Away, Nodes, Scripted, running, running_hub
 
 pytestmark = pytest.mark.anyio
 ANN = Identity("ann", EVERY_SCOPE)
@@ -79,17 +75,8 @@ class Place:
 async def placed(nodes: Nodes) -> AsyncIterator[Place]:
     told = Told()
     service = nodes.node(Scripted(told.script))
-    limits = StreamLimits("here", 15, 600, 5.0, 0.0)
-    parts = assemble_hub(nodes.backplane, People(), limits=limits, metrics=nodes.metrics)
-    async with asyncio.TaskGroup() as tasks:
-        running = [
-            tasks.create_task(each.run()) for each in (parts.catch_up, parts.opener, parts.feed, service)
-        ]
-        try:
-            yield Place(service, parts.hub, told)
-        finally:
-            for task in running:
-                task.cancel()
+    async with running_hub(nodes, service) as parts, running(service.run()):
+        yield Place(service, parts.hub, told)
 
 
 @pytest.fixture
@@ -148,10 +135,6 @@ async def test_an_answer_that_has_ended_is_told_whole(place: Place) -> None:
 
 
 async def test_a_follower_without_the_backplane_is_told_the_end_by_looking(place: Place) -> None:
-    class Away:
-        def publications(self, user: str, subject: str) -> NoReturn:
-            raise BackplaneUnavailable("away")
-
     question = await place.ask()
     await place.told.allow(len(WORDS))
     updates = await all_of(place.following(Away()), question)

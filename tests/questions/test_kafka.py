@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -26,7 +26,8 @@ from pushsse.kafka import Connection
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.producer import Producer
 from pushsse.metrics import Metrics
-from pushsse.questions import Answered, By, Ending, Question
+from pushsse.questions import Answered, By, Ending, Part, Question
+from pushsse.questions.answerers import Delta
 from pushsse.questions.answerers.kafka import PACE, AnswerHandler, KafkaAnswerer, read
 from pushsse.questions.service import Asking, Questions
 from tests.questions.conftest import Nodes, data, grown_text
@@ -475,9 +476,10 @@ class Shaky:
         self.finds += 1
         return self.question
 
-    async def add(self, question: Question, text: str, seq: int) -> bool:
+    async def add(self, question: Question, pieces: Sequence[Delta | Part], piece: int) -> bool:
         self._fail("add")
-        self.question = msgspec.structs.replace(self.question, answer=self.question.answer + text, seq=seq)
+        grown = self.question.answer + text_of(pieces)
+        self.question = msgspec.structs.replace(self.question, answer=grown, piece=piece)
         return True
 
     async def hand_over(self, question: Question, reason: str) -> bool:
@@ -503,8 +505,8 @@ class Kept:
     async def find(self, question_id: str) -> Question | None:
         return self.questions.get(question_id)
 
-    async def add(self, question: Question, text: str, seq: int) -> bool:
-        grown = msgspec.structs.replace(question, answer=question.answer + text, seq=seq)
+    async def add(self, question: Question, pieces: Sequence[Delta | Part], piece: int) -> bool:
+        grown = msgspec.structs.replace(question, answer=question.answer + text_of(pieces), piece=piece)
         self.questions[question.id] = grown
         return True
 
@@ -513,6 +515,10 @@ class Kept:
 
     async def end(self, question_id: str, ending: Ending) -> bool:
         return True
+
+
+def text_of(pieces: Sequence[Delta | Part]) -> str:
+    return "".join(piece.text for piece in pieces if isinstance(piece, Delta))
 
 
 def being_answered(question_id: str) -> Question:
@@ -581,7 +587,7 @@ async def test_answers_with_many_early_pieces_take_no_room_of_one_with_few(
     await handler.apply(early)
     # 27 pieces wait. The answer with the most passes over its hole; the others are fewer than 20 without it.
     await handler.apply([])
-    assert {name: kept.seq for name, kept in answers.questions.items()} == {
+    assert {name: kept.piece for name, kept in answers.questions.items()} == {
         "few": 0,
         "one": 10,
         "two": 0,
@@ -599,6 +605,6 @@ async def test_an_answer_with_too_many_early_pieces_passes_over_its_hole(
     answers = Kept({"q": being_answered("q")})
     handler = AnswerHandler(answers, by="kafka", metrics=Metrics())
     await handler.apply([handler.decode(record(seq, seq=seq, delta="b"), "") for seq in range(2, 5)])
-    assert answers.questions["q"].seq == 0
+    assert answers.questions["q"].piece == 0
     await handler.apply([handler.decode(record(5, seq=5, delta="b"), "")])
-    assert answers.questions["q"].seq == 5
+    assert answers.questions["q"].piece == 5

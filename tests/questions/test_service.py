@@ -2,12 +2,16 @@
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncGenerator
+from typing import Any, cast
 
 import msgspec
 import pytest
 
-from pushsse.errors import BackplaneUnavailable, InvalidInput, Overloaded
+from pushsse.backplane import Backplane, NoticeListener, Topic
+from pushsse.backplane.memory import MemoryBackplane
+from pushsse.errors import BackplaneUnavailable, InvalidInput, KafkaUnavailable, Overloaded
 from pushsse.node import Interruptible
 from pushsse.questions import (
     Answered,
@@ -15,11 +19,12 @@ from pushsse.questions import (
     By,
     Lost,
     Question,
+    StatusPart,
     TooManyQuestions,
     Unanswered,
 )
 from pushsse.questions.answerers import Delta, Piece
-from pushsse.questions.service import MOST_ATTEMPTS, Asking
+from pushsse.questions.service import MOST_ATTEMPTS, Asking, assemble_questions
 from pushsse.questions.store import QuestionStore
 from tests.questions.conftest import FAST, Nodes, Scripted, data, grown_text, running
 from tests.waiting import eventually
@@ -32,6 +37,24 @@ async def says_hello(question: Question) -> AsyncGenerator[Piece, None]:
     yield Delta("Hello, ")
     yield Delta(question.user)
     yield Answered(BOT)
+
+
+async def says_nothing(question: Question) -> AsyncGenerator[Piece, None]:
+    await asyncio.Event().wait()
+    yield Answered(BOT)
+
+
+class Unheard:
+    """A backplane whose notices this node's questions don't hear: it is another node's."""
+
+    def __init__(self, backplane: MemoryBackplane) -> None:
+        self._backplane = backplane
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backplane, name)
+
+    def hear_notices(self, topic: Topic, listener: NoticeListener) -> None:
+        pass
 
 
 async def waits_for_ever(question: Question) -> AsyncGenerator[Piece, None]:
@@ -80,6 +103,7 @@ async def test_a_question_is_answered_and_every_step_is_told(nodes: Nodes) -> No
         "links": [],
         "suggestions": [],
         "truncated": False,
+        "parts": [],
     }
     logged = await nodes.logged("ann")
     assert all(entry.subject == asked.id and not entry.switchable for entry in logged)
@@ -158,19 +182,109 @@ async def test_cancelling_on_another_node_stops_the_answer_here(nodes: Nodes) ->
         await nodes.until_told("ann", "question", 2)
         await other.cancel("ann", asked.id)
 
-        async def dropped() -> bool:
-            return not node.answering.leased
+        await eventually(lambda: not node.answering.leased)
 
-        await eventually(dropped)
+
+async def test_cancelling_on_another_node_closes_the_answerer_here_at_once(nodes: Nodes) -> None:
+    closed = asyncio.Event()
+
+    async def stuck(question: Question) -> AsyncGenerator[Piece, None]:
+        try:
+            yield Delta("I am ")
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    # No sweep tells it: only the notice does.
+    pace = dataclasses.replace(FAST, sweep_s=600.0, store_s=600.0, lease_s=600.0)
+    node = nodes.node(Scripted(stuck), pace=pace)
+    other = assemble_questions(
+        QuestionStore(nodes.database),
+        cast(Backplane, Unheard(nodes.backplane)),
+        Scripted(says_hello),
+        node="two",
+        timeout_s=30,
+        metrics=nodes.metrics,
+    )
+    hearing = asyncio.create_task(nodes.hear("ann"))
+    async with nodes.running(node):
+        asked = await node.ask("ann", Asking("never"))
+        await eventually(lambda: nodes.live)
+        cancelled = await other.cancel("ann", asked.id)
+        async with asyncio.timeout(2):
+            await closed.wait()
+    hearing.cancel()
+    await asyncio.gather(hearing, return_exceptions=True)
+    assert cancelled is not None
+    # What it had said is kept.
+    assert (cancelled.status, cancelled.answer) == ("cancelled", "I am ")
 
 
 async def test_an_answer_that_takes_too_long_expires(nodes: Nodes) -> None:
-    node = nodes.node(Scripted(waits_for_ever), timeout_s=0.4)
+    node = nodes.node(Scripted(says_nothing), timeout_s=0.4)
     async with nodes.running(node):
         asked = await node.ask("ann", Asking("never"))
         errors = await nodes.until_told("ann", "answer.error")
     assert errors == [{"question": asked.id, "code": "expired", "detail": "no answer came in time"}]
     assert (await ended(nodes, asked)).status == "expired"
+
+
+async def test_an_answer_that_stops_growing_is_ended_and_each_piece_gives_it_more_time(nodes: Nodes) -> None:
+    gaps: list[float] = []
+
+    async def stalls(question: Question) -> AsyncGenerator[Piece, None]:
+        began = time.monotonic()
+        for word in ("so ", "far"):
+            await asyncio.sleep(0.4)
+            yield Delta(word)
+        # Also what isn't text: whoever says something is alive.
+        for _ in range(3):
+            await asyncio.sleep(0.4)
+            yield StatusPart("looking")
+        gaps.append(time.monotonic() - began)
+        await asyncio.Event().wait()
+
+    # Its whole time is shorter than the answer takes, and so is the time without a piece.
+    pace = dataclasses.replace(FAST, stall_s=1.0)
+    node = nodes.node(Scripted(stalls), timeout_s=1.5, pace=pace)
+    async with nodes.running(node):
+        asked = await node.ask("ann", Asking("never"))
+        errors = await nodes.until_told("ann", "answer.error")
+    assert [error["code"] for error in errors] == ["stalled"]
+    assert gaps[0] > 1.5
+    found = await ended(nodes, asked)
+    assert (found.status, found.error_code, found.answer) == ("expired", "stalled", "so far")
+
+
+async def test_an_answer_of_a_node_that_died_stalls_on_any_other(nodes: Nodes) -> None:
+    pace = dataclasses.replace(FAST, stall_s=0.2)
+    dead, other = (
+        nodes.node(Scripted(waits_for_ever), pace=pace),
+        nodes.node(Scripted(says_hello), name="two"),
+    )
+    asked = await dead.ask("ann", Asking("who?"))
+    begun = await dead.life.begin(asked)
+    # Its answer comes from elsewhere, and nobody takes it over.
+    await dead.life.sent_off(begun)
+    assert await dead.life.add(begun, [Delta("so "), StatusPart("looking")], 1)
+    async with nodes.running(other):
+        errors = await nodes.until_told("ann", "answer.error")
+    assert [error["code"] for error in errors] == ["stalled"]
+
+
+async def test_a_question_ends_where_its_answerer_cant_be_reached(nodes: Nodes) -> None:
+    async def away(question: Question) -> AsyncGenerator[Piece, None]:
+        if question.text == "half":
+            yield Delta("half")
+        raise KafkaUnavailable("away")
+
+    node = nodes.node(Scripted(away))
+    async with nodes.running(node):
+        for number, text in enumerate(("nothing", "half"), 1):
+            asked = await node.ask("ann", Asking(text))
+            errors = await nodes.until_told("ann", "answer.error", number)
+            assert errors[-1]["code"] == "answerer_unavailable"
+            assert (await ended(nodes, asked)).status == "failed"
 
 
 async def test_a_question_of_a_dead_node_expires_on_any_other(nodes: Nodes) -> None:
@@ -323,25 +437,19 @@ async def test_deltas_reconstruct_the_text_for_who_heard_all_and_for_who_joined(
     async with nodes.running(node):
         asked = await node.ask("ann", Asking("talk"))
 
-        async def growing() -> bool:
-            question = await node.get("ann", asked.id)
-            return question is not None and question.seq > 3
-
-        await eventually(growing)
-        heard = len(nodes.live)
-        joined = await node.growing("ann")
+        await eventually(lambda: len(nodes.live) > 3)
+        joined = (await node.growing("ann"))[asked.id]
         answers = await nodes.until_told("ann", "answer")
     hearing.cancel()
     await asyncio.gather(hearing, return_exceptions=True)
     deltas = [data(publication) for publication in nodes.live]
     assert grown_text(deltas) == answers[0]["text"] == "".join(words)
-    numbers = [int(str(delta["seq"])) for delta in deltas]
-    assert numbers == sorted(set(numbers))
+    assert [delta["seq"] for delta in deltas] == list(range(1, len(deltas) + 1))
     assert len(deltas) < len(words)
-    assert joined
-    assert data(joined[0])["from"] == 0
-    assert grown_text([data(publication) for publication in joined] + deltas[heard:]) == "".join(words)
-    assert await node.growing("ann") == []
+    assert joined.attempt == 1
+    assert joined.text == grown_text(deltas[: joined.seq])
+    assert joined.text + "".join(str(delta["text"]) for delta in deltas[joined.seq :]) == "".join(words)
+    assert await node.growing("ann") == {}
 
 
 async def test_a_long_answer_is_cut_in_the_event_and_whole_in_the_call(nodes: Nodes) -> None:
@@ -425,7 +533,7 @@ async def test_a_late_taker_cannot_write(nodes: Nodes) -> None:
     with pytest.raises(Lost):
         await node.life.begin(asked)
     with pytest.raises(Lost):
-        await node.life.store_growth(asked, "late", 1)
+        await node.life.store_growth(msgspec.structs.replace(asked, answer="late", seq=1))
     assert not await node.life.end(asked.id, Answered(BOT, "late"), attempt=asked.attempt)
 
 

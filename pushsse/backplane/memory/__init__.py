@@ -40,6 +40,7 @@ from pushsse.backplane import (
     machine_ms,
     part_of,
 )
+from pushsse.backplane.growing import AnswersSoFar, Grew, Growth, SoFar
 from pushsse.backplane.memory.logs import (
     LogSnapshot,
     LogUpdate,
@@ -93,6 +94,7 @@ class MemoryBackplane(Backplane):
         self._tickets = MemoryTickets()
         self._notice_listeners: dict[Topic, NoticeListener] = {}
         self._windows = Windows()
+        self._answers = AnswersSoFar()
         self._asked: dict[str, None] = {}
         self._listening = False
         self._waiting: deque[Hearing] = deque()
@@ -194,12 +196,23 @@ class MemoryBackplane(Backplane):
                 self._queue(hearing)
         return receipt
 
-    async def publish_live(self, user: str, publication: Publication) -> None:
-        """Hands a publication to the listener, without the log."""
+    async def grow(self, growth: Growth) -> Grew:
+        """Lets an answer grow in memory alone: a restart forgets it."""
         await self._wait_for_room()
-        log = log_of(user, self.shards)
+        grew, news = self._answers.grow(growth, self.now_ms())
+        log = log_of(growth.user, self.shards)
         if self._listening and log in self._asked:
-            self._queue(HeardLive(log, publication))
+            for publication in news:
+                self._queue(HeardLive(log, publication))
+        return grew
+
+    async def so_far(self, questions: Sequence[str]) -> Mapping[str, SoFar]:
+        """The answers so far of those questions that have one."""
+        return self._answers.read(questions, self.now_ms())
+
+    async def end_answer(self, question: str, attempt: int) -> None:
+        """Drops an answer so far."""
+        self._answers.end(question, attempt, self.now_ms())
 
     def _append(self, append: Append, receipt: Receipt) -> list[Entry]:
         """Appends the drafts that are neither fenced, expired nor repeated; returns their entries."""

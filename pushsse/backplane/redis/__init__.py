@@ -38,12 +38,13 @@ from pushsse.backplane import (
     fresh_word,
     log_of,
 )
+from pushsse.backplane.growing import ANSWER_KEEP_MS, Grew, Growth, SoFar
 from pushsse.backplane.redis.canary import Canary
 from pushsse.backplane.redis.connection import Connector, RedisConnection, script
 from pushsse.backplane.redis.listen import TIMEOUT_S, LogListener
 from pushsse.backplane.redis.read import LogReader, Want, merged
 from pushsse.errors import BackplaneUnavailable, NotOwner
-from pushsse.event import Change, Publication
+from pushsse.event import Change
 from pushsse.metrics import Metrics
 from pushsse.position import Mark
 
@@ -56,6 +57,7 @@ _MOST_NAMES = 1000  # 3–5 ms of Redis
 _FIRST_BLOB = 7  # of the script's arguments, which Lua counts from 1
 _PUBLISH, _KEEP_TICKET, _OPEN_TICKET = (script(name) for name in ("publish", "keep_ticket", "open_ticket"))
 _USE = script("use")
+_GROW, _SO_FAR, _END_ANSWER = (script(name) for name in ("grow", "so_far", "end_answer"))
 
 
 class RedisBackplane(Backplane):
@@ -148,11 +150,41 @@ class RedisBackplane(Backplane):
             raise NotOwner(f"{refused} of {len(appends)} appends come from partitions with another owner")
         return receipt
 
-    async def publish_live(self, user: str, publication: Publication) -> None:
-        """Sends one person's followers what the log never holds. Raises BackplaneUnavailable."""
-        # Over the connection that publishes: a delta stays behind the event before it, and ahead of the next.
-        channel = self.channel + log_of(user, self.shards)
-        await self._publishing.call("PUBLISH", channel, codec.encode_live(publication))
+    async def grow(self, growth: Growth) -> Grew:
+        """Lets an answer grow, in one run of a script. Raises BackplaneUnavailable."""
+        # Over the connection that publishes: a delta stays behind the event before it, ahead of the next.
+        reply = await self._publishing.run(
+            _GROW,
+            self._names,
+            growth.question,
+            growth.attempt,
+            growth.after,
+            growth.seq,
+            int(growth.whole),
+            ANSWER_KEEP_MS,
+            self.channel + log_of(growth.user, self.shards),
+            growth.status,
+            growth.text.encode(),
+            len(growth.parts),
+            *growth.parts,
+            *map(codec.encode_live, growth.publications),
+        )
+        return Grew(reply)
+
+    async def so_far(self, questions: Sequence[str]) -> Mapping[str, SoFar]:
+        """The answers so far of those questions that have one. Raises BackplaneUnavailable."""
+        found: dict[str, SoFar] = {}
+        for question in questions:
+            # One by one: nothing else runs in Redis meanwhile, and an answer may have 800 kB.
+            reply = await self._reading.run(_SO_FAR, self._names, question)
+            if reply is not None:
+                attempt, seq, status, text, parts = cast(tuple[int, int, bytes, bytes, list[bytes]], reply)
+                found[question] = SoFar(attempt, seq, text.decode(), tuple(parts), status)
+        return found
+
+    async def end_answer(self, question: str, attempt: int) -> None:
+        """Drops an answer so far. Raises BackplaneUnavailable."""
+        await self._publishing.run(_END_ANSWER, self._names, question, attempt, ANSWER_KEEP_MS)
 
     def _runs(self, appends: Sequence[Append]) -> Iterator["ScriptRun"]:
         """Divides appends into runs of the script that Redis's other clients can bear.

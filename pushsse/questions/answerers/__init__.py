@@ -5,7 +5,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -46,8 +46,8 @@ class Answers(Protocol):
         """A question as it stands; None if there is none. Raises DatabaseUnavailable."""
         ...
 
-    async def add(self, question: Question, text: str, seq: int) -> bool:
-        """The answer grows by a text; `seq` is the number of its last piece. Raises DatabaseUnavailable.
+    async def add(self, question: Question, pieces: Sequence[Delta | Part], piece: int) -> bool:
+        """The answer grows by some pieces; `piece` is the number of the last. Raises DatabaseUnavailable.
 
         False if the question has changed since it was read: it is right to read it again.
         """
@@ -73,7 +73,8 @@ class Answerer(Protocol):
 
         A NotSure comes before any Delta: `several` asks the next answerer then, and nobody has read anything.
         Is closed or cancelled at any point when the question is cancelled or its time is over. Raises
-        Unavailable where it can't be reached just now; any exception makes the question fail.
+        Unavailable where it can't be reached, after tries that have an end; any exception makes the question
+        fail.
         A question may come twice, when the node that answered it died: the answer then starts over.
         """
         ...

@@ -2,7 +2,7 @@
 
 Asked by `answering`, which supervises `run`; hands to Answers what `kafka.consumer` has read. Everything may
 come twice: a piece is known by its `seq`. A hole in the seqs is waited for, two seconds. Where a topic isn't
-there or Kafka is away, it waits: questions until their time is over, answers for ever.
+there or Kafka is away, it waits: questions for half a minute, answers for ever.
 """
 
 import asyncio
@@ -23,19 +23,33 @@ from pushsse.kafka.consumer import Consumer, ConsumerPace
 from pushsse.kafka.dead_letters import Refused
 from pushsse.kafka.producer import Outgoing, Producer
 from pushsse.metrics import Metrics
-from pushsse.questions import Answered, By, Ending, Question, Unanswered
-from pushsse.questions.answerers import Answers, Piece, SentOff
+from pushsse.questions import (
+    Answered,
+    By,
+    DataPart,
+    Ending,
+    Part,
+    Question,
+    SourcePart,
+    StatusPart,
+    Unanswered,
+    fit,
+)
+from pushsse.questions.answerers import Answers, Delta, Piece, SentOff
 from pushsse.retry import Backoff, Outage
 
 logger = logging.getLogger(__name__)
 # So that an answer grows at most twenty times a second.
 PACE = ConsumerPace(round_s=0.05)
 HOLE_S = 2.0
+# For how long a question is tried to be sent.
+SEND_S = 30.0
 # Pieces that wait for earlier ones: of one answer, so that it takes no room of others', and of all together.
 MOST_OF_ONE = 1_000
 MOST_WAITING = 10_000
 _AT_ONCE = 16
 _TRIES = 5
+_SAYS = ("delta", "text", "error", "status", "source", "data", "handover")
 
 
 class QuestionRecord(Struct, frozen=True):
@@ -49,11 +63,25 @@ class QuestionRecord(Struct, frozen=True):
     asked_at: datetime
 
 
-class AnswerRecord(Struct, frozen=True):
-    """A piece of an answer (`delta`), all of it (`text`), that there is none (`error`), or a handover.
+class SourceRecord(Struct, frozen=True):
+    """Where a part of the answer comes from."""
 
-    `text`, `error`, `handover` (true, or why) and `done` end it. Pieces are numbered from 1 by `seq`; so is a
-    `done` by itself.
+    title: str
+    url: str
+
+
+class DataRecord(Struct, frozen=True):
+    """A JSON value for the page, by name."""
+
+    name: str
+    data: Any
+
+
+class AnswerRecord(Struct, frozen=True):
+    """A piece of an answer (`delta`, a part), all of it (`text`), or none (`error`, `handover`).
+
+    A part is `status`, `source` or `data`. `text`, `error`, `handover` (true, or why) and `done` end it.
+    Pieces are numbered from 1 by `seq`; so is a `done` by itself.
     """
 
     question: Annotated[str, Meta(min_length=1, max_length=64)]
@@ -61,6 +89,9 @@ class AnswerRecord(Struct, frozen=True):
     delta: str | UnsetType = UNSET
     text: str | UnsetType = UNSET
     error: str | UnsetType = UNSET
+    status: str | UnsetType = UNSET
+    source: SourceRecord | UnsetType = UNSET
+    data: DataRecord | UnsetType = UNSET
     handover: bool | Annotated[str, Meta(max_length=4_000)] | UnsetType = UNSET
     done: bool = False
 
@@ -79,7 +110,7 @@ class KafkaAnswerer:
     name: str = "kafka"
 
     async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
-        """Sends the question; its service ends the tries when its time is over."""
+        """Sends the question. Raises KafkaUnavailable after some tries."""
         record = QuestionRecord(
             question.id,
             question.conversation,
@@ -90,12 +121,15 @@ class KafkaAnswerer:
         )
         outgoing = Outgoing(question.user.encode(), msgspec.json.encode(record))
         outage = Outage(f"question {question.id} can't be sent to Kafka", logger, Backoff(first_s=0.2))
+        give_up = time.monotonic() + SEND_S
         while True:
             try:
                 await self.questions.send(self.questions_topic, [outgoing])
                 break
             except KafkaUnavailable as error:
                 # Kafka may have taken it all the same. Then its reader gets it twice, with the same id.
+                if time.monotonic() >= give_up:
+                    raise
                 await asyncio.sleep(outage.failed(error))
         outage.over()
         yield SentOff()
@@ -217,13 +251,13 @@ class AnswerHandler:
         if pieces and pieces[-1].is_end:
             if not await self._end(question, pieces[-1]):
                 return False
-        elif any(piece.says.done and seq == question.seq for seq, piece in pending.items()):
+        elif any(piece.says.done and seq == question.piece for seq, piece in pending.items()):
             # Its last piece was stored before, and whoever stored it came no further.
             await self._answers.end(question.id, Answered(self._by))
         else:
-            pending = {seq: piece for seq, piece in sorted(pending.items()) if seq > question.seq}
+            pending = {seq: piece for seq, piece in sorted(pending.items()) if seq > question.piece}
             over_holes = len(pending) > MOST_OF_ONE or self._passes_holes(question.id, early)
-            run = _run(pending, after=question.seq, over_holes=over_holes)
+            run = _run(pending, after=question.piece, over_holes=over_holes)
             if run and not await self._grow(question, run):
                 return False
             if not (run and run[-1].says.done):
@@ -264,11 +298,12 @@ class AnswerHandler:
     async def _grow(self, question: Question, run: Sequence[AnswerPiece]) -> bool:
         """Adds the pieces, and ends the answer where the last one does; False if the question was changed."""
         last = run[-1]
-        if last.seq - question.seq > len(run):
+        if last.seq - question.piece > len(run):
             logger.warning(
                 "question %s: pieces before %d never came", question.id, last.seq, extra=question.ids
             )
-        if not await self._answers.add(question, "".join(piece.says.delta or "" for piece in run), last.seq):
+        grown = [found for piece in run if (found := _grown(piece.says)) is not None]
+        if not await self._answers.add(question, grown, last.seq):
             return False
         if last.says.done:
             await self._answers.end(question.id, Answered(self._by))
@@ -292,16 +327,32 @@ class AnswerHandler:
 def read(value: bytes | None) -> AnswerRecord:
     """Reads one record; members that it doesn't know are ignored. Raises InvalidInput."""
     says = strictjson.read(value or b"", AnswerRecord)
-    given = [name for name in ("delta", "text", "error", "handover") if getattr(says, name) is not UNSET]
+    given = [name for name in _SAYS if getattr(says, name) is not UNSET]
     if len(given) > 1:
         raise InvalidInput(Violation("$", f"has {' and '.join(given)}, and may have one of them"))
     if says.handover is False:
         raise InvalidInput(Violation("$.handover", "is neither true nor a reason"))
     if not given and not says.done:
-        raise InvalidInput(Violation("$", "has neither delta, text, error nor done"))
+        raise InvalidInput(Violation("$", "has neither delta, text, error, a part nor done"))
+    if (part := _part(says)) is not None and isinstance(why := fit(part), str):
+        raise InvalidInput(Violation(f"$.{given[0]}", why))
     if says.seq is UNSET and given not in (["text"], ["error"], ["handover"]):
         raise InvalidInput(Violation("$.seq", "is required"))
     return says
+
+
+def _part(says: AnswerRecord) -> Part | None:
+    """The part that a record is; None if it is none."""
+    if says.status is not UNSET:
+        return StatusPart(says.status)
+    if says.source is not UNSET:
+        return SourcePart(says.source.title, says.source.url)
+    return DataPart(says.data.name, says.data.data) if says.data is not UNSET else None
+
+
+def _grown(says: AnswerRecord) -> Delta | Part | None:
+    """What an answer grows by with a record; None for a `done` by itself."""
+    return Delta(says.delta) if says.delta else _part(says)
 
 
 def _ending(piece: AnswerPiece, by: By) -> Ending:

@@ -11,6 +11,8 @@
 --   identity     string  the word by which this Redis and prefix are known
 --   ticket:NAME  hash    user, issued (s), fresh and ends (until when, ms), opened (how often)
 --   used:NAME    string  how often something was used in its window of time, which ends with the key
+--   answer:ID    hash    an answer so far: attempt, seq (its last delta), bytes (of its text), status; or ended.
+--                        With :text (string) and :parts (list)
 --   alive        string  written by the canary, to see whether Redis takes writes
 -- Numbers go into ids and texts by %.0f: `..` would round them to 14 digits.
 -- Redis does not undo a script that fails half-way. So each script writes what may be refused first, and what
