@@ -19,6 +19,7 @@ from pushsse.api.asked import (
     NO_CONTENT,
     Asked,
     asking,
+    conversation_of,
     event,
     key_of,
     raw_value,
@@ -81,7 +82,7 @@ class AguiEndpoint:
     async def stop(self, request: Request) -> Response:
         """Stops what runs in a thread; its stream then ends with RUN_FINISHED."""
         who = await self.asked.identify(request)
-        await self.asked.stop(who, str(request.path_params["id"]))
+        await self.asked.stop(who, conversation_of(request))
         return Response(status_code=204, headers=NO_CONTENT)
 
 

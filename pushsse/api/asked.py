@@ -8,7 +8,7 @@ import hashlib
 import re
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -22,27 +22,15 @@ from pushsse import strictjson
 from pushsse.api import HttpProblem, ProblemResponse, read_body
 from pushsse.api.identity import ASK, Identifier, Identity
 from pushsse.api.limits import CallLimit
-from pushsse.api.questions import QuestionRequest
-from pushsse.errors import CloseReason, InvalidInput, Overloaded, Violation
-from pushsse.questions import (
-    BeingTaken,
-    DataPart,
-    KeptPart,
-    NotNow,
-    Part,
-    Question,
-    SourcePart,
-    StatusPart,
-    TooManyQuestions,
-    UnknownConversation,
-)
+from pushsse.api.questions import CONVERSATION, QUESTION_ID, QuestionRequest, refusing
+from pushsse.errors import CloseReason, InvalidInput, Violation
+from pushsse.questions import DataPart, KeptPart, Part, Question, SourcePart, StatusPart
 from pushsse.questions.following import Ended, Following, Grown, Idle, Interrupted, Parted, Restarted, Update
 from pushsse.questions.service import Asking, Questions
 from pushsse.stream.frame import STREAM_HEADERS
 from pushsse.strictjson import shown
 
 T = TypeVar("T")
-QUESTION_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 # Front ends send a whole conversation with each question, unless they are told not to.
 MAX_BODY = 1024 * 1024
 # Codes of interruptions after which the same answer can be followed again at once.
@@ -52,7 +40,6 @@ RESUMABLE = frozenset({RESTARTED, CloseReason.SHUTDOWN.code})
 NO_CONTENT = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 KEEPALIVE = b": \n\n"
 _SEND_TIMEOUT_S = 30.0
-_RETRY_AFTER = {"retry-after": "5"}
 # So many questions of a conversation are looked at for one that is open.
 _NEWEST = 20
 
@@ -115,7 +102,7 @@ class Asked:
         Raises HttpProblem 404, 409, 429 and 503, InvalidInput, Unavailable.
         """
         fields = await self.limit.spend(who.user)
-        with self._refusing(fields):
+        with refusing(self.limit, fields):
             return await self.questions.ask(who.user, asking, idempotency_key=key), fields
 
     async def ask_again(
@@ -135,26 +122,9 @@ class Asked:
             raise HttpProblem(404, "not_found", "you have no such question in this conversation")
         if found.is_open:
             await self.questions.cancel(who.user, found.id)
-        with self._refusing(fields):
+        with refusing(self.limit, fields):
             again = await self.questions.regenerate(who.user, found.id)
         return again or found, fields
-
-    @contextmanager
-    def _refusing(self, fields: Mapping[str, str]) -> Iterator[None]:
-        try:
-            yield
-        except TooManyQuestions as error:
-            self.limit.limited["open_questions"] += 1
-            raise HttpProblem(429, "too_many_questions", str(error), {**fields, **_RETRY_AFTER}) from None
-        except UnknownConversation:
-            raise HttpProblem(404, "not_found", "you have no conversation with this name") from None
-        except BeingTaken as error:
-            headers = {**fields, "retry-after": str(error.after_s)}
-            raise HttpProblem(409, "being_taken", str(error), headers) from None
-        except NotNow as error:
-            raise HttpProblem(409, error.code, str(error), fields) from None
-        except Overloaded as error:
-            raise HttpProblem(503, "overloaded", str(error), _RETRY_AFTER) from None
 
     async def newest(self, who: Identity, conversation: str) -> Sequence[Question]:
         """A person's newest questions in a conversation, newest first; none of one that isn't there yet.
@@ -310,6 +280,14 @@ def rest_of(question: Question, said: Sequence[KeptPart]) -> Sequence[KeptPart]:
 async def read(request: Request, to: type[T]) -> T:
     """The body of a call; members that the type has as Raw are still to be read. Raises as `read_json`."""
     return strictjson.peek(await read_body(request, MAX_BODY), to)
+
+
+def conversation_of(request: Request) -> str:
+    """The conversation in a call's path. Raises HttpProblem 404 for what can't be one's name."""
+    given = str(request.path_params["id"])
+    if not re.fullmatch(CONVERSATION, given):
+        raise HttpProblem(404, "not_found", "you have no conversation with this name")
+    return given
 
 
 def text_of(content: object, *, at: str) -> str:

@@ -14,13 +14,13 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pushsse.api import Query, json_response, parameter_problem
+from pushsse.api import Query, json_response
 from pushsse.api.asked import (
     NO_CONTENT,
-    QUESTION_ID,
     RESUMABLE,
     Asked,
     asking,
+    conversation_of,
     event,
     key_of,
     raw_value,
@@ -28,7 +28,7 @@ from pushsse.api.asked import (
     rest_of,
     text_of,
 )
-from pushsse.api.questions import MAX_CONTEXT_BYTES
+from pushsse.api.questions import MAX_CONTEXT_BYTES, before
 from pushsse.errors import InvalidInput, Violation
 from pushsse.questions import KeptPart, Part, Question, SourcePart, StatusPart
 from pushsse.questions.service import Asking
@@ -100,7 +100,7 @@ class ChatEndpoint:
         who = await self.asked.identify(request)
         resets = Query(request).flag("reset", default=False)
         # Also of a chat in which nothing was asked yet: `useChat` resumes whenever its page opens.
-        found = await self.asked.newest(who, _chat(request))
+        found = await self.asked.newest(who, conversation_of(request))
         running = next((question for question in found if question.is_open), None)
         if running is None:
             return Response(status_code=204, headers=NO_CONTENT)
@@ -109,22 +109,20 @@ class ChatEndpoint:
     async def stop(self, request: Request) -> Response:
         """Stops what is running; the stream then says `abort`."""
         who = await self.asked.identify(request)
-        await self.asked.stop(who, _chat(request))
+        await self.asked.stop(who, conversation_of(request))
         return Response(status_code=204, headers=NO_CONTENT)
 
     async def messages(self, request: Request) -> Response:
         """The chat's messages, without the answer that is running."""
         who = await self.asked.identify(request)
-        query = Query(request)
+        query, chat = Query(request), conversation_of(request)
         limit = query.number("limit", default=50, most=MOST_LISTED)
-        before = query.get("before")
-        if before is not None and not QUESTION_ID.fullmatch(before):
-            raise parameter_problem("before", before, "isn't the id of a question")
+        older_than = before(query)
         found = await self.asked.questions.page(
-            who.user, limit=limit + 1, before=before, conversation=_chat(request)
+            who.user, limit=limit + 1, before=older_than, conversation=chat
         )
         if not found:
-            await self.asked.refuse_others(who, _chat(request))
+            await self.asked.refuse_others(who, chat)
         listed: list[ChatMessageView] = []
         characters, last = 0, None
         for question in found[:limit]:
@@ -136,10 +134,6 @@ class ChatEndpoint:
         more = last is not found[-1] if found else False
         oldest = last.id if more and last is not None else None
         return json_response(ChatMessages(tuple(reversed(listed)), more, oldest))
-
-
-def _chat(request: Request) -> str:
-    return str(request.path_params["id"])
 
 
 def _last(body: ChatRequest) -> tuple[ChatMessage, str]:
@@ -168,11 +162,9 @@ def _asking(body: ChatRequest) -> Asking:
 
 
 def _key(body: ChatRequest, given: Asking) -> str | None:
-    """One message is one question, however often it is sent; one that was edited is another."""
+    """One message is one question, however often it is sent; with another text it is another."""
     message, _ = _last(body)
-    if not message.id or body.messageId is not None:
-        return None
-    return key_of("chat", message.id, given.digest)
+    return key_of("chat", message.id, given.digest) if message.id else None
 
 
 def _views(question: Question) -> list[ChatMessageView]:

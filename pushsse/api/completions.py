@@ -18,6 +18,7 @@ from starlette.responses import Response
 from pushsse.api import HttpProblem, ProblemResponse, json_response
 from pushsse.api.asked import Asked, asking, event, key_of, raw_value, read, rest_of, retold, text_of
 from pushsse.api.identity import Identity
+from pushsse.api.questions import idempotency_key
 from pushsse.errors import InvalidInput, Violation
 from pushsse.questions import KeptPart, Part, Question, SourcePart, StatusPart
 from pushsse.questions.following import Ended, Interrupted
@@ -192,11 +193,11 @@ class CompletionsEndpoint:
         who = await self.asked.identify(request)
         body = await read(request, CompletionRequest)
         _refuse_others(body)
-        given = request.headers.get("idempotency-key")
+        key = idempotency_key(request)
         question, fields = await self.asked.ask(
             who,
             _asking(body, request.headers.get(CONVERSATION)),
-            key=key_of("completions", given) if given else None,
+            key=key_of("completions", key) if key is not None else None,
         )
         headers = {"location": f"/v1/questions/{question.id}", **fields}
         if not body.stream:

@@ -6,7 +6,7 @@ Raises what `problem` turns into responses. Losing the connection never stops an
 import re
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
@@ -45,7 +45,7 @@ from pushsse.strictjson import shown
 MAX_CONTEXT_BYTES = 16 * 1024
 LISTED_CHARACTERS = 4_000
 _RETRY_AFTER = {"retry-after": "5"}
-_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
+QUESTION_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 # A key as it is, or as a string of structured fields (RFC 9651, 3.3.3), as the draft of the header has it.
 _KEY = re.compile(r"[\x21\x23-\x7e][\x21-\x7e]{0,127}")
 _QUOTED_KEY = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
@@ -308,23 +308,9 @@ class QuestionsEndpoint:
             raise HttpProblem(404, "not_found", "no conversation that is handed over has this question")
         return json_response(view(question))
 
-    @contextmanager
-    def refusing(self, fields: Mapping[str, str]) -> Iterator[None]:
+    def refusing(self, fields: Mapping[str, str]) -> AbstractContextManager[None]:
         """Turns what asking raises into problems; their responses get `fields`, too."""
-        try:
-            yield
-        except TooManyQuestions as error:
-            self.limit.limited["open_questions"] += 1
-            raise HttpProblem(429, "too_many_questions", str(error), {**fields, **_RETRY_AFTER}) from None
-        except UnknownConversation:
-            raise HttpProblem(404, "not_found", "you have no conversation with this name") from None
-        except Overloaded as error:
-            raise HttpProblem(503, "overloaded", str(error), _RETRY_AFTER) from None
-        except BeingTaken as error:
-            headers = {**fields, "retry-after": str(error.after_s)}
-            raise HttpProblem(409, "being_taken", str(error), headers) from None
-        except NotNow as error:
-            raise HttpProblem(409, error.code, str(error), fields) from None
+        return refusing(self.limit, fields)
 
     def _accepted(
         self, request: Request, question: Question, who: Identity, fields: Mapping[str, str]
@@ -341,6 +327,25 @@ def _asking(asked: QuestionRequest) -> Asking:
     if asked.context is not None and (size := len(msgspec.json.encode(asked.context))) > MAX_CONTEXT_BYTES:
         raise InvalidInput(Violation("$.context", f"has {size} bytes, over {MAX_CONTEXT_BYTES}"))
     return Asking(asked.text, asked.conversation, asked.context)
+
+
+@contextmanager
+def refusing(limit: CallLimit, fields: Mapping[str, str]) -> Iterator[None]:
+    """Turns what asking raises into problems; their responses get `fields`, too."""
+    try:
+        yield
+    except TooManyQuestions as error:
+        limit.limited["open_questions"] += 1
+        raise HttpProblem(429, "too_many_questions", str(error), {**fields, **_RETRY_AFTER}) from None
+    except UnknownConversation:
+        raise HttpProblem(404, "not_found", "you have no conversation with this name") from None
+    except Overloaded as error:
+        raise HttpProblem(503, "overloaded", str(error), _RETRY_AFTER) from None
+    except BeingTaken as error:
+        headers = {**fields, "retry-after": str(error.after_s)}
+        raise HttpProblem(409, "being_taken", str(error), headers) from None
+    except NotNow as error:
+        raise HttpProblem(409, error.code, str(error), fields) from None
 
 
 def idempotency_key(request: Request) -> str | None:
@@ -368,7 +373,7 @@ def idempotency_key(request: Request) -> str | None:
 def question_id(request: Request) -> str:
     """The id in the path. Raises HttpProblem 404."""
     given = str(request.path_params["id"])
-    if not _ID.fullmatch(given):
+    if not QUESTION_ID.fullmatch(given):
         raise _not_found()
     return given
 
@@ -376,7 +381,7 @@ def question_id(request: Request) -> str:
 def before(query: Query) -> str | None:
     """The id before which a page begins. Raises HttpProblem 400."""
     given = query.get("before")
-    if given is not None and not _ID.fullmatch(given):
+    if given is not None and not QUESTION_ID.fullmatch(given):
         raise parameter_problem("before", given, "isn't the id of a question")
     return given
 
