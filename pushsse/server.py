@@ -263,11 +263,19 @@ def _is_listening(listener: socket.socket) -> bool:
 
 
 def best_http() -> Http:
-    """The protocol that hands streams over, if uvicorn's internals are those that it was tested with."""
-    if reason := handover.failed(ImmediateHttp):
+    """The protocol that does most, of those that work with the insides of this uvicorn."""
+    if not (reason := handover.failed(ImmediateHttp)):
+        return ImmediateHttp
+    if not handover.failed(LimitedHttp):
         logger.warning("streams are written the portable way, at two to three times the CPU: %s", reason)
-        return "auto"
-    return ImmediateHttp
+        return LimitedHttp
+    logger.error(
+        "uvicorn serves clients by itself: streams cost two to three times the CPU, and nothing limits heads,"
+        " the time of heads, bodies and unread answers, connections of an address and accepts per second;"
+        " install the release of uvicorn that pushsse requires, or let nginx hold clients to limits: %s",
+        reason,
+    )
+    return "auto"
 
 
 def serve(node: Node, listeners: Sequence[socket.socket], *, ready: Callable[[], None]) -> int:

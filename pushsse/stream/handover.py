@@ -7,9 +7,9 @@ sends its head, which `HeldHead` keeps, and takes the offer; then `StreamProtoco
 parser, scope and task go. The head leaves with the stream's first chunk: one packet and one system call.
 
 Deliberate: it leans on uvicorn's insides, so `failed` tries it at the start, and where they have changed,
-streams are written the portable way. What a client sends after its request is read and dropped, so that its
-leaving is noticed. A write goes straight to the socket while nothing waits in the transport, which saves its
-queue and a turn.
+streams are written the portable way, within `LimitedHttp` if that still works. What a client sends after its
+request is read and dropped, so that its leaving is noticed. A write goes straight to the socket while nothing
+waits in the transport, which saves its queue and a turn.
 """
 
 import asyncio
@@ -20,21 +20,20 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 from weakref import ref
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from pushsse.stream.frame import Chunk, chunk
-from pushsse.stream.limits import Flow, LimitedHttp, drop
+from pushsse.stream.limits import DEFAULT_LIMITS, LimitedHttp, drop
 from pushsse.stream.subscriber import Subscriber
 
 EXTENSION = "pushsse.handover"
-OVER = "pushsse.over"
 LAST_CHUNK = b"0\r\n\r\n"
 TRIAL_S = 5.0
 _REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+_TOO_LARGE = b"GET / HTTP/1.1\r\n" + b"x: x\r\n" * (DEFAULT_LIMITS.head_fields + 1) + b"\r\n"
 _FIRST, _LAST = chunk(b"handed"), chunk(b"over")
 _OF_ITS_OWN = frozenset({"parser", "pipeline"})
 
@@ -185,25 +184,12 @@ class HandoverHttp(LimitedHttp):
     # What the head of the newest request says; set where it isn't given to ASGI at once.
     keep_alive = True
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """uvicorn's, without asking the kernel for the address of our own end where nobody reads that."""
-        self.connections.add(self)
-        self.transport = transport
-        self.flow = Flow(transport)
-        self.client = get_remote_addr(transport)
-        if self.limits.own_address:
-            self.server = get_local_addr(transport)
-        self.scheme = "https" if is_ssl(transport) else "http"
-        self.enter()
-
-    def on_message_begin(self) -> None:
-        """A request begins: uvicorn makes its scope, to which the offer is added."""
-        super().on_message_begin()
+    def extensions(self) -> dict[str, object]:
+        """Of the request that begins: the offer is added."""
+        found = super().extensions()
         # The scope is held by this object: an offer that held it too would leave a cycle for each request.
-        extensions: dict[str, object] = {EXTENSION: Offer(ref(self), self.requests)}
-        if self.over:
-            extensions[OVER] = self.over
-        cast(Scope, self.scope)["extensions"] = extensions
+        found[EXTENSION] = Offer(ref(self), self.requests)
+        return found
 
     def on_headers_complete(self) -> None:
         """The head of a request is there: uvicorn makes its cycle, whose answer leaves in one piece."""
@@ -447,12 +433,6 @@ def offered(scope: Scope) -> Offer | None:
     return found
 
 
-def over_limit(scope: Scope) -> str:
-    """Which limit the connection of a request is over; empty for none."""
-    found: str = scope.get("extensions", {}).get(OVER, "")
-    return found
-
-
 def descriptor(transport: asyncio.BaseTransport) -> int:
     """What to write to while nothing waits in the transport; -1 under TLS, where all goes through that.
 
@@ -463,44 +443,50 @@ def descriptor(transport: asyncio.BaseTransport) -> int:
     return cast(int, transport.get_extra_info("socket").fileno())
 
 
-def failed(http: type[HandoverHttp] = HandoverHttp) -> str:
-    """What went wrong; empty if a connection was handed over, written to and closed as it should be."""
+def failed(http: type[LimitedHttp] = HandoverHttp) -> str:
+    """What went wrong; empty if a request was answered, and another one refused, as it should be.
+
+    Of a protocol that hands connections over, the answer is a stream that takes its connection.
+    """
     # A thread, since an event loop may be running here already.
     with ThreadPoolExecutor(1) as thread:
         error = thread.submit(lambda: asyncio.run(_try(http))).exception()
     return f"uvicorn's insides have changed: {error!r}" if error else ""
 
 
-async def _try(http: type[HandoverHttp]) -> None:
+async def _try(http: type[LimitedHttp]) -> None:
     state = ServerState()
-    served, client = socket.socketpair()
-    client.setblocking(False)
-    with client:
-        answer = await asyncio.wait_for(_ask(http, state, served, client), TRIAL_S)
+    app = _hand_over if issubclass(http, HandoverHttp) else _answer
+    answer = await _ask(http, state, app, _REQUEST)
     if not answer.startswith(b"HTTP/1.1 200 "):
         raise AssertionError(f"a stream's head is {answer!r}")
     if not answer.endswith(b"\r\n\r\n" + _FIRST.framed + _LAST.framed + LAST_CHUNK):
         raise AssertionError(f"a stream's body is {answer!r}")
+    answer = await _ask(http, state, app, _TOO_LARGE)
+    if not answer.startswith(b"HTTP/1.1 431 "):
+        raise AssertionError(f"a head without end is answered with {answer!r}")
     if state.connections or state.tasks:
         raise AssertionError("a connection is still counted after its end")
 
 
-async def _ask(
-    http: type[HandoverHttp], state: ServerState, served: socket.socket, client: socket.socket
-) -> bytes:
+async def _ask(http: type[LimitedHttp], state: ServerState, app: ASGIApp, request: bytes) -> bytes:
     """All that is answered on a connection."""
     loop = asyncio.get_running_loop()
-    config = Config(_app, http=http, ws="none", lifespan="off", log_config=None, access_log=False)
+    config = Config(app, http=http, ws="none", lifespan="off", log_config=None, access_log=False)
     config.load()
-    transport, _ = await loop.connect_accepted_socket(lambda: http(config, state, {}), served)
-    try:
-        _compare(http(config, state, {}), HttpToolsProtocol(config, state, {}))
-        await loop.sock_sendall(client, _REQUEST)
-        answer = b""
-        while more := await loop.sock_recv(client, 4096):
-            answer += more
-    finally:
-        transport.abort()
+    served, client = socket.socketpair()
+    client.setblocking(False)
+    with client:
+        transport, _ = await loop.connect_accepted_socket(lambda: http(config, state, {}), served)
+        try:
+            _compare(http(config, state, {}), HttpToolsProtocol(config, state, {}))
+            async with asyncio.timeout(TRIAL_S):
+                await loop.sock_sendall(client, request)
+                answer = b""
+                while more := await loop.sock_recv(client, 4096):
+                    answer += more
+        finally:
+            transport.abort()
     # What is called soon after the end, is called.
     await asyncio.sleep(0)
     return answer
@@ -514,7 +500,7 @@ def _compare(ours: HttpToolsProtocol, uvicorns: HttpToolsProtocol) -> None:
             raise AssertionError(f"a new connection's {name} is {own!r}, not {value!r}")
 
 
-async def _app(scope: Scope, receive: Receive, send: Send) -> None:
+async def _hand_over(scope: Scope, receive: Receive, send: Send) -> None:
     offer = offered(scope)
     if offer is None:
         raise AssertionError("no handover is offered")
@@ -525,3 +511,9 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
         raise AssertionError("the connection isn't handed over")
     stream.write(_FIRST)
     stream.end(_LAST)
+
+
+async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": _FIRST.raw, "more_body": True})
+    await send({"type": "http.response.body", "body": _LAST.raw})

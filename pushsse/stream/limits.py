@@ -29,12 +29,16 @@ from typing import Any, Literal, NamedTuple, cast
 
 import httptools
 import msgspec
+from starlette.types import Scope
 from uvicorn import Config
 from uvicorn._types import ASGI3Application, HTTPScope
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
+# In a scope's extensions: which limit the connection is over.
+OVER = "pushsse.over"
 # What is parsed at once: a hundred of the smallest requests.
 PIECE_BYTES = 2 * 1024
 # What may wait behind an unanswered request before nothing more is read.
@@ -290,6 +294,17 @@ class LimitedHttp(HttpToolsProtocol):
 
     # uvicorn's
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """uvicorn's, without asking the kernel for the address of our own end where nobody reads that."""
+        self.connections.add(self)
+        self.transport = transport
+        self.flow = Flow(transport)
+        self.client = get_remote_addr(transport)
+        if self.limits.own_address:
+            self.server = get_local_addr(transport)
+        self.scheme = "https" if is_ssl(transport) else "http"
+        self.enter()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         super().connection_lost(exc)
@@ -345,6 +360,11 @@ class LimitedHttp(HttpToolsProtocol):
         self.requests += 1
         self._bytes = self._body_bytes = 0
         super().on_message_begin()
+        cast(Scope, self.scope)["extensions"] = self.extensions()
+
+    def extensions(self) -> dict[str, object]:
+        """Of the scope of the request that begins."""
+        return {OVER: self.over} if self.over else {}
 
     def on_headers_complete(self) -> None:
         """The head of a request is there. Raises HeadRefused, which ends the parsing."""
@@ -542,6 +562,12 @@ class LimitedHttp(HttpToolsProtocol):
 
 class HeadRefused(Exception):
     """Stops the parser; the connection knows why."""
+
+
+def over_limit(scope: Scope) -> str:
+    """Which limit the connection of a request is over; empty for none."""
+    found: str = scope.get("extensions", {}).get(OVER, "")
+    return found
 
 
 def drop(transport: asyncio.Transport) -> None:

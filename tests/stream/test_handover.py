@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 from uvicorn import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from pushsse.api import stream
@@ -22,15 +22,16 @@ from pushsse.stream import handover
 from pushsse.stream.frame import chunk
 from pushsse.stream.handover import HandoverHttp, Offer, StreamProtocol, offered
 from pushsse.stream.immediate import ImmediateHttp
+from pushsse.stream.limits import LimitedHttp
 from pushsse.stream.subscriber import Live, Subscriber
-from tests.serving import LIMIT_S, serving
+from tests.serving import LIMIT_S, Running, serving
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
 
 def test_the_handover_works_with_this_uvicorn() -> None:
-    assert handover.failed() == handover.failed(ImmediateHttp) == ""
+    assert [handover.failed(http) for http in (LimitedHttp, HandoverHttp, ImmediateHttp)] == ["", "", ""]
     assert best_http() is ImmediateHttp
 
 
@@ -50,13 +51,65 @@ def test_what_uvicorn_sets_for_a_connection_and_pushsse_does_not_is_noticed(
 @pytest.mark.parametrize(
     "changed", ["on_message_begin", "_unset_keepalive_if_required", "on_headers_complete", "on_url"]
 )
-def test_changed_insides_are_noticed_and_streams_written_the_portable_way(
+def test_changed_insides_are_noticed_and_what_is_gone_is_said(
     changed: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delattr(HttpToolsProtocol, changed)
     monkeypatch.setattr(handover, "TRIAL_S", 0.5)
     assert best_http() == "auto"
+    [line] = [each for each in caplog.records if each.name == "pushsse.server"]
+    assert line.levelname == "ERROR"
+    assert all(word in line.getMessage() for word in ("CPU", "heads", "bodies", "connections", "accepts"))
+
+
+def fixed_transport(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer's transport can't be replaced any more, which nothing but the handover needs."""
+
+    def fix(cycle: RequestResponseCycle, transport: object) -> None:
+        if "transport" in vars(cycle):
+            raise AttributeError("can't set")
+        vars(cycle)["transport"] = transport
+
+    found = property(lambda cycle: vars(cycle)["transport"], fix)
+    monkeypatch.setattr(RequestResponseCycle, "transport", found, raising=False)
+
+
+async def test_where_the_handover_alone_cannot_be_had_the_limits_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fixed_transport(monkeypatch)
+    http = best_http()
+    assert http is LimitedHttp
     assert "written the portable way" in caplog.text
+    async with serving(
+        tmp_path, http=http, head_fields=10, body_timeout_s=0.5, max_connections_per_address=2
+    ) as node:
+        async with node.stream("ann") as stream:
+            await stream.ready()
+            await node.publish("news", "hello")
+            assert await stream.messages(1) == ["hello"]
+            # The third connection: beside the stream's and that of the calls.
+            answer = await said(node, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 429 ")
+        await eventually(lambda: len(node.connections) == 1)
+        fields = b"x: x\r\n" * 20
+        answer = await said(node, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + fields + b"\r\n")
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        await eventually(lambda: len(node.connections) == 1)
+        head = b"POST /v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
+        assert (await said(node, head)).startswith(b"HTTP/1.1 408 ")
+        assert node.node.metrics.limited["connections_per_address"] == 1
+        assert node.node.metrics.refusals["body_timeout"] == 1
+
+
+async def said(node: Running, sent: bytes) -> bytes:
+    """All that is answered, up to the end of the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    writer.write(sent)
+    try:
+        return await asyncio.wait_for(reader.read(-1), LIMIT_S)
+    finally:
+        writer.close()
 
 
 async def test_a_request_behind_the_stream_s_own_ends_it_cleanly_and_is_answered(tmp_path: Path) -> None:
@@ -145,7 +198,7 @@ async def test_a_connection_is_dropped_when_its_stream_cannot_begin(
         writer.close()
 
 
-@pytest.mark.parametrize("http", [HandoverHttp, "auto"])
+@pytest.mark.parametrize("http", [HandoverHttp, LimitedHttp, "auto"])
 async def test_a_stream_that_fails_once_it_is_registered_leaves_nothing(
     http: Http, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
