@@ -71,7 +71,8 @@ class Turn(Struct, frozen=True):
 class Question(Struct, frozen=True, kw_only=True):
     """One question with its answer so far; `seq` counts the deltas that the answer has grown by.
 
-    `piece` is the number of the last piece of an answer that comes from elsewhere, 0 where none has come.
+    `sent_off`: while it is being answered, the answer comes from elsewhere. `piece` is the number of the last
+    piece of such an answer, 0 where none has come.
     `turns` are the last turns of its conversation, oldest first; only answerers get them. `attempt` counts
     those who took it to answer it, `first_attempt` is the first since it was last asked anew, and
     `regenerations` says how often that was. A message that staff sent by themselves is the answer to a
@@ -91,6 +92,7 @@ class Question(Struct, frozen=True, kw_only=True):
     answer: str = ""
     seq: int = 0
     piece: int = 0
+    sent_off: bool = False
     by: By | None = None
     links: tuple[Link, ...] = ()
     suggestions: tuple[str, ...] = ()

@@ -31,7 +31,7 @@ from pushsse.questions import (
     StatusPart,
     Unanswered,
 )
-from pushsse.questions.answerers import Answerer, Delta, HandOver, NotSure, SentOff
+from pushsse.questions.answerers import Answerer, Delta, HandOver, HearsStops, NotSure, SentOff
 from pushsse.questions.growing import Growing
 from pushsse.questions.life import Life
 
@@ -40,6 +40,7 @@ _FAILED = Unanswered("failed", "answerer_failed", "the answerer failed")
 _SILENT = Unanswered("failed", "answerer_failed", "the answerer ended without an answer")
 _NO_ANSWER = Unanswered("failed", "no_answer", "no answerer has an answer")
 _CLOSE_S = 2.0
+_STOP_S = 10.0
 
 
 class Answering:
@@ -85,6 +86,24 @@ class Answering:
         # Asked anew since then, it isn't the question that has ended.
         if leased is not None and attempt.isdecimal() and leased.attempt <= int(attempt):
             self.drop(question_id)
+
+    def stop(self, question: Question, code: str) -> None:
+        """A question has ended without its answer, as it stood before: this node and whoever has it stop."""
+        self.drop(question.id)
+        if question.sent_off and isinstance(self._answerer, HearsStops) and self._group is not None:
+            self._group.create_task(self._tell_stop(self._answerer, question, code))
+
+    async def _tell_stop(self, answerer: HearsStops, question: Question, code: str) -> None:
+        try:
+            async with asyncio.timeout(_STOP_S):
+                await answerer.stop(question, code)
+        except (Unavailable, TimeoutError) as error:
+            logger.warning(
+                "question %s: whoever answers isn't told that it has ended: %s",
+                question.id,
+                str(error) or f"no answer within {_STOP_S:g} s",
+                extra=question.ids,
+            )
 
     async def run(self) -> None:
         """Answers, for ever; at the end it gives up its leases, so that another node goes on at once."""

@@ -150,6 +150,7 @@ def question_of(row: QuestionRow) -> Question:
         answer=row.answer,
         seq=row.answer_seq,
         piece=row.answer_piece,
+        sent_off=row.status == "answering" and row.lease_until is None,
         by=by_of(row.by_kind, row.by_name),
         links=msgspec.convert(row.links or [], tuple[Link, ...]),
         suggestions=tuple(row.suggestions or ()),

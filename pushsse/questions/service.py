@@ -175,7 +175,7 @@ class Questions:
         if question is None or question.has_ended:
             return question
         if await self.life.end(question_id, CANCELLED):
-            self.answering.drop(question_id)
+            self.answering.stop(question, CANCELLED.code)
         return await self.get(user, question_id)
 
     async def get(self, user: str, question_id: str) -> Question | None:
@@ -300,8 +300,9 @@ class Sweeper:
         for question in await self.life.store.overdue(_AT_ONCE):
             # Dropped where this node answers it; another node notices when it renews its leases, or writes.
             has_begun = question.status == "answering" and question.seq
-            if await self.life.end(question.id, STALLED if has_begun else EXPIRED):
-                self.answering.drop(question.id)
+            ending = STALLED if has_begun else EXPIRED
+            if await self.life.end(question.id, ending):
+                self.answering.stop(question, ending.code)
         await self.life.conversations.lapse()
         if room := min(self.answering.queue.room, _AT_ONCE):
             for question in await self.life.store.abandoned(room):

@@ -96,6 +96,24 @@ class Desk:
     async def writes(self, key: str, value: bytes) -> None:
         await self.producer.send_and_wait(self.answers, value, key=key.encode())
 
+    async def cancelled(self) -> dict[str, object]:
+        """The first record of a question that has ended, with its key."""
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.connection.bootstrap)
+        await consumer.start()
+        try:
+            ats = [TopicPartition(self.questions, number) for number in range(PARTITIONS)]
+            consumer.assign(ats)
+            await consumer.seek_to_beginning(*ats)
+            async with asyncio.timeout(20):
+                while True:
+                    record = await consumer.getone()
+                    found: dict[str, object] = json.loads(record.value)
+                    if found.get("cancel"):
+                        assert record.key == str(found["user"]).encode()
+                        return found
+        finally:
+            await consumer.stop()
+
     async def asked(self) -> dict[str, object]:
         """The first question of the topic."""
         consumer = AIOKafkaConsumer(bootstrap_servers=self.connection.bootstrap)
@@ -198,6 +216,63 @@ async def test_a_question_goes_out_and_its_answer_comes_in_pieces(nodes: Nodes, 
     assert answers[0]["by"] == {"kind": "bot", "name": "kafka"}
     assert grown_text([data(publication) for publication in nodes.live]) == "Guten Tag 😀, 安."
     assert await desk.unusable() == []
+
+
+@pytest.mark.anyio
+async def test_parts_come_over_kafka_and_each_piece_has_its_delta(nodes: Nodes, desk: Desk) -> None:
+    node = nodes.node(desk.answerer())
+    hearing = asyncio.create_task(nodes.hear("ann"))
+    source, value = {"title": "Invoices", "url": "/invoices"}, {"name": "order", "data": {"id": 7}}
+    async with nodes.running(node):
+        question = await answering(node, nodes)
+        await desk.says(question, seq=1, status="looking it up…")
+        await eventually(lambda: nodes.live)
+        await desk.says(question, seq=2, delta="See ")
+        await desk.says(question, seq=3, source=source)
+        await desk.says(question, seq=4, data=value)
+        await desk.says(question, seq=4, source={"title": "x", "url": "javascript:alert(1)"})
+        await desk.says(question, seq=5, delta="there.", done=True)
+        answers = await nodes.until_told("ann", "answer")
+        unusable: list[str] = []
+
+        async def refused() -> bool:
+            unusable[:] = await desk.unusable()
+            return bool(unusable)
+
+        await eventually(refused)
+    hearing.cancel()
+    await asyncio.gather(hearing, return_exceptions=True)
+    deltas = [data(publication) for publication in nodes.live]
+    assert [delta["seq"] for delta in deltas] == list(range(1, len(deltas) + 1))
+    assert grown_text(deltas) == answers[0]["text"] == "See there."
+    kept = [{"type": "source"} | source, {"type": "data"} | value]
+    told = [delta["part"] for delta in deltas if "part" in delta]
+    assert told == [{"type": "status", "text": "looking it up…"}, *kept]
+    assert answers[0]["parts"] == kept
+    assert ["$.source" in why for why in unusable] == [True]
+
+
+@pytest.mark.anyio
+async def test_whoever_answers_over_kafka_is_told_that_a_question_was_cancelled_or_is_over(
+    nodes: Nodes, desk: Desk
+) -> None:
+    node, other = nodes.node(desk.answerer()), nodes.node(desk.answerer(), name="two")
+    async with nodes.running(node), nodes.running(other):
+        question = await answering(node, nodes)
+
+        async def sent_off() -> bool:
+            found = await other.get("ann", question.id)
+            return found is not None and found.sent_off
+
+        await eventually(sent_off)
+        assert await other.cancel("ann", question.id) is not None
+        assert await desk.cancelled() == {
+            "id": question.id,
+            "conversation": question.conversation,
+            "user": "ann",
+            "code": "cancelled",
+            "cancel": True,
+        }
 
 
 @pytest.mark.anyio

@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -81,6 +81,15 @@ class Answerer(Protocol):
 
     async def run(self, answers: Answers) -> None:
         """What the answerer does besides, for ever; returns immediately if that is nothing."""
+        ...
+
+
+@runtime_checkable
+class HearsStops(Protocol):
+    """An answerer whose answers come from elsewhere, where somebody can be told to stop."""
+
+    async def stop(self, question: Question, code: str) -> None:
+        """A question that was sent off has ended without its answer, for this reason. Raises Unavailable."""
         ...
 
 

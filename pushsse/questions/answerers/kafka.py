@@ -63,6 +63,16 @@ class QuestionRecord(Struct, frozen=True):
     asked_at: datetime
 
 
+class CancelRecord(Struct, frozen=True):
+    """In the same topic, with the same key: no answer to this question is of use any more."""
+
+    id: str
+    conversation: str
+    user: str
+    code: str
+    cancel: bool = True
+
+
 class SourceRecord(Struct, frozen=True):
     """Where a part of the answer comes from."""
 
@@ -133,6 +143,12 @@ class KafkaAnswerer:
                 await asyncio.sleep(outage.failed(error))
         outage.over()
         yield SentOff()
+
+    async def stop(self, question: Question, code: str) -> None:
+        """Tells whoever answers, behind the question in its partition. Raises KafkaUnavailable."""
+        record = CancelRecord(question.id, question.conversation, question.user, code)
+        outgoing = Outgoing(question.user.encode(), msgspec.json.encode(record))
+        await self.questions.send(self.questions_topic, [outgoing])
 
     async def run(self, answers: Answers) -> None:
         """Reads answers for ever. Cancellation leaves the group."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pushsse.errors import Unavailable
 from pushsse.questions import Answered, Question, StatusPart
-from pushsse.questions.answerers import Answerer, Answers, NotSure, Piece
+from pushsse.questions.answerers import Answerer, Answers, HearsStops, NotSure, Piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,12 @@ class Several:
         if away is not None and instead is None:
             raise away
         yield NotSure(instead)
+
+    async def stop(self, question: Question, code: str) -> None:
+        """Told to those whose answers come from elsewhere: one of them has it. Raises Unavailable."""
+        for answerer in self.answerers:
+            if isinstance(answerer, HearsStops):
+                await answerer.stop(question, code)
 
     async def run(self, answers: Answers) -> None:
         """What they do besides."""
