@@ -140,7 +140,7 @@ def _endpoints(node: Node) -> Endpoints:
         ),
         events=EventsEndpoint(
             identifier=identifier,
-            intake=node.intake,
+            intake=node.accepting,
             opener=node.hub_parts.opener,
             replay=node.hub_parts.replay,
             drafter=node.drafter,

@@ -104,7 +104,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         retention=Retention(question_store, keep_days=settings.questions_keep_days, metrics=metrics),
         tickets=Tickets(backplane, kicked),
         questions=questions,
-        intake=intakes.accepting,
+        accepting=intakes.accepting,
         work=work,
         producers=(*intakes.producers, *answerer_parts.producers),
         witness=_witness(settings, database, work),
