@@ -14,7 +14,7 @@ from typing import NoReturn
 import pytest
 
 from deploy.parts import Postgres
-from pushsse.backplane import HeardLive, log_of
+from pushsse.backplane import Backplane, HeardLive, log_of
 from pushsse.backplane.growing import SoFar
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database, Statement
@@ -208,8 +208,17 @@ class Away:
 @asynccontextmanager
 async def running_hub(nodes: Nodes, questions: Questions) -> AsyncIterator[HubParts]:
     """The hub of a node that answers these questions, running."""
+    async with running_hub_of(nodes.backplane, questions, nodes.metrics) as parts:
+        yield parts
+
+
+@asynccontextmanager
+async def running_hub_of(
+    backplane: Backplane, questions: Questions, metrics: Metrics
+) -> AsyncIterator[HubParts]:
+    """The same, on any backplane."""
     limits = StreamLimits("here", 15, 600, 5.0, 0.0)
-    parts = assemble_hub(nodes.backplane, AskingPeople(questions), limits=limits, metrics=nodes.metrics)
+    parts = assemble_hub(backplane, AskingPeople(questions), limits=limits, metrics=metrics)
     async with asyncio.TaskGroup() as tasks:
         services = [tasks.create_task(each.run()) for each in (parts.catch_up, parts.opener, parts.feed)]
         try:
