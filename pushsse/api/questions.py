@@ -254,7 +254,7 @@ class QuestionsEndpoint:
         conversation = query.get("conversation")
         user = who.user
         if conversation is not None and ANSWER in who.scopes | _of_admin(who):
-            found = await self.desk.conversation(conversation)
+            found = await self.desk.read(who.user, conversation)
             user = user if found is None else found.user
         if user == who.user:
             who.require(ASK)

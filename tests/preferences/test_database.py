@@ -4,21 +4,28 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from tortoise.migrations.operations import RunSQL
 
 from deploy.parts import Postgres
 from pushsse.database import Database, Statement
 from pushsse.errors import DatabaseUnavailable, SettingsError, StatementFailed
 from pushsse.people import StateTable
 from pushsse.preferences.store import EventType, PreferenceStore
+from pushsse.questions import Question
+from pushsse.questions.conversations import ConversationStore
+from pushsse.questions.store import QuestionStore
 from tests.parts import running
 from tests.waiting import eventually
 
 from .delay import Delay
 
 pytestmark = pytest.mark.anyio
+migration = import_module("pushsse.migrations.0005_conversations")
 
 MIGRATIONS = ("0001_initial", "0002_witness", "0003_conversation", "0004_kicks", "0005_conversations")
 MIGRATE = """
@@ -103,6 +110,34 @@ async def test_a_migration_that_fails_leaves_nothing_behind(url: str) -> None:
         assert database.available
         await database.rows(str, Statement("DROP TABLE pushsse_switch"))
         assert await database.migrate() == MIGRATIONS
+
+
+async def test_conversations_that_were_there_before_their_table_are_in_it(database: Database) -> None:
+    store, at = QuestionStore(database), datetime(2026, 11, 1, tzinfo=UTC)
+    for number, (user, name, text) in enumerate(
+        (("ann", "c", "first " + "x" * 100), ("ann", "c", "second"), ("bo", "d", "third"))
+    ):
+        asked_at = at + timedelta(minutes=number)
+        question = Question(
+            id=f"{number:026}",
+            user=user,
+            conversation=name,
+            text=text,
+            status="answered",
+            asked_at=asked_at,
+            updated_at=asked_at,
+            deadline_at=asked_at,
+        )
+        await store.create(question, key=None, owner="", lease_s=0, announce_s=0)
+    await database.rows(str, Statement("DELETE FROM pushsse_conversation"))
+    [backfill] = [step.sql for step in migration.Migration.operations if isinstance(step, RunSQL)]
+    await database.rows(str, Statement(backfill))
+    found = await ConversationStore(database).page("ann", limit=10, before=None)
+    assert [(one.id, one.newest, one.created_at, one.is_handed_over) for one in found] == [
+        ("c", f"{1:026}", at, False)
+    ]
+    assert found[0].title == ("first " + "x" * 100)[:80]
+    assert [one.id for one in await ConversationStore(database).page("bo", limit=10, before=None)] == ["d"]
 
 
 async def test_handlers_in_other_tasks_and_contexts_use_the_same_database(database: Database) -> None:

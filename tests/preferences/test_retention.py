@@ -15,7 +15,7 @@ from pushsse.kicks import Kicked, Kicks, KickTable
 from pushsse.metrics import Metrics
 from pushsse.people import StateTable
 from pushsse.preferences.store import PreferenceStore
-from pushsse.questions import Question, Status
+from pushsse.questions import CANCELLED, Question, Status
 from pushsse.questions.store import QuestionStore
 from pushsse.retention import Forgetting, Remainder, Retention
 from pushsse.settings import Settings, load
@@ -76,6 +76,25 @@ async def test_questions_go_when_they_are_too_old_and_no_sooner(database: Databa
     assert await left(database) == sorted(one.id for one in (*kept, waiting, unannounced))
     assert metrics.questions_deleted == 250
     assert await retention.sweep() == 0
+
+
+async def test_with_old_questions_go_their_earlier_answers_and_conversations(database: Database) -> None:
+    now, store = datetime.now(UTC), QuestionStore(database)
+    old = [asked(user, now - timedelta(days=200)) for user in ("ann", "bo")]
+    kept = asked("bo", now)
+    for question in (*old, kept):
+        await put(database, question)
+        again = await store.regenerate(question, owner="one", lease_s=1, timeout_s=1, announce_s=1)
+        assert again is not None
+        assert await store.end(question.id, CANCELLED, attempt=None, announce_s=1)
+        ended = await store.one(question.id)
+        assert ended is not None
+        await store.announced(ended)
+    retention = Retention(store, keep_days=180, metrics=Metrics())
+    assert await retention.sweep() == 2
+    assert await database.rows(str, Statement("SELECT question FROM pushsse_earlier_answer")) == [kept.id]
+    # Of bo's conversation one question is left.
+    assert await database.rows(str, Statement("SELECT id FROM pushsse_conversation")) == ["of-bo"]
 
 
 async def test_several_nodes_that_delete_together_delete_each_question_once(database: Database) -> None:

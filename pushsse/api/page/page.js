@@ -101,7 +101,9 @@ const SERVICE = {
   question(data) {
     const known = answer(data.id);
     known.title = data.text;
-    drawAnswer(known, data.status === "pending" ? "…" : "");
+    // Asked, or asked anew.
+    if (data.status === "pending") known.text = "";
+    drawAnswer(known, { pending: "…", handed_over: "\n(people answer this)" }[data.status] ?? "");
   },
   "answer.delta"(data) {
     const known = answer(data.question);
