@@ -38,7 +38,7 @@ async def answer(question: Any) -> AsyncIterator[str | dict[str, Any]]:
         yield f"{word} "
         await asyncio.sleep(0.05)
     yield {"source": {"title": f"Order {number}", "url": f"/orders/{number}"}}
-    yield {"data": {"name": "order", "value": {"number": number, "state": state, "arrives": day}}}
+    yield {"data": {"name": "order", "data": {"number": number, "state": state, "arrives": day}}}
 
 
 def order_in(text: str) -> str | None:

@@ -104,6 +104,9 @@ class Answering:
                 str(error) or f"no answer within {_STOP_S:g} s",
                 extra=question.ids,
             )
+        except Exception:
+            # In the group of all answers: an answerer's bug ends none of them.
+            logger.exception("question %s: its answerer can't be stopped", question.id, extra=question.ids)
 
     async def run(self) -> None:
         """Answers, for ever; at the end it gives up its leases, so that another node goes on at once."""

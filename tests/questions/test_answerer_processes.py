@@ -98,3 +98,25 @@ def test_an_http_client_is_loaded_only_where_a_model_is_asked(tmp_path: Path) ->
             check=True,
         )
         assert done.stdout.strip() == loaded
+
+
+def test_one_service_may_ask_another(tmp_path: Path) -> None:
+    """Which speaks the same, wants a token, and streams as the node of a question file does."""
+    asked, asking = tmp_path / "asked", tmp_path / "asking"
+    asked.mkdir()
+    asking.mkdir()
+    secret = "0123456789abcdef0123456789abcdef"
+    with served(asked, PUSHSSE_JWT_SECRET=secret) as other:
+        token = pushsse(asked, "token", "--user", "bot", PUSHSSE_JWT_SECRET=secret).stdout.strip()
+        settings = {"PUSHSSE_ANSWERER": f"openai:{other.url}/v1?model=pushsse", "PUSHSSE_OPENAI_KEY": token}
+        assert about_the_answerer(asking, **settings).startswith("ok      answerer")
+        with served(asking, **settings) as node:
+            said = node.run("ask", "How do I switch an event type off?", "--user", "ann").stdout
+            whole = pushsse(
+                asked, "ask", "How do I switch an event type off?", PUSHSSE_URL=other.url, PUSHSSE_TOKEN=token
+            ).stdout
+            # Links aren't part of a completion.
+            assert len(said) > 100
+            assert whole.startswith(said.strip())
+        settings["PUSHSSE_OPENAI_KEY"] = "another"
+        assert "refuses the key of PUSHSSE_OPENAI_KEY" in about_the_answerer(asking, **settings)

@@ -115,7 +115,11 @@ class Desk:
             await consumer.stop()
 
     async def asked(self) -> dict[str, object]:
-        """The first question of the topic."""
+        """The first record of the questions' topic."""
+        return (await self.all_asked(1))[0]
+
+    async def all_asked(self, count: int) -> list[dict[str, Any]]:
+        """The first records of the questions' topic, of one person in their order."""
         consumer = AIOKafkaConsumer(bootstrap_servers=self.connection.bootstrap)
         await consumer.start()
         try:
@@ -123,11 +127,12 @@ class Desk:
             consumer.assign(ats)
             await consumer.seek_to_beginning(*ats)
             async with asyncio.timeout(20):
-                record = await consumer.getone()
+                records = [await consumer.getone() for _ in range(count)]
         finally:
             await consumer.stop()
-        found: dict[str, object] = json.loads(record.value)
-        assert record.key == str(found["user"]).encode()
+        found: list[dict[str, Any]] = [json.loads(record.value) for record in records]
+        for record, each in zip(records, found, strict=True):
+            assert record.key == each["user"].encode()
         return found
 
     async def committed(self) -> int:
@@ -204,6 +209,8 @@ async def test_a_question_goes_out_and_its_answer_comes_in_pieces(nodes: Nodes, 
             "text": "hello?",
             "context": None,
             "asked_at": asked["asked_at"],
+            "attempt": 1,
+            "turns": [],
         }
         for seq, delta in enumerate(["Guten ", "Tag 😀", ", 安"], 1):
             await desk.says(question, seq=seq, delta=delta)
@@ -273,6 +280,28 @@ async def test_whoever_answers_over_kafka_is_told_that_a_question_was_cancelled_
             "code": "cancelled",
             "cancel": True,
         }
+
+
+@pytest.mark.anyio
+async def test_pieces_of_an_answer_that_was_asked_anew_are_late(nodes: Nodes, desk: Desk) -> None:
+    node = nodes.node(desk.answerer())
+    async with nodes.running(node):
+        question = await answering(node, nodes)
+        await desk.says(question, text="the first")
+        await nodes.until_told("ann", "answer")
+        again = await node.regenerate("ann", question.id)
+        assert again is not None
+        asked = await desk.all_asked(2)
+        assert [each["attempt"] for each in asked] == [1, again.attempt]
+        await desk.says(question, seq=1, delta="old ", attempt=1)
+        await desk.says(question, text="old", attempt=1)
+        await desk.says(question, seq=1, delta="new ", attempt=again.attempt)
+        await desk.says(question, seq=2, done=True, attempt=again.attempt)
+        await nodes.until_told("ann", "answer", 2)
+        now = await node.get("ann", question.id)
+    assert now is not None
+    assert now.answer == "new "
+    assert desk.metrics.answers_late == 2
 
 
 @pytest.mark.anyio

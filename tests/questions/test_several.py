@@ -173,6 +173,10 @@ def test_the_file_may_name_several_with_options(tmp_path: Path) -> None:
             "openai_key = 'hunter2\u00fc'\nanswerer = 'openai:http://h/v1?model=a'",
             "characters that no header",
         ),
+        (
+            "answerer = 'openai:http://h/v1?model=a&key_env=PUSHSSE_JWT_SECRET'",
+            "key_env: PUSHSSE_JWT_SECRET begins",
+        ),
         ("answerer = 'python:nowhere_at_all:answer'", "no module 'nowhere_at_all'"),
     ],
 )

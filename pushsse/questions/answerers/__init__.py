@@ -66,7 +66,7 @@ class Answers(Protocol):
 
 
 class Answerer(Protocol):
-    """Answers questions."""
+    """Answers questions. One that sends them off may be a HearsStops, too."""
 
     def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
         """Yields Delta and parts any number of times, then exactly one of the others, which ends it.

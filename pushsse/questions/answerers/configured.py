@@ -23,7 +23,7 @@ from pushsse.logs import shown
 from pushsse.metrics import Metrics
 from pushsse.questions.answerers import Answerer
 from pushsse.questions.answerers.several import Several
-from pushsse.settings import AnswererSetting, Option, Settings, seconds, variable
+from pushsse.settings import PREFIX, AnswererSetting, Option, Settings, seconds, variable
 
 _MOST_PROMPT_BYTES = 256 * 1024
 Options = TypeVar("Options", bound=msgspec.Struct)
@@ -81,6 +81,11 @@ def _openai(module: Any, one: AnswererSetting, settings: Settings, metrics: Metr
 def _key(one: AnswererSetting, name: str, settings: Settings) -> str:
     """The key of a model server; "" without one, which servers of one's own mostly don't need."""
     own = variable("openai_key")
+    if name.upper().startswith(PREFIX) and name != own:
+        # Another secret of the service's, perhaps; and workers don't have these variables.
+        raise SettingsError(
+            f"{one.where}: key_env: {name} begins with {PREFIX}, take {own} or a name of your own"
+        )
     key = (settings.openai_key if name == own else os.environ.get(name, "")).strip()
     if not key and name != own:
         raise SettingsError(f"{one.where}: key_env: the variable {name} isn't set")

@@ -32,6 +32,7 @@ from pushsse.questions import (
     Question,
     SourcePart,
     StatusPart,
+    Turn,
     Unanswered,
     fit,
 )
@@ -53,7 +54,7 @@ _SAYS = ("delta", "text", "error", "status", "source", "data", "handover")
 
 
 class QuestionRecord(Struct, frozen=True):
-    """A question as it is in the topic."""
+    """A question as it is in the topic. `attempt` is higher where it comes again, or was asked anew."""
 
     id: str
     conversation: str
@@ -61,6 +62,8 @@ class QuestionRecord(Struct, frozen=True):
     text: str
     context: dict[str, Any] | None
     asked_at: datetime
+    attempt: int
+    turns: tuple[Turn, ...]
 
 
 class CancelRecord(Struct, frozen=True):
@@ -91,7 +94,8 @@ class AnswerRecord(Struct, frozen=True):
     """A piece of an answer (`delta`, a part), all of it (`text`), or none (`error`, `handover`).
 
     A part is `status`, `source` or `data`. `text`, `error`, `handover` (true, or why) and `done` end it.
-    Pieces are numbered from 1 by `seq`; so is a `done` by itself.
+    Pieces are numbered from 1 by `seq`; so is a `done` by itself. `attempt` is that of
+    the question which is answered.
     """
 
     question: Annotated[str, Meta(min_length=1, max_length=64)]
@@ -103,6 +107,7 @@ class AnswerRecord(Struct, frozen=True):
     source: SourceRecord | UnsetType = UNSET
     data: DataRecord | UnsetType = UNSET
     handover: bool | Annotated[str, Meta(max_length=4_000)] | UnsetType = UNSET
+    attempt: int | UnsetType = UNSET
     done: bool = False
 
 
@@ -128,8 +133,10 @@ class KafkaAnswerer:
             question.text,
             question.context,
             question.asked_at,
+            question.attempt,
+            question.turns,
         )
-        outgoing = Outgoing(question.user.encode(), msgspec.json.encode(record))
+        outgoing = _keyed(question, record)
         outage = Outage(f"question {question.id} can't be sent to Kafka", logger, Backoff(first_s=0.2))
         give_up = time.monotonic() + SEND_S
         while True:
@@ -147,12 +154,16 @@ class KafkaAnswerer:
     async def stop(self, question: Question, code: str) -> None:
         """Tells whoever answers, behind the question in its partition. Raises KafkaUnavailable."""
         record = CancelRecord(question.id, question.conversation, question.user, code)
-        outgoing = Outgoing(question.user.encode(), msgspec.json.encode(record))
-        await self.questions.send(self.questions_topic, [outgoing])
+        await self.questions.send(self.questions_topic, [_keyed(question, record)])
 
     async def run(self, answers: Answers) -> None:
         """Reads answers for ever. Cancellation leaves the group."""
         await self.answers.run(AnswerHandler(answers, by=self.name, metrics=self.metrics))
+
+
+def _keyed(question: Question, record: QuestionRecord | CancelRecord) -> Outgoing:
+    """Keyed by the person, so that a cancel comes after its question."""
+    return Outgoing(question.user.encode(), msgspec.json.encode(record))
 
 
 class AnswerPiece(NamedTuple):
@@ -171,6 +182,10 @@ class AnswerPiece(NamedTuple):
         """Whether it ends the answer whatever came before it."""
         says = self.says
         return not (says.text is UNSET and says.error is UNSET and says.handover is UNSET)
+
+    def is_of(self, question: Question) -> bool:
+        """Whether it answers the question as it was asked last; one that says nothing about that does."""
+        return self.says.attempt is UNSET or self.says.attempt >= question.first_attempt
 
     @property
     def at(self) -> TopicPartition:
@@ -250,7 +265,9 @@ class AnswerHandler:
                     self._early.pop(question_id, None)
                     self._metrics.answers_late += len(pieces)
                     return []
-                if await self._step(question, pieces):
+                current = [piece for piece in pieces if piece.is_of(question)]
+                if await self._step(question, current):
+                    self._metrics.answers_late += len(pieces) - len(current)
                     return []
             error = "the question is written by somebody else all the time"
             return [Refused(piece.record, "$", error) for piece in pieces]
@@ -261,6 +278,7 @@ class AnswerHandler:
         Nothing is taken out of `_early` before its effect is stored: what isn't there may be committed.
         """
         early = self._early.get(question.id) or _Early()
+        early.pieces = {seq: piece for seq, piece in early.pieces.items() if piece.is_of(question)}
         pieces, late_ones = _before_the_end(early.pieces, pieces)
         pending = early.pieces | {piece.seq: piece for piece in reversed(pieces)}
         run: Sequence[AnswerPiece] = ()

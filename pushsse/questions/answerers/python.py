@@ -63,7 +63,7 @@ class Named(Struct, frozen=True, forbid_unknown_fields=True):
     """A JSON value for the page, by name."""
 
     name: Annotated[str, Meta(min_length=1, max_length=128)]
-    value: Any
+    data: Any
 
 
 class Said(Struct, frozen=True, forbid_unknown_fields=True):
@@ -218,7 +218,7 @@ def _piece(said: Said, answered: Answered) -> Piece:
     elif said.source is not UNSET:
         piece = SourcePart(said.source.title, said.source.url)
     elif said.data is not UNSET:
-        piece = DataPart(said.data.name, _json(said.data.value))
+        piece = DataPart(said.data.name, _json(said.data.data))
     elif said.error is not UNSET:
         piece = Unanswered("failed", "answerer_error", said.error[:1000])
     elif said.handover is not UNSET:
