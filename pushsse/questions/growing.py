@@ -80,9 +80,11 @@ class Pieces:
     def add(self, piece: Delta | Part) -> None:
         """Appends a piece. A part that breaks a rule is left out, which is logged; the answer goes on."""
         if isinstance(piece, Delta):
-            if text := clean(piece.text):
+            text, room = clean(piece.text), max(0, MAX_ANSWER_CHARACTERS - self._characters)
+            self._characters += len(text)
+            # One piece may be far longer than an answer.
+            if text := text[:room]:
                 self._push(_Waiting(text))
-                self._characters += len(text)
             return
         encoded = fit(piece)
         if isinstance(encoded, str):
