@@ -293,6 +293,8 @@ class ImmediateHttp(HandoverHttp):
                 self._waiting.begin(found)
                 return True
         except PushsseError:
+            # ASGI has it now: one that also waited would be answered twice.
+            self._end_wait()
             return False
         except Exception:
             logger.exception("a call failed that is answered without ASGI")

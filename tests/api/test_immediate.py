@@ -15,10 +15,11 @@ from starlette.requests import HTTPConnection
 from pushsse import event
 from pushsse.api.identity import PUBLISH, Identity
 from pushsse.api.stream import OpeningRate
-from pushsse.errors import DatabaseUnavailable
+from pushsse.errors import DatabaseUnavailable, Overloaded
 from pushsse.hub import opening
 from pushsse.hub.opening import GATHER_S, Opener
 from pushsse.intake.http import EmbeddedIntake
+from pushsse.node import Node
 from pushsse.people import StateTable
 from pushsse.stream.handover import HandoverHttp
 from pushsse.stream.immediate import MOST_BYTES, Answer, ImmediateHttp
@@ -458,6 +459,29 @@ async def test_a_call_that_fails_is_logged_and_answered_by_asgi(
         answer = await exchange(immediate, post(EVENT))
     assert answer.startswith(b"HTTP/1.1 202 ")
     assert "a call failed that is answered without ASGI" in caplog.text
+
+
+@pytest.mark.usefixtures("storm")
+async def test_a_request_that_could_not_wait_is_answered_once(
+    immediate: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        monkeypatch.setattr(Node, "has_room", lambda _: False)
+        raise Overloaded("too many wait")
+
+    async with immediate.stream("ann") as first:
+        await first.ready()
+        monkeypatch.setattr(Opener, "begin_soon", refuse)
+        reader, writer = await asyncio.open_connection("127.0.0.1", immediate.port)
+        async with asyncio.timeout(10):
+            writer.write(get())
+            assert b'"overloaded"' in await reader.readuntil(b"\n\n")
+            # Behind it, it would be answered again.
+            writer.write(get(b"/livez"))
+            answer = await reader.readuntil(b"}")
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert answer.endswith(b'"status":"alive"}')
+        writer.close()
 
 
 @pytest.mark.parametrize("calm", [True, False])
