@@ -49,8 +49,9 @@ def stopping_signals() -> list[signal.Signals]:
 class Server(uvicorn.Server):
     """A uvicorn server that drains its node before it stops. `ready` is called when it serves.
 
-    `failed` says that a service has ended by itself; `status` is the exit status that a second signal asked
-    for.
+    It starts; serves; drains (`leave`, or at once `fail`); hurries, if it is told again meanwhile; and stops,
+    which is uvicorn's `shutdown`. Told while it starts, it stops after that. `failed` says that a service has
+    ended by itself; `status` is the exit status that a second signal asked for.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Server(uvicorn.Server):
         self._ready = ready
         self._signals = 0
         self._leaving: asyncio.Task[None] | None = None
-        self._quick: asyncio.Task[None] | None = None
+        self._hurries = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._unread: dict[asyncio.Transport, int] = {}
         self._files = OpenFiles(node.hub)
@@ -139,7 +140,7 @@ class Server(uvicorn.Server):
         elif self._signals > 2:
             os._exit(128 + sig)
         elif self._signals == 2:
-            self._loop.call_soon_threadsafe(self._leave_quickly, 128 + sig)
+            self._loop.call_soon_threadsafe(self._hear_second_signal, 128 + sig)
         else:
             self._loop.call_soon_threadsafe(self.leave)
 
@@ -170,7 +171,7 @@ class Server(uvicorn.Server):
         else:
             self._hurry()
 
-    def _leave_quickly(self, status: int) -> None:
+    def _hear_second_signal(self, status: int) -> None:
         """Stops within QUICK_S, in order where that is possible."""
         self.status = status
         if self.node.worker is None:
@@ -182,32 +183,28 @@ class Server(uvicorn.Server):
     def _hurry(self) -> None:
         if not self.started:
             self.should_exit = True
-        elif self._quick is None:
+        elif not self._hurries:
+            self._hurries = True
             if self._leaving is not None:
                 self._leaving.cancel()
-            self._leaving = self._quick = asyncio.create_task(self._end_quickly(), name="quick end")
+            self._leaving = asyncio.create_task(self._drain(0.0, 0.0), name="drain in a hurry")
 
     async def _drain(self, delay_s: float, window_s: float) -> None:
         # The order is guarantee 5's: first not ready, so that balancers send nothing new while all still
         # works; then no new connections; then the streams, each with its reason; uvicorn last, which would
         # wait for them.
+        hurries = self._hurries
         self.node.draining = True
         await asyncio.sleep(delay_s)
         for server in self.servers:
             server.close()
-        await self.node.leave(window_s=window_s)
+        await self.node.leave(window_s=window_s, flush_s=_QUICK_FLUSH_S if hurries else FLUSH_S)
         self.should_exit = True
-
-    async def _end_quickly(self) -> None:
-        self.node.draining = True
-        for server in self.servers:
-            server.close()
-        await self.node.leave(window_s=0.0, flush_s=_QUICK_FLUSH_S)
-        self.should_exit = True
-        # uvicorn may be waiting for connections already.
-        await asyncio.sleep(_QUICK_FLUSH_S)
-        for connection in self._connections():
-            connection.transport.abort()
+        if hurries:
+            # uvicorn waits for connections, perhaps since before.
+            await asyncio.sleep(_QUICK_FLUSH_S)
+            for connection in self._connections():
+                connection.transport.abort()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's, which also waits for connections that their client doesn't read: those are cut."""

@@ -42,12 +42,12 @@ class StreamProtocol(asyncio.Protocol):
     """Owns the connection of one stream: the hub writes to it, the event loop tells it what happens."""
 
     __slots__ = (
+        "_closed",
         "_connections",
         "_fd",
         "_full",
         "_head",
         "_leave",
-        "_over",
         "_waiting",
         "subscriber",
         "transport",
@@ -67,7 +67,7 @@ class StreamProtocol(asyncio.Protocol):
         self._leave = leave
         self._connections = connections
         self._head = head
-        self._over = False
+        self._closed = False
         self._full = False
         # An earlier answer may still wait, and under TLS everything has to go through the transport.
         self._waiting = True
@@ -87,7 +87,7 @@ class StreamProtocol(asyncio.Protocol):
 
     def write(self, chunk: Chunk) -> None:
         """Takes a chunk whole; what the socket doesn't take waits in the transport."""
-        if self._over:
+        if self._closed:
             return
         framed = chunk.framed
         if self._waiting:
@@ -110,14 +110,14 @@ class StreamProtocol(asyncio.Protocol):
 
     def end(self, chunk: Chunk) -> None:
         """Takes the last chunk and closes once everything has left."""
-        if not self._over:
-            self._over = True
+        if not self._closed:
+            self._closed = True
             self.transport.write(self._head + chunk.framed + LAST_CHUNK)
             self.transport.close()
 
     def abort(self) -> None:
         """Closes now, with all that waits."""
-        self._over = True
+        self._closed = True
         if self._fd >= 0:
             drop(self.transport)
         else:
@@ -142,12 +142,12 @@ class StreamProtocol(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client won't read any more either: the transport closes itself."""
-        self._over = True
+        self._closed = True
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone, for whatever reason."""
-        self._over = True
+        self._closed = True
         self._fd = -1
         self._connections.discard(self)
         if self._leave is not None:
@@ -159,7 +159,7 @@ class StreamProtocol(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """uvicorn stops: by now the drain has ended the stream, or there was none."""
-        self._over = True
+        self._closed = True
         self.transport.close()
 
 

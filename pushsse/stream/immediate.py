@@ -228,7 +228,7 @@ class ImmediateHttp(HandoverHttp):
                 super().on_body(body)
             super().on_message_complete()
             return
-        if self._waiting is not None or self.is_over:
+        if self._waiting is not None or self.has_let_go:
             return
         if keep_alive:
             self._head = _Head.of(self._data[: self._body_at], answer)
@@ -300,7 +300,7 @@ class ImmediateHttp(HandoverHttp):
             logger.exception("a call failed that is answered without ASGI")
             self._end_wait()
             # A call that had taken the connection over has closed it: nothing is left to answer.
-            return self.is_over
+            return self.has_let_go
         head = b"%b%bcontent-length: %d\r\ncontent-type: %b\r\n%b\r\n" % (
             STATUS_LINE[found.status],
             _ANSWER_HEADERS,
@@ -319,7 +319,7 @@ class ImmediateHttp(HandoverHttp):
         method = self.parser.get_method()
         call = self._calls.get((method, path))
         data = self._data
-        if call is None or self.over or not self._began or len(data) > MOST_BYTES or b"#" in query:
+        if call is None or self.exceeded or not self._began or len(data) > MOST_BYTES or b"#" in query:
             return None
         if self.is_answering or self.flow.write_paused or self.server_state.default_headers:
             return None

@@ -37,8 +37,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
-# In a scope's extensions: which limit the connection is over.
-OVER = "pushsse.over"
+# In a scope's extensions: which limit the connection exceeds.
+EXCEEDED = "pushsse.exceeded"
 # What is parsed at once: a hundred of the smallest requests.
 PIECE_BYTES = 2 * 1024
 # What may wait behind an unanswered request before nothing more is read.
@@ -57,8 +57,8 @@ _LINGER_S = 2.0
 _DROP = struct.pack("ii", 1, 0)
 
 
-class Over(NamedTuple):
-    """Which limit a connection is over. One that is far over it isn't worth an answer."""
+class Exceeded(NamedTuple):
+    """Which limit a connection exceeds. One that is far over it isn't worth an answer."""
 
     limit: str
     is_far: bool
@@ -78,17 +78,17 @@ class Admission:
         self._limited = limited
         self._open: dict[bytes, int] = {}
 
-    def enter(self, address: str) -> Over | None:
+    def enter(self, address: str) -> Exceeded | None:
         """Counts a new connection; None if it is within the limits."""
-        key, over = _network(address), None
+        key, exceeded = _network(address), None
         count = self._open[key] = self._open.get(key, 0) + 1
         if 0 < self._per_address < count:
-            over = Over("connections_per_address", is_far=count > 2 * self._per_address)
+            exceeded = Exceeded("connections_per_address", is_far=count > 2 * self._per_address)
         elif self._accepts is not None and not self._accepts.take():
-            over = Over("accepts_per_second", is_far=not self._answers.take())
-        if over is not None:
-            self._limited[over.limit] += 1
-        return over
+            exceeded = Exceeded("accepts_per_second", is_far=not self._answers.take())
+        if exceeded is not None:
+            self._limited[exceeded.limit] += 1
+        return exceeded
 
     def leave(self, address: str) -> None:
         """A connection that was entered is gone."""
@@ -191,15 +191,23 @@ class Refusal(NamedTuple):
 
 _TOO_LARGE = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
 _UNREADABLE = Refusal("bad_request", HTTPStatus.BAD_REQUEST, "the request isn't valid HTTP/1.1")
+_LATE_HEAD, _LATE_BODY = (
+    Refusal(f"{part}_timeout", HTTPStatus.REQUEST_TIMEOUT, f"the {part} of the request didn't arrive in time")
+    for part in ("head", "body")
+)
 _SILENT = Refusal("silent")
 _UNREAD = Refusal("unread")
 
 
 class Owed(NamedTuple):
-    """What a client owed when `check` looked: whatever differs from the last time is progress."""
+    """What a client owed when `check` looked: a `mark` that differs from the last one is progress.
 
-    what: Stage | Refusal
-    mark: int
+    `refusal` is how the connection ends after `limit_s` without any; None where it has been refused already.
+    """
+
+    mark: tuple[str, int]
+    limit_s: float
+    refusal: Refusal | None
 
 
 class Flow(FlowControl):
@@ -259,10 +267,10 @@ class LimitedHttp(HttpToolsProtocol):
     # What ASGI is at, which isn't `cycle` while others wait behind it.
     _running: RequestResponseCycle | None = None
     _refused: Refusal | None = None
-    # Which limit the connection itself is over, and its address as it was entered.
-    over = ""
+    # Which limit the connection itself exceeds, and its address as it was entered.
+    exceeded = ""
     _entered: str | None = None
-    _owed: Owed | None = None
+    _owed_mark: tuple[str, int] | None = None
     _owed_since = 0.0
 
     def __init__(
@@ -364,7 +372,7 @@ class LimitedHttp(HttpToolsProtocol):
 
     def extensions(self) -> dict[str, object]:
         """Of the scope of the request that begins."""
-        return {OVER: self.over} if self.over else {}
+        return {EXCEEDED: self.exceeded} if self.exceeded else {}
 
     def on_headers_complete(self) -> None:
         """The head of a request is there. Raises HeadRefused, which ends the parsing."""
@@ -411,7 +419,7 @@ class LimitedHttp(HttpToolsProtocol):
             pass
         except httptools.HttpParserError:
             # It can't be read, or a callback has refused it.
-            if not self.is_over:
+            if not self.has_let_go:
                 self.refuse(self._refused or _UNREADABLE)
 
     # Admission
@@ -422,10 +430,10 @@ class LimitedHttp(HttpToolsProtocol):
         if admission is None or self.client is None:
             return
         self._entered = self.client[0]
-        over = admission.enter(self._entered)
-        if over is not None:
-            self.over = over.limit
-            if over.is_far:
+        exceeded = admission.enter(self._entered)
+        if exceeded is not None:
+            self.exceeded = exceeded.limit
+            if exceeded.is_far:
                 drop(self.transport)
 
     def take_leave(self) -> Callable[[], None] | None:
@@ -439,14 +447,14 @@ class LimitedHttp(HttpToolsProtocol):
     def _parse_rest(self) -> None:
         until = self.loop.time() + _TURN_S
         while self.rest and not self.pipeline:
-            if self.is_over or self._refused is not None or self.transport.is_closing():
+            if self.has_let_go or self._refused is not None or self.transport.is_closing():
                 self.rest = b""
                 return
             if self.loop.time() > until:
                 self.loop.call_soon(self._parse_rest)
                 break
             self.parse(self._next_piece())
-        if not self.is_over:
+        if not self.has_let_go:
             self._hold_if_full()
 
     def _next_piece(self) -> bytes:
@@ -473,7 +481,7 @@ class LimitedHttp(HttpToolsProtocol):
     # Refusals
 
     @property
-    def is_over(self) -> bool:
+    def has_let_go(self) -> bool:
         """Whether the connection is gone, or was handed over."""
         return cast(object, self.parser) is None
 
@@ -510,18 +518,21 @@ class LimitedHttp(HttpToolsProtocol):
     def check(self, now: float) -> None:
         """Refuses a client that owes something for longer than it may. Called once a second."""
         owed = self._owes()
-        if owed != self._owed:
-            self._owed, self._owed_since = owed, now
-        elif owed is not None and now - self._owed_since > self._limit_s(owed):
-            self._end_late(owed)
+        mark = None if owed is None else owed.mark
+        if mark != self._owed_mark:
+            self._owed_mark, self._owed_since = mark, now
+        elif owed is not None and now - self._owed_since > owed.limit_s:
+            self._end_late(owed.refusal)
 
     def _owes(self) -> Owed | None:
-        if self.is_over or self.transport.is_closing():
+        limits = self.limits
+        if self.has_let_go or self.transport.is_closing():
             return None
         if self._refused is not None:
-            return Owed(self._refused, 0)
+            return Owed(("end", 0), _LINGER_S, None)
         if self.flow.write_paused:
-            return Owed(_UNREAD, self.transport.get_write_buffer_size())
+            unread = self.transport.get_write_buffer_size()
+            return Owed(("reading", unread), limits.read_timeout_s, _UNREAD)
         if self.timeout_keep_alive_task is not None and self.stage is BETWEEN:
             # uvicorn's own limit holds. Behind an answer a request may have begun already.
             return None
@@ -529,31 +540,26 @@ class LimitedHttp(HttpToolsProtocol):
             # It isn't the client who is waited for.
             return None
         if self.stage is not BODY:
+            if self.is_answering:
+                return None
             # Also where nothing has begun: empty lines before a request begin none.
-            return None if self.is_answering else Owed(self.stage, self.requests)
+            refusal = _SILENT if self.stage is BETWEEN else _LATE_HEAD
+            return Owed((self.stage.name, self.requests), limits.head_timeout_s, refusal)
         cycle = cast(RequestResponseCycle | None, self.cycle)
         if cycle is not None and cycle.waiting_for_100_continue and not cycle.response_complete:
             return None
-        return Owed(BODY, self.requests)
+        # What has arrived earns more time, but isn't progress by itself: that would never end.
+        earned_s = min(self._body_bytes, _LARGEST_BODY) / BODY_BYTES_PER_S
+        return Owed((BODY.name, self.requests), limits.body_timeout_s + earned_s, _LATE_BODY)
 
-    def _limit_s(self, owed: Owed) -> float:
-        if owed.what is BODY:
-            return self.limits.body_timeout_s + min(self._body_bytes, _LARGEST_BODY) / BODY_BYTES_PER_S
-        if owed.what is _UNREAD:
-            return self.limits.read_timeout_s
-        return self.limits.head_timeout_s if isinstance(owed.what, Stage) else _LINGER_S
-
-    def _end_late(self, owed: Owed) -> None:
-        if owed.what is BETWEEN:
-            self.refuse(_SILENT)
-        elif isinstance(owed.what, Stage):
-            part = owed.what.name.lower()
-            detail = f"the {part} of the request didn't arrive in time"
-            self.refuse(Refusal(f"{part}_timeout", HTTPStatus.REQUEST_TIMEOUT, detail))
-        else:
-            if owed.what is _UNREAD:
-                self.limits.refusals[_UNREAD.code] += 1
-            drop(self.transport)
+    def _end_late(self, refusal: Refusal | None) -> None:
+        if refusal is not None and refusal is not _UNREAD:
+            self.refuse(refusal)
+            return
+        # Closing would wait for the client to read.
+        if refusal is not None:
+            self.limits.refusals[refusal.code] += 1
+        drop(self.transport)
 
     def _too_many(self) -> Refusal:
         detail = f"the request has more than {self.limits.head_fields} header fields"
@@ -566,7 +572,7 @@ class HeadRefused(Exception):
 
 def over_limit(scope: Scope) -> str:
     """Which limit the connection of a request is over; empty for none."""
-    found: str = scope.get("extensions", {}).get(OVER, "")
+    found: str = scope.get("extensions", {}).get(EXCEEDED, "")
     return found
 
 
