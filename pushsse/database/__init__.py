@@ -23,13 +23,15 @@ from pushsse.database.connection import (
     Statement,
     Value,
     Verdict,
+    instant,
     sqlstate,
+    time_of,
     verdict,
 )
 from pushsse.database.url import TORTOISE, configuration
 from pushsse.errors import DatabaseConflict, DatabaseUnavailable, StatementFailed
 
-__all__ = ["TORTOISE", "Database", "Session", "Statement"]
+__all__ = ["TORTOISE", "Database", "Session", "Statement", "instant", "time_of"]
 
 logger = logging.getLogger(__name__)
 Row = TypeVar("Row")

@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -40,15 +41,16 @@ _CLOSE_S = 2.0
 
 # A statement with more list items than this may take long.
 _MOST_SMALL = 64
-_MOST_VALUES = 9
+_MOST_VALUES = 19
 
 
 class Statement:
     """One SQL text for both databases: `{value[1]}` is a parameter, `{among[1]}` membership in a list.
 
-    As in `"user" {among[1]} AND version <= {value[2]}`. Deliberate: not pypika, which writes a list out item
-    by item, so that neither database could keep the statement prepared, and dispatch and the opening of
-    streams would build it each time. Where each list has one item, as in most calls, a text that
+    As in `"user" {among[1]} AND version <= {value[2]}`. `{time[1]}` is a time, as `instant` writes it, and
+    `{json[1]}` is JSON; both are given as text. Deliberate: not pypika, which writes a list out item by item,
+    so that neither database could keep the statement prepared, and dispatch, the opening of streams and
+    each question would build it each time. Where each list has one item, as in most calls, a text that
     compares is used: to unpack a list costs either database more than all the rest.
     """
 
@@ -56,20 +58,23 @@ class Statement:
 
     def __init__(self, text: str) -> None:
         postgres = _each("${}")
+        typed = {"time": _each("CAST(${}::text AS timestamptz)"), "json": _each("CAST(${}::text AS jsonb)")}
         # By their places: to bind a value by a name takes half a microsecond more. Not by their numbers, as
         # ?1: Python 3.12 up to 3.12.3 takes those for names.
         order: list[int] = []
         mark = _Mark("?", order)
         # Not `= ANY($1)`: where PostgreSQL takes that for a filter, it compares each row with each element.
         self._of_lists = (
-            text.format(value=postgres, among=_each("IN (SELECT unnest(${}::text[]))")),
-            text.format(value=mark, among=_Mark("IN (SELECT value FROM json_each(?))", order)),
+            text.format(value=postgres, among=_each("IN (SELECT unnest(${}::text[]))"), **typed),
+            text.format(
+                value=mark, among=_Mark("IN (SELECT value FROM json_each(?))", order), time=mark, json=mark
+            ),
         )
         # Which value goes to which place.
         self._order = tuple(order)
         self._of_ones = (
-            text.format(value=postgres, among=_each("= ${}")),
-            text.format(value=mark, among=_Mark("= ?", order)),
+            text.format(value=postgres, among=_each("= ${}"), **typed),
+            text.format(value=mark, among=_Mark("= ?", order), time=mark, json=mark),
         )
 
     def for_postgres(self, values: Sequence[Value]) -> tuple[str, Sequence[Value]]:
@@ -91,6 +96,16 @@ class Statement:
             return self._of_ones[1], [ones[at] for at in self._order]
         items = sum(len(value) for value in values if isinstance(value, list))
         return self.for_sqlite(values) if items <= _MOST_SMALL else None
+
+
+def instant(at: datetime) -> str:
+    """A time as a parameter, in the form that SQLite's files have it in."""
+    return at.astimezone(UTC).isoformat(" ")
+
+
+def time_of(found: datetime | str) -> datetime:
+    """A time that a statement has returned, which is text in SQLite."""
+    return found if isinstance(found, datetime) else datetime.fromisoformat(found)
 
 
 class _Mark:

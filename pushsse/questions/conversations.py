@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, cast
 import msgspec
 from tortoise.expressions import F
 
-from pushsse.database import Database, Statement
+from pushsse.database import Database, Session, Statement, instant, time_of
 from pushsse.questions import OPEN, RELEASED, Conversation, Lost, Question, UnknownConversation
 from pushsse.questions.rows import ConversationRow, QuestionRow, StaffRow
 
@@ -25,6 +25,20 @@ _WAITING = Statement("""
     SELECT conversation, count(*) FROM pushsse_question
      WHERE conversation {among[1]} AND status = 'handed_over' GROUP BY conversation""")
 HandedOverBy = Literal["person", "answerer"]
+
+
+# A name belongs to who asked first with it, also where a node of the version before has made no row.
+_ENTER = Statement("""
+    INSERT INTO pushsse_conversation (id, "user", title, newest, created_at)
+    VALUES (CAST({value[1]} AS text),
+            COALESCE((SELECT "user" FROM pushsse_question WHERE conversation = CAST({value[1]} AS text)
+                       ORDER BY id LIMIT 1), CAST({value[2]} AS text)),
+            {value[3]}, {value[4]}, {time[5]})
+        ON CONFLICT (id) DO UPDATE SET newest =
+           CASE WHEN pushsse_conversation."user" = CAST({value[2]} AS text)
+                 AND pushsse_conversation.newest < excluded.newest
+                THEN excluded.newest ELSE pushsse_conversation.newest END
+    RETURNING "user", status, keep_until""")
 
 
 class _Count(NamedTuple):
@@ -78,14 +92,13 @@ class ConversationStore:
         over already stays so until the same time.
         """
         now = _now()
-        async with self.database.transaction():
-            if question is None:
-                row = await ConversationRow.filter(id=conversation).select_for_update().get()
-            else:
-                row = await enter(question)
+        async with self.database.transaction() as session:
+            if question is not None:
+                await enter(session, question)
                 own = QuestionRow.filter(id=question.id, attempts=question.attempt, status__in=OPEN)
                 if not await own.exists():
                     raise Lost(question.id)
+            row = await ConversationRow.filter(id=conversation).select_for_update().get()
             until = handed_over_until(row)
             if until is None:
                 until = now + timedelta(seconds=keep_s)
@@ -146,8 +159,8 @@ class ConversationStore:
         """Stores a message of staff: the answer to a question without text. False if it isn't handed over."""
         if (by := message.by) is None:
             raise ValueError("a message is by somebody")
-        async with self.database.transaction():
-            if handed_over_until(await enter(message)) is None:
+        async with self.database.transaction() as session:
+            if (await enter(session, message)).handed_over_until is None:
                 return False
             row = QuestionRow(
                 id=message.id,
@@ -194,52 +207,43 @@ class ConversationStore:
         return [_conversation(row, waiting.get(row.id, 0)) for row in rows]
 
 
-async def enter(question: Question, *, begins: bool = False) -> ConversationRow:
+class Entered(NamedTuple):
+    """A conversation as it was found, or made, for a question."""
+
+    user: str
+    status: str
+    keep_until: datetime | str | None
+
+    @property
+    def handed_over_until(self) -> datetime | None:
+        """Until when people answer in it; None where they don't."""
+        return _until(self.status, None if self.keep_until is None else time_of(self.keep_until))
+
+
+async def enter(session: Session, question: Question) -> Entered:
     """The conversation of a question, which is its newest one unless there is a newer one; made if need be.
 
-    With `begins` nobody can have used its name before. In the caller's transaction, until whose end nobody
-    else changes it. Raises UnknownConversation: it is somebody else's.
+    In the caller's transaction, until whose end nobody else changes it. Raises UnknownConversation: it is
+    somebody else's.
     """
-    found = ConversationRow.filter(id=question.conversation).select_for_update()
-    row = None if begins else await found.first()
-    if row is None:
-        row = ConversationRow(
-            id=question.conversation,
-            user=question.user,
-            title=" ".join(question.text[: 4 * _TITLE].split())[:_TITLE],
-            newest=question.id,
-            status="open",
-            created_at=question.asked_at,
-        )
-        await ConversationRow.bulk_create([row], ignore_conflicts=True)
-        if not begins:
-            # Of two that begin it at once, the second waits for the first here.
-            row = await found.get()
-            # A node of the version before makes no row.
-            _require(question, await _first_user(question.conversation))
-    _require(question, row.user)
-    if row.newest < question.id:
-        row.newest = question.id
-        await row.save(update_fields=["newest"])
-    return row
-
-
-def handed_over_until(row: ConversationRow | None) -> datetime | None:
-    """Until when people answer in a conversation; None where they don't."""
-    if row is None or row.status != "handed_over" or row.keep_until is None or row.keep_until <= _now():
-        return None
-    return row.keep_until
-
-
-def _require(question: Question, user: str | None) -> None:
-    if user not in (None, question.user):
+    title = " ".join(question.text[: 4 * _TITLE].split())[:_TITLE]
+    asked_at = instant(question.asked_at)
+    # Of two that begin it at once, the second waits here for the first.
+    [entered] = await session.rows(
+        Entered, _ENTER, question.conversation, question.user, title, question.id, asked_at
+    )
+    if entered.user != question.user:
         raise UnknownConversation(question.conversation)
+    return entered
 
 
-async def _first_user(conversation: str) -> str | None:
-    first = QuestionRow.filter(conversation=conversation).order_by("id").limit(1)
-    found = cast(list[str], await first.values_list("user", flat=True))
-    return found[0] if found else None
+def handed_over_until(row: ConversationRow) -> datetime | None:
+    """Until when people answer in a conversation; None where they don't."""
+    return _until(row.status, row.keep_until)
+
+
+def _until(status: str, keep_until: datetime | None) -> datetime | None:
+    return keep_until if status == "handed_over" and keep_until and keep_until > _now() else None
 
 
 def _conversation(row: ConversationRow, waiting: int) -> Conversation:

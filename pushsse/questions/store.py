@@ -10,10 +10,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import msgspec
-from tortoise.exceptions import IntegrityError
 from ulid import ULID
 
-from pushsse.database import Database, Statement
+from pushsse.database import Database, Statement, instant
 from pushsse.questions import (
     ENDED,
     OPEN,
@@ -55,6 +54,22 @@ _DELETE_OLD = Statement("""
 _FORGET = Statement("""
     DELETE FROM pushsse_question WHERE id IN (
         SELECT id FROM pushsse_question WHERE "user" = {value[1]} LIMIT {value[2]}) RETURNING 1""")
+# Tortoise's models take several times as long, and each question passes these.
+_CREATE = Statement("""
+    INSERT INTO pushsse_question (id, "user", conversation, text, context, status, idempotency_key,
+           idempotency_digest, owner, attempts, lease_until, announce_by, created_at, updated_at, deadline_at)
+    VALUES ({value[1]}, {value[2]}, {value[3]}, {value[4]}, {json[5]}, {value[6]}, {value[7]}, {value[8]},
+           {value[9]}, {value[10]}, {time[11]}, {time[12]}, {time[13]}, {time[14]}, {time[15]})
+        ON CONFLICT DO NOTHING RETURNING 1""")
+_COUNT_OPEN = Statement("""
+    SELECT count(*) FROM pushsse_question
+     WHERE "user" = {value[1]} AND status IN ('pending', 'answering', 'handed_over')""")
+_BEGIN = Statement("""
+    UPDATE pushsse_question SET status = 'answering', updated_at = {time[3]}, announce_by = {time[4]}
+     WHERE id = {value[1]} AND attempts = {value[2]} AND status = 'pending' RETURNING 1""")
+_ANNOUNCED = Statement("""
+    UPDATE pushsse_question SET announce_by = NULL
+     WHERE id = {value[1]} AND status = {value[2]} RETURNING 1""")
 _TURNS = Statement("""
     SELECT text, substr(answer, 1, {value[3]}) FROM pushsse_question
      WHERE conversation = {value[1]} AND id < {value[2]} AND status = 'answered' AND answer <> ''
@@ -107,34 +122,34 @@ class QuestionStore:
         Raises KeyTaken: the unique constraint decides when two ask together; UnknownConversation.
         """
         now = _now()
-        async with self.database.transaction():
+        async with self.database.transaction() as session:
             # First: whoever hands the conversation over waits until the end, and finds the question then.
-            conversation = await enter(question, begins=question.conversation == question.id)
             lease_until: datetime | None = now + timedelta(seconds=lease_s)
-            if (keep_until := handed_over_until(conversation)) is not None:
+            if (keep_until := (await enter(session, question)).handed_over_until) is not None:
                 question = msgspec.structs.replace(question, status="handed_over", deadline_at=keep_until)
                 lease_until = None
-            row = QuestionRow(
-                id=question.id,
-                user=question.user,
-                conversation=question.conversation,
-                text=question.text,
-                context=question.context,
-                status=question.status,
-                idempotency_key=key,
-                idempotency_digest=digest,
-                owner=owner,
-                attempts=question.attempt,
-                lease_until=lease_until,
-                announce_by=now + timedelta(seconds=announce_s),
-                created_at=question.asked_at,
-                updated_at=question.updated_at,
-                deadline_at=question.deadline_at,
+            context = None if question.context is None else msgspec.json.encode(question.context).decode()
+            written = await session.rows(
+                int,
+                _CREATE,
+                question.id,
+                question.user,
+                question.conversation,
+                question.text,
+                context,
+                question.status,
+                key,
+                digest,
+                owner,
+                question.attempt,
+                None if lease_until is None else instant(lease_until),
+                instant(now + timedelta(seconds=announce_s)),
+                instant(question.asked_at),
+                instant(question.updated_at),
+                instant(question.deadline_at),
             )
-            try:
-                await row.save(force_create=True)
-            except IntegrityError:
-                raise KeyTaken from None
+            if not written:
+                raise KeyTaken
         return question
 
     async def by_key(self, user: str, key: str, *, since: datetime) -> tuple[Question, str] | None:
@@ -186,8 +201,7 @@ class QuestionStore:
 
     async def count_open(self, user: str) -> int:
         """How many questions of a person have no end yet."""
-        async with self.database.session():
-            return await QuestionRow.filter(user=user, status__in=(*OPEN, "handed_over")).count()
+        return (await self.database.read(int, _COUNT_OPEN, user))[0]
 
     async def answering(self, user: str) -> Sequence[Question]:
         """A person's questions whose answers may have begun to grow."""
@@ -198,13 +212,8 @@ class QuestionStore:
     async def begin(self, question_id: str, attempt: int, *, announce_s: float) -> bool:
         """pending → answering, for the taker numbered `attempt`."""
         now = _now()
-        async with self.database.session():
-            rows = QuestionRow.filter(id=question_id, attempts=attempt, status="pending")
-            return bool(
-                await rows.update(
-                    status="answering", updated_at=now, announce_by=now + timedelta(seconds=announce_s)
-                )
-            )
+        announce_by = instant(now + timedelta(seconds=announce_s))
+        return bool(await self.database.rows(int, _BEGIN, question_id, attempt, instant(now), announce_by))
 
     async def grow(self, question: Question, *, stall_s: float, after: int | None = None) -> bool:
         """Stores the answer so far, if this taker still holds the question (and its last piece is `after`).
@@ -250,8 +259,8 @@ class QuestionStore:
         now = _now()
         async with self.database.transaction():
             # In this order: whoever hands the conversation over waits, and then finds the question open.
-            held = ConversationRow.filter(id=question.conversation).select_for_update()
-            keep_until = handed_over_until(await held.first())
+            held = await ConversationRow.filter(id=question.conversation).select_for_update().first()
+            keep_until = None if held is None else handed_over_until(held)
             row = await QuestionRow.filter(id=question.id, user=question.user).select_for_update().first()
             if row is None:
                 return None
@@ -289,9 +298,8 @@ class QuestionStore:
 
     async def announced(self, question: Question) -> None:
         """The log has the question's status, if it is still this one."""
-        async with self.database.session():
-            # The status is a condition: one that was reached meanwhile isn't in the log yet.
-            await QuestionRow.filter(id=question.id, status=question.status).update(announce_by=None)
+        # The status is a condition: one that was reached meanwhile isn't in the log yet.
+        await self.database.rows(int, _ANNOUNCED, question.id, question.status)
 
     async def unannounced(self, limit: int) -> Sequence[Question]:
         """Questions whose status should have come to the log by now."""
