@@ -120,3 +120,9 @@ def test_one_service_may_ask_another(tmp_path: Path) -> None:
             assert whole.startswith(said.strip())
         settings["PUSHSSE_OPENAI_KEY"] = "another"
         assert "refuses the key of PUSHSSE_OPENAI_KEY" in about_the_answerer(asking, **settings)
+        with served(asking, **settings) as node:
+            failed = node.run("ask", "Hello?", "--user", "ann")
+            assert failed.returncode == 1
+            assert failed.stderr.startswith("pushsse: answerer_unavailable: ")
+            assert "status 401" in node.logged
+            assert token not in failed.stderr + node.logged
