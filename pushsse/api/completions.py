@@ -20,13 +20,14 @@ from pushsse.api.asked import Asked, asking, event, key_of, raw_value, read, res
 from pushsse.api.identity import Identity
 from pushsse.api.questions import idempotency_key
 from pushsse.errors import InvalidInput, Violation
-from pushsse.questions import KeptPart, Part, Question, SourcePart, StatusPart
+from pushsse.questions import CUT_SHORT, KeptPart, Part, Question, SourcePart, StatusPart
 from pushsse.questions.following import Ended, Interrupted
 from pushsse.questions.service import Asking
 from pushsse.strictjson import shown
 
 MODEL = "pushsse"
 CONVERSATION = "x-conversation-id"
+Finish = Literal["stop", "length"]
 _DONE = b"data: [DONE]\n\n"
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 # Stopped is finished, too, and what people have taken over: they answer on the person's streams.
@@ -106,7 +107,7 @@ class ChunkChoice(Struct, frozen=True):
     """The only choice of a chunk."""
 
     delta: Delta
-    finish_reason: Literal["stop"] | None = None
+    finish_reason: Finish | None = None
     index: int = 0
 
 
@@ -135,7 +136,7 @@ class Choice(Struct, frozen=True):
     """The only choice of a completion."""
 
     message: AnswerMessage
-    finish_reason: Literal["stop"] = "stop"
+    finish_reason: Finish = "stop"
     index: int = 0
     logprobs: None = None
 
@@ -281,9 +282,13 @@ def _completion(question: Question, model: str) -> Completion:
         id=_id(question),
         created=int(question.asked_at.timestamp()),
         model=model,
-        choices=(Choice(message),),
+        choices=(Choice(message, _finish(question)),),
         usage=_usage(question),
     )
+
+
+def _finish(question: Question) -> Finish:
+    return "length" if CUT_SHORT in question.parts else "stop"
 
 
 def _id(question: Question) -> str:
@@ -338,7 +343,7 @@ class CompletionTeller:
         if question.status not in _FINISHED:
             return _error(question.error_code, question.error_detail)
         rest = b"".join(self.parted(part) for part in rest_of(question, self._said))
-        end = self._chunk(Delta(), finish=True)
+        end = self._chunk(Delta(), finish=_finish(question))
         usage = event(self._made((), usage=_usage(question))) if self._with_usage else b""
         return rest + end + usage + _DONE
 
@@ -346,8 +351,8 @@ class CompletionTeller:
         """An error."""
         return _error(code, detail)
 
-    def _chunk(self, delta: Delta, *, finish: bool = False, part: Part | UnsetType = UNSET) -> bytes:
-        choice = ChunkChoice(delta, "stop" if finish else None)
+    def _chunk(self, delta: Delta, *, finish: Finish | None = None, part: Part | UnsetType = UNSET) -> bytes:
+        choice = ChunkChoice(delta, finish)
         return event(self._made((choice,), usage=None if self._with_usage else UNSET, part=part))
 
     def _made(

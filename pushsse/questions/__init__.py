@@ -57,6 +57,10 @@ class DataPart(Struct, frozen=True, tag="data"):
     data: Any
 
 
+# What pages, and the front ends' protocols, are told of an answer that isn't what it should be: its model had
+# come to its limit of tokens, or says why it doesn't answer.
+CUT_SHORT = DataPart("ending", {"reason": "length"})
+DECLINED = DataPart("ending", {"reason": "refusal"})
 Part = StatusPart | SourcePart | DataPart
 KeptPart = SourcePart | DataPart
 

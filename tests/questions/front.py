@@ -34,7 +34,7 @@ from pushsse.hub import assemble_hub
 from pushsse.hub.hub import Hub
 from pushsse.hub.opening import StreamLimits
 from pushsse.kicks import Kicked
-from pushsse.questions import Answered, By, Link, Question, SourcePart, Unanswered
+from pushsse.questions import CUT_SHORT, Answered, By, Link, Question, SourcePart, Unanswered
 from pushsse.questions.answerers import Delta, Piece
 from pushsse.questions.desk import Desk
 from pushsse.questions.following import Following
@@ -46,6 +46,8 @@ from tests.serving import started
 PREFIXES = ("/v1/questions", "/v1/chat", "/v1/agui", "/v1/models")
 # With this word in the question the answer has all that an answer may have.
 RICH = "+rich"
+# With this one it came to its model's limit.
+SHORT = "+short"
 
 
 @dataclass
@@ -70,6 +72,8 @@ class Gates:
         if RICH in words:
             links, suggestions = (Link("Refunds", "/refunds"),), ("And then?",)  # type: ignore[assignment]
             parts = (SourcePart("Terms", "https://example.com/terms"),)  # type: ignore[assignment]
+        if SHORT in words:
+            yield CUT_SHORT
         yield Answered(By("bot", "test"), links=links, suggestions=suggestions, parts=parts, usage=_USAGE)
 
 

@@ -115,7 +115,7 @@ def test_one_service_may_ask_another(tmp_path: Path) -> None:
             whole = pushsse(
                 asked, "ask", "How do I switch an event type off?", PUSHSSE_URL=other.url, PUSHSSE_TOKEN=token
             ).stdout
-            # Links aren't part of a completion.
+            # Links are its sources there, which aren't printed.
             assert len(said) > 100
             assert whole.startswith(said.strip())
         settings["PUSHSSE_OPENAI_KEY"] = "another"

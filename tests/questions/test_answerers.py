@@ -21,7 +21,7 @@ from pushsse.errors import Unavailable
 from pushsse.metrics import Metrics
 from pushsse.questions import MAX_ANSWER_CHARACTERS, Question
 from pushsse.questions.answerers import Answerer, Delta, HandOver, NotSure, SentOff, faq
-from pushsse.questions.answerers.openai import OpenaiAnswerer, OpenaiOptions
+from pushsse.questions.answerers.openai import OpenaiAnswerer, OpenaiOptions, tls_for
 from pushsse.questions.answerers.python import Asked, PythonAnswerer
 from pushsse.questions.answerers.several import Several
 from pushsse.questions.service import Asking, Questions
@@ -92,7 +92,7 @@ async def openai_subject(folder: Path) -> AsyncIterator[Subject]:
 
     async with model_server(script) as server:
         options = OpenaiOptions(model=MODEL)
-        answerer = OpenaiAnswerer(server.url, options, "", "", Metrics(), backoff_s=0.01)
+        answerer = OpenaiAnswerer(server.url, options, "", "", tls_for(server.url), Metrics(), backoff_s=0.01)
         yield Subject(answerer, lambda: server.busy)
 
 

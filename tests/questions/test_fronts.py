@@ -243,6 +243,13 @@ async def test_a_streamed_completion_has_these_chunks(front: Front) -> None:
     assert (found[-2]["choices"], found[-2]["usage"]["total_tokens"]) == ([], 5)
 
 
+async def test_a_completion_says_that_its_model_came_to_a_limit(front: Front) -> None:
+    whole = await ask(front, "/v1/chat/completions", completion("+one +short"))
+    assert whole.json()["choices"][0]["finish_reason"] == "length"
+    found = await told(front, "/v1/chat/completions", completion("+one +short", stream=True))
+    assert found[-2]["choices"][0]["finish_reason"] == "length"
+
+
 @pytest.mark.parametrize("place", ["header", "body", "metadata", None])
 async def test_a_completion_s_conversation_is_the_named_one_or_its_own(
     front: Front, place: str | None

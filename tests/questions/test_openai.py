@@ -15,7 +15,7 @@ import pytest
 
 from pushsse.errors import Overloaded, Unavailable
 from pushsse.metrics import Metrics
-from pushsse.questions import Answered, By, DataPart, StatusPart, Turn
+from pushsse.questions import Answered, By, DataPart, SourcePart, StatusPart, Turn
 from pushsse.questions.answerers import Delta, Piece, openai
 from pushsse.questions.answerers.openai import MOST_TRIES, OpenaiAnswerer, OpenaiOptions
 from tests.questions.conftest import NoAnswers, running
@@ -41,7 +41,8 @@ async def asking(
     """An answerer that runs, and its server."""
     async with model_server(script, key=key) as server:
         given = msgspec.convert({"model": MODEL, **options}, OpenaiOptions, strict=False)
-        answerer = OpenaiAnswerer(server.url, given, key, system, Metrics(), backoff_s=0.01)
+        tls = openai.tls_for(server.url)
+        answerer = OpenaiAnswerer(server.url, given, key, system, tls, Metrics(), backoff_s=0.01)
         async with running(answerer.run(NoAnswers())):
             yield answerer, server
 
@@ -167,6 +168,22 @@ async def test_the_encoding_that_a_server_names_counts_for_nothing(encoding: str
 
     async with asking(script) as (answerer, _):
         assert text_of(await pieces(answerer)) == "good"
+
+
+async def test_what_a_model_cites_is_a_source() -> None:
+    async def script(call: Call) -> None:
+        await call.begin()
+        await call.say("good")
+        cited = {"url": "https://example.com/", "title": "Example", "start_index": 0, "end_index": 4}
+        odd: list[Any] = [None, {}, {"url_citation": 7}, {"url_citation": {"url": None}}]
+        untitled = {"type": "url_citation", "url_citation": {"url": "/here", "title": ""}}
+        await call.delta(annotations=[*odd, {"type": "url_citation", "url_citation": cited}, untitled])
+        await call.delta(annotations="none")
+        await call.done()
+
+    async with asking(script) as (answerer, _):
+        sources = [SourcePart("Example", "https://example.com/"), SourcePart("/here", "/here")]
+        assert await pieces(answerer) == [Delta("good"), *sources, ANSWERED]
 
 
 async def test_thoughts_are_a_status_and_no_text() -> None:
@@ -352,11 +369,11 @@ async def test_thinking_takes_longer_than_the_first_text_may() -> None:
         await call.begin()
         for _ in range(8):
             await call.delta(reasoning="hm")
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.2)
         await call.say("good")
         await call.done()
 
-    async with asking(script, first_token_s=0.2, between_tokens_s=5) as (answerer, _):
+    async with asking(script, first_token_s=1.2, between_tokens_s=5) as (answerer, _):
         assert text_of(await pieces(answerer)) == "good"
 
 
@@ -471,10 +488,11 @@ async def test_no_stream_holds_the_loop(event: str) -> None:
 
     async with asking(script) as (answerer, _):
         reading = asyncio.create_task(pieces(answerer))
-        longest_s = 0.0
+        turns_s: list[float] = []
         while not reading.done():
             began = time.thread_time()
             await asyncio.sleep(0)
-            longest_s = max(longest_s, time.thread_time() - began)
+            turns_s.append(time.thread_time() - began)
     assert text_of(reading.result()).endswith("word ")
-    assert longest_s < 0.05
+    # Two aren't its own: the server sends all at once in this loop, too, and the collector may run.
+    assert sorted(turns_s)[-3] < 0.03

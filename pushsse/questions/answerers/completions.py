@@ -5,13 +5,14 @@ null or absent, `content` as a list of parts, a `message` in place of a `delta`,
 (`reasoning_content`, `reasoning`, parts of the type `thinking`) are never part of the text.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
 from pushsse.errors import PushsseError
+from pushsse.questions import SourcePart
 
 DONE = "[DONE]"
 _MOST_TOKENS = 1_000_000_000
@@ -62,6 +63,8 @@ class Completion:
     # What came last was a thought.
     thinking: bool = False
     refused: bool = False
+    # Where the answer comes from, as far as nobody has been told.
+    sources: list[SourcePart] = field(default_factory=list)
     is_done: bool = False
     unreadable: int = 0
 
@@ -100,6 +103,7 @@ class Completion:
             # What the model says in place of an answer: people get to read it.
             self.refused = True
             text += refusal
+        self.sources += _sources(grown.get("annotations"))
         self.characters += len(text)
         self.thinking = not text and _thinks(grown)
         return text
@@ -111,6 +115,17 @@ def _text(content: object) -> str:
     parts = content if isinstance(content, list) else []
     texts = (part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text")
     return "".join(text for text in texts if isinstance(text, str))
+
+
+def _sources(annotations: object) -> list[SourcePart]:
+    """What a model that searches cites, as OpenAI and OpenRouter tell it."""
+    found = []
+    for each in annotations if isinstance(annotations, list) else ():
+        cited = each.get("url_citation") if isinstance(each, dict) else None
+        if isinstance(cited, dict) and isinstance(url := cited.get("url"), str):
+            title = cited.get("title")
+            found.append(SourcePart(title if isinstance(title, str) and title else url, url))
+    return found
 
 
 def _thinks(grown: dict[str, Any]) -> bool:

@@ -73,6 +73,7 @@ def _openai(module: Any, one: AnswererSetting, settings: Settings, metrics: Metr
         options,
         _key(one, options.key_env, settings),
         _prompt(one, options.system),
+        module.tls_for(url),
         metrics,
     )
     return answerer

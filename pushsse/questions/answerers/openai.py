@@ -9,6 +9,7 @@ their size can't be bounded. What the server says of a failure is logged, and no
 import asyncio
 import logging
 import random
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from msgspec import Meta, Struct
 from pushsse.errors import Overloaded, Unavailable
 from pushsse.logs import shown
 from pushsse.metrics import Metrics
-from pushsse.questions import Answered, By, DataPart, Question, StatusPart, Unanswered
+from pushsse.questions import CUT_SHORT, DECLINED, Answered, By, Question, StatusPart, Unanswered
 from pushsse.questions.answerers import Answers, Delta, Piece, Turns
 from pushsse.questions.answerers.completions import Completion, ErrorInStream
 from pushsse.retry import Backoff
@@ -102,6 +103,16 @@ class _Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_completion_tokens: int | None = None
 
 
+def tls_for(url: str) -> ssl.SSLContext:
+    """What a server's certificate is checked with: the authorities that httpx brings, or SSL_CERT_FILE's.
+
+    Reading them takes 30 ms, so it is done once, before the event loop runs. Plain HTTP needs none.
+    """
+    if url.lower().startswith("https:"):
+        return httpx.create_ssl_context(trust_env=True)
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
 class _Again(Exception):
     """The request came to nothing, and another one may work, `after_s` from now at the earliest."""
 
@@ -118,6 +129,7 @@ class OpenaiAnswerer:
     options: OpenaiOptions
     key: str
     system: str
+    tls: ssl.SSLContext
     metrics: Metrics
     backoff_s: float = 0.5
     _client: httpx.AsyncClient | None = None
@@ -220,6 +232,7 @@ class OpenaiAnswerer:
         return httpx.AsyncClient(
             timeout=httpx.Timeout(None, connect=_CONNECT_S, write=_CONNECT_S, pool=_CONNECT_S),
             limits=httpx.Limits(max_connections=2 * self.options.at_once, max_keepalive_connections=16),
+            verify=self.tls,
             trust_env=not is_loopback(host),
             follow_redirects=False,
         )
@@ -309,6 +322,8 @@ class OpenaiAnswerer:
                 elif completion.thinking and self.options.thinking and now >= said_thinking + _THINKING_S:
                     said_thinking = now
                     yield StatusPart(self.options.thinking)
+                while completion.sources:
+                    yield completion.sources.pop(0)
                 if completion.finish:
                     deadline = deadline if has_finished else now + _USAGE_S
                     has_finished = True
@@ -365,8 +380,7 @@ class OpenaiAnswerer:
             return [EMPTY]
         answered = Answered(By("bot", self.options.name or self.options.model), usage=counts)
         if completion.refused or completion.finish == "length":
-            reason = "refusal" if completion.refused else "length"
-            return [DataPart("ending", {"reason": reason}), answered]
+            return [DECLINED if completion.refused else CUT_SHORT, answered]
         return [answered]
 
     async def _failure(self, question: Question, response: httpx.Response) -> Unanswered:
