@@ -8,11 +8,14 @@ as `[words 20] [stall 5]`, and what it doesn't say is a good answer. As a proces
 import asyncio
 import json
 import re
+import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from deploy.parts.certificate import Certificate
 
 MODEL = "small"
 
@@ -110,6 +113,7 @@ class ModelServer:
     script: Script
     key: str = ""
     port: int = 0
+    tls: ssl.SSLContext | None = None
     models: list[str] | None = field(default_factory=lambda: [MODEL])
     calls: list[Call] = field(default_factory=list)
     busy: int = 0
@@ -119,7 +123,7 @@ class ModelServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"http{'' if self.tls is None else 's'}://127.0.0.1:{self.port}/v1"
 
     @property
     def open(self) -> int:
@@ -128,7 +132,7 @@ class ModelServer:
 
     async def up(self) -> None:
         """Listens, on the same port as before."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def down(self) -> None:
@@ -203,9 +207,14 @@ class ModelServer:
 
 
 @asynccontextmanager
-async def model_server(script: Script | None = None, *, key: str = "") -> AsyncIterator[ModelServer]:
-    """Serves while the context lasts."""
+async def model_server(
+    script: Script | None = None, *, key: str = "", certificate: Certificate | None = None
+) -> AsyncIterator[ModelServer]:
+    """Serves while the context lasts; over TLS with a certificate."""
     server = ModelServer(script or on_demand, key=key)
+    if certificate is not None:
+        server.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        server.tls.load_cert_chain(certificate.chain, certificate.key)
     await server.up()
     try:
         yield server

@@ -8,16 +8,20 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from deploy.parts import PartMissing
+from deploy.parts.certificate import Certificate, make_certificate
 from pushsse.errors import Overloaded, Unavailable
 from pushsse.metrics import Metrics
 from pushsse.questions import Answered, By, DataPart, SourcePart, StatusPart, Turn
 from pushsse.questions.answerers import Delta, Piece, openai
 from pushsse.questions.answerers.openai import MOST_TRIES, OpenaiAnswerer, OpenaiOptions
+from tests.parts import missing
 from tests.questions.conftest import NoAnswers, running
 from tests.questions.model_server import MODEL, Call, ModelServer, Script, model_server
 from tests.questions.test_faq import question
@@ -36,10 +40,15 @@ def counted(prompt: int, completion: int) -> Answered:
 
 @asynccontextmanager
 async def asking(
-    script: Script | None = None, *, system: str = "", key: str = KEY, **options: object
+    script: Script | None = None,
+    *,
+    system: str = "",
+    key: str = KEY,
+    certificate: Certificate | None = None,
+    **options: object,
 ) -> AsyncIterator[tuple[OpenaiAnswerer, ModelServer]]:
     """An answerer that runs, and its server."""
-    async with model_server(script, key=key) as server:
+    async with model_server(script, key=key, certificate=certificate) as server:
         given = msgspec.convert({"model": MODEL, **options}, OpenaiOptions, strict=False)
         tls = openai.tls_for(server.url)
         answerer = OpenaiAnswerer(server.url, given, key, system, tls, Metrics(), backoff_s=0.01)
@@ -402,6 +411,25 @@ async def test_stopping_closes_the_connection(how: str) -> None:
             await asyncio.wait((reading,))
             assert reading.cancelled()
         await eventually(lambda: server.open == 0)
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+async def test_only_a_server_whose_certificate_is_good_gets_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_trusted: bool
+) -> None:
+    try:
+        certificate = make_certificate(tmp_path)
+    except PartMissing as error:
+        missing(error)
+    if is_trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate.authority))
+    async with asking(certificate=certificate) as (answerer, server):
+        if is_trusted:
+            assert text_of(await pieces(answerer, "[words 2]")) == "word0 word1 "
+        else:
+            with pytest.raises(Unavailable, match="CERTIFICATE_VERIFY_FAILED"):
+                await pieces(answerer)
+            assert server.calls == []
 
 
 async def test_questions_at_once_are_bounded() -> None:
