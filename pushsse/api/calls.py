@@ -244,6 +244,12 @@ _ONE_CONVERSATION = {(200, JSON): conversations.ConversationView}
 _LIMIT = Parameter(
     "limit", "query", "at most so many", {"type": "integer", "minimum": 1, "maximum": 100, "default": 50}
 )
+_KEY = Parameter(
+    "Idempotency-Key",
+    "header",
+    "a repeat within a day returns the first; in quotes it is the same key",
+    {"type": "string", "examples": ["7f3c-41"]},
+)
 _BEFORE = Parameter("before", "query", "older than the question with this id", {"type": "string"})
 _CONVERSATION = Parameter("conversation", "query", "of this conversation", {"type": "string"})
 
@@ -375,14 +381,7 @@ CALLS = (
         summary="Ask a question",
         text="With `Accept: text/event-stream` the answer streams in the reply, and on the person's streams.",
         scope=ASK,
-        parameters=(
-            Parameter(
-                "Idempotency-Key",
-                "header",
-                "a repeat within a day returns the first; in quotes it is the same key",
-                {"type": "string", "examples": ["7f3c-41"]},
-            ),
-        ),
+        parameters=(_KEY,),
         bodies={JSON: questions.QuestionRequest},
         answers={(202, JSON): questions.AcceptedQuestion, (200, SSE): None},
         problems=(400, *_REFUSED, 404, 409, 413, 415, 422, 429, 503),
@@ -607,9 +606,10 @@ CALLS = (
         summary="Send a message in a conversation that was handed over",
         text="The person gets it as the `answer` to a question without text.",
         scope=ANSWER,
+        parameters=(_KEY,),
         bodies={JSON: questions.SaidRequest},
         answers={(201, JSON): questions.QuestionView},
-        problems=(400, *_REFUSED, 404, 413, 415, 422, 503),
+        problems=(400, *_REFUSED, 404, 409, 413, 415, 422, 503),
     ),
     Call(
         method="POST",

@@ -17,8 +17,8 @@ from pushsse import strictjson
 from pushsse.api import HttpProblem, Query, json_response, parameter_problem, read_body, read_json
 from pushsse.api.identity import ADMIN, ANSWER, ANY, ASK, Identifier
 from pushsse.api.limits import CallLimit
-from pushsse.api.questions import SaidRequest, before, view
-from pushsse.questions import Conversation, NotNow
+from pushsse.api.questions import SaidRequest, before, idempotency_key, view
+from pushsse.questions import BeingTaken, Conversation, NotNow
 from pushsse.questions.desk import Desk
 from pushsse.questions.life import MAX_REASON
 from pushsse.questions.service import Questions
@@ -115,8 +115,13 @@ class ConversationsEndpoint:
     async def write(self, request: Request) -> Response:
         """A member of staff sends a message."""
         who = await self.identifier.identify(request, ANSWER)
+        key = idempotency_key(request)
         said = (await read_json(request, SaidRequest)).by(who)
-        message = await self.desk.write(who.user, _name(request), said)
+        try:
+            message = await self.desk.write(who.user, _name(request), said, idempotency_key=key)
+        except BeingTaken as error:
+            headers = {"retry-after": str(error.after_s)}
+            raise HttpProblem(409, "being_taken", str(error), headers) from None
         if message is None:
             raise _not_found()
         return json_response(view(message), 201, {"location": f"/v1/questions/{message.id}"})

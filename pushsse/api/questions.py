@@ -252,6 +252,8 @@ class QuestionsEndpoint:
         who = await self.identifier.identify(request, ANY)
         query = Query(request)
         conversation = query.get("conversation")
+        if conversation is not None and not re.fullmatch(CONVERSATION, conversation):
+            raise parameter_problem("conversation", conversation, "isn't the name of a conversation")
         user = who.user
         if conversation is not None and ANSWER in who.scopes | _of_admin(who):
             found = await self.desk.read(who.user, conversation)

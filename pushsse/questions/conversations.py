@@ -10,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple, cast
 
 import msgspec
+from tortoise.exceptions import IntegrityError
 from tortoise.expressions import F
 
 from pushsse.database import Database, Session, Statement, instant, time_of
-from pushsse.questions import OPEN, RELEASED, Conversation, Lost, Question, UnknownConversation
+from pushsse.questions import OPEN, RELEASED, BeingTaken, Conversation, Lost, Question, UnknownConversation
 from pushsse.questions.rows import ConversationRow, QuestionRow, StaffRow
 
 _TITLE = 80
@@ -155,8 +156,11 @@ class ConversationStore:
                 waiting = QuestionRow.filter(conversation=conversation, status="handed_over")
                 await waiting.update(deadline_at=until)
 
-    async def write(self, message: Question, *, announce_s: float) -> bool:
-        """Stores a message of staff: the answer to a question without text. False if it isn't handed over."""
+    async def write(self, message: Question, *, key: str | None, announce_s: float) -> bool:
+        """Stores a message of staff: the answer to a question without text. False if it isn't handed over.
+
+        Raises BeingTaken where another call has just written one with this key.
+        """
         if (by := message.by) is None:
             raise ValueError("a message is by somebody")
         async with self.database.transaction() as session:
@@ -172,13 +176,17 @@ class ConversationStore:
                 by_kind=by.kind,
                 by_name=by.name,
                 links=msgspec.to_builtins(message.links),
+                idempotency_key=key,
                 attempts=message.attempt,
                 announce_by=_now() + timedelta(seconds=announce_s),
                 created_at=message.asked_at,
                 updated_at=message.updated_at,
                 deadline_at=message.deadline_at,
             )
-            await row.save(force_create=True)
+            try:
+                await row.save(force_create=True)
+            except IntegrityError:
+                raise BeingTaken(1) from None
         return True
 
     async def staff_asked(self, user: str) -> None:

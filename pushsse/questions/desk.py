@@ -8,12 +8,15 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 
+import msgspec
 from ulid import ULID
 
-from pushsse.errors import Unavailable
+from pushsse.errors import InvalidInput, Unavailable, Violation
 from pushsse.questions import Answered, By, Conversation, Link, NotNow, Question, clean
 from pushsse.questions.life import DeskEvent, Life, begins_with
+from pushsse.questions.service import key_since
 
 logger = logging.getLogger(__name__)
 
@@ -68,10 +71,19 @@ class Desk:
         await self._said(question)
         return await self.life.find(question_id)
 
-    async def write(self, staff: str, conversation: str, said: Said) -> Question | None:
-        """Sends a further message, as the answer to a question without text. None if it isn't handed over."""
+    async def write(
+        self, staff: str, conversation: str, said: Said, *, idempotency_key: str | None = None
+    ) -> Question | None:
+        """Sends a further message, as the answer to a question without text. None if it isn't handed over.
+
+        With a key that this member of staff has used here within a day, returns the first. Raises
+        InvalidInput (that had another text), BeingTaken (it is being written).
+        """
         if (found := await self.conversation(conversation)) is None:
             return None
+        key = None if idempotency_key is None else _key(staff, conversation, idempotency_key)
+        if key is not None and (first := await self._first(found.user, key, said)) is not None:
+            return first
         now = datetime.now(UTC)
         message = Question(
             id=str(ULID()),
@@ -86,11 +98,21 @@ class Desk:
             by=said.by,
             links=said.links,
         )
-        if not await self.life.write(message):
+        if not await self.life.write(message, key=key):
             return None
         logger.info("conversation %s: %s has sent a message", conversation, staff, extra=message.ids)
         await self._said(message)
         return message
+
+    async def _first(self, user: str, key: str, said: Said) -> Question | None:
+        since = key_since()
+        await self.life.store.free_key(user, key, before=since)
+        if (found := await self.life.store.by_key(user, key, since=since)) is None:
+            return None
+        first, _ = found
+        if (first.answer, first.links, first.by) != (clean(said.text), said.links, said.by):
+            raise InvalidInput(Violation("Idempotency-Key", "was used for another message"))
+        return first
 
     async def release(self, conversation: str, *, by: str) -> Conversation | None:
         """Answerers have the conversation again; what still waits fails. None if it isn't handed over."""
@@ -118,3 +140,8 @@ class Desk:
             await self.life.tell_staff(event)
         except Unavailable as error:
             logger.warning("conversation %s: the staff aren't told: %s", event.conversation, error)
+
+
+def _key(staff: str, conversation: str, key: str) -> str:
+    """The key of a message among those of its person, none of whose own begins like that."""
+    return "\x01" + sha256(msgspec.json.encode((staff, conversation, key))).hexdigest()

@@ -162,9 +162,12 @@ class Life:
             except Unavailable as error:
                 logger.warning("conversation %s: the staff aren't told: %s", conversation, error)
 
-    async def write(self, message: Question) -> bool:
-        """Stores a message of staff and publishes it; False if its conversation isn't handed over."""
-        if not await self.conversations.write(message, announce_s=self.pace.announce_s):
+    async def write(self, message: Question, *, key: str | None) -> bool:
+        """Stores a message of staff and publishes it; False if its conversation isn't handed over.
+
+        Raises BeingTaken: another message has just been written with this key.
+        """
+        if not await self.conversations.write(message, key=key, announce_s=self.pace.announce_s):
             return False
         self._metrics.questions[message.status] += 1
         await self.announce(message)

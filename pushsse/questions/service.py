@@ -116,7 +116,7 @@ class Questions:
                     raise
                 if first := await self._first(user, idempotency_key, asking):
                     return first
-                await self.life.store.free_key(user, idempotency_key, before=_key_since())
+                await self.life.store.free_key(user, idempotency_key, before=key_since())
         else:
             raise BeingTaken(_CLAIM_S)
         if ours and question.is_open:
@@ -197,7 +197,7 @@ class Questions:
         return await self.life.so_far(await self.life.store.answering(user))
 
     async def _first(self, user: str, key: str, asking: Asking) -> Question | None:
-        found = await self.life.store.by_key(user, key, since=_key_since())
+        found = await self.life.store.by_key(user, key, since=key_since())
         if found is None:
             return None
         first, digest = found
@@ -247,7 +247,7 @@ class Questions:
         )
 
 
-def _key_since() -> datetime:
+def key_since() -> datetime:
     """Idempotency keys that were used before are free."""
     return datetime.now(UTC) - timedelta(seconds=KEY_S)
 

@@ -343,6 +343,11 @@ async def test_further_questions_go_to_people_until_the_conversation_is_released
         assert (again.reason, again.keep_until) == (held.reason, held.keep_until)
         second = await node.ask("ann", Asking("two", "c"))
         third = await node.ask("ann", Asking("three", "c"))
+        [first] = [one for one in await node.page("ann", limit=10) if one.text == "one"]
+        anew = await node.regenerate("ann", first.id)
+        assert anew is not None
+        assert (anew.status, anew.deadline_at) == ("handed_over", held.keep_until)
+        assert await node.cancel("ann", first.id) is not None
         assert (second.status, third.status) == ("handed_over", "handed_over")
         assert second.deadline_at == held.keep_until
         await answered(node, "elsewhere", "d")

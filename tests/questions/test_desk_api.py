@@ -208,6 +208,28 @@ async def test_staff_see_answer_and_release_what_is_handed_over_and_nothing_else
     await until(guarded, ANN, await ask(guarded, ANN), "answered")
 
 
+async def test_a_message_with_a_key_is_sent_once(guarded: Running) -> None:
+    await ask(guarded, ANN)
+    await guarded.http.post("/v1/conversations/c/handover", headers=ANN)
+    path = "/v1/conversations/c/messages"
+    keyed = {**SAM, "idempotency-key": "k"}
+    sent = await asyncio.gather(*(guarded.http.post(path, headers=keyed, json=LATER) for _ in range(4)))
+    assert {reply.status_code for reply in sent} <= {201, 409}
+    [message] = {reply.json()["id"] for reply in sent if reply.status_code == 201}
+    again = await guarded.http.post(path, headers={**SAM, "idempotency-key": '"k"'}, json=LATER)
+    assert again.json()["id"] == message
+    other = await guarded.http.post(path, headers=keyed, json={"text": "another"})
+    assert (other.status_code, other.json()["errors"][0]["at"]) == (422, "Idempotency-Key")
+    # Somebody else's key is another one, and the person's own, too.
+    for who in (KIM, SAM):
+        plain = {**who, "idempotency-key": "k2"}
+        assert (await guarded.http.post(path, headers=plain, json=LATER)).json()["id"] != message
+    own = await guarded.http.post(
+        "/v1/questions", headers={**ANN, "idempotency-key": "k"}, json={"text": "?"}
+    )
+    assert own.status_code == 202
+
+
 async def test_the_calls_of_staff_need_their_scope(guarded: Running) -> None:
     question = await ask(guarded, ANN)
     await guarded.http.post("/v1/conversations/c/handover", headers=ANN)
@@ -294,4 +316,13 @@ async def test_a_reply_that_streams_ends_when_people_take_over(node: Running) ->
 async def test_a_bad_page_is_refused_by_name(node: Running) -> None:
     for query in ("limit=0", "limit=101", "before=x", "status=open"):
         reply = await node.http.get(f"/v1/conversations?user=ann&{query}")
+        assert (reply.status_code, reply.json()["code"]) == (400, "parameter_invalid")
+    for query in (
+        "limit=0",
+        "before=x",
+        "conversation=a%00b",
+        "conversation=a%20b",
+        f"conversation={'x' * 65}",
+    ):
+        reply = await node.http.get(f"/v1/questions?user=ann&{query}")
         assert (reply.status_code, reply.json()["code"]) == (400, "parameter_invalid")
