@@ -22,7 +22,7 @@ from pushsse import strictjson
 from pushsse.api import HttpProblem, ProblemResponse, read_body
 from pushsse.api.identity import ASK, Identifier, Identity
 from pushsse.api.limits import CallLimit
-from pushsse.api.questions import CONVERSATION, QUESTION_ID, QuestionRequest, refusing
+from pushsse.api.questions import CONVERSATION, MAX_CONTEXT_BYTES, QUESTION_ID, QuestionRequest, refusing
 from pushsse.errors import CloseReason, InvalidInput, Violation
 from pushsse.questions import DataPart, KeptPart, Part, Question, SourcePart, StatusPart
 from pushsse.questions.following import Ended, Following, Grown, Idle, Interrupted, Parted, Restarted, Update
@@ -39,6 +39,8 @@ RESUMABLE = frozenset({RESTARTED, CloseReason.SHUTDOWN.code})
 # The header fields of a response with nothing in it.
 NO_CONTENT = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 KEEPALIVE = b": \n\n"
+# The longest question, each of whose characters is written as two escapes.
+MOST_RAW = 100 * 1024
 _SEND_TIMEOUT_S = 30.0
 # So many questions of a conversation are looked at for one that is open.
 _NEWEST = 20
@@ -309,12 +311,25 @@ def text_of(content: object, *, at: str) -> str:
     return "\n".join(texts)
 
 
-def raw_value(raw: msgspec.Raw | UnsetType, *, at: str) -> object:
+def raw_value(raw: msgspec.Raw | UnsetType, *, at: str, most: int = MOST_RAW) -> object:
     """A member that was left as it was; None if there is none. Raises InvalidInput that names the member."""
+    if raw is UNSET:
+        return None
+    # What is longer would hold the event loop while it is read.
+    if (size := len(memoryview(raw))) > most:
+        raise InvalidInput(Violation(at, f"has {size} bytes, over {most}"))
     try:
-        return None if raw is UNSET else strictjson.loads(bytes(raw))
+        return strictjson.loads(bytes(raw))
     except InvalidInput as error:
         raise InvalidInput(*(_moved(violation, "$", at) for violation in error.violations)) from None
+
+
+def context_of(raw: msgspec.Raw | UnsetType) -> dict[str, object] | None:
+    """The `context` of a body. Raises InvalidInput."""
+    found = raw_value(raw, at="$.context", most=MAX_CONTEXT_BYTES)
+    if found is None or isinstance(found, dict):
+        return found
+    raise InvalidInput(Violation("$.context", f"isn't an object, got {shown(found)}"))
 
 
 def asking(

@@ -20,6 +20,7 @@ from pushsse.api.asked import (
     RESUMABLE,
     Asked,
     asking,
+    context_of,
     conversation_of,
     event,
     key_of,
@@ -28,7 +29,7 @@ from pushsse.api.asked import (
     rest_of,
     text_of,
 )
-from pushsse.api.questions import MAX_CONTEXT_BYTES, before
+from pushsse.api.questions import before
 from pushsse.errors import InvalidInput, Violation
 from pushsse.questions import KeptPart, Part, Question, SourcePart, StatusPart
 from pushsse.questions.service import Asking
@@ -52,13 +53,13 @@ class ChatMessage(Struct, frozen=True, gc=False):
 
 
 class ChatRequest(Struct, frozen=True):
-    """What `useChat` sends; `context` is for the answerer, at most 16 KiB. Other members are passed over."""
+    """What `useChat` sends; `context` is an object for the answerer. Other members are passed over."""
 
     id: Annotated[str, Meta(description="the chat, whose id is that of the conversation")]
     messages: list[ChatMessage]
     trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
     messageId: str | None = None
-    context: dict[str, Any] | None = None
+    context: Annotated[msgspec.Raw, Meta(description="for the answerer, at most 16 KiB")] | UnsetType = UNSET
 
 
 class ChatMessageView(Struct, frozen=True):
@@ -156,9 +157,9 @@ def _asking(body: ChatRequest) -> Asking:
     if not isinstance(parts, list):
         raise InvalidInput(Violation(f"{at}.parts", f"isn't a list of parts, got {shown(parts)}"))
     text = text_of(parts, at=f"{at}.parts")
-    if body.context is not None and (size := len(msgspec.json.encode(body.context))) > MAX_CONTEXT_BYTES:
-        raise InvalidInput(Violation("$.context", f"has {size} bytes, over {MAX_CONTEXT_BYTES}"))
-    return asking(text, at=f"{at}.parts", conversation=body.id, conversation_at="$.id", context=body.context)
+    return asking(
+        text, at=f"{at}.parts", conversation=body.id, conversation_at="$.id", context=context_of(body.context)
+    )
 
 
 def _key(body: ChatRequest, given: Asking) -> str | None:

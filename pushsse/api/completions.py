@@ -1,13 +1,14 @@
 """`/v1/chat/completions` and `/v1/models`: questions as clients of OpenAI's interface ask them.
 
-The last message is the question. A completion's id holds the question's, so that the calls of questions work
-on it. Deliberate: `user` and the model's name decide nothing; sampling parameters are the answerer's affair.
-Statuses and data have no place in this protocol, so chunks carry them in a member of their own, `pushsse`.
+The last message is the question; the turn before it only tells which conversation goes on, where none is
+named. A completion's id holds the question's, so that the calls of questions work on it. Deliberate: `user`
+and the model's name decide nothing; sampling parameters are the answerer's affair. Statuses and data have no
+place in this protocol, so chunks carry them in a member of their own, `pushsse`.
 """
 
 from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import msgspec
@@ -32,6 +33,8 @@ _DONE = b"data: [DONE]\n\n"
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 # Stopped is finished, too, and what people have taken over: they answer on the person's streams.
 _FINISHED = ("answered", "cancelled", "handed_over")
+# So many of a person's questions are looked at for the one that a body goes on with.
+_NEWEST = 10
 # OpenAI's clients try again by themselves after a 5xx, which here would ask once more.
 _NO_RETRY = {"x-should-retry": "false"}
 
@@ -63,11 +66,11 @@ class CompletionRequest(Struct, frozen=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
-    tools: list[msgspec.Raw] | None = None
-    functions: list[msgspec.Raw] | None = None
-    modalities: list[str] | None = None
+    tools: msgspec.Raw | UnsetType = UNSET
+    functions: msgspec.Raw | UnsetType = UNSET
+    modalities: msgspec.Raw | UnsetType = UNSET
     response_format: ResponseFormat | None = None
-    metadata: dict[str, str] | None = None
+    metadata: msgspec.Raw | UnsetType = UNSET
     conversation: Annotated[str, Meta(description="the conversation that it belongs to")] | None = None
 
 
@@ -195,9 +198,10 @@ class CompletionsEndpoint:
         body = await read(request, CompletionRequest)
         _refuse_others(body)
         key = idempotency_key(request)
+        given = await self._continued(who, body, _asking(body, request.headers.get(CONVERSATION)))
         question, fields = await self.asked.ask(
             who,
-            _asking(body, request.headers.get(CONVERSATION)),
+            given,
             key=key_of("completions", key) if key is not None else None,
         )
         headers = {"location": f"/v1/questions/{question.id}", **fields}
@@ -211,6 +215,19 @@ class CompletionsEndpoint:
         """Who answers."""
         await self.asked.identify(request)
         return json_response(ModelList((_MODEL,)))
+
+    async def _continued(self, who: Identity, body: CompletionRequest, given: Asking) -> Asking:
+        """The same in the conversation that the body's last turn belongs to, where none is named.
+
+        Most clients name none, and send what was said instead: it is looked for among the person's newest.
+        """
+        turn = _last_turn(body.messages)
+        if given.conversation is not None or turn is None:
+            return given
+        for question in await self.asked.questions.page(who.user, limit=_NEWEST):
+            if (question.text.strip(), question.answer.strip()) == turn:
+                return replace(given, conversation=question.conversation)
+        return given
 
     async def _whole(
         self, question: Question, who: Identity, body: CompletionRequest, headers: Mapping[str, str]
@@ -245,11 +262,12 @@ def _refuse_others(body: CompletionRequest) -> None:
     """Raises InvalidInput for what would be another kind of answer than there is."""
     if body.n not in (None, 1):
         raise InvalidInput(Violation("$.n", f"there is one answer, got {body.n}"))
-    for name in ("tools", "functions"):
-        if getattr(body, name):
+    for name, raw in (("tools", body.tools), ("functions", body.functions)):
+        if raw is not UNSET and raw_value(raw, at=f"$.{name}"):
             raise InvalidInput(Violation(f"$.{name}", "isn't taken: the answerer has its own"))
-    if body.modalities not in (None, ["text"]):
-        raise InvalidInput(Violation("$.modalities", f"answers are text, got {shown(body.modalities)}"))
+    modalities = raw_value(body.modalities, at="$.modalities")
+    if modalities not in (None, ["text"]):
+        raise InvalidInput(Violation("$.modalities", f"answers are text, got {shown(modalities)}"))
     if body.response_format is not None and body.response_format.type != "text":
         got = shown(body.response_format.type)
         raise InvalidInput(Violation("$.response_format.type", f"answers are text, got {got}"))
@@ -263,7 +281,10 @@ def _asking(body: CompletionRequest, header: str | None) -> Asking:
         detail = f"isn't user: the last message is the question, got {shown(message.role)}"
         raise InvalidInput(Violation(f"{at}.role", detail))
     text = text_of(raw_value(message.content, at=f"{at}.content"), at=f"{at}.content")
-    named = (body.metadata or {}).get("conversation")
+    metadata = raw_value(body.metadata, at="$.metadata")
+    named = metadata.get("conversation") if isinstance(metadata, dict) else None
+    if named is not None and not isinstance(named, str):
+        raise InvalidInput(Violation("$.metadata.conversation", f"isn't a text, got {shown(named)}"))
     for conversation, where in (
         (body.conversation, "$.conversation"),
         (named, "$.metadata.conversation"),
@@ -272,6 +293,19 @@ def _asking(body: CompletionRequest, header: str | None) -> Asking:
         if conversation is not None:
             return asking(text, at=f"{at}.content", conversation=conversation, conversation_at=where)
     return asking(text, at=f"{at}.content", conversation=None, conversation_at="$")
+
+
+def _last_turn(messages: list[CompletionMessage]) -> tuple[str, str] | None:
+    """The question and the answer before the last message; None where there are none that are texts."""
+    if [message.role for message in messages[-3:-1]] != ["user", "assistant"]:
+        return None
+    try:
+        question, answer = (
+            text_of(raw_value(message.content, at="$"), at="$").strip() for message in messages[-3:-1]
+        )
+    except InvalidInput:
+        return None
+    return (question, answer) if answer else None
 
 
 def _completion(question: Question, model: str) -> Completion:

@@ -207,6 +207,30 @@ async def test_a_million_lines_of_nothing_are_refused_in_few_words(node: Running
         assert len(reply.content) < 20_000
 
 
+def conversations(message: bytes, middle: bytes, size: int) -> Iterator[bytes]:
+    """Whole conversations as front ends send them, with what is odd in each place."""
+    names = b'"id":"c","threadId":"c","runId":"r",'
+    for each in odd(size - 200):
+        yield b"{" + names + b'"messages":' + each + b"}"
+        yield b"{" + names + b'"messages":[{"role":"user","%b":' % middle + each + b"}]}"
+        yield b"{" + names + b'"messages":[{"role":"user","%b":' % middle + each + b"}," + message + b"]}"
+        yield b"{" + names + b'"context":' + each + b',"messages":[' + message + b"]}"
+        yield b"{" + names + b'"tools":' + each + b',"metadata":{},"messages":[' + message + b"]}"
+        yield b"{" + names + b'"metadata":' + each + b',"messages":[' + message + b"]}"
+    yield filled(b"{" + names + b'"messages":[', message + b",", message + b"]}", size)
+    yield filled(b"{" + names + b'"messages":[', b'{"role":"user"},', message + b"]}", size)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat", "/v1/agui", "/v1/chat/completions"])
+async def test_no_conversation_of_a_front_end_holds_the_loop(
+    node: Running, turns: Turns, record_property: Callable[[str, object], None], path: str
+) -> None:
+    middle = b"parts" if path == "/v1/chat" else b"content"
+    message = b'{"role":"user","id":"m","%b":[{"type":"text","text":"How do I get a refund?"}]}' % middle
+    made = requests(conversations(message, middle, MIB), path)
+    await assert_none_holds_the_loop(node, turns, made, record_property)
+
+
 async def test_no_other_call_holds_the_loop(
     node: Running, turns: Turns, record_property: Callable[[str, object], None]
 ) -> None:

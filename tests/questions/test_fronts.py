@@ -86,8 +86,8 @@ async def test_a_chat_s_answer_has_these_chunks_and_no_member_more(front: Front)
         {"type": "start", "messageId": question.id},
         {"type": "start-step"},
         {"type": "text-start", "id": "text"},
-        {"type": "text-end", "id": "text"},
         *[each for each in found[:-1] if each.get("url") == "https://example.com/terms"],
+        {"type": "text-end", "id": "text"},
         *[each for each in found[:-1] if each.get("url") == "/refunds"],
         *[each for each in found[:-1] if each["type"] == "data-suggestions"],
         {"type": "finish-step"},
@@ -269,6 +269,26 @@ async def test_a_completion_s_conversation_is_the_named_one_or_its_own(
     assert await front.nodes[0].service.page("bo", limit=5) == []
 
 
+async def test_a_completion_goes_on_with_the_conversation_whose_last_turn_it_has(front: Front) -> None:
+    system = {"role": "system", "content": "be kind"}
+    said: list[dict[str, Any]] = []
+    for text in ("+one", "+two", "+three"):
+        said.append({"role": "user", "content": text})
+        reply = await ask(front, "/v1/chat/completions", {"model": "m", "messages": [system, *said]})
+        said.append(reply.json()["choices"][0]["message"])
+        # Clients trim what they keep, and drop what they don't know.
+        said[-1] = {"role": "assistant", "content": [{"type": "text", "text": said[-1]["content"].strip()}]}
+    found = await front.nodes[0].service.page("ann", limit=5)
+    assert len({question.conversation for question in found}) == 1
+    assert len(found) == 3
+    # Somebody else's conversation, another answer, and no answer are no such turn.
+    for user, history in (("bo", said), ("ann", [said[0], {**said[1], "content": "other"}])):
+        messages = [*history, {"role": "user", "content": "+four"}]
+        await ask(front, "/v1/chat/completions", {"messages": messages}, user=user)
+        (newest, *_) = await front.nodes[0].service.page(user, limit=1)
+        assert newest.conversation not in {question.conversation for question in found}
+
+
 async def test_a_repeat_of_a_completion_with_its_key_is_the_first(front: Front) -> None:
     for _ in range(2):
         headers = {"idempotency-key": "k"}
@@ -399,6 +419,17 @@ async def test_over_the_limits_it_is_429_in_each_protocol(nodes: Nodes) -> None:
             assert reply.headers["retry-after"]
         await front.http.post("/v1/chat/chat-1/stop", params=ANN)
         await waiting
+
+
+async def test_over_the_calls_of_a_minute_it_is_429_in_each_protocol(nodes: Nodes) -> None:
+    async with fronts(nodes, quota=1) as front:
+        reply = await ask(front, "/v1/chat", chat("+one"))
+        assert reply.headers["ratelimit"].startswith('"questions";r=0;')
+        for path, body in BODIES.items():
+            reply = await ask(front, path, body("+another"))
+            assert (reply.status_code, code(path, reply)) == (429, "rate_limited")
+            assert 0 < int(reply.headers["retry-after"]) <= 60
+        assert front.limited["questions"] == len(BODIES)
 
 
 async def test_a_quiet_stream_has_comments_and_nothing_else(front: Front) -> None:
