@@ -35,7 +35,10 @@ def test_nginx_accepts_the_file_that_is_deployed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("over", ["http", "h2"])
-@pytest.mark.parametrize("call", ["GET /v1/stream", "POST /v1/questions"])
+@pytest.mark.parametrize(
+    "call",
+    ["GET /v1/stream", "POST /v1/questions", "POST /v1/questions/01KB3QZV0000000000000000AB/regenerate"],
+)
 async def test_a_streamed_answer_arrives_piece_by_piece(front: Front, over: str, call: str) -> None:
     front.first.answer, front.second.answer = front.first.stream, front.second.stream
     method, path = call.split()
