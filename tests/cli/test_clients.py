@@ -208,7 +208,7 @@ def test_doctor_is_content_with_the_embedded_parts(tmp_path: Path) -> None:
     ended = pushsse(tmp_path, "doctor")
     assert ended.returncode == 0
     assert [line.split()[1] for line in ended.stdout.splitlines()] == [
-        "settings", "database", "redis", "kafka", "identity", "addresses", "files",
+        "settings", "database", "redis", "kafka", "answerer", "identity", "addresses", "files",
     ]  # fmt: skip
 
 
