@@ -13,6 +13,7 @@ from pushsse import server
 from pushsse.backplane import codec
 from pushsse.cli import main
 from pushsse.event import Publication
+from pushsse.stream.limits import LimitedHttp
 
 NEXT_RELEASE, PORTABLE = "next release", "portable"
 VARIABLE = "SPECIAL"
@@ -26,8 +27,8 @@ def encode(publication: Publication) -> bytes:
 
 
 def portable() -> server.Http:
-    """uvicorn's own protocol, which hands nothing over."""
-    return "auto"
+    """What a node takes where uvicorn's connections can't be handed over."""
+    return LimitedHttp
 
 
 if __name__ == "__main__":
