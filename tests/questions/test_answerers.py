@@ -325,3 +325,38 @@ async def test_the_end_is_the_last_piece_and_there_is_one(subject: Subject) -> N
     assert pieces[-1] is ends[0]
     assert not isinstance(ends[0], NotSure | HandOver)
     assert isinstance(ends[0], SentOff) == (len(pieces) == 1)
+
+
+# What the last message demands of the model server, and how the question ends.
+DEMANDS = {
+    "[words 8] [pace 0.02]": "answered",
+    "[think 3] [garbage]": "answered",
+    "[length]": "answered",
+    "[refuse]": "answered",
+    "[cut]": "answer_cut",
+    "[stall 9]": "answer_cut",
+    "[filter]": "content_filter",
+    "[words 0]": "answer_empty",
+    "[status 400]": "answerer_refused",
+    "[status 503]": "answerer_unavailable",
+    "[status 401]": "answerer_unavailable",
+}
+
+
+@pytest.mark.slow
+async def test_among_failures_of_all_kinds_every_question_ends_once_and_as_it_should(nodes: Nodes) -> None:
+    async with model_server() as server:
+        options = OpenaiOptions(model=MODEL, at_once=8, between_tokens_s=1.0)
+        answerer = OpenaiAnswerer(server.url, options, "", "", tls_for(server.url), Metrics(), backoff_s=0.05)
+        node = nodes.node(answerer)
+        async with nodes.running(node):
+            asked = [
+                (await node.ask(f"user {round_}", Asking(demand)), expected)
+                for round_ in range(6)
+                for demand, expected in DEMANDS.items()
+            ]
+            for question_, expected in asked:
+                end = await one_end(nodes, question_)
+                assert end.get("code", "answered") == expected, question_.text
+        await eventually(lambda: server.busy == 0)
+    assert server.most_busy <= 8
