@@ -59,8 +59,14 @@ class Thread {
 
 const all = {
   async answer(id) {
-    const thread = new Thread(id, "+one +two +rich");
-    await thread.run("run");
+    const thread = new Thread(id, `+one @${id} ~looking @${id}-2 #order +two +rich`);
+    const running = thread.run("run");
+    // A status lasts until something else comes, and isn't kept.
+    await thread.shows("one ");
+    await command("open", id);
+    await eventually(() => thread.events.some(({ name }) => name === "status"), "a status");
+    await command("open", `${id}-2`);
+    await running;
     return thread.told;
   },
   async again(id) {

@@ -81,7 +81,13 @@ async function cases(version, ai) {
   const all = {
     async answer(id) {
       const chat = new Chat(id);
-      await chat.sendMessage({ text: "+one +two +rich" });
+      const sending = chat.sendMessage({ text: `+one @${id} ~looking @${id}-2 #order +two +rich` });
+      // A status lasts until something else comes, and isn't kept.
+      await chat.shows("one ");
+      await command("open", id);
+      await eventually(() => heard.includes("data-status"), `${version}: a status`);
+      await command("open", `${id}-2`);
+      await sending;
       return { ...chat.told, parts: chat.lastMessage.parts.map(({ type }) => type), loaded: (await load(id)).length };
     },
     async reload(id) {

@@ -53,7 +53,7 @@ async function refused(body, more = {}) {
 
 const all = {
   answer: async () => {
-    const found = await client.chat.completions.create(asked("+one +two +rich"));
+    const found = await client.chat.completions.create(asked("~looking +one #order +two +rich"));
     const [{ message, finish_reason }] = found.choices;
     return { text: message.content, reason: finish_reason, usage: found.usage, urls: message.annotations.map((each) => each.url_citation.url) };
   },

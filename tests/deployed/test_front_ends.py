@@ -104,10 +104,10 @@ async def test_the_ai_sdk_s_chat_in_all_its_versions(front: Front) -> None:
             "takenOverInOtherWords": "uno dos ",
         }.items():
             assert cases[name].items() >= {**whole, "text": text}.items(), (version, name, cases[name])
-        kinds = ["step-start", "text", "source-url", "source-url", "data-suggestions"]
+        kinds = ["step-start", "text", "data-order", "source-url", "source-url", "data-suggestions"]
         assert cases["answer"]["parts"] == kinds
         assert cases["answer"]["loaded"] == 2
-        assert cases["heard"]["heard"] == ["data-suggestions"]
+        assert cases["heard"]["heard"] == ["data-status", "data-order", "data-suggestions"]
         # One message under one id, however it is followed.
         assert cases["reload"]["same"]
         assert cases["reload"]["first"] == "one two "
@@ -143,6 +143,8 @@ async def test_ag_ui_s_http_agent(front: Front, version: str) -> None:
         assert (case["text"], case["roles"]) == (text, "user assistant"), (name, case)
         assert (case["last"]["type"], case["last"]["result"]["status"]) == ("RUN_FINISHED", status), name
         assert case["kinds"][0] == "RUN_STARTED"
+    custom = ["question", "status", "data", "source", "source", "data"]
+    assert [kind for kind in cases["answer"]["kinds"] if kind.islower()] == custom
     assert cases["again"]["lost"]
     assert cases["drain"]["lost"]["code"] == "shutdown"
     failed = cases["failure"]

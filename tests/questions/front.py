@@ -1,7 +1,7 @@
 """Nodes with the calls of front ends, in this process: the text of a question says how it is answered.
 
-`+word` is a piece of the answer, `@name` waits until a test opens that gate, `!text` is a failure, and what
-stands after `||` is how every later attempt answers.
+`+word` is a piece of the answer, `@name` waits until a test opens that gate, `!text` is a failure, `~text`
+a status, `#name` data, and what stands after `||` is how every later attempt answers.
 """
 
 import asyncio
@@ -34,7 +34,17 @@ from pushsse.hub import assemble_hub
 from pushsse.hub.hub import Hub
 from pushsse.hub.opening import StreamLimits
 from pushsse.kicks import Kicked
-from pushsse.questions import CUT_SHORT, Answered, By, Link, Question, SourcePart, Unanswered
+from pushsse.questions import (
+    CUT_SHORT,
+    Answered,
+    By,
+    DataPart,
+    Link,
+    Question,
+    SourcePart,
+    StatusPart,
+    Unanswered,
+)
 from pushsse.questions.answerers import Delta, Piece
 from pushsse.questions.desk import Desk
 from pushsse.questions.following import Following
@@ -66,6 +76,10 @@ class Gates:
             elif word.startswith("!"):
                 yield Unanswered("failed", "answerer_failed", word[1:])
                 return
+            elif word.startswith("~"):
+                yield StatusPart(word[1:])
+            elif word.startswith("#"):
+                yield DataPart(word[1:], {"number": 7})
             elif word.startswith("+"):
                 yield Delta(f"{word[1:]} ")
         links = suggestions = parts = ()

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from pushsse.api.agui import AguiTeller, RunRequest
 from pushsse.api.asked import continued
@@ -445,6 +446,20 @@ async def test_a_quiet_stream_has_comments_and_nothing_else(front: Front) -> Non
     await front.http.post("/v1/chat/chat-1/stop", params=ANN)
 
 
+async def test_a_status_that_lasts_is_told_to_whoever_comes_later(front: Front) -> None:
+    asking = asyncio.create_task(ask(front, "/v1/chat", chat("~looking @go +one")))
+    await eventually(lambda: open_questions(front))
+    status = {"type": "data-status", "data": {"text": "looking"}, "transient": True}
+    async with front.http.stream("GET", "/v1/chat/chat-1/stream", params=ANN) as resumed:
+        raw = ""
+        async for piece in resumed.aiter_text():
+            raw += piece
+            if status in frames(raw):
+                break
+    front.gates.open["go"].set()
+    assert status in frames((await asking).text)
+
+
 @pytest.mark.parametrize("path", BODIES)
 async def test_a_node_that_stops_says_so_and_the_answer_goes_on(nodes: Nodes, path: str) -> None:
     async with fronts(nodes, count=2) as front:
@@ -559,3 +574,19 @@ async def test_each_protocol_has_its_words_for_parts_and_for_what_is_void() -> N
     assert source["choices"][0]["delta"]["annotations"][0]["url_citation"]["url"] == "/terms"
     assert data["pushsse"] == {"type": "data", "name": "order", "data": {"no": 7}}
     assert completing.restarted() is None
+
+
+async def test_each_protocol_ends_where_people_take_over() -> None:
+    waiting = replace(QUESTION, status="handed_over")
+    chatting = ChatTeller(resets=False)
+    chatting.begun(waiting)
+    chunks = frames(chatting.ended(waiting).decode())
+    assert chunks[0] == {"type": "data-handover", "id": "handover", "data": {"question": QUESTION.id}}
+    assert chunks[-2:] == [{"type": "finish"}, "[DONE]"]
+    running = AguiTeller(b'{"messages":[]}', RunRequest("t", "r", []))
+    running.begun(waiting)
+    custom, finished = frames(running.ended(waiting).decode())
+    assert (custom["name"], finished["result"]["status"]) == ("handover", "handed_over")
+    completing = CompletionTeller("m", with_usage=False)
+    completing.begun(waiting)
+    assert frames(completing.ended(waiting).decode())[-2]["choices"][0]["finish_reason"] == "stop"
