@@ -17,15 +17,15 @@ from pathlib import Path
 
 import msgspec
 
-from bench import attacks, report, workers
+from bench import attacks, questions, report, workers
 from bench.contestants import BenchNode, Contestant, Floor, Nchan, floor_program, nchan_module
 from bench.fanout import one_round
 from bench.generator import LoadFailed
 from bench.measured import Idle, Measured
 from bench.parts import Parts, parts
-from bench.path import Whole, accept_us, latency, throughput
+from bench.path import Whole, accept_us, database, latency, throughput
 from bench.rows import rows, text
-from deploy.parts import PartFailed, Redis
+from deploy.parts import PartFailed, Postgres, Redis
 
 COUNTS = (100, 1_000, 5_000)
 MOST = 15_000
@@ -38,6 +38,7 @@ class Run:
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         self.folder = folder
+        self.quick: bool = options.quick
         self.rounds: int = 1 if options.quick else options.rounds
         self.idle_s: float = 15 if options.quick else options.idle
         self.events: int = 20_000 if options.quick else 60_000
@@ -123,6 +124,7 @@ class Run:
             self.seen.skipped["workers"] = self.seen.skipped["path"] = "; ".join(found.missing)
             return
         self.guarded("workers", partial(self.workers, redis))
+        self.guarded("questions", partial(self.questions, redis, found.postgres))
         if found.kafka is None or found.postgres is None:
             self.seen.skipped["path"] = "; ".join(found.missing)
             return
@@ -137,6 +139,15 @@ class Run:
         self.seen.workers = workers.measure(redis, self.folder, self.progress)
         if not self.seen.workers.complete:
             self.seen.incomplete.append("node: deliveries lost or repeated by one worker or two")
+
+    def questions(self, redis: Redis, postgres: Postgres | None) -> None:
+        """Questions and their answers."""
+        folder, seconds = self.folder / "asked", 3 if self.quick else 10
+        folder.mkdir()
+        url = f"sqlite://{folder}/node.db" if postgres is None else database(postgres, "asked")
+        self.seen.questions = questions.measure(redis, folder, url, seconds, self.progress)
+        if not self.seen.questions.complete:
+            self.seen.incomplete.append("node: deltas of answers lost or repeated")
 
     def throughput(self, whole: Whole, number: int) -> None:
         """Kafka to the log."""

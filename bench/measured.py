@@ -7,6 +7,7 @@ from bench.attacks import Pair
 from bench.fanout import Round, median
 from bench.generator import Figures
 from bench.path import Throughput
+from bench.questions import QuestionCosts
 from bench.workers import WorkerCosts
 
 
@@ -30,6 +31,7 @@ class Measured:
     throughput: list[Throughput] = field(default_factory=list)
     latency: list[tuple[Figures, Figures]] = field(default_factory=list)
     workers: WorkerCosts | None = None
+    questions: QuestionCosts | None = None
     attacks: dict[str, list[Pair]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     incomplete: list[str] = field(default_factory=list)

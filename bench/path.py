@@ -74,15 +74,20 @@ class Whole:
 
     def database(self, name: str) -> str:
         """A new database with its tables."""
-        url = self.postgres.create_database(name)
-        settings = environment({"PUSHSSE_DATABASE_URL": url})
-        subprocess.run(pushsse("migrate"), check=True, env=settings, capture_output=True, timeout=60)
-        return url
+        return database(self.postgres, name)
 
     def produce(self, topic: str, events: int, people: int, rate: float) -> "subprocess.Popen[bytes]":
         """The producer, running."""
         words = (self.kafka.url, topic, str(events), str(people), str(rate))
         return subprocess.Popen(pinned([sys.executable, str(_PRODUCER), *words], LOAD))
+
+
+def database(postgres: Postgres, name: str) -> str:
+    """A new database with its tables."""
+    url = postgres.create_database(name)
+    settings = environment({"PUSHSSE_DATABASE_URL": url})
+    subprocess.run(pushsse("migrate"), check=True, env=settings, capture_output=True, timeout=60)
+    return url
 
 
 class Bare(Part):

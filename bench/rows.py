@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
+from bench.answerer import PER_S
 from bench.attacks import ATTACKS, of_allowed
 from bench.fanout import median
 from bench.measured import Measured
+from bench.questions import ACCEPT_RATE, ANSWERS, WAITING, QuestionCosts
 
 _WAYS = {
     "acked": "one event at a time",
@@ -45,7 +47,8 @@ class Row(NamedTuple):
 
 def rows(seen: Measured) -> Sequence[Row]:
     """All lines, in the order of the path."""
-    return [*_fanout(seen), *_streams(seen), *_path(seen), *_workers(seen), *_people(seen), *_attacks(seen)]
+    people = [*_people(seen), *_questions(seen)]
+    return [*_fanout(seen), *_streams(seen), *_path(seen), *_workers(seen), *people, *_attacks(seen)]
 
 
 def _fanout(seen: Measured) -> list[Row]:
@@ -119,6 +122,25 @@ def _people(seen: Measured) -> list[Row]:
         most, few = seen.elsewhere_us(counts[-1]), seen.elsewhere_us(counts[0])
         what = f"an event for somebody elsewhere, {counts[-1]:,} streams here / {counts[0]:,}"
         found.append(Row(what, None, None, most / few if few else 0.0))
+    return found
+
+
+def _questions(seen: Measured) -> list[Row]:
+    costs = seen.questions or QuestionCosts()
+    many = f"{ANSWERS} answers at once, {PER_S} deltas/s each"
+    found = [
+        Row(f"question accepted, {ACCEPT_RATE}/s: p99", 20, 10, costs.accepted_p99_ms, "ms"),
+        Row("first delta, from answerer to client: p99", 20, 10, costs.first_p99_ms, "ms"),
+        Row(f"{many}: CPU of a delta", None, None, costs.delta_us, "µs"),
+        Row(
+            f"{many}: calls of Redis a delta, the questions' own among them", 1.3, 1.1, costs.calls_per_delta
+        ),
+    ]
+    if seen.questions is not None:
+        what = f"{WAITING:,} questions that wait: further threads"
+        found.append(Row(what, None, None, costs.waiting_threads))
+        what = f"{WAITING:,} questions that wait: further CPU"
+        found.append(Row(what, 1.0, 0.5, max(costs.waiting_percent, 0.01), "% of a core"))
     return found
 
 

@@ -168,8 +168,10 @@ class Answering:
 
     async def _answer(self, question: Question) -> None:
         question = await self._life.begin(question)
-        turns = await self._life.store.turns(question.conversation, before=question.id)
-        question = msgspec.structs.replace(question, turns=turns)
+        # Which bears the name of its first question, where that didn't give it one.
+        if question.conversation != question.id:
+            turns = await self._life.store.turns(question.conversation, before=question.id)
+            question = msgspec.structs.replace(question, turns=turns)
         left_s = (question.deadline_at - datetime.now(UTC)).total_seconds()
         limit = asyncio.timeout(left_s)
         growing = self._life.growing(question)
@@ -199,7 +201,7 @@ class Answering:
         elif isinstance(ending, HandOver):
             await self._life.hand_over(question, ending.reason)
         else:
-            await self._life.end(question.id, ending, attempt=question.attempt)
+            await self._life.end(question.id, ending, attempt=question.attempt, question=question)
 
     async def _grown(
         self, question: Question, growing: Growing, limit: asyncio.Timeout

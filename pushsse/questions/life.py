@@ -43,6 +43,7 @@ from pushsse.questions.store import QuestionStore
 
 logger = logging.getLogger(__name__)
 _PUBLISH_S = 5.0
+_MOST_ANNOUNCED = 500
 # What staff get beside the streams' own events. Producers may not use the name.
 DESK = "pushsse.desk"
 _DESK_CHARACTERS = 200
@@ -94,6 +95,8 @@ class Life:
         self.store = store
         self.conversations = ConversationStore(store.database)
         self._backplane = backplane
+        # The statuses that the log has, by question, as far as that isn't stored yet.
+        self._announced: dict[str, Status] = {}
         self._metrics = metrics
 
     async def ask(
@@ -218,10 +221,18 @@ class Life:
         """The answer comes from elsewhere: no node takes the question over, it can only expire."""
         await self.store.sent_off(question)
 
-    async def end(self, question_id: str, ending: Ending, *, attempt: int | None = None) -> bool:
+    async def end(
+        self,
+        question_id: str,
+        ending: Ending,
+        *,
+        attempt: int | None = None,
+        question: Question | None = None,
+    ) -> bool:
         """Ends an open question and publishes that; False if it has ended already.
 
-        With `attempt` also False if another node has taken the question over since.
+        With `attempt` also False if another node has taken the question over since. `question` as it stands,
+        for whoever answers it and knows.
         """
         if isinstance(ending, Answered):
             ending = _fitting(ending)
@@ -231,7 +242,7 @@ class Life:
         # publishes the end. If it dies first, a sweep does, by the `announce_by` of the same update.
         if not await self.store.end(question_id, ending, attempt=attempt, announce_s=self.pace.announce_s):
             return False
-        question = await self.store.one(question_id)
+        question = await self.store.one(question_id) if question is None else _ended_as(question, ending)
         if question is not None:
             self._metrics.questions[question.status] += 1
             if attempt is None:
@@ -247,9 +258,11 @@ class Life:
                 await self._backplane.publish_to(question.user, drafts(question))
             if question.status == "handed_over":
                 await self.tell_staff(waits(question), once=f"{_name(question)}:desk")
-            # After the log has it: a node that dies in between leaves it to a sweep, whose second append the
-            # log drops by `once`. The other way round the status would never be published.
-            await self.store.announced(question)
+            # After the log has it: a node that dies before it is stored leaves it to a sweep, whose second
+            # append the log drops by `once`. The other way round the status would never be published.
+            self._announced[question.id] = question.status
+            if len(self._announced) >= _MOST_ANNOUNCED:
+                await self.store_announced()
         except (BackplaneUnavailable, DatabaseUnavailable) as error:
             logger.warning(
                 "question %s: its status %s isn't published yet, a sweep tries again: %s",
@@ -260,6 +273,12 @@ class Life:
             )
             return False
         return True
+
+    async def store_announced(self) -> None:
+        """Stores which statuses are in the log: of all since the last call, by a statement or two."""
+        announced, self._announced = self._announced, {}
+        for status in set(announced.values()):
+            await self.store.announced([each for each, its in announced.items() if its == status], status)
 
     async def grow(self, growth: Growth) -> Grew:
         """Lets an answer grow in the backplane, which tells its person. Raises BackplaneUnavailable."""
@@ -381,6 +400,25 @@ def _fitting(ending: Answered) -> Ending:
     if len(ending.text) > MAX_ANSWER_CHARACTERS:
         return TOO_LONG
     return msgspec.structs.replace(ending, text=clean(ending.text))
+
+
+def _ended_as(question: Question, ending: Ending) -> Question:
+    """A question as it is after an end that has all of its text."""
+    if not isinstance(ending, Answered):
+        return msgspec.structs.replace(
+            question, status=ending.status, error_code=ending.code, error_detail=ending.detail
+        )
+    text = question.answer if ending.text is None else ending.text
+    return msgspec.structs.replace(
+        question,
+        status="answered",
+        answer=text,
+        by=ending.by,
+        links=ending.links,
+        suggestions=ending.suggestions,
+        parts=ending.parts or question.parts,
+        usage=ending.usage,
+    )
 
 
 class QuestionEvent(Struct, frozen=True):

@@ -69,7 +69,19 @@ _BEGIN = Statement("""
      WHERE id = {value[1]} AND attempts = {value[2]} AND status = 'pending' RETURNING 1""")
 _ANNOUNCED = Statement("""
     UPDATE pushsse_question SET announce_by = NULL
-     WHERE id = {value[1]} AND status = {value[2]} RETURNING 1""")
+     WHERE id {among[1]} AND status = {value[2]} RETURNING 1""")
+_END_UNANSWERED = Statement("""
+    UPDATE pushsse_question
+       SET updated_at = {time[4]}, announce_by = {time[5]}, lease_until = NULL,
+           status = {value[6]}, error_code = {value[7]}, error_detail = {value[8]}
+     WHERE id = {value[1]} AND status {among[3]} AND ({value[2]} = 0 OR attempts = {value[2]}) RETURNING 1""")
+_END_ANSWERED = Statement("""
+    UPDATE pushsse_question
+       SET updated_at = {time[4]}, announce_by = {time[5]}, lease_until = NULL,
+           status = 'answered', by_kind = {value[6]}, by_name = {value[7]},
+           links = {json[8]}, suggestions = {json[9]}, usage = {json[10]},
+           parts = coalesce({json[11]}, parts), answer = coalesce({value[12]}, answer)
+     WHERE id = {value[1]} AND status {among[3]} AND ({value[2]} = 0 OR attempts = {value[2]}) RETURNING 1""")
 _TURNS = Statement("""
     SELECT text, substr(answer, 1, {value[3]}) FROM pushsse_question
      WHERE conversation = {value[1]} AND id < {value[2]} AND status = 'answered' AND answer <> ''
@@ -241,13 +253,24 @@ class QuestionStore:
         Where people have taken the question over, only they end it, its person, and the time.
         """
         now = _now()
-        announce_by = now + timedelta(seconds=announce_s)
-        changes = _changes(ending) | {"updated_at": now, "announce_by": announce_by, "lease_until": None}
-        async with self.database.session():
-            rows = QuestionRow.filter(id=question_id, status__in=_endable(ending))
-            if attempt is not None:
-                rows = rows.filter(attempts=attempt)
-            return bool(await rows.update(**changes))
+        times = instant(now), instant(now + timedelta(seconds=announce_s))
+        # 0 is nobody's.
+        endable: list[str] = list(_endable(ending))
+        found = (question_id, attempt or 0, endable, *times)
+        if not isinstance(ending, Answered):
+            values = ending.status, ending.code, ending.detail
+            return bool(await self.database.rows(int, _END_UNANSWERED, *found, *values))
+        answered = (
+            ending.by.kind,
+            ending.by.name,
+            _text(ending.links),
+            _text(ending.suggestions),
+            _text(ending.usage),
+            # Where no part comes with the end, those stay that it has grown by.
+            _text(ending.parts or None),
+            ending.text,
+        )
+        return bool(await self.database.rows(int, _END_ANSWERED, *found, *answered))
 
     async def regenerate(
         self, question: Question, *, owner: str, lease_s: float, timeout_s: float, announce_s: float
@@ -296,10 +319,10 @@ class QuestionStore:
             changed = await rows.update(rating=rating, rating_comment=comment, rated_at=_now())
             return bool(changed)
 
-    async def announced(self, question: Question) -> None:
-        """The log has the question's status, if it is still this one."""
+    async def announced(self, ids: Collection[str], status: Status) -> None:
+        """The log has this status of these questions, where it is still theirs."""
         # The status is a condition: one that was reached meanwhile isn't in the log yet.
-        await self.database.rows(int, _ANNOUNCED, question.id, question.status)
+        await self.database.rows(int, _ANNOUNCED, list(ids), status)
 
     async def unannounced(self, limit: int) -> Sequence[Question]:
         """Questions whose status should have come to the log by now."""
@@ -443,23 +466,9 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _changes(ending: Ending) -> dict[str, object]:
-    if not isinstance(ending, Answered):
-        return {"status": ending.status, "error_code": ending.code, "error_detail": ending.detail}
-    changes: dict[str, object] = {
-        "status": "answered",
-        "by_kind": ending.by.kind,
-        "by_name": ending.by.name,
-        "links": msgspec.to_builtins(ending.links),
-        "suggestions": list(ending.suggestions),
-        "usage": ending.usage,
-    }
-    if ending.parts:
-        # None beside those that it has grown by, where it has come from elsewhere.
-        changes["parts"] = _holdable(msgspec.to_builtins(ending.parts))
-    if ending.text is not None:
-        changes["answer"] = ending.text
-    return changes
+def _text(value: object) -> str | None:
+    """A value as JSON, as PostgreSQL can hold it."""
+    return None if value is None else msgspec.json.encode(_holdable(msgspec.to_builtins(value))).decode()
 
 
 def _holdable(value: Any) -> Any:

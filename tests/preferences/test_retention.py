@@ -89,7 +89,7 @@ async def test_with_old_questions_go_their_earlier_answers_and_conversations(dat
         assert await store.end(question.id, CANCELLED, attempt=None, announce_s=1)
         ended = await store.one(question.id)
         assert ended is not None
-        await store.announced(ended)
+        await store.announced([ended.id], ended.status)
     retention = Retention(store, keep_days=180, metrics=Metrics())
     assert await retention.sweep() == 2
     assert await database.rows(str, Statement("SELECT question FROM pushsse_earlier_answer")) == [kept.id]

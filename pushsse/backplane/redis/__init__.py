@@ -41,6 +41,7 @@ from pushsse.backplane import (
 from pushsse.backplane.growing import ANSWER_KEEP_MS, Grew, Growth, SoFar
 from pushsse.backplane.redis.canary import Canary
 from pushsse.backplane.redis.connection import Connector, RedisConnection, script
+from pushsse.backplane.redis.growths import Growths
 from pushsse.backplane.redis.listen import TIMEOUT_S, LogListener
 from pushsse.backplane.redis.read import LogReader, Want, merged
 from pushsse.errors import BackplaneUnavailable, NotOwner
@@ -57,7 +58,7 @@ _MOST_NAMES = 1000  # 3–5 ms of Redis
 _FIRST_BLOB = 7  # of the script's arguments, which Lua counts from 1
 _PUBLISH, _KEEP_TICKET, _OPEN_TICKET = (script(name) for name in ("publish", "keep_ticket", "open_ticket"))
 _USE = script("use")
-_GROW, _SO_FAR, _END_ANSWER = (script(name) for name in ("grow", "so_far", "end_answer"))
+_SO_FAR, _END_ANSWER = (script(name) for name in ("so_far", "end_answer"))
 
 
 class RedisBackplane(Backplane):
@@ -90,6 +91,7 @@ class RedisBackplane(Backplane):
         self._publishing = RedisConnection(connector, "publishing", timeout_s=TIMEOUT_S)
         self._reading = RedisConnection(connector, "reading", timeout_s=_READ_TIMEOUT_S)
         # Of its own: a count must not wait for a replay, and a publication not for a count.
+        self._growths = Growths(self._publishing, names=self._names, channel=self._channel_of)
         self._counting = RedisConnection(connector, "counting", timeout_s=_COUNT_TIMEOUT_S)
         self._windows = Windows()
         self._checking = RedisConnection(connector, "canary", timeout_s=TIMEOUT_S)
@@ -108,6 +110,7 @@ class RedisBackplane(Backplane):
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
+        self._growths.tasks = self._tasks
         self._canary_task = self._tasks.create_task(self._canary.run(), name="backplane canary")
         return self
 
@@ -126,6 +129,9 @@ class RedisBackplane(Backplane):
             await self._tasks.__aexit__(None, None, None)
 
     # Publishing
+
+    def _channel_of(self, user: str) -> str:
+        return self.channel + log_of(user, self.shards)
 
     async def publish(self, appends: Sequence[Append]) -> Receipt:
         """Appends one after the other, several in one run of the script."""
@@ -152,24 +158,7 @@ class RedisBackplane(Backplane):
 
     async def grow(self, growth: Growth) -> Grew:
         """Lets an answer grow, in one run of a script. Raises BackplaneUnavailable."""
-        # Over the connection that publishes: a delta stays behind the event before it, ahead of the next.
-        reply = await self._publishing.run(
-            _GROW,
-            self._names,
-            growth.question,
-            growth.attempt,
-            growth.after,
-            growth.seq,
-            int(growth.whole),
-            ANSWER_KEEP_MS,
-            self.channel + log_of(growth.user, self.shards),
-            growth.status,
-            growth.text.encode(),
-            len(growth.parts),
-            *growth.parts,
-            *map(codec.encode_live, growth.publications),
-        )
-        return Grew(reply)
+        return await self._growths.grow(growth)
 
     async def so_far(self, questions: Sequence[str]) -> Mapping[str, SoFar]:
         """The answers so far of those questions that have one. Raises BackplaneUnavailable."""

@@ -90,6 +90,17 @@ class RedisConnection:
             # The script did not run, so this repeats nothing. EVAL leaves it in Redis for the next time.
             return await self.call("EVAL", wanted.source, 1, *arguments)
 
+    async def run_many(self, wanted: Script, runs: Sequence[Sequence[Argument]]) -> list[Reply]:
+        """Runs a script several times in one round trip; each run is atomic. Raises BackplaneUnavailable.
+
+        Where one fails, the others may have run.
+        """
+        try:
+            return await self._timed([("EVALSHA", wanted.sha, 1, *arguments) for arguments in runs])
+        except NoScriptError:
+            # None of them ran.
+            return await self.pipeline([("EVAL", wanted.source, 1, *arguments) for arguments in runs])
+
     async def call(self, *command: Argument) -> Reply:
         """Runs a command. Raises BackplaneUnavailable."""
         return (await self.pipeline((command,)))[0]

@@ -1,13 +1,12 @@
 -- Lets an answer grow by some deltas, and publishes them.
--- In:  ARGV = question, attempt, number of the last delta before these, number of the last of these, 1 if this
---      is all of the answer, how long it is kept (ms), channel, status, text, how many parts, the parts, then
---      the messages.
+-- In:  ARGV = MessagePack of {question, attempt, number of the last delta before these, number of the last of
+--      these, whether this is all of the answer, how long it is kept (ms), channel, how many parts}, text,
+--      status, the parts, then the messages.
 -- Out: 1 if it has grown, now or before; 0 if a later attempt has the question, or it has ended; -1 if what it
 --      grows from is not here.
 -- One script: no delta is published whose text can't be read, and none of an attempt after a later one's.
-local QUESTION, ATTEMPT, AFTER, SEQ = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local WHOLE, KEEP_MS, CHANNEL, STATUS, TEXT = ARGV[5] == '1', ARGV[6], ARGV[7], ARGV[8], ARGV[9]
-local MESSAGES = 11 + tonumber(ARGV[10])
+local QUESTION, ATTEMPT, AFTER, SEQ, WHOLE, KEEP_MS, CHANNEL, PARTS = unpack(cmsgpack.unpack(ARGV[1]))
+local TEXT, STATUS, MESSAGES = ARGV[2], ARGV[3], 4 + PARTS
 local key = K .. 'answer:' .. QUESTION
 local text, parts = key .. ':text', key .. ':parts'
 local found = redis.call('HMGET', key, 'attempt', 'seq', 'bytes', 'ended')
@@ -26,7 +25,7 @@ if attempt < ATTEMPT or WHOLE then
 end
 -- At a place, not appended: what an earlier script that failed half-way has written is written over.
 if #TEXT > 0 then redis.call('SETRANGE', text, bytes, TEXT) end
-for i = 11, MESSAGES - 1 do redis.call('RPUSH', parts, ARGV[i]) end
+for i = 4, MESSAGES - 1 do redis.call('RPUSH', parts, ARGV[i]) end
 redis.call('HSET', key, 'attempt', ATTEMPT, 'seq', SEQ, 'bytes', bytes + #TEXT, 'status', STATUS)
 redis.call('HDEL', key, 'ended')
 redis.call('PEXPIRE', key, KEEP_MS)

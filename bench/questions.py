@@ -1,0 +1,226 @@
+"""Questions: how long one takes to be accepted, its first delta to the client, and what a delta costs.
+
+The node runs on the servers' processor, with Redis and, where it is there, PostgreSQL; `bench.answerer`
+answers within it, so its cost is in the figures. The client checks that no delta is missing.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import httpx
+from redis import Redis as Client
+
+from bench.answerer import PER_S
+from bench.contestants import BenchNode, bearer, get, user
+from bench.usage import usage
+from deploy.parts import Redis
+
+ACCEPT_RATE = 200
+ANSWERS = 100
+WAITING = 1_000
+_FIRST_RATE = 50
+_EACH_MOST = 20
+_LIMIT_S = 60
+
+
+@dataclass
+class QuestionCosts:
+    """Milliseconds at the 99th percentile; CPU and runs of Redis's scripts of a delta; what waiting costs."""
+
+    accepted_p99_ms: float = 0.0
+    first_p99_ms: float = 0.0
+    delta_p99_ms: float = 0.0
+    delta_us: float = 0.0
+    calls_per_delta: float = 0.0
+    deltas_per_s: float = 0.0
+    waiting_threads: int = 0
+    waiting_percent: float = 0.0
+    complete: bool = True
+
+
+@dataclass
+class Heard:
+    """What the streams of some people have heard: deltas by question, and each one's age in ms."""
+
+    ages_ms: list[float] = field(default_factory=list)
+    first_ms: list[float] = field(default_factory=list)
+    seqs: dict[str, list[int]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    whole: dict[str, str] = field(default_factory=dict)
+    more: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def deltas(self) -> int:
+        """How many."""
+        return sum(map(len, self.seqs.values()))
+
+    @property
+    def complete(self) -> bool:
+        """Whether each answer's deltas are numbered without a gap and together are its text."""
+        return self.texts == self.whole and all(
+            seqs == list(range(1, len(seqs) + 1)) for seqs in self.seqs.values()
+        )
+
+    async def until(self, ended: int) -> None:
+        """Waits until so many answers have ended."""
+        while len(self.whole) < ended:
+            self.more.clear()
+            await self.more.wait()
+
+    def take(self, name: str, data: bytes) -> None:
+        """One event."""
+        if name not in ("answer.delta", "answer"):
+            return
+        now_ns, body = time.time_ns(), json.loads(data)
+        question, text = body["question"], body["text"]
+        if name == "answer":
+            self.whole[question] = text
+            self.more.set()
+            return
+        # The age of what came last into a delta.
+        age_ms = (now_ns - int(text.rstrip().rpartition("; ")[2].split()[0])) / 1e6
+        (self.ages_ms if question in self.seqs else self.first_ms).append(age_ms)
+        self.seqs.setdefault(question, []).append(body["seq"])
+        self.texts[question] = self.texts.get(question, "") + text
+
+
+def measure(
+    redis: Redis, folder: Path, database_url: str, seconds: int, progress: Callable[[str], None]
+) -> QuestionCosts:
+    """All of it, on one node."""
+    settings = {
+        "PUSHSSE_REDIS_URL": redis.url,
+        "PUSHSSE_REDIS_PREFIX": "questions:",
+        "PUSHSSE_DATABASE_URL": database_url,
+        "PUSHSSE_ANSWERER": "python:bench.answerer:answer",
+        "PUSHSSE_QUESTIONS_PER_MINUTE": "0",
+    }
+    with BenchNode(folder / "questions", settings) as node:
+        costs = asyncio.run(_all(node, redis, seconds))
+    progress(
+        f"questions: accepted p99 {costs.accepted_p99_ms:.1f} ms, first delta p99 {costs.first_p99_ms:.1f}"
+        f" ms, {costs.delta_us:.0f} µs and {costs.calls_per_delta:.2f} calls a delta"
+    )
+    return costs
+
+
+async def _all(node: BenchNode, redis: Redis, seconds: int) -> QuestionCosts:
+    costs = QuestionCosts()
+    limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
+    async with httpx.AsyncClient(base_url=node.url, limits=limits, timeout=_LIMIT_S) as client:
+        # Connections, statements and caches warm up.
+        await _ask(client, ACCEPT_RATE, ACCEPT_RATE, "once")
+        costs.accepted_p99_ms = _p99(await _ask(client, ACCEPT_RATE * seconds, ACCEPT_RATE, "once"))
+        first = await _heard(client, node, _FIRST_RATE * seconds, _FIRST_RATE, "once")
+        costs.first_p99_ms = _p99(first.first_ms)
+        await _talk(client, node, redis, seconds, costs)
+        costs.complete &= first.complete
+        await _wait(client, node, seconds, costs)
+    return costs
+
+
+async def _talk(
+    client: httpx.AsyncClient, node: BenchNode, redis: Redis, seconds: int, costs: QuestionCosts
+) -> None:
+    """Many answers that grow at once."""
+    calls, spent, began = _script_calls(redis), usage(node.pid), time.monotonic()
+    heard = await _heard(client, node, ANSWERS, ANSWERS * 4, f"talk {seconds}")
+    took_s = time.monotonic() - began
+    spent = usage(node.pid).since(spent)
+    costs.complete &= heard.complete and heard.deltas >= 0.8 * ANSWERS * seconds * PER_S
+    costs.delta_p99_ms = _p99(heard.ages_ms)
+    costs.delta_us = spent.cpu_s / heard.deltas * 1e6
+    costs.deltas_per_s = heard.deltas / took_s
+    # Each question has a few calls of its own, to tell its steps.
+    costs.calls_per_delta = (_script_calls(redis) - calls) / heard.deltas
+
+
+async def _wait(client: httpx.AsyncClient, node: BenchNode, seconds: int, costs: QuestionCosts) -> None:
+    """Many questions that nobody answers."""
+    before, threads = await _percent(node, seconds), _threads(node.pid)
+    await _ask(client, WAITING, ACCEPT_RATE, "wait")
+    await asyncio.sleep(1)
+    costs.waiting_threads = _threads(node.pid) - threads
+    costs.waiting_percent = await _percent(node, seconds) - before
+
+
+async def _ask(client: httpx.AsyncClient, count: int, rate: float, text: str) -> list[float]:
+    """Asks at a rate, whatever the answers take; how long each took in ms."""
+    took_ms: list[float] = []
+
+    async def one(number: int, due: float) -> None:
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        # From when it was due: what had to wait for a connection isn't left out.
+        name, _, value = bearer(user(number // _EACH_MOST % 500)).partition(": ")
+        answer = await client.post("/v1/questions", json={"text": text}, headers={name: value})
+        if answer.status_code != 202:
+            raise RuntimeError(f"a question was answered with {answer.status_code}: {answer.text[:200]}")
+        took_ms.append((time.monotonic() - due) * 1e3)
+
+    began = time.monotonic() + 0.05
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(count):
+            tasks.create_task(one(number, began + number / rate))
+    return took_ms
+
+
+async def _heard(client: httpx.AsyncClient, node: BenchNode, count: int, rate: float, text: str) -> Heard:
+    """Asks, and hears all answers on a stream of each person."""
+    heard = Heard()
+    people = {number // _EACH_MOST % 500 for number in range(count)}
+    async with AsyncExitStack() as stack:
+        listening = []
+        for number in people:
+            reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+            stack.callback(writer.close)
+            writer.write(get("/v1/stream", bearer(user(number))).encode())
+            await reader.readuntil(b"event: ready\n")
+            listening.append(asyncio.create_task(_listen(reader, heard)))
+        asked = asyncio.create_task(_ask(client, count, rate, text))
+        try:
+            async with asyncio.timeout(_LIMIT_S):
+                await asked
+                await heard.until(count)
+        finally:
+            for task in (asked, *listening):
+                task.cancel()
+            await asyncio.gather(asked, *listening, return_exceptions=True)
+    return heard
+
+
+async def _listen(reader: asyncio.StreamReader, heard: Heard) -> None:
+    name = ""
+    while line := await reader.readline():
+        if line.startswith(b"event: "):
+            name = line[7:-1].decode()
+        elif line.startswith(b"data: "):
+            heard.take(name, line[6:])
+
+
+async def _percent(node: BenchNode, seconds: int) -> float:
+    before = usage(node.pid)
+    await asyncio.sleep(seconds)
+    return usage(node.pid).since(before).cpu_s / seconds * 100
+
+
+def _threads(pid: int) -> int:
+    return sum(1 for _ in Path(f"/proc/{pid}/task").iterdir())
+
+
+def _script_calls(redis: Redis) -> int:
+    with Client.from_url(redis.url) as client:
+        stats = cast(dict[str, dict[str, int]], client.info("commandstats"))
+    with suppress(KeyError):
+        return int(stats["cmdstat_evalsha"]["calls"])
+    return 0
+
+
+def _p99(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    return ordered[int(len(ordered) * 0.99)] if ordered else 0.0
