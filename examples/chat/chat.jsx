@@ -23,9 +23,9 @@ const load = async () => {
   return (await response.json()).messages;
 };
 
-// A connection that was lost, a node that stops, an answer that begins again: the answer itself goes on.
+// A connection that was lost, a node that stops, an answer that begins again, a token that has ended: the answer goes on.
 const isLost = (error) => {
-  if (error instanceof TypeError || error.message.startsWith("interrupted:")) return true;
+  if (error instanceof TypeError || /^(interrupted|token_expired):/.test(error.message)) return true;
   try {
     return JSON.parse(error.message).status >= 500;
   } catch {

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,10 +11,17 @@ import pytest
 
 from deploy.parts import PartMissing
 from deploy.parts.java import parts_folder
+from pushsse.backplane.memory import MemoryBackplane
+from pushsse.database import Database
+from pushsse.metrics import Metrics
 from tests.deployed.chromium import chromium
 from tests.deployed.test_browser import files
+from tests.migrated import migrated
 from tests.parts import missing
+from tests.questions.conftest import SHARDS, Nodes
+from tests.questions.front import fronts
 from tests.serving import serving
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.real
 EXAMPLE = Path(__file__).parents[2] / "examples" / "chat"
@@ -42,11 +50,16 @@ def bundled() -> Path:
     return page
 
 
+def ask(text: str) -> str:
+    """Types a question, and sends it."""
+    return ASK.replace("TEXT", json.dumps(text))
+
+
 ASK = """
 (() => {
   const input = document.querySelector("input");
   const { set } = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value");
-  set.call(input, "How do I get a refund?");
+  set.call(input, TEXT);
   input.dispatchEvent(new Event("input", { bubbles: true }));
   return new Promise((resolve) => setTimeout(() => {
     document.querySelector("form").requestSubmit();
@@ -70,7 +83,7 @@ async def test_the_page_asks_shows_the_answer_and_has_it_after_a_reload(tmp_path
         ):
             await browser.open(f"{origin}/?server={node.url}&user=ann")
             await browser.until("document.querySelector('form') !== null")
-            await browser.run(ASK)
+            await browser.run(ask("How do I get a refund?"))
             await browser.until(f"{ANSWERS} === 1 && document.querySelector('.status').innerText === ''")
             shown = await browser.run("document.querySelector('#chat').innerText")
             assert "How do I get a refund?" in shown
@@ -79,3 +92,40 @@ async def test_the_page_asks_shows_the_answer_and_has_it_after_a_reload(tmp_path
             await browser.until(f"window.before === undefined && {ANSWERS} === 1")
             assert await browser.run("document.querySelector('#chat').innerText") == shown
             assert await browser.run("document.querySelector('.error').innerText") == ""
+
+
+@pytest.mark.anyio
+async def test_the_page_goes_on_over_a_lost_connection_and_stops_an_answer(tmp_path: Path) -> None:
+    try:
+        page = await asyncio.to_thread(bundled)
+    except PartMissing as error:
+        missing(error)
+    backplane = MemoryBackplane(shards=SHARDS, keep_s=3600, keep_bytes=4 * 1024**2, metrics=Metrics())
+    with files(page) as origin:
+        async with (
+            Database(migrated(tmp_path / "questions.db"), timeout_s=10) as database,
+            fronts(Nodes(database, backplane), origins=(origin,)) as front,
+            chromium(tmp_path / "browser") as browser,
+        ):
+            texts = (
+                "[...document.querySelectorAll('.assistant')].map((each) => each.innerText.trim()).join('|')"
+            )
+            await browser.open(f"{origin}/?server={front.url}&user=ann")
+            await browser.until("document.querySelector('form') !== null")
+            await browser.run(ask("+one @more +two"))
+            await browser.until(f"{texts} === 'one'")
+            resumed = front.requests["GET stream"]
+            front.nodes[0].cut()
+            await eventually(lambda: front.requests["GET stream"] > resumed)
+            front.gates.open["more"].set()
+            await browser.until(
+                f"{texts} === 'one two' && document.querySelector('.status').innerText === ''"
+            )
+            assert await browser.run("document.querySelector('.error').innerText") == ""
+            await browser.run(ask("+three @never"))
+            await browser.until(f"{texts} === 'one two|three'")
+            await browser.run("document.querySelector('form button[type=button]').click()")
+            await browser.until("document.querySelector('.status').innerText === ''")
+            assert await browser.run(texts) == "one two|three"
+            # Asked once each, whatever was lost.
+            assert len(await front.nodes[0].service.page("ann", limit=9)) == 2

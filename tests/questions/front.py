@@ -7,7 +7,7 @@ a status, `#name` data, and what stands after `||` is how every later attempt an
 import asyncio
 import socket
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from pushsse.api import counted
 from pushsse.api.agui import AguiEndpoint
@@ -27,7 +28,7 @@ from pushsse.api.asked import Asked
 from pushsse.api.calls import CALLS, CallRoute, Endpoints
 from pushsse.api.chat import ChatEndpoint
 from pushsse.api.completions import CompletionsEndpoint
-from pushsse.api.identity.origins import DevelopmentIdentifier
+from pushsse.api.identity.origins import CrossOrigin, DevelopmentIdentifier
 from pushsse.api.limits import CallLimit
 from pushsse.api.questions import QuestionsEndpoint, StreamedReply
 from pushsse.hub import assemble_hub
@@ -126,6 +127,9 @@ class Front:
     refusals: Counter[str]
     http: httpx.AsyncClient
     tasks: asyncio.TaskGroup
+    origins: Collection[str] = ()
+    # How many came, by method and the last part of the path.
+    requests: Counter[str] = field(default_factory=Counter)
 
     @property
     def url(self) -> str:
@@ -135,9 +139,9 @@ class Front:
 
 @asynccontextmanager
 async def fronts(
-    nodes: Nodes, *, count: int = 1, quota: int = 0, most_open: int = 20
+    nodes: Nodes, *, count: int = 1, quota: int = 0, most_open: int = 20, origins: Collection[str] = ()
 ) -> AsyncIterator[Front]:
-    """Runs so many nodes; the development identity says who is asking."""
+    """Runs so many nodes; the development identity says who is asking, also for pages of other origins."""
     gates, limited, refusals = Gates(), Counter[str](), Counter[str]()
     limits = StreamLimits("here", 15, 600, 5.0, 0.0)
     parts = assemble_hub(nodes.backplane, People(), limits=limits, metrics=nodes.metrics)
@@ -147,7 +151,7 @@ async def fronts(
         stack.callback(lambda: [task.cancel() for task in forever])
         stack.callback(lambda: [node.runs.cancel() for node in front.nodes if node.runs is not None])
         client = await stack.enter_async_context(httpx.AsyncClient(timeout=20, trust_env=False, verify=False))
-        front = Front(gates, [], limited, refusals, client, tasks)
+        front = Front(gates, [], limited, refusals, client, tasks, origins)
         for number in range(count):
             service = replace(nodes.node(Scripted(gates.script), name=f"node-{number}"), most_open=most_open)
             node = await _node(front, service, parts.hub, nodes, stack, quota=quota)
@@ -163,7 +167,7 @@ async def _node(
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     node = FrontNode(url, service)
-    identifier = DevelopmentIdentifier()
+    identifier = DevelopmentIdentifier(front.origins)
     following = Following(service, hub, node, Kicked())
     limit = CallLimit("questions", quota, "ask", nodes.backplane, front.limited)
     asked = Asked(identifier, service, following, limit, heartbeat_s=0.6)
@@ -186,7 +190,13 @@ async def _node(
         if call.path.startswith(PREFIXES)
     ]
     app = Starlette(routes=routes, exception_handlers=cast(Any, counted(front.refusals)))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+    crossing = CrossOrigin(app, front.origins)
+
+    async def counting(scope: Scope, receive: Receive, send: Send) -> None:
+        front.requests[f"{scope['method']} {scope['path'].rpartition('/')[2]}"] += 1
+        await crossing(scope, receive, send)
+
+    server = uvicorn.Server(uvicorn.Config(counting, log_level="critical", lifespan="off"))
     server.capture_signals = nullcontext  # type: ignore[method-assign, assignment]
     await stack.enter_async_context(started(server, listener, partial(setattr, server, "should_exit", True)))
     node.connections = server.server_state.connections
