@@ -32,7 +32,9 @@ ALL: Literal["all"] = "all"
 # (UAX #9), blank fillers, variation selectors. And what can't be encoded: lone surrogates.
 _UNSEEN = (
     r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164"
-    r"\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff"
+    r"\u2800\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff"
+    # Controls of shorthand and music, tags, selectors: as themselves, since JSON Schema knows no escape.
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 _CONTROL = r"\x00-\x1f\x7f-\x9f"
 # \Z, not $: the latter also matches before a line end. Errors say the description and the example.

@@ -33,7 +33,10 @@ def configure(level: str, form: Literal["console", "json"] = "console") -> None:
     """Sets the process's logging up; called once by the command line."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Console(FORMAT) if form == "console" else _Json())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    given = logging.getLevelNamesMapping()[level.upper()]
+    # What libraries say when they are debugged has statements with their values, and chunks of answers.
+    logging.basicConfig(level=max(given, logging.INFO), handlers=[handler], force=True)
+    logging.getLogger("pushsse").setLevel(given)
     audit.setLevel(logging.INFO)
     # Its access log has the query string in it, and with it tickets and users.
     logging.getLogger("uvicorn.access").disabled = True

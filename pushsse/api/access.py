@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
+from urllib.parse import unquote
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -283,7 +284,7 @@ class AccessEndpoint:
 
     async def kick(self, request: Request) -> Response:
         """Ends a person's streams on all nodes, and revokes what was issued to them so far."""
-        user = await self._person(request)
+        user = await self._person(request, below="/kick")
         try:
             kicked = await self.kicks.kick(user)
         except TooManyKicks as error:
@@ -298,10 +299,23 @@ class AccessEndpoint:
         except TooManyKicks as error:
             raise HttpProblem(409, "too_many_kicks", str(error)) from None
 
-    async def _person(self, request: Request) -> str:
-        """Whom an administrator's call is about. Raises HttpProblem."""
+    async def _person(self, request: Request, *, below: str = "") -> str:
+        """Whom an administrator's call is about; `below` is what follows in the path. Raises HttpProblem."""
         await self.identifier.identify(request, ADMIN)
-        user: str = request.path_params["user"]
+        user = _segment(request, below)
         if not is_user(user):
             raise HttpProblem(400, "user_invalid", "a name is 1–128 characters without white space")
         return user
+
+
+def _segment(request: Request, below: str) -> str:
+    """The person in the path, who is one segment of it as it was sent. Raises HttpProblem 404.
+
+    A slash in a name is written %2F. With any other, another path would be a name: one with dot segments,
+    which a proxy may have understood differently, or `ann/kick` where the method is wrong.
+    """
+    path: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
+    segment = path.partition(b"/v1/users/")[2].removesuffix(below.encode())
+    if not segment or b"/" in segment or segment in (b".", b".."):
+        raise HttpProblem(404, "not_found", "there is no such path")
+    return unquote(segment, errors="replace")

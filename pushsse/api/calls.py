@@ -674,7 +674,7 @@ CALLS = (
         "`deleted` counts it, `remaining` says what runs out elsewhere, and when. It may be repeated.",
         scope=ADMIN,
         answers={(200, JSON): Forgotten},
-        problems=(400, *_REFUSED, 409, 503),
+        problems=(400, *_REFUSED, 404, 409, 503),
     ),
     Call(
         method="GET",

@@ -77,7 +77,7 @@ class QuestionRequest(Struct, frozen=True, forbid_unknown_fields=True):
                 pattern=CONVERSATION,
                 description="a conversation's name: 1–64 letters (a–z, A–Z), digits, dots, hyphens and "
                 "underscores",
-                examples=["order-981"],
+                examples=["ann-order-981-8f3a"],
             ),
         ]
         | None

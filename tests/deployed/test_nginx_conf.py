@@ -73,6 +73,18 @@ async def test_a_stream_that_no_node_can_serve_gets_a_busy_answer(front: Front, 
     assert len(front.first.requests) == len(front.second.requests) == 1
 
 
+@pytest.mark.parametrize("given", ["/v1/users/ann/../../stream", "/v1/users/%2e%2e/stream", "/v1//stream"])
+async def test_a_node_gets_the_path_of_a_stream_as_nginx_understood_it(front: Front, given: str) -> None:
+    front.first.answer = front.second.answer = echo
+    # As it is written: a client would tidy it up.
+    reader, writer = await asyncio.open_connection(front.http.base_url.host, front.http.base_url.port)
+    writer.write(f"DELETE {given}?types=a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    await asyncio.wait_for(reader.read(-1), 5)
+    writer.close()
+    passed = [request.target for request in (*front.first.requests, *front.second.requests)]
+    assert passed == ["/v1/stream?types=a"]
+
+
 async def test_a_busy_answer_comes_at_different_times(front: Front) -> None:
     front.first.answer = front.second.answer = refuse
     answers = await asyncio.gather(*(front.http.get("/v1/stream") for _ in range(40)))

@@ -36,6 +36,15 @@ async def test_any_header_of_a_proxy_alone_is_enough_to_be_refused(node: Running
     assert node.node.metrics.appended == 0
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+async def test_a_page_elsewhere_is_refused_also_where_it_sends_no_origin(node: Running, site: str) -> None:
+    for path in ("/v1/stream?user=ann", "/v1/events?user=ann", "/v1/preferences", "/v1/me"):
+        reply = await node.http.get(path, headers={"Sec-Fetch-Site": site})
+        assert (reply.status_code, reply.json()["code"]) == (403, "development_only")
+    # A link to the page is followed.
+    assert (await node.http.get("/", headers={"Sec-Fetch-Site": site})).status_code == 200
+
+
 @pytest.mark.parametrize(
     "host", ["0.0.0.0", "::", "[::]", "10.0.0.1", "192.168.0.7", "fe80::1", "example.com", " "]
 )

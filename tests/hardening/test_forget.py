@@ -1,5 +1,6 @@
 """`DELETE /v1/users/USER`: the person's streams end everywhere, and whoever comes back begins anew."""
 
+import asyncio
 import json
 import time
 from pathlib import Path
@@ -83,3 +84,18 @@ async def test_without_redis_nothing_is_deleted(own_redis: RedisServer, tmp_path
         assert (reply.status_code, reply.json()["code"]) == (503, "unavailable")
         assert await one.node.preference_store.off_among(["ann"], ["alarm"]) == {("ann", "alarm")}
         own_redis.thaw()
+
+
+async def test_only_one_segment_of_the_path_is_a_name(own_redis: RedisServer, tmp_path: Path) -> None:
+    async with two_nodes(own_redis, f"sqlite://{tmp_path}/both.db") as (one, _):
+        await one.node.preference_store.join(["alarm"], hidden=False)
+        await switch(one, issued_now("ann"), alarm=False)
+        for path in ("ann/kick", "ann/../../stream", "../stream", "..", "x/../ann", "ann/", ""):
+            # As it is written: a client would tidy it up.
+            reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+            head = f"DELETE /v1/users/{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+            writer.write(f"{head}Authorization: {ROOT['authorization']}\r\n\r\n".encode())
+            assert (await reader.readline()).split()[1] in (b"404", b"405"), path
+            writer.close()
+        assert not one.node.kicked.size
+        assert await one.node.preference_store.off_among(["ann"], ["alarm"]) == {("ann", "alarm")}

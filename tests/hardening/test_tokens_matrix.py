@@ -234,6 +234,7 @@ async def test_a_scope_that_is_not_one_of_ours_is_none(node: Running) -> None:
         "other:admin",
         "xpushsse:admin",
         ["pushsse", "admin"],
+        "openid\u00a0pushsse:admin",
     ]
     for words in foreign:
         headers = {"Authorization": f"Bearer {hs(scope=words)}"}

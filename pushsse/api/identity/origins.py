@@ -22,6 +22,7 @@ from pushsse.settings import is_loopback
 _PROXY_HEADERS = frozenset((b"forwarded", b"x-real-ip", b"via"))
 _PROXY_PREFIX = b"x-forwarded-"
 _READING = frozenset(("GET", "HEAD"))
+_ELSEWHERE = ("cross-site", "same-site")
 _USUAL_PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -37,6 +38,9 @@ class DevelopmentIdentifier:
     def identify_nowait(self, request: HTTPConnection, scope: str) -> Identity:
         """The name in the query. Raises HttpProblem: 403 for a request from outside, 400 for a bad name."""
         refuse_strangers(request, self.allowed_origins)
+        # A page elsewhere can send a GET without an Origin: it reads nothing, but twenty of them end streams.
+        if "origin" not in request.headers and request.headers.get("sec-fetch-site") in _ELSEWHERE:
+            raise HttpProblem(403, "development_only", "development identity, and another site's page asks")
         user = dict(parameters(request)).get("user", "dev")
         if not is_user(user):
             raise HttpProblem(

@@ -368,10 +368,10 @@ def _time(claims: Mapping[str, Any], name: str) -> float | None:
 
 
 def _require_one(name: str, value: object, wanted: Collection[str]) -> None:
-    """Raises HttpProblem 401 unless a claim is one of these, or a list that has one of them."""
+    """Raises HttpProblem 401 unless a claim is one of these; `aud` may also be a list that has one."""
     if not wanted:
         return
-    given = value if isinstance(value, list) else [value]
+    given = value if isinstance(value, list) and name == "aud" else [value]
     if not any(isinstance(each, str) and each in wanted for each in given):
         raise unauthorized(_INVALID, f"the token's {name} isn't the one of this service")
 
@@ -382,7 +382,8 @@ def scopes_of(claims: Mapping[str, Any]) -> frozenset[str]:
     for name in ("scope", "scp"):
         value = claims.get(name)
         if isinstance(value, str):
-            words += value.split()
+            # RFC 6749, 3.3: other blanks are no separators.
+            words += value.split(" ")
         elif isinstance(value, list):
             words += [word for word in value if isinstance(word, str)]
     named = frozenset(word.removeprefix(SCOPE_PREFIX) for word in words if word.startswith(SCOPE_PREFIX))
