@@ -3,14 +3,15 @@
 Called by the reply to `POST /v1/questions` (`heard`) and by the protocols of others' front ends (`updates`).
 It hears what the hub delivers about the question, whichever node answers. Every 2 s it also looks at the
 question itself, so that it can't miss the end: what the hub hears live isn't in the log, and the backplane
-may be away.
+may be away. All followers of one question on a node share these looks.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -138,14 +139,16 @@ class Refuses(Protocol):
 class Following:
     """Follows questions on this node.
 
-    Each call is one follower, and there may be any number of one question, on any nodes. A follower that is
-    closed or cancelled leaves the question as it is: the answer goes on. Nothing is raised but what cancels.
+    Each call is one follower, and there may be any number of one question, on any nodes: they cost this node
+    one look at it every 2 s, however many they are. A follower that is closed or cancelled leaves the
+    question as it is: the answer goes on. Nothing is raised but what cancels.
     """
 
     questions: Questions
     hub: HearsPublications
     node: Drains
     revocations: Refuses
+    _looks: "dict[str, _Looks]" = field(default_factory=dict, init=False, repr=False)
 
     async def updates(self, question: Question, who: Access) -> AsyncGenerator[Update, None]:
         """What becomes of the answer, typed, from its beginning to its end.
@@ -160,8 +163,10 @@ class Following:
         `who` may hear no more; it comes within half a second of that. Idle comes after each half second of
         silence. Close the generator (`aclosing`) when the client leaves.
         """
-        answer = _Answer()
-        async with aclosing(self.heard(question, who)) as all_heard:
+        answer, joined = _Answer(), time.monotonic()
+        async with AsyncExitStack() as stack:
+            looks = stack.enter_context(self._looking(question))
+            all_heard = await stack.enter_async_context(aclosing(self.heard(question, who)))
             async for heard in all_heard:
                 if isinstance(heard, (Idle, Interrupted)):
                     yield heard
@@ -169,13 +174,13 @@ class Following:
                     for update in answer.grow(_delta.decode(_json_of(heard))):
                         yield update
                 elif heard.name in ENDINGS:
-                    last = await self._end(question, heard)
+                    last = await _end(question, heard, looks, joined)
                     for update in answer.finish(last):
                         yield update
                     yield Ended(last)
                     return
                 elif _is_handed_over(heard):
-                    yield Ended(await self._look(question) or replace(question, status="handed_over"))
+                    yield Ended(await looks.look(joined) or replace(question, status="handed_over"))
                     return
 
     async def heard(
@@ -187,6 +192,7 @@ class Following:
         Interrupted. Idle as in `updates`.
         """
         async with AsyncExitStack() as stack:
+            looks = stack.enter_context(self._looking(question))
             publications: AsyncIterator[Publication] | None = None
             try:
                 publications = await stack.enter_async_context(
@@ -197,7 +203,7 @@ class Following:
                 publications = None
             # Read after the hub is heard: what grows later is heard, so no delta is missed in between.
             since = time.monotonic()
-            now = await self._look(question) or question
+            now = await looks.look(since) or question
             first = status_changed(now)
             yield first
             if now.has_ended:
@@ -211,12 +217,17 @@ class Following:
             else:
                 for delta in deltas_since(Place(), so_far, question=now.id, user=now.user):
                     yield delta
-            async with aclosing(self._rest(question, who, publications, first)) as rest:
+            async with aclosing(self._rest(who, publications, first, looks, since)) as rest:
                 async for heard in rest:
                     yield heard
 
     async def _rest(
-        self, question: Question, who: Access, heard: AsyncIterator[Publication] | None, first: Publication
+        self,
+        who: Access,
+        heard: AsyncIterator[Publication] | None,
+        first: Publication,
+        looks: "_Looks",
+        joined: float,
     ) -> AsyncGenerator[Publication | Interrupted | Idle, None]:
         """What comes after the `question` that was said `first`, which may be heard once more."""
         looked = time.monotonic()
@@ -237,9 +248,10 @@ class Following:
                 elif self.node.draining:
                     yield Interrupted(CloseReason.SHUTDOWN)
                     return
-                if time.monotonic() - looked >= _LOOK_S:
+                # Not at each publication: another follower may have found the end that is still heard here.
+                if publication is None or time.monotonic() - looked >= _LOOK_S:
                     looked = time.monotonic()
-                    found = await self._look(question)
+                    found = await looks.now_and_then(joined)
                     if found is not None and not found.is_open:
                         yield status_changed(found)
                         if found.has_ended:
@@ -253,32 +265,90 @@ class Following:
             return CloseReason.REVOKED
         return CloseReason.TOKEN_EXPIRED if who.has_expired else None
 
-    async def _look(self, question: Question) -> Question | None:
+    @contextmanager
+    def _looking(self, question: Question) -> "Iterator[_Looks]":
+        """What the followers of a question share while there are any."""
+        looks = self._looks.setdefault(question.id, _Looks(self.questions, question))
+        looks.followers += 1
         try:
-            return await self.questions.get(question.user, question.id)
-        except DatabaseUnavailable:
-            return None
+            yield looks
+        finally:
+            looks.followers -= 1
+            if not looks.followers:
+                del self._looks[question.id]
 
-    async def _end(self, question: Question, heard: Publication) -> Question:
-        """The question as it ended; where the database is away, as the event says, which may cut the text."""
-        for again in range(_END_LOOKS):
-            found = await self._look(question)
-            if found is not None and not found.is_open:
-                return found
-            await asyncio.sleep(_END_LOOK_S * again)
-        if heard.name == "answer":
-            said = _answer.decode(_json_of(heard))
-            return replace(
-                question,
-                status="answered",
-                answer=said.text,
-                by=said.by,
-                links=said.links,
-                suggestions=said.suggestions,
-                parts=said.parts,
-            )
-        error = _error.decode(_json_of(heard))
-        return replace(question, status="failed", error_code=error.code, error_detail=error.detail)
+
+class _Looks:
+    """One question as its followers on this node read it: together, and never twice at a time.
+
+    Whoever wants to know first reads for all. `joined` is when a follower began (monotonic): what was read
+    before isn't for it, since the question may have been asked anew in between.
+    """
+
+    def __init__(self, questions: Questions, question: Question) -> None:
+        self.followers = 0
+        self._questions = questions
+        self._question = question
+        self._began = -math.inf
+        self._found: Question | None = None
+        self._reading: asyncio.Event | None = None
+
+    async def look(self, joined: float) -> Question | None:
+        """As it is from now on, or as it has ended since `joined`; None while the database is away."""
+        now = time.monotonic()
+        while self._began < now and not self._is_over(joined):
+            if self._reading is None:
+                await self._read()
+            else:
+                await self._reading.wait()
+        return self._known(joined)
+
+    async def now_and_then(self, joined: float) -> Question | None:
+        """As it was at most 2 s ago; None where that isn't known yet: somebody else is reading."""
+        if self._reading is None and time.monotonic() - self._began >= _LOOK_S:
+            await self._read()
+        return self._known(joined)
+
+    def _known(self, joined: float) -> Question | None:
+        return self._found if self._began >= joined else None
+
+    def _is_over(self, joined: float) -> bool:
+        found = self._known(joined)
+        return found is not None and not found.is_open
+
+    async def _read(self) -> None:
+        began, self._reading = time.monotonic(), asyncio.Event()
+        try:
+            self._found = await self._questions.get(self._question.user, self._question.id)
+            self._began = began
+        except DatabaseUnavailable:
+            self._found, self._began = None, began
+        finally:
+            # Also where this follower leaves while it reads: the next of those who wait reads then.
+            self._reading.set()
+            self._reading = None
+
+
+async def _end(question: Question, heard: Publication, looks: _Looks, joined: float) -> Question:
+    """The question as it ended; where the database is away, as the event says, which may cut the text."""
+    for again in range(_END_LOOKS):
+        found = await looks.look(joined)
+        if found is not None and not found.is_open:
+            return found
+        await asyncio.sleep(_END_LOOK_S * again)
+    if heard.name == "answer":
+        said = _answer.decode(_json_of(heard))
+        return replace(
+            question,
+            status="answered",
+            answer=said.text,
+            by=said.by,
+            links=said.links,
+            suggestions=said.suggestions,
+            parts=said.parts,
+        )
+    error = _error.decode(_json_of(heard))
+    return replace(question, status="failed", error_code=error.code, error_detail=error.detail)
 
 
 class _Answer:

@@ -25,6 +25,7 @@ from pushsse.questions.following import (
     Update,
 )
 from pushsse.questions.service import Asking, Questions
+from pushsse.questions.store import QuestionStore
 from tests.questions.conftest import Away, Nodes, Scripted, running, running_hub
 
 pytestmark = pytest.mark.anyio
@@ -186,3 +187,100 @@ async def test_leaving_in_the_middle_stops_nothing_and_another_follower_goes_on(
                 break
     await place.told.allow(len(WORDS))
     assert text_of(await all_of(place.following(), question)) == TEXT
+
+
+FOLLOWERS = 300
+
+
+@dataclass(frozen=True)
+class CountedStore(QuestionStore):
+    """Counts how often one question is looked at."""
+
+    looks: list[str] = field(default_factory=list)
+
+    async def one(self, question_id: str) -> Question | None:
+        self.looks.append(question_id)
+        return await super().one(question_id)
+
+
+@pytest.mark.parametrize("heard", [True, False])
+async def test_the_followers_of_one_question_look_at_it_together(
+    nodes: Nodes, place: Place, heard: bool
+) -> None:
+    store = place.service.life.store = CountedStore(nodes.database)
+    following = place.following() if heard else place.following(Away())
+    question = await place.ask()
+    idle: asyncio.Queue[None] = asyncio.Queue()
+
+    async def follow() -> list[Update]:
+        updates: list[Update] = []
+        async with aclosing(following.updates(question, ANN)) as followed:
+            async for update in followed:
+                updates.append(update)
+                if isinstance(update, Idle):
+                    idle.put_nowait(None)
+        return updates
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        followers = [group.create_task(follow()) for _ in range(FOLLOWERS)]
+        for _ in range(FOLLOWERS):
+            await idle.get()
+        # They came together, and so did their first looks.
+        assert len(store.looks) < 10
+        before, began = len(store.looks), time.monotonic()
+        while time.monotonic() < began + 5:
+            await idle.get()
+        assert len(store.looks) - before <= 4
+        before = len(store.looks)
+        await place.told.allow(len(WORDS))
+    # Nor does its end cost one each.
+    assert len(store.looks) - before < 20
+    for follower in followers:
+        assert text_of(follower.result()) == TEXT
+        assert isinstance(follower.result()[-1], Ended)
+
+
+async def test_whoever_comes_after_a_question_was_asked_anew_is_not_told_its_old_end(place: Place) -> None:
+    following = place.following()
+    question = await place.ask()
+    async with asyncio.timeout(20), aclosing(following.updates(question, ANN)) as early:
+        await anext(early)
+        await place.told.allow(len(WORDS))
+        async for update in early:
+            if isinstance(update, Ended):
+                break
+        # This one hasn't left: what was found for it is still known.
+        place.told.may_say = 0
+        assert await place.service.regenerate("ann", question.id) is not None
+        late = asyncio.create_task(all_of(following, question))
+        await place.told.allow(len(WORDS))
+        updates = await late
+    assert [type(update) for update in updates].count(Ended) == 1
+    assert len([update for update in updates if isinstance(update, Grown)]) > 0
+    last = updates[-1]
+    assert isinstance(last, Ended)
+    assert last.question.regenerations == 1
+
+
+async def test_a_follower_that_leaves_while_it_looks_keeps_nobody_from_the_end(
+    nodes: Nodes, place: Place
+) -> None:
+    stuck, looking = asyncio.Event(), asyncio.Event()
+
+    class SlowStore(QuestionStore):
+        async def one(self, question_id: str) -> Question | None:
+            if not looking.is_set():
+                looking.set()
+                await stuck.wait()
+            return await super().one(question_id)
+
+    following = place.following()
+    question = await place.ask()
+    place.service.life.store = SlowStore(nodes.database)
+    leaving = asyncio.create_task(all_of(following, question))
+    await asyncio.wait_for(looking.wait(), 10)
+    staying = asyncio.create_task(all_of(following, question))
+    await place.told.allow(len(WORDS))
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    assert text_of(await staying) == TEXT
