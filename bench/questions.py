@@ -25,7 +25,8 @@ ACCEPT_RATE = 200
 ANSWERS = 100
 WAITING = 1_000
 _FIRST_RATE = 50
-_EACH_MOST = 20
+# Of each a few questions are answered at once, and twenty may be open.
+_PEOPLE = 500
 _LIMIT_S = 60
 
 
@@ -157,7 +158,7 @@ async def _ask(client: httpx.AsyncClient, count: int, rate: float, text: str) ->
     async def one(number: int, due: float) -> None:
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         # From when it was due: what had to wait for a connection isn't left out.
-        name, _, value = bearer(user(number // _EACH_MOST % 500)).partition(": ")
+        name, _, value = bearer(user(number % _PEOPLE)).partition(": ")
         answer = await client.post("/v1/questions", json={"text": text}, headers={name: value})
         if answer.status_code != 202:
             raise RuntimeError(f"a question was answered with {answer.status_code}: {answer.text[:200]}")
@@ -173,7 +174,7 @@ async def _ask(client: httpx.AsyncClient, count: int, rate: float, text: str) ->
 async def _heard(client: httpx.AsyncClient, node: BenchNode, count: int, rate: float, text: str) -> Heard:
     """Asks, and hears all answers on a stream of each person."""
     heard = Heard()
-    people = {number // _EACH_MOST % 500 for number in range(count)}
+    people = {number % _PEOPLE for number in range(count)}
     async with AsyncExitStack() as stack:
         listening = []
         for number in people:

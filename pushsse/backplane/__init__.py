@@ -358,12 +358,15 @@ class Backplane(Protocol):
         """The answers so far of those questions that have one. Raises BackplaneUnavailable.
 
         Each has all that its deltas said that were heard before this call. They are kept for 10 minutes from
-        the last growth, and until `end_answer`.
+        the last growth, and until `end_answers`.
         """
         ...
 
-    async def end_answer(self, question: str, attempt: int) -> None:
-        """Drops an answer so far, unless a later attempt has begun it again. Raises BackplaneUnavailable."""
+    async def end_answers(self, ended: Mapping[str, int]) -> None:
+        """Drops answers so far, each up to this attempt. Raises BackplaneUnavailable.
+
+        Nothing more grows in these attempts; a later one may have begun, and stays.
+        """
         ...
 
     def listen(self) -> AsyncGenerator[Hearing, None]:

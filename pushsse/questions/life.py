@@ -97,6 +97,8 @@ class Life:
         self._backplane = backplane
         # The statuses that the log has, by question, as far as that isn't stored yet.
         self._announced: dict[str, Status] = {}
+        # Those that have ended, by question: their answers so far are to be dropped up to this attempt.
+        self._over: dict[str, int] = {}
         self._metrics = metrics
 
     async def ask(
@@ -248,7 +250,8 @@ class Life:
             if attempt is None:
                 await self._stop(question)
             await self.announce(question)
-            await self._drop(question)
+            # Dropped later, with others: whoever opens a stream in between doesn't ask for it any more.
+            self._over[question.id] = question.attempt
         return True
 
     async def announce(self, question: Question) -> bool:
@@ -279,6 +282,15 @@ class Life:
         announced, self._announced = self._announced, {}
         for status in set(announced.values()):
             await self.store.announced([each for each, its in announced.items() if its == status], status)
+
+    async def drop_over(self) -> None:
+        """Drops the answers so far of questions that have ended since the last call."""
+        over, self._over = self._over, {}
+        try:
+            async with _in_time():
+                await self._backplane.end_answers(over)
+        except BackplaneUnavailable as error:
+            logger.info("%d answers so far are kept until they expire: %s", len(over), error)
 
     async def grow(self, growth: Growth) -> Grew:
         """Lets an answer grow in the backplane, which tells its person. Raises BackplaneUnavailable."""
@@ -327,15 +339,6 @@ class Life:
             logger.info(
                 "question %s: its node learns of its end when it renews its leases: %s", question.id, error
             )
-
-    async def _drop(self, question: Question) -> None:
-        """Drops the answer so far of a question that has ended."""
-        try:
-            async with _in_time():
-                # After the end is in the log: whoever opens a stream in between still finds the text.
-                await self._backplane.end_answer(question.id, question.attempt)
-        except BackplaneUnavailable as error:
-            logger.info("question %s: its answer so far is kept until it expires: %s", question.id, error)
 
     async def find(self, question_id: str) -> Question | None:
         """A question by its id."""

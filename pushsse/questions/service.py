@@ -298,6 +298,7 @@ class Sweeper:
         # First: what follows may take seconds, and other nodes take over what has a lapsed lease.
         await self._renew()
         await self.life.store_announced()
+        await self.life.drop_over()
         for question in await self.life.store.overdue(_AT_ONCE):
             # Dropped where this node answers it; another node notices when it renews its leases, or writes.
             has_begun = question.status == "answering" and question.seq

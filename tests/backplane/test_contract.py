@@ -502,13 +502,13 @@ async def test_what_grows_from_something_that_isnt_there_says_so_and_is_taken_wh
 
 async def test_an_answer_that_has_ended_is_dropped_and_grows_no_more(backplane: Backplane) -> None:
     await backplane.grow(growth(1, "one", parts=(b"{}",)))
-    await backplane.end_answer("q-1", 1)
+    await backplane.end_answers({"q-1": 1, "q-9": 7})
     assert await backplane.so_far(["q-1"]) == {}
     for late in (growth(2, "two"), growth(1, "one"), growth(2, "all", whole=True)):
         assert await backplane.grow(late) is Grew.LOST
     # Another attempt at it may begin, and whoever ends the earlier one once more doesn't end that.
     assert await backplane.grow(growth(1, "again", attempt=2)) is Grew.GREW
-    await backplane.end_answer("q-1", 1)
+    await backplane.end_answers({"q-1": 1, "q-9": 7})
     assert await backplane.so_far(["q-1"]) == {"q-1": SoFar(2, 1, "again")}
 
 

@@ -24,6 +24,7 @@ from pushsse.questions import (
     Unanswered,
 )
 from pushsse.questions.answerers import Delta, Piece
+from pushsse.questions.life import QuestionPace
 from pushsse.questions.service import MOST_ATTEMPTS, Asking, assemble_questions
 from pushsse.questions.store import QuestionStore
 from tests.questions.conftest import FAST, Nodes, Scripted, data, grown_text, running
@@ -562,3 +563,11 @@ async def test_a_node_that_releases_its_questions_lets_another_answer_them_and_t
         await nodes.until_told("cy", "question", count=2)
         await eventually(lambda: stuck.asked == [asked.id, third.id])
     assert answering.asked == [asked.id, waiting.id]
+
+
+def test_what_a_dead_node_had_is_taken_over_within_fifteen_seconds() -> None:
+    pace = QuestionPace()
+    # It died right after it had renewed its leases, and the next sweep elsewhere comes as late as it may.
+    assert pace.lease_s + 1.25 * pace.sweep_s < 15
+    # And a node that lives misses several sweeps before it loses what it has.
+    assert pace.lease_s > 4 * 1.25 * pace.sweep_s

@@ -210,9 +210,10 @@ class MemoryBackplane(Backplane):
         """The answers so far of those questions that have one."""
         return self._answers.read(questions, self.now_ms())
 
-    async def end_answer(self, question: str, attempt: int) -> None:
-        """Drops an answer so far."""
-        self._answers.end(question, attempt, self.now_ms())
+    async def end_answers(self, ended: Mapping[str, int]) -> None:
+        """Drops answers so far."""
+        for question, attempt in ended.items():
+            self._answers.end(question, attempt, self.now_ms())
 
     def _append(self, append: Append, receipt: Receipt) -> list[Entry]:
         """Appends the drafts that are neither fenced, expired nor repeated; returns their entries."""

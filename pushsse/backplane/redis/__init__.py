@@ -171,9 +171,11 @@ class RedisBackplane(Backplane):
                 found[question] = SoFar(attempt, seq, text.decode(), tuple(parts), status)
         return found
 
-    async def end_answer(self, question: str, attempt: int) -> None:
-        """Drops an answer so far. Raises BackplaneUnavailable."""
-        await self._publishing.run(_END_ANSWER, self._names, question, attempt, ANSWER_KEEP_MS)
+    async def end_answers(self, ended: Mapping[str, int]) -> None:
+        """Drops answers so far, all in one round trip. Raises BackplaneUnavailable."""
+        runs = [(self._names, question, attempt, ANSWER_KEEP_MS) for question, attempt in ended.items()]
+        if runs:
+            await self._reading.run_many(_END_ANSWER, runs)
 
     def _runs(self, appends: Sequence[Append]) -> Iterator["ScriptRun"]:
         """Divides appends into runs of the script that Redis's other clients can bear.
