@@ -247,6 +247,9 @@ def _given(request: Request, body: bytes) -> Iterable[tuple[int, Event | Line]]:
     kind = _media_type(request)
     if request.scope["query_string"] and "type" in request.query_params and kind not in _JSON_MEDIA:
         return [(1, _text(request, body))]
+    if request.scope["query_string"] and {"type", "to"} & request.query_params.keys():
+        # They mean nothing beside JSON, and a wrong one is a mistake all the same.
+        _refuse_wrong(request.query_params)
     if kind not in _JSON_MEDIA and kind not in _UNNAMED_MEDIA:
         raise HttpProblem(415, "media_type", f"{kind[:80]!r} isn't JSON; for text give ?type=…&to=…")
     if kind in _LINES_MEDIA:
@@ -281,6 +284,13 @@ def _is_json(line: bytes) -> bool:
     except RecursionError:
         return True
     return True
+
+
+def _refuse_wrong(parameters: Mapping[str, str]) -> None:
+    """Raises InvalidInput for a type or an audience that no text could have."""
+    to = parameters.get("to", "all")
+    audience: object = "all" if to == "all" else {"users": [to]}
+    event.from_json({"type": parameters.get("type", "text"), "to": audience, "message": ""})
 
 
 def _text(request: Request, body: bytes) -> Event:
