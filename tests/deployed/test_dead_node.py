@@ -24,7 +24,7 @@ from tests.deployed.test_npm_clients import token
 from tests.parts import running
 from tests.questions.model_server import Call, ModelServer, model_server
 
-pytestmark = [pytest.mark.real, pytest.mark.anyio]
+pytestmark = [pytest.mark.real, pytest.mark.anyio, pytest.mark.long]
 _LIMIT_S = 150
 _OWNERS = Statement("SELECT owner FROM pushsse_question WHERE status = 'answering'")
 # Each client asks twice: once the second attempt says the same as the first, once it doesn't.
