@@ -69,6 +69,7 @@ class Cluster:
             # The load comes from few people, who do much.
             "PUSHSSE_SWITCHES_PER_MINUTE": "0",
             "PUSHSSE_MAX_STREAMS_PER_USER": "0",
+            "PUSHSSE_MAX_REPLIES_PER_USER": "0",
         }
 
     @property

@@ -118,11 +118,11 @@ def _endpoints(node: Node) -> Endpoints:
     """What answers the calls, each with the parts of the node that it needs."""
     settings, identifier = node.settings, node.identifier
     following = Following(node.questions, node.hub, node, node.kicked)
-    reply = StreamedReply(following, settings.heartbeat_s)
+    reply = StreamedReply(following, node.replies, settings.heartbeat_s)
     desk = Desk(node.questions.life)
     limited = node.metrics.limited
     asking = CallLimit("questions", settings.questions_per_minute, "ask", node.backplane, limited)
-    asked = Asked(identifier, node.questions, following, asking, settings.heartbeat_s)
+    asked = Asked(identifier, node.questions, following, asking, node.replies, settings.heartbeat_s)
     switching = CallLimit(
         "switches", settings.switches_per_minute, "change switches", node.backplane, limited
     )

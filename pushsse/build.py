@@ -14,6 +14,7 @@ from pushsse.api.identity import Credential, Credentials, Identifier
 from pushsse.api.identity.origins import DevelopmentIdentifier
 from pushsse.api.identity.remote import SESSIONS_AT_ONCE, KeyServer, Remote, Sessions
 from pushsse.api.identity.tokens import CookieToken, HeaderToken, TokenRules, Tokens
+from pushsse.api.limits import Replies
 from pushsse.backplane import ENDED_MS, Backplane
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.backplane.memory.writer import LogWriter
@@ -104,6 +105,12 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         retention=Retention(question_store, keep_days=settings.questions_keep_days, metrics=metrics),
         tickets=Tickets(backplane, kicked),
         questions=questions,
+        replies=Replies(
+            per_user=settings.max_replies_per_user,
+            most=settings.max_streams,
+            streams=lambda: len(hub_parts.hub.subscribers),
+            limited=metrics.limited,
+        ),
         accepting=intakes.accepting,
         work=work,
         producers=(*intakes.producers, *answerer_parts.producers),
@@ -279,6 +286,7 @@ def _measure(node: Node) -> None:
     gauge, hub = node.metrics.gauge, node.hub
     node.metrics.counter("database_failures", "Statements that failed", lambda: node.database.failures)
     gauge("connections", "sum", "Open streams", lambda: len(hub.subscribers))
+    gauge("replies", "sum", "Answers that are followed in replies", lambda: node.replies.count)
     gauge(
         "streams_behind",
         "sum",

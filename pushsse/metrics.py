@@ -23,6 +23,7 @@ TOKENS = ("prompt", "completion")
 LIMITS = (
     "streams",
     "streams_per_user",
+    "replies_per_user",
     "connections_per_address",
     "accepts_per_second",
     "questions",
@@ -153,5 +154,5 @@ _LABELLED = (
     ("questions", "status", "Questions by the status they came to"),
     ("answer_tokens", "kind", "Tokens of prompts and answers, as model servers count them"),
     ("refusals", "code", "Requests refused, by the code of the answer"),
-    ("limited", "limit", "Streams, calls and connections that were over a limit, by the limit"),
+    ("limited", "limit", "Streams, replies, calls and connections that were over a limit, by the limit"),
 )

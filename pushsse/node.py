@@ -15,6 +15,7 @@ from itertools import count
 
 from pushsse.api.access import Tickets
 from pushsse.api.identity import Identifier
+from pushsse.api.limits import Replies
 from pushsse.backplane import Backplane
 from pushsse.database import Database
 from pushsse.errors import CloseReason, DatabaseUnavailable, PushsseError, SettingsError
@@ -68,6 +69,7 @@ class Node:
     retention: Retention
     tickets: Tickets
     questions: Questions
+    replies: Replies
     # Where POST /v1/events puts its events; `work.from_kafka` reads those of the topic.
     accepting: Intake
     work: "Work"
@@ -156,7 +158,7 @@ class Node:
         if self.closed or self.isolated or not self.kicked.loaded:
             return False
         most = self.settings.max_streams
-        return not most or len(self.hub.subscribers) < most
+        return not most or len(self.hub.subscribers) + self.replies.count < most
 
     def available(self) -> dict[str, bool]:
         """Which parts answered a moment ago."""

@@ -168,10 +168,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         float, describe("seconds a stream may live, less up to a fifth at random; 0: no limit", ge=0)
     ] = 3600.0
     max_streams: Annotated[
-        int, describe("streams of one process before it says overloaded; 0: no limit", ge=0)
+        int, describe("streams and replies of one process before it says overloaded; 0: no limit", ge=0)
     ] = 0
     max_streams_per_user: Annotated[
         int, describe("streams of one person in one process; the oldest gives way; 0: no limit", ge=0)
+    ] = 20
+    max_replies_per_user: Annotated[
+        int, describe("answers that one person follows in replies of one process; 0: no limit", ge=0)
     ] = 20
     max_connections_per_address: Annotated[
         int, describe("connections of one address to one process; 0, as behind a proxy: no limit", ge=0)

@@ -72,12 +72,11 @@ class AguiEndpoint:
         body = peek(given, RunRequest)
         message, at = _question(body)
         text = text_of(raw_value(message.content, at=at), at=at)
-        question, fields = await self.asked.ask(
-            who,
-            asking(text, at=at, conversation=body.thread_id, conversation_at="$.threadId"),
-            key=key_of("agui", body.thread_id, body.run_id, text),
-        )
-        return self.asked.stream(question, who, AguiTeller(given, body), fields)
+        wanted = asking(text, at=at, conversation=body.thread_id, conversation_at="$.threadId")
+        key = key_of("agui", body.thread_id, body.run_id, text)
+        with self.asked.holding(who) as place:
+            question, fields = await self.asked.ask(who, wanted, key=key)
+            return self.asked.stream(question, who, AguiTeller(given, body), place, fields)
 
     async def stop(self, request: Request) -> Response:
         """Stops what runs in a thread; its stream then ends with RUN_FINISHED."""

@@ -8,26 +8,24 @@ import hashlib
 import re
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse import strictjson
 from pushsse.api import HttpProblem, ProblemResponse, read_body
 from pushsse.api.identity import ASK, Identifier, Identity
-from pushsse.api.limits import CallLimit
+from pushsse.api.limits import CallLimit, FollowedReply, Place, Replies
 from pushsse.api.questions import CONVERSATION, MAX_CONTEXT_BYTES, QUESTION_ID, QuestionRequest, refusing
 from pushsse.errors import CloseReason, InvalidInput, Violation
 from pushsse.questions import DataPart, KeptPart, Part, Question, SourcePart, StatusPart
 from pushsse.questions.following import Ended, Following, Grown, Idle, Interrupted, Parted, Restarted, Update
 from pushsse.questions.service import Asking, Questions
-from pushsse.stream.frame import STREAM_HEADERS
 from pushsse.strictjson import shown
 
 T = TypeVar("T")
@@ -41,7 +39,6 @@ NO_CONTENT = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 KEEPALIVE = b": \n\n"
 # The longest question, each of whose characters is written as two escapes.
 MOST_RAW = 100 * 1024
-_SEND_TIMEOUT_S = 30.0
 # So many questions of a conversation are looked at for one that is open.
 _NEWEST = 20
 
@@ -90,11 +87,16 @@ class Asked:
     questions: Questions
     following: Following
     limit: CallLimit
+    replies: Replies
     heartbeat_s: float = 15.0
 
     async def identify(self, request: Request) -> Identity:
         """Who is asking. Raises HttpProblem, Unavailable."""
         return await self.identifier.identify(request, ASK)
+
+    def holding(self, who: Identity) -> AbstractContextManager[Place]:
+        """Room for one more followed answer, to be asked for first. Raises HttpProblem 429 and 503."""
+        return self.replies.hold(who.user)
 
     async def ask(
         self, who: Identity, asking: Asking, *, key: str | None = None
@@ -151,15 +153,10 @@ class Asked:
                 await self.questions.cancel(who.user, question.id)
 
     def stream(
-        self, question: Question, who: Identity, teller: Teller, headers: Mapping[str, str]
+        self, question: Question, who: Identity, teller: Teller, place: Place, headers: Mapping[str, str]
     ) -> Response:
         """The response that follows a question to its end."""
-        return EventSourceResponse(
-            self.frames(question, who, teller),
-            headers={**STREAM_HEADERS, **headers},
-            ping=0,
-            send_timeout=_SEND_TIMEOUT_S,
-        )
+        return FollowedReply(self.frames(question, who, teller), place, headers)
 
     async def frames(self, question: Question, who: Identity, teller: Teller) -> AsyncGenerator[bytes, None]:
         """What the teller says, with a comment where nothing was said for as long as a heartbeat."""

@@ -433,7 +433,7 @@ CALLS = (
         scope=ASK,
         parameters=(_RESET,),
         answers={(200, SSE): None, (204, ""): None},
-        problems=(400, *_REFUSED, 404, 503),
+        problems=(400, *_REFUSED, 404, 429, 503),
         streams=False,
     ),
     Call(

@@ -89,23 +89,26 @@ class ChatEndpoint:
         who = await self.asked.identify(request)
         resets = Query(request).flag("reset", default=False)
         body = await read(request, ChatRequest)
-        if body.trigger == "regenerate-message":
-            question, fields = await self.asked.ask_again(who, body.id, body.messageId)
-        else:
-            given = _asking(body)
-            question, fields = await self.asked.ask(who, given, key=_key(body, given))
-        return self.asked.stream(question, who, ChatTeller(resets=resets), {**HEADERS, **fields})
+        given = _asking(body) if body.trigger != "regenerate-message" else None
+        with self.asked.holding(who) as place:
+            if given is None:
+                question, fields = await self.asked.ask_again(who, body.id, body.messageId)
+            else:
+                question, fields = await self.asked.ask(who, given, key=_key(body, given))
+            return self.asked.stream(question, who, ChatTeller(resets=resets), place, {**HEADERS, **fields})
 
     async def resume(self, request: Request) -> Response:
         """The answer that is running, from its beginning; 204 if none is."""
         who = await self.asked.identify(request)
         resets = Query(request).flag("reset", default=False)
-        # Also of a chat in which nothing was asked yet: `useChat` resumes whenever its page opens.
-        found = await self.asked.newest(who, conversation_of(request))
-        running = next((question for question in found if question.is_open), None)
-        if running is None:
-            return Response(status_code=204, headers=NO_CONTENT)
-        return self.asked.stream(running, who, ChatTeller(resets=resets), HEADERS)
+        chat = conversation_of(request)
+        with self.asked.holding(who) as place:
+            # Also of a chat in which nothing was asked yet: `useChat` resumes whenever its page opens.
+            found = await self.asked.newest(who, chat)
+            running = next((question for question in found if question.is_open), None)
+            if running is None:
+                return Response(status_code=204, headers=NO_CONTENT)
+            return self.asked.stream(running, who, ChatTeller(resets=resets), place, HEADERS)
 
     async def stop(self, request: Request) -> Response:
         """Stops what is running; the stream then says `abort`."""

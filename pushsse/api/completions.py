@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from pushsse.api import HttpProblem, ProblemResponse, json_response
@@ -22,7 +22,7 @@ from pushsse.api.identity import Identity
 from pushsse.api.questions import idempotency_key
 from pushsse.errors import InvalidInput, Violation
 from pushsse.questions import CUT_SHORT, KeptPart, Part, Question, SourcePart, StatusPart
-from pushsse.questions.following import Ended, Interrupted
+from pushsse.questions.following import Ended, Idle, Interrupted
 from pushsse.questions.service import Asking
 from pushsse.strictjson import shown
 
@@ -198,18 +198,18 @@ class CompletionsEndpoint:
         body = await read(request, CompletionRequest)
         _refuse_others(body)
         key = idempotency_key(request)
-        given = await self._continued(who, body, _asking(body, request.headers.get(CONVERSATION)))
-        question, fields = await self.asked.ask(
-            who,
-            given,
-            key=key_of("completions", key) if key is not None else None,
-        )
-        headers = {"location": f"/v1/questions/{question.id}", **fields}
-        if not body.stream:
-            return await self._whole(question, who, body, headers)
-        options = body.stream_options or StreamOptions()
-        teller = CompletionTeller(body.model, with_usage=bool(options.include_usage))
-        return self.asked.stream(question, who, teller, headers)
+        wanted = _asking(body, request.headers.get(CONVERSATION))
+        with self.asked.holding(who) as place:
+            given = await self._continued(who, body, wanted)
+            question, fields = await self.asked.ask(
+                who, given, key=key_of("completions", key) if key is not None else None
+            )
+            headers = {"location": f"/v1/questions/{question.id}", **fields}
+            if not body.stream:
+                return await self._whole(request, question, who, body, headers)
+            options = body.stream_options or StreamOptions()
+            teller = CompletionTeller(body.model, with_usage=bool(options.include_usage))
+            return self.asked.stream(question, who, teller, place, headers)
 
     async def models(self, request: Request) -> Response:
         """Who answers."""
@@ -230,7 +230,12 @@ class CompletionsEndpoint:
         return given
 
     async def _whole(
-        self, question: Question, who: Identity, body: CompletionRequest, headers: Mapping[str, str]
+        self,
+        request: Request,
+        question: Question,
+        who: Identity,
+        body: CompletionRequest,
+        headers: Mapping[str, str],
     ) -> Response:
         async with aclosing(self.asked.following.updates(question, who)) as updates:
             async for update in updates:
@@ -242,6 +247,9 @@ class CompletionsEndpoint:
                     case Ended(ended):
                         detail = ended.error_detail
                         raise HttpProblem(502, ended.error_code, detail, {**headers, **_NO_RETRY})
+                    case Idle() if await request.is_disconnected():
+                        # No server cancels a call whose client has left: it would keep its place to the end.
+                        raise ClientDisconnect
         raise AssertionError("updates end with Ended or Interrupted")
 
 

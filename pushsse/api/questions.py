@@ -6,20 +6,19 @@ Raises what `problem` turns into responses. Losing the connection never stops an
 import re
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import AbstractContextManager, aclosing, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
-from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse.api import HttpProblem, Query, json_response, parameter_problem, read_json
 from pushsse.api.identity import ADMIN, ANSWER, ANY, ASK, EVERY_SCOPE, Identifier, Identity
-from pushsse.api.limits import CallLimit
+from pushsse.api.limits import CallLimit, FollowedReply, Place, Replies
 from pushsse.errors import InvalidInput, Overloaded, Violation
 from pushsse.event import Publication, encode
 from pushsse.questions import (
@@ -38,7 +37,6 @@ from pushsse.questions import (
 from pushsse.questions.desk import Desk, Said
 from pushsse.questions.following import Following, Interrupted
 from pushsse.questions.service import Asking, Questions
-from pushsse.stream.frame import STREAM_HEADERS as HEADERS
 from pushsse.stream.frame import exception
 from pushsse.strictjson import shown
 
@@ -239,10 +237,11 @@ class QuestionsEndpoint:
         who = await self.identifier.identify(request, ASK)
         key = idempotency_key(request)
         asking = _asking(await read_json(request, QuestionRequest))
-        fields = await self.limit.spend(who.user)
-        with self.refusing(fields):
-            question = await self.questions.ask(who.user, asking, idempotency_key=key)
-        return self._accepted(request, question, who, fields)
+        with self._holding(request, who) as place:
+            fields = await self.limit.spend(who.user)
+            with self.refusing(fields):
+                question = await self.questions.ask(who.user, asking, idempotency_key=key)
+            return self._accepted(question, who, fields, place)
 
     async def get_all(self, request: Request) -> Response:
         """The newest `limit` questions, before the id `before`, of one conversation or all.
@@ -285,10 +284,11 @@ class QuestionsEndpoint:
     async def regenerate(self, request: Request) -> Response:
         """Asks an ended question anew: as `post`."""
         who = await self.identifier.identify(request, ASK)
-        fields = await self.limit.spend(who.user)
-        with self.refusing(fields):
-            question = found(await self.questions.regenerate(who.user, question_id(request)))
-        return self._accepted(request, question, who, fields)
+        with self._holding(request, who) as place:
+            fields = await self.limit.spend(who.user)
+            with self.refusing(fields):
+                question = found(await self.questions.regenerate(who.user, question_id(request)))
+            return self._accepted(question, who, fields, place)
 
     async def feedback(self, request: Request) -> Response:
         """What the person thinks of the answer; a second call replaces the first."""
@@ -314,12 +314,16 @@ class QuestionsEndpoint:
         """Turns what asking raises into problems; their responses get `fields`, too."""
         return refusing(self.limit, fields)
 
+    def _holding(self, request: Request, who: Identity) -> "AbstractContextManager[Place | None]":
+        """Room for the answer in the reply, where it is wanted there. Raises HttpProblem 429 and 503."""
+        return self.reply.replies.hold(who.user) if _wants_stream(request) else nullcontext()
+
     def _accepted(
-        self, request: Request, question: Question, who: Identity, fields: Mapping[str, str]
+        self, question: Question, who: Identity, fields: Mapping[str, str], place: Place | None
     ) -> Response:
         headers = {"location": f"/v1/questions/{question.id}", **fields}
-        if _wants_stream(request):
-            return self.reply.response(question, who, headers)
+        if place is not None:
+            return self.reply.response(question, who, place, headers)
         return json_response(
             AcceptedQuestion(question.id, question.conversation, question.status), 202, headers
         )
@@ -456,7 +460,6 @@ def _earlier(earlier: EarlierAnswer) -> EarlierView:
     )
 
 
-_SEND_TIMEOUT_S = 30.0
 _PING = b"event: ping\ndata: {}\n\n"
 
 
@@ -465,14 +468,14 @@ class StreamedReply:
     """Streams an answer in the reply to its question, wherever it is answered."""
 
     following: Following
+    replies: Replies
     heartbeat_s: float = 15.0
 
-    def response(self, question: Question, who: Identity, headers: Mapping[str, str]) -> Response:
+    def response(
+        self, question: Question, who: Identity, place: Place, headers: Mapping[str, str]
+    ) -> Response:
         """The response; when its client leaves, the answer goes on without it."""
-        frames = self.frames(question, who)
-        return EventSourceResponse(
-            frames, headers={**HEADERS, **headers}, ping=0, send_timeout=_SEND_TIMEOUT_S
-        )
+        return FollowedReply(self.frames(question, who), place, headers)
 
     async def frames(self, question: Question, who: Identity) -> AsyncGenerator[bytes, None]:
         """The frames: `question`, the answer so far, what is published from then on, and the end.

@@ -29,7 +29,7 @@ from pushsse.api.calls import CALLS, CallRoute, Endpoints
 from pushsse.api.chat import ChatEndpoint
 from pushsse.api.completions import CompletionsEndpoint
 from pushsse.api.identity.origins import CrossOrigin, DevelopmentIdentifier
-from pushsse.api.limits import CallLimit
+from pushsse.api.limits import CallLimit, Replies
 from pushsse.api.questions import QuestionsEndpoint, StreamedReply
 from pushsse.hub import assemble_hub
 from pushsse.hub.hub import Hub
@@ -101,6 +101,7 @@ class FrontNode:
 
     url: str
     service: Questions
+    replies: Replies
     draining: bool = False
     connections: set[Any] = field(default_factory=set)
     runs: asyncio.Task[None] | None = None
@@ -139,7 +140,14 @@ class Front:
 
 @asynccontextmanager
 async def fronts(
-    nodes: Nodes, *, count: int = 1, quota: int = 0, most_open: int = 20, origins: Collection[str] = ()
+    nodes: Nodes,
+    *,
+    count: int = 1,
+    quota: int = 0,
+    most_open: int = 20,
+    origins: Collection[str] = (),
+    per_user: int = 0,
+    most: int = 0,
 ) -> AsyncIterator[Front]:
     """Runs so many nodes; the development identity says who is asking, also for pages of other origins."""
     gates, limited, refusals = Gates(), Counter[str](), Counter[str]()
@@ -154,7 +162,8 @@ async def fronts(
         front = Front(gates, [], limited, refusals, client, tasks, origins)
         for number in range(count):
             service = replace(nodes.node(Scripted(gates.script), name=f"node-{number}"), most_open=most_open)
-            node = await _node(front, service, parts.hub, nodes, stack, quota=quota)
+            replies = Replies(per_user=per_user, most=most, limited=limited)
+            node = await _node(front, service, parts.hub, nodes, stack, quota=quota, replies=replies)
             node.runs = tasks.create_task(service.run())
             front.nodes.append(node)
         client.base_url = httpx.URL(front.url)
@@ -162,17 +171,26 @@ async def fronts(
 
 
 async def _node(
-    front: Front, service: Questions, hub: Hub, nodes: Nodes, stack: AsyncExitStack, *, quota: int
+    front: Front,
+    service: Questions,
+    hub: Hub,
+    nodes: Nodes,
+    stack: AsyncExitStack,
+    *,
+    quota: int,
+    replies: Replies,
 ) -> FrontNode:
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    node = FrontNode(url, service)
+    node = FrontNode(url, service, replies)
     identifier = DevelopmentIdentifier(front.origins)
     following = Following(service, hub, node, Kicked())
     limit = CallLimit("questions", quota, "ask", nodes.backplane, front.limited)
-    asked = Asked(identifier, service, following, limit, heartbeat_s=0.6)
+    asked = Asked(identifier, service, following, limit, replies, heartbeat_s=0.6)
     endpoints = SimpleNamespace(
-        questions=QuestionsEndpoint(identifier, service, StreamedReply(following), limit, Desk(service.life)),
+        questions=QuestionsEndpoint(
+            identifier, service, StreamedReply(following, replies), limit, Desk(service.life)
+        ),
         chat=ChatEndpoint(asked),
         agui=AguiEndpoint(asked),
         completions=CompletionsEndpoint(asked),

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from pushsse.api import HANDLERS
 from pushsse.api.identity import EVERY_SCOPE, Identity
 from pushsse.api.identity.origins import DevelopmentIdentifier
-from pushsse.api.limits import CallLimit
+from pushsse.api.limits import CallLimit, Replies
 from pushsse.api.questions import QuestionsEndpoint, StreamedReply
 from pushsse.hub.hub import Hub
 from pushsse.kicks import Kicked
@@ -60,6 +60,7 @@ class Site:
         self.gate = gate
         self.draining = False
         self.kicked = Kicked()
+        self.limited: Counter[str] = Counter()
 
     async def ask(self, body: object, **options: object) -> httpx.Response:
         return await self.client.post("/v1/questions", params=ANN, json=body, **options)  # type: ignore[arg-type]
@@ -76,7 +77,8 @@ async def site(nodes: Nodes) -> AsyncIterator[Site]:
         running_hub(nodes, service) as parts,
     ):
         found = Site(client, service, gate, parts.hub)
-        reply = StreamedReply(Following(service, parts.hub, found, found.kicked), heartbeat_s=0.6)
+        replies = Replies(per_user=2, limited=found.limited)
+        reply = StreamedReply(Following(service, parts.hub, found, found.kicked), replies, heartbeat_s=0.6)
         limit = CallLimit("questions", 0, "ask", nodes.backplane, Counter())
         endpoint = QuestionsEndpoint(DevelopmentIdentifier(), service, reply, limit, Desk(service.life))
         routes = [
@@ -218,7 +220,7 @@ async def test_a_reply_ends_with_the_token(site: Site) -> None:
     site.gate.open.clear()
     question = await site.service.ask("ann", Asking("hello?"))
     who = Identity("ann", EVERY_SCOPE, time.time() + 1)
-    reply = StreamedReply(Following(site.service, site.hub, site, site.kicked))
+    reply = StreamedReply(Following(site.service, site.hub, site, site.kicked), Replies(limited=Counter()))
     frames = [frame async for frame in reply.frames(question, who)]
     assert frames[-1].startswith(b'event: exception\ndata: {"code":"token_expired"')
     assert time.time() >= (who.expires_at or 0)
@@ -309,7 +311,7 @@ async def test_too_many_open_questions_are_refused_for_that_person_alone(site: S
 async def test_a_reply_without_the_backplane_finds_its_end_by_looking(site: Site) -> None:
     site.gate.open.clear()
     question = await site.service.ask("ann", Asking("hello?"))
-    reply = StreamedReply(Following(site.service, Away(), site, site.kicked))
+    reply = StreamedReply(Following(site.service, Away(), site, site.kicked), Replies(limited=Counter()))
     frames: list[bytes] = []
     async for frame in reply.frames(question, Identity("ann", EVERY_SCOPE)):
         frames.append(frame)
