@@ -131,6 +131,7 @@ def _questions(seen: Measured) -> list[Row]:
     found = [
         Row(f"question accepted, {ACCEPT_RATE}/s: p99", 20, 10, costs.accepted_p99_ms, "ms"),
         Row("first delta, from answerer to client: p99", 20, 10, costs.first_p99_ms, "ms"),
+        Row(f"{many}: deltas that arrive", 1_600, 1_900, costs.deltas_per_s, "/s", rising=True),
         Row(f"{many}: CPU of a delta", None, None, costs.delta_us, "µs"),
         Row(
             f"{many}: calls of Redis a delta, the questions' own among them", 1.3, 1.1, costs.calls_per_delta
