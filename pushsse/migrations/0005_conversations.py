@@ -94,6 +94,7 @@ class Migration(migrations.Migration):
             bases=["Model"],
         ),
         ops.AddField("QuestionRow", "answer_piece", fields.IntField(db_default=0)),
+        ops.AddField("QuestionRow", "answer_attempt", fields.IntField(db_default=0)),
         ops.AddField("QuestionRow", "parts", _json()),
         ops.AddField("QuestionRow", "usage", _json()),
         ops.AddField("QuestionRow", "regenerations", fields.IntField(db_default=0)),

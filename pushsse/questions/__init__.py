@@ -10,7 +10,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from pushsse import strictjson
 from pushsse.errors import InvalidInput, PushsseError
@@ -76,7 +76,8 @@ class Question(Struct, frozen=True, kw_only=True):
     """One question with its answer so far; `seq` counts the deltas that the answer has grown by.
 
     `sent_off`: while it is being answered, the answer comes from elsewhere. `piece` is the number of the last
-    piece of such an answer, 0 where none has come.
+    piece of such an answer, 0 where none has come, and `piece_attempt` the attempt that its pieces name, 0
+    where they name none.
     `turns` are the last turns of its conversation, oldest first; only answerers get them. `attempt` counts
     those who took it to answer it, `first_attempt` is the first since it was last asked anew, and
     `regenerations` says how often that was. A message that staff sent by themselves is the answer to a
@@ -96,6 +97,7 @@ class Question(Struct, frozen=True, kw_only=True):
     answer: str = ""
     seq: int = 0
     piece: int = 0
+    piece_attempt: int = 0
     sent_off: bool = False
     by: By | None = None
     links: tuple[Link, ...] = ()
@@ -119,6 +121,19 @@ class Question(Struct, frozen=True, kw_only=True):
     def has_ended(self) -> bool:
         """Whether there is an answer, or none will come."""
         return self.status in ENDED
+
+    def grown_by(self, attempt: int) -> "Question":
+        """The question as pieces that name this attempt let it grow: anew, if it is a later one.
+
+        Whoever answers over again then is another attempt for those who follow the answer, too.
+        """
+        if attempt <= self.piece_attempt:
+            return self
+        if not self.piece:
+            return structs.replace(self, piece_attempt=attempt)
+        return structs.replace(
+            self, attempt=self.attempt + 1, answer="", seq=0, parts=(), piece=0, piece_attempt=attempt
+        )
 
     @property
     def ids(self) -> Mapping[str, object]:

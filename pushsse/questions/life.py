@@ -328,7 +328,8 @@ class Life:
         if (question := await self.store.one(question_id)) is None:
             return
         if (grown := await self.as_grown(question)) is not question:
-            await self.store.grow(grown, stall_s=self.pace.overdue_s, after=question.piece)
+            # The deadline stays: it may be what ends the question.
+            await self.store.grow(grown, stall_s=None, before=question)
 
     async def _stop(self, question: Question) -> None:
         """Tells the node that answers a question which has ended elsewhere."""
@@ -344,12 +345,15 @@ class Life:
         """A question by its id."""
         return await self.store.one(question_id)
 
-    async def add(self, question: Question, pieces: Sequence[Delta | Part], piece: int) -> bool:
+    async def add(
+        self, question: Question, pieces: Sequence[Delta | Part], piece: int, attempt: int = 0
+    ) -> bool:
         """Makes an answer that comes from elsewhere grow by pieces, up to that numbered `piece`.
 
-        False if the question has ended or has grown otherwise since it was read.
+        Where they name a later `attempt` than those before them, what has come is void. False if the question
+        has ended or has grown otherwise since it was read.
         """
-        grown = Pieces(question)
+        grown = Pieces(question.grown_by(attempt))
         for each in pieces:
             grown.add(each)
         if grown.too_long:
@@ -357,7 +361,7 @@ class Life:
         growths = list(grown.growths())
         # Stored first, and with the number of the piece as its condition: of two nodes one may grow it.
         stored = msgspec.structs.replace(grown.told, piece=piece)
-        if not await self.store.grow(stored, stall_s=self.pace.overdue_s, after=question.piece):
+        if not await self.store.grow(stored, stall_s=self.pace.overdue_s, before=question):
             return False
         try:
             for at, growth in enumerate(growths):
@@ -374,7 +378,7 @@ class Life:
         if not await self.store.take(question, owner=node, lease_s=self.pace.lease_s):
             return None
         return msgspec.structs.replace(
-            question, attempt=question.attempt + 1, answer="", seq=0, piece=0, parts=()
+            question, attempt=question.attempt + 1, answer="", seq=0, piece=0, piece_attempt=0, parts=()
         )
 
     async def renew(self, question_ids: Collection[str], *, node: str) -> None:

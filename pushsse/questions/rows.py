@@ -30,6 +30,7 @@ class QuestionRow(Model):
     answer = fields.TextField(db_default="")
     answer_seq = fields.IntField(db_default=0)
     answer_piece = fields.IntField(db_default=0)
+    answer_attempt = fields.IntField(db_default=0)
     by_kind = fields.CharField(max_length=8, db_default="")
     by_name = fields.CharField(max_length=128, db_default="")
     links: fields.JSONField[list[dict[str, str]] | None] = fields.JSONField(null=True)
@@ -150,6 +151,7 @@ def question_of(row: QuestionRow) -> Question:
         answer=row.answer,
         seq=row.answer_seq,
         piece=row.answer_piece,
+        piece_attempt=row.answer_attempt,
         sent_off=row.status == "answering" and row.lease_until is None,
         by=by_of(row.by_kind, row.by_name),
         links=msgspec.convert(row.links or [], tuple[Link, ...]),

@@ -227,23 +227,36 @@ class QuestionStore:
         announce_by = instant(now + timedelta(seconds=announce_s))
         return bool(await self.database.rows(int, _BEGIN, question_id, attempt, instant(now), announce_by))
 
-    async def grow(self, question: Question, *, stall_s: float, after: int | None = None) -> bool:
-        """Stores the answer so far, if this taker still holds the question (and its last piece is `after`).
+    async def grow(
+        self, question: Question, *, stall_s: float | None, before: Question | None = None
+    ) -> bool:
+        """Stores the answer so far, if this taker still holds the question.
 
-        Its deadline is in `stall_s` from now on.
+        With `before` if it still stands there: at that attempt and that last piece. Its deadline is in
+        `stall_s` from now on; None leaves it where it is.
         """
         now = _now()
+        attempt = question.attempt if before is None else before.attempt
+        changes: dict[str, Any] = {}
+        if stall_s is not None:
+            changes["deadline_at"] = now + timedelta(seconds=stall_s)
+        if question.piece:
+            # A piece proves that the question was sent off, also where the node that sent it died before it
+            # could say so: who took the question over now would void what has come.
+            changes["lease_until"] = None
         async with self.database.session():
-            rows = QuestionRow.filter(id=question.id, attempts=question.attempt, status="answering")
-            if after is not None:
-                rows = rows.filter(answer_piece=after)
+            rows = QuestionRow.filter(id=question.id, attempts=attempt, status="answering")
+            if before is not None:
+                rows = rows.filter(answer_piece=before.piece)
             changed = await rows.update(
+                attempts=question.attempt,
                 answer=question.answer,
                 answer_seq=question.seq,
                 answer_piece=question.piece,
+                answer_attempt=question.piece_attempt,
                 parts=_holdable(msgspec.to_builtins(question.parts)) or None,
                 updated_at=now,
-                deadline_at=now + timedelta(seconds=stall_s),
+                **changes,
             )
             return bool(changed)
 
@@ -300,7 +313,7 @@ class QuestionStore:
             row.answer = row.by_kind = row.by_name = row.error_code = row.error_detail = ""
             row.links = row.suggestions = row.parts = row.usage = row.rated_at = None
             row.rating = row.rating_comment = ""
-            row.answer_seq = row.answer_piece = 0
+            row.answer_seq = row.answer_piece = row.answer_attempt = 0
             await row.save()
         return question_of(row)
 
@@ -361,6 +374,7 @@ class QuestionStore:
                 answer="",
                 answer_seq=0,
                 answer_piece=0,
+                answer_attempt=0,
                 parts=None,
             )
             return bool(taken)

@@ -96,7 +96,9 @@ class NoAnswers:
     async def find(self, question_id: str) -> None:
         raise AssertionError
 
-    async def add(self, question: Question, pieces: Sequence[Delta | Part], piece: int) -> bool:
+    async def add(
+        self, question: Question, pieces: Sequence[Delta | Part], piece: int, attempt: int = 0
+    ) -> bool:
         raise AssertionError
 
     async def hand_over(self, question: Question, reason: str) -> bool:

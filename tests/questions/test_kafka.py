@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -27,7 +27,7 @@ from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.producer import Producer
 from pushsse.metrics import Metrics
 from pushsse.questions import Answered, By, Ending, Part, Question
-from pushsse.questions.answerers import Delta
+from pushsse.questions.answerers import Answers, Delta, Piece, SentOff
 from pushsse.questions.answerers.kafka import PACE, AnswerHandler, KafkaAnswerer, read
 from pushsse.questions.service import Asking, Questions
 from tests.questions.conftest import Nodes, data, grown_text
@@ -302,6 +302,93 @@ async def test_pieces_of_an_answer_that_was_asked_anew_are_late(nodes: Nodes, de
     assert now is not None
     assert now.answer == "new "
     assert desk.metrics.answers_late == 2
+
+
+@dataclass
+class Dying:
+    """An answerer whose node dies between its sending and its saying so; the next one sends again."""
+
+    sent: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
+        self.sent.set()
+        await asyncio.Event().wait()
+        yield SentOff()
+
+    async def run(self, answers: Answers) -> None:
+        pass
+
+
+async def apply(handler: AnswerHandler, *pieces: dict[str, object]) -> None:
+    """Applies pieces that came in one batch."""
+    refused = await handler.apply(
+        [handler.decode(record(offset, **piece), "") for offset, piece in enumerate(pieces)]
+    )
+    assert not refused
+
+
+async def sending(node: Questions) -> Question:
+    """A question that is being answered and wasn't sent off, as far as its node has said."""
+    asked = await node.ask("ann", Asking("hello?"))
+
+    async def begun() -> bool:
+        found = await node.get("ann", asked.id)
+        return found is not None and found.status == "answering"
+
+    await eventually(begun)
+    return asked
+
+
+@pytest.mark.anyio
+async def test_a_question_whose_answer_has_begun_to_come_isnt_taken_over(nodes: Nodes) -> None:
+    dead, heir = nodes.node(Dying(), name="dead"), nodes.node(Dying(), name="heir")
+    handler = AnswerHandler(heir.life, by="kafka", metrics=nodes.metrics)
+    task = asyncio.create_task(dead.answering.run())
+    asked = await sending(dead)
+    await apply(handler, {"question": asked.id, "seq": 1, "delta": "a"})
+    await heir.life.store.lease([asked.id], owner="dead", lease_s=-1.0)
+    assert await heir.life.store.abandoned(10) == []
+    assert await heir.life.take_over(asked, node="heir") is None
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await apply(handler, {"question": asked.id, "seq": 2, "delta": "b", "done": True})
+    [answer] = await nodes.until_told("ann", "answer")
+    assert answer["text"] == "ab"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("pieces", "text"),
+    [
+        ([{"seq": 1, "delta": "new "}, {"seq": 2, "delta": "one", "done": True}], "new one"),
+        ([{"text": "all new"}], "all new"),
+    ],
+)
+async def test_a_service_that_answers_a_later_attempt_too_mixes_no_two_answers(
+    nodes: Nodes, pieces: list[dict[str, object]], text: str
+) -> None:
+    node = nodes.node(Dying(), name="one")
+    handler = AnswerHandler(node.life, by="kafka", metrics=nodes.metrics)
+    hearing = asyncio.create_task(nodes.hear("ann"))
+    async with nodes.running(node):
+        asked = await sending(node)
+        first = {"question": asked.id, "attempt": 1}
+        again = {"question": asked.id, "attempt": 2}
+        await apply(
+            handler,
+            first | {"seq": 1, "delta": "old "},
+            first | {"seq": 2, "source": {"title": "Old", "url": "/old"}},
+        )
+        for at, piece in enumerate(pieces, 3):
+            # What is left of the first answer is late, wherever it comes.
+            await apply(handler, again | piece, first | {"seq": at, "delta": "older"})
+        [answer] = await nodes.until_told("ann", "answer")
+    hearing.cancel()
+    await asyncio.gather(hearing, return_exceptions=True)
+    assert (answer["text"], answer["parts"]) == (text, [])
+    assert nodes.metrics.answers_late == len(pieces)
+    if "seq" in pieces[0]:
+        assert grown_text([data(publication) for publication in nodes.live]) == text
 
 
 @pytest.mark.anyio
@@ -580,7 +667,9 @@ class Shaky:
         self.finds += 1
         return self.question
 
-    async def add(self, question: Question, pieces: Sequence[Delta | Part], piece: int) -> bool:
+    async def add(
+        self, question: Question, pieces: Sequence[Delta | Part], piece: int, attempt: int = 0
+    ) -> bool:
         self._fail("add")
         grown = self.question.answer + text_of(pieces)
         self.question = msgspec.structs.replace(self.question, answer=grown, piece=piece)
@@ -609,7 +698,9 @@ class Kept:
     async def find(self, question_id: str) -> Question | None:
         return self.questions.get(question_id)
 
-    async def add(self, question: Question, pieces: Sequence[Delta | Part], piece: int) -> bool:
+    async def add(
+        self, question: Question, pieces: Sequence[Delta | Part], piece: int, attempt: int = 0
+    ) -> bool:
         grown = msgspec.structs.replace(question, answer=question.answer + text_of(pieces), piece=piece)
         self.questions[question.id] = grown
         return True

@@ -46,9 +46,13 @@ class Answers(Protocol):
         """A question as it stands; None if there is none. Raises DatabaseUnavailable."""
         ...
 
-    async def add(self, question: Question, pieces: Sequence[Delta | Part], piece: int) -> bool:
+    async def add(
+        self, question: Question, pieces: Sequence[Delta | Part], piece: int, attempt: int = 0
+    ) -> bool:
         """The answer grows by some pieces; `piece` is the number of the last. Raises DatabaseUnavailable.
 
+        `attempt` is the highest that a piece names: where it is a later one than before, the pieces begin the
+        answer anew, numbered from 1.
         False if the question has changed since it was read: it is right to read it again.
         """
         ...

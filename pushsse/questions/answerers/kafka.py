@@ -184,8 +184,15 @@ class AnswerPiece(NamedTuple):
         return not (says.text is UNSET and says.error is UNSET and says.handover is UNSET)
 
     def is_of(self, question: Question) -> bool:
-        """Whether it answers the question as it was asked last; one that says nothing about that does."""
-        return self.says.attempt is UNSET or self.says.attempt >= question.first_attempt
+        """Whether it answers the question as it was asked last; one that says nothing about that does.
+
+        Not where whoever answers has begun again since.
+        """
+        return self.names(max(question.first_attempt, question.piece_attempt))
+
+    def names(self, attempt: int) -> bool:
+        """Whether it belongs to this attempt or a later one, as far as it says."""
+        return self.says.attempt is UNSET or self.says.attempt >= attempt
 
     @property
     def at(self) -> TopicPartition:
@@ -265,34 +272,42 @@ class AnswerHandler:
                     self._early.pop(question_id, None)
                     self._metrics.answers_late += len(pieces)
                     return []
-                current = [piece for piece in pieces if piece.is_of(question)]
-                if await self._step(question, current):
+                early = self._early[question_id].pieces.values() if question_id in self._early else ()
+                attempt = _attempt([piece for piece in (*early, *pieces) if piece.is_of(question)])
+                current = [piece for piece in pieces if piece.is_of(question) and piece.names(attempt)]
+                if await self._step(question, current, attempt):
                     self._metrics.answers_late += len(pieces) - len(current)
                     return []
             error = "the question is written by somebody else all the time"
             return [Refused(piece.record, "$", error) for piece in pieces]
 
-    async def _step(self, question: Question, pieces: Sequence[AnswerPiece]) -> bool:
+    async def _step(self, question: Question, pieces: Sequence[AnswerPiece], attempt: int) -> bool:
         """True when nothing more can be done now; False when the question was changed meanwhile.
 
+        All pieces are of the attempt, or don't say. Where it is a later one, they begin the answer anew.
         Nothing is taken out of `_early` before its effect is stored: what isn't there may be committed.
         """
         early = self._early.get(question.id) or _Early()
-        early.pieces = {seq: piece for seq, piece in early.pieces.items() if piece.is_of(question)}
+        early.pieces = {
+            seq: piece
+            for seq, piece in early.pieces.items()
+            if piece.is_of(question) and piece.names(attempt)
+        }
+        after = question.grown_by(attempt).piece
         pieces, late_ones = _before_the_end(early.pieces, pieces)
         pending = early.pieces | {piece.seq: piece for piece in reversed(pieces)}
         run: Sequence[AnswerPiece] = ()
         if pieces and pieces[-1].is_end:
-            if not await self._end(question, pieces[-1]):
+            if not await self._end(question, pieces[-1], attempt):
                 return False
-        elif any(piece.says.done and seq == question.piece for seq, piece in pending.items()):
+        elif any(piece.says.done and seq == after for seq, piece in pending.items()):
             # Its last piece was stored before, and whoever stored it came no further.
             await self._answers.end(question.id, Answered(self._by))
         else:
-            pending = {seq: piece for seq, piece in sorted(pending.items()) if seq > question.piece}
+            pending = {seq: piece for seq, piece in sorted(pending.items()) if seq > after}
             over_holes = len(pending) > MOST_OF_ONE or self._passes_holes(question.id, early)
-            run = _run(pending, after=question.piece, over_holes=over_holes)
-            if run and not await self._grow(question, run):
+            run = _run(pending, after=after, over_holes=over_holes)
+            if run and not await self._grow(question, run, attempt):
                 return False
             if not (run and run[-1].says.done):
                 self._wait(question.id, early, pending, run)
@@ -302,8 +317,12 @@ class AnswerHandler:
         self._metrics.answers_late += late_ones
         return True
 
-    async def _end(self, question: Question, piece: AnswerPiece) -> bool:
+    async def _end(self, question: Question, piece: AnswerPiece, attempt: int) -> bool:
         """Ends the question as the piece says; False if it was changed meanwhile: it is to be read again."""
+        if question.piece and not question.grown_by(attempt).piece:
+            # What an attempt before has said isn't kept with this end. Then it is read as it stands.
+            await self._answers.add(question, (), 0, attempt)
+            return False
         if piece.says.handover is not UNSET:
             why = piece.says.handover
             return await self._answers.hand_over(question, why if isinstance(why, str) else "")
@@ -329,15 +348,15 @@ class AnswerHandler:
                 crowding.append(question)
         return frozenset(crowding)
 
-    async def _grow(self, question: Question, run: Sequence[AnswerPiece]) -> bool:
+    async def _grow(self, question: Question, run: Sequence[AnswerPiece], attempt: int) -> bool:
         """Adds the pieces, and ends the answer where the last one does; False if the question was changed."""
         last = run[-1]
-        if last.seq - question.piece > len(run):
+        if last.seq - question.grown_by(attempt).piece > len(run):
             logger.warning(
                 "question %s: pieces before %d never came", question.id, last.seq, extra=question.ids
             )
         grown = [found for piece in run if (found := _grown(piece.says)) is not None]
-        if not await self._answers.add(question, grown, last.seq):
+        if not await self._answers.add(question, grown, last.seq, attempt):
             return False
         if last.says.done:
             await self._answers.end(question.id, Answered(self._by))
@@ -387,6 +406,11 @@ def _part(says: AnswerRecord) -> Part | None:
 def _grown(says: AnswerRecord) -> Delta | Part | None:
     """What an answer grows by with a record; None for a `done` by itself."""
     return Delta(says.delta) if says.delta else _part(says)
+
+
+def _attempt(pieces: Sequence[AnswerPiece]) -> int:
+    """The latest attempt that these pieces name; 0 where none names one."""
+    return max((piece.says.attempt for piece in pieces if piece.says.attempt is not UNSET), default=0)
 
 
 def _ending(piece: AnswerPiece, by: By) -> Ending:
