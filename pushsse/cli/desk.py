@@ -72,7 +72,7 @@ def read(target: Target, conversation: str, as_json: bool) -> None:
         if as_json:
             say_json(one_line(question))
         else:
-            _show(question)
+            show(question)
 
 
 @desk.command()
@@ -129,7 +129,8 @@ def _said(text: Sequence[str], name: str | None) -> dict[str, str]:
     return {"text": whole.strip()} | ({"name": name} if name is not None else {})
 
 
-def _show(question: Mapping[str, Any]) -> None:
+def show(question: Mapping[str, Any]) -> None:
+    """Prints one question of a conversation with its answer, or why it has none."""
     waits = question["status"] == "handed_over"
     if question["text"]:
         mark = f"[{question['id']}] " if waits else ""
@@ -137,5 +138,7 @@ def _show(question: Mapping[str, Any]) -> None:
     if question["error"] is not None:
         say(f"  {question['error']['code']}: {question['error']['detail']}")
     elif question["answer"] is not None and not waits:
+        # Nobody yet while it grows.
         by = question["answer"]["by"]
-        say(f"  {by['name']} ({by['kind']}): {question['answer']['text']}", lines=True)
+        who = f"({question['status']})" if by is None else f"{by['name']} ({by['kind']})"
+        say(f"  {who}: {question['answer']['text']}", lines=True)

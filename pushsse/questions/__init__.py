@@ -66,7 +66,7 @@ KeptPart = SourcePart | DataPart
 
 
 class Turn(Struct, frozen=True):
-    """An earlier question of the same conversation, with its answer."""
+    """An earlier question of the same conversation, with its answer; a message of staff has no question."""
 
     question: str
     answer: str
@@ -212,7 +212,7 @@ TOO_LONG = Unanswered("failed", "too_long", f"the answer has more than {MAX_ANSW
 
 
 class TooManyQuestions(PushsseError):
-    """This person has as many open questions as one may have. HTTP 429."""
+    """This person has as many questions without an end as one may have. HTTP 429."""
 
 
 class UnknownConversation(PushsseError):

@@ -244,8 +244,8 @@ class Following:
                     yield publication
                     if publication.name in ENDINGS or _is_handed_over(publication):
                         return
-                # Only where nothing was heard: the end of the answer may be among what was.
-                elif self.node.draining:
+                # After what was heard, which may be the end. An answer that flows is never silent.
+                if self.node.draining:
                     yield Interrupted(CloseReason.SHUTDOWN)
                     return
                 # Not at each publication: another follower may have found the end that is still heard here.

@@ -81,6 +81,7 @@ class Questions:
     node: str
     timeout_s: float
     most_open: int = 20
+    most_handed_over: int = 100
 
     async def run(self) -> None:
         """Answers and sweeps, for ever. Cancellation gives up this node's leases, and it may run again."""
@@ -228,8 +229,14 @@ class Questions:
         # Deliberate: two calls together may both be admitted. The limits needn't be exact.
         if not self.answering.queue.room:
             raise Overloaded("too many questions wait for their turn")
-        if await self.life.store.count_open(user) >= self.most_open:
+        unended = await self.life.store.count_unended(user)
+        if unended.open >= self.most_open:
             raise TooManyQuestions(f"{self.most_open} questions are open, wait for an answer or cancel one")
+        # People may take days, and answer several with one message: far more of these may wait.
+        if unended.handed_over >= self.most_handed_over:
+            raise TooManyQuestions(
+                f"{self.most_handed_over} questions wait for people, wait for an answer or cancel one"
+            )
 
     def _new(self, user: str, asking: Asking) -> Question:
         now, question_id = datetime.now(UTC), str(ULID())

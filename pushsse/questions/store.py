@@ -7,7 +7,7 @@ what deletes. Every call raises DatabaseUnavailable.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from ulid import ULID
@@ -61,8 +61,9 @@ _CREATE = Statement("""
     VALUES ({value[1]}, {value[2]}, {value[3]}, {value[4]}, {json[5]}, {value[6]}, {value[7]}, {value[8]},
            {value[9]}, {value[10]}, {time[11]}, {time[12]}, {time[13]}, {time[14]}, {time[15]})
         ON CONFLICT DO NOTHING RETURNING 1""")
-_COUNT_OPEN = Statement("""
-    SELECT count(*) FROM pushsse_question
+_COUNT_UNENDED = Statement("""
+    SELECT count(CASE WHEN status <> 'handed_over' THEN 1 END),
+           count(CASE WHEN status = 'handed_over' THEN 1 END) FROM pushsse_question
      WHERE "user" = {value[1]} AND status IN ('pending', 'answering', 'handed_over')""")
 _BEGIN = Statement("""
     UPDATE pushsse_question SET status = 'answering', updated_at = {time[3]}, announce_by = {time[4]}
@@ -75,12 +76,14 @@ _END_UNANSWERED = Statement("""
        SET updated_at = {time[4]}, announce_by = {time[5]}, lease_until = NULL,
            status = {value[6]}, error_code = {value[7]}, error_detail = {value[8]}
      WHERE id = {value[1]} AND status {among[3]} AND ({value[2]} = 0 OR attempts = {value[2]}) RETURNING 1""")
+# Where people answer, the parts that the answer had grown by are still the answerer's.
 _END_ANSWERED = Statement("""
     UPDATE pushsse_question
        SET updated_at = {time[4]}, announce_by = {time[5]}, lease_until = NULL,
            status = 'answered', by_kind = {value[6]}, by_name = {value[7]},
            links = {json[8]}, suggestions = {json[9]}, usage = {json[10]},
-           parts = coalesce({json[11]}, parts), answer = coalesce({value[12]}, answer)
+           parts = CASE WHEN status = 'handed_over' THEN NULL ELSE coalesce({json[11]}, parts) END,
+           answer = coalesce({value[12]}, answer)
      WHERE id = {value[1]} AND status {among[3]} AND ({value[2]} = 0 OR attempts = {value[2]}) RETURNING 1""")
 _TURNS = Statement("""
     SELECT text, substr(answer, 1, {value[3]}) FROM pushsse_question
@@ -111,6 +114,13 @@ _EARLIER_ANSWERS = 10
 
 class KeyTaken(Exception):
     """The person has used this idempotency key before."""
+
+
+class Unended(NamedTuple):
+    """How many questions of a person an answerer is at, and how many wait for people."""
+
+    open: int
+    handed_over: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +221,9 @@ class QuestionStore:
             most_characters = left - len(turn.answer)
         return tuple(reversed(turns))
 
-    async def count_open(self, user: str) -> int:
+    async def count_unended(self, user: str) -> "Unended":
         """How many questions of a person have no end yet."""
-        return (await self.database.read(int, _COUNT_OPEN, user))[0]
+        return (await self.database.read(Unended, _COUNT_UNENDED, user))[0]
 
     async def answering(self, user: str) -> Sequence[Question]:
         """A person's questions whose answers may have begun to grow."""

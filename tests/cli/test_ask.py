@@ -3,6 +3,7 @@
 import pytest
 
 from pushsse.cli.client import Printed
+from pushsse.cli.desk import show
 
 
 def test_growing_answer_is_printed_piece_by_piece(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,3 +33,10 @@ def test_answer_ends_with_links_and_suggestions(capsys: pytest.CaptureFixture[st
     link = {"title": "More", "url": "/more"}
     printed.end({"text": "Yes", "links": [link], "suggestions": ["And no?"]})
     assert capsys.readouterr().out == "Yes\n  More: /more\n  - And no?\n"
+
+
+def test_a_conversation_shows_an_answer_that_is_still_growing(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = {"text": "It is", "by": None}
+    asked = {"id": "Q", "status": "answering", "text": "Where?", "asked_at": "now"}
+    show({**asked, "error": None, "answer": answer})
+    assert capsys.readouterr().out == "now  > Where?\n  (answering): It is\n"

@@ -13,6 +13,7 @@ from pushsse.questions import (
     Answered,
     BeingTaken,
     By,
+    DataPart,
     Link,
     NotNow,
     Question,
@@ -327,6 +328,25 @@ async def test_an_answerer_hands_over_and_staff_answer(nodes: Nodes) -> None:
     ]
     with pytest.raises(NotNow):
         await desk.answer("sam", asked.id, BO)
+
+
+async def test_what_the_answerer_said_before_a_handover_is_not_the_answer_of_staff(nodes: Nodes) -> None:
+    async def says_and_hands_over(question: Question) -> AsyncGenerator[Piece, None]:
+        yield SourcePart("What the bot read", "/bot")
+        yield DataPart("order", {"id": 7})
+        yield Delta("I think ")
+        yield HandOver("not sure after all")
+
+    node = nodes.node(Scripted(says_and_hands_over))
+    async with nodes.running(node):
+        asked = await node.ask("ann", Asking("Where is my refund?"))
+        held = await until_status(node, asked, "handed_over")
+    assert len(held.parts) == 2
+    done = await Desk(node.life).answer("sam", asked.id, BO)
+    assert done is not None
+    assert (done.answer, done.parts, done.usage) == (BO.text, (), None)
+    [answer] = await nodes.until_told("ann", "answer")
+    assert (answer["by"], answer["parts"]) == ({"kind": "staff", "name": "Bo"}, [])
 
 
 async def test_further_questions_go_to_people_until_the_conversation_is_released(nodes: Nodes) -> None:

@@ -178,6 +178,34 @@ async def test_who_may_hear_no_more_is_told_why_after_some_idling(place: Place, 
     assert found.is_open
 
 
+@pytest.mark.parametrize("heard", ["updates", "heard"])
+async def test_a_node_that_stops_interrupts_an_answer_that_is_flowing(place: Place, heard: str) -> None:
+    question = await place.ask()
+    following = place.following()
+    all_heard: AsyncGenerator[object, None] = getattr(following, heard)(question, ANN)
+
+    async def flow() -> None:
+        # Never half a second of silence.
+        for _ in WORDS[:-1]:
+            await place.told.allow(1)
+            await asyncio.sleep(0.1)
+
+    flowing = asyncio.create_task(flow())
+    deltas, said = 0, []
+    async with asyncio.timeout(20), aclosing(all_heard):
+        async for each in all_heard:
+            said.append(each)
+            if isinstance(each, Grown) or getattr(each, "name", "") == "answer.delta":
+                deltas += 1
+                if deltas == 3:
+                    place.draining = True
+    assert said[-1] == Interrupted(CloseReason.SHUTDOWN)
+    # With the one after which the node began to stop, and perhaps the next.
+    assert deltas <= 4
+    assert not flowing.done()
+    flowing.cancel()
+
+
 async def test_leaving_in_the_middle_stops_nothing_and_another_follower_goes_on(place: Place) -> None:
     question = await place.ask()
     await place.told.allow(2)

@@ -103,6 +103,22 @@ async def test_the_system_prompt_and_the_turns_go_before_the_question() -> None:
     assert "stream_options" not in call.body
 
 
+async def test_messages_of_staff_follow_what_was_said_without_an_empty_question() -> None:
+    turns = (Turn("", "Welcome."), Turn("first?", "yes"), Turn("", "This is Sam."), Turn("", "Bye."))
+    asked = msgspec.structs.replace(question("and now?"), turns=turns)
+    async with asking() as (answerer, server):
+        async for _ in answerer.answer(asked):
+            pass
+    (call,) = server.calls
+    # Some models take no two messages of the same role in a row.
+    assert [tuple(message.values()) for message in call.body["messages"]] == [
+        ("assistant", "Welcome."),
+        ("user", "first?"),
+        ("assistant", "yes\n\nThis is Sam.\n\nBye."),
+        ("user", "and now?"),
+    ]
+
+
 GOOD = b'data: {"choices":[{"delta":{"content":"good"},"finish_reason":null}]}\n\n'
 STOP = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
 DONE = b"data: [DONE]\n\n"

@@ -98,6 +98,11 @@ async def test_an_ending_is_the_last_that_is_heard(yielded: object, ending: Piec
     assert closed.is_set()
 
 
+@pytest.mark.parametrize("yielded", [{"unsure": False}, {"handover": False}], ids=repr)
+async def test_what_is_false_says_nothing(yielded: object) -> None:
+    assert await pieces(saying(yielded, "yes", yielded)) == [Delta("yes"), ANSWERED]
+
+
 async def test_one_that_isnt_sure_may_suggest() -> None:
     (ending,) = await pieces(saying({"suggestions": ["This?"]}, {"unsure": True}))
     assert ending == NotSure(Answered(By("bot", NAME), suggestions=("This?",)))

@@ -416,6 +416,22 @@ async def test_one_person_has_a_limit_and_others_dont_feel_it(nodes: Nodes) -> N
         await nodes.until_told("bo", "answer")
 
 
+async def test_what_waits_for_people_has_a_limit_of_its_own(nodes: Nodes) -> None:
+    node = nodes.node(Scripted(waits_for_ever))
+    await node.ask("ann", Asking("first", "c"))
+    assert await node.hand_over("ann", "c", "") is not None
+    for number in range(1, node.most_handed_over):
+        asked = await node.ask("ann", Asking(f"number {number}", "c"))
+        assert asked.status == "handed_over"
+        if number == 2 * node.most_open:
+            elsewhere = await node.ask("ann", Asking("a question to the answerer"))
+            assert elsewhere.status == "pending"
+    with pytest.raises(TooManyQuestions, match="wait for people"):
+        await node.ask("ann", Asking("one too many", "c"))
+    await node.cancel("ann", asked.id)
+    await node.ask("ann", Asking("fits again", "c"))
+
+
 async def test_a_full_node_says_that_it_is_overloaded(nodes: Nodes) -> None:
     node = nodes.node(Scripted(waits_for_ever))
     node.answering.queue.most_waiting = 1

@@ -240,7 +240,14 @@ class OpenaiAnswerer:
     def _body(self, question: Question) -> bytes:
         messages = [_Message("system", self.system)] if self.system else []
         for turn in question.turns:
-            messages += [_Message("user", turn.question), _Message("assistant", turn.answer)]
+            if turn.question:
+                messages.append(_Message("user", turn.question))
+            elif messages and messages[-1].role == "assistant":
+                # Two in a row of one role are refused by the templates of some models.
+                said = messages.pop().content
+                messages.append(_Message("assistant", f"{said}\n\n{turn.answer}"))
+                continue
+            messages.append(_Message("assistant", turn.answer))
         messages.append(_Message("user", question.text))
         request = _Request(
             model=self.options.model,

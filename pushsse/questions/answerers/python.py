@@ -70,7 +70,7 @@ class Said(Struct, frozen=True, forbid_unknown_fields=True):
     """What the function may yield beside text; exactly one of these. `links` go with what comes at the end.
 
     `unsure` lets the next answerer try, as long as no text has come; `handover` leaves the question to
-    people; `error` ends it without an answer, and whoever asked reads it.
+    people; False for either says nothing. `error` ends it without an answer, and whoever asked reads it.
     """
 
     text: str | UnsetType = UNSET
@@ -221,6 +221,8 @@ def _piece(said: Said, answered: Answered) -> Piece:
         piece = DataPart(said.data.name, _json(said.data.data))
     elif said.error is not UNSET:
         piece = Unanswered("failed", "answerer_error", said.error[:1000])
+    elif said.handover is False or said.unsure is False:
+        piece = answered
     elif said.handover is not UNSET:
         piece = HandOver(said.handover if isinstance(said.handover, str) else "")
     elif said.unsure is not UNSET:
