@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from pushsse.questions import Question
-from pushsse.questions.store import QuestionStore
+from pushsse.questions.store import QuestionStore, Unended
 from tests.questions.conftest import Nodes
 from tests.questions.front import Front, FrontNode, fronts
 from tests.serving import serving
@@ -39,9 +39,9 @@ class WatchedStore(QuestionStore):
         self.used.append("by_key")
         return await super().by_key(*what, **where)
 
-    async def count_open(self, user: str) -> int:
-        self.used.append("count_open")
-        return await super().count_open(user)
+    async def count_unended(self, user: str) -> Unended:
+        self.used.append("count_unended")
+        return await super().count_unended(user)
 
     async def create(self, question: Question, **how: Any) -> Question:
         self.used.append("create")
