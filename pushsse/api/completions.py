@@ -2,8 +2,9 @@
 
 The last message is the question; the turn before it only tells which conversation goes on, where none is
 named. A completion's id holds the question's, so that the calls of questions work on it. Deliberate: `user`
-and the model's name decide nothing; sampling parameters are the answerer's affair. Statuses and data have no
-place in this protocol, so chunks carry them in a member of their own, `pushsse`.
+and the model's name decide nothing; sampling parameters are the answerer's affair. Statuses, data and
+handovers have no place in this protocol, so they are in a member of their own, `pushsse`. A handover is no
+text: it would be in a language that nobody chose, and the client would send it back as the answer.
 """
 
 from collections.abc import Mapping
@@ -17,11 +18,23 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from pushsse.api import HttpProblem, ProblemResponse, json_response
-from pushsse.api.asked import Asked, asking, event, key_of, raw_value, read, rest_of, retold, text_of
+from pushsse.api.asked import (
+    MAX_BODY,
+    MOST_RAW,
+    Asked,
+    asking,
+    event,
+    key_of,
+    raw_value,
+    read,
+    rest_of,
+    retold,
+    text_of,
+)
 from pushsse.api.identity import Identity
 from pushsse.api.questions import idempotency_key
 from pushsse.errors import InvalidInput, Violation
-from pushsse.questions import CUT_SHORT, KeptPart, Part, Question, SourcePart, StatusPart
+from pushsse.questions import CUT_SHORT, KeptPart, Part, Question, SourcePart, StatusPart, Turn
 from pushsse.questions.following import Ended, Idle, Interrupted
 from pushsse.questions.service import Asking
 from pushsse.strictjson import shown
@@ -33,8 +46,6 @@ _DONE = b"data: [DONE]\n\n"
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 # Stopped is finished, too, and what people have taken over: they answer on the person's streams.
 _FINISHED = ("answered", "cancelled", "handed_over")
-# So many of a person's questions are looked at for the one that a body goes on with.
-_NEWEST = 10
 # OpenAI's clients try again by themselves after a 5xx, which here would ask once more.
 _NO_RETRY = {"x-should-retry": "false"}
 
@@ -114,15 +125,21 @@ class ChunkChoice(Struct, frozen=True):
     index: int = 0
 
 
+class Handover(Struct, frozen=True, tag="handover"):
+    """People answer this question, and those that follow, on the person's streams."""
+
+    question: str
+
+
 class Chunk(Struct, frozen=True):
-    """A chunk of a streamed completion; `pushsse` is a status or data."""
+    """A chunk of a streamed completion; `pushsse` is a status, data, or that people answer."""
 
     id: str
     created: int
     model: str
     choices: tuple[ChunkChoice, ...]
     usage: Usage | UnsetType | None = UNSET
-    pushsse: Part | UnsetType = UNSET
+    pushsse: Part | Handover | UnsetType = UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
 
 
@@ -145,13 +162,14 @@ class Choice(Struct, frozen=True):
 
 
 class Completion(Struct, frozen=True):
-    """A whole completion."""
+    """A whole completion; `pushsse` says that people answer."""
 
     id: str
     created: int
     model: str
     choices: tuple[Choice, ...]
     usage: Usage
+    pushsse: Handover | UnsetType = UNSET
     object: Literal["chat.completion"] = "chat.completion"
 
 
@@ -198,9 +216,11 @@ class CompletionsEndpoint:
         body = await read(request, CompletionRequest)
         _refuse_others(body)
         key = idempotency_key(request)
-        wanted = _asking(body, request.headers.get(CONVERSATION))
+        given = _asking(body, request.headers.get(CONVERSATION))
+        if given.conversation is None:
+            # Most clients name none, and send what was said instead.
+            given = replace(given, after=_last_turn(body.messages))
         with self.asked.holding(who) as place:
-            given = await self._continued(who, body, wanted)
             question, fields = await self.asked.ask(
                 who, given, key=key_of("completions", key) if key is not None else None
             )
@@ -215,19 +235,6 @@ class CompletionsEndpoint:
         """Who answers."""
         await self.asked.identify(request)
         return json_response(ModelList((_MODEL,)))
-
-    async def _continued(self, who: Identity, body: CompletionRequest, given: Asking) -> Asking:
-        """The same in the conversation that the body's last turn belongs to, where none is named.
-
-        Most clients name none, and send what was said instead: it is looked for among the person's newest.
-        """
-        turn = _last_turn(body.messages)
-        if given.conversation is not None or turn is None:
-            return given
-        for question in await self.asked.questions.page(who.user, limit=_NEWEST):
-            if (question.text.strip(), question.answer.strip()) == turn:
-                return replace(given, conversation=question.conversation)
-        return given
 
     async def _whole(
         self,
@@ -303,17 +310,27 @@ def _asking(body: CompletionRequest, header: str | None) -> Asking:
     return asking(text, at=f"{at}.content", conversation=None, conversation_at="$")
 
 
-def _last_turn(messages: list[CompletionMessage]) -> tuple[str, str] | None:
-    """The question and the answer before the last message; None where there are none that are texts."""
-    if [message.role for message in messages[-3:-1]] != ["user", "assistant"]:
+def _last_turn(messages: list[CompletionMessage]) -> Turn | None:
+    """The question and the answer before the last message; None where there is none that is a text.
+
+    Of an answer that was stopped before its first word, or that people give, clients have an empty message,
+    or null, or none.
+    """
+    before = messages[-3:-1]
+    answer = before.pop() if before and before[-1].role == "assistant" else None
+    if not before or before[-1].role != "user":
         return None
     try:
-        question, answer = (
-            text_of(raw_value(message.content, at="$"), at="$").strip() for message in messages[-3:-1]
-        )
+        return Turn(_text_in(before[-1]), "" if answer is None else _text_in(answer))
     except InvalidInput:
         return None
-    return (question, answer) if answer else None
+
+
+def _text_in(message: CompletionMessage) -> str:
+    # Answers may be longer than questions; a list of so many parts would hold the event loop.
+    is_text = message.content is not UNSET and bytes(memoryview(message.content)[:1]) == b'"'
+    content = raw_value(message.content, at="$", most=MAX_BODY if is_text else MOST_RAW)
+    return "" if content is None else text_of(content, at="$")
 
 
 def _completion(question: Question, model: str) -> Completion:
@@ -326,6 +343,7 @@ def _completion(question: Question, model: str) -> Completion:
         model=model,
         choices=(Choice(message, _finish(question)),),
         usage=_usage(question),
+        pushsse=Handover(question.id) if question.status == "handed_over" else UNSET,
     )
 
 
@@ -385,6 +403,8 @@ class CompletionTeller:
         if question.status not in _FINISHED:
             return _error(question.error_code, question.error_detail)
         rest = b"".join(self.parted(part) for part in rest_of(question, self._said))
+        if question.status == "handed_over":
+            rest += self._chunk(Delta(), part=Handover(question.id))
         end = self._chunk(Delta(), finish=_finish(question))
         usage = event(self._made((), usage=_usage(question))) if self._with_usage else b""
         return rest + end + usage + _DONE
@@ -393,7 +413,9 @@ class CompletionTeller:
         """An error."""
         return _error(code, detail)
 
-    def _chunk(self, delta: Delta, *, finish: Finish | None = None, part: Part | UnsetType = UNSET) -> bytes:
+    def _chunk(
+        self, delta: Delta, *, finish: Finish | None = None, part: Part | Handover | UnsetType = UNSET
+    ) -> bytes:
         choice = ChunkChoice(delta, finish)
         return event(self._made((choice,), usage=None if self._with_usage else UNSET, part=part))
 
@@ -402,7 +424,7 @@ class CompletionTeller:
         choices: tuple[ChunkChoice, ...],
         *,
         usage: Usage | UnsetType | None,
-        part: Part | UnsetType = UNSET,
+        part: Part | Handover | UnsetType = UNSET,
     ) -> Chunk:
         return Chunk(self._id, self._created, self._model, choices, usage, part)
 

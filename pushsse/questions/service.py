@@ -30,6 +30,7 @@ from pushsse.questions import (
     Question,
     Rating,
     TooManyQuestions,
+    Turn,
     clean,
 )
 from pushsse.questions.answerers import Answerer
@@ -45,20 +46,31 @@ KEY_S = 86_400
 # What it may take to write a question: until then a second request with its key is told to come later.
 _CLAIM_S = 5
 _AT_ONCE = 100
+# So many of a person's questions are looked at for the turn that another one follows.
+_NEWEST = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """What a person asks."""
+    """What a person asks.
+
+    `after` is the turn that it follows, as its client has it: where no conversation is named, that turn's.
+    """
 
     text: str
     conversation: str | None = None
     context: dict[str, object] | None = None
+    after: Turn | None = None
 
     @property
     def digest(self) -> str:
-        """The same for the same question, whatever the order of its context's members."""
-        said = (self.text, self.conversation, self.context)
+        """The same for the same question, whatever the order of its context's members.
+
+        It is of what was sent: the conversation that a turn was found in may be another one the next time.
+        """
+        said: tuple[object, ...] = (self.text, self.conversation, self.context)
+        if self.after is not None:
+            said = (*said, self.after)
         return sha256(msgspec.json.encode(said, order="deterministic")).hexdigest()
 
 
@@ -101,7 +113,10 @@ class Questions:
         await self._admit(user)
         if idempotency_key is not None and (first := await self._claim(user, idempotency_key, asking)):
             return first
-        question = self._new(user, asking)
+        conversation = asking.conversation
+        if conversation is None and asking.after is not None:
+            conversation = await self._conversation_of(user, asking.after)
+        question = self._new(user, asking, conversation)
         # An isolated node stores the question without a lease: another node answers it.
         ours = not self.answering.resting
         digest = asking.digest if idempotency_key is not None else ""
@@ -238,13 +253,31 @@ class Questions:
                 f"{self.most_handed_over} questions wait for people, wait for an answer or cancel one"
             )
 
-    def _new(self, user: str, asking: Asking) -> Question:
+    async def _conversation_of(self, user: str, turn: Turn) -> str | None:
+        """The conversation of the newest question that is this turn's; None if none of the last few is.
+
+        A client may have a part of the answer alone: it has stopped reading, or people have answered since.
+        """
+        asked, said = turn.question.strip(), turn.answer.strip()
+        for question in await self.page(user, limit=_NEWEST):
+            stored = question.answer.strip()
+            if not asked or question.text.strip() != asked:
+                continue
+            # Until it is answered, what is stored may be behind what was streamed.
+            is_behind = question.status != "answered" and said.startswith(stored)
+            # What people say takes the place of what an answerer had begun.
+            by_people = question.by is not None and question.by.kind == "staff"
+            if stored.startswith(said) or is_behind or by_people:
+                return question.conversation
+        return None
+
+    def _new(self, user: str, asking: Asking, conversation: str | None) -> Question:
         now, question_id = datetime.now(UTC), str(ULID())
         return Question(
             id=question_id,
             user=user,
             # The same id says that the conversation begins with this question.
-            conversation=asking.conversation or question_id,
+            conversation=conversation or question_id,
             text=asking.text,
             context=asking.context,
             status="pending",

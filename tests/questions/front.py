@@ -57,6 +57,8 @@ from tests.serving import started
 PREFIXES = ("/v1/questions", "/v1/chat", "/v1/agui", "/v1/models")
 # With this word in the question the answer has all that an answer may have.
 RICH = "+rich"
+# With this one each piece comes twenty times.
+LONG = "+long"
 # With this one it came to its model's limit.
 SHORT = "+short"
 
@@ -82,7 +84,7 @@ class Gates:
             elif word.startswith("#"):
                 yield DataPart(word[1:], {"number": 7})
             elif word.startswith("+"):
-                yield Delta(f"{word[1:]} ")
+                yield Delta(f"{word[1:]} " * (20 if LONG in words else 1))
         links = suggestions = parts = ()
         if RICH in words:
             links, suggestions = (Link("Refunds", "/refunds"),), ("And then?",)  # type: ignore[assignment]

@@ -16,12 +16,15 @@ from pushsse.api.asked import continued
 from pushsse.api.chat import ChatTeller
 from pushsse.api.completions import CompletionTeller
 from pushsse.questions import DataPart, Question, SourcePart, StatusPart
+from pushsse.questions.desk import Desk, Said
 from pushsse.questions.following import Ended, Grown, Idle, Parted, Restarted, Update
 from tests.questions.conftest import Nodes
 from tests.questions.front import Front, fronts
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
+# What a client has of an answer that it has stopped reading.
+PARTIAL: list[Any] = ["one ", "on", "", None, []]
 ANN, BO = {"user": "ann"}, {"user": "bo"}
 
 
@@ -282,12 +285,96 @@ async def test_a_completion_goes_on_with_the_conversation_whose_last_turn_it_has
     found = await front.nodes[0].service.page("ann", limit=5)
     assert len({question.conversation for question in found}) == 1
     assert len(found) == 3
-    # Somebody else's conversation, another answer, and no answer are no such turn.
+    # Somebody else's conversation and another answer are no such turn.
     for user, history in (("bo", said), ("ann", [said[0], {**said[1], "content": "other"}])):
         messages = [*history, {"role": "user", "content": "+four"}]
         await ask(front, "/v1/chat/completions", {"messages": messages}, user=user)
         (newest, *_) = await front.nodes[0].service.page(user, limit=1)
         assert newest.conversation not in {question.conversation for question in found}
+
+
+@pytest.mark.parametrize("is_answered", [False, True], ids=["running", "answered"])
+@pytest.mark.parametrize(
+    "had",
+    [[{"role": "assistant", "content": text}] for text in PARTIAL] + [[]],
+    ids=str,
+)
+async def test_a_completion_goes_on_after_one_whose_client_left_before_its_end(
+    front: Front, had: list[dict[str, Any]], is_answered: bool
+) -> None:
+    first = {"role": "user", "content": "+one @more +two"}
+    asking = asyncio.create_task(ask(front, "/v1/chat/completions", {"messages": [first], "stream": True}))
+    await eventually(lambda: open_questions(front))
+    if is_answered:
+        front.gates.open["more"].set()
+        await asking
+    next_one = {"role": "user", "content": "+three"}
+    await ask(front, "/v1/chat/completions", {"messages": [first, *had, next_one]})
+    found = await front.nodes[0].service.page("ann", limit=5)
+    assert [each.text for each in found] == ["+three", "+one @more +two"]
+    assert len({each.conversation for each in found}) == 1
+    front.gates.open["more"].set()
+    await asking
+
+
+async def test_a_completion_goes_on_after_a_long_answer(front: Front) -> None:
+    text = "+" + "x" * 7_000
+    first = {"role": "user", "content": f"{text} +long"}
+    reply = await ask(front, "/v1/chat/completions", {"messages": [first]})
+    message = reply.json()["choices"][0]["message"]
+    assert len(message["content"]) > 120_000
+    await ask(
+        front, "/v1/chat/completions", {"messages": [first, message, {"role": "user", "content": "+two"}]}
+    )
+    assert len({each.conversation for each in await front.nodes[0].service.page("ann", limit=5)}) == 1
+
+
+async def test_a_completion_that_people_answer_says_so_and_the_next_one_is_theirs_too(front: Front) -> None:
+    await ask(front, "/v1/chat/completions", completion("+one", conversation="c-1"))
+    await front.nodes[0].service.hand_over("ann", "c-1", "wants people")
+    first = {"role": "user", "content": "+two"}
+    reply = await ask(front, "/v1/chat/completions", {"messages": [first], "conversation": "c-1"})
+    (question, *_) = await front.nodes[0].service.page("ann", limit=1)
+    handover = {"type": "handover", "question": question.id}
+    assert reply.json()["pushsse"] == handover
+    message = reply.json()["choices"][0]["message"]
+    body = {"messages": [first, message, {"role": "user", "content": "+three"}], "stream": True}
+    found = await told(front, "/v1/chat/completions", body)
+    (last, *_) = await front.nodes[0].service.page("ann", limit=1)
+    assert (last.text, last.conversation, last.status) == ("+three", "c-1", "handed_over")
+    assert [each["pushsse"]["type"] for each in found[:-1] if "pushsse" in each] == ["handover"]
+
+
+async def test_a_completion_goes_on_after_one_that_people_have_answered(front: Front) -> None:
+    service = front.nodes[0].service
+    first = {"role": "user", "content": "+one @never"}
+    asking = asyncio.create_task(ask(front, "/v1/chat/completions", {"messages": [first]}))
+    await eventually(lambda: open_questions(front))
+    (question,) = await service.page("ann", limit=1)
+    await service.hand_over("ann", question.conversation, "wants people")
+    await asking
+    assert await Desk(service.life).answer("eve", question.id, Said("It is on its way.", "Eve"))
+    had = {"role": "assistant", "content": "one"}
+    body = {"messages": [first, had, {"role": "user", "content": "+two"}]}
+    await ask(front, "/v1/chat/completions", body)
+    (last, *_) = await service.page("ann", limit=1)
+    assert (last.text, last.conversation) == ("+two", question.conversation)
+
+
+async def test_a_repeat_with_a_key_is_the_first_wherever_its_turn_is_found_by_then(front: Front) -> None:
+    body = {"messages": [*completion("+one")["messages"], {"role": "assistant", "content": "one"}]}
+    body["messages"].append({"role": "user", "content": "+two"})
+    headers = {"idempotency-key": "k"}
+    path = "/v1/chat/completions"
+    # The turn isn't there the first time, and is the second time.
+    first = await front.http.post(path, params=ANN, json=body, headers=headers)
+    await ask(front, path, completion("+one"))
+    again = await front.http.post(path, params=ANN, json=body, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+    # With another history it is another question.
+    body["messages"][1]["content"] = "other"
+    other = await front.http.post(path, params=ANN, json=body, headers=headers)
+    assert (other.status_code, other.json()["error"]["code"]) == (422, "invalid")
 
 
 async def test_a_repeat_of_a_completion_with_its_key_is_the_first(front: Front) -> None:
@@ -589,4 +676,6 @@ async def test_each_protocol_ends_where_people_take_over() -> None:
     assert (custom["name"], finished["result"]["status"]) == ("handover", "handed_over")
     completing = CompletionTeller("m", with_usage=False)
     completing.begun(waiting)
-    assert frames(completing.ended(waiting).decode())[-2]["choices"][0]["finish_reason"] == "stop"
+    told_so, last, _ = frames(completing.ended(waiting).decode())
+    assert told_so["pushsse"] == {"type": "handover", "question": QUESTION.id}
+    assert last["choices"][0]["finish_reason"] == "stop"
