@@ -26,6 +26,7 @@ _EVERY_S = 3600.0
 _FIRST_S = 300.0
 # Between two portions, others write.
 _PAUSE_S = 0.1
+_IN_LOG = "events, changes of switches, questions, answers; ids of conversations and questions told to staff"
 _MOST_MS = 1000 * 366 * 86_400_000
 logger = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class Forgetting:
         kick = after(self.kicks.remembered_s)
         topics = await asyncio.gather(*(self._topic(*each, now) for each in _topics(settings)))
         return (
-            Remainder("log", "events, changes of switches and answers", after(settings.log_keep_s)),
+            Remainder("log", _IN_LOG, after(settings.log_keep_s)),
             Remainder("backplane", "tickets, counts of calls, ids of events", after(self.backplane_s)),
             Remainder("nodes", "the name and the time of the kick, in memory", kick),
             Remainder("database", "the time of the kick, under a digest of the name", kick),

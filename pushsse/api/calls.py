@@ -570,7 +570,8 @@ CALLS = (
         name="conversations",
         summary="The person's conversations, newest activity first",
         text="With `status=handed_over`, which needs `pushsse:answer` instead: those of all people that wait "
-        "for staff. For an hour after that call, `pushsse.desk` events on the caller's streams tell of them.",
+        "for staff. For an hour after that call, but no longer than its token is good, `pushsse.desk` "
+        "events on the caller's streams tell of them, by ids alone.",
         scope=ASK,
         parameters=(
             Parameter(

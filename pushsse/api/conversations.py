@@ -19,6 +19,7 @@ from pushsse.api.identity import ADMIN, ANSWER, ANY, ASK, Identifier
 from pushsse.api.limits import CallLimit
 from pushsse.api.questions import SaidRequest, before, idempotency_key, view
 from pushsse.questions import BeingTaken, Conversation, NotNow
+from pushsse.questions.conversations import Staff
 from pushsse.questions.desk import Desk
 from pushsse.questions.life import MAX_REASON
 from pushsse.questions.service import Questions
@@ -85,7 +86,8 @@ class ConversationsEndpoint:
             store = self.questions.life.conversations
             found = await store.page(who.user, limit=limit + 1, before=before(query))
         else:
-            found = await self.desk.waiting(who.user, limit=limit + 1, before=before(query))
+            staff = Staff(who.user, who.expires_at, who.issued_at)
+            found = await self.desk.waiting(staff, limit=limit + 1, before=before(query))
         views = tuple(map(_view, found[:limit]))
         return json_response(ConversationList(views, len(found) > limit))
 

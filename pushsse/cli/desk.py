@@ -31,8 +31,8 @@ class _ListsByDefault(click.Group):
 def desk() -> None:
     """Answer the questions that wait for people; `list`, if no command is given.
 
-    Needs a token with the scope pushsse:answer. Who lists what waits is told of what comes for an hour, on
-    their own stream: `pushsse listen --json` shows it.
+    Needs a token with the scope pushsse:answer. Who lists what waits is told of what comes on their own
+    stream, for an hour or until the token ends: `pushsse listen --json` shows the ids, `read` the text.
     """
 
 

@@ -82,14 +82,15 @@ class Migration(migrations.Migration):
             name="StaffRow",
             fields=[
                 ("user", fields.CharField(primary_key=True, unique=True, db_index=True, max_length=128)),
-                ("asked_at", fields.DatetimeField(auto_now=False, auto_now_add=False)),
+                ("told_until", fields.DatetimeField(auto_now=False, auto_now_add=False)),
+                ("issued_at", fields.FloatField(null=True)),
             ],
             options={
                 "table": "pushsse_staff",
                 "app": "pushsse",
-                "indexes": [Index(fields=["asked_at"])],
+                "indexes": [Index(fields=["told_until"])],
                 "pk_attr": "user",
-                "table_description": "A member of staff, and when he last asked which conversations wait.",
+                "table_description": "A member of staff, and until when he is told what waits.",
             },
             bases=["Model"],
         ),

@@ -25,6 +25,14 @@ _STAFF_AGAIN_S = 60
 _WAITING = Statement("""
     SELECT conversation, count(*) FROM pushsse_question
      WHERE conversation {among[1]} AND status = 'handed_over' GROUP BY conversation""")
+# A kick counts from the moment its row is there, on all nodes, and also where a call that lists is under way
+# with a token of before. As in `Kicked.refuses`, a second is the resolution, and no time is always before.
+_STAFF = Statement("""
+    SELECT s."user" FROM pushsse_staff s
+     WHERE s.told_until > {time[1]}
+       AND NOT EXISTS (SELECT 1 FROM pushsse_kick k WHERE k."user" = s."user"
+                          AND (s.issued_at IS NULL OR s.issued_at < k.kicked_at + 1))
+     ORDER BY s.told_until DESC LIMIT {value[2]}""")
 HandedOverBy = Literal["person", "answerer"]
 
 
@@ -45,6 +53,25 @@ _ENTER = Statement("""
 class _Count(NamedTuple):
     name: str
     waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class Staff:
+    """A member of staff, by a token that ends and was issued at these times (seconds since 1970).
+
+    None: it never ends; it doesn't say when it was issued.
+    """
+
+    user: str
+    expires_at: float | None = None
+    issued_at: float | None = None
+
+    def told_until(self, now: datetime) -> datetime:
+        """Until when he is told who asks now what waits: never longer than the token is good."""
+        hour = now + timedelta(seconds=_STAFF_S)
+        if self.expires_at is None or self.expires_at >= hour.timestamp():
+            return hour
+        return datetime.fromtimestamp(self.expires_at, UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,24 +216,26 @@ class ConversationStore:
                 raise BeingTaken(1) from None
         return True
 
-    async def staff_asked(self, user: str) -> None:
-        """A member of staff has asked what waits, and is told for the next hour."""
+    async def staff_asked(self, staff: Staff) -> None:
+        """A member of staff has asked what waits, and is told for an hour, or until the token ends."""
         now = _now()
+        until = staff.told_until(now)
         async with self.database.session():
-            row = await StaffRow.get_or_none(user=user)
-            if row is not None and (now - row.asked_at).total_seconds() < _STAFF_AGAIN_S:
-                return
+            row = await StaffRow.get_or_none(user=staff.user)
+            if row is not None and row.issued_at == staff.issued_at:
+                gained_s = (until - row.told_until).total_seconds()
+                if 0 <= gained_s < _STAFF_AGAIN_S < (row.told_until - now).total_seconds():
+                    return
             await StaffRow.bulk_create(
-                [StaffRow(user=user, asked_at=now)], on_conflict=["user"], update_fields=["asked_at"]
+                [StaffRow(user=staff.user, told_until=until, issued_at=staff.issued_at)],
+                on_conflict=["user"],
+                update_fields=["told_until", "issued_at"],
             )
-            await StaffRow.filter(asked_at__lt=now - timedelta(seconds=_STAFF_S)).delete()
+            await StaffRow.filter(told_until__lte=now).delete()
 
     async def staff(self) -> Sequence[str]:
-        """Who is told."""
-        async with self.database.session():
-            since = _now() - timedelta(seconds=_STAFF_S)
-            rows = StaffRow.filter(asked_at__gt=since).order_by("-asked_at").limit(_MOST_STAFF)
-            return cast(list[str], await rows.values_list("user", flat=True))
+        """Who is told: nobody whose token has ended, or who was kicked, since they asked."""
+        return await self.database.rows(str, _STAFF, instant(_now()), _MOST_STAFF)
 
     async def _conversations(self, rows: Sequence[ConversationRow]) -> Sequence[Conversation]:
         held = [row.id for row in rows if handed_over_until(row) is not None]

@@ -15,7 +15,8 @@ from ulid import ULID
 
 from pushsse.errors import InvalidInput, Unavailable, Violation
 from pushsse.questions import Answered, By, Conversation, Link, NotNow, Question, clean
-from pushsse.questions.life import DeskEvent, Life, begins_with
+from pushsse.questions.conversations import Staff
+from pushsse.questions.life import DeskEvent, Life
 from pushsse.questions.service import key_since
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,11 @@ class Desk:
 
     life: Life
 
-    async def waiting(self, staff: str, *, limit: int, before: str | None) -> Sequence[Conversation]:
-        """What is handed over, the newest question first; for an hour the asker's streams tell what comes."""
+    async def waiting(self, staff: Staff, *, limit: int, before: str | None) -> Sequence[Conversation]:
+        """What is handed over, the newest question first.
+
+        For an hour, but no longer than the asker's token is good, the asker's streams tell that more comes.
+        """
         await self.life.conversations.staff_asked(staff)
         return await self.life.conversations.handed_over(limit=limit, before=before)
 
@@ -122,7 +126,7 @@ class Desk:
             return None
         logger.info("conversation %s: %s has released it, %d questions end", conversation, by, len(ids))
         await self.life.announce_all(ids)
-        await self._tell(DeskEvent(conversation, found.user, "released", None, ""))
+        await self._tell(DeskEvent(conversation, "released", None))
         return found
 
     async def _said(self, question: Question) -> None:
@@ -131,9 +135,7 @@ class Desk:
             await self.life.conversations.keep(question.conversation, keep_s=self.life.pace.keep_s)
         except Unavailable as error:
             logger.warning("conversation %s isn't kept for longer: %s", question.conversation, error)
-        await self._tell(
-            DeskEvent(question.conversation, question.user, "answered", question.id, begins_with(question))
-        )
+        await self._tell(DeskEvent(question.conversation, "answered", question.id))
 
     async def _tell(self, event: DeskEvent) -> None:
         try:

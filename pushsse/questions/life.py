@@ -46,7 +46,6 @@ _PUBLISH_S = 5.0
 _MOST_ANNOUNCED = 500
 # What staff get beside the streams' own events. Producers may not use the name.
 DESK = "pushsse.desk"
-_DESK_CHARACTERS = 200
 MAX_REASON = 500
 MAX_TEXT_BYTES = 32 * 1024
 # JSON may write one byte as six; the frame's 48 KiB hold this, links, suggestions and the rest.
@@ -161,9 +160,9 @@ class Life:
             question=question,
         )
         await self.announce_all(ids)
-        if not ids and (found := await self.conversations.one(conversation)) is not None:
+        if not ids and await self.conversations.one(conversation) is not None:
             try:
-                await self.tell_staff(DeskEvent(conversation, found.user, "waiting", None, ""))
+                await self.tell_staff(DeskEvent(conversation, "waiting", None))
             except Unavailable as error:
                 logger.warning("conversation %s: the staff aren't told: %s", conversation, error)
 
@@ -260,7 +259,8 @@ class Life:
             async with _in_time():
                 await self._backplane.publish_to(question.user, drafts(question))
             if question.status == "handed_over":
-                await self.tell_staff(waits(question), once=f"{_name(question)}:desk")
+                waits = DeskEvent(question.conversation, "waiting", question.id)
+                await self.tell_staff(waits, once=f"{_name(question)}:desk")
             # After the log has it: a node that dies before it is stored leaves it to a sweep, whose second
             # append the log drops by `once`. The other way round the status would never be published.
             self._announced[question.id] = question.status
@@ -499,24 +499,13 @@ def ended(question: Question) -> Publication:
 class DeskEvent(Struct, frozen=True):
     """`pushsse.desk`, to staff: something happened in a conversation that people have taken over.
 
-    `question` is null where it isn't about one question.
+    `question` is null where it isn't about one question. Deliberate: no text, and nobody's name. Streams ask
+    for no scope of staff, and the log keeps the event when the person is forgotten; the calls have the rest.
     """
 
     conversation: str
-    user: str
     status: Literal["waiting", "answered", "released"]
     question: str | None
-    text: Annotated[str, Meta(description="the beginning of the question")]
-
-
-def waits(question: Question) -> DeskEvent:
-    """The event that a question waits for people."""
-    return DeskEvent(question.conversation, question.user, "waiting", question.id, begins_with(question))
-
-
-def begins_with(question: Question) -> str:
-    """As much of a question as staff are told."""
-    return question.text[:_DESK_CHARACTERS]
 
 
 def drafts(question: Question) -> tuple[Draft, ...]:

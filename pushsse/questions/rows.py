@@ -113,14 +113,16 @@ class ConversationRow(Model):
 
 
 class StaffRow(Model):
-    """A member of staff, and when he last asked which conversations wait."""
+    """A member of staff, and until when he is told what waits."""
 
     user = fields.CharField(max_length=128, primary_key=True)
-    asked_at = fields.DatetimeField()
+    told_until = fields.DatetimeField()
+    # Of the token that listed what waits, in seconds since 1970.
+    issued_at = fields.FloatField(null=True)
 
     class Meta:
         table = "pushsse_staff"
-        indexes = (("asked_at",),)
+        indexes = (("told_until",),)
 
 
 def by_of(kind: str, name: str) -> By | None:

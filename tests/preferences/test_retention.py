@@ -308,6 +308,7 @@ async def test_the_answer_says_what_runs_out_elsewhere_and_when(database: Databa
         "push.answers": None,
         "push.answers.dlq": None,
     }
+    assert "staff" in remaining[0].detail
     # As long as a token can live, and until each node has come to it.
     kick_s = 60 * round((86_430 + 300 + 200 * 15 * 1.25) / 60)
     assert [(entry.where, within_s(entry)) for entry in remaining if entry.where != "kafka"] == [

@@ -58,7 +58,7 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
             await opened.migrate()
         yield opened
         if is_postgres:
-            for table in ("question", "conversation", "earlier_answer", "staff"):
+            for table in ("question", "conversation", "earlier_answer", "staff", "kick"):
                 await opened.rows(str, Statement(f"DELETE FROM pushsse_{table}"))
 
 

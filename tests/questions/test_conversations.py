@@ -2,13 +2,15 @@
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pushsse.database import Statement
+from pushsse.database import Database, Statement
 from pushsse.errors import InvalidInput
+from pushsse.kicks import KickTable
 from pushsse.questions import (
     Answered,
     BeingTaken,
@@ -22,6 +24,7 @@ from pushsse.questions import (
     UnknownConversation,
 )
 from pushsse.questions.answerers import Delta, HandOver, NotSure, Piece
+from pushsse.questions.conversations import ConversationStore, Staff
 from pushsse.questions.desk import Desk, Said
 from pushsse.questions.service import MOST_ATTEMPTS, Asking, Questions
 from tests.questions.conftest import FAST, Nodes, Scripted, memory
@@ -292,22 +295,20 @@ async def test_feedback_is_for_ended_questions_and_replaces_the_one_before(nodes
 async def test_an_answerer_hands_over_and_staff_answer(nodes: Nodes) -> None:
     node = nodes.node(Scripted(hands_over))
     desk = Desk(node.life)
-    assert await desk.waiting("sam", limit=10, before=None) == []
+    assert await desk.waiting(Staff("sam"), limit=10, before=None) == []
     async with nodes.running(node):
         asked = await node.ask("ann", Asking("Where is my refund?"))
         waits = await until_status(node, asked, "handed_over")
         assert (waits.is_open, waits.has_ended) == (False, False)
-        [found] = await desk.waiting("sam", limit=10, before=None)
+        [found] = await desk.waiting(Staff("sam"), limit=10, before=None)
         assert (found.id, found.user, found.waiting) == (asked.conversation, "ann", 1)
         assert (found.handed_over_by, found.reason) == ("answerer", "it wants a refund")
         told = await nodes.until_told("sam", "pushsse.desk")
         assert told == [
             {
                 "conversation": asked.conversation,
-                "user": "ann",
                 "status": "waiting",
                 "question": asked.id,
-                "text": "Where is my refund?",
             }
         ]
     done = await desk.answer("sam", asked.id, BO)
@@ -405,6 +406,28 @@ async def test_what_is_being_answered_is_taken_over_and_the_answerer_writes_no_m
     cancelled = await node.cancel("ann", asked.id)
     assert cancelled is not None
     assert cancelled.status == "cancelled"
+
+
+async def test_staff_are_told_for_as_long_as_what_they_listed_with_is_good(database: Database) -> None:
+    store, kicks = ConversationStore(database), KickTable(database)
+    now = time.time()
+    second = int(now)
+    for staff in (
+        Staff("for-ever"),
+        Staff("long", expires_at=now + 86_400, issued_at=now),
+        Staff("ended", expires_at=now - 1, issued_at=now - 60),
+        Staff("kicked", expires_at=now + 600, issued_at=second),
+        Staff("kicked-undated", expires_at=now + 600),
+        Staff("kicked-before", expires_at=now + 600, issued_at=second + 1),
+    ):
+        await store.staff_asked(staff)
+    for user in ("kicked", "kicked-undated", "kicked-before"):
+        await kicks.add(user, second)
+    assert set(await store.staff()) == {"for-ever", "long", "kicked-before"}
+    # Listed anew within a minute: with another token, which is good, and with one that has ended.
+    await store.staff_asked(Staff("kicked", expires_at=now + 600, issued_at=second + 1))
+    await store.staff_asked(Staff("long", expires_at=now - 1, issued_at=now + 1))
+    assert set(await store.staff()) == {"for-ever", "kicked", "kicked-before"}
 
 
 async def test_of_two_staff_who_answer_at_once_one_wins(nodes: Nodes) -> None:

@@ -35,15 +35,16 @@ async def guarded(tmp_path: Path) -> AsyncIterator[Running]:
         yield running
 
 
-def by(user: str, *scopes: str) -> Mapping[str, str]:
+def by(user: str, *scopes: str, **more: object) -> Mapping[str, str]:
     now = int(time.time())
-    claims: dict[str, object] = {"sub": user, "iat": now, "exp": now + 3600}
+    claims: dict[str, object] = {"sub": user, "iat": now, "exp": now + 3600, **more}
     if scopes:
         claims["scope"] = " ".join(f"pushsse:{scope}" for scope in scopes)
     return {"authorization": f"Bearer {jwt.encode(claims, SECRET, 'HS256')}"}
 
 
 ANN, BO, SAM, KIM = by("ann"), by("bo"), by("sam", "answer", "stream"), by("kim", "admin")
+LEE = by("lee", "answer", "stream")
 
 
 async def ask(node: Running, who: Mapping[str, str], conversation: str = "c", text: str = TEXT) -> str:
@@ -296,6 +297,51 @@ async def test_staff_are_told_on_their_stream_and_the_person_on_theirs(guarded: 
         assert '"kind":"staff"' in answer.data
         assert b"desk" not in person.raw
         assert b"Are you there?" not in other.raw
+        # What stays in the log of staff when the person is forgotten.
+        await guarded.http.post("/v1/conversations/c/release", headers=SAM)
+        assert '"status":"answered"' in (await staff.until("pushsse.desk")).data
+        assert '"status":"released"' in (await staff.until("pushsse.desk")).data
+        assert staff.raw.count(b"event: pushsse.desk\n") == 4
+        assert b"Are you there?" not in staff.raw
+        assert b'"ann"' not in staff.raw
+
+
+async def test_whoever_was_kicked_isnt_told_however_they_come_back(guarded: Running) -> None:
+    list_, publish = "/v1/conversations?status=handed_over", by("ops", "publish")
+    await until(guarded, ANN, await ask(guarded, ANN), "answered")
+    for who in (SAM, LEE):
+        assert (await guarded.http.get(list_, headers=who)).status_code == 200
+    kicked = await guarded.http.post("/v1/users/sam/kick", headers=KIM)
+    assert kicked.status_code == 200
+    back = by("sam", "stream", iat=kicked.json()["kicked_at"] + 1)
+    async with (
+        guarded.stream("", authorization=back["authorization"]) as sam,
+        guarded.stream("", authorization=LEE["authorization"]) as lee,
+    ):
+        for stream in (sam, lee):
+            await stream.ready()
+        await guarded.http.post("/v1/conversations/c/handover", headers=ANN)
+        question = await ask(guarded, ANN, text="Are you there?")
+        for _ in range(2):
+            told = await lee.until("pushsse.desk")
+        assert question in told.data
+        last = {"type": "last", "message": "", "to": {"users": ["sam"]}}
+        assert (await guarded.http.post("/v1/events", headers=publish, json=last)).status_code == 202
+        await sam.until("last")
+        assert b"pushsse.desk" not in sam.raw
+
+
+async def test_staff_arent_told_for_longer_than_their_token_is_good(guarded: Running) -> None:
+    short = by("sam", "answer", exp=time.time() + 2)
+    for who in (short, LEE):
+        listed = await guarded.http.get("/v1/conversations?status=handed_over", headers=who)
+        assert listed.status_code == 200
+    store = guarded.node.questions.life.conversations
+
+    async def over() -> bool:
+        return await store.staff() == ["lee"]
+
+    await eventually(over)
 
 
 async def test_a_reply_that_streams_ends_when_people_take_over(node: Running) -> None:
