@@ -18,7 +18,7 @@ from pushsse.retry import Backoff, Outage
 
 logger = logging.getLogger(__name__)
 # Recipients between two yields: some 3 ms of the event loop.
-_YIELD_RECIPIENTS = 10_000
+_YIELD_RECIPIENTS = 5_000
 # In one append, which is atomic: each recipient is remembered, which takes Redis some 4 µs.
 _APPEND_RECIPIENTS = 1_000
 # Of a draft that is dispatched without waiting.
@@ -151,6 +151,9 @@ class Dispatcher:
                 run.setdefault(name, []).append(part)
             self._metrics.suppressed += len(users) - wanted
         appends += _bounded(run)
+        if since_yield >= _YIELD_RECIPIENTS:
+            # Publishing them begins in the same turn of the event loop.
+            await asyncio.sleep(0)
         return appends
 
     def _parts(self, draft: Draft, users: Sequence[str], off: Off) -> Iterable[tuple[str, Draft]]:

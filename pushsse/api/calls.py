@@ -299,7 +299,8 @@ CALLS = (
         summary="The person's events as JSON",
         text="Without `after` and `since` there are no events, only the present position. "
         "One call goes through 20,000 events of everybody's: with `more`, ask again after `position`, also "
-        "where there are no events.",
+        "where there are no events. Calls that go far back are served in turn, one of each person: beyond 16 "
+        "that wait, or after 5 s, with what was found and `more`, else 503 `overloaded`.",
         scope=STREAM,
         parameters=(
             Parameter("after", "query", "go on after this position", _POSITION),

@@ -6,7 +6,7 @@ the same replay as a stream's, with the same filter. A body of many lines gives 
 
 import asyncio
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -22,13 +22,12 @@ from pushsse.api.stream import wished
 from pushsse.backplane import Backplane
 from pushsse.errors import InvalidInput, NotJson, Violation
 from pushsse.event import Event
-from pushsse.hub.catch_up import Replay
+from pushsse.hub.catch_up import SCAN_ENTRIES, Replay, ScansBusy
 from pushsse.hub.opening import Opener, Opening, Revocations
 from pushsse.intake import Drafter
 from pushsse.intake.http import Intake, Submitted
 from pushsse.stream.frame import Resume
 from pushsse.stream.immediate import Answer, Reply
-from pushsse.stream.subscriber import selects
 
 _DATA = len(b"data: ")
 _LINES_MEDIA = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
@@ -39,9 +38,15 @@ _UNNAMED_MEDIA = frozenset({"", "application/x-www-form-urlencoded"})
 MAX_LINES = 30_000
 MAX_LISTED = 100
 # Entries of the log that one call goes through; then its answer says `more`, also where it holds no event.
-MAX_LOOKED_AT = 20_000
+MAX_LOOKED_AT = SCAN_ENTRIES
+# How long a call waits for its turn to go through the log.
+SCAN_WAIT_S = 5.0
+_RETRY_AFTER = {"retry-after": "5"}
 # How long one body may hold the event loop.
 _TURN_S = 0.005
+# What is shorter takes one turn all in all.
+_LONG_BYTES = 16 * 1024
+_FREED_AT_ONCE = 2_000
 Line = bytes
 _CROCKFORD = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 # Each byte as the digit of its last five bits.
@@ -103,11 +108,23 @@ class EventsEndpoint:
         """Takes events; with at least one accepted it is a 202."""
         await self.identifier.identify(request, PUBLISH)
         body = await read_body(request, MAX_EVENTS_BODY)
+        if len(body) > _LONG_BYTES:
+            # To check a long body begins in a turn of its own, as does whatever follows for many events.
+            await asyncio.sleep(0)
         checked = await self._checked(request, body)
         if not checked.submitted:
             raise InvalidInput(*checked.violations)
+        if len(body) > _LONG_BYTES:
+            await asyncio.sleep(0)
         repeated = await self.intake.accept(checked.submitted)
-        return json_response(checked.answer(repeated), 202)
+        if len(body) > _LONG_BYTES:
+            await asyncio.sleep(0)
+        answer = checked.answer(repeated)
+        # To free tens of thousands of events at once takes 10 ms.
+        while len(checked.submitted) > _FREED_AT_ONCE:
+            del checked.submitted[-_FREED_AT_ONCE:]
+            await asyncio.sleep(0)
+        return json_response(answer, 202)
 
     def posting(self, request: Request) -> Answer | None:
         """`post` for the bodies behind one head: what answers one event without waiting; None: `post` has to.
@@ -159,38 +176,25 @@ class EventsEndpoint:
         types = query.types()
         wish = wished(query, also="after")
         async with self.opener.opening(who.user, wish) as opening:
-            return json_response(await self._read(opening, types, limit))
+            reading = _Reading(self.replay, opening, types, limit)
+            while reading.goes_on and not reading.looked_at:
+                await reading.step()
+            if reading.goes_on:
+                # What lies in one piece is read at once; a whole log only in turn.
+                await self._scan(reading, who.user)
+            return json_response(reading.answer())
 
-    async def _read(self, opening: Opening, types: frozenset[str] | None, limit: int) -> Events:
-        cursor = opening.cursor
-        found: list[tuple[int, EventView]] = []
-        gap = opening.resume is Resume.GAP
-        more, looked_at = True, 0
-        loop = asyncio.get_running_loop()
-        while more and len(found) < limit and looked_at < MAX_LOOKED_AT:
-            if looked_at:
-                # What is read from this node's memory isn't waited for.
-                await asyncio.sleep(0)
-            entries = await self.replay.entries(cursor)
-            # Guarantee 2: a log that was lost while it was read is told as a gap, as on a stream.
-            if cursor.take_gap():
-                gap = True
-                continue
-            more = bool(entries)
-            until = loop.time() + _TURN_S
-            for entry in entries:
-                looked_at += 1
-                # The cursor also moves past what is filtered, so `position` never brings that again.
-                if self.replay.advance(cursor, entry) and selects(types, entry.publication):
-                    publication = entry.publication
-                    data = msgspec.Raw(publication.body[_DATA:-1])
-                    view = EventView(publication.name, data, str(cursor.position))
-                    found.append((publication.expires_ms, view))
-                if len(found) == limit or loop.time() > until:
-                    break
-        # Several reads may lie between the first event and now: what was found first may have expired.
-        fresh = tuple(each for expires_ms, each in found if not self.replay.expired(expires_ms))
-        return Events(fresh, str(cursor.position), gap, more)
+    async def _scan(self, reading: "_Reading", user: str) -> None:
+        """Reads on in the person's turn. Raises HttpProblem 503 where none comes and nothing was found."""
+        scans = self.replay.scans
+        try:
+            async with scans.turn(user, limit_s=SCAN_WAIT_S):
+                while reading.goes_on:
+                    async with scans.piece():
+                        await reading.step()
+        except ScansBusy as error:
+            if not reading.found:
+                raise HttpProblem(503, "overloaded", str(error), _RETRY_AFTER) from None
 
     def _submitted(self, given: Event | Line) -> Submitted:
         decoded = given if isinstance(given, Event) else event.decode(given)
@@ -199,6 +203,49 @@ class EventsEndpoint:
         event_id = decoded.id or _ulid(now_ms)
         at = datetime.fromtimestamp(now_ms / 1000, UTC)
         return Submitted(decoded, event_id, self.drafter.draft(decoded, event_id=event_id, at=at))
+
+
+@dataclass(slots=True)
+class _Reading:
+    """One call for events as far as it has got; `more` until nothing was left to read."""
+
+    replay: Replay
+    opening: Opening
+    types: frozenset[str] | None
+    limit: int
+    gap: bool = False
+    more: bool = True
+    looked_at: int = 0
+    # With the time after which each may no longer be told.
+    found: list[tuple[int, EventView]] = field(default_factory=list)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is something to read, and room for it."""
+        return self.more and len(self.found) < self.limit and self.looked_at < MAX_LOOKED_AT
+
+    async def step(self) -> None:
+        """Reads one piece. Raises Unavailable."""
+        cursor = self.opening.cursor
+        entries = await self.replay.entries(cursor)
+        # Guarantee 2: a log that was lost while it was read is told as a gap, as on a stream.
+        if cursor.take_gap():
+            self.gap = True
+            return
+        # The cursor also moves past what is filtered, so `position` never brings that again.
+        passed = self.replay.advance(cursor, entries, types=self.types, most=self.limit - len(self.found))
+        self.looked_at += passed.looked_at
+        self.more = bool(entries) and not self.replay.is_current(cursor)
+        for publication, position in passed.found:
+            data = msgspec.Raw(publication.body[_DATA:-1])
+            self.found.append((publication.expires_ms, EventView(publication.name, data, str(position))))
+
+    def answer(self) -> Events:
+        """What was found."""
+        # Several reads may lie between the first event and now: what was found first may have expired.
+        fresh = tuple(each for expires_ms, each in self.found if not self.replay.expired(expires_ms))
+        gap = self.gap or self.opening.resume is Resume.GAP
+        return Events(fresh, str(self.opening.cursor.position), gap, self.more)
 
 
 @dataclass(slots=True)
@@ -269,11 +316,11 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _lines(body: bytes) -> list[tuple[int, Line]]:
-    """The lines that aren't blank, by number. Raises HttpProblem 413."""
+def _lines(body: bytes) -> Iterator[tuple[int, Line]]:
+    """The lines that aren't blank, by number, made as they are read. Raises HttpProblem 413 at once."""
     if body.count(b"\n") > MAX_LINES:
         raise HttpProblem(413, "too_many_lines", f"the body has more than {MAX_LINES} lines")
-    return [(number, line) for number, line in enumerate(body.split(b"\n"), 1) if line.strip()]
+    return ((number, line) for number, line in enumerate(body.split(b"\n"), 1) if line.strip())
 
 
 def _is_json(line: bytes) -> bool:

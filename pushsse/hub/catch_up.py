@@ -1,28 +1,47 @@
 """Serves streams that are behind from the logs, as fast as their sockets drain, until they go live.
 
 A service: the hub hands it each stream that falls behind or that begins behind, and it owns one task for
-each. `Replay`, which reads what lies between a cursor and the node, also serves the events endpoint. A stream
-that makes no progress for the send timeout is ended as slow, and can resume.
+each. `Replay`, which reads what lies between a cursor and the node, also serves the events endpoint. Whoever
+goes through many entries that aren't for it does so in its turn (`Scans`). A stream that makes no progress
+for the send timeout is ended as slow, and can resume.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from heapq import merge
+from typing import NamedTuple
 
 from pushsse.backplane import BROADCAST, Backplane, Entry
-from pushsse.errors import CloseReason, Unavailable
+from pushsse.errors import CloseReason, PushsseError, Unavailable
+from pushsse.event import Publication
 from pushsse.hub.hub import Hub
 from pushsse.hub.log_tail import LogTail
 from pushsse.hub.opening import Opener
-from pushsse.position import Mark
+from pushsse.position import Mark, Position
 from pushsse.retry import Backoff
 from pushsse.stream.frame import Resume, chunk, frame
-from pushsse.stream.subscriber import Behind, Cursor, Subscriber, selects
+from pushsse.stream.subscriber import Behind, Cursor, Subscriber
 
 STEP_ENTRIES = 500
 STEP_BYTES = 32 * 1024
 STEP_S = 0.005
+# Entries that one turn of a scan goes through.
+SCAN_ENTRIES = 20_000
+SCANS_AT_ONCE = 2
+# Calls that may wait for a turn: of one person, and of all together.
+MOST_WAITING_EACH = 16
+MOST_WAITING = 256
+# To look at the clock for each entry takes as long as to pass over it.
+_CLOCK_EVERY = 32
+# Shorter rests are put together: a timer isn't exact to less.
+_LEAST_REST_S = 0.002
+# With fewer entries to look at for each frame, a stream is slowed down by what it writes.
+_ENTRIES_A_FRAME = 4
+_MOST_REST_S = 0.1
 logger = logging.getLogger(__name__)
 
 
@@ -55,6 +74,7 @@ class CatchUp:
 
     async def _catch_up(self, subscriber: Subscriber) -> None:
         backoff = Backoff()
+        scanning = False
         while isinstance(behind := subscriber.state, Behind):
             if behind.cursor.take_gap():
                 ready = chunk(self._opener.ready(subscriber, Resume.GAP))
@@ -64,7 +84,8 @@ class CatchUp:
                 subscriber.end(CloseReason.SLOW)
                 return
             try:
-                await self._step(subscriber, behind)
+                step = self._scan if scanning else self._step
+                scanning = not await step(subscriber, behind)
             except Unavailable:
                 await asyncio.sleep(backoff.next_s())
                 continue
@@ -83,29 +104,145 @@ class CatchUp:
             return False
         return True
 
-    async def _step(self, subscriber: Subscriber, behind: Behind) -> None:
-        """Offers the next piece, and moves the cursor past it. Raises BackplaneUnavailable."""
+    async def _scan(self, subscriber: Subscriber, behind: Behind) -> bool:
+        """Steps, in a turn of its own, until the socket slows the stream down, or the turn is over."""
+        scans = self._replay.scans
+        async with scans.turn(subscriber.person.name, limit_s=None):
+            for _ in range(SCAN_ENTRIES // STEP_ENTRIES):
+                if subscriber.state is not behind or behind.cursor.owes_gap or not behind.room:
+                    break
+                async with scans.piece():
+                    if await self._step(subscriber, behind):
+                        return True
+        return False
+
+    async def _step(self, subscriber: Subscriber, behind: Behind) -> bool:
+        """Offers the next piece, and moves the cursor past it. Raises BackplaneUnavailable.
+
+        False where it went through a piece of the log for little, and is to go on: no socket slows such a
+        stream down.
+        """
         cursor = behind.cursor
         entries = await self._replay.entries(cursor)
         # While the log was read the stream may have ended, and nothing may follow its last frame; or a log
         # was lost.
         if subscriber.state is not behind or cursor.owes_gap:
-            return
-        frames: list[bytes] = []
-        size = 0
-        loop = asyncio.get_running_loop()
-        until = loop.time() + STEP_S
-        for entry in entries:
-            # Guarantee 2: the cursor moves past every entry, also those that aren't for this stream.
-            if self._replay.advance(cursor, entry) and selects(subscriber.types, entry.publication):
-                frames.append(frame(entry.publication, cursor.position, named=subscriber.named))
-                size += len(frames[-1])
-            # An entry for 10,000 people takes 0.1 ms to look at.
-            if size >= STEP_BYTES or loop.time() > until:
-                break
+            return True
+        passed = self._replay.advance(cursor, entries, types=subscriber.types, most_bytes=STEP_BYTES)
+        frames = [frame(each.publication, each.position, named=subscriber.named) for each in passed.found]
         if frames:
             self._hub.metrics.deliveries += len(frames)
             subscriber.offer(chunk(b"".join(frames)), self._hub.heartbeat.now)
+        return passed.looked_at < _ENTRIES_A_FRAME * len(frames) or self._replay.is_current(cursor)
+
+
+class ScansBusy(PushsseError):
+    """Too many calls wait to go through the log, or this one has waited for too long."""
+
+
+class Scans:
+    """Whose turn it is to go through much of the log: few at a time, and one of each person at most.
+
+    The others wait, person after person, so that one with many calls delays the others by one. All scans
+    together take about half of the event loop: after each piece they rest for as long as it took.
+    """
+
+    def __init__(self) -> None:
+        self._running: set[str] = set()
+        # By person, in the order of their turns. Nobody is here without a call that waits.
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._count = 0
+        self._resting = asyncio.Lock()
+        self._owed_s = 0.0
+
+    @asynccontextmanager
+    async def turn(self, person: str, *, limit_s: float | None) -> AsyncIterator[None]:
+        """A person's turn. Raises ScansBusy where too many wait, or after `limit_s`; None: waits for ever."""
+        await self._enter(person, limit_s)
+        try:
+            yield
+        finally:
+            self._leave(person)
+
+    @asynccontextmanager
+    async def piece(self) -> AsyncIterator[None]:
+        """One piece of a scan, after the rest that the pieces before it are owed."""
+        # One rests for all: with a rest of its own for each, two would take turns and leave nothing.
+        async with self._resting:
+            rest_s = 0.0
+            if self._owed_s >= _LEAST_REST_S:
+                rest_s, self._owed_s = min(self._owed_s, _MOST_REST_S), 0.0
+            await asyncio.sleep(rest_s)
+        # Of the event loop's thread: what was waited for, a log in Redis, kept nobody from the loop.
+        began = time.thread_time()
+        try:
+            yield
+        finally:
+            self._owed_s += time.thread_time() - began
+
+    async def _enter(self, person: str, limit_s: float | None) -> None:
+        if len(self._running) < SCANS_AT_ONCE and person not in self._running:
+            self._running.add(person)
+            return
+        before = self._waiting.get(person, ())
+        if limit_s is not None and (len(before) >= MOST_WAITING_EACH or self._count >= MOST_WAITING):
+            raise ScansBusy("too many calls go through old events just now, try again")
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(person, deque()).append(mine)
+        self._count += 1
+        try:
+            async with asyncio.timeout(limit_s):
+                await mine
+        except BaseException as error:
+            if mine.done() and not mine.cancelled():
+                # Its turn came in the same round of the event loop as the end of its wait.
+                self._leave(person)
+            else:
+                self._give_up(person, mine)
+            if isinstance(error, TimeoutError):
+                raise ScansBusy(f"old events couldn't be read within {limit_s:.0f} s, try again") from None
+            raise
+
+    def _give_up(self, person: str, mine: "asyncio.Future[None]") -> None:
+        waiting = self._waiting.get(person, deque())
+        # Not there where `_leave` has passed it over.
+        if mine in waiting:
+            self._count -= 1
+            waiting.remove(mine)
+            if not waiting:
+                del self._waiting[person]
+
+    def _leave(self, person: str) -> None:
+        self._running.discard(person)
+        while len(self._running) < SCANS_AT_ONCE:
+            # At most SCANS_AT_ONCE are passed over.
+            following = next((each for each in self._waiting if each not in self._running), None)
+            if following is None:
+                return
+            # To the end of the line with whoever has further calls.
+            waiting = self._waiting.pop(following)
+            mine = waiting.popleft()
+            if waiting:
+                self._waiting[following] = waiting
+            self._count -= 1
+            # One that has just been cancelled is passed over.
+            if not mine.done():
+                self._running.add(following)
+                mine.set_result(None)
+
+
+class Found(NamedTuple):
+    """A publication for whoever reads, and the position behind it."""
+
+    publication: Publication
+    position: Position
+
+
+class Passed(NamedTuple):
+    """What a cursor was moved past: what is for its person, and how many entries that took."""
+
+    found: list[Found]
+    looked_at: int
 
 
 class Replay:
@@ -114,6 +251,7 @@ class Replay:
     def __init__(self, hub: Hub, backplane: Backplane) -> None:
         self._hub = hub
         self._backplane = backplane
+        self.scans = Scans()
 
     async def entries(self, cursor: Cursor) -> Sequence[Entry]:
         """The next entries after the cursor, in order; none when it is where the node is.
@@ -146,24 +284,64 @@ class Replay:
                 cursor.skip(tail.name, Mark(mark.epoch, min(head.first - 1, tail.mark.number)))
         return [entry for entry in page.entries if entry.number <= upto[entry.log]]
 
-    def advance(self, cursor: Cursor, entry: Entry) -> bool:
-        """Moves a cursor past an entry; whether the entry is for its person."""
-        publication, person = entry.publication, cursor.person
-        epochs = cursor.position
-        epoch = epochs.broadcast.epoch if entry.log == BROADCAST else epochs.shard.epoch
-        cursor.move(entry.log, Mark(epoch, entry.number))
-        if publication.users is not None and person.name not in publication.users:
-            return False
-        if publication.change is not None:
-            cursor.switched(frozenset(publication.change.after))
-        if self.expired(publication.expires_ms):
-            self._hub.metrics.expired += 1
-            return False
-        # Guarantee 3: on when it was published, and on now.
-        if publication.switchable and (publication.name in cursor.off or publication.name in person.off):
-            self._hub.metrics.suppressed += 1
-            return False
-        return True
+    def advance(
+        self,
+        cursor: Cursor,
+        entries: Sequence[Entry],
+        *,
+        types: frozenset[str] | None,
+        most: int = STEP_ENTRIES,
+        most_bytes: int = 0,
+    ) -> Passed:
+        """Moves a cursor past entries, for about 5 ms, and finds those for its person and of these types.
+
+        Stops at `most` found ones, and where they have `most_bytes` (0: any).
+        """
+        person, name = cursor.person, cursor.person.name
+        (b_epoch, b_number), (s_epoch, s_number) = cursor.position
+        found: list[Found] = []
+        looked_at = size = 0
+        clock = asyncio.get_running_loop().time
+        until = clock() + STEP_S
+        for entry in entries:
+            # Guarantee 2: the cursor moves past every entry, also those that aren't for this person.
+            if entry.log == BROADCAST:
+                b_number = entry.number
+            else:
+                s_number = entry.number
+            looked_at += 1
+            # An entry for 10,000 people takes 0.1 ms to look at.
+            if not looked_at % _CLOCK_EVERY and clock() > until:
+                most = 0
+            publication, users = entry.publication, entry.publication.users
+            # First what rules most entries out, for whoever goes through a whole log for a few types.
+            if (types is None or not publication.switchable or publication.name in types) and (
+                users is None or name in users
+            ):
+                if publication.change is not None:
+                    cursor.switched(frozenset(publication.change.after))
+                if self.expired(publication.expires_ms):
+                    self._hub.metrics.expired += 1
+                # Guarantee 3: on when it was published, and on now.
+                elif publication.switchable and (
+                    publication.name in cursor.off or publication.name in person.off
+                ):
+                    self._hub.metrics.suppressed += 1
+                else:
+                    found.append(
+                        Found(publication, Position(Mark(b_epoch, b_number), Mark(s_epoch, s_number)))
+                    )
+                    size += len(publication.body)
+                    if 0 < most_bytes <= size:
+                        break
+            if len(found) >= most:
+                break
+        cursor.position = Position(Mark(b_epoch, b_number), Mark(s_epoch, s_number))
+        return Passed(found, looked_at)
+
+    def is_current(self, cursor: Cursor) -> bool:
+        """Whether a cursor is where the node is, so that nothing is left to read."""
+        return cursor.position == self._hub.position(cursor.person)
 
     def expired(self, expires_ms: int) -> bool:
         """Whether an event may no longer be written. The answer is void after an await."""
