@@ -209,6 +209,10 @@ GIVEN_UP = Unanswered("failed", "gave_up", "answering was begun several times an
 NOBODY = Unanswered("failed", "no_answer", "people would have to answer, and nobody does here")
 RELEASED = Unanswered("failed", "released", "people have closed the conversation without an answer to this")
 TOO_LONG = Unanswered("failed", "too_long", f"the answer has more than {MAX_ANSWER_CHARACTERS} characters")
+# Not in an Ending: what whoever answers is told where people have taken the question over.
+HANDED_OVER = "handed_over"
+# Ends that whoever answers doesn't know of: it is told to stop. Any other it has said itself.
+STOPS = frozenset(each.code for each in (EXPIRED, STALLED, UNAVAILABLE, CANCELLED, GIVEN_UP, TOO_LONG))
 
 
 class TooManyQuestions(PushsseError):

@@ -19,7 +19,9 @@ import msgspec
 from pushsse.errors import Unavailable
 from pushsse.questions import (
     EXPIRED,
+    HANDED_OVER,
     STALLED,
+    STOPS,
     TOO_LONG,
     UNAVAILABLE,
     Answered,
@@ -85,13 +87,41 @@ class Answering:
         leased = self._leased.get(question_id)
         # Asked anew since then, it isn't the question that has ended.
         if leased is not None and attempt.isdecimal() and leased.attempt <= int(attempt):
-            self.drop(question_id)
+            self.lose(question_id)
+
+    def lose(self, question_id: str) -> None:
+        """Stops answering a question, which has ended or is another node's; tells whoever answers it."""
+        question = self._leased.get(question_id)
+        is_asked = question_id in self._tasks
+        self.drop(question_id)
+        # Who ended it has told that, too, but perhaps before this node's record with the question was there.
+        if question is not None and is_asked and self._group is not None:
+            self._group.create_task(self._tell_ended(question))
 
     def stop(self, question: Question, code: str) -> None:
-        """A question has ended without its answer, as it stood before: this node and whoever has it stop."""
-        self.drop(question.id)
-        if question.sent_off and isinstance(self._answerer, HearsStops) and self._group is not None:
+        """A question has ended for another reason than its answerer: this node and whoever has it stop."""
+        leased = self._leased.get(question.id)
+        # Asked anew since then, it isn't the question that has ended.
+        if leased is not None and leased.attempt <= question.attempt:
+            self.drop(question.id)
+        # Whether or not it was sent off: that is stored after it is so, and one that nobody has does no harm.
+        if isinstance(self._answerer, HearsStops) and self._group is not None:
             self._group.create_task(self._tell_stop(self._answerer, question, code))
+
+    async def _tell_ended(self, question: Question) -> None:
+        """Tells whoever answers of an end that this node has only heard of, if it has ended so."""
+        if not isinstance(self._answerer, HearsStops):
+            return
+        try:
+            now = await self._life.find(question.id)
+        except Unavailable as error:
+            logger.info("question %s: it isn't known how it has ended: %s", question.id, error)
+            return
+        if now is None:
+            return
+        code = HANDED_OVER if now.status == "handed_over" else now.error_code
+        if code == HANDED_OVER or code in STOPS:
+            await self._tell_stop(self._answerer, now, code)
 
     async def _tell_stop(self, answerer: HearsStops, question: Question, code: str) -> None:
         try:
@@ -197,7 +227,8 @@ class Answering:
             raise Lost(question.id)
         del self._tasks[question.id]
         if isinstance(ending, SentOff):
-            await self._life.sent_off(question)
+            if not await self._life.sent_off(question):
+                await self._tell_ended(question)
         elif isinstance(ending, HandOver):
             await self._life.hand_over(question, ending.reason)
         else:

@@ -7,9 +7,10 @@ keeps them from being there twice. While an answer grows the backplane has it, a
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -21,8 +22,12 @@ from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable, Unavailabl
 from pushsse.event import Publication, encode
 from pushsse.metrics import Metrics
 from pushsse.questions import (
+    EXPIRED,
+    HANDED_OVER,
     MAX_ANSWER_CHARACTERS,
     NOBODY,
+    STALLED,
+    STOPS,
     TOO_LONG,
     Answered,
     By,
@@ -33,6 +38,7 @@ from pushsse.questions import (
     Part,
     Question,
     Status,
+    Unanswered,
     clean,
     fit,
 )
@@ -99,6 +105,14 @@ class Life:
         # Those that have ended, by question: their answers so far are to be dropped up to this attempt.
         self._over: dict[str, int] = {}
         self._metrics = metrics
+        self._stopped: Callable[[Question, str], None] = _nobody_hears
+
+    def hear_stops(self, listener: Callable[[Question, str], None]) -> None:
+        """`listener` is called with each question that ends here without its answerer knowing, and why.
+
+        It gets the question as it stood before, or as it is now.
+        """
+        self._stopped = listener
 
     async def ask(
         self, question: Question, *, key: str | None, node: str, leased: bool, digest: str = ""
@@ -159,7 +173,8 @@ class Life:
             announce_s=self.pace.announce_s,
             question=question,
         )
-        await self.announce_all(ids)
+        own = None if question is None else question.id
+        await self.announce_all(ids, stopped=[each for each in ids if each != own])
         if not ids and await self.conversations.one(conversation) is not None:
             try:
                 await self.tell_staff(DeskEvent(conversation, "waiting", None))
@@ -177,13 +192,18 @@ class Life:
         await self.announce(message)
         return True
 
-    async def announce_all(self, ids: Collection[str]) -> None:
-        """Publishes the status that some questions have come to."""
+    async def announce_all(self, ids: Collection[str], stopped: Collection[str] = ()) -> None:
+        """Publishes the status that some questions have come to, as long as that can be; then a sweep does.
+
+        Whoever answers those of `stopped` is told that people have taken them over.
+        """
+        reached = True
         for question_id in ids:
             if (found := await self.store.one(question_id)) is not None:
                 self._metrics.questions[found.status] += 1
-                await self._stop(found)
-                await self.announce(found)
+                if question_id in stopped:
+                    self._stopped(found, HANDED_OVER)
+                reached = reached and await self._stop(found) and await self.announce(found)
 
     async def tell_staff(self, event: "DeskEvent", once: str = "") -> None:
         """Publishes an event to the staff who asked what waits. Raises BackplaneUnavailable, too."""
@@ -218,9 +238,12 @@ class Life:
         """A new attempt at an answer that grows on this node."""
         return Growing(self, question, delta_s=self.pace.delta_s, store_s=self.pace.store_s)
 
-    async def sent_off(self, question: Question) -> None:
-        """The answer comes from elsewhere: no node takes the question over, it can only expire."""
-        await self.store.sent_off(question)
+    async def sent_off(self, question: Question) -> bool:
+        """The answer comes from elsewhere: no node takes the question over, it can only expire.
+
+        False if it has ended meanwhile, or is another attempt's.
+        """
+        return await self.store.sent_off(question)
 
     async def end(
         self,
@@ -235,10 +258,11 @@ class Life:
         With `attempt` also False if another node has taken the question over since. `question` as it stands,
         for whoever answers it and knows.
         """
+        before = question
         if isinstance(ending, Answered):
             ending = _fitting(ending)
-        elif attempt is None:
-            await self._keep_so_far(question_id)
+        elif attempt is None and (before := await self.store.one(question_id)) is not None:
+            await self._keep(before, await self.as_grown(before))
         # One conditional update decides between an answer, a cancel and a sweep, on all nodes: who gets True
         # publishes the end. If it dies first, a sweep does, by the `announce_by` of the same update.
         if not await self.store.end(question_id, ending, attempt=attempt, announce_s=self.pace.announce_s):
@@ -246,10 +270,47 @@ class Life:
         question = await self.store.one(question_id) if question is None else _ended_as(question, ending)
         if question is not None:
             self._metrics.questions[question.status] += 1
+            self._stops(before or question, ending)
             if attempt is None:
                 await self._stop(question)
             await self.announce(question)
             # Dropped later, with others: whoever opens a stream in between doesn't ask for it any more.
+            self._over[question.id] = question.attempt
+        return True
+
+    async def expire(self, questions: Sequence[Question]) -> None:
+        """Ends those of some overdue questions whose deadline hasn't moved since. `publish` tells of it."""
+        # One try for all, and nothing else here goes to the backplane: while that hangs, each would take
+        # seconds.
+        so_far = await self.so_far(questions)
+        for question in questions:
+            grown = _as_grown(question, so_far.get(question.id))
+            await self._keep(question, grown)
+            ending = STALLED if question.status == "answering" and grown.seq else EXPIRED
+            await self.close(question, ending, attempt=None, overdue_at=datetime.now(UTC))
+
+    async def close(
+        self,
+        question: Question,
+        ending: Unanswered,
+        *,
+        attempt: int | None,
+        overdue_at: datetime | None = None,
+    ) -> None:
+        """Ends an open question as `end` does, but for the publishing, which is due at once.
+
+        With `overdue_at` only if its deadline is before that.
+        """
+        if await self.store.end(question.id, ending, attempt=attempt, announce_s=0.0, overdue_at=overdue_at):
+            self._metrics.questions[ending.status] += 1
+            self._stops(question, ending)
+
+    async def publish(self, question: Question) -> bool:
+        """Publishes a status that isn't in the log yet. False: the backplane is away."""
+        if not await self.announce(question):
+            return False
+        if question.has_ended:
+            await self._stop(question)
             self._over[question.id] = question.attempt
         return True
 
@@ -317,22 +378,21 @@ class Life:
 
     async def as_grown(self, question: Question) -> Question:
         """A question with its answer as it has grown since it was last stored."""
-        so_far = (await self.so_far((question,))).get(question.id)
-        if so_far is None or (so_far.attempt, so_far.seq) <= (question.attempt, question.seq):
-            return question
-        parts = tuple(msgspec.json.decode(part, type=KeptPart) for part in so_far.parts)
-        return msgspec.structs.replace(question, answer=so_far.text, seq=so_far.seq, parts=parts)
+        return _as_grown(question, (await self.so_far((question,))).get(question.id))
 
-    async def _keep_so_far(self, question_id: str) -> None:
+    def _stops(self, question: Question, ending: Ending) -> None:
+        """Tells whoever answers of an end, if that is news; not of a question that people have."""
+        if isinstance(ending, Unanswered) and ending.code in STOPS and question.status != "handed_over":
+            self._stopped(question, ending.code)
+
+    async def _keep(self, question: Question, grown: Question) -> None:
         """Stores what there is of an answer that somebody ends who doesn't answer it."""
-        if (question := await self.store.one(question_id)) is None:
-            return
-        if (grown := await self.as_grown(question)) is not question:
+        if grown is not question:
             # The deadline stays: it may be what ends the question.
             await self.store.grow(grown, stall_s=None, before=question)
 
-    async def _stop(self, question: Question) -> None:
-        """Tells the node that answers a question which has ended elsewhere."""
+    async def _stop(self, question: Question) -> bool:
+        """Tells the node that answers a question which has ended elsewhere; False if it can't be told."""
         try:
             async with _in_time():
                 await self._backplane.notify(Topic.ENDED, f"{question.id} {question.attempt}")
@@ -340,6 +400,8 @@ class Life:
             logger.info(
                 "question %s: its node learns of its end when it renews its leases: %s", question.id, error
             )
+            return False
+        return True
 
     async def find(self, question_id: str) -> Question | None:
         """A question by its id."""
@@ -397,6 +459,18 @@ async def _in_time() -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise BackplaneUnavailable(f"no answer within {_PUBLISH_S} s") from None
+
+
+def _nobody_hears(question: Question, code: str) -> None:
+    """Nobody is to be told of ends."""
+
+
+def _as_grown(question: Question, so_far: SoFar | None) -> Question:
+    """A question with its answer so far, if that is more than what it has."""
+    if so_far is None or (so_far.attempt, so_far.seq) <= (question.attempt, question.seq):
+        return question
+    parts = tuple(msgspec.json.decode(part, type=KeptPart) for part in so_far.parts)
+    return msgspec.structs.replace(question, answer=so_far.text, seq=so_far.seq, parts=parts)
 
 
 def _fitting(ending: Answered) -> Ending:

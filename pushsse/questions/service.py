@@ -6,7 +6,7 @@ Called by api/questions and by `people`; hands new questions to `answering`. `ru
 import asyncio
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -21,9 +21,7 @@ from pushsse.errors import DatabaseUnavailable, InvalidInput, Overloaded, Violat
 from pushsse.metrics import Metrics
 from pushsse.questions import (
     CANCELLED,
-    EXPIRED,
     GIVEN_UP,
-    STALLED,
     BeingTaken,
     Conversation,
     NotNow,
@@ -190,8 +188,7 @@ class Questions:
         question = await self.get(user, question_id)
         if question is None or question.has_ended:
             return question
-        if await self.life.end(question_id, CANCELLED):
-            self.answering.stop(question, CANCELLED.code)
+        await self.life.end(question_id, CANCELLED)
         return await self.get(user, question_id)
 
     async def get(self, user: str, question_id: str) -> Question | None:
@@ -306,6 +303,7 @@ def assemble_questions(
     """The service of one node; `run` has to be supervised. A question expires after `timeout_s`."""
     life = Life(store, backplane, metrics, pace or QuestionPace())
     answering = Answering(life, answerer, node=node, unsure_hands_over=unsure_hands_over)
+    life.hear_stops(answering.stop)
     backplane.hear_notices(Topic.ENDED, answering.hear_end)
     return Questions(life, answering, Sweeper(life, answering, node), backplane, node, timeout_s)
 
@@ -314,8 +312,9 @@ def assemble_questions(
 class Sweeper:
     """Keeps the questions of all nodes moving: none stays open, unanswered or unpublished for ever.
 
-    Each sweep renews this node's leases, ends what is overdue, takes over what a dead node had, and publishes
-    what isn't in the log. Each step is conditional in the database, so several nodes may sweep together.
+    Each sweep ends what is overdue, takes over what a dead node had, and publishes what isn't in the log.
+    Each step is conditional in the database, so several nodes may sweep together. This node's leases are
+    renewed meanwhile: a sweep may take longer than they last, and take over what this node is answering.
     """
 
     life: Life
@@ -323,11 +322,16 @@ class Sweeper:
     node: str
 
     async def run(self) -> None:
-        """Sweeps for ever; an absent database is waited for."""
-        outage = Outage("sweeps of questions fail", logger, Backoff())
+        """Sweeps and renews for ever; an absent database is waited for."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._again(self.renew, "leases of questions can't be renewed"))
+            group.create_task(self._again(self.sweep, "sweeps of questions fail"))
+
+    async def _again(self, step: Callable[[], Awaitable[None]], fails: str) -> None:
+        outage = Outage(fails, logger, Backoff())
         while True:
             try:
-                await self.sweep()
+                await step()
                 outage.over()
             except DatabaseUnavailable as error:
                 outage.failed(error)
@@ -335,27 +339,21 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """One round. Raises DatabaseUnavailable."""
-        # First: what follows may take seconds, and other nodes take over what has a lapsed lease.
-        await self._renew()
         await self.life.store_announced()
         await self.life.drop_over()
-        for question in await self.life.store.overdue(_AT_ONCE):
-            # Dropped where this node answers it; another node notices when it renews its leases, or writes.
-            has_begun = question.status == "answering" and question.seq
-            ending = STALLED if has_begun else EXPIRED
-            if await self.life.end(question.id, ending):
-                self.answering.stop(question, ending.code)
+        if overdue := await self.life.store.overdue(_AT_ONCE):
+            await self.life.expire(overdue)
         await self.life.conversations.lapse()
         if room := min(self.answering.queue.room, _AT_ONCE):
             for question in await self.life.store.abandoned(room):
                 await self._take_over(question)
         for question in await self.life.store.unannounced(_AT_ONCE):
-            if not await self.life.announce(question):
-                # A part is away, and each try may take seconds: leases have to be renewed in time.
+            if not await self.life.publish(question):
+                # The backplane is away, and each try may take seconds.
                 break
 
-    async def _renew(self) -> None:
-        """Renews this node's leases, and drops the questions that it has lost."""
+    async def renew(self) -> None:
+        """Renews this node's leases, and drops the questions that it has lost. Raises DatabaseUnavailable."""
         leased = self.answering.leased
         if not leased:
             return
@@ -363,14 +361,14 @@ class Sweeper:
         for question_id, attempt in leased.items():
             # Compared again: it may have ended here while the database was asked.
             if attempts.get(question_id) != attempt and self.answering.leased.get(question_id) == attempt:
-                self.answering.drop(question_id)
+                self.answering.lose(question_id)
         if ours := [each for each, attempt in attempts.items() if attempt == leased[each]]:
             await self.life.renew(ours, node=self.node)
 
     async def _take_over(self, question: Question) -> None:
         if question.attempt - question.first_attempt + 1 >= MOST_ATTEMPTS:
             # A question that brings down one node after the other must not do so for ever.
-            await self.life.end(question.id, GIVEN_UP, attempt=question.attempt)
+            await self.life.close(question, GIVEN_UP, attempt=question.attempt)
         elif (taken := await self.life.take_over(question, node=self.node)) is not None:
             logger.info(
                 "question %s: this node takes it over, attempt %d", taken.id, taken.attempt, extra=taken.ids

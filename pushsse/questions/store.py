@@ -75,7 +75,8 @@ _END_UNANSWERED = Statement("""
     UPDATE pushsse_question
        SET updated_at = {time[4]}, announce_by = {time[5]}, lease_until = NULL,
            status = {value[6]}, error_code = {value[7]}, error_detail = {value[8]}
-     WHERE id = {value[1]} AND status {among[3]} AND ({value[2]} = 0 OR attempts = {value[2]}) RETURNING 1""")
+     WHERE id = {value[1]} AND status {among[3]} AND ({value[2]} = 0 OR attempts = {value[2]})
+       AND deadline_at < {time[9]} RETURNING 1""")
 # Where people answer, the parts that the answer had grown by are still the answerer's.
 _END_ANSWERED = Statement("""
     UPDATE pushsse_question
@@ -110,6 +111,8 @@ _TIME_OF_ULID = 10
 # Rows that one statement deletes: an answer may have 800 kB.
 _AT_ONCE = 100
 _EARLIER_ANSWERS = 10
+# After every deadline.
+_EVER = datetime(9999, 12, 31, tzinfo=UTC)
 
 
 class KeyTaken(Exception):
@@ -270,9 +273,18 @@ class QuestionStore:
             )
             return bool(changed)
 
-    async def end(self, question_id: str, ending: Ending, *, attempt: int | None, announce_s: float) -> bool:
+    async def end(
+        self,
+        question_id: str,
+        ending: Ending,
+        *,
+        attempt: int | None,
+        announce_s: float,
+        overdue_at: datetime | None = None,
+    ) -> bool:
         """Open → ended; true for one caller over all nodes. `attempt` None for who isn't the taker.
 
+        With `overdue_at` an Unanswered ends it only if its deadline is before that time: it may have moved.
         Where people have taken the question over, only they end it, its person, and the time.
         """
         now = _now()
@@ -282,7 +294,8 @@ class QuestionStore:
         found = (question_id, attempt or 0, endable, *times)
         if not isinstance(ending, Answered):
             values = ending.status, ending.code, ending.detail
-            return bool(await self.database.rows(int, _END_UNANSWERED, *found, *values))
+            before = instant(overdue_at or _EVER)
+            return bool(await self.database.rows(int, _END_UNANSWERED, *found, *values, before))
         answered = (
             ending.by.kind,
             ending.by.name,
@@ -406,10 +419,14 @@ class QuestionStore:
             )
             await rows.update(lease_until=until)
 
-    async def sent_off(self, question: Question) -> None:
-        """The answer comes from elsewhere: nobody takes the question over any more, it can only expire."""
+    async def sent_off(self, question: Question) -> bool:
+        """The answer comes from elsewhere: nobody takes the question over any more, it can only expire.
+
+        False if it has ended, or is another attempt's.
+        """
         async with self.database.session():
-            await QuestionRow.filter(id=question.id, attempts=question.attempt).update(lease_until=None)
+            rows = QuestionRow.filter(id=question.id, attempts=question.attempt, status="answering")
+            return bool(await rows.update(lease_until=None))
 
     async def delete_old(self, before: datetime) -> int:
         """Deletes some questions that have ended and were asked before a time; how many, 0 at the end."""

@@ -14,6 +14,7 @@ from pushsse.backplane.memory import MemoryBackplane
 from pushsse.errors import BackplaneUnavailable, InvalidInput, KafkaUnavailable, Overloaded
 from pushsse.node import Interruptible
 from pushsse.questions import (
+    CANCELLED,
     Answered,
     BeingTaken,
     By,
@@ -23,9 +24,9 @@ from pushsse.questions import (
     TooManyQuestions,
     Unanswered,
 )
-from pushsse.questions.answerers import Delta, Piece
+from pushsse.questions.answerers import Delta, HandOver, Piece, SentOff
 from pushsse.questions.life import QuestionPace
-from pushsse.questions.service import MOST_ATTEMPTS, Asking, assemble_questions
+from pushsse.questions.service import MOST_ATTEMPTS, Asking, Questions, assemble_questions
 from pushsse.questions.store import QuestionStore
 from tests.questions.conftest import FAST, Nodes, Scripted, data, grown_text, running
 from tests.waiting import eventually
@@ -219,6 +220,137 @@ async def test_cancelling_on_another_node_closes_the_answerer_here_at_once(nodes
     assert cancelled is not None
     # What it had said is kept.
     assert (cancelled.status, cancelled.answer) == ("cancelled", "I am ")
+
+
+@dataclasses.dataclass
+class Hearing(Scripted):
+    """An answerer that is told to stop."""
+
+    stops: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+    async def stop(self, question: Question, code: str) -> None:
+        self.stops.append((question.id, code))
+
+
+async def being_sent(node: Questions, answerer: Hearing, text: str = "never") -> Question:
+    """A question whose record is being sent, as far as its answerer says."""
+    asked = await node.ask("ann", Asking(text, "c-1"))
+    await eventually(lambda: asked.id in answerer.asked)
+    return asked
+
+
+async def test_whoever_answers_is_told_of_a_cancel_or_an_expiry_while_the_question_is_sent(
+    nodes: Nodes,
+) -> None:
+    answerer = Hearing(says_nothing)
+    node, soon = nodes.node(answerer), nodes.node(answerer, name="soon", timeout_s=0.1)
+    async with nodes.running(node):
+        asked = await being_sent(node, answerer)
+        await node.cancel("ann", asked.id)
+        await eventually(lambda: answerer.stops == [(asked.id, "cancelled")])
+    async with nodes.running(soon):
+        late = await being_sent(soon, answerer)
+        await eventually(lambda: (late.id, "expired") in answerer.stops)
+
+
+async def test_the_node_that_sends_a_question_tells_behind_it_that_it_was_cancelled_elsewhere(
+    nodes: Nodes,
+) -> None:
+    answerer = Hearing(says_nothing)
+    node, other = nodes.node(answerer), nodes.node(Scripted(says_hello), name="two")
+    async with nodes.running(node):
+        asked = await being_sent(node, answerer)
+        await other.cancel("ann", asked.id)
+        await eventually(lambda: answerer.stops == [(asked.id, "cancelled")])
+
+
+async def test_a_question_that_ended_while_it_was_sent_is_stopped_once_it_is(nodes: Nodes) -> None:
+    async def slow(question: Question) -> AsyncGenerator[Piece, None]:
+        # Behind the back of the node: as if no notice came.
+        await node.life.store.end(question.id, CANCELLED, attempt=None, announce_s=60)
+        yield SentOff()
+
+    answerer = Hearing(slow)
+    node = nodes.node(answerer, pace=dataclasses.replace(FAST, sweep_s=600.0))
+    async with nodes.running(node):
+        asked = await being_sent(node, answerer)
+        await eventually(lambda: answerer.stops == [(asked.id, "cancelled")])
+
+
+async def test_whoever_answers_is_told_of_a_handover_but_of_its_own(nodes: Nodes) -> None:
+    async def hands_over(question: Question) -> AsyncGenerator[Piece, None]:
+        if question.text != "hand over":
+            await asyncio.Event().wait()
+        yield HandOver("why")
+
+    answerer = Hearing(hands_over)
+    node = nodes.node(answerer)
+    async with nodes.running(node):
+        first = await being_sent(node, answerer)
+        await being_sent(node, answerer, "hand over")
+        await eventually(lambda: answerer.stops == [(first.id, "handed_over")])
+        await node.cancel("ann", first.id)
+        other = await node.ask("bo", Asking("never"))
+        await eventually(lambda: other.id in answerer.asked)
+        assert await node.hand_over("bo", other.conversation, "") is not None
+        await eventually(lambda: len(answerer.stops) > 1)
+    assert answerer.stops == [(first.id, "handed_over"), (other.id, "handed_over")]
+
+
+async def test_whoever_answers_is_told_that_its_answer_is_too_long(nodes: Nodes) -> None:
+    async def sends(question: Question) -> AsyncGenerator[Piece, None]:
+        yield SentOff()
+
+    answerer = Hearing(sends)
+    node = nodes.node(answerer)
+    async with nodes.running(node):
+        asked = await being_sent(node, answerer)
+        await eventually(lambda: not node.answering.leased)
+        question = await node.get("ann", asked.id)
+        assert question is not None
+        assert await node.life.add(question, [Delta("and " * 60_000)], 1)
+        await eventually(lambda: answerer.stops == [(asked.id, "too_long")])
+
+
+async def test_an_answer_whose_deadline_has_just_moved_isnt_ended(nodes: Nodes) -> None:
+    node = nodes.node(Scripted(says_hello), timeout_s=0.0)
+    begun = await node.life.begin(await node.ask("ann", Asking("who?")))
+    overdue = await node.life.store.overdue(10)
+    assert [each.id for each in overdue] == [begun.id]
+    assert await node.life.add(begun, [Delta("so ")], 1)
+    await node.life.expire(overdue)
+    now = await node.get("ann", begun.id)
+    assert now is not None
+    assert (now.status, now.answer) == ("answering", "so ")
+
+
+async def test_leases_are_renewed_while_the_backplane_hangs(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    async def hangs(*arguments: object) -> None:
+        nonlocal tries
+        tries += 1
+        await asyncio.Event().wait()
+
+    # A try takes half of a lease.
+    monkeypatch.setattr("pushsse.questions.life._PUBLISH_S", 0.3)
+    dead = nodes.node(Scripted(says_hello), timeout_s=0.0, name="dead")
+    overdue = [await dead.life.begin(await dead.ask("bo", Asking(f"{number}"))) for number in range(4)]
+    answerer = Scripted(says_nothing)
+    node = nodes.node(answerer)
+    asked = await node.ask("ann", Asking("never"))
+    for name in ("publish", "publish_to", "notify", "so_far", "end_answers"):
+        monkeypatch.setattr(nodes.backplane, name, hangs)
+    async with nodes.running(node):
+        for each in overdue:
+            assert (await ended(nodes, each)).status == "expired"
+        tried = tries
+        # Each sweep gives up at the first that can't be published, after what it takes over.
+        await eventually(lambda: tries > tried + 3)
+        assert node.answering.leased == {asked.id: 1}
+    assert answerer.attempts == [1]
 
 
 async def test_an_answer_that_takes_too_long_expires(nodes: Nodes) -> None:

@@ -93,7 +93,10 @@ class HearsStops(Protocol):
     """An answerer whose answers come from elsewhere, where somebody can be told to stop."""
 
     async def stop(self, question: Question, code: str) -> None:
-        """A question that was sent off has ended without its answer, for this reason. Raises Unavailable."""
+        """A question has ended without its answer, for this reason. Raises Unavailable.
+
+        It may not have been sent off at all, and this may come twice.
+        """
         ...
 
 
