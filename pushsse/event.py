@@ -114,7 +114,8 @@ class Publication(Struct, frozen=True, array_like=True):
     """An event with its recipients, encoded for the wire: what the log keeps and every node writes.
 
     `body` is the `data:` line; `users` None means everybody; a `switchable` one is held back from people
-    who have switched its name off; `subject` is the question that it belongs to. Times in milliseconds.
+    who have switched its name off; `subject` is the question that it belongs to, and `attempt` the attempt at
+    its answer, 0 where it is about none or comes from a release without them. Times in milliseconds.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Publication(Struct, frozen=True, array_like=True):
     expires_ms: int = 0
     subject: str = ""
     change: Change | None = None
+    attempt: int = 0
 
     def frame(self, *, named: bool = True) -> bytes:
         """The SSE event without its `id` line and the blank line (WHATWG HTML, 9.2.5)."""

@@ -25,9 +25,7 @@ _json = msgspec.json.Encoder()
 
 
 class LiveDelta(Publication, frozen=True, array_like=True):
-    """An `answer.delta` with the number of the attempt that it belongs to; 0 from a release without them."""
-
-    attempt: int = 0
+    """An `answer.delta`, which the log doesn't have."""
 
 
 class DeltaData(Struct, frozen=True, rename={"start": "from"}):

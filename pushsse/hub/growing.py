@@ -52,6 +52,11 @@ class Answer:
         self._status = b""
 
     @property
+    def latest(self) -> int:
+        """The latest attempt that was heard of."""
+        return max(self.place.attempt, max((delta.attempt for delta in self.early), default=0))
+
+    @property
     def so_far(self) -> SoFar:
         """All of it."""
         if len(self._text) > 1:
@@ -173,7 +178,9 @@ class GrowingAnswers:
 
     def learn(self, question: str, user: str, so_far: SoFar | None, *, since: float) -> None:
         """Takes an answer that was read from a time on (monotonic); None: there is none."""
-        if since <= self._ended.get(question, (-1.0, 0))[0]:
+        ended_at, ended = self._ended.get(question, (-1.0, 0))
+        # What was read of a later attempt isn't what has ended.
+        if since <= ended_at and (so_far is None or ended < 0 or so_far.attempt <= ended):
             return
         if so_far is None:
             # What is heard of it later has to be read again.
@@ -188,14 +195,18 @@ class GrowingAnswers:
             self.want(question, user)
         self._forget_some()
 
-    def end(self, question: str) -> None:
-        """An answer has ended: what comes of it later is late."""
+    def end(self, question: str, attempt: int) -> None:
+        """An answer has ended with this attempt: what comes of it later is late. 0: with that which grows."""
         answer = self._answers.get(question)
-        self._ended[question] = (time.monotonic(), answer.place.attempt if answer is not None else -1)
+        grows = -1 if answer is None else answer.latest
+        attempt = attempt or grows
+        self._ended[question] = (time.monotonic(), max(attempt, self._ended.get(question, (0.0, -1))[1]))
         self._ended.move_to_end(question)
         if len(self._ended) > _MOST_ENDED:
             self._ended.popitem(last=False)
-        self.forget(question)
+        # The end may be late itself: the question was asked anew meanwhile.
+        if grows <= attempt:
+            self.forget(question)
 
     def forget(self, question: str) -> None:
         """Forgets an answer; who still gets something of it gets it from its beginning."""

@@ -184,7 +184,7 @@ class Hub:
     def show(self, publication: Publication) -> None:
         """Called by delivery: shows a publication about a question to the replies that stream its answer."""
         if publication.name in ENDINGS:
-            self.growing.end(publication.subject)
+            self.growing.end(publication.subject, publication.attempt)
         for tap in tuple(self._taps.get(publication.subject, ())):
             for each in publication.for_listener(tap) if isinstance(publication, Step) else (publication,):
                 tap(each)

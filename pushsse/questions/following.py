@@ -217,7 +217,7 @@ class Following:
             else:
                 for delta in deltas_since(Place(), so_far, question=now.id, user=now.user):
                     yield delta
-            async with aclosing(self._rest(who, publications, first, looks, since)) as rest:
+            async with aclosing(self._rest(who, publications, now, looks, since)) as rest:
                 async for heard in rest:
                     yield heard
 
@@ -225,11 +225,12 @@ class Following:
         self,
         who: Access,
         heard: AsyncIterator[Publication] | None,
-        first: Publication,
+        question: Question,
         looks: "_Looks",
         joined: float,
     ) -> AsyncGenerator[Publication | Interrupted | Idle, None]:
-        """What comes after the `question` that was said `first`, which may be heard once more."""
+        """What comes after the status of the question that was said first, which may be heard once more."""
+        first = status_changed(question)
         looked = time.monotonic()
         async with aclosing(_ticking(heard)) as ticks:
             async for publication in ticks:
@@ -240,6 +241,9 @@ class Following:
                 if publication is not None:
                     # Heard and read: it was published between the subscription and the first look.
                     if (publication.name, publication.body) == (first.name, first.body):
+                        continue
+                    # The end of the answer before the question was asked anew, which comes late.
+                    if publication.name in ENDINGS and 0 < publication.attempt < question.first_attempt:
                         continue
                     yield publication
                     if publication.name in ENDINGS or _is_handed_over(publication):

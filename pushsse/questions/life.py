@@ -567,7 +567,9 @@ def ended(question: Question) -> Publication:
     else:
         data = AnswerErrorEvent(question.id, question.error_code, question.error_detail[:1000])
         name = "answer.error"
-    return encode(name, data, users=(question.user,), subject=question.id)
+    # So that a late one ends no answer that has begun since.
+    made = encode(name, data, users=(question.user,), subject=question.id)
+    return msgspec.structs.replace(made, attempt=question.attempt)
 
 
 class DeskEvent(Struct, frozen=True):

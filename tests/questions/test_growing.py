@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from pushsse.api.identity import EVERY_SCOPE, Identity
-from pushsse.backplane import HeardLive
+from pushsse.backplane import Draft, HeardLive
 from pushsse.backplane.growing import Grew, Growth
 from pushsse.errors import BackplaneUnavailable
 from pushsse.event import MAX_FRAME_BYTES
@@ -23,6 +23,7 @@ from pushsse.questions import Answered, By, DataPart, Part, Question, SourcePart
 from pushsse.questions.answerers import Delta, Piece
 from pushsse.questions.following import Ended, Following, Grown, Parted, Restarted, Update
 from pushsse.questions.growing import MAX_PARTS, Pieces
+from pushsse.questions.life import ended
 from pushsse.questions.service import Asking, Questions
 from tests.hub.running_hub import ListSink
 from tests.questions.conftest import Nodes, Scripted, data, grown_text, running, running_hub
@@ -299,6 +300,35 @@ async def test_another_attempt_begins_at_zero_and_everything_before_is_void(node
     assert [update.part for update in updates[:at] if isinstance(update, Parted)] == [SOURCE]
     assert [update.part for update in updates[at:] if isinstance(update, Parted)] == [DATA]
     assert "".join(update.text for update in updates[at:] if isinstance(update, Grown)) == "the second"
+
+
+async def test_a_late_end_of_the_answer_before_ends_nothing_of_the_new_one(place: Place) -> None:
+    sink = await place.open()
+    asked = await place.ask()
+    place.told.say("old", Answered(BOT))
+    await until_ended(sink)
+    old = await place.service.get("ann", asked.id)
+    again = await place.service.regenerate("ann", asked.id)
+    assert old is not None
+    assert again is not None
+    updates: list[Update] = []
+
+    async def follow() -> None:
+        async with aclosing(place.following().updates(again, ANN)) as following:
+            async for update in following:
+                updates.append(update)
+
+    following = asyncio.create_task(follow())
+    place.told.say("new ")
+    await until_text(sink, "new ")
+    await eventually(lambda: Grown("new ") in updates)
+    await place.nodes.backplane.publish_to("ann", (Draft(ended(old)),))
+    await eventually(lambda: len(sink.data("answer")) == 2)
+    place.told.say("one", Answered(BOT))
+    await eventually(lambda: len(sink.data("answer")) == 3)
+    assert text_of(sink) == "new one"
+    await following
+    assert [update.text for update in updates if isinstance(update, Grown)] == ["new ", "one"]
 
 
 async def test_without_the_backplane_the_answer_still_comes_at_the_end(
