@@ -133,7 +133,7 @@ class Asked:
     async def newest(self, who: Identity, conversation: str) -> Sequence[Question]:
         """A person's newest questions in a conversation, newest first; none of one that isn't there yet.
 
-        Raises HttpProblem 404 where it is somebody else's.
+        They come without answers. Raises HttpProblem 404 where it is somebody else's.
         """
         found = await self.questions.page(who.user, limit=_NEWEST, conversation=conversation)
         if not found:

@@ -122,21 +122,15 @@ class ChatEndpoint:
         query, chat = Query(request), conversation_of(request)
         limit = query.number("limit", default=50, most=MOST_LISTED)
         older_than = before(query)
-        found = await self.asked.questions.page(
-            who.user, limit=limit + 1, before=older_than, conversation=chat
+        found, more = await self.asked.questions.whole_page(
+            who.user, chat, limit=limit, before=older_than, most_characters=MOST_LISTED_CHARACTERS
         )
         if not found:
             await self.asked.refuse_others(who, chat)
         listed: list[ChatMessageView] = []
-        characters, last = 0, None
-        for question in found[:limit]:
-            characters += len(question.text) + len(question.answer)
-            if listed and characters > MOST_LISTED_CHARACTERS:
-                break
+        for question in found:
             listed += reversed(_views(question))
-            last = question
-        more = last is not found[-1] if found else False
-        oldest = last.id if more and last is not None else None
+        oldest = found[-1].id if more and found else None
         return json_response(ChatMessages(tuple(reversed(listed)), more, oldest))
 
 

@@ -263,9 +263,13 @@ class QuestionsEndpoint:
                 raise HttpProblem(404, "not_found", "you have no conversation with this name")
         limit = query.number("limit", default=50, most=100)
         found_ones = await self.questions.page(
-            user, limit=limit + 1, before=before(query), conversation=conversation
+            user,
+            limit=limit + 1,
+            before=before(query),
+            conversation=conversation,
+            characters=LISTED_CHARACTERS,
         )
-        views = tuple(view(question, most=LISTED_CHARACTERS) for question in found_ones[:limit])
+        views = tuple(view(question) for question in found_ones[:limit])
         return json_response(QuestionList(views, len(found_ones) > limit))
 
     async def get(self, request: Request) -> Response:
@@ -416,8 +420,8 @@ def _wants_stream(request: Request) -> bool:
     return False
 
 
-def view(question: Question, *, most: int | None = None) -> QuestionView:
-    """A question as calls show it; the answer is cut after `most` characters."""
+def view(question: Question) -> QuestionView:
+    """A question as calls show it."""
     return QuestionView(
         id=question.id,
         conversation=question.conversation,
@@ -426,26 +430,24 @@ def view(question: Question, *, most: int | None = None) -> QuestionView:
         asked_at=question.asked_at,
         updated_at=question.updated_at,
         context=question.context,
-        answer=_answer(question, most=most),
+        answer=_answer(question),
         error=ErrorView(question.error_code, question.error_detail) if question.error_code else None,
         feedback=_feedback(question),
         regenerations=question.regenerations,
     )
 
 
-def _answer(given: Question | EarlierAnswer, *, most: int | None = None) -> AnswerView | None:
-    text = given.answer if most is None else given.answer[:most]
-    parts = given.parts if most is None else ()
-    if not text and not parts and given.status != "answered":
+def _answer(given: Question | EarlierAnswer) -> AnswerView | None:
+    if not given.answer and not given.parts and given.status != "answered":
         return None
     return AnswerView(
-        text,
+        given.answer,
         given.seq if isinstance(given, Question) else 0,
         given.by,
         given.links,
         given.suggestions,
-        truncated=(text, parts) != (given.answer, given.parts),
-        parts=parts,
+        truncated=isinstance(given, Question) and given.cut,
+        parts=given.parts,
     )
 
 

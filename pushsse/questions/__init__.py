@@ -75,6 +75,7 @@ class Turn(Struct, frozen=True):
 class Question(Struct, frozen=True, kw_only=True):
     """One question with its answer so far; `seq` counts the deltas that the answer has grown by.
 
+    `cut`: a list left the parts out, and the end of a long answer.
     `sent_off`: while it is being answered, the answer comes from elsewhere. `piece` is the number of the last
     piece of such an answer, 0 where none has come, and `piece_attempt` the attempt that its pieces name, 0
     where they name none.
@@ -111,6 +112,7 @@ class Question(Struct, frozen=True, kw_only=True):
     first_attempt: int = 1
     rating: Rating | None = None
     rating_comment: str = ""
+    cut: bool = False
 
     @property
     def is_open(self) -> bool:

@@ -60,6 +60,15 @@ class QuestionRow(Model):
         indexes = (("user", "id"), ("status", "deadline_at"), ("announce_by",), ("conversation", "id"))
 
 
+# What a list reads of questions: all that it shows but the answers and their parts, which may be long.
+LISTED = (
+    *("id", "user", "conversation", "text", "context", "status", "answer_seq", "answer_piece"),
+    "answer_attempt",
+    *("by_kind", "by_name", "links", "suggestions", "error_code", "error_detail", "rating", "rating_comment"),
+    *("regenerations", "first_attempt", "attempts", "lease_until", "created_at", "updated_at", "deadline_at"),
+)
+
+
 class EarlierAnswerRow(Model):
     """An answer that was replaced: the first of a question has number 1."""
 

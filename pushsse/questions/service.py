@@ -197,10 +197,32 @@ class Questions:
         return question if question is not None and question.user == user else None
 
     async def page(
-        self, user: str, *, limit: int, before: str | None = None, conversation: str | None = None
+        self,
+        user: str,
+        *,
+        limit: int,
+        before: str | None = None,
+        conversation: str | None = None,
+        characters: int = 0,
     ) -> Sequence[Question]:
-        """A person's questions, in one conversation or all, newest first, those before an id."""
-        return await self.life.store.page(user, limit=limit, before=before, conversation=conversation)
+        """A person's questions, in one conversation or all, newest first, those before an id.
+
+        With so many characters of each answer, and without parts: `get` and `whole_page` have all of them.
+        """
+        return await self.life.store.page(
+            user, limit=limit, before=before, conversation=conversation, characters=characters
+        )
+
+    async def whole_page(
+        self, user: str, conversation: str, *, limit: int, before: str | None, most_characters: int
+    ) -> tuple[Sequence[Question], bool]:
+        """A page of a conversation with whole answers, as many as have so few characters together, or one.
+
+        With it comes whether there are older ones.
+        """
+        return await self.life.store.whole_page(
+            user, conversation, limit=limit, before=before, most_characters=most_characters
+        )
 
     async def growing(self, user: str) -> Mapping[str, SoFar]:
         """For whoever joins: the answers that are growing for this person, by question.
@@ -256,10 +278,13 @@ class Questions:
         A client may have a part of the answer alone: it has stopped reading, or people have answered since.
         """
         asked, said = turn.question.strip(), turn.answer.strip()
-        for question in await self.page(user, limit=_NEWEST):
-            stored = question.answer.strip()
-            if not asked or question.text.strip() != asked:
+        for listed in await self.page(user, limit=_NEWEST):
+            if not asked or listed.text.strip() != asked:
                 continue
+            # A list has no answers.
+            if (question := await self.get(user, listed.id)) is None:
+                continue
+            stored = question.answer.strip()
             # Until it is answered, what is stored may be behind what was streamed.
             is_behind = question.status != "answered" and said.startswith(stored)
             # What people say takes the place of what an answerer had begun.

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, cast
 
 import msgspec
+from tortoise.expressions import RawSQL
 from ulid import ULID
 
 from pushsse.database import Database, Statement, instant
@@ -30,6 +31,7 @@ from pushsse.questions import (
 )
 from pushsse.questions.conversations import enter, handed_over_until
 from pushsse.questions.rows import (
+    LISTED,
     ConversationRow,
     EarlierAnswerRow,
     QuestionRow,
@@ -71,6 +73,12 @@ _BEGIN = Statement("""
 _ANNOUNCED = Statement("""
     UPDATE pushsse_question SET announce_by = NULL
      WHERE id {among[1]} AND status = {value[2]} RETURNING 1""")
+# Of each question of a conversation, how much there is to be read.
+_SIZES = Statement("""
+    SELECT id, length(text) + length(answer) + coalesce(length(CAST(parts AS text)), 0) FROM pushsse_question
+     WHERE "user" = {value[1]} AND conversation = {value[2]} AND id < {value[3]}
+     ORDER BY id DESC LIMIT {value[4]}""")
+_LAST_ULID = 26 * "Z"
 _END_UNANSWERED = Statement("""
     UPDATE pushsse_question
        SET updated_at = {time[4]}, announce_by = {time[5]}, lease_until = NULL,
@@ -117,6 +125,11 @@ _EVER = datetime(9999, 12, 31, tzinfo=UTC)
 
 class KeyTaken(Exception):
     """The person has used this idempotency key before."""
+
+
+class _Size(NamedTuple):
+    question: str
+    characters: int
 
 
 class Unended(NamedTuple):
@@ -195,16 +208,42 @@ class QuestionStore:
             return value_of(await QuestionRow.get_or_none(id=question_id))
 
     async def page(
-        self, user: str, *, limit: int, before: str | None, conversation: str | None = None
+        self, user: str, *, limit: int, before: str | None, characters: int, conversation: str | None = None
     ) -> Sequence[Question]:
-        """A person's questions, in one conversation or all, newest first, below the id `before`."""
+        """A person's questions, in one conversation or all, newest first, below the id `before`.
+
+        Without parts, and with so many characters of each answer: a hundred may have millions.
+        """
         async with self.database.session():
             rows = QuestionRow.filter(user=user)
             if conversation is not None:
                 rows = rows.filter(conversation=conversation)
             if before is not None:
                 rows = rows.filter(id__lt=before)
-            return [question_of(row) for row in await rows.order_by("-id").limit(limit)]
+            listed = rows.order_by("-id").limit(limit).only(*LISTED)
+            beginning = RawSQL(f"substr(answer, 1, {characters:d})")
+            is_cut = RawSQL(
+                f"CASE WHEN length(answer) > {characters:d} OR parts IS NOT NULL THEN 1 ELSE 0 END"
+            )
+            return [_listed(row) for row in await listed.annotate(beginning=beginning, is_cut=is_cut)]
+
+    async def whole_page(
+        self, user: str, conversation: str, *, limit: int, before: str | None, most_characters: int
+    ) -> tuple[Sequence[Question], bool]:
+        """The questions of a conversation of a person's with their whole answers, newest first, below an id.
+
+        No more than have so many characters together, but one at least; and whether there are older ones.
+        """
+        sizes = await self.database.rows(_Size, _SIZES, user, conversation, before or _LAST_ULID, limit + 1)
+        ids: list[str] = []
+        for size in sizes[:limit]:
+            most_characters -= size.characters
+            if ids and most_characters < 0:
+                break
+            ids.append(size.question)
+        async with self.database.session():
+            rows = await QuestionRow.filter(id__in=ids, user=user).order_by("-id")
+        return [question_of(row) for row in rows], len(sizes) > len(ids)
 
     async def turns(
         self, conversation: str, *, before: str, most: int = 20, most_characters: int = 16_000
@@ -451,6 +490,12 @@ class QuestionStore:
             conversations += len(found)
         await self.database.rows(int, _FORGET_STAFF, user)
         return {"questions": deleted, "conversations": conversations}
+
+
+def _listed(row: Any) -> Question:
+    """A row as a list has it: the beginning of the answer in the answer's place."""
+    row.answer, row.parts, row.usage = row.beginning, None, None
+    return msgspec.structs.replace(question_of(row), cut=bool(row.is_cut))
 
 
 async def _keep_answer(row: QuestionRow) -> None:

@@ -289,6 +289,40 @@ async def test_feedback_is_for_ended_questions_and_replaces_the_one_before(nodes
         assert (rated.rating, rated.rating_comment) == (rating, comment.replace("\x00", "\ufffd"))
 
 
+async def test_lists_read_the_beginnings_of_answers_and_pages_as_much_as_they_may_have(nodes: Nodes) -> None:
+    async def says_much(question: Question) -> AsyncGenerator[Piece, None]:
+        parts = (SourcePart("Manual", "/m"),) if question.text == "parts" else ()
+        yield Answered(BOT, {"long": "é" * 5_000}.get(question.text, "short"), parts=parts)
+
+    node = nodes.node(Scripted(says_much))
+    async with nodes.running(node):
+        for text in ("long", "short", "parts"):
+            await answered(node, text, "c")
+    [parts, short, long] = await node.page("ann", limit=9, conversation="c", characters=4_000)
+    assert [(one.text, one.answer, one.parts, one.cut) for one in (parts, short, long)] == [
+        ("parts", "short", (), True),
+        ("short", "short", (), False),
+        ("long", "é" * 4_000, (), True),
+    ]
+    [newest] = await node.page("ann", limit=1)
+    assert (newest.id, newest.answer, newest.by, newest.status) == (parts.id, "", BOT, "answered")
+    whole = await node.get("ann", long.id)
+    assert whole is not None
+    assert (whole.answer, whole.cut) == ("é" * 5_000, False)
+
+    async def page(limit: int, most: int, before: str | None = None) -> tuple[list[str], bool]:
+        found, more = await node.whole_page("ann", "c", limit=limit, before=before, most_characters=most)
+        assert all(one.answer in ("short", whole.answer) and not one.cut for one in found)
+        return [one.text for one in found], more
+
+    assert await page(3, 100_000) == (["parts", "short", "long"], False)
+    assert await page(2, 100_000) == (["parts", "short"], True)
+    assert await page(3, 5_000) == (["parts", "short"], True)
+    assert await page(3, 5_000, before=short.id) == (["long"], False)
+    assert await page(3, 1) == (["parts"], True)
+    assert await node.whole_page("bo", "c", limit=3, before=None, most_characters=9) == ([], False)
+
+
 # People take over
 
 

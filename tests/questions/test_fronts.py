@@ -560,7 +560,7 @@ async def test_a_node_that_stops_says_so_and_the_answer_goes_on(nodes: Nodes, pa
         front.nodes[0].draining = False
 
         async def answered() -> bool:
-            (found,) = await front.nodes[1].service.page("ann", limit=2)
+            (found,) = await front.nodes[1].service.page("ann", limit=2, characters=99)
             return found.answer == "one two "
 
         await eventually(answered)
