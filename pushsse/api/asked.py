@@ -80,6 +80,15 @@ def event(value: object) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """A question as a client names it: by its id, or by the key and the text that it was asked with."""
+
+    id: str
+    key: str | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """Takes questions for protocols of others, and follows them."""
 
@@ -110,15 +119,15 @@ class Asked:
             return await self.questions.ask(who.user, asking, idempotency_key=key), fields
 
     async def ask_again(
-        self, who: Identity, conversation: str, question_id: str | None
+        self, who: Identity, conversation: str, named: Named | None
     ) -> tuple[Question, Mapping[str, str]]:
         """Asks a question of a conversation anew, or its newest; one that is being answered is stopped first.
 
         Raises HttpProblem 404, 409, 429 and 503, Unavailable.
         """
         fields = await self.limit.spend(who.user)
-        if question_id is not None and QUESTION_ID.fullmatch(question_id):
-            found = await self.questions.get(who.user, question_id)
+        if named is not None:
+            found = await self._find(who, conversation, named)
         else:
             asked = (question for question in await self.newest(who, conversation) if question.text)
             found = next(asked, None)
@@ -129,6 +138,18 @@ class Asked:
         with refusing(self.limit, fields):
             again = await self.questions.regenerate(who.user, found.id)
         return again or found, fields
+
+    async def _find(self, who: Identity, conversation: str, named: Named) -> Question | None:
+        found = None
+        if QUESTION_ID.fullmatch(named.id):
+            found = await self.questions.get(who.user, named.id)
+        if found is None and named.key is not None:
+            found = await self.questions.keyed(who.user, named.key)
+        if found is None and named.text:
+            # Its context may be another one by now, and is a part of the key. Of two, none is meant for sure.
+            asked = [each for each in await self.newest(who, conversation) if each.text == named.text]
+            found = asked[0] if len(asked) == 1 else None
+        return found
 
     async def newest(self, who: Identity, conversation: str) -> Sequence[Question]:
         """A person's newest questions in a conversation, newest first; none of one that isn't there yet.

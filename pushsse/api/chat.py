@@ -19,6 +19,7 @@ from pushsse.api.asked import (
     NO_CONTENT,
     RESUMABLE,
     Asked,
+    Named,
     asking,
     context_of,
     conversation_of,
@@ -42,6 +43,8 @@ MOST_LISTED = 100
 MOST_LISTED_CHARACTERS = 1_000_000
 _FINISH = event({"type": "finish-step"}) + event({"type": "finish"}) + DONE
 _TEXT = "text"
+# What the id of a question's message has, after the question's, in the list of messages.
+_QUESTION = ".question"
 
 
 class ChatMessage(Struct, frozen=True, gc=False):
@@ -92,7 +95,7 @@ class ChatEndpoint:
         given = _asking(body) if body.trigger != "regenerate-message" else None
         with self.asked.holding(who) as place:
             if given is None:
-                question, fields = await self.asked.ask_again(who, body.id, body.messageId)
+                question, fields = await self.asked.ask_again(who, body.id, _named(body))
             else:
                 question, fields = await self.asked.ask(who, given, key=_key(body, given))
             return self.asked.stream(question, who, ChatTeller(resets=resets), place, {**HEADERS, **fields})
@@ -165,12 +168,30 @@ def _key(body: ChatRequest, given: Asking) -> str | None:
     return key_of("chat", message.id, given.digest) if message.id else None
 
 
+def _named(body: ChatRequest) -> Named | None:
+    """The question that is to be answered again; None: the newest.
+
+    A user's message has an id of the page, or the one that the list of messages gives it; in the body it is
+    the last one then.
+    """
+    if body.messageId is None:
+        return None
+    name = body.messageId.removesuffix(_QUESTION)
+    try:
+        given = _asking(body)
+    except InvalidInput:
+        return Named(name)
+    message, _ = _last(body)
+    # Only of the message that is named: another one's question is not meant.
+    return Named(name, _key(body, given), given.text) if message.id == body.messageId else Named(name)
+
+
 def _views(question: Question) -> list[ChatMessageView]:
     views = []
     # Staff may send a message that answers no question.
     if question.text:
         asked: tuple[dict[str, Any], ...] = ({"type": "text", "text": question.text},)
-        views.append(ChatMessageView(f"{question.id}.question", "user", asked))
+        views.append(ChatMessageView(question.id + _QUESTION, "user", asked))
     if not question.has_ended:
         return views
     numbers = _Numbers()

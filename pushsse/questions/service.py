@@ -196,6 +196,11 @@ class Questions:
         question = await self.life.store.one(question_id)
         return question if question is not None and question.user == user else None
 
+    async def keyed(self, user: str, key: str) -> Question | None:
+        """The question that a person has asked with an idempotency key, however long ago; None for none."""
+        found = await self.life.store.by_key(user, key, since=datetime.fromtimestamp(0, UTC))
+        return None if found is None else found[0]
+
     async def page(
         self,
         user: str,

@@ -150,6 +150,39 @@ async def test_an_answer_is_made_again_under_the_same_id(front: Front) -> None:
     assert none.status_code == 404
 
 
+@pytest.mark.parametrize("how", ["loaded", "sent", "sent with another context"])
+async def test_the_question_whose_message_is_named_is_answered_again_and_no_other(
+    front: Front, how: str
+) -> None:
+    first = await told(front, "/v1/chat", chat("+one || +anew"))
+    running = asyncio.create_task(ask(front, "/v1/chat", chat("+two @go", message="m-2")))
+    await eventually(lambda: open_questions(front))
+    name = f"{first[0]['messageId']}.question" if how == "loaded" else "m-1"
+    more: dict[str, Any] = {"context": {"page": 2}} if how.endswith("context") else {}
+    body = chat("+one || +anew", message=name, trigger="regenerate-message", messageId=name, **more)
+    again = await told(front, "/v1/chat", body)
+    assert again[0] == first[0]
+    assert {"type": "text-delta", "id": "text", "delta": "anew "} in again
+    # Nothing else was stopped.
+    assert len(await open_questions(front)) == 1
+    front.gates.open["go"].set()
+    await running
+
+
+@pytest.mark.parametrize("text", ["", "+unknown"])
+async def test_a_named_message_that_was_never_asked_is_not_found_and_stops_nothing(
+    front: Front, text: str
+) -> None:
+    running = asyncio.create_task(ask(front, "/v1/chat", chat("+two @go")))
+    await eventually(lambda: open_questions(front))
+    body = chat(text, message="m-9", trigger="regenerate-message", messageId="m-9")
+    reply = await ask(front, "/v1/chat", body)
+    assert reply.status_code == 404
+    assert len(await open_questions(front)) == 1
+    front.gates.open["go"].set()
+    await running
+
+
 async def test_a_chat_s_messages_are_those_of_the_server_without_what_is_running(front: Front) -> None:
     assert (await front.http.get("/v1/chat/chat-1/messages", params=ANN)).json()["messages"] == []
     await told(front, "/v1/chat", chat("+one +rich"))
