@@ -27,6 +27,7 @@ FOREIGN = (
     "",
 )
 ALLOWED = {"authorization", "content-type", "last-event-id", "idempotency-key", "cache-control"}
+OPENAI = ("/v1/chat/completions", "/v1/models")
 
 
 @pytest.fixture
@@ -54,13 +55,26 @@ async def test_every_call_has_a_preflight_for_a_named_origin_and_for_no_other(no
         assert given["access-control-allow-origin"] == FRIEND
         assert given["access-control-allow-credentials"] == "true"
         assert call.method.lower() in words(given["access-control-allow-methods"])
-        assert words(given["access-control-allow-headers"]) == ALLOWED
+        more = {"user-agent", "x-conversation-id"} if call.path in OPENAI else set()
+        assert words(given["access-control-allow-headers"]) == ALLOWED | more
         assert given["access-control-max-age"] == "7200"
         assert "origin" in words(given["vary"])
         for origin in FOREIGN:
             refused = await node.http.options(path, headers={"Origin": origin, **asking})
             assert refused.status_code == 405
             assert not [name for name in refused.headers if name.startswith("access-control")]
+
+
+async def test_openais_client_may_say_of_itself_what_it_says_and_nothing_else(node: Running) -> None:
+    asked = "authorization,x-stainless-arch,x-stainless-retry-count,x-user,x-stainless-a b,x-stainless-\u00e9"
+    for path in (*OPENAI, "/v1/questions"):
+        headers = {"Origin": FRIEND, "Access-Control-Request-Method": "POST"}
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        raw.append((b"Access-Control-Request-Headers", asked.encode()))
+        reply = await node.http.options(path, headers=raw)
+        allowed = words(reply.headers["access-control-allow-headers"])
+        own = {"user-agent", "x-conversation-id", "x-stainless-arch", "x-stainless-retry-count"}
+        assert allowed == (ALLOWED | own if path in OPENAI else ALLOWED)
 
 
 async def test_answers_and_errors_are_readable_for_a_named_origin_and_for_no_other(
@@ -93,7 +107,7 @@ async def test_answers_and_errors_are_readable_for_a_named_origin_and_for_no_oth
                 assert given.pop("access-control-allow-origin") == FRIEND
                 assert given.pop("access-control-allow-credentials") == "true"
                 exposed = words(given.pop("access-control-expose-headers"))
-                assert {"location", "retry-after"} <= exposed
+                assert {"location", "retry-after", "x-should-retry"} <= exposed
             assert given == {}
 
 

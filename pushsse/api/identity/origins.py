@@ -5,6 +5,7 @@ only where a page of this service, or of a named site, sent the request. Those o
 answers, too: the application is behind `CrossOrigin`.
 """
 
+import re
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ class CrossOrigin:
         allowed = [(b"access-control-allow-origin", given[0]), _CREDENTIALS]
         asked = any(name == b"access-control-request-method" for name, _ in scope["headers"])
         if scope["method"] == "OPTIONS" and asked:
-            headers = [*allowed, *_PREFLIGHT]
+            headers = [*allowed, *_PREFLIGHT, (b"access-control-allow-headers", _sendable(scope))]
             await send({"type": "http.response.start", "status": 204, "headers": headers})
             await send({"type": "http.response.body", "body": b""})
             return
@@ -115,16 +116,33 @@ class CrossOrigin:
 
 _VARY = (b"vary", b"Origin")
 _CREDENTIALS = (b"access-control-allow-credentials", b"true")
-_EXPOSED = (b"access-control-expose-headers", b"Location, Retry-After, RateLimit, RateLimit-Policy")
+# Without X-Should-Retry, OpenAI's client asks once more after an answer that has failed.
+_EXPOSED = (
+    b"access-control-expose-headers",
+    b"Location, Retry-After, RateLimit, RateLimit-Policy, X-Should-Retry",
+)
 _PREFLIGHT = (
     (b"access-control-allow-methods", b"GET, HEAD, POST, PUT, DELETE"),
-    (
-        b"access-control-allow-headers",
-        b"Authorization, Content-Type, Last-Event-ID, Idempotency-Key, Cache-Control",
-    ),
     (b"access-control-max-age", b"7200"),
     (b"vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers"),
 )
+
+
+_SENDABLE = b"Authorization, Content-Type, Last-Event-ID, Idempotency-Key, Cache-Control"
+# What OpenAI's client says of itself: x-stainless-arch and others, more with each release.
+_OPENAI = re.compile(rb"x-stainless-[a-z-]{1,40}")
+_OPENAI_PATHS = ("/v1/chat/completions", "/v1/models")
+_MOST_ASKED = 2_000
+
+
+def _sendable(scope: Scope) -> bytes:
+    """The header fields that a page may send; a call of OpenAI's interface may have more."""
+    if not scope["path"].endswith(_OPENAI_PATHS):
+        return _SENDABLE
+    asked = b",".join(v for name, v in scope["headers"] if name == b"access-control-request-headers")
+    names = [name.strip() for name in asked[:_MOST_ASKED].lower().split(b",")]
+    own = [name for name in names if _OPENAI.fullmatch(name)]
+    return b", ".join((_SENDABLE, b"User-Agent, X-Conversation-Id", *own))
 
 
 def _adding(send: Send, headers: Sequence[tuple[bytes, bytes]]) -> Send:
