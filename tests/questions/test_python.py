@@ -119,7 +119,7 @@ async def test_one_that_isnt_sure_may_suggest() -> None:
         {"txt": "a"},
         {"text": 7},
         {"source": "/here"},
-        {"data": {"name": "x", "data": object()}},
+        {"data": {"name": "x", "data": 1j}},
         {"data": {"name": "", "data": 1}},
     ],
     ids=repr,
