@@ -267,7 +267,13 @@ def test_a_port_that_is_taken_while_it_waits_is_one_line(tmp_path: Path) -> None
 WITHOUT_UVLOOP = "import sys; sys.modules['uvloop'] = None; from pushsse.cli import main; main()"
 
 
-@pytest.mark.parametrize("options", [("-m", "pushsse"), ("-c", WITHOUT_UVLOOP)], ids=["uvloop", "asyncio"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(("-m", "pushsse"), id="uvloop"),
+        pytest.param(("-c", WITHOUT_UVLOOP), marks=pytest.mark.long, id="asyncio"),
+    ],
+)
 def test_out_of_open_files_is_said_once_with_what_to_do(tmp_path: Path, options: tuple[str, str]) -> None:
     program = ("bash", "-c", f'ulimit -n 48; exec "$0" {options[0]} "{options[1]}" "$@"', sys.executable)
     with ExitStack() as stack:

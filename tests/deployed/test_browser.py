@@ -135,7 +135,11 @@ async def test_the_browser_example_runs_as_its_readme_says(tmp_path: Path) -> No
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    "address", ["{site}/?server={node}&user=ann", "{node}/?user=ann"], ids=["example", "page"]
+    "address",
+    [
+        pytest.param("{site}/?server={node}&user=ann", marks=pytest.mark.long, id="example"),
+        pytest.param("{node}/?user=ann", id="page"),
+    ],
 )
 async def test_a_page_opens_anew_when_a_node_has_frozen(tmp_path: Path, address: str) -> None:
     with (

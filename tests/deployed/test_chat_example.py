@@ -23,7 +23,7 @@ from tests.questions.front import fronts
 from tests.serving import serving
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.long]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "chat"
 _LIMIT_S = 180
 

@@ -19,7 +19,7 @@ from deploy.parts import Nginx, Node, Part, Postgres, Redis
 from deploy.parts.ports import take_port
 from pushsse.database import Database, Statement
 from tests.cli.test_serve import SECRET
-from tests.deployed.test_front_ends import AG_UI, AI_SDK, OPENAI_NODE, package
+from tests.deployed.test_front_ends import AG_UI, NEWEST_AI_SDK, OPENAI_NODE, package
 from tests.deployed.test_npm_clients import token
 from tests.parts import running
 from tests.questions.model_server import Call, ModelServer, model_server
@@ -77,7 +77,7 @@ async def test_all_that_a_dead_node_answered_is_whole_in_the_end(
     tmp_path: Path, redis_part: Redis, postgres_part: Postgres
 ) -> None:
     model = Model()
-    folders = [await package("ai", version) for version in AI_SDK[:2]]
+    folders = [await package("ai", version) for version in NEWEST_AI_SDK[:2]]
     folders += [await package("@ag-ui/client", AG_UI[0]), await package("openai", OPENAI_NODE)]
     url = await asyncio.to_thread(postgres_part.create_database, "dead_node")
     # A node answers four questions of one person at a time.

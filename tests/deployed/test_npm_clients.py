@@ -42,7 +42,10 @@ def has_more_events(page: npm.Page, count: int) -> bool:
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("package", "script"),
-    [(npm.FETCH_EVENT_SOURCE, "fetch-event-source.mjs"), (npm.POLYFILL, "polyfill.mjs")],
+    [
+        (npm.FETCH_EVENT_SOURCE, "fetch-event-source.mjs"),
+        pytest.param(npm.POLYFILL, "polyfill.mjs", marks=pytest.mark.long),
+    ],
     ids=["fetch-event-source", "event-source-polyfill"],
 )
 async def test_everything_arrives_over_clean_ends_and_a_restart(

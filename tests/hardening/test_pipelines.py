@@ -209,6 +209,7 @@ def _resident(pid: int) -> int:
 
 
 @pytest.mark.real
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 async def test_memory_goes_back_after_a_storm_of_every_kind(tmp_path: Path) -> None:
     def storm(port: int) -> None:

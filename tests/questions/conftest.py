@@ -37,6 +37,17 @@ FAST = QuestionPace(delta_s=0.02, store_s=0.06, sweep_s=0.05, lease_s=0.6, annou
 LIMIT_S = 10.0
 
 
+# What these are about is the protocol or the answerer, and other files try the same statements on PostgreSQL.
+_LONG_ON_POSTGRES = ("test_fronts.py", "test_answerers.py", "test_desk_api.py", "test_api.py")
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Leaves them to `make long` on the second database."""
+    for item in items:
+        if item.path.name in _LONG_ON_POSTGRES and "postgres" in item.name:
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"

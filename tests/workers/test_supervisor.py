@@ -97,6 +97,7 @@ def test_counters_of_a_dead_worker_are_kept(tmp_path: Path, redis_url: str) -> N
         assert len(_nodes(node, 2)) == 2
 
 
+@pytest.mark.long
 def test_worker_that_does_not_answer_is_left_out_and_counted(tmp_path: Path, redis_url: str) -> None:
     with two_workers(tmp_path, redis_url) as node:
         _publish(node, 10)
