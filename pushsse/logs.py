@@ -33,10 +33,8 @@ def configure(level: str, form: Literal["console", "json"] = "console") -> None:
     """Sets the process's logging up; called once by the command line."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Console(FORMAT) if form == "console" else _Json())
-    given = logging.getLevelNamesMapping()[level.upper()]
-    # What libraries say when they are debugged has statements with their values, and chunks of answers.
-    logging.basicConfig(level=max(given, logging.INFO), handlers=[handler], force=True)
-    logging.getLogger("pushsse").setLevel(given)
+    handler.addFilter(_is_ours_or_news)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     audit.setLevel(logging.INFO)
     # Its access log has the query string in it, and with it tickets and users.
     logging.getLogger("uvicorn.access").disabled = True
@@ -177,6 +175,11 @@ def _cut(text: str, most: int) -> str:
 
 def _indented(traceback: str) -> str:
     return visible(traceback, lines=True).rstrip("\n").replace("\n", "\n  ")
+
+
+def _is_ours_or_news(record: logging.LogRecord) -> bool:
+    """What libraries say to be debugged has statements with their values, and chunks of answers."""
+    return record.levelno >= logging.INFO or record.name.partition(".")[0] == "pushsse"
 
 
 def _is_news(record: logging.LogRecord) -> bool:

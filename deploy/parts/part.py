@@ -226,7 +226,12 @@ def is_alive(pid: int) -> bool:
 def descendants(pid: int) -> list[int]:
     """Children, their children and so on; PostgreSQL's are in sessions of their own, so no group has them."""
     found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").glob("*/children"))
+    except OSError:
+        # It has ended in the middle of this.
+        return found
+    for task in tasks:
         try:
             children = [int(child) for child in task.read_text().split()]
         except OSError:
