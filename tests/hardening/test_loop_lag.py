@@ -166,33 +166,35 @@ async def assert_none_holds_the_loop(
     node: Running, turns: Turns, made: Iterator[httpx.Request], record: Callable[[str, object], None]
 ) -> None:
     """Sends each; one that took long is sent once more, since a turn may have met something else."""
-
-    # One for all: to make one takes its thread tens of milliseconds, in which the loop's stands still.
-    http = httpx.Client(trust_env=False, timeout=LIMIT_S)
-
-    def send(request: httpx.Request) -> int:
-        return http.send(request).status_code
-
     slow, longest_s = [], 0.0
-    await asyncio.to_thread(send, httpx.Request("GET", f"{node.url}/livez"))
-    for number, request in enumerate(made):
-        request.url = request.url.copy_with(port=node.port)
-        least_s = 1.0
-        for _ in range(2):
-            # Making the request is over with the turn before.
-            await asyncio.sleep(0)
-            turns.longest_s = 0.0
-            status = await asyncio.to_thread(send, request)
-            assert status not in (403, 500, 503), request.content[:80]
-            least_s = min(least_s, turns.longest_s)
-            if least_s <= LIMIT_S_A_TURN:
-                break
-        longest_s = max(longest_s, least_s)
-        if least_s > LIMIT_S_A_TURN:
-            slow.append(
-                f"{number}: {least_s * 1000:.0f} ms, {status}, {request.url.path}, {request.content[:60]!r}"
-            )
-    await asyncio.to_thread(http.close)
+    # One for all: to make one takes its thread tens of milliseconds, in which the loop's stands still.
+    with httpx.Client(trust_env=False, timeout=LIMIT_S) as http:
+
+        def send(request: httpx.Request) -> int:
+            return http.send(request).status_code
+
+        await asyncio.to_thread(send, httpx.Request("GET", f"{node.url}/livez"))
+        for number, request in enumerate(made):
+            request.url = request.url.copy_with(port=node.port)
+            least_s = 1.0
+            for _ in range(2):
+                # Making the request is over with the turn before.
+                await asyncio.sleep(0)
+                turns.longest_s = 0.0
+                status = await asyncio.to_thread(send, request)
+                if status == 503:
+                    # The database of a busy machine: once more.
+                    status = await asyncio.to_thread(send, request)
+                assert status not in (403, 500, 503), request.content[:80]
+                least_s = min(least_s, turns.longest_s)
+                if least_s <= LIMIT_S_A_TURN:
+                    break
+            longest_s = max(longest_s, least_s)
+            if least_s > LIMIT_S_A_TURN:
+                slow.append(
+                    f"{number}: {least_s * 1000:.0f} ms, {status}, {request.url.path}, "
+                    f"{request.content[:60]!r}"
+                )
     record(TOLD, f"the longest turn: {longest_s * 1000:.0f} ms")
     assert not slow, "\n".join(slow)
 

@@ -64,9 +64,9 @@ def close(client: socket.socket) -> None:
 
 
 def half_close(client: socket.socket) -> None:
-    client.shutdown(socket.SHUT_WR)
     client.settimeout(0.5)
     try:
+        client.shutdown(socket.SHUT_WR)
         while client.recv(65536):
             pass
     except OSError:

@@ -216,7 +216,7 @@ async def _node(
         front.requests[f"{scope['method']} {scope['path'].rpartition('/')[2]}"] += 1
         await crossing(scope, receive, send)
 
-    server = uvicorn.Server(uvicorn.Config(counting, log_level="critical", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(counting, log_config=None, lifespan="off"))
     server.capture_signals = nullcontext  # type: ignore[method-assign, assignment]
     await stack.enter_async_context(started(server, listener, partial(setattr, server, "should_exit", True)))
     node.connections = server.server_state.connections

@@ -88,7 +88,7 @@ async def site(nodes: Nodes) -> AsyncIterator[Site]:
             Route("/v1/questions/{id}/cancel", endpoint.cancel, methods=["POST"]),
         ]
         app = Starlette(routes=routes, exception_handlers=HANDLERS)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
         server.capture_signals = nullcontext  # type: ignore[method-assign, assignment]
         async with (
             running(service.run()),
