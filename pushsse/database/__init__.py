@@ -24,6 +24,7 @@ from pushsse.database.connection import (
     Value,
     Verdict,
     instant,
+    is_lock,
     sqlstate,
     time_of,
     verdict,
@@ -40,7 +41,6 @@ Row = TypeVar("Row")
 _MIGRATION_LOCK = 0x7075736873736531
 _MIGRATE_S = 120.0
 _MIGRATE_TRIES = 30
-_LOCK_NOT_AVAILABLE = "55P03"
 # Whoever reads or writes a table queues behind a migration that waits for it: less than nodes wait (1.5 s).
 _SHORT_LOCKS = Statement("SELECT set_config('lock_timeout', '1s', true)")
 _TRIES = 4
@@ -193,19 +193,18 @@ class Database:
     async def migrate(self) -> tuple[str, ...]:
         """Applies what is pending, all or nothing, and says what; several processes may do so together.
 
-        A table that isn't free within 1 s is let go, and the migration tried again, for half a minute at
-        least: nodes write on meanwhile.
+        A table, or a file of SQLite's, that isn't free within 1 s is let go, and the migration tried again,
+        for half a minute at least: nodes write on meanwhile, and another process may migrate.
         """
         for _ in range(_MIGRATE_TRIES - 1):
             try:
                 return await self._migrate()
             except DatabaseUnavailable as error:
-                if not isinstance(error.__cause__, Exception) or (
-                    sqlstate(error.__cause__) != _LOCK_NOT_AVAILABLE
-                ):
+                if not isinstance(error.__cause__, Exception) or not is_lock(error.__cause__):
                     raise
-                logger.warning("a migration waits for a table that another transaction uses: %s", error)
-                await asyncio.sleep(random.uniform(0.2, 1.0))
+                logger.warning("a migration waits for another transaction: %s", error)
+                # After a locked file the breaker refuses for a while.
+                await asyncio.sleep(self._breaker.cool_s + random.uniform(0.2, 1.0))
         return await self._migrate()
 
     async def _migrate(self) -> tuple[str, ...]:

@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 _json = msgspec.json.Encoder()
 _RELEASE_S = 0.3
 _CLOSE_S = 2.0
+# How long a locked file is tried for before it is an error.
+_OPEN_S = 5.0
+_OPEN_PAUSE_S = 0.05
 
 
 # A statement with more list items than this may take long.
@@ -326,7 +329,7 @@ class Connections:
             self.route = Route(self._client)
         try:
             if self.sqlite:
-                await asyncio.to_thread(_try_file, self.filename)
+                await asyncio.to_thread(_try_file, self.filename, self._client.pragmas["journal_mode"])
             await self._client.create_connection(with_db=True)
         except OPENING as error:
             where = f" {self.filename}" if self.sqlite else ""
@@ -410,10 +413,23 @@ class Connections:
         return self._context.connections.get(self._client.connection_name)
 
 
-def _try_file(name: str) -> None:
-    """Opens the file before aiosqlite does. Where aiosqlite fails, its thread outlives the event loop."""
-    with closing(sqlite3.connect(name)) as connection:
-        connection.execute("PRAGMA schema_version")
+def _try_file(name: str, journal_mode: str) -> None:
+    """Opens the file before aiosqlite does. Where aiosqlite fails, its thread outlives the event loop.
+
+    Waits for another process that is making the file: to change the journal takes all of it, and SQLite
+    doesn't wait for that by itself.
+    """
+    end = time.monotonic() + _OPEN_S
+    with closing(sqlite3.connect(name, timeout=_OPEN_S)) as connection:
+        while True:
+            try:
+                connection.execute("PRAGMA schema_version")
+                connection.execute(f"PRAGMA journal_mode = {journal_mode}")
+                return
+            except sqlite3.OperationalError as error:
+                if not is_lock(error) or time.monotonic() >= end:
+                    raise
+            time.sleep(_OPEN_PAUSE_S)
 
 
 @asynccontextmanager
@@ -464,12 +480,13 @@ OPENING: tuple[type[Exception], ...] = (*AWAY, sqlite3.Error)
 # Everything that a database, its driver or Tortoise may raise.
 ERRORS: tuple[type[Exception], ...] = (*AWAY, asyncpg.PostgresError, sqlite3.Error, BaseORMException)
 
+_LOCK_NOT_AVAILABLE = "55P03"
 _CONFLICTS = frozenset({"40001", "40P01"})
 _REFUSALS = frozenset(
     {
         "25006",  # read_only_sql_transaction: a standby, or a disk that is nearly full
         "42501",  # insufficient_privilege
-        "55P03",  # lock_not_available
+        _LOCK_NOT_AVAILABLE,
         "57014",  # query_canceled: statement_timeout
         "25P03",  # idle_in_transaction_session_timeout
         "22021",  # character_not_in_repertoire
@@ -485,15 +502,32 @@ _SQLITE_REFUSALS = frozenset(
 
 def sqlstate(error: Exception) -> str:
     """PostgreSQL's code of an error, wrapped by Tortoise or not; empty where it isn't PostgreSQL's."""
-    cause = error.args[0] if isinstance(error, BaseORMException) and error.args else error
+    cause = _unwrapped(error)
     return (cause.sqlstate or "") if isinstance(cause, asyncpg.PostgresError) else ""
+
+
+def is_lock(error: Exception) -> bool:
+    """Whether what a statement needed was another transaction's for too long."""
+    cause = _unwrapped(error)
+    if isinstance(cause, sqlite3.Error):
+        return _sqlite_kind(cause) == sqlite3.SQLITE_BUSY
+    return sqlstate(error) == _LOCK_NOT_AVAILABLE
+
+
+def _unwrapped(error: Exception) -> Exception:
+    """The driver's error, which Tortoise may have wrapped."""
+    cause = error.args[0] if isinstance(error, BaseORMException) and error.args else error
+    return cause if isinstance(cause, Exception) else error
+
+
+def _sqlite_kind(error: sqlite3.Error) -> int:
+    # The low byte is the kind, the rest says more about it.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def verdict(error: Exception) -> Verdict | None:
     """What an error says; None for one that isn't the database's."""
-    cause = error.args[0] if isinstance(error, BaseORMException) and error.args else error
-    if not isinstance(cause, Exception):
-        cause = error
+    cause = _unwrapped(error)
     if isinstance(cause, sqlite3.Error):
         return _of_sqlite(cause)
     if isinstance(cause, asyncpg.PostgresError):
@@ -515,8 +549,7 @@ def _of_postgres(state: str) -> Verdict:
 
 
 def _of_sqlite(error: sqlite3.Error) -> Verdict:
-    # The low byte is the kind, the rest says more about it.
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    code = _sqlite_kind(error)
     if code in _SQLITE_REFUSALS:
         return Verdict.REFUSED
     if isinstance(error, sqlite3.OperationalError):

@@ -3,7 +3,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
@@ -99,6 +99,38 @@ async def test_migrations_are_pending_until_they_are_applied(url: str) -> None:
 async def test_processes_that_migrate_at_once_share_the_work(url: str) -> None:
     said = await asyncio.gather(*(in_a_process(url) for _ in range(4)))
     assert sorted(said) == [" ".join(MIGRATIONS), "nothing", "nothing", "nothing"]
+
+
+async def test_a_migration_waits_for_a_file_that_another_process_writes(
+    tmp_path: Path, anyio_backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode = wal")
+        other.execute("BEGIN IMMEDIATE")
+        async with Database(f"sqlite://{tmp_path}/x.db") as database:
+            migrating = asyncio.create_task(database.migrate())
+            # Longer than a statement waits.
+            await eventually(lambda: "a migration waits" in caplog.text or migrating.done())
+            assert not migrating.done()
+            other.rollback()
+            assert await migrating == MIGRATIONS
+            assert database.available
+
+
+async def test_a_file_that_another_process_is_making_is_opened_when_it_is_made(
+    tmp_path: Path, anyio_backend: str
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as other:
+        # Not in WAL mode yet, to which it is switched when it is opened.
+        other.execute("BEGIN IMMEDIATE")
+        database = Database(f"sqlite://{tmp_path}/x.db")
+        opening = asyncio.create_task(database.__aenter__())
+        await asyncio.wait((opening,), timeout=1.5)
+        assert not opening.done()
+        other.rollback()
+        await opening
+        assert await database.migrate() == MIGRATIONS
+        await database.__aexit__(None, None, None)
 
 
 async def test_a_migration_that_fails_leaves_nothing_behind(url: str) -> None:
