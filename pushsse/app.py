@@ -122,6 +122,7 @@ def _endpoints(node: Node) -> Endpoints:
     desk = Desk(node.questions.life)
     limited = node.metrics.limited
     asking = CallLimit("questions", settings.questions_per_minute, "ask", node.backplane, limited)
+    rating = CallLimit("feedback", settings.feedback_per_minute, "rate answers", node.backplane, limited)
     asked = Asked(identifier, node.questions, following, asking, node.replies, settings.heartbeat_s)
     switching = CallLimit(
         "switches", settings.switches_per_minute, "change switches", node.backplane, limited
@@ -151,7 +152,7 @@ def _endpoints(node: Node) -> Endpoints:
         chat=ChatEndpoint(asked),
         agui=AguiEndpoint(asked),
         completions=CompletionsEndpoint(asked),
-        questions=QuestionsEndpoint(identifier, node.questions, reply, asking, desk),
+        questions=QuestionsEndpoint(identifier, node.questions, reply, asking, rating, desk),
         conversations=ConversationsEndpoint(identifier, node.questions, desk, asking),
         access=AccessEndpoint(
             identifier,

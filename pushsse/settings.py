@@ -185,6 +185,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     questions_per_minute: Annotated[
         int, describe("questions that a person may ask in a minute, at all nodes; 0: no limit", ge=0)
     ] = 20
+    feedback_per_minute: Annotated[
+        int, describe("ratings of answers by one person in a minute, at all nodes; 0: no limit", ge=0)
+    ] = 60
     switches_per_minute: Annotated[
         int, describe("changes of switches by one person in a minute, at all nodes; 0: no limit", ge=0)
     ] = 60

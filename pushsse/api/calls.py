@@ -550,7 +550,8 @@ CALLS = (
         scope=ASK,
         bodies={JSON: questions.FeedbackRequest},
         answers=_ONE_QUESTION,
-        problems=(400, *_REFUSED, 404, 409, 413, 415, 422, 503),
+        problems=(400, *_REFUSED, 404, 409, 413, 415, 422, 429, 503),
+        counted=True,
     ),
     Call(
         method="POST",

@@ -230,6 +230,7 @@ class QuestionsEndpoint:
     questions: Questions
     reply: "StreamedReply"
     limit: CallLimit
+    rating: CallLimit
     desk: Desk
 
     async def post(self, request: Request) -> Response:
@@ -299,9 +300,10 @@ class QuestionsEndpoint:
         who = await self.identifier.identify(request, ASK)
         given = await read_json(request, FeedbackRequest)
         asked = question_id(request)
-        with self.refusing({}):
+        fields = await self.rating.spend(who.user)
+        with self.refusing(fields):
             question = await self.questions.rate(who.user, asked, given.rating, given.comment)
-        return json_response(view(found(question)))
+        return json_response(view(found(question)), headers=fields)
 
     async def answer(self, request: Request) -> Response:
         """A member of staff answers a question of a conversation that is handed over."""

@@ -97,6 +97,19 @@ async def test_questions_above_the_limit_are_refused_whichever_way_they_are_aske
         assert len((await node.http.get("/v1/questions?user=ann")).json()["questions"]) == 3
 
 
+async def test_ratings_above_the_limit_are_refused_and_change_nothing(tmp_path: Path) -> None:
+    async with serving(tmp_path, feedback_per_minute=2) as node:
+        asked = (await ask(node, "How do I get a refund?", Accept="text/event-stream")).headers["location"]
+        replies = [
+            await node.http.post(f"{asked}/feedback?user=ann", json={"rating": rating})
+            for rating in ("up", "down", "up")
+        ]
+        assert [reply.status_code for reply in replies] == [200, 200, 429]
+        assert [left(reply)[:2] for reply in replies] == [("feedback", n) for n in (1, 0, 0)]
+        assert (await node.http.get(f"{asked}?user=ann")).json()["feedback"]["rating"] == "down"
+        assert 'pushsse_limited_total{limit="feedback"} 1.0' in (await node.http.get("/metrics")).text
+
+
 async def test_too_many_open_questions_are_counted_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

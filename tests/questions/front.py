@@ -191,7 +191,7 @@ async def _node(
     asked = Asked(identifier, service, following, limit, replies, heartbeat_s=0.6)
     endpoints = SimpleNamespace(
         questions=QuestionsEndpoint(
-            identifier, service, StreamedReply(following, replies), limit, Desk(service.life)
+            identifier, service, StreamedReply(following, replies), limit, limit, Desk(service.life)
         ),
         chat=ChatEndpoint(asked),
         agui=AguiEndpoint(asked),

@@ -80,7 +80,9 @@ async def site(nodes: Nodes) -> AsyncIterator[Site]:
         replies = Replies(per_user=2, limited=found.limited)
         reply = StreamedReply(Following(service, parts.hub, found, found.kicked), replies, heartbeat_s=0.6)
         limit = CallLimit("questions", 0, "ask", nodes.backplane, Counter())
-        endpoint = QuestionsEndpoint(DevelopmentIdentifier(), service, reply, limit, Desk(service.life))
+        endpoint = QuestionsEndpoint(
+            DevelopmentIdentifier(), service, reply, limit, limit, Desk(service.life)
+        )
         routes = [
             Route("/v1/questions", endpoint.post, methods=["POST"]),
             Route("/v1/questions", endpoint.get_all, methods=["GET"]),
