@@ -1,34 +1,13 @@
 // AG-UI's HttpAgent; prints what each case came to, as lines of JSON.
 // node ag-ui.mjs URL FOLDER
 import { createRequire } from "node:module";
+import { command, eventually, tell } from "./case.mjs";
 
 const [url, folder] = process.argv.slice(2);
 const { HttpAgent } = createRequire(`${folder}/`)("@ag-ui/client");
-const tell = (name, data) => console.log(JSON.stringify({ name, data }));
-// After a cut, a kept connection may still be about to break.
-async function command(what, which) {
-  const response = await fetch(`${url}/test/${what}/${which}`, { method: "POST" });
-  if (what !== "cut") return response;
-  await new Promise((resolve) => setTimeout(resolve, 150));
-  for (;;) {
-    try {
-      return await fetch(`${url}/v1/models?user=ann`);
-    } catch {
-      // Broken; the next one is new.
-    }
-  }
-}
 // It prints errors that it also throws, and cancels a reader whose connection is lost without hearing the answer.
 console.error = () => {};
 process.on("unhandledRejection", (error) => { if (error.message !== "terminated") throw error; });
-
-async function eventually(check, what) {
-  for (const end = Date.now() + 30_000; Date.now() < end;) {
-    if (check()) return;
-    await new Promise((resolve) => setTimeout(resolve, 5));
-  }
-  throw new Error(`not within 30 s: ${what}`);
-}
 
 class Thread {
   events = [];

@@ -2,30 +2,9 @@
 // node ai-sdk.mjs URL FOLDER=VERSION…
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
+import { command, eventually, tell } from "./case.mjs";
 
 const [url, ...folders] = process.argv.slice(2);
-const tell = (name, data) => console.log(JSON.stringify({ name, data }));
-// After a cut, a kept connection may still be about to break.
-async function command(what, which) {
-  const response = await fetch(`${url}/test/${what}/${which}`, { method: "POST" });
-  if (what !== "cut") return response;
-  await new Promise((resolve) => setTimeout(resolve, 150));
-  for (;;) {
-    try {
-      return await fetch(`${url}/v1/models?user=ann`);
-    } catch {
-      // Broken; the next one is new.
-    }
-  }
-}
-
-async function eventually(check, what) {
-  for (const end = Date.now() + 30_000; Date.now() < end;) {
-    if (check()) return;
-    await new Promise((resolve) => setTimeout(resolve, 5));
-  }
-  throw new Error(`not within 30 s: ${what}`);
-}
 
 // The least that a chat needs of a page; @ai-sdk/react keeps the same in React's state.
 class State {

@@ -1,23 +1,10 @@
 // OpenAI's client for Node.js; prints what each case came to, as lines of JSON.
 // node openai-node.mjs URL FOLDER
 import { createRequire } from "node:module";
+import { command, tell } from "./case.mjs";
 
 const [url, folder] = process.argv.slice(2);
 const { OpenAI } = createRequire(`${folder}/`)("openai");
-const tell = (name, data) => console.log(JSON.stringify({ name, data }));
-// After a cut, a kept connection may still be about to break.
-async function command(what, which) {
-  const response = await fetch(`${url}/test/${what}/${which}`, { method: "POST" });
-  if (what !== "cut") return response;
-  await new Promise((resolve) => setTimeout(resolve, 150));
-  for (;;) {
-    try {
-      return await fetch(`${url}/v1/models?user=ann`);
-    } catch {
-      // Broken; the next one is new.
-    }
-  }
-}
 const client = new OpenAI({ apiKey: "a token", baseURL: `${url}/v1`, defaultQuery: { user: "ann" } });
 const asked = (content, more = {}) => ({ model: "pushsse", messages: [{ role: "user", content }], ...more });
 
