@@ -30,6 +30,7 @@ from pushsse.api.limits import CallLimit
 from pushsse.api.preferences import PreferencesEndpoint
 from pushsse.api.questions import QuestionsEndpoint, StreamedReply
 from pushsse.api.stream import StreamEndpoint
+from pushsse.api.users import UsersEndpoint
 from pushsse.build import build
 from pushsse.node import Node, Service
 from pushsse.questions.desk import Desk
@@ -159,9 +160,8 @@ def _endpoints(node: Node) -> Endpoints:
             node.hub_parts.opener,
             node.tickets,
             limit=ticketing,
-            kicks=node.kicks,
-            forgetting=node.forgetting,
         ),
+        users=UsersEndpoint(identifier, node.presence, node.kicks, node.forgetting),
         health=HealthEndpoint(node),
         page=PageEndpoint(development=settings.development),
         document=DocumentEndpoint(),

@@ -35,6 +35,7 @@ from pushsse.node import Interruptible, Node, Service, Work
 from pushsse.people import StateTable, StoredPeople
 from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.store import PreferenceStore
+from pushsse.presence import Presence, SeenTable
 from pushsse.questions.answerers.configured import configured
 from pushsse.questions.life import QuestionPace
 from pushsse.questions.service import assemble_questions
@@ -76,6 +77,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         streams=hub_parts.hub,
         keep_s=settings.token_max_s + settings.token_leeway_s,
     )
+    seen = SeenTable(database)
     drafter = Drafter(types=catalogue, max_age_s=settings.event_max_age_s)
     intakes = _intakes(settings, backplane, dispatcher=dispatcher, drafter=drafter, metrics=metrics)
     work = Work(backplane, hub_parts.hub, Interruptible(questions.run), intakes.from_kafka)
@@ -97,12 +99,15 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         kicks=kicks,
         forgetting=Forgetting(
             kicks,
-            (store, question_store),
+            (store, question_store, seen),
             settings,
             partial(configuration, settings),
             backplane_s=LIVES_S + ENDED_MS / 1000,
         ),
         retention=Retention(question_store, keep_days=settings.questions_keep_days, metrics=metrics),
+        presence=Presence(
+            hub_parts.hub, backplane, seen, node=settings.node, keep_days=settings.seen_keep_days
+        ),
         tickets=Tickets(backplane, kicked),
         questions=questions,
         replies=Replies(

@@ -29,6 +29,7 @@ from pushsse.metrics import Metrics
 from pushsse.people import StoredPeople
 from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.store import PreferenceStore
+from pushsse.presence import Presence
 from pushsse.questions.service import Questions
 from pushsse.retention import Forgetting, Retention
 from pushsse.settings import Settings
@@ -67,6 +68,7 @@ class Node:
     kicks: Kicks
     forgetting: Forgetting
     retention: Retention
+    presence: Presence
     tickets: Tickets
     questions: Questions
     replies: Replies
@@ -131,6 +133,7 @@ class Node:
             "kicks": self.kicks.run,
             "retention": self.retention.run,
             "tickets": self.tickets.run,
+            "presence": self.presence.run,
             "questions": self.work.questions.run,
             "memory": trim_memory,
             **({"witness": self.witness.run} if self.witness is not None else {}),

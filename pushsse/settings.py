@@ -197,6 +197,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     questions_keep_days: Annotated[
         int, describe("days that questions and their answers are kept; 0: for ever", ge=0, le=36_500)
     ] = 180
+    seen_keep_days: Annotated[
+        int, describe("days that it is kept when a person was last there; 0: it isn't", ge=0, le=36_500)
+    ] = 30
     drain_delay_s: Annotated[
         float,
         describe(

@@ -1,4 +1,4 @@
-"""Who has access: `GET /v1/me` says it, `POST /v1/tickets` gives it to a stream, a kick takes it away.
+"""Who has access: `GET /v1/me` says it, `POST /v1/tickets` gives it to a stream.
 
 A ticket opens the stream of one person, one at a time, by a URL: for EventSource, where a header or cookie
 can't go. The backplane keeps it by its SHA-256, so that each node can open it, and nobody reads it there.
@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from urllib.parse import unquote
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -40,11 +39,9 @@ from pushsse.api.identity.origins import refuse_other_sites
 from pushsse.api.limits import CallLimit
 from pushsse.backplane import Backplane, OpenedTicket, Ticket, TicketLife, TicketRefusal, Topic
 from pushsse.errors import BackplaneUnavailable, CloseReason
-from pushsse.event import UserName, is_user
+from pushsse.event import UserName
 from pushsse.hub.opening import From, Opener, Revocations, StreamOptions
-from pushsse.kicks import Kicks, TooManyKicks
 from pushsse.logs import note_about
-from pushsse.retention import Forgetting
 from pushsse.stream.subscriber import Subscriber
 
 # How long a ticket opens a stream by itself.
@@ -226,14 +223,6 @@ class TicketView(Struct, frozen=True):
     position: str
 
 
-class KickView(Struct, frozen=True):
-    """A kick: its time (seconds since 1970), and within how many seconds all nodes have acted on it."""
-
-    user: str
-    kicked_at: int
-    within_s: int
-
-
 class Me(Struct, frozen=True):
     """Who is asking: his scopes, with blanks between them, and for how many seconds his token is good."""
 
@@ -244,14 +233,12 @@ class Me(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class AccessEndpoint:
-    """Access: who has it, giving it to a stream, taking it away."""
+    """Who is asking, and tickets."""
 
     identifier: Identifier
     opener: Opener
     tickets: Tickets
     limit: CallLimit
-    kicks: Kicks
-    forgetting: Forgetting
 
     async def me(self, request: Request) -> Response:
         """Who is asking."""
@@ -281,41 +268,3 @@ class AccessEndpoint:
         ticket = await self.tickets.make(user, issued_at=issued_at, lives_s=lives_s)
         view = TicketView(ticket, int(min(FRESH_S, lives_s)), position)
         return json_response(view, headers=headers)
-
-    async def kick(self, request: Request) -> Response:
-        """Ends a person's streams on all nodes, and revokes what was issued to them so far."""
-        user = await self._person(request, below="/kick")
-        try:
-            kicked = await self.kicks.kick(user)
-        except TooManyKicks as error:
-            raise HttpProblem(409, "too_many_kicks", str(error)) from None
-        return json_response(KickView(user, kicked.at, kicked.within_s))
-
-    async def forget(self, request: Request) -> Response:
-        """Deletes everything of a person, and ends their streams as a kick does."""
-        user = await self._person(request)
-        try:
-            return json_response(await self.forgetting.forget(user))
-        except TooManyKicks as error:
-            raise HttpProblem(409, "too_many_kicks", str(error)) from None
-
-    async def _person(self, request: Request, *, below: str = "") -> str:
-        """Whom an administrator's call is about; `below` is what follows in the path. Raises HttpProblem."""
-        await self.identifier.identify(request, ADMIN)
-        user = _segment(request, below)
-        if not is_user(user):
-            raise HttpProblem(400, "user_invalid", "a name is 1–128 characters without white space")
-        return user
-
-
-def _segment(request: Request, below: str) -> str:
-    """The person in the path, who is one segment of it as it was sent. Raises HttpProblem 404.
-
-    A slash in a name is written %2F. With any other, another path would be a name: one with dot segments,
-    which a proxy may have understood differently, or `ann/kick` where the method is wrong.
-    """
-    path: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
-    segment = path.partition(b"/v1/users/")[2].removesuffix(below.encode())
-    if not segment or b"/" in segment or segment in (b".", b".."):
-        raise HttpProblem(404, "not_found", "there is no such path")
-    return unquote(segment, errors="replace")

@@ -32,7 +32,7 @@ from pushsse.api import (
     questions,
     retell,
 )
-from pushsse.api.access import AccessEndpoint, KickView, Me, TicketRequest, TicketView
+from pushsse.api.access import AccessEndpoint, Me, TicketRequest, TicketView
 from pushsse.api.direct import answered, audited, inside, refuse_outside
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.identity import ADMIN, ANSWER, ASK, PREFERENCES, PUBLISH, STREAM
@@ -40,6 +40,7 @@ from pushsse.api.identity.origins import refuse_strangers
 from pushsse.api.limits import FIELDS
 from pushsse.api.preferences import ChangeRequest, PreferenceList, PreferencesEndpoint
 from pushsse.api.stream import StreamEndpoint
+from pushsse.api.users import KickView, PersonView, PresenceRequest, PresenceView, UsersEndpoint
 from pushsse.event import Event
 from pushsse.questions.life import AnswerErrorEvent, AnswerEvent, DeltaEvent, QuestionEvent
 from pushsse.retention import Forgotten
@@ -121,6 +122,7 @@ class Endpoints:
     completions: completions.CompletionsEndpoint
     conversations: conversations.ConversationsEndpoint
     access: AccessEndpoint
+    users: UsersEndpoint
     health: HealthEndpoint
     page: PageEndpoint
     document: DocumentEndpoint
@@ -658,7 +660,7 @@ CALLS = (
         method="POST",
         # A name may have a slash in it.
         path="/v1/users/{user:path}/kick",
-        handler=lambda at: at.access.kick,
+        handler=lambda at: at.users.kick,
         name="kick",
         summary="End a person's streams, and revoke their tokens",
         text="Tokens whose `iat` lies before the end of this second no longer count, nor do those without "
@@ -668,9 +670,33 @@ CALLS = (
         problems=(400, *_REFUSED, 404, 409, 503),
     ),
     Call(
+        method="GET",
+        path="/v1/users/{user:path}",
+        handler=lambda at: at.users.get,
+        name="person",
+        summary="Where a person is",
+        text="The person's streams on all nodes, and since when there is one on each; for one without a "
+        "stream, when the last one ended, as far as that is known. A change shows within 2 s, the death of a "
+        "node within 15 s.",
+        scope=ADMIN,
+        answers={(200, JSON): PersonView},
+        problems=(400, *_REFUSED, 404, 503),
+    ),
+    Call(
+        method="POST",
+        path="/v1/presence",
+        handler=lambda at: at.users.presences,
+        name="presence",
+        summary="Where up to 1,000 people are",
+        scope=ADMIN,
+        bodies={JSON: PresenceRequest},
+        answers={(200, JSON): PresenceView},
+        problems=(400, *_REFUSED, 413, 415, 422, 503),
+    ),
+    Call(
         method="DELETE",
         path="/v1/users/{user:path}",
-        handler=lambda at: at.access.forget,
+        handler=lambda at: at.users.forget,
         name="forget",
         summary="Forget a person",
         text="Ends their streams as a kick does, and deletes everything of theirs in the database: "

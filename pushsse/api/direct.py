@@ -200,13 +200,13 @@ def _audit(scope: Scope, request: Served | None, status: int | None) -> None:
     # nginx puts its client's address there, and nothing else. Without a proxy anybody may write it.
     forwarded = Headers(scope=scope).get("x-forwarded-for", "")
     audit.info(
-        "%s for %s from %s%s: %s about %s",
+        "%s for %s from %s%s: %s%s",
         "no answer" if status is None else status,
         (request.user if request is not None else "") or "nobody known",
         address or "an unknown address",
         f" ({short(forwarded)})" if forwarded else "",
         short(call),
-        short(about),
+        f" about {short(about)}" if about else "",
         extra={"status": status, "address": address, "forwarded": forwarded, "call": call, "about": about},
     )
 

@@ -31,6 +31,8 @@ NAME_BYTES = 12
 BROADCAST_SHARE = 16  # times as many bytes as a shard's log
 # Of 300 bytes each.
 MOST_WINDOWS = 100_000
+# People that one call of `tell_presence` takes.
+PRESENCE_AT_ONCE = 500
 # How much of a log `Followed` brings along.
 TAIL_ENTRIES = 1000
 TAIL_BYTES = 1024 * 1024
@@ -252,6 +254,18 @@ class Uses(NamedTuple):
     left_ms: int
 
 
+class Stay(NamedTuple):
+    """A person's streams on one node. Times in milliseconds since 1970, by the log's clock.
+
+    `since_ms`: when the first of them began; `left_ms`: when the last ones before had ended, 0 if that is
+    long ago.
+    """
+
+    streams: int
+    since_ms: int
+    left_ms: int = 0
+
+
 class Windows:
     """Counts uses by name, as `Backplane.use` does, in this process alone; a window is forgotten at its end.
 
@@ -437,6 +451,32 @@ class Backplane(Protocol):
     async def ticket_openings(self, names: Sequence[str]) -> Mapping[str, int]:
         """How often each of these tickets was opened, without unknown ones. Raises BackplaneUnavailable."""
         ...
+
+    # Presence
+
+    async def tell_presence(
+        self, node: str, stays: Mapping[str, Stay | None], *, lease_ms: int, anew: bool = False
+    ) -> bool:
+        """Says who is at a node now, None for somebody to be forgotten, and renews the node's lease.
+
+        What was told before stays as long as the lease; with `anew` it is dropped. False where the lease had
+        ended: then nothing was told, and all has to be told anew. At most PRESENCE_AT_ONCE people. Raises
+        BackplaneUnavailable.
+        """
+        ...
+
+    async def presence(self, users: Sequence[str]) -> Mapping[str, Mapping[str, Stay]]:
+        """Where people are: by person, those of whom a node has told something, and node.
+
+        Raises BackplaneUnavailable.
+        """
+        ...
+
+    async def end_presence(self, node: str) -> None:
+        """Nobody is at a node any more. Raises BackplaneUnavailable."""
+        ...
+
+    # Kafka's partitions
 
     async def claim(self, topic: str, partition: int, owner: str) -> None:
         """Accepts a partition's sources from `owner` alone from now on. Raises BackplaneUnavailable."""

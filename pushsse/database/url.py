@@ -19,6 +19,7 @@ from pushsse.logs import shown
 APP = "pushsse"
 _MODELS = [
     "pushsse.kicks",
+    "pushsse.presence",
     "pushsse.preferences.store",
     "pushsse.questions.rows",
     "pushsse.witness",

@@ -7,7 +7,7 @@ Deliberate: a person is on this node while somebody holds it, be it a stream, an
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 from pushsse.backplane import BROADCAST, Backplane, log_of
@@ -59,6 +59,8 @@ class Hub:
         # Streams for catch-up to serve. Bounded by the number of streams: each is in it once at most.
         self.behind: asyncio.Queue[Subscriber] = asyncio.Queue()
         self.growing = GrowingAnswers()
+        # What `take_moved` returns; None where nobody calls it.
+        self._moved: dict[str, int] | None = None
         self._taps: dict[str, list[Tap]] = {}
         self._shard_count = backplane.shards
 
@@ -117,15 +119,31 @@ class Hub:
         person = subscriber.person
         person.holds += 1
         person.subscribers.append(subscriber)
+        if len(person.subscribers) == 1:
+            person.since_ms = self.backplane.now_ms()
+        if self._moved is not None:
+            self._moved.setdefault(person.name, person.since_ms)
         self.subscribers[subscriber] = None
         self.heartbeat.add(subscriber)
         self.metrics.streams_opened += 1
 
     def subscribers_of(self, user: str) -> Sequence[Subscriber]:
         """A person's open streams on this node."""
-        shard = self.shards.get(log_of(user, self._shard_count))
-        person = None if shard is None else shard.people.get(user)
+        person = self.person(user)
         return () if person is None else tuple(person.subscribers)
+
+    def take_moved(self) -> Mapping[str, int]:
+        """The people whose number of streams has changed since the last call; none at the first one.
+
+        With each since when there has been a stream at the first of the changes (ms).
+        """
+        moved, self._moved = self._moved, {}
+        return moved or {}
+
+    def person(self, user: str) -> Person | None:
+        """Somebody who has a stream on this node, or is about to."""
+        shard = self.shards.get(log_of(user, self._shard_count))
+        return None if shard is None else shard.people.get(user)
 
     def users(self) -> Sequence[str]:
         """Everybody who has a stream on this node, or is about to."""
@@ -152,6 +170,8 @@ class Hub:
         self.shards[person.log].live.pop(subscriber, None)
         del self.subscribers[subscriber]
         person.subscribers.remove(subscriber)
+        if self._moved is not None:
+            self._moved.setdefault(person.name, person.since_ms)
         if self.growing.people:
             self.growing.leave(subscriber, person.name)
         self.release(person)
@@ -191,8 +211,7 @@ class Hub:
 
     def learn(self, question: str, user: str, so_far: SoFar | None, *, since: float) -> None:
         """Takes an answer so far that was read from a time on (monotonic); who lacks some of it gets that."""
-        shard = self.shards.get(log_of(user, self._shard_count))
-        person = None if shard is None else shard.people.get(user)
+        person = self.person(user)
         if person is None:
             return
         self.growing.learn(question, user, so_far, since=since)

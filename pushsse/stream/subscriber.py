@@ -72,9 +72,12 @@ class Registry(Protocol):
 
 
 class Person:
-    """Somebody with streams on this node: the switches as the log has told them, and the streams."""
+    """Somebody with streams on this node: the switches as the log has told them, and the streams.
 
-    __slots__ = ("holds", "log", "name", "off", "subscribers", "version")
+    `since_ms` is when the first of the open streams began, by the log's clock.
+    """
+
+    __slots__ = ("holds", "log", "name", "off", "since_ms", "subscribers", "version")
 
     def __init__(self, name: str, log: str) -> None:
         self.name = name
@@ -83,6 +86,7 @@ class Person:
         self.version = -1
         self.subscribers: list[Subscriber] = []
         self.holds = 0
+        self.since_ms = 0
 
     def learn(self, version: int, off: frozenset[str]) -> None:
         """Takes the switches as they were after a change.

@@ -19,6 +19,7 @@ from pushsse.backplane import (
     HeardLive,
     OpenedTicket,
     Source,
+    Stay,
     Ticket,
     TicketLife,
     TicketRefusal,
@@ -840,3 +841,50 @@ async def test_no_more_windows_are_open_than_may_be(monkeypatch: pytest.MonkeyPa
     assert windows.use("first", window_ms=60_000).seen == 2
     windows.use("one too many", window_ms=60_000)
     assert windows.use("first", window_ms=60_000).seen == 1
+
+
+# Presence
+
+
+async def test_who_is_at_which_node_is_told_and_forgotten(backplane: Backplane) -> None:
+    tell = partial(backplane.tell_presence, lease_ms=60_000)
+    assert not await tell("one", {"ann": Stay(1, 5)})
+    assert await backplane.presence(("ann",)) == {}
+    assert await tell("one", {"ann": Stay(1, 5), "李 四": Stay(2, 7, 3)}, anew=True)
+    assert await tell("two", {"ann": Stay(3, 9)}, anew=True)
+    assert await backplane.presence(("ann", "bo", "李 四")) == {
+        "ann": {"one": Stay(1, 5), "two": Stay(3, 9)},
+        "李 四": {"one": Stay(2, 7, 3)},
+    }
+    assert await tell("one", {"ann": None, "bo": Stay(0, 1, 2), "nobody": None})
+    assert await backplane.presence(("ann", "bo")) == {
+        "ann": {"two": Stay(3, 9)},
+        "bo": {"one": Stay(0, 1, 2)},
+    }
+    assert await tell("two", {}, anew=True)
+    await backplane.end_presence("one")
+    assert await backplane.presence(("ann", "bo", "李 四")) == {}
+    assert not await tell("one", {})
+    assert await tell("two", {})
+
+
+async def test_what_a_node_told_ends_with_its_lease(backplane: Backplane) -> None:
+    assert await backplane.tell_presence("one", {"ann": Stay(1, 5)}, lease_ms=60_000, anew=True)
+    assert await backplane.tell_presence("two", {"ann": Stay(1, 6)}, lease_ms=40, anew=True)
+
+    async def told() -> bool:
+        return await backplane.presence(("ann",)) == {"ann": {"one": Stay(1, 5)}}
+
+    await eventually(told)
+    # With its lease has gone whatever it told.
+    assert not await backplane.tell_presence("two", {}, lease_ms=60_000)
+
+
+async def test_a_thousand_people_are_asked_about_at_once(backplane: Backplane) -> None:
+    people = {f"user-{i}": Stay(1, i) for i in range(500)}
+    assert await backplane.tell_presence("one", people, lease_ms=60_000, anew=True)
+    more = {f"more-{i}": Stay(2, i) for i in range(500)}
+    assert await backplane.tell_presence("one", more, lease_ms=60_000)
+    asked = [*people, *more, *(f"nobody-{i}" for i in range(200))]
+    found = await backplane.presence(asked)
+    assert found == {user: {"one": stay} for user, stay in (people | more).items()}

@@ -27,7 +27,14 @@ from .delay import Delay
 pytestmark = pytest.mark.anyio
 migration = import_module("pushsse.migrations.0005_conversations")
 
-MIGRATIONS = ("0001_initial", "0002_witness", "0003_conversation", "0004_kicks", "0005_conversations")
+MIGRATIONS = (
+    "0001_initial",
+    "0002_witness",
+    "0003_conversation",
+    "0004_kicks",
+    "0005_conversations",
+    "0008_presence",
+)
 MIGRATE = """
 import asyncio, sys
 from pushsse.database import Database

@@ -15,6 +15,7 @@ from pushsse.kicks import Kicked, Kicks, KickTable
 from pushsse.metrics import Metrics
 from pushsse.people import StateTable
 from pushsse.preferences.store import PreferenceStore
+from pushsse.presence import FORGOTTEN_AT_ONCE, SeenTable
 from pushsse.questions import CANCELLED, Question, Status
 from pushsse.questions.store import QuestionStore
 from pushsse.retention import Forgetting, Remainder, Retention
@@ -217,7 +218,7 @@ def forgetting(
         streams=NoStreams(),
         keep_s=86_430,
     )
-    keepers = (PreferenceStore(database), QuestionStore(database))
+    keepers = (PreferenceStore(database), QuestionStore(database), SeenTable(database))
     return Forgetting(kicks, keepers, settings or load({}), ask, backplane_s=4_200)
 
 
@@ -231,6 +232,7 @@ async def test_nothing_of_a_forgotten_person_is_in_any_table(database: Database,
         "pushsse_person",
         "pushsse_preference_change",
         "pushsse_question",
+        "pushsse_seen",
         "pushsse_staff",
         "pushsse_switch",
     }
@@ -244,6 +246,7 @@ async def test_nothing_of_a_forgotten_person_is_in_any_table(database: Database,
         "switches": 1,
         "questions": 1,
         "conversations": 1,
+        "seen": 1,
         "kicks": 1,
     }
     assert set((await rows_about(database, every, "ann-marie")).values()) == {0}
@@ -256,6 +259,7 @@ async def test_nothing_of_a_forgotten_person_is_in_any_table(database: Database,
         "switches": 0,
         "questions": 0,
         "conversations": 0,
+        "seen": 0,
         "kicks": 1,
     }
 
@@ -320,3 +324,19 @@ async def test_the_answer_says_what_runs_out_elsewhere_and_when(database: Databa
         ("backups", None),
         ("logs", None),
     ]
+
+
+async def test_old_times_are_forgotten_in_portions(database: Database) -> None:
+    table = SeenTable(database)
+    old, new = datetime(2020, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)
+    for start in range(0, 1_100, 100):
+        await table.note({f"user-{start + i}": old for i in range(100)})
+    await table.note({"ann": old, "bo": old})
+    await table.note({"ann": new})
+    assert await table.last(("ann", "bo", "cy")) == {"ann": new, "bo": old}
+    assert await table.forget_old(new) == FORGOTTEN_AT_ONCE
+    assert await table.forget_old(new) == 101
+    assert await table.forget_old(new) == 0
+    assert await table.last(("ann", "bo")) == {"ann": new}
+    assert await table.forget("ann") == {"seen": 1}
+    assert await table.last(("ann",)) == {}

@@ -29,6 +29,7 @@ from pushsse.backplane import (
     OpenedTicket,
     Page,
     Receipt,
+    Stay,
     Ticket,
     TicketLife,
     TicketRefusal,
@@ -94,6 +95,8 @@ class MemoryBackplane(Backplane):
         self._tickets = MemoryTickets()
         self._notice_listeners: dict[Topic, NoticeListener] = {}
         self._windows = Windows()
+        # By node: what it has told, and when its lease ends.
+        self._presence: dict[str, tuple[dict[str, Stay], int]] = {}
         self._answers = AnswersSoFar()
         self._asked: dict[str, None] = {}
         self._listening = False
@@ -391,6 +394,40 @@ class MemoryBackplane(Backplane):
         listener = self._notice_listeners.get(topic)
         if self._listening and listener is not None:
             listener(text)
+
+    # Presence
+
+    async def tell_presence(
+        self, node: str, stays: Mapping[str, Stay | None], *, lease_ms: int, anew: bool = False
+    ) -> bool:
+        """Says who is at the only node there is."""
+        now_ms = self.now_ms()
+        told, ends_ms = self._presence.get(node, ({}, 0))
+        if anew:
+            told = {}
+        elif ends_ms <= now_ms:
+            return False
+        for user, stay in stays.items():
+            if stay is None:
+                told.pop(user, None)
+            else:
+                told[user] = stay
+        self._presence[node] = told, now_ms + lease_ms
+        return True
+
+    async def presence(self, users: Sequence[str]) -> Mapping[str, Mapping[str, Stay]]:
+        """Where people are."""
+        now_ms = self.now_ms()
+        found: dict[str, dict[str, Stay]] = {}
+        for node, (told, ends_ms) in self._presence.items():
+            for user in users if ends_ms > now_ms else ():
+                if (stay := told.get(user)) is not None:
+                    found.setdefault(user, {})[node] = stay
+        return found
+
+    async def end_presence(self, node: str) -> None:
+        """Nobody is at the node any more."""
+        self._presence.pop(node, None)
 
     # Kafka's partitions
 

@@ -17,6 +17,7 @@ from pushsse.backplane import (
     BROADCAST,
     BROADCAST_SHARE,
     ENDED_MS,
+    PRESENCE_AT_ONCE,
     REMEMBER_MOST,
     REMEMBER_MS,
     UNOPENED_MS,
@@ -28,6 +29,7 @@ from pushsse.backplane import (
     OpenedTicket,
     Page,
     Receipt,
+    Stay,
     Ticket,
     TicketLife,
     TicketRefusal,
@@ -58,6 +60,7 @@ _MOST_NAMES = 1000  # 3–5 ms of Redis
 _FIRST_BLOB = 7  # of the script's arguments, which Lua counts from 1
 _PUBLISH, _KEEP_TICKET, _OPEN_TICKET = (script(name) for name in ("publish", "keep_ticket", "open_ticket"))
 _USE = script("use")
+_TELL_PRESENCE, _PRESENCE = script("tell_presence"), script("presence")
 _SO_FAR, _END_ANSWER = (script(name) for name in ("so_far", "end_answer"))
 
 
@@ -283,6 +286,39 @@ class RedisBackplane(Backplane):
         found = cast(list[list[bytes | None]], await self._reading.pipeline(commands) if commands else [])
         pairs = zip(names, found, strict=True)
         return {name: int(opened or 0) for name, (user, opened) in pairs if user is not None}
+
+    # Presence
+
+    async def tell_presence(
+        self, node: str, stays: Mapping[str, Stay | None], *, lease_ms: int, anew: bool = False
+    ) -> bool:
+        """Says who is at a node now, in one run of a script. Raises BackplaneUnavailable."""
+        people: list[str] = []
+        for user, stay in stays.items():
+            people += (user, "" if stay is None else f"{stay.streams} {stay.since_ms} {stay.left_ms}")
+        told = await self._checking.run(_TELL_PRESENCE, self._names, node, lease_ms, int(anew), *people)
+        return told == 1
+
+    async def presence(self, users: Sequence[str]) -> Mapping[str, Mapping[str, Stay]]:
+        """Where people are, some hundreds of them in each run of a script. Raises BackplaneUnavailable."""
+        found: dict[str, dict[str, Stay]] = {}
+        for start in range(0, len(users), PRESENCE_AT_ONCE):
+            asked = users[start : start + PRESENCE_AT_ONCE]
+            reply = cast(
+                list[bytes | list[bytes | None]], await self._reading.run(_PRESENCE, self._names, *asked)
+            )
+            for node, told in zip(reply[::2], reply[1::2], strict=True):
+                for user, stay in zip(asked, cast(list[bytes | None], told), strict=True):
+                    if stay:
+                        at = found.setdefault(user, {})
+                        at[cast(bytes, node).decode()] = Stay(*map(int, stay.split()))
+        return found
+
+    async def end_presence(self, node: str) -> None:
+        """Nobody is at a node any more. Raises BackplaneUnavailable."""
+        await self._checking.pipeline(
+            [("DEL", f"{self._names}presence:{node}"), ("SREM", f"{self._names}present", node)]
+        )
 
     # Kafka's partitions
 

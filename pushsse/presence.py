@@ -1,0 +1,323 @@
+"""Who is there: which people have streams, on which nodes, since when, and when they were last seen.
+
+Each node tells the backplane who has streams on it, once a second as far as that has changed, under a lease:
+of a node that dies, nobody is left 12 s later. `api/presence` and `outcomes` ask `Presence`, a service. When
+somebody's last stream on a node has ended, the database gets the time. Deliberate: no event and no stream
+costs a call of its own; a stream that opens and closes within a second may not be told of at all.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import NamedTuple, Protocol
+
+from tortoise import fields
+from tortoise.indexes import Index
+from tortoise.models import Model
+
+from pushsse.backplane import PRESENCE_AT_ONCE, Backplane, Stay
+from pushsse.database import Database, Statement, instant, time_of
+from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable
+from pushsse.hub.hub import Hub
+from pushsse.retry import Backoff, Outage
+
+logger = logging.getLogger(__name__)
+# How long what a node told stays without it, and how often it renews that.
+LEASE_S = 12.0
+TELL_EVERY_S = 1.0
+RENEW_EVERY_S = 4.0
+# A person without a stream for less than this was never away.
+AWAY_AFTER_S = 10.0
+# How long a node says that somebody was there. Longer than whoever asks about a moment may be late.
+_REMEMBER_S = 120.0
+_SEEN_AT_ONCE = 100
+# What waits for a database that is away; beyond it the oldest are not written.
+_MOST_SEEN = 100_000
+# At the end.
+_LAST_S = 0.5
+_FORGET_EVERY_S = 3600.0
+FORGOTTEN_AT_ONCE = 1_000
+_PAUSE_S = 0.1
+
+
+class OnNode(NamedTuple):
+    """A person's streams on one node, and since when there is one there."""
+
+    node: str
+    streams: int
+    since: datetime
+
+
+class Whereabouts(NamedTuple):
+    """Where a person has streams, and when the last one ended; None where that isn't known.
+
+    Of somebody who is there, `last_seen` is None.
+    """
+
+    nodes: tuple[OnNode, ...]
+    last_seen: datetime | None
+
+    @property
+    def streams(self) -> int:
+        """On all nodes."""
+        return sum(one.streams for one in self.nodes)
+
+
+class Seen(Protocol):
+    """Where it is kept when people were last there. Every call raises DatabaseUnavailable."""
+
+    async def note(self, seen: Mapping[str, datetime]) -> None:
+        """These people were there until then."""
+        ...
+
+    async def last(self, users: Sequence[str]) -> Mapping[str, datetime]:
+        """When these people were last there, as far as that is known."""
+        ...
+
+    async def forget_old(self, before: datetime) -> int:
+        """Drops some who were last there before a time; how many."""
+        ...
+
+
+class Left(NamedTuple):
+    """Somebody whose last stream on this node has ended: when he had come, and when that was."""
+
+    since_ms: int
+    left_ms: int
+
+
+class Presence:
+    """Tells who is at this node, and says who is at any."""
+
+    def __init__(self, hub: Hub, backplane: Backplane, seen: Seen, *, node: str, keep_days: int = 30) -> None:
+        """`keep_days`: how long it is kept when somebody was last there; 0: it isn't."""
+        self._hub = hub
+        self._backplane = backplane
+        self._seen = seen
+        self._node = node
+        self._keep = timedelta(days=keep_days)
+        # People without a stream here who had one a moment ago, in the order in which they left.
+        self._left: dict[str, Left] = {}
+        # Whether all has to be told anew.
+        self._lapsed = True
+        self._told_at = 0.0
+        # When people left whom the database has not been told of yet.
+        self._unwritten: dict[str, datetime] = {}
+        self._outage = Outage("nobody can be told who is at this node", logger, Backoff())
+        # Since when the backplane has known who is at this node, without a break; monotonic seconds.
+        self.known_since: float | None = None
+
+    # For who asks
+
+    async def whereabouts(self, users: Sequence[str]) -> Mapping[str, Whereabouts]:
+        """Where these people are. Raises BackplaneUnavailable.
+
+        While the database is away, it isn't known when people were last there who left minutes ago.
+        """
+        stays = await self._backplane.presence(users)
+        nodes = {
+            user: tuple(
+                OnNode(node, stay.streams, _time(stay.since_ms))
+                for node, stay in sorted(at.items())
+                if stay.streams
+            )
+            for user, at in stays.items()
+        }
+        away = [user for user in users if not nodes.get(user)]
+        last: dict[str, datetime] = {}
+        if away:
+            with suppress(DatabaseUnavailable):
+                last.update(await self._seen.last(away))
+        for user in away:
+            # Newer than the database, which is told a moment later.
+            left_ms = max((stay.left_ms for stay in stays.get(user, {}).values()), default=0)
+            if left_ms:
+                last[user] = max(_time(left_ms), last.get(user, _time(0)))
+        return {user: Whereabouts(nodes.get(user, ()), last.get(user)) for user in users}
+
+    # The service
+
+    async def run(self) -> None:
+        """Tells for ever who is at this node; at its end that nobody is."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._tell_all(), name="presence")
+                tasks.create_task(self._write_seen(), name="last seen")
+        finally:
+            with suppress(DatabaseUnavailable, TimeoutError):
+                async with asyncio.timeout(_LAST_S):
+                    await self._write()
+            await self._leave()
+
+    async def _tell_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                await self._tell(loop.time())
+            except BackplaneUnavailable as error:
+                self._lapsed, self.known_since = True, None
+                await asyncio.sleep(self._outage.failed(error))
+                continue
+            self._outage.over()
+            await asyncio.sleep(TELL_EVERY_S * random.uniform(0.8, 1.2))
+
+    async def _tell(self, now: float) -> None:
+        moved = self._hub.take_moved()
+        now_ms = self._backplane.now_ms()
+        self._note(moved, now_ms)
+        over = self._over(now_ms)
+        if not self._lapsed and await self._told([*moved, *over], now):
+            return
+        # The backplane has lost it, or hasn't been told anything for so long that the lease has ended.
+        self._lapsed, self.known_since = True, None
+        if await self._told([*self._hub.users(), *self._left], now, anew=True):
+            self._lapsed, self.known_since = False, now
+
+    async def _told(self, users: Sequence[str], now: float, *, anew: bool = False) -> bool:
+        """Whether the backplane has taken it. With nothing to tell, it is called when the lease is due."""
+        if not users and not anew and now - self._told_at < RENEW_EVERY_S:
+            return True
+        for start in range(0, max(1, len(users)), PRESENCE_AT_ONCE):
+            stays = {user: self._stay(user) for user in users[start : start + PRESENCE_AT_ONCE]}
+            if not await self._backplane.tell_presence(
+                self._node, stays, lease_ms=int(LEASE_S * 1000), anew=anew and start == 0
+            ):
+                return False
+        self._told_at = now
+        return True
+
+    def _stay(self, user: str) -> Stay | None:
+        person, left = self._hub.person(user), self._left.get(user)
+        left_ms = 0 if left is None else left.left_ms
+        if person is not None and person.subscribers:
+            return Stay(len(person.subscribers), person.since_ms, left_ms)
+        return None if left is None else Stay(0, left.since_ms, left_ms)
+
+    def _note(self, moved: Mapping[str, int], now_ms: int) -> None:
+        """Notes who has left, and who has come back before he was away."""
+        for user, since_ms in moved.items():
+            person, left = self._hub.person(user), self._left.get(user)
+            if left is not None and since_ms - left.left_ms < AWAY_AFTER_S * 1000:
+                # A page that reloads: its person has been here all the time.
+                since_ms = left.since_ms
+                del self._left[user]
+            if person is not None and person.subscribers:
+                person.since_ms = min(since_ms, person.since_ms)
+                self._unwritten.pop(user, None)
+            else:
+                # At the end, since `_over` looks at the beginning alone.
+                self._left.pop(user, None)
+                self._left[user] = Left(since_ms, now_ms)
+                if self._keep:
+                    self._unwritten[user] = _time(now_ms)
+
+    def _over(self, now_ms: int) -> list[str]:
+        """Forgets who left long ago; who of them hasn't come back is to be forgotten elsewhere, too."""
+        over = []
+        for user, left in self._left.items():
+            if now_ms - left.left_ms < _REMEMBER_S * 1000:
+                break
+            over.append(user)
+        for user in over:
+            del self._left[user]
+        return over
+
+    async def _leave(self) -> None:
+        """Nobody is at this node any more; a node that can't say so is forgotten with its lease."""
+        try:
+            await self._backplane.end_presence(self._node)
+        except BackplaneUnavailable as error:
+            logger.info("the backplane can't be told that nobody is at this node any more: %s", error)
+
+    # The database
+
+    async def _write_seen(self) -> None:
+        outage = Outage("when people were last there can't be written", logger, Backoff())
+        forgets_at = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            # A moment later: most who leave come back at once.
+            await asyncio.sleep(RENEW_EVERY_S * random.uniform(0.8, 1.2))
+            try:
+                await self._write()
+                if loop.time() >= forgets_at:
+                    await self._forget_old()
+                    forgets_at = loop.time() + _FORGET_EVERY_S * random.uniform(0.75, 1.25)
+            except DatabaseUnavailable as error:
+                await asyncio.sleep(outage.failed(error))
+            else:
+                outage.over()
+
+    async def _write(self) -> None:
+        """Writes when people left, those who left first before the others. Raises DatabaseUnavailable."""
+        while len(self._unwritten) > _MOST_SEEN:
+            del self._unwritten[next(iter(self._unwritten))]
+        while self._unwritten:
+            portion = dict(islice(self._unwritten.items(), _SEEN_AT_ONCE))
+            await self._seen.note(portion)
+            for user, at in portion.items():
+                # Who has left once more meanwhile stays.
+                if self._unwritten.get(user) == at:
+                    del self._unwritten[user]
+
+    async def _forget_old(self) -> None:
+        before, forgotten = datetime.now(UTC) - self._keep, FORGOTTEN_AT_ONCE
+        while forgotten == FORGOTTEN_AT_ONCE:
+            forgotten = await self._seen.forget_old(before)
+            # Others write meanwhile.
+            await asyncio.sleep(_PAUSE_S)
+
+
+def _time(at_ms: int) -> datetime:
+    return datetime.fromtimestamp(at_ms / 1000, UTC)
+
+
+class SeenRow(Model):
+    """When somebody's last stream ended."""
+
+    user = fields.CharField(max_length=128, primary_key=True)
+    seen_at = fields.DatetimeField()
+
+    class Meta:
+        table = "pushsse_seen"
+        indexes = (Index(fields=["seen_at"]),)
+
+
+_LAST = Statement('SELECT "user", seen_at FROM pushsse_seen WHERE "user" {among[1]}')
+_FORGET_OLD = Statement("""
+    DELETE FROM pushsse_seen WHERE "user" IN
+        (SELECT "user" FROM pushsse_seen WHERE seen_at < {time[1]} LIMIT {value[2]}) RETURNING 1""")
+_FORGET = Statement('DELETE FROM pushsse_seen WHERE "user" = {value[1]} RETURNING 1')
+
+
+class SeenTable:
+    """When people were last there, in the database; see `Seen`. Everything raises DatabaseUnavailable."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def note(self, seen: Mapping[str, datetime]) -> None:
+        """These people were there until then. Of two nodes the later call holds."""
+        async with self._database.session():
+            rows = [SeenRow(user=user, seen_at=at) for user, at in seen.items()]
+            await SeenRow.bulk_create(rows, on_conflict=("user",), update_fields=("seen_at",))
+
+    async def last(self, users: Sequence[str]) -> Mapping[str, datetime]:
+        """When these people were last there, as far as that is known."""
+        return dict(await self._database.read(_seen, _LAST, list(users)))
+
+    async def forget_old(self, before: datetime) -> int:
+        """Drops some who were last there before a time; how many."""
+        return len(await self._database.rows(int, _FORGET_OLD, instant(before), FORGOTTEN_AT_ONCE))
+
+    async def forget(self, user: str) -> Mapping[str, int]:
+        """Deletes when a person was last there."""
+        return {"seen": len(await self._database.rows(int, _FORGET, user))}
+
+
+def _seen(user: str, at: datetime | str) -> tuple[str, datetime]:
+    return user, time_of(at)
