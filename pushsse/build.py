@@ -24,10 +24,11 @@ from pushsse.dispatcher import Dispatcher
 from pushsse.hub import assemble_hub
 from pushsse.hub.hub import Hub
 from pushsse.hub.opening import StreamLimits
-from pushsse.intake import Drafter, EventHandler, PushsseFormat
+from pushsse.intake import AllTypes, Drafter, EventHandler, Made
 from pushsse.intake.http import EmbeddedIntake, Intake, KafkaProducerIntake
+from pushsse.intake.sources import sources
 from pushsse.kafka import configuration, connection
-from pushsse.kafka.consumer import Consumer
+from pushsse.kafka.consumer import Consumer, Handler
 from pushsse.kafka.producer import Producer
 from pushsse.kicks import Kicked, Kicks, KickTable
 from pushsse.metrics import Metrics
@@ -135,6 +136,9 @@ def check(settings: Settings) -> None:
     configured(settings, Metrics())
     if settings.kafka_bootstrap:
         connection(settings)
+        metrics = Metrics()
+        everything = Drafter(types=AllTypes(), max_age_s=settings.event_max_age_s)
+        sources(settings, metrics=metrics, drafter=everything, now_ms=int)
 
 
 def _backplane(settings: Settings, metrics: Metrics) -> Backplane:
@@ -255,18 +259,16 @@ def _intakes(
         return _Intakes(EmbeddedIntake(dispatcher, waits=waits))
     kafka = connection(settings)
     producer = Producer(kafka)
+    decode = sources(settings, metrics=metrics, drafter=drafter, now_ms=backplane.now_ms)
     consumer = Consumer(
         kafka,
-        topic=settings.kafka_topic,
+        topics=decode.topics,
         group=settings.group,
-        dlq_topic=settings.dlq_topic,
-        start=settings.kafka_start,
         fences=backplane,
         metrics=metrics,
         skip_refused=settings.kafka_dlq_refused == "skip",
     )
-    decode = PushsseFormat(metrics=metrics, drafter=drafter)
-    handler = EventHandler(decode, dispatcher)
+    handler: Handler[Made] = EventHandler(decode, dispatcher)
     return _Intakes(
         KafkaProducerIntake(producer, topic=settings.kafka_topic),
         (producer,),

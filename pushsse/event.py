@@ -5,7 +5,7 @@ no lone surrogate, no NUL, no NaN, no line end outside JSON, no depth over 64, n
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Annotated, Literal
@@ -22,6 +22,7 @@ MAX_USERS = 10_000
 _SHORT_BYTES = 64 * 1024
 _ID_LINE_BYTES = 72
 _FEW_COLONS = 5_000
+_FEW_NAMES = 20
 _RESERVED = (
     "ready preferences ack question answer.delta answer answer.error ping exception open error message"
 )
@@ -198,6 +199,31 @@ def from_json(loaded: object) -> Event:
     return _checked(event, bytes(event.message))
 
 
+def of_members(members: Mapping[str, object], message: bytes, *, looked_at: bool = False) -> Event:
+    """Makes one event of its single members, as decoded JSON, and of its message as JSON.
+
+    `looked_at` says that `message` is part of what `strictjson.loads` has taken. Raises NotJson, or
+    InvalidInput that names the member.
+    """
+    given = {**members, "message": msgspec.Raw(message)}
+    people: Users | None = None
+    to = given.get("to")
+    names = to["users"] if isinstance(to, dict) and to.keys() == {"users"} else ()
+    if isinstance(names, list) and len(names) > _FEW_NAMES and all(isinstance(each, str) for each in names):
+        people = _named_people(names)
+        given["to"] = ALL
+    made = _in_leap_second(given) if isinstance(given.get("ts"), str) else strictjson.convert(given, Event)
+    if people is not None:
+        made = msgspec.structs.replace(made, to=people)
+    texts = f"{made.desc}{made.campaign}{made.key or ''}"
+    if "\x00" in texts or not (texts.isascii() or texts.isprintable() or _is_encodable(texts)):
+        raise InvalidInput(Violation("$", "desc, campaign or key has a NUL character or a lone surrogate"))
+    if looked_at:
+        _check_name_and_size(made)
+        return made
+    return _checked(made, message)
+
+
 def _bounded(body: bytes, ignored: Callable[[int], None] | None) -> tuple[bytes, Users | None]:
     """A long body without what is left out, and its people where they are checked by then.
 
@@ -259,15 +285,20 @@ def _people(raw: msgspec.Raw) -> Users | None:
         raise InvalidInput(Violation("$.to", f"isn't an audience: {text}")) from None
     if not isinstance(to, _Audience) or not to.users:
         return None
-    if len(to.users) > MAX_USERS:
-        raise InvalidInput(Violation("$.to.users", f"has {len(to.users)} people, over {MAX_USERS}"))
-    if (bad := _bad_name(to.users)) is not None:
+    return _named_people(to.users)
+
+
+def _named_people(names: Sequence[str]) -> Users:
+    """People by their names, which are checked together. Raises InvalidInput that names the bad one."""
+    if len(names) > MAX_USERS:
+        raise InvalidInput(Violation("$.to.users", f"has {len(names)} people, over {MAX_USERS}"))
+    if (bad := _bad_name(names)) is not None:
         try:
-            strictjson.convert(to.users[bad], UserName)
+            strictjson.convert(names[bad], UserName)
         except InvalidInput as error:
             detail = error.violations[0].detail
             raise InvalidInput(Violation(f"$.to.users[{bad}]", detail)) from None
-    return Users(tuple(to.users))
+    return Users(tuple(names))
 
 
 def _bad_name(names: Sequence[str]) -> int | None:
@@ -311,11 +342,7 @@ def _converted(loaded: object, message: msgspec.Raw | None) -> Event:
 
 def _checked(event: Event, body: bytes) -> Event:
     """What the types don't say. Raises NotJson, InvalidInput; `body` is what the event was read from."""
-    if event.type in RESERVED_TYPES or event.type.startswith("pushsse."):
-        raise InvalidInput(Violation("$.type", f"{event.type!r} is a name that pushsse itself uses"))
-    message = bytes(event.message)
-    if len(message) > MAX_FRAME_BYTES:
-        raise _too_large(len(message))
+    message = _check_name_and_size(event)
     try:
         # msgspec passes over a Raw: neither its UTF-8 nor surrogates nor numbers are looked at.
         strictjson.loads(message)
@@ -325,6 +352,24 @@ def _checked(event: Event, body: bytes) -> Event:
     if b"\\u0000" in body and "\x00" in f"{event.desc}{event.campaign}{event.key or ''}":
         strictjson.loads(body)
     return event
+
+
+def _check_name_and_size(event: Event) -> bytes:
+    """The message. Raises InvalidInput for a reserved type and a message that is too large."""
+    if event.type in RESERVED_TYPES or event.type.startswith("pushsse."):
+        raise InvalidInput(Violation("$.type", f"{event.type!r} is a name that pushsse itself uses"))
+    message = bytes(event.message)
+    if len(message) > MAX_FRAME_BYTES:
+        raise _too_large(len(message))
+    return message
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _too_large(size: int) -> InvalidInput:

@@ -50,6 +50,16 @@ class _Asked(NamedTuple):
 
 
 @dataclass(slots=True)
+class SourceCounts:
+    """What became of the records of one source, each time one was read."""
+
+    mapped: int = 0
+    skipped: int = 0
+    expired: int = 0
+    dead: int = 0
+
+
+@dataclass(slots=True)
 class Metrics:
     """One process's counts. A gauge is a function, asked at each scrape."""
 
@@ -80,6 +90,8 @@ class Metrics:
     limited: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(LIMITS, 0)))
     gauges: dict[str, _Asked] = field(default_factory=dict)
     counters: dict[str, _Asked] = field(default_factory=dict)
+    # By the source's name.
+    sources: dict[str, SourceCounts] = field(default_factory=dict)
     lag: dict[tuple[str, str], int] = field(default_factory=dict)
     # Partitions, by topic and number, that wait for the dead-letter topic.
     held_partitions: set[tuple[str, int]] = field(default_factory=set)
@@ -101,6 +113,15 @@ class Metrics:
             for value, count in getattr(self, name).items():
                 family.add_metric([value], count)
             yield family
+        records = CounterMetricFamily(
+            "pushsse_source_records",
+            "Kafka records by what became of them: mapped to events, skipped, expired, dead",
+            labels=["source", "outcome"],
+        )
+        for source, counts in self.sources.items():
+            for outcome in ("mapped", "skipped", "expired", "dead"):
+                records.add_metric([source, outcome], getattr(counts, outcome))
+        yield records
         for name, (text, ask, _) in self.counters.items():
             yield CounterMetricFamily(f"pushsse_{name}", text, value=ask())
         for name, (text, ask, combine) in self.gauges.items():

@@ -19,7 +19,7 @@ from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable
 from pushsse.kicks import Kicks
 from pushsse.metrics import Metrics
 from pushsse.retry import Backoff, Outage
-from pushsse.settings import Settings
+from pushsse.settings import Settings, is_topic_name
 
 _EVERY_S = 3600.0
 # After a start: a service that is restarted often has to come to it, too.
@@ -173,6 +173,10 @@ def _topics(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.kafka_bootstrap:
         yield settings.kafka_topic, "events"
         yield settings.dlq_topic, "dead letters: events that can't be used"
+        for topic in (each for source in settings.kafka for each in source.topics if is_topic_name(each)):
+            yield topic, "events"
+            if not settings.kafka_dlq_topic:
+                yield settings.dlq_topic_of(topic), "dead letters: events that can't be used"
         if settings.asks_kafka:
             yield settings.questions_topic, "questions"
             yield settings.answers_topic, "answers"

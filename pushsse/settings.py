@@ -27,6 +27,9 @@ PREFIX = "PUSHSSE_"
 FILE = Path("pushsse.toml")
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 Option = str | int | float | bool
+# How records of Kafka can be read; `python` goes on with :PACKAGE:FUNCTION.
+FORMATS = ("pushsse", "headers")
+DLQ_SUFFIX = ".dlq"
 ANSWERERS = ("faq", "kafka", "openai", "python")
 _SIZES = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _DEFAULT_PORTS = (("http", ":80"), ("https", ":443"))
@@ -55,6 +58,49 @@ class AnswererSetting(NamedTuple):
     def kind(self) -> str:
         """The scheme of the URL."""
         return self.url.partition(":")[0]
+
+
+class KafkaMap(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """JMESPath expressions over a record: what each says is that member of the event. "" leaves it out."""
+
+    when: str = ""
+    type: str = ""
+    message: str = ""
+    desc: str = ""
+    to: str = ""
+    id: str = ""
+    ts: str = ""
+    ttl_s: str = ""
+    campaign: str = ""
+    collapse: str = ""
+
+
+class KafkaSource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One table `[[kafka]]`: topics that are read, and how their records become events."""
+
+    topics: Annotated[tuple[str, ...], Meta(min_length=1)]
+    format: str = "pushsse"
+    start: str = ""
+    name: str = ""
+    map: KafkaMap | None = None
+    # What an error names: the table, and the line of each of its keys.
+    where: str = ""
+    lines: dict[str, int] = {}
+
+    @property
+    def label(self) -> str:
+        """How metrics name it."""
+        return self.name or ",".join(self.topics)
+
+    @property
+    def kind(self) -> str:
+        """The format without what follows its colon."""
+        return self.format.partition(":")[0]
+
+    def at(self, key: str) -> str:
+        """How an error names one of its keys: the table, the key and, where it came from a file, the line."""
+        line = self.lines.get(key) or self.lines.get("")
+        return f"{self.where}: {key}" + (f" (line {line})" if line else "")
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -120,6 +166,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kafka_start: Annotated[
         str, describe("where a topic's first start begins: latest, earliest, or an age such as 10m")
     ] = "10m"
+    kafka: Annotated[
+        tuple[KafkaSource, ...],
+        describe("further topics and how they are read: tables [[kafka]] of the file, or a JSON list"),
+    ] = ()
     kafka_session_timeout_s: Annotated[
         float, describe("seconds after which Kafka gives a dead node's partitions to others", ge=1, le=300)
     ] = 6.0
@@ -280,14 +330,25 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def dlq_topic(self) -> str:
         """The topic for records that can't be used."""
-        return self.kafka_dlq_topic or f"{self.kafka_topic}.dlq"
+        return self.dlq_topic_of(self.kafka_topic)
+
+    def dlq_topic_of(self, topic: str) -> str:
+        """The topic for those records of a topic that can't be used."""
+        return self.kafka_dlq_topic or f"{topic}{DLQ_SUFFIX}"
 
     @property
     def answers_dlq_topic(self) -> str:
         """The topic for answers that can't be used."""
-        return f"{self.answers_topic}.dlq"
+        return f"{self.answers_topic}{DLQ_SUFFIX}"
 
 
+# Settings that are tables of the file, and what a table holds.
+_TABLES: Mapping[str, type[Struct]] = {"kafka": KafkaSource}
+# The key under which a table read from a file has the lines of its other keys.
+_LINES = "\x00lines"
+_TABLE = re.compile(r"\s*\[(\[?[^\[\]]+\]?)\]\s*(?:#.*)?$")
+_KEY = re.compile(r"\s*[\"']?([A-Za-z0-9_-]+)[\"']?\s*[=.]")
+_TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _DEVELOPMENT = {"drain_delay_s": 0.0, "drain_window_s": 0.5}
 FIELDS = {f.name: f for f in msgspec.structs.fields(Settings)}
 
@@ -373,7 +434,8 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 def _read(file: Path) -> dict[str, object]:
     try:
         # Editors on Windows begin a file with a byte order mark.
-        found = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        text = file.read_text(encoding="utf-8-sig")
+        found = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file}: {error}") from None
     except OSError as error:
@@ -381,14 +443,80 @@ def _read(file: Path) -> dict[str, object]:
     for name in found:
         if name not in FIELDS:
             raise SettingsError(f"{file}: {name!r} is not a setting{_nearest(name.lower(), FIELDS)}")
+    for name in _TABLES:
+        for table, lines in zip(_as_tables(found.get(name)), _lines(text, name), strict=False):
+            # Not the user's to say: whatever is there already stays, and is refused.
+            table.setdefault(_LINES, lines)
     return found
+
+
+def _as_tables(value: object) -> list[dict[str, object]]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def _lines(text: str, name: str) -> list[dict[str, int]]:
+    """For each table `[[name]]` of a TOML file the lines of its keys, and of the table itself as ""."""
+    found: list[dict[str, int]] = []
+    within = ""
+    for number, line in enumerate(text.split("\n"), 1):
+        if (table := _TABLE.match(line)) is not None:
+            within = re.sub(r"[\s\"']", "", table[1])
+            if within == f"[{name}]":
+                found.append({"": number})
+        elif found and (key := _KEY.match(line)) is not None and within.strip("[]").split(".")[0] == name:
+            prefix = ".".join([*within.strip("[]").split(".")[1:], ""])
+            found[-1].setdefault(f"{prefix}{key[1]}", number)
+    return found
+
+
+def _json_list(text: str) -> object:
+    """Tables as a variable or an option has them. Raises ValueError."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"it isn't a JSON list of tables: {error}") from None
+
+
+def _tables(name: str, source: str, value: object) -> tuple[Struct, ...]:
+    """The tables of a setting, each knowing where it stands. Raises SettingsError that names the key."""
+    if not isinstance(value, list | tuple) or not all(isinstance(each, dict) for each in value):
+        raise ValueError(f"it isn't a list of tables [[{name}]]")
+    made: list[Struct] = []
+    for number, table in enumerate(value, 1):
+        where = source.replace(name, f"{name} {number}", 1)
+        if not source.startswith(f"{name} in "):
+            where = f"{name} {number} of {source}"
+        lines = table.get(_LINES, {})
+        said = {key: value for key, value in table.items() if key != _LINES}
+        try:
+            for key in ("where", "lines"):
+                if key in said:
+                    raise msgspec.ValidationError(f"Object contains unknown field `{key}`")
+            made.append(msgspec.convert({**said, "where": where, "lines": lines}, _TABLES[name]))
+        except msgspec.ValidationError as error:
+            raise SettingsError(_table_error(where, lines, error)) from None
+    return tuple(made)
+
+
+def _table_error(where: str, lines: object, error: msgspec.ValidationError) -> str:
+    text, _, at = str(error).partition(" - at `$")
+    key = at.rstrip("`").lstrip(".")
+    if found := re.search(r"field `(\w+)`", text):
+        key = f"{key}.{found[1]}".lstrip(".")
+    known = lines if isinstance(lines, dict) else {}
+    line = known.get(key.partition("[")[0]) or known.get("")
+    return f"{where}: {key}{f' (line {line})' if line else ''}: {text[:1].lower()}{text[1:]}".replace(
+        "object", "table"
+    )
 
 
 def _converted(name: str, source: str, value: object) -> object:
     kind = FIELDS[name].type
     try:
         if isinstance(value, str):
-            value = _from_text(kind, value)
+            value = _json_list(value) if name in _TABLES else _from_text(kind, value)
+        if name in _TABLES:
+            return _tables(name, source, value)
         found = msgspec.convert(value, kind, strict=False)
         return tuple(map(_origin, found)) if name == "allowed_origins" else found
     except (msgspec.ValidationError, ValueError) as error:
@@ -427,15 +555,12 @@ def _check(settings: Settings) -> None:
         raise SettingsError(
             f"PUSHSSE_WORKERS: {settings.workers} workers need PUSHSSE_REDIS_URL, to hear each other's events"
         )
-    if settings.kafka_start not in ("latest", "earliest"):
-        try:
-            seconds(settings.kafka_start)
-        except ValueError as error:
-            raise SettingsError(f"PUSHSSE_KAFKA_START: {error}, latest or earliest") from None
+    _check_start("PUSHSSE_KAFKA_START", settings.kafka_start)
     if settings.dlq_topic == settings.kafka_topic:
         raise SettingsError(
             f"PUSHSSE_KAFKA_DLQ_TOPIC: {settings.dlq_topic!r} is the topic of the events itself"
         )
+    _check_sources(settings)
     _check_answerers(settings)
     if settings.jwt_secret_old and not settings.jwt_secret:
         raise SettingsError("PUSHSSE_JWT_SECRET_OLD: needs PUSHSSE_JWT_SECRET, which has taken its place")
@@ -454,6 +579,67 @@ def _check(settings: Settings) -> None:
             " PUSHSSE_JWKS_URL or PUSHSSE_AUTH_URL, identity is that of development, for this machine alone:"
             " set one of them, or use 127.0.0.1"
         )
+
+
+def _check_start(where: str, start: str) -> None:
+    if start not in ("latest", "earliest"):
+        try:
+            seconds(start)
+        except ValueError as error:
+            raise SettingsError(f"{where}: {error}, latest or earliest") from None
+
+
+def _check_sources(settings: Settings) -> None:
+    """Raises SettingsError for a table of topics that can't be; its format tells what only that can."""
+    own = {settings.questions_topic, settings.answers_topic, settings.answers_dlq_topic}
+    named = [settings.kafka_topic, *(t for s in settings.kafka for t in s.topics if is_topic_name(t))]
+    dead = {settings.answers_dlq_topic, *map(settings.dlq_topic_of, named)}
+    labels: set[str] = set()
+    taken: set[str] = set()
+    for source in settings.kafka:
+        if not settings.kafka_bootstrap:
+            raise SettingsError(f"{source.at('topics')}: needs PUSHSSE_KAFKA_BOOTSTRAP")
+        if source.kind not in FORMATS or (source.kind == "python") != (":" in source.format):
+            text = ", ".join(FORMATS).replace("python", "python:PACKAGE:FUNCTION")
+            raise SettingsError(f"{source.at('format')}: {source.format!r} is none of {text}")
+        if source.start:
+            _check_start(source.at("start"), source.start)
+        for topic in source.topics:
+            _check_topic(source.at("topics"), topic, dead)
+            if topic == settings.kafka_topic:
+                raise SettingsError(
+                    f"{source.at('topics')}: {topic!r} is PUSHSSE_KAFKA_TOPIC, which is read without a table"
+                )
+            if topic in own:
+                raise SettingsError(
+                    f"{source.at('topics')}: {topic!r} has the questions or answers of pushsse"
+                )
+            if topic in taken:
+                raise SettingsError(f"{source.at('topics')}: {topic!r} is named twice")
+            taken.add(topic)
+        if source.label in labels or source.label == settings.kafka_topic:
+            raise SettingsError(f"{source.at('name')}: there is another source called {source.label!r}")
+        labels.add(source.label)
+
+
+def _check_topic(where: str, topic: str, dead: Iterable[str]) -> None:
+    """A topic or a pattern that matches a dead-letter topic would read what it has written, for ever."""
+    if is_topic_name(topic):
+        if topic in dead or topic.endswith(DLQ_SUFFIX):
+            raise SettingsError(f"{where}: {topic!r} is a dead-letter topic")
+        return
+    try:
+        pattern = re.compile(topic)
+    except re.error as error:
+        raise SettingsError(f"{where}: {topic!r} is neither a topic's name nor a pattern: {error}") from None
+    for each in sorted(dead):
+        if pattern.fullmatch(each):
+            raise SettingsError(f"{where}: {topic!r} matches the dead-letter topic {each}")
+
+
+def is_topic_name(text: str) -> bool:
+    """Whether it is the name of one topic, and not a pattern (a regular expression)."""
+    return _TOPIC_NAME.fullmatch(text) is not None
 
 
 def _check_answerers(settings: Settings) -> None:

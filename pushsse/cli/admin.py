@@ -32,6 +32,7 @@ from pushsse.cli.serve import base_url, internal_url
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable, SettingsError, Unavailable
 from pushsse.event import is_user
+from pushsse.intake import sources
 from pushsse.kafka import configuration, topics
 from pushsse.kafka.dead_letters import about_dead_letters
 from pushsse.logs import shown
@@ -175,7 +176,14 @@ async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("kafka", "fault", f"{where}: {error}")
         return
     yield Finding("kafka", "ok", f"{where} answers")
-    wanted = [settings.kafka_topic, settings.dlq_topic]
+    read = sources.topics(settings)
+    found = sorted(read.among(there)) or [settings.kafka_topic]
+    if not settings.kafka:
+        found = [settings.kafka_topic]
+    for topic in read.missing(there):
+        if settings.kafka:
+            yield Finding("kafka", "warning", f"the topic {topic} isn't there yet, or may not be read")
+    wanted = [*found, *sorted({read.dead_letters_of(topic) for topic in found})]
     if settings.asks_kafka:
         wanted += [settings.questions_topic, settings.answers_topic]
     for topic in wanted:
@@ -184,13 +192,13 @@ async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
             yield Finding("kafka", "fault", text)
         else:
             yield Finding("kafka", "ok", f"the topic {topic} has {there[topic]} partitions")
-    if settings.dlq_topic in there:
+    for dlq_topic in sorted({read.dead_letters_of(topic) for topic in found} & there.keys()):
         try:
-            found = await configuration(settings, settings.dlq_topic)
+            set_to = await configuration(settings, dlq_topic)
         except OSError as error:
-            yield Finding("kafka", "warning", f"how {settings.dlq_topic} is set up can't be asked: {error}")
+            yield Finding("kafka", "warning", f"how {dlq_topic} is set up can't be asked: {error}")
             return
-        for line in about_dead_letters(found, settings.dlq_topic):
+        for line in about_dead_letters(set_to, dlq_topic):
             yield Finding("kafka", "warning", line)
 
 

@@ -155,6 +155,8 @@ def parts(settings: Settings, port: int) -> dict[str, str]:
     """Which parts are in use, by their names, without any secret."""
     redis = f"{shown(settings.redis_url)} prefix {settings.redis_prefix}"
     kafka = f"{shown(settings.kafka_bootstrap)} topic {settings.kafka_topic} group {settings.group}"
+    for source in settings.kafka:
+        kafka += f"; {source.format} from {', '.join(source.topics)}"
     return {
         "listening": base_url(settings, port)
         + (f", {settings.workers} workers" if settings.workers > 1 else ""),

@@ -1,16 +1,19 @@
 """An event becomes a draft, by one rule whichever way it came in; from Kafka, in the format of its topic.
 
-`kafka.consumer` calls `EventHandler` with the topic's records, and the intake over HTTP calls `Drafter`; both
+`kafka.consumer` calls `EventHandler` with the topics' records, and the intake over HTTP calls `Drafter`; both
 hand drafts to the dispatcher. A format is a `Decode`; `PushsseFormat` is the one where a record's value is
-the event's own JSON.
+the event's own JSON, `HeadersFormat` the one where it is the message. `sources` chooses by the topic.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, cast
 
-from pushsse import event
+import msgspec
+
+from pushsse import event, strictjson
 from pushsse.backplane import Draft, Receipt, Source
 from pushsse.errors import InvalidInput, Violation
 from pushsse.event import Event
@@ -27,13 +30,18 @@ class Dispatches(Protocol):
         ...
 
 
+# What a record became.
+Made = Draft | list[Draft]
+
+
 class Decode(Protocol):
     """A format: reads one record of the partition that is claimed under `owner`.
 
-    Pure and quick: it is called for thousands of records in a row. The draft's source is the record.
+    Pure and quick: it is called for thousands of records in a row. The draft's source is the record. Several
+    drafts of one record come in a list, `in_order`.
     """
 
-    def __call__(self, record: Record, owner: str) -> Draft | None:
+    def __call__(self, record: Record, owner: str) -> Made | None:
         """None skips the record. Raises InvalidInput (NotJson is one) where it can't be used."""
         ...
 
@@ -46,6 +54,14 @@ class AdmitsTypes(Protocol):
         ...
 
 
+class AllTypes:
+    """A catalogue that admits every type, where there is no database."""
+
+    def admits(self, name: str) -> bool:
+        """Always."""
+        return True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drafter:
     """Makes events drafts, by one rule for every intake. One without `ttl_s` expires after `max_age_s`."""
@@ -53,8 +69,18 @@ class Drafter:
     types: AdmitsTypes
     max_age_s: int
 
-    def draft(self, given: Event, *, event_id: str, at: datetime, source: Source | None = None) -> Draft:
+    def draft(
+        self,
+        given: Event,
+        *,
+        event_id: str,
+        at: datetime,
+        source: Source | None = None,
+        once: str | None = None,
+    ) -> Draft:
         """`event_id` is its own id, else a made one; `at` is its time where it has none.
+
+        `once` takes the place of its type and id, by which the log knows it.
 
         Raises InvalidInput for a type that isn't admitted, a frame over 48 KiB and a time out of range.
         """
@@ -64,8 +90,25 @@ class Drafter:
         # The log remembers this for 10 minutes and leaves repeats out. Only a producer's own id can come
         # again: a record without one is known by its offset, which the fence looks at, and an id made for an
         # HTTP call is never made twice.
-        once = f"{given.type}|{given.id}" if given.id else ""
+        if once is None:
+            once = f"{given.type}|{given.id}" if given.id else ""
         return Draft(publication, source, once)
+
+    def of_record(self, given: Event, record: Record, owner: str, *, once: str | None = None) -> Draft:
+        """The draft of an event that a record holds. Raises InvalidInput as `draft` does."""
+        topic, partition, offset, timestamp_ms = (
+            record.topic,
+            record.partition,
+            record.offset,
+            record.timestamp,
+        )
+        return self.draft(
+            given,
+            event_id=given.id or f"{topic}-{partition}-{offset}",
+            at=time_of(timestamp_ms),
+            source=Source(topic, partition, offset, timestamp_ms, owner),
+            once=once,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +118,11 @@ class EventHandler:
     decode: Decode
     dispatcher: Dispatches
 
-    async def apply(self, drafts: Sequence[Draft]) -> Sequence[Refused]:
+    async def apply(self, items: Sequence[Made]) -> Sequence[Refused]:
         """Returns once the log has them; none is refused. Raises Unavailable, NotOwner."""
-        if drafts:
+        if items:
             # Guarantee 1: awaited, not started as a task. The consumer may commit once this has returned.
-            await self.dispatcher.dispatch(drafts)
+            await self.dispatcher.dispatch(_flat(items))
         return ()
 
     def unfinished(self) -> Mapping[TopicPartition, int]:
@@ -101,25 +144,109 @@ class PushsseFormat:
         value = record.value
         if value is None:
             return None
-        found = event.decode(value, ignored=self._ignored)
-        topic, partition, offset, timestamp_ms = (
-            record.topic,
-            record.partition,
-            record.offset,
-            record.timestamp,
-        )
-        return self.drafter.draft(
-            found,
-            event_id=found.id or f"{topic}-{partition}-{offset}",
-            at=_time(timestamp_ms),
-            source=Source(topic, partition, offset, timestamp_ms, owner),
-        )
+        return self.drafter.of_record(event.decode(value, ignored=self._ignored), record, owner)
 
     def _ignored(self, count: int) -> None:
         self.metrics.unknown_members += count
 
 
-def _time(timestamp_ms: int) -> datetime:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadersFormat:
+    """The value is the message; headers say the rest. Other headers that begin with `pushsse-` are counted.
+
+    The message is JSON; with a `content-type` that begins with `text/` it is a text.
+    """
+
+    metrics: Metrics
+    drafter: Drafter
+
+    def __call__(self, record: Record, owner: str) -> Draft | None:
+        value = record.value
+        if value is None:
+            return None
+        members: dict[str, object] = {}
+        is_text = False
+        for name, content in record.headers:
+            if name.lower() == "content-type":
+                is_text = content.startswith(b"text/")
+            elif name.startswith(_OWN):
+                member = _MEMBERS.get(name)
+                if member is None:
+                    self.metrics.unknown_members += 1
+                else:
+                    members[member] = _header(name, content)
+        for name in ("pushsse-type", "pushsse-to"):
+            if _MEMBERS[name] not in members:
+                raise InvalidInput(Violation(f"header {name}", "is required"))
+        members["to"] = audience(str(members["to"]), "header pushsse-to")
+        if "ttl_s" in members:
+            members["ttl_s"] = whole_number(str(members["ttl_s"]), "header pushsse-ttl-s")
+        message = text_as_json(value) if is_text else value
+        return self.drafter.of_record(event.of_members(members, message), record, owner)
+
+
+_OWN = "pushsse-"
+_MEMBERS = {
+    f"pushsse-{member.replace('_', '-')}": member
+    for member in ("type", "to", "id", "ttl_s", "desc", "ts", "campaign", "collapse")
+    if member in Event.__struct_fields__
+}
+_DIGITS = re.compile(r"[0-9]{1,10}")
+
+
+def audience(text: str, where: str) -> object:
+    """`to` of an event, from a text: all, names parted by commas, or as JSON. Raises InvalidInput."""
+    text = text.strip()
+    if text in ("all", '"all"'):
+        return event.ALL
+    if not text.startswith(("[", "{")):
+        return {"users": [name for part in text.split(",") if (name := part.strip())]}
+    try:
+        loaded = strictjson.loads(text.encode())
+    except InvalidInput as error:
+        detail = error.violations[0].detail
+        raise InvalidInput(Violation(where, f"{detail}, got {strictjson.shown(text)}")) from None
+    return {"users": loaded} if isinstance(loaded, list) else loaded
+
+
+def whole_number(text: str, where: str) -> int:
+    """Raises InvalidInput that names where it was to stand."""
+    if _DIGITS.fullmatch(text) is None:
+        raise InvalidInput(Violation(where, f"isn't a whole number, got {strictjson.shown(text)}"))
+    return int(text)
+
+
+def text_as_json(value: bytes) -> bytes:
+    """A text as a JSON string. Raises InvalidInput."""
+    try:
+        return msgspec.json.encode(value.decode())
+    except UnicodeDecodeError as error:
+        detail = f"isn't UTF-8: byte {error.start} is 0x{value[error.start]:02x}"
+        raise InvalidInput(Violation("$.message", detail)) from None
+
+
+def _header(name: str, content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        detail = f"isn't UTF-8: byte {error.start} is 0x{content[error.start]:02x}"
+        raise InvalidInput(Violation(f"header {name}", detail)) from None
+
+
+def _flat(items: Sequence[Made]) -> Sequence[Draft]:
+    """The drafts one after another; most records have one."""
+    if not any(each.__class__ is list for each in items):
+        return cast("Sequence[Draft]", items)
+    flat: list[Draft] = []
+    for each in items:
+        if isinstance(each, list):
+            flat += each
+        else:
+            flat.append(each)
+    return flat
+
+
+def time_of(timestamp_ms: int) -> datetime:
     """A record's time. Producers set it as they like, so it may be none (-1), or no date at all."""
     if timestamp_ms < 0:
         return datetime.now(UTC)

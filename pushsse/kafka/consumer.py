@@ -1,4 +1,4 @@
-"""Reads one topic in one consumer group, has a handler apply the records, and commits what is applied.
+"""Reads topics in one consumer group, has a handler apply the records, and commits what is applied.
 
 Run as a service by the intake (events) and by the answerer over Kafka (answers); any other topic needs a
 `Handler` alone. Records that can't be used go to the dead-letter topic. A member of the group that fails or
@@ -8,7 +8,7 @@ gets stuck is replaced by a new one.
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
@@ -21,6 +21,7 @@ from pushsse.kafka.dead_letters import DeadLetters, Refused
 from pushsse.kafka.fences import Fenced, Fences, Ownership, Unfenced
 from pushsse.kafka.partition import Assignment, Partition, Progress, Watchdog
 from pushsse.kafka.producer import Producer
+from pushsse.kafka.topics import Topics
 from pushsse.metrics import Metrics
 from pushsse.retry import Backoff, Outage
 
@@ -82,33 +83,33 @@ class Consumer:
 
     Order: that of each partition. Guarantee: an offset is committed only once everything before it was
     applied, skipped, or is in the dead-letter topic. What is away is waited for; nothing is dropped. With
-    `fences` a record that the backplane has isn't applied again. `start` ("earliest", "latest" or an age such
-    as 10m) says where reading begins without a committed offset.
+    `fences` a record that the backplane has isn't applied again. Topics that aren't there yet are read from
+    their beginning once they are.
     """
 
     def __init__(
         self,
         connection: Connection,
         *,
-        topic: str,
+        topics: Topics,
         group: str,
-        dlq_topic: str,
-        start: str,
         metrics: Metrics,
         fences: Fences | None = None,
         skip_refused: bool = True,
         pace: ConsumerPace = _PACE,
     ) -> None:
         self._connection = connection
-        self._topic = topic
+        self._topics = topics
         self._group = group
-        self._dlq_topic = dlq_topic
         self._metrics = metrics
         self._skip_refused = skip_refused
         self._pace = pace
-        self._ownership: Ownership = Unfenced(start)
+        # Topics that weren't there when reading began, and those that were.
+        self._late: set[str] = set()
+        self._first: frozenset[str] = frozenset()
+        self._ownership: Ownership = Unfenced(topics, self._late)
         if fences is not None:
-            self._ownership = Fenced(connection, fences, topic, group, start)
+            self._ownership = Fenced(connection, fences, topics, group, self._late)
 
     async def run(self, handler: Handler[Item]) -> NoReturn:
         """For ever; a Kafka that is away, or a topic that isn't there, is waited for.
@@ -119,11 +120,11 @@ class Consumer:
         text = "Partitions that wait for the dead-letter topic"
         self._metrics.gauge("kafka_held_partitions", "sum", text, lambda: len(blocked))
         outage = Outage(
-            f"Kafka at {self._connection.bootstrap}, for {self._topic}", logger, Backoff(0.5, 10.0)
+            f"Kafka at {self._connection.bootstrap}, for {self._topics.name}", logger, Backoff(0.5, 10.0)
         )
         async with Producer(self._connection) as producer:
             letters = DeadLetters(
-                producer, topic=self._dlq_topic, skip_refused=self._skip_refused, metrics=self._metrics
+                producer, topics=self._topics, skip_refused=self._skip_refused, metrics=self._metrics
             )
             while True:
                 try:
@@ -140,30 +141,32 @@ class Consumer:
         """One membership: until it fails or gets stuck."""
         consumer = self._connection.consumer(self._group)
         assignment = Assignment(consumer, self._ownership, handler, self._metrics)
-        member = _Member(
-            consumer,
-            assignment,
-            handler,
-            letters=letters,
-            watchdog=Watchdog(
-                consumer,
-                assignment,
-                self._ownership,
-                topic=self._topic,
-                stuck_s=self._pace.stuck_s,
-                metrics=self._metrics,
-            ),
-            metrics=self._metrics,
-            kafka=outage,
-            pace=self._pace,
-        )
         try:
             async with asyncio.timeout(_START_LIMIT_S):
                 await consumer.start()
-            await self._topic_is_there(consumer)
+            there = await self._topics_there(consumer)
             # Before the group counts this node in: a node of another backplane must get no partition at all.
             await self._ownership.check()
-            consumer.subscribe([self._topic], listener=assignment)
+            consumer.subscribe(sorted(there), listener=assignment)
+            watchdog = Watchdog(
+                consumer,
+                assignment,
+                self._ownership,
+                topics=self._topics,
+                there=there,
+                stuck_s=self._pace.stuck_s,
+                metrics=self._metrics,
+            )
+            member = _Member(
+                consumer,
+                assignment,
+                handler,
+                letters=letters,
+                watchdog=watchdog,
+                metrics=self._metrics,
+                kafka=outage,
+                pace=self._pace,
+            )
             await member.run()
         finally:
             # aiokafka revokes nothing when it stops. The commit is for the batch that is applied; what is in
@@ -174,16 +177,27 @@ class Consumer:
                 assignment.end()
                 await stop(consumer)
 
-    async def _topic_is_there(self, consumer: AIOKafkaConsumer) -> None:
-        """Waits for the topic; the service stays up meanwhile."""
-        missing = Outage(f"topic {self._topic}", logger, Backoff(first_s=0.5, most_s=3.0))
+    async def _topics_there(self, consumer: AIOKafkaConsumer) -> frozenset[str]:
+        """Waits for the first of the topics; the service stays up meanwhile."""
+        missing = Outage(f"topic {self._topics.name}", logger, Backoff(first_s=0.5, most_s=3.0))
         while True:
             async with asyncio.timeout(_START_LIMIT_S):
-                there = self._topic in await consumer.topics()
-            if there:
+                every = await consumer.topics()
+            if there := self._topics.among(every):
                 missing.over()
-                return
+                self._say_missing(every)
+                self._first = self._first or there
+                # What is produced into a new topic before anybody reads it was meant to be read.
+                self._late |= there - self._first
+                return there
             await asyncio.sleep(missing.failed("isn't there, or may not be read"))
+
+    def _say_missing(self, every: Collection[str]) -> None:
+        if absent := self._topics.missing(every):
+            logger.warning(
+                "%s: no such topic, or it may not be read; it will be read once it is there",
+                ", ".join(absent),
+            )
 
 
 class _Batch(NamedTuple, Generic[Item]):
@@ -345,7 +359,8 @@ class _Member(Generic[Item]):
     async def _bury(self, batch: _Batch[Item]) -> None:
         """Writes dead letters until they are acknowledged, then lets their partition go on."""
         partition, left = batch.partition, batch.refused
-        waiting = f"{partition.name} waits for the dead-letter topic {self._letters.topic}"
+        dlq_topic = self._letters.topics.dead_letters_of(partition.at.topic)
+        waiting = f"{partition.name} waits for the dead-letter topic {dlq_topic}"
         outage = Outage(waiting, logger, Backoff(first_s=0.25))
         logger.warning(
             "%s: %d of the records up to offset %d can't be used, first offset %d (%s); they go to %s",
@@ -354,7 +369,7 @@ class _Member(Generic[Item]):
             batch.end - 1,
             left[0].record.offset,
             left[0].at,
-            self._letters.topic,
+            dlq_topic,
         )
         while left and partition.assigned:
             now, later = left[:_LETTERS_AT_ONCE], left[_LETTERS_AT_ONCE:]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from pushsse.kafka import Record
 from pushsse.kafka.producer import Outgoing, Producer, RecordRefused
+from pushsse.kafka.topics import Topics
 from pushsse.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -30,16 +31,16 @@ class Refused(NamedTuple):
 
 
 class DeadLetters:
-    """Writes dead letters to their topic.
+    """Writes dead letters to the topic that `topics` names for theirs.
 
     A record that the topic takes in no form is logged with its place. With `skip_refused` it is passed over
     then, without it blocks its partition until the topic takes it.
     """
 
     def __init__(
-        self, producer: Producer, *, topic: str, metrics: Metrics, skip_refused: bool = True
+        self, producer: Producer, *, topics: Topics, metrics: Metrics, skip_refused: bool = True
     ) -> None:
-        self.topic = topic
+        self.topics = topics
         self._producer = producer
         self._skip_refused = skip_refused
         self._metrics = metrics
@@ -47,17 +48,18 @@ class DeadLetters:
     async def write(self, letters: Sequence[Refused]) -> Sequence[Refused]:
         """Returns when they are acknowledged or passed over; those that it returns have to wait.
 
-        Raises KafkaUnavailable.
+        All of them are of one partition. Raises KafkaUnavailable.
         """
-        not_taken = await self._producer.send_each(self.topic, [letter(refused) for refused in letters])
-        return [letters[at] for at in not_taken if not await self._write_cut(letters[at])]
+        topic = self.topics.dead_letters_of(letters[0].record.topic)
+        not_taken = await self._producer.send_each(topic, [letter(refused) for refused in letters])
+        return [letters[at] for at in not_taken if not await self._write_cut(letters[at], topic)]
 
-    async def _write_cut(self, refused: Refused) -> bool:
+    async def _write_cut(self, refused: Refused, topic: str) -> bool:
         """Writes the largest form that the topic takes; False if it has to wait. Raises KafkaUnavailable."""
         reason = RecordRefused()
         for form in (cut(refused, CUT_BYTES), cut(refused, SMALL_BYTES), cut(refused, 0)):
             try:
-                await self._producer.send(self.topic, [form])
+                await self._producer.send(topic, [form])
             except RecordRefused as error:
                 reason = error
             else:

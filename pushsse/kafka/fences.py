@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -18,6 +18,7 @@ from aiokafka.errors import GroupAuthorizationFailedError, KafkaTimeoutError
 
 from pushsse.errors import SettingsError
 from pushsse.kafka import Connection, Record, stop
+from pushsse.kafka.topics import Topics
 from pushsse.settings import seconds
 
 logger = logging.getLogger(__name__)
@@ -88,9 +89,10 @@ class Ownership(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Unfenced:
-    """The group's assignment is enough. `start` is "earliest", "latest" or an age such as 10m."""
+    """The group's assignment is enough. `late` topics begin at their beginning."""
 
-    start: str
+    topics: Topics
+    late: Collection[str] = ()
     metadata: str = ""
 
     async def check(self) -> None:
@@ -102,8 +104,12 @@ class Unfenced:
     async def first_offsets(
         self, consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]
     ) -> Mapping[TopicPartition, int]:
-        """What `start` means for each partition just now."""
-        return await _start_offsets(consumer, ats, self.start) if ats else {}
+        """What their topic's start means for each partition just now."""
+        found: dict[TopicPartition, int] = {}
+        for topic, of_it in _by_topic(ats).items():
+            start = "earliest" if topic in self.late else self.topics.start_of(topic)
+            found |= await _start_offsets(consumer, of_it, start)
+        return found
 
     async def claim(self, owners: Mapping[TopicPartition, str]) -> None:
         """Nothing here refuses an earlier owner's records."""
@@ -121,14 +127,14 @@ class Fenced:
 
     Two backplanes in one group would each publish only the records of their own nodes' partitions: half of
     the people would get nothing, and no log would say so. `identity` tells them apart; "" until `check`
-    returned.
+    returned. Topics that are `late`, because they weren't there at first, begin at their beginning.
     """
 
     connection: Connection
     fences: Fences
-    topic: str
+    topics: Topics
     group: str
-    start: str
+    late: Collection[str] = ()
     identity: str = field(default="", init=False)
 
     @property
@@ -149,9 +155,9 @@ class Fenced:
             self.identity = await self.fences.identity(secrets.token_hex(8))
         if found - {self.identity}:
             raise SettingsError(
-                f"PUSHSSE_KAFKA_GROUP: the group {self.group!r} reads {self.topic} for another backplane"
-                " (another Redis, or a node without one). Set PUSHSSE_REDIS_URL to the Redis of its nodes,"
-                " or PUSHSSE_KAFKA_GROUP to a group of this deployment's own"
+                f"PUSHSSE_KAFKA_GROUP: the group {self.group!r} reads {self.topics.name} for another"
+                " backplane (another Redis, or a node without one). Set PUSHSSE_REDIS_URL to the Redis of its"
+                " nodes, or PUSHSSE_KAFKA_GROUP to a group of this deployment's own"
             )
 
     async def renew(self) -> None:
@@ -167,23 +173,25 @@ class Fenced:
     async def first_offsets(
         self, consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]
     ) -> Mapping[TopicPartition, int]:
-        """`start` for a topic that the group has never read, else the beginning.
+        """Its start for a topic that the group has never read, else the beginning.
 
-        The offsets of `start` are decided once, for all of the topic's partitions, by whichever node is
+        The offsets of a start are decided once, for all of the topic's partitions, by whichever node is
         first, and kept in the backplane. A partition that appears later, or whose offsets Kafka has lost,
         begins at its beginning: nobody meant to pass it over.
         """
         if not ats:
             return {}
-        every = [TopicPartition(self.topic, n) for n in consumer.partitions_for_topic(self.topic) or ()]
-        begun = await self.fences.first_start(self.topic, await self._first_start(consumer, every))
         available = await ranges(consumer, ats)
         found: dict[TopicPartition, int] = {}
-        for at in ats:
-            # Claimed, but without a committed offset: Kafka has lost it. The fence skips what the log has.
-            lost = await self.fences.claimed(at.topic, at.partition)
-            offset = None if lost else begun.get(at.partition)
-            found[at] = available[at].first if offset is None else within(at, offset, available[at])
+        for topic, of_it in _by_topic(ats).items():
+            every = [TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic) or ()]
+            begun = await self.fences.first_start(topic, await self._first_start(consumer, topic, every))
+            for at in of_it:
+                # Claimed, but without a committed offset: Kafka has lost it. The fence skips what the log
+                # has.
+                lost = await self.fences.claimed(at.topic, at.partition)
+                offset = None if lost else begun.get(at.partition)
+                found[at] = available[at].first if offset is None else within(at, offset, available[at])
         return found
 
     async def recreated(
@@ -223,13 +231,14 @@ class Fenced:
         return recreated
 
     async def _first_start(
-        self, consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]
+        self, consumer: AIOKafkaConsumer, topic: str, ats: Sequence[TopicPartition]
     ) -> Mapping[int, int]:
-        """What `start` means for all partitions of the topic now; nothing where the group has begun it."""
+        """What its start means for all partitions of the topic now; nothing where the group has begun it."""
         for at in ats:
             if await consumer.committed(at) is not None:
                 return {}
-        found = await _start_offsets(consumer, ats, self.start)
+        start = "earliest" if topic in self.late else self.topics.start_of(topic)
+        found = await _start_offsets(consumer, ats, start)
         return {at.partition: offset for at, offset in found.items()}
 
     async def _timestamps_ms(self, offsets: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int]:
@@ -270,10 +279,14 @@ class Fenced:
         return await self.fences.identity(min(found))
 
     async def _committed_by(self) -> set[str]:
-        """The identities of the backplanes whose nodes committed the group's offsets of this topic."""
+        """The identities of the backplanes whose nodes committed the group's offsets of these topics."""
         async with asyncio.timeout(_ADMIN_S), self.connection.admin() as admin:
             offsets = await admin.list_consumer_group_offsets(self.group)
-        metadata = {each.metadata for at, each in offsets.items() if at.topic == self.topic and each.metadata}
+        metadata = {
+            each.metadata
+            for at, each in offsets.items()
+            if self.topics.group_of(at.topic) is not None and each.metadata
+        }
         return {each.removeprefix(METADATA_PREFIX) for each in metadata if each.startswith(METADATA_PREFIX)}
 
     async def _members(self) -> int:
@@ -307,6 +320,13 @@ def within(at: TopicPartition, offset: int, available: Range) -> int:
         available.end,
     )
     return available.first
+
+
+def _by_topic(ats: Sequence[TopicPartition]) -> Mapping[str, Sequence[TopicPartition]]:
+    found: dict[str, list[TopicPartition]] = {}
+    for at in ats:
+        found.setdefault(at.topic, []).append(at)
+    return found
 
 
 async def _start_offsets(

@@ -18,6 +18,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from pushsse.errors import Unavailable
 from pushsse.kafka.fences import Ownership, ranges, within
+from pushsse.kafka.topics import Topics
 from pushsse.metrics import Metrics
 from pushsse.retry import Backoff, Outage
 
@@ -28,6 +29,7 @@ _COMMIT_LIMIT_S = 3.0
 _PREPARE_LIMIT_S = 20.0
 _NOT_OURS_S = 2.0
 _LOOK_S = 2.0
+_TOPICS_EVERY_S = 4.0
 
 
 @dataclass(slots=True, eq=False)
@@ -260,7 +262,8 @@ class Watchdog:
     """Watches a member from the side: how far behind it is, and whether it still gets anywhere.
 
     aiokafka's member can get stuck without an error (no partitions though there is work, no answers to its
-    fetches); only a new one helps then. `stuck` says why it should be replaced, "" while all is well.
+    fetches); only a new one helps then. Topics that appear need a new one, too. `stuck` says why it should be
+    replaced, "" while all is well.
     """
 
     def __init__(
@@ -269,7 +272,8 @@ class Watchdog:
         assignment: Assignment,
         ownership: Ownership,
         *,
-        topic: str,
+        topics: Topics,
+        there: Collection[str],
         stuck_s: float,
         metrics: Metrics,
     ) -> None:
@@ -277,12 +281,14 @@ class Watchdog:
         self._consumer = consumer
         self._assignment = assignment
         self._ownership = ownership
-        self._topic = topic
+        self._topics = topics
+        self._there = there
         self._stuck_s = stuck_s
         self._metrics = metrics
         self._polled: dict[TopicPartition, tuple[int | None, float]] = {}
         self._spare_since = time.monotonic()
         self._unread: Mapping[TopicPartition, int] = {}
+        self._topics_at = 0.0
 
     async def run(self) -> None:
         """Looks every 2 s, until cancelled."""
@@ -301,6 +307,7 @@ class Watchdog:
     async def _ask_kafka(self) -> None:
         await self._measure_lag()
         await self._look_whether_spare()
+        await self._look_for_topics()
 
     def _look_at_polls(self) -> None:
         now = time.monotonic()
@@ -335,13 +342,32 @@ class Watchdog:
         elif time.monotonic() - self._spare_since > 2 * self._stuck_s:
             unread = await self._unread_now()
             if any(self._unread.get(at) == committed for at, committed in unread.items()):
-                self.stuck = f"no partition of {self._topic} is assigned, though nobody in the group reads on"
+                self.stuck = (
+                    f"no partition of {self._topics.name} is assigned, though nobody in the group reads on"
+                )
             self._spare_since = time.monotonic()
             self._unread = unread
 
     async def _unread_now(self) -> Mapping[TopicPartition, int]:
         """The partitions with records that the group hasn't committed, and how far each has got."""
-        ats = [TopicPartition(self._topic, n) for n in self._consumer.partitions_for_topic(self._topic) or ()]
+        ats = [
+            TopicPartition(topic, number)
+            for topic in self._there
+            for number in self._consumer.partitions_for_topic(topic) or ()
+        ]
         ends = await self._consumer.end_offsets(ats) if ats else {}
         committed = {at: await self._consumer.committed(at) or 0 for at in ats}
         return {at: committed[at] for at in ats if ends[at] > committed[at]}
+
+    async def _look_for_topics(self) -> None:
+        """A topic that was missing, or matches a pattern since it was made, is read by a new member.
+
+        Deliberate: the running member isn't subscribed anew. aiokafka forgets its assignment at once then,
+        and whatever is done with a partition before the group has met again fails.
+        """
+        if not self._topics.may_grow(self._there) or time.monotonic() < self._topics_at:
+            return
+        self._topics_at = time.monotonic() + _TOPICS_EVERY_S
+        new = self._topics.among(await self._consumer.topics()) - frozenset(self._there)
+        if new:
+            self.stuck = f"{', '.join(sorted(new))} can be read now"

@@ -17,10 +17,11 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 from pushsse.backplane import Append, Draft, Receipt
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.errors import BackplaneUnavailable, Unavailable
-from pushsse.intake import Drafter, EventHandler, PushsseFormat
+from pushsse.intake import Decode, Drafter, EventHandler, Made, PushsseFormat
 from pushsse.kafka import Connection
-from pushsse.kafka.consumer import Consumer, ConsumerPace
+from pushsse.kafka.consumer import Consumer, ConsumerPace, Handler
 from pushsse.kafka.fences import Fences
+from pushsse.kafka.topics import Topics, one_topic
 from pushsse.metrics import Metrics
 from pushsse.node import Interruptible
 from tests.waiting import eventually
@@ -228,6 +229,8 @@ class Kit:
         recorder: Recorder | None = None,
         *,
         start: str = "earliest",
+        topics: Topics | None = None,
+        decode: Decode | None = None,
         skip_refused: bool = True,
         connection: Connection | None = None,
         fences: Fences | None = None,
@@ -235,17 +238,15 @@ class Kit:
     ) -> Interruptible:
         consumer = Consumer(
             connection or self.connection,
-            topic=self.topic,
+            topics=topics or one_topic(self.topic, start=start, dlq_topic=self.dlq),
             group=self.group,
-            dlq_topic=self.dlq,
-            start=start,
             fences=fences or self.backplane,
             metrics=self.metrics,
             skip_refused=skip_refused,
             pace=pace,
         )
-        decode = PushsseFormat(metrics=self.metrics, drafter=drafter(refused="no"))
-        handler = EventHandler(decode, recorder or self.recorder)
+        own = PushsseFormat(metrics=self.metrics, drafter=drafter(refused="no"))
+        handler: Handler[Made] = EventHandler(decode or own, recorder or self.recorder)
         return Interruptible(lambda: consumer.run(handler))
 
     @asynccontextmanager

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from pushsse.backplane import Draft, Receipt
 from pushsse.backplane.memory import MemoryBackplane
-from pushsse.intake import EventHandler, PushsseFormat
+from pushsse.intake import EventHandler, Made, PushsseFormat
 from pushsse.kafka import Connection
-from pushsse.kafka.consumer import Consumer
+from pushsse.kafka.consumer import Consumer, Handler
+from pushsse.kafka.topics import one_topic
 from pushsse.metrics import Metrics
 from tests.intake.kit import drafter
 
@@ -24,15 +25,14 @@ async def main(bootstrap: str, topic: str, group: str) -> None:
     metrics = Metrics()
     consumer = Consumer(
         Connection(bootstrap=bootstrap, session_timeout_ms=6000),
-        topic=topic,
+        topics=one_topic(topic, start="earliest", dlq_topic=f"{topic}.dlq"),
         group=group,
-        dlq_topic=f"{topic}.dlq",
-        start="earliest",
         fences=MemoryBackplane(shards=64, keep_s=60, keep_bytes=1024**2, metrics=metrics),
         metrics=metrics,
     )
     decode = PushsseFormat(metrics=metrics, drafter=drafter())
-    await consumer.run(EventHandler(decode, Hanging()))
+    handler: Handler[Made] = EventHandler(decode, Hanging())
+    await consumer.run(handler)
 
 
 if __name__ == "__main__":

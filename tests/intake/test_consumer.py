@@ -11,6 +11,7 @@ from pushsse.errors import InvalidInput, Unavailable, Violation
 from pushsse.kafka import Connection, Record, TopicPartition
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.dead_letters import Refused
+from pushsse.kafka.topics import one_topic
 from tests.waiting import eventually
 
 from .kit import Kit
@@ -52,10 +53,8 @@ async def test_any_handler_has_its_records_applied_committed_and_buried(kit: Kit
     await kit.create(kit.topic, kit.dlq)
     consumer = Consumer(
         kit.connection,
-        topic=kit.topic,
+        topics=one_topic(kit.topic, start="earliest", dlq_topic=kit.dlq),
         group=kit.group,
-        dlq_topic=kit.dlq,
-        start="earliest",
         metrics=kit.metrics,
     )
     sums = Sums(away=2)
@@ -116,10 +115,8 @@ async def test_a_member_leaves_the_group_when_its_last_commit_is_cancelled(kit: 
     connection = Silent(bootstrap=kit.bootstrap, made=[])
     consumer = Consumer(
         connection,
-        topic=kit.topic,
+        topics=one_topic(kit.topic, start="earliest", dlq_topic=kit.dlq),
         group=kit.group,
-        dlq_topic=kit.dlq,
-        start="earliest",
         metrics=kit.metrics,
     )
     running = asyncio.create_task(consumer.run(Sums()))

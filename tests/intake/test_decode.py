@@ -7,9 +7,9 @@ import pytest
 
 from pushsse.backplane import Draft, Receipt, Source
 from pushsse.errors import InvalidInput, NotJson
-from pushsse.intake import Decode, EventHandler, PushsseFormat
+from pushsse.intake import Decode, EventHandler, Made, PushsseFormat
 from pushsse.kafka import Record
-from pushsse.kafka.consumer import decode_all
+from pushsse.kafka.consumer import Handler, decode_all
 from pushsse.kafka.dead_letters import Refused
 from pushsse.metrics import Metrics
 from tests.intake.kit import drafter
@@ -45,8 +45,9 @@ class Nowhere:
         raise AssertionError("only decoded")
 
 
-async def decoded(decode: Decode, records: Sequence[Given]) -> tuple[Sequence[Draft], Sequence[Refused]]:
-    return await decode_all(EventHandler(decode, Nowhere()), records, "owner")
+async def decoded(decode: Decode, records: Sequence[Given]) -> tuple[Sequence[Made], Sequence[Refused]]:
+    handler: Handler[Made] = EventHandler(decode, Nowhere())
+    return await decode_all(handler, records, "owner")
 
 
 def body(draft: Draft | None) -> dict[str, object]:
@@ -124,7 +125,7 @@ def test_a_record_without_a_timestamp_is_of_now(decode: PushsseFormat) -> None:
 async def test_one_bad_record_doesnt_stop_the_others(decode: PushsseFormat) -> None:
     records = [Given(event(), 0), Given(b"{", 1), Given(None, 2), Given(event(), 3)]
     drafts, refused = await decoded(decode, records)
-    assert [draft.source.offset for draft in drafts if draft.source] == [0, 3]
+    assert [each.source.offset for each in drafts if isinstance(each, Draft) and each.source] == [0, 3]
     assert [each.record.offset for each in refused] == [1]
 
 

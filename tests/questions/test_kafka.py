@@ -25,6 +25,7 @@ from pushsse.errors import DatabaseUnavailable, InvalidInput
 from pushsse.kafka import Connection
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.producer import Producer
+from pushsse.kafka.topics import one_topic
 from pushsse.metrics import Metrics
 from pushsse.questions import Answered, By, Ending, Part, Question
 from pushsse.questions.answerers import Answers, Delta, Piece, SentOff
@@ -63,10 +64,8 @@ class Desk:
     def answerer(self, connection: Connection | None = None) -> KafkaAnswerer:
         consumer = Consumer(
             connection or self.connection,
-            topic=self.answers,
+            topics=one_topic(self.answers, start="60s", dlq_topic=f"{self.answers}.dlq"),
             group=f"{self.name}.group",
-            dlq_topic=f"{self.answers}.dlq",
-            start="60s",
             metrics=self.metrics,
             pace=replace(PACE, stuck_s=2.0),
         )

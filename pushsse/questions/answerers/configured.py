@@ -19,6 +19,7 @@ from pushsse.errors import SettingsError
 from pushsse.kafka import connection
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.producer import Producer
+from pushsse.kafka.topics import one_topic
 from pushsse.logs import shown
 from pushsse.metrics import Metrics
 from pushsse.questions.answerers import Answerer
@@ -115,11 +116,13 @@ def _kafka(
     _take_none(one)
     answers = Consumer(
         connection(settings),
-        topic=settings.answers_topic,
+        topics=one_topic(
+            settings.answers_topic,
+            # An older answer can't belong to an open question.
+            start=f"{max(settings.answer_timeout_s, seconds('10m')):.0f}s",
+            dlq_topic=settings.answers_dlq_topic,
+        ),
         group=f"{settings.group}.answers",
-        dlq_topic=settings.answers_dlq_topic,
-        # An older answer can't belong to an open question.
-        start=f"{max(settings.answer_timeout_s, seconds('10m')):.0f}s",
         metrics=metrics,
         skip_refused=settings.kafka_dlq_refused == "skip",
         pace=module.PACE,
