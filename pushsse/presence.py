@@ -1,7 +1,7 @@
 """Who is there: which people have streams, on which nodes, since when, and when they were last seen.
 
 Each node tells the backplane who has streams on it, once a second as far as that has changed, under a lease:
-of a node that dies, nobody is left 12 s later. `api/presence` and `outcomes` ask `Presence`, a service. When
+of a node that dies, nobody is there 12 s later. `api/presence` and `outcomes` ask `Presence`, a service. When
 somebody's last stream on a node has ended, the database gets the time. Deliberate: no event and no stream
 costs a call of its own; a stream that opens and closes within a second may not be told of at all.
 """
@@ -19,16 +19,15 @@ from tortoise import fields
 from tortoise.indexes import Index
 from tortoise.models import Model
 
-from pushsse.backplane import PRESENCE_AT_ONCE, Backplane, Stay
+from pushsse.backplane import PRESENCE_AT_ONCE, Backplane, Stay, fresh_word
 from pushsse.database import Database, Statement, instant, time_of
 from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable
 from pushsse.hub.hub import Hub
 from pushsse.retry import Backoff, Outage
 
 logger = logging.getLogger(__name__)
-# How long what a node told stays without it, and how often it renews that.
-LEASE_S = 12.0
 TELL_EVERY_S = 1.0
+# Three times in the length of a lease.
 RENEW_EVERY_S = 4.0
 # A person without a stream for less than this was never away.
 AWAY_AFTER_S = 10.0
@@ -99,11 +98,10 @@ class Presence:
         self._backplane = backplane
         self._seen = seen
         self._node = node
+        self._place = ""
         self._keep = timedelta(days=keep_days)
         # People without a stream here who had one a moment ago, in the order in which they left.
         self._left: dict[str, Left] = {}
-        # Whether all has to be told anew.
-        self._lapsed = True
         self._told_at = 0.0
         # When people left whom the database has not been told of yet.
         self._unwritten: dict[str, datetime] = {}
@@ -121,8 +119,8 @@ class Presence:
         stays = await self._backplane.presence(users)
         nodes = {
             user: tuple(
-                OnNode(node, stay.streams, _time(stay.since_ms))
-                for node, stay in sorted(at.items())
+                OnNode(place.rpartition("~")[0], stay.streams, _time(stay.since_ms))
+                for place, stay in sorted(at.items())
                 if stay.streams
             )
             for user, at in stays.items()
@@ -159,7 +157,6 @@ class Presence:
             try:
                 await self._tell(loop.time())
             except BackplaneUnavailable as error:
-                self._lapsed, self.known_since = True, None
                 await asyncio.sleep(self._outage.failed(error))
                 continue
             self._outage.over()
@@ -170,12 +167,13 @@ class Presence:
         now_ms = self._backplane.now_ms()
         self._note(moved, now_ms)
         over = self._over(now_ms)
-        if not self._lapsed and await self._told([*moved, *over], now):
+        if self.known_since is not None and await self._told([*moved, *over], now):
             return
-        # The backplane has lost it, or hasn't been told anything for so long that the lease has ended.
-        self._lapsed, self.known_since = True, None
+        # The backplane has lost it, or hasn't been told anything for so long that the lease has ended. At a
+        # new place, since what was told of the old one says who was there until then.
+        self.known_since, self._place = None, f"{self._node}~{fresh_word()}"
         if await self._told([*self._hub.users(), *self._left], now, anew=True):
-            self._lapsed, self.known_since = False, now
+            self.known_since = now
 
     async def _told(self, users: Sequence[str], now: float, *, anew: bool = False) -> bool:
         """Whether the backplane has taken it. With nothing to tell, it is called when the lease is due."""
@@ -183,9 +181,7 @@ class Presence:
             return True
         for start in range(0, max(1, len(users)), PRESENCE_AT_ONCE):
             stays = {user: self._stay(user) for user in users[start : start + PRESENCE_AT_ONCE]}
-            if not await self._backplane.tell_presence(
-                self._node, stays, lease_ms=int(LEASE_S * 1000), anew=anew and start == 0
-            ):
+            if not await self._backplane.tell_presence(self._place, stays, anew=anew and start == 0):
                 return False
         self._told_at = now
         return True
@@ -229,7 +225,9 @@ class Presence:
     async def _leave(self) -> None:
         """Nobody is at this node any more; a node that can't say so is forgotten with its lease."""
         try:
-            await self._backplane.end_presence(self._node)
+            # The streams have ended by now, or do so with the process.
+            await self._tell(asyncio.get_running_loop().time())
+            await self._backplane.end_presence(self._place)
         except BackplaneUnavailable as error:
             logger.info("the backplane can't be told that nobody is at this node any more: %s", error)
 

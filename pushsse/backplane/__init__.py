@@ -31,8 +31,10 @@ NAME_BYTES = 12
 BROADCAST_SHARE = 16  # times as many bytes as a shard's log
 # Of 300 bytes each.
 MOST_WINDOWS = 100_000
-# People that one call of `tell_presence` takes.
+# People that one call of `tell_presence` takes; how long what it tells holds, and is kept after that.
 PRESENCE_AT_ONCE = 500
+PRESENCE_LEASE_MS = 12_000
+PRESENCE_KEEP_MS = 120_000
 # How much of a log `Followed` brings along.
 TAIL_ENTRIES = 1000
 TAIL_BYTES = 1024 * 1024
@@ -255,15 +257,26 @@ class Uses(NamedTuple):
 
 
 class Stay(NamedTuple):
-    """A person's streams on one node. Times in milliseconds since 1970, by the log's clock.
+    """A person's streams at one place. Times in milliseconds since 1970, by the log's clock.
 
-    `since_ms`: when the first of them began; `left_ms`: when the last ones before had ended, 0 if that is
-    long ago.
+    `since_ms`: when the first of them began, or had begun; `left_ms`: when the last ones had ended, 0 if that
+    is long ago.
     """
 
     streams: int
     since_ms: int
     left_ms: int = 0
+
+    def ended(self, at_ms: int) -> "Stay":
+        """The same, as the last that is known of a place whose lease has ended."""
+        return Stay(0, self.since_ms, at_ms) if self.streams else self
+
+    def was_there(self, at_ms: int, away_ms: int) -> bool:
+        """Whether there was a stream between a time and the end of the shortest absence from then on."""
+        came_in_time = self.since_ms <= at_ms + away_ms
+        return (self.streams > 0 and (came_in_time or self.left_ms >= at_ms)) or (
+            came_in_time and self.left_ms >= at_ms
+        )
 
 
 class Windows:
@@ -455,25 +468,50 @@ class Backplane(Protocol):
     # Presence
 
     async def tell_presence(
-        self, node: str, stays: Mapping[str, Stay | None], *, lease_ms: int, anew: bool = False
+        self,
+        place: str,
+        stays: Mapping[str, Stay | None],
+        *,
+        anew: bool = False,
+        lease_ms: int = PRESENCE_LEASE_MS,
     ) -> bool:
-        """Says who is at a node now, None for somebody to be forgotten, and renews the node's lease.
+        """Says who is at a place, None for somebody to be forgotten, and renews the place's lease.
 
-        What was told before stays as long as the lease; with `anew` it is dropped. False where the lease had
-        ended: then nothing was told, and all has to be told anew. At most PRESENCE_AT_ONCE people. Raises
-        BackplaneUnavailable.
+        A place is new with `anew`, and has one node. What was told of it is kept for PRESENCE_KEEP_MS after
+        its lease. False where the lease had ended: then nothing was told, and the node has to go on at a new
+        place. At most PRESENCE_AT_ONCE people. Raises BackplaneUnavailable.
         """
         ...
 
+    async def end_presence(self, place: str) -> None:
+        """Ends the lease of a place now. Raises BackplaneUnavailable."""
+        ...
+
     async def presence(self, users: Sequence[str]) -> Mapping[str, Mapping[str, Stay]]:
-        """Where people are: by person, those of whom a node has told something, and node.
+        """Where people are, and were a moment ago: by person, of whom something was told, and place.
 
         Raises BackplaneUnavailable.
         """
         ...
 
-    async def end_presence(self, node: str) -> None:
-        """Nobody is at a node any more. Raises BackplaneUnavailable."""
+    async def absent(self, asked: Sequence[tuple[str, int]], *, away_ms: int) -> Sequence[bool]:
+        """Of people and times (ms): who had no stream from then on for `away_ms`.
+
+        Ask when that is over, and PRESENCE_LEASE_MS are: before, a node that has died may seem to live.
+        Raises BackplaneUnavailable.
+        """
+        ...
+
+    # Duties
+
+    async def duty(
+        self, name: str, node: str, done: Mapping[str, Mark], *, lease_ms: int
+    ) -> Mapping[str, Mark] | None:
+        """Takes or keeps what one node does for all along the logs, and notes how far that has got.
+
+        Returns that of all logs; None where another node has the duty: then nothing was noted. Raises
+        BackplaneUnavailable.
+        """
         ...
 
     # Kafka's partitions

@@ -13,6 +13,7 @@ import pytest
 import pushsse.backplane as contract
 from pushsse.backplane import (
     BROADCAST,
+    PRESENCE_LEASE_MS,
     Append,
     Backplane,
     Draft,
@@ -846,8 +847,8 @@ async def test_no_more_windows_are_open_than_may_be(monkeypatch: pytest.MonkeyPa
 # Presence
 
 
-async def test_who_is_at_which_node_is_told_and_forgotten(backplane: Backplane) -> None:
-    tell = partial(backplane.tell_presence, lease_ms=60_000)
+async def test_who_is_where_is_told_and_forgotten(backplane: Backplane) -> None:
+    tell = backplane.tell_presence
     assert not await tell("one", {"ann": Stay(1, 5)})
     assert await backplane.presence(("ann",)) == {}
     assert await tell("one", {"ann": Stay(1, 5), "李 四": Stay(2, 7, 3)}, anew=True)
@@ -861,30 +862,87 @@ async def test_who_is_at_which_node_is_told_and_forgotten(backplane: Backplane) 
         "ann": {"two": Stay(3, 9)},
         "bo": {"one": Stay(0, 1, 2)},
     }
-    assert await tell("two", {}, anew=True)
+    assert await backplane.presence(()) == {}
+
+
+async def test_after_its_lease_a_place_has_nobody_and_it_is_known_who_was_there(backplane: Backplane) -> None:
+    began_ms = backplane.now_ms()
+    here = {"ann": Stay(2, began_ms), "bo": Stay(0, 7, 9)}
+    assert await backplane.tell_presence("one", here, anew=True)
+    assert await backplane.tell_presence("two", here, anew=True, lease_ms=40)
     await backplane.end_presence("one")
-    assert await backplane.presence(("ann", "bo", "李 四")) == {}
-    assert not await tell("one", {})
-    assert await tell("two", {})
+    assert not await backplane.tell_presence("one", {})
 
+    async def ended() -> bool:
+        return all(not stay.streams for stay in (await backplane.presence(("ann",)))["ann"].values())
 
-async def test_what_a_node_told_ends_with_its_lease(backplane: Backplane) -> None:
-    assert await backplane.tell_presence("one", {"ann": Stay(1, 5)}, lease_ms=60_000, anew=True)
-    assert await backplane.tell_presence("two", {"ann": Stay(1, 6)}, lease_ms=40, anew=True)
-
-    async def told() -> bool:
-        return await backplane.presence(("ann",)) == {"ann": {"one": Stay(1, 5)}}
-
-    await eventually(told)
-    # With its lease has gone whatever it told.
-    assert not await backplane.tell_presence("two", {}, lease_ms=60_000)
+    await eventually(ended)
+    # With its lease has ended whatever it told.
+    assert not await backplane.tell_presence("two", {})
+    found = await backplane.presence(("ann", "bo"))
+    assert found["bo"] == {"one": Stay(0, 7, 9), "two": Stay(0, 7, 9)}
+    for stay in found["ann"].values():
+        # The last that is known of it is a lease older than its end.
+        assert stay.since_ms == began_ms
+        assert began_ms - PRESENCE_LEASE_MS <= stay.left_ms <= backplane.now_ms() - PRESENCE_LEASE_MS
+    assert await backplane.tell_presence("one~2", {"ann": Stay(1, began_ms)}, anew=True)
+    assert (await backplane.presence(("ann",)))["ann"]["one~2"] == Stay(1, began_ms)
 
 
 async def test_a_thousand_people_are_asked_about_at_once(backplane: Backplane) -> None:
     people = {f"user-{i}": Stay(1, i) for i in range(500)}
-    assert await backplane.tell_presence("one", people, lease_ms=60_000, anew=True)
+    assert await backplane.tell_presence("one", people, anew=True)
     more = {f"more-{i}": Stay(2, i) for i in range(500)}
-    assert await backplane.tell_presence("one", more, lease_ms=60_000)
+    assert await backplane.tell_presence("one", more)
     asked = [*people, *more, *(f"nobody-{i}" for i in range(200))]
     found = await backplane.presence(asked)
     assert found == {user: {"one": stay} for user, stay in (people | more).items()}
+    away = await backplane.absent([(user, 0) for user in asked], away_ms=10_000)
+    assert away == [False] * 1000 + [True] * 200
+
+
+async def test_who_was_away_at_a_time(backplane: Backplane) -> None:
+    now = backplane.now_ms()
+    tell = backplane.tell_presence
+    here = {
+        "stays": Stay(1, now - 50_000),
+        "came": Stay(1, now - 15_000),
+        "left": Stay(0, now - 50_000, now - 25_000),
+        "came back": Stay(1, now - 3_000, now - 19_000),
+        "visited": Stay(0, now - 8_000, now - 2_000),
+    }
+    assert await tell("alive", here, anew=True)
+    assert await tell("dead", {"was there": Stay(1, now - 50_000)}, anew=True)
+    await backplane.end_presence("dead")
+    asked = {
+        ("stays", 20): False,
+        # Within the ten seconds, and after them.
+        ("came", 20): False,
+        ("came", 26): True,
+        ("left", 26): False,
+        ("left", 24): True,
+        ("came back", 20): False,
+        ("came back", 18): True,
+        ("visited", 20): True,
+        ("visited", 17): False,
+        # Its node was last heard of a lease ago.
+        ("was there", 20): False,
+        ("was there", 11): True,
+        ("nobody", 20): True,
+    }
+    away = await backplane.absent([(user, now - 1000 * ago) for user, ago in asked], away_ms=10_000)
+    assert dict(zip(asked, away, strict=True)) == asked
+
+
+# Duties
+
+
+async def test_a_duty_is_one_nodes_and_goes_on_where_it_was(make: Make) -> None:
+    async with make() as backplane:
+        assert await backplane.duty("watch", "one", {}, lease_ms=60_000) == {}
+        marks = {"1": Mark("e", 5), "all": Mark("f", 2**40)}
+        assert await backplane.duty("watch", "one", marks, lease_ms=60_000) == marks
+        assert await backplane.duty("watch", "one", {"1": Mark("g", 1)}, lease_ms=60_000) == {
+            **marks, "1": Mark("g", 1),
+        }  # fmt: skip
+        assert await backplane.duty("another", "two", {}, lease_ms=60_000) == {}

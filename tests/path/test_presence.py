@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from pushsse.backplane import Stay
-from pushsse.presence import LEASE_S
 from tests.backplane.redis_server import RedisServer
 from tests.hardening.test_kick import SECRET, bearer
 from tests.serving import Running, serving
@@ -138,9 +137,9 @@ async def test_the_people_of_a_dead_node_are_gone_with_its_lease(
     async with two_nodes(redis_server, tmp_path) as (one, _):
         # What a node that was killed has left behind.
         stay = {"ann": Stay(1, one.node.backplane.now_ms())}
-        lease_ms = int(LEASE_S * 1000)
-        await one.node.backplane.tell_presence("dead", stay, lease_ms=lease_ms, anew=True)
+        await one.node.backplane.tell_presence("dead~1", stay, anew=True)
         began = asyncio.get_running_loop().time()
         assert (await person(one, "ann"))["nodes"][0]["node"] == "dead"
         await until_streams(one, "ann", 0)
         assert asyncio.get_running_loop().time() - began < 15
+        assert (await person(one, "ann"))["last_seen"] is not None

@@ -16,6 +16,7 @@ from typing import Self
 from pushsse.backplane import (
     BROADCAST,
     BROADCAST_SHARE,
+    PRESENCE_LEASE_MS,
     Append,
     Backplane,
     Draft,
@@ -46,6 +47,7 @@ from pushsse.backplane.memory.logs import (
     LogSnapshot,
     LogUpdate,
     MemoryLog,
+    MemoryPlaces,
     MemoryTickets,
     Partitions,
     SeenNames,
@@ -62,6 +64,7 @@ from pushsse.backplane.memory.writer import LogWriter
 from pushsse.errors import NotOwner
 from pushsse.event import Change, Publication
 from pushsse.metrics import Metrics
+from pushsse.position import Mark
 
 MOST_WAITING = 10_000  # entries
 # Recipients whose names are remembered between two yields: some 3 ms of the event loop.
@@ -95,8 +98,9 @@ class MemoryBackplane(Backplane):
         self._tickets = MemoryTickets()
         self._notice_listeners: dict[Topic, NoticeListener] = {}
         self._windows = Windows()
-        # By node: what it has told, and when its lease ends.
-        self._presence: dict[str, tuple[dict[str, Stay], int]] = {}
+        self._places = MemoryPlaces()
+        # By duty and log: how far it has got.
+        self._duties: dict[str, dict[str, Mark]] = {}
         self._answers = AnswersSoFar()
         self._asked: dict[str, None] = {}
         self._listening = False
@@ -398,36 +402,41 @@ class MemoryBackplane(Backplane):
     # Presence
 
     async def tell_presence(
-        self, node: str, stays: Mapping[str, Stay | None], *, lease_ms: int, anew: bool = False
+        self,
+        place: str,
+        stays: Mapping[str, Stay | None],
+        *,
+        anew: bool = False,
+        lease_ms: int = PRESENCE_LEASE_MS,
     ) -> bool:
-        """Says who is at the only node there is."""
-        now_ms = self.now_ms()
-        told, ends_ms = self._presence.get(node, ({}, 0))
-        if anew:
-            told = {}
-        elif ends_ms <= now_ms:
-            return False
-        for user, stay in stays.items():
-            if stay is None:
-                told.pop(user, None)
-            else:
-                told[user] = stay
-        self._presence[node] = told, now_ms + lease_ms
-        return True
+        """Says who is at a place."""
+        return self._places.tell(place, stays, self.now_ms(), lease_ms, anew=anew)
+
+    async def end_presence(self, place: str) -> None:
+        """Ends the lease of a place now."""
+        self._places.end(place, self.now_ms())
 
     async def presence(self, users: Sequence[str]) -> Mapping[str, Mapping[str, Stay]]:
         """Where people are."""
-        now_ms = self.now_ms()
-        found: dict[str, dict[str, Stay]] = {}
-        for node, (told, ends_ms) in self._presence.items():
-            for user in users if ends_ms > now_ms else ():
-                if (stay := told.get(user)) is not None:
-                    found.setdefault(user, {})[node] = stay
-        return found
+        return self._places.presence(users, self.now_ms())
 
-    async def end_presence(self, node: str) -> None:
-        """Nobody is at the node any more."""
-        self._presence.pop(node, None)
+    async def absent(self, asked: Sequence[tuple[str, int]], *, away_ms: int) -> Sequence[bool]:
+        """Who had no stream at a time."""
+        stays = self._places.presence({user for user, _ in asked}, self.now_ms())
+        return [
+            not any(stay.was_there(at_ms, away_ms) for stay in stays.get(user, {}).values())
+            for user, at_ms in asked
+        ]
+
+    # Duties
+
+    async def duty(
+        self, name: str, node: str, done: Mapping[str, Mark], *, lease_ms: int
+    ) -> Mapping[str, Mark] | None:
+        """Takes a duty, which no other node can have; a restart forgets how far it had got."""
+        marks = self._duties.setdefault(name, {})
+        marks.update(done)
+        return dict(marks)
 
     # Kafka's partitions
 

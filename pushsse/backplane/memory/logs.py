@@ -1,6 +1,6 @@
-"""What the embedded backplane holds: logs, Kafka's partitions, the names it has seen, and tickets.
+"""What the embedded backplane holds: logs, Kafka's partitions, the names it has seen, tickets, who is there.
 
-`MemoryBackplane` calls it, on the event loop. All of it but the tickets is a `Snapshot`, what one append
+`MemoryBackplane` calls it, on the event loop. All of it but the last two is a `Snapshot`, what one append
 changes of it a `LogUpdate`: these are what the writer and the store are given.
 """
 
@@ -15,6 +15,8 @@ import msgspec
 
 from pushsse.backplane import (
     ENDED_MS,
+    PRESENCE_KEEP_MS,
+    PRESENCE_LEASE_MS,
     REMEMBER_MOST,
     REMEMBER_MS,
     TAIL_BYTES,
@@ -25,6 +27,7 @@ from pushsse.backplane import (
     Entry,
     Head,
     OpenedTicket,
+    Stay,
     Ticket,
     TicketLife,
     TicketRefusal,
@@ -381,6 +384,52 @@ class MemoryTickets:
     def openings(self, names: Iterable[str]) -> dict[str, int]:
         """How often each was opened."""
         return {name: kept.opened for name in names if (kept := self._kept.get(name)) is not None}
+
+
+class MemoryPlaces:
+    """Who is where, by place: what was told of it, and when its lease ends."""
+
+    __slots__ = ("_ends", "_told")
+
+    def __init__(self) -> None:
+        self._told: dict[str, dict[str, Stay]] = {}
+        self._ends: dict[str, int] = {}
+
+    def tell(
+        self, place: str, stays: Mapping[str, Stay | None], now_ms: int, lease_ms: int, *, anew: bool
+    ) -> bool:
+        """Says who is at a place; False where its lease has ended."""
+        if anew:
+            for old in [each for each, ends in self._ends.items() if ends + PRESENCE_KEEP_MS <= now_ms]:
+                del self._ends[old], self._told[old]
+        elif self._ends.get(place, 0) <= now_ms:
+            return False
+        told = self._told.setdefault(place, {})
+        for user, stay in stays.items():
+            if stay is None:
+                told.pop(user, None)
+            else:
+                told[user] = stay
+        self._ends[place] = now_ms + lease_ms
+        return True
+
+    def end(self, place: str, now_ms: int) -> None:
+        """Ends the lease of a place."""
+        if place in self._ends:
+            self._ends[place] = now_ms
+
+    def presence(self, users: Iterable[str], now_ms: int) -> dict[str, dict[str, Stay]]:
+        """What is known of these people, by place."""
+        found: dict[str, dict[str, Stay]] = {}
+        for user in users:
+            for place, told in self._told.items():
+                if (stay := told.get(user)) is not None:
+                    ends = self._ends[place]
+                    alive = ends > now_ms
+                    found.setdefault(user, {})[place] = (
+                        stay if alive else stay.ended(ends - PRESENCE_LEASE_MS)
+                    )
+        return found
 
 
 def recipients(publication: Publication | None) -> int:

@@ -18,6 +18,8 @@ from pushsse.backplane import (
     BROADCAST_SHARE,
     ENDED_MS,
     PRESENCE_AT_ONCE,
+    PRESENCE_KEEP_MS,
+    PRESENCE_LEASE_MS,
     REMEMBER_MOST,
     REMEMBER_MS,
     UNOPENED_MS,
@@ -60,7 +62,8 @@ _MOST_NAMES = 1000  # 3–5 ms of Redis
 _FIRST_BLOB = 7  # of the script's arguments, which Lua counts from 1
 _PUBLISH, _KEEP_TICKET, _OPEN_TICKET = (script(name) for name in ("publish", "keep_ticket", "open_ticket"))
 _USE = script("use")
-_TELL_PRESENCE, _PRESENCE = script("tell_presence"), script("presence")
+_TELL_PRESENCE, _END_PRESENCE = script("tell_presence"), script("end_presence")
+_PRESENCE, _ABSENT, _DUTY = (script(name) for name in ("presence", "absent", "duty"))
 _SO_FAR, _END_ANSWER = (script(name) for name in ("so_far", "end_answer"))
 
 
@@ -290,35 +293,73 @@ class RedisBackplane(Backplane):
     # Presence
 
     async def tell_presence(
-        self, node: str, stays: Mapping[str, Stay | None], *, lease_ms: int, anew: bool = False
+        self,
+        place: str,
+        stays: Mapping[str, Stay | None],
+        *,
+        anew: bool = False,
+        lease_ms: int = PRESENCE_LEASE_MS,
     ) -> bool:
-        """Says who is at a node now, in one run of a script. Raises BackplaneUnavailable."""
+        """Says who is at a place, in one run of a script. Raises BackplaneUnavailable."""
         people: list[str] = []
         for user, stay in stays.items():
             people += (user, "" if stay is None else f"{stay.streams} {stay.since_ms} {stay.left_ms}")
-        told = await self._checking.run(_TELL_PRESENCE, self._names, node, lease_ms, int(anew), *people)
+        told = await self._checking.run(
+            _TELL_PRESENCE, self._names, place, lease_ms, PRESENCE_KEEP_MS, int(anew), *people
+        )
         return told == 1
+
+    async def end_presence(self, place: str) -> None:
+        """Ends the lease of a place now. Raises BackplaneUnavailable."""
+        await self._checking.run(_END_PRESENCE, self._names, place)
 
     async def presence(self, users: Sequence[str]) -> Mapping[str, Mapping[str, Stay]]:
         """Where people are, some hundreds of them in each run of a script. Raises BackplaneUnavailable."""
         found: dict[str, dict[str, Stay]] = {}
         for start in range(0, len(users), PRESENCE_AT_ONCE):
             asked = users[start : start + PRESENCE_AT_ONCE]
-            reply = cast(
-                list[bytes | list[bytes | None]], await self._reading.run(_PRESENCE, self._names, *asked)
-            )
-            for node, told in zip(reply[::2], reply[1::2], strict=True):
-                for user, stay in zip(asked, cast(list[bytes | None], told), strict=True):
-                    if stay:
-                        at = found.setdefault(user, {})
-                        at[cast(bytes, node).decode()] = Stay(*map(int, stay.split()))
+            reply = await self._reading.run(_PRESENCE, self._names, codec.pack(asked))
+            now, *places = cast(list[bytes | list[bytes | None]], reply)
+            for at in range(0, len(places), 3):
+                place, ends_ms = cast(bytes, places[at]).decode(), int(cast(bytes, places[at + 1]))
+                for user, told in zip(asked, cast(list[bytes | None], places[at + 2]), strict=True):
+                    if told:
+                        stay = Stay(*map(int, told.split()))
+                        if ends_ms <= int(cast(bytes, now)):
+                            stay = stay.ended(ends_ms - PRESENCE_LEASE_MS)
+                        found.setdefault(user, {})[place] = stay
         return found
 
-    async def end_presence(self, node: str) -> None:
-        """Nobody is at a node any more. Raises BackplaneUnavailable."""
-        await self._checking.pipeline(
-            [("DEL", f"{self._names}presence:{node}"), ("SREM", f"{self._names}present", node)]
+    async def absent(self, asked: Sequence[tuple[str, int]], *, away_ms: int) -> Sequence[bool]:
+        """Who had no stream at a time. Raises BackplaneUnavailable."""
+        found = b""
+        for start in range(0, len(asked), PRESENCE_AT_ONCE):
+            flat = [each for pair in asked[start : start + PRESENCE_AT_ONCE] for each in pair]
+            reply = await self._reading.run(
+                _ABSENT, self._names, PRESENCE_LEASE_MS, away_ms, codec.pack(flat)
+            )
+            found += cast(bytes, reply)
+        return [each == ord("1") for each in found]
+
+    # Duties
+
+    async def duty(
+        self, name: str, node: str, done: Mapping[str, Mark], *, lease_ms: int
+    ) -> Mapping[str, Mark] | None:
+        """Takes or keeps a duty, in one run of a script. Raises BackplaneUnavailable."""
+        marks: list[str] = []
+        for log, mark in done.items():
+            marks += (log, f"{mark.epoch} {mark.number}")
+        reply = cast(
+            list[bytes] | None, await self._checking.run(_DUTY, self._names, name, node, lease_ms, *marks)
         )
+        if reply is None:
+            return None
+        found: dict[str, Mark] = {}
+        for log_name, told in zip(reply[::2], reply[1::2], strict=True):
+            epoch, _, number = told.decode().rpartition(" ")
+            found[log_name.decode()] = Mark(epoch, int(number))
+        return found
 
     # Kafka's partitions
 

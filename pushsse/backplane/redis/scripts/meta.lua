@@ -13,8 +13,10 @@
 --   used:NAME    string  how often something was used in its window of time, which ends with the key
 --   answer:ID    hash    an answer so far: attempt, seq (its last delta), bytes (of its text), status; or ended.
 --                        With :text (string) and :parts (list)
---   present      set     nodes that have told who is there
---   presence:NODE  hash  person -> "STREAMS SINCE LEFT" (ms), and an empty field; ends with the node's lease
+--   present      set     the places that have told who is there
+--   presence:PLACE  hash  person -> "STREAMS SINCE LEFT" (ms); with an empty name, when the place's lease ends
+--   duty:NAME    string  the node that does something for all, as long as its lease; :marks (hash) how far that
+--                        has got, LOG -> "EPOCH NUMBER"
 --   alive        string  written by the canary, to see whether Redis takes writes
 -- Numbers go into ids and texts by %.0f: `..` would round them to 14 digits.
 -- Redis does not undo a script that fails half-way. So each script writes what may be refused first, and what

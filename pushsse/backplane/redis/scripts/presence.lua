@@ -1,17 +1,19 @@
 -- Where people are.
--- In:  ARGV = people.
--- Out: node, then what it has told of each of them, or nil; the next node, …
+-- In:  ARGV = people, in MessagePack.
+-- Out: the time, then place, when its lease ends, what it has told of each of them, or nil; the next place, …
 -- One script, so that nobody who moves from one node to another is seen on neither because of the time between
 -- two commands.
-local found = {}
-for _, node in ipairs(redis.call('SMEMBERS', K .. 'present')) do
-  local key = K .. 'presence:' .. node
-  if redis.call('EXISTS', key) == 1 then
-    found[#found + 1] = node
-    found[#found + 1] = redis.call('HMGET', key, unpack(ARGV))
+local people = cmsgpack.unpack(ARGV[1])
+local found = {string.format('%.0f', now_ms())}
+for _, place in ipairs(redis.call('SMEMBERS', K .. 'present')) do
+  local key = K .. 'presence:' .. place
+  local ends = redis.call('HGET', key, '')
+  if ends then
+    found[#found + 1] = place
+    found[#found + 1] = ends
+    found[#found + 1] = redis.call('HMGET', key, unpack(people))
   else
-    -- Its lease has ended. A node that lives tells all of it again, and is among the nodes then.
-    redis.call('SREM', K .. 'present', node)
+    redis.call('SREM', K .. 'present', place)
   end
 end
 return found

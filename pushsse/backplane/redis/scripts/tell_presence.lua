@@ -1,22 +1,19 @@
--- Says who is at a node, and renews its lease.
--- In:  ARGV = node, length of the lease in ms, 1 to drop what was told before, then people in turn with
---      "STREAMS SINCE LEFT", or "" for one who is to be forgotten.
--- Out: 1; 0 where the lease had ended, and with it all that was told: nothing was written.
+-- Says who is at a place, and renews its lease.
+-- In:  ARGV = place, length of the lease and how long all is kept after its end in ms, 1 for a new place, then
+--      people in turn with "STREAMS SINCE LEFT", or "" for one who is to be forgotten.
+-- Out: 1; 0 where the lease has ended: nothing was written.
 local key = K .. 'presence:' .. ARGV[1]
-if ARGV[3] == '1' then
-  redis.call('DEL', key)
-elseif redis.call('EXISTS', key) == 0 then
-  return 0
-end
--- Nobody has the empty name: with it the key exists while the node has nobody.
-redis.call('HSET', key, '', '')
-for i = 4, #ARGV, 2 do
+local now = now_ms()
+if ARGV[4] ~= '1' and tonumber(redis.call('HGET', key, '') or 0) <= now then return 0 end
+-- Nobody has the empty name.
+redis.call('HSET', key, '', string.format('%.0f', now + tonumber(ARGV[2])))
+for i = 5, #ARGV, 2 do
   if ARGV[i + 1] == '' then
     redis.call('HDEL', key, ARGV[i])
   else
     redis.call('HSET', key, ARGV[i], ARGV[i + 1])
   end
 end
-redis.call('PEXPIRE', key, ARGV[2])
+redis.call('PEXPIRE', key, tonumber(ARGV[2]) + tonumber(ARGV[3]))
 redis.call('SADD', K .. 'present', ARGV[1])
 return 1
