@@ -389,6 +389,7 @@ CALLS = (
         answers={(202, JSON): questions.AcceptedQuestion, (200, SSE): None},
         problems=(400, *_REFUSED, 404, 409, 413, 415, 422, 429, 503),
         counted=True,
+        direct=True,
     ),
     Call(
         method="GET",

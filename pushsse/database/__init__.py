@@ -1,8 +1,9 @@
 """The database: SQLite or PostgreSQL, behind one interface for whoever owns tables in it.
 
 Called by the stores of preferences and questions, by `people` and `witness`, and by the command line.
-`session` and `transaction` give a block one connection, which Tortoise's models use by themselves; `rows` and
-`read` run one statement. Every error that means that the database is away is raised as DatabaseUnavailable.
+`session` and `transaction` give a block one connection, which Tortoise's models use by themselves; `rows`,
+`read` and `write` run one statement. Every error that means that the database is away is raised as
+DatabaseUnavailable.
 Deliberate: blocks don't nest, since SQLite has one connection.
 """
 
@@ -30,12 +31,14 @@ from pushsse.database.connection import (
     verdict,
 )
 from pushsse.database.url import TORTOISE, configuration
+from pushsse.database.writer import ThreadSession, Work, Writer
 from pushsse.errors import DatabaseConflict, DatabaseUnavailable, StatementFailed
 
-__all__ = ["TORTOISE", "Database", "Session", "Statement", "instant", "time_of"]
+__all__ = ["TORTOISE", "Database", "Session", "Statement", "ThreadSession", "Value", "instant", "time_of"]
 
 logger = logging.getLogger(__name__)
 Row = TypeVar("Row")
+Result = TypeVar("Result")
 
 # "pushsse" and a digit in ASCII, so that no other program on the same PostgreSQL server takes this lock.
 _MIGRATION_LOCK = 0x7075736873736531
@@ -69,6 +72,8 @@ class Database:
         self._timeout_s = timeout_s
         self._breaker = Breaker(cool_s)
         self._reader: Reader | None = None
+        self._writer: Writer | None = None
+        self._writing: asyncio.Task[None] | None = None
         self.failures = 0
 
     async def open(self) -> None:
@@ -76,9 +81,16 @@ class Database:
         await self._connections.open()
         if self._connections.sqlite:
             self._reader = Reader.open(self._connections.filename)
+            self._writer = Writer(self._connections.connected)
+            # Ours, and not of a group of services: the database is written until it is closed.
+            self._writing = asyncio.create_task(self._writer.run(), name="writer")
 
     async def close(self) -> None:
         """Closes the connections; those that don't within 2 s are cut."""
+        if self._writing is not None:
+            self._writing.cancel()
+            await asyncio.wait([self._writing])
+            self._writer = self._writing = None
         if self._reader is not None:
             self._reader.close()
             self._reader = None
@@ -128,6 +140,32 @@ class Database:
     async def _rows(self, make: Callable[..., Row], statement: Statement, *values: Value) -> list[Row]:
         async with self._guard(self._timeout_s), self._connections.connected() as raw:
             return await Session(raw, sqlite=self._connections.sqlite).rows(make, statement, *values)
+
+    @property
+    def writes_together(self) -> bool:
+        """Whether this is SQLite, open: then `together` can be called."""
+        return self._writer is not None
+
+    async def write(self, make: Callable[..., Row], statement: Statement, *values: Value) -> list[Row]:
+        """As `rows`, for a statement that changes something: on SQLite it shares its commit with others."""
+        if self._writer is None:
+            return await self.rows(make, statement, *values)
+
+        def work(session: ThreadSession) -> list[Row]:
+            return session.rows(make, statement, *values)
+
+        async with self._guard(self._timeout_s):
+            return await self._writer.write(work, is_one_statement=True)
+
+    async def together(self, work: Work[Result]) -> Result:
+        """Runs a write of several statements in SQLite's thread, in a transaction that it shares with others.
+
+        What it raises undoes it alone. Raises DatabaseUnavailable; RuntimeError where this isn't SQLite.
+        """
+        if self._writer is None:
+            raise RuntimeError("only SQLite has a thread")
+        async with self._guard(self._timeout_s):
+            return await self._writer.write(work)
 
     async def check(self) -> None:
         """Asks the database something. Raises DatabaseUnavailable."""

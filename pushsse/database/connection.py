@@ -481,7 +481,8 @@ OPENING: tuple[type[Exception], ...] = (*AWAY, sqlite3.Error)
 ERRORS: tuple[type[Exception], ...] = (*AWAY, asyncpg.PostgresError, sqlite3.Error, BaseORMException)
 
 _LOCK_NOT_AVAILABLE = "55P03"
-_CONFLICTS = frozenset({"40001", "40P01"})
+# The last is unique_violation: another transaction has written the same meanwhile, and now it can be seen.
+_CONFLICTS = frozenset({"40001", "40P01", "23505"})
 _REFUSALS = frozenset(
     {
         "25006",  # read_only_sql_transaction: a standby, or a disk that is nearly full

@@ -8,8 +8,8 @@ over when its lease has lapsed.
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Mapping
-from contextlib import aclosing
+from collections.abc import Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -74,6 +74,32 @@ class Answering:
         self._leased[question.id] = question
         self._start()
         return True
+
+    @contextmanager
+    def turn(self, user: str) -> "Iterator[Turn | None]":
+        """Room to answer a question of a person at once, for as long as it is being stored; None: no room.
+
+        What waits has no right to it: as long as it has to wait, so has this.
+        """
+        if self._group is None or not self.queue.take(user):
+            yield None
+            return
+        turn = Turn(self, user)
+        try:
+            yield turn
+        finally:
+            if not turn.has_begun:
+                self._over(user)
+
+    def begin(self, question: Question) -> None:
+        """Answers a question that has its turn; `Turn` calls it."""
+        if self._group is None:
+            # It has stopped meanwhile: as any other question it waits until this node runs again.
+            self.queue.done(question.user)
+            self.put(question)
+            return
+        self._leased[question.id] = question
+        self._begin(question, self._group)
 
     def drop(self, question_id: str) -> None:
         """Stops answering a question, which has ended or is another node's."""
@@ -157,10 +183,13 @@ class Answering:
 
     def _start(self) -> None:
         while self._group is not None and (question := self.queue.next()) is not None:
-            task = self._group.create_task(self._turn(question), name=f"answer {question.id}")
-            task.add_done_callback(partial(self._over, question.user))
+            self._begin(question, self._group)
 
-    def _over(self, user: str, _: asyncio.Task[None]) -> None:
+    def _begin(self, question: Question, group: asyncio.TaskGroup) -> None:
+        task = group.create_task(self._turn(question), name=f"answer {question.id}")
+        task.add_done_callback(partial(self._over, question.user))
+
+    def _over(self, user: str, _: asyncio.Task[None] | None = None) -> None:
         # In a callback, since a task that is cancelled before its first step runs no `finally`.
         self.queue.done(user)
         self._start()
@@ -306,6 +335,20 @@ class Answering:
             )
 
 
+class Turn:
+    """Room for one question of a person to be answered."""
+
+    def __init__(self, answering: Answering, user: str) -> None:
+        self._answering = answering
+        self._user = user
+        self.has_begun = False
+
+    def begin(self, question: Question) -> None:
+        """Answers the question, which has been stored."""
+        self.has_begun = True
+        self._answering.begin(question)
+
+
 @dataclass(slots=True)
 class FairQueue:
     """The questions that wait: people take turns, so that nobody holds up somebody else (guarantee 4).
@@ -317,6 +360,7 @@ class FairQueue:
     most_of_one: int = 4
     most_waiting: int = 1_000
     waiting: int = 0
+    running: int = 0
     _waiting: dict[str, deque[Question]] = field(default_factory=dict)
     _running: Counter[str] = field(default_factory=Counter)
 
@@ -333,9 +377,17 @@ class FairQueue:
         self.waiting += 1
         return True
 
+    def take(self, user: str) -> bool:
+        """A question of this person counts as running until `done`, if one more may run."""
+        if self.running >= self.most_running or self._running[user] >= self.most_of_one:
+            return False
+        self._running[user] += 1
+        self.running += 1
+        return True
+
     def next(self) -> Question | None:
         """The next question, which counts as running until `done`; None if none may begin."""
-        if self._running.total() >= self.most_running:
+        if self.running >= self.most_running:
             return None
         user = next((user for user in self._waiting if self._running[user] < self.most_of_one), None)
         if user is None:
@@ -347,10 +399,12 @@ class FairQueue:
             self._waiting[user] = own
         self.waiting -= 1
         self._running[user] += 1
+        self.running += 1
         return question
 
     def done(self, user: str) -> None:
         """A question of this person isn't being answered any more."""
+        self.running -= 1
         self._running[user] -= 1
         if not self._running[user]:
             del self._running[user]

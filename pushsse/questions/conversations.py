@@ -13,7 +13,7 @@ import msgspec
 from tortoise.exceptions import IntegrityError
 from tortoise.expressions import F
 
-from pushsse.database import Database, Session, Statement, instant, time_of
+from pushsse.database import Database, Session, Statement, ThreadSession, Value, instant, time_of
 from pushsse.questions import OPEN, RELEASED, BeingTaken, Conversation, Lost, Question, UnknownConversation
 from pushsse.questions.rows import ConversationRow, QuestionRow, StaffRow
 
@@ -263,12 +263,28 @@ async def enter(session: Session, question: Question) -> Entered:
     In the caller's transaction, until whose end nobody else changes it. Raises UnknownConversation: it is
     somebody else's.
     """
-    title = " ".join(question.text[: 4 * _TITLE].split())[:_TITLE]
-    asked_at = instant(question.asked_at)
     # Of two that begin it at once, the second waits here for the first.
-    [entered] = await session.rows(
-        Entered, _ENTER, question.conversation, question.user, title, question.id, asked_at
-    )
+    [entered] = await session.rows(Entered, _ENTER, *_entering(question))
+    return _own(entered, question)
+
+
+def enter_in_thread(session: ThreadSession, question: Question) -> Entered:
+    """As `enter`, in SQLite's thread."""
+    [entered] = session.rows(Entered, _ENTER, *_entering(question))
+    return _own(entered, question)
+
+
+def title_of(question: Question) -> str:
+    """What a conversation is called that begins with this question."""
+    return " ".join(question.text[: 4 * _TITLE].split())[:_TITLE]
+
+
+def _entering(question: Question) -> tuple[Value, ...]:
+    asked_at = instant(question.asked_at)
+    return question.conversation, question.user, title_of(question), question.id, asked_at
+
+
+def _own(entered: Entered, question: Question) -> Entered:
     if entered.user != question.user:
         raise UnknownConversation(question.conversation)
     return entered

@@ -45,7 +45,7 @@ from pushsse.questions import (
 from pushsse.questions.answerers import Delta
 from pushsse.questions.conversations import ConversationStore, HandedOverBy
 from pushsse.questions.growing import MAX_PARTS, Growing, Pieces
-from pushsse.questions.store import QuestionStore
+from pushsse.questions.store import ANY_NUMBER, QuestionStore, Unended
 
 logger = logging.getLogger(__name__)
 _PUBLISH_S = 5.0
@@ -115,20 +115,37 @@ class Life:
         self._stopped = listener
 
     async def ask(
-        self, question: Question, *, key: str | None, node: str, leased: bool, digest: str = ""
+        self,
+        question: Question,
+        *,
+        key: str | None,
+        node: str,
+        leased: bool,
+        digest: str = "",
+        most: Unended = ANY_NUMBER,
     ) -> Question:
         """Writes a new question, publishes it, and returns it: handed over, if its conversation is.
 
-        Without a lease another node takes the question at its next sweep. Raises KeyTaken, of two that ask
-        together for one; UnknownConversation.
+        One that is `answering` already, since this node has a turn for it, is told as `pending` first, in the
+        same append. Without a lease another node takes the question at its next sweep. Raises NoRoom;
+        KeyTaken, of two that ask together for one; UnknownConversation.
         """
         lease_s = self.pace.lease_s if leased else 0
-        question = await self.store.create(
-            question, key=key, digest=digest, owner=node, lease_s=lease_s, announce_s=self.pace.announce_s
+        asked = await self.store.create(
+            question,
+            key=key,
+            digest=digest,
+            owner=node,
+            lease_s=lease_s,
+            announce_s=self.pace.announce_s,
+            most=most,
         )
-        self._metrics.questions[question.status] += 1
-        await self.announce(question)
-        return question
+        before: tuple[Question, ...] = ()
+        if asked.status == "answering":
+            before = (msgspec.structs.replace(asked, status="pending"),)
+        self._metrics.questions["handed_over" if asked.status == "handed_over" else "pending"] += 1
+        await self.announce(asked, *before)
+        return asked
 
     async def ask_again(
         self, question: Question, *, node: str, leased: bool, timeout_s: float
@@ -314,11 +331,15 @@ class Life:
             self._over[question.id] = question.attempt
         return True
 
-    async def announce(self, question: Question) -> bool:
-        """Publishes a question's status to its person's log. False: a sweep does it later."""
+    async def announce(self, question: Question, *before: Question) -> bool:
+        """Publishes a question's status to its person's log, behind those that it had just before.
+
+        False: a sweep does it later, without those before.
+        """
+        told = [draft for each in (*before, question) for draft in drafts(each)]
         try:
             async with _in_time():
-                await self._backplane.publish_to(question.user, drafts(question))
+                await self._backplane.publish_to(question.user, told)
             if question.status == "handed_over":
                 waits = DeskEvent(question.conversation, "waiting", question.id)
                 await self.tell_staff(waits, once=f"{_name(question)}:desk")

@@ -34,7 +34,7 @@ from pushsse.questions import (
 from pushsse.questions.answerers import Answerer
 from pushsse.questions.answering import Answering
 from pushsse.questions.life import Life, QuestionPace
-from pushsse.questions.store import KeyTaken, QuestionStore
+from pushsse.questions.store import KeyTaken, NoRoom, QuestionStore, Unended
 from pushsse.retry import Backoff, Outage
 from pushsse.strictjson import shown
 
@@ -108,35 +108,50 @@ class Questions:
         """
         if idempotency_key is not None and (first := await self._first(user, idempotency_key, asking)):
             return first
-        await self._admit(user)
-        if idempotency_key is not None and (first := await self._claim(user, idempotency_key, asking)):
-            return first
+        self._admit_waiting()
+        if idempotency_key is not None:
+            # Before the key is claimed: who has no room may come again with it at once.
+            await self._admit(user)
+            if first := await self._claim(user, idempotency_key, asking):
+                return first
         conversation = asking.conversation
         if conversation is None and asking.after is not None:
             conversation = await self._conversation_of(user, asking.after)
         question = self._new(user, asking, conversation)
         # An isolated node stores the question without a lease: another node answers it.
         ours = not self.answering.resting
-        digest = asking.digest if idempotency_key is not None else ""
+        with self.answering.turn(user) as turn:
+            if turn is not None:
+                question = msgspec.structs.replace(question, status="answering")
+            stored = await self._stored(question, asking, idempotency_key, leased=ours)
+            if stored.id != question.id:
+                return stored
+            if turn is not None and stored.is_open:
+                turn.begin(stored)
+            elif ours and stored.is_open:
+                # Without room for it now, a sweep takes it over when its lease has lapsed.
+                self.answering.put(stored)
+        # What its person is told first, also where it is being answered already.
+        return msgspec.structs.replace(stored, status="pending") if stored.is_open else stored
+
+    async def _stored(self, question: Question, asking: Asking, key: str | None, *, leased: bool) -> Question:
+        """Stores a question and tells of it; returns it, or the one that was asked with its key before."""
+        digest = "" if key is None else asking.digest
         for _ in range(2):
             try:
-                question = await self.life.ask(
-                    question, key=idempotency_key, digest=digest, node=self.node, leased=ours
+                return await self.life.ask(
+                    question, key=key, digest=digest, node=self.node, leased=leased, most=self._most
                 )
-                break
+            except NoRoom as error:
+                raise self._too_many(error.unended) from None
             except KeyTaken:
                 # Asked twice at the same time, and the other one was first; or its day is over.
-                if idempotency_key is None:
+                if key is None:
                     raise
-                if first := await self._first(user, idempotency_key, asking):
+                if first := await self._first(question.user, key, asking):
                     return first
-                await self.life.store.free_key(user, idempotency_key, before=key_since())
-        else:
-            raise BeingTaken(_CLAIM_S)
-        if ours and question.is_open:
-            # Without room for it now, a sweep takes it over when its lease has lapsed.
-            self.answering.put(question)
-        return question
+                await self.life.store.free_key(question.user, key, before=key_since())
+        raise BeingTaken(_CLAIM_S)
 
     async def regenerate(self, user: str, question_id: str) -> Question | None:
         """Asks a person's ended question anew; None if there is no such one. The old answer is kept.
@@ -151,6 +166,7 @@ class Questions:
             raise NotNow("no_question", "this is a message, which answers no question")
         if not question.has_ended:
             raise NotNow("not_ended", "the question has no end yet, cancel it first")
+        self._admit_waiting()
         await self._admit(user)
         ours = not self.answering.resting
         again = await self.life.ask_again(question, node=self.node, leased=ours, timeout_s=self.timeout_s)
@@ -264,18 +280,27 @@ class Questions:
             return first
         raise BeingTaken(-(-left_ms // 1000))
 
-    async def _admit(self, user: str) -> None:
-        # Deliberate: two calls together may both be admitted. The limits needn't be exact.
+    def _admit_waiting(self) -> None:
         if not self.answering.queue.room:
             raise Overloaded("too many questions wait for their turn")
+
+    async def _admit(self, user: str) -> None:
         unended = await self.life.store.count_unended(user)
-        if unended.open >= self.most_open:
-            raise TooManyQuestions(f"{self.most_open} questions are open, wait for an answer or cancel one")
+        if not unended.leaves_room(self._most):
+            raise self._too_many(unended)
+
+    @property
+    def _most(self) -> Unended:
         # People may take days, and answer several with one message: far more of these may wait.
-        if unended.handed_over >= self.most_handed_over:
-            raise TooManyQuestions(
-                f"{self.most_handed_over} questions wait for people, wait for an answer or cancel one"
-            )
+        # Deliberate: two calls together may both be admitted. The limits needn't be exact.
+        return Unended(self.most_open, self.most_handed_over)
+
+    def _too_many(self, unended: Unended) -> TooManyQuestions:
+        if unended.open >= self.most_open:
+            return TooManyQuestions(f"{self.most_open} questions are open, wait for an answer or cancel one")
+        return TooManyQuestions(
+            f"{self.most_handed_over} questions wait for people, wait for an answer or cancel one"
+        )
 
     async def _conversation_of(self, user: str, turn: Turn) -> str | None:
         """The conversation of the newest question that is this turn's; None if none of the last few is.

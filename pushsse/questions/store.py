@@ -13,7 +13,7 @@ import msgspec
 from tortoise.expressions import RawSQL
 from ulid import ULID
 
-from pushsse.database import Database, Statement, instant
+from pushsse.database import Database, Statement, ThreadSession, Value, instant
 from pushsse.questions import (
     ENDED,
     OPEN,
@@ -27,9 +27,10 @@ from pushsse.questions import (
     Rating,
     Status,
     Turn,
+    UnknownConversation,
     clean,
 )
-from pushsse.questions.conversations import enter, handed_over_until
+from pushsse.questions.conversations import enter_in_thread, handed_over_until, title_of
 from pushsse.questions.rows import (
     LISTED,
     ConversationRow,
@@ -67,6 +68,41 @@ _COUNT_UNENDED = Statement("""
     SELECT count(CASE WHEN status <> 'handed_over' THEN 1 END),
            count(CASE WHEN status = 'handed_over' THEN 1 END) FROM pushsse_question
      WHERE "user" = {value[1]} AND status IN ('pending', 'answering', 'handed_over')""")
+# All of it in one, for PostgreSQL: the count, the conversation, the question. A question that isn't written
+# leaves no conversation behind. Of two with one key that come together, the second breaks the constraint, is
+# undone as a whole, runs again, and then sees the first.
+_ASK = Statement("""
+    WITH unended AS (
+        SELECT count(*) FILTER (WHERE status <> 'handed_over') AS open,
+               count(*) FILTER (WHERE status = 'handed_over') AS handed_over FROM pushsse_question
+         WHERE "user" = CAST({value[2]} AS text) AND status IN ('pending', 'answering', 'handed_over')),
+    entered AS (
+        INSERT INTO pushsse_conversation (id, "user", title, newest, created_at)
+        SELECT CAST({value[3]} AS text),
+               COALESCE((SELECT "user" FROM pushsse_question WHERE conversation = CAST({value[3]} AS text)
+                          ORDER BY id LIMIT 1), CAST({value[2]} AS text)),
+               CAST({value[16]} AS text), CAST({value[1]} AS text), {time[13]} FROM unended
+         WHERE open < CAST({value[17]} AS bigint) AND handed_over < CAST({value[18]} AS bigint)
+           AND NOT EXISTS (SELECT 1 FROM pushsse_question WHERE "user" = CAST({value[2]} AS text)
+                              AND idempotency_key = CAST({value[7]} AS text))
+            ON CONFLICT (id) DO UPDATE SET newest =
+               CASE WHEN pushsse_conversation."user" = CAST({value[2]} AS text)
+                     AND pushsse_conversation.newest < excluded.newest
+                    THEN excluded.newest ELSE pushsse_conversation.newest END
+        RETURNING "user", CASE WHEN status = 'handed_over' AND keep_until > {time[19]} THEN keep_until END
+               AS kept_until),
+    asked AS (
+        INSERT INTO pushsse_question (id, "user", conversation, text, context, status, idempotency_key,
+               idempotency_digest, owner, attempts, lease_until, announce_by, created_at, updated_at,
+               deadline_at)
+        SELECT CAST({value[1]} AS text), "user", CAST({value[3]} AS text), CAST({value[4]} AS text),
+               {json[5]}, CASE WHEN kept_until IS NULL THEN CAST({value[6]} AS text) ELSE 'handed_over' END,
+               CAST({value[7]} AS text), CAST({value[8]} AS text), CAST({value[9]} AS text),
+               CAST({value[10]} AS integer), CASE WHEN kept_until IS NULL THEN {time[11]} END, {time[12]},
+               {time[13]}, {time[14]}, COALESCE(kept_until, {time[15]})
+          FROM entered WHERE "user" = CAST({value[2]} AS text))
+    SELECT unended.open, unended.handed_over, entered."user", entered.kept_until
+      FROM unended LEFT JOIN entered ON true""")
 _BEGIN = Statement("""
     UPDATE pushsse_question SET status = 'answering', updated_at = {time[3]}, announce_by = {time[4]}
      WHERE id = {value[1]} AND attempts = {value[2]} AND status = 'pending' RETURNING 1""")
@@ -127,6 +163,21 @@ class KeyTaken(Exception):
     """The person has used this idempotency key before."""
 
 
+class NoRoom(Exception):
+    """A person has so many questions without an end that no further one is taken."""
+
+    def __init__(self, unended: "Unended") -> None:
+        super().__init__(unended)
+        self.unended = unended
+
+
+class _Asked(NamedTuple):
+    open: int
+    handed_over: int
+    user: str | None
+    kept_until: datetime | None
+
+
 class _Size(NamedTuple):
     question: str
     characters: int
@@ -137,6 +188,14 @@ class Unended(NamedTuple):
 
     open: int
     handed_over: int
+
+    def leaves_room(self, most: "Unended") -> bool:
+        """Whether one more may be asked, where there may be so many."""
+        return self.open < most.open and self.handed_over < most.handed_over
+
+
+# No limit.
+ANY_NUMBER = Unended(2**31, 2**31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,41 +213,48 @@ class QuestionStore:
         lease_s: float,
         announce_s: float,
         digest: str = "",
+        most: Unended = ANY_NUMBER,
     ) -> Question:
         """Writes a new question, and returns it as it was written: handed over, if its conversation is.
 
-        Raises KeyTaken: the unique constraint decides when two ask together; UnknownConversation.
+        Raises NoRoom, where its person has `most` already; UnknownConversation; KeyTaken: the unique
+        constraint decides when two ask together.
         """
         now = _now()
-        async with self.database.transaction() as session:
-            # First: whoever hands the conversation over waits until the end, and finds the question then.
-            lease_until: datetime | None = now + timedelta(seconds=lease_s)
-            if (keep_until := (await enter(session, question)).handed_over_until) is not None:
-                question = msgspec.structs.replace(question, status="handed_over", deadline_at=keep_until)
-                lease_until = None
-            context = None if question.context is None else msgspec.json.encode(question.context).decode()
-            written = await session.rows(
-                int,
-                _CREATE,
-                question.id,
-                question.user,
-                question.conversation,
-                question.text,
-                context,
-                question.status,
-                key,
-                digest,
-                owner,
-                question.attempt,
-                None if lease_until is None else instant(lease_until),
-                instant(now + timedelta(seconds=announce_s)),
-                instant(question.asked_at),
-                instant(question.updated_at),
-                instant(question.deadline_at),
+        lease_until = instant(now + timedelta(seconds=lease_s))
+        announce_by = instant(now + timedelta(seconds=announce_s))
+        context = None if question.context is None else msgspec.json.encode(question.context).decode()
+
+        def values(asked: Question, lease: str | None) -> tuple[Value, ...]:
+            return (
+                *(asked.id, asked.user, asked.conversation, asked.text, context, asked.status, key, digest),
+                *(owner, asked.attempt, lease, announce_by, instant(asked.asked_at)),
+                *(instant(asked.updated_at), instant(asked.deadline_at)),
             )
-            if not written:
+
+        def write(session: ThreadSession) -> Question:
+            unended = session.rows(Unended, _COUNT_UNENDED, question.user)[0]
+            if not unended.leaves_room(most):
+                raise NoRoom(unended)
+            asked: Question = question
+            lease: str | None = lease_until
+            if (until := enter_in_thread(session, question).handed_over_until) is not None:
+                asked, lease = _handed_over(question, until), None
+            if not session.rows(int, _CREATE, *values(asked, lease)):
                 raise KeyTaken
-        return question
+            return asked
+
+        if self.database.writes_together:
+            return await self.database.together(write)
+        limits = title_of(question), most.open, most.handed_over, instant(now)
+        [asked] = await self.database.rows(_Asked, _ASK, *values(question, lease_until), *limits)
+        if not (unended := Unended(asked.open, asked.handed_over)).leaves_room(most):
+            raise NoRoom(unended)
+        if asked.user is None:
+            raise KeyTaken
+        if asked.user != question.user:
+            raise UnknownConversation(question.conversation)
+        return question if asked.kept_until is None else _handed_over(question, asked.kept_until)
 
     async def by_key(self, user: str, key: str, *, since: datetime) -> tuple[Question, str] | None:
         """The question that a person has asked with an idempotency key since a time, and its digest."""
@@ -277,7 +343,7 @@ class QuestionStore:
         """pending → answering, for the taker numbered `attempt`."""
         now = _now()
         announce_by = instant(now + timedelta(seconds=announce_s))
-        return bool(await self.database.rows(int, _BEGIN, question_id, attempt, instant(now), announce_by))
+        return bool(await self.database.write(int, _BEGIN, question_id, attempt, instant(now), announce_by))
 
     async def grow(
         self, question: Question, *, stall_s: float | None, before: Question | None = None
@@ -334,7 +400,7 @@ class QuestionStore:
         if not isinstance(ending, Answered):
             values = ending.status, ending.code, ending.detail
             before = instant(overdue_at or _EVER)
-            return bool(await self.database.rows(int, _END_UNANSWERED, *found, *values, before))
+            return bool(await self.database.write(int, _END_UNANSWERED, *found, *values, before))
         answered = (
             ending.by.kind,
             ending.by.name,
@@ -345,7 +411,7 @@ class QuestionStore:
             _text(ending.parts or None),
             ending.text,
         )
-        return bool(await self.database.rows(int, _END_ANSWERED, *found, *answered))
+        return bool(await self.database.write(int, _END_ANSWERED, *found, *answered))
 
     async def regenerate(
         self, question: Question, *, owner: str, lease_s: float, timeout_s: float, announce_s: float
@@ -397,7 +463,7 @@ class QuestionStore:
     async def announced(self, ids: Collection[str], status: Status) -> None:
         """The log has this status of these questions, where it is still theirs."""
         # The status is a condition: one that was reached meanwhile isn't in the log yet.
-        await self.database.rows(int, _ANNOUNCED, list(ids), status)
+        await self.database.write(int, _ANNOUNCED, list(ids), status)
 
     async def unannounced(self, limit: int) -> Sequence[Question]:
         """Questions whose status should have come to the log by now."""
@@ -490,6 +556,10 @@ class QuestionStore:
             conversations += len(found)
         await self.database.rows(int, _FORGET_STAFF, user)
         return {"questions": deleted, "conversations": conversations}
+
+
+def _handed_over(question: Question, until: datetime) -> Question:
+    return msgspec.structs.replace(question, status="handed_over", deadline_at=until)
 
 
 def _listed(row: Any) -> Question:

@@ -3,13 +3,15 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import msgspec
 import pytest
+from ulid import ULID
 
-from pushsse.backplane import Backplane, NoticeListener, Topic
+from pushsse.backplane import Append, Backplane, NoticeListener, Receipt, Topic
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.errors import BackplaneUnavailable, InvalidInput, KafkaUnavailable, Overloaded
 from pushsse.node import Interruptible
@@ -23,11 +25,13 @@ from pushsse.questions import (
     StatusPart,
     TooManyQuestions,
     Unanswered,
+    UnknownConversation,
 )
 from pushsse.questions.answerers import Delta, HandOver, Piece, SentOff
+from pushsse.questions.conversations import ConversationStore
 from pushsse.questions.life import QuestionPace
 from pushsse.questions.service import MOST_ATTEMPTS, Asking, Questions, assemble_questions
-from pushsse.questions.store import QuestionStore
+from pushsse.questions.store import ANY_NUMBER, KeyTaken, NoRoom, QuestionStore, Unended
 from tests.questions.conftest import FAST, Nodes, Scripted, data, grown_text, running
 from tests.waiting import eventually
 
@@ -112,6 +116,69 @@ async def test_a_question_is_answered_and_every_step_is_told(nodes: Nodes) -> No
     now = await node.get("ann", asked.id)
     assert now is not None
     assert (now.status, now.answer, now.by) == ("answered", "Hello, ann", BOT)
+
+
+async def test_a_question_that_is_answered_at_once_gets_both_its_first_steps_into_the_log_together(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted = Scripted(waits_for_ever)
+    node, appended = nodes.node(scripted), []
+    publish = nodes.backplane.publish
+
+    async def noted(appends: Sequence[Append]) -> Receipt:
+        appended.append([data(draft.publication)["status"] for one in appends for draft in one.drafts])
+        return await publish(appends)
+
+    async with nodes.running(node):
+        await node.ask("bo", Asking("who am I?"))
+        await eventually(lambda: bool(scripted.asked))
+        monkeypatch.setattr(nodes.backplane, "publish", noted)
+        for _ in range(node.answering.queue.most_of_one + 1):
+            asked = await node.ask("ann", Asking("who am I?"))
+            assert asked.status == "pending"
+    # The last one has to wait.
+    assert appended == [["pending", "answering"]] * node.answering.queue.most_of_one + [["pending"]]
+    listed = [question.status for question in await node.page("ann", limit=9)]
+    assert listed == ["pending"] + ["answering"] * node.answering.queue.most_of_one
+
+
+async def test_a_question_that_cant_be_stored_takes_nobodys_turn(nodes: Nodes) -> None:
+    node = nodes.node(Scripted(says_hello))
+    async with nodes.running(node):
+        await node.ask("bo", Asking("mine", "bos"))
+        for _ in range(node.answering.queue.most_of_one + 1):
+            with pytest.raises(UnknownConversation):
+                await node.ask("ann", Asking("mine, too", "bos"))
+        await node.ask("ann", Asking("who am I?"))
+        await nodes.until_told("ann", "answer")
+
+
+async def test_a_question_that_isnt_stored_leaves_no_conversation(nodes: Nodes) -> None:
+    store, now = QuestionStore(nodes.database), datetime.now(UTC)
+
+    async def ask(conversation: str, key: str, most: Unended = ANY_NUMBER) -> str:
+        question = Question(
+            id=str(ULID()),
+            user="ann",
+            conversation=conversation,
+            text=conversation,
+            status="pending",
+            asked_at=now,
+            updated_at=now,
+            deadline_at=now,
+        )
+        await store.create(question, key=key, owner="one", lease_s=1, announce_s=1, most=most)
+        return conversation
+
+    asked = await asyncio.gather(*(ask(f"c{number}", "k") for number in range(4)), return_exceptions=True)
+    [first] = [each for each in asked if isinstance(each, str)]
+    assert [type(each) for each in asked if each != first] == [KeyTaken] * 3
+    with pytest.raises(NoRoom) as refused:
+        await ask("c9", "k9", Unended(1, 100))
+    assert refused.value.unended == (1, 0)
+    assert [
+        each.id for each in await ConversationStore(nodes.database).page("ann", limit=9, before=None)
+    ] == [first]
 
 
 async def test_a_question_is_nobody_elses(nodes: Nodes) -> None:
