@@ -16,6 +16,8 @@ AUDIT_SERVICE ?= pypi
 # A version with known advisories.
 CANARY := jinja2==2.10
 STAMP := $(VENV)/.installed
+# Minifies the browser client.
+TERSER := terser@5.51.4
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(PYTHON) -m pip --disable-pip-version-check
 PINNING := --universal --generate-hashes --no-annotate --no-header --python-version 3.11
@@ -29,7 +31,7 @@ COVERAGE ?=
 MEASURED = $(if $(ARGS),,$(if $(COVERAGE),--cov=pushsse --cov-branch --cov-report=term:skip-covered --cov-fail-under=90))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick long lowest newest check audit advisories format stack faults bench lock clean
+.PHONY: help run test quick long lowest newest check audit advisories format client stack faults bench lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -79,6 +81,13 @@ advisories: $(AUDIT_STAMP)
 format: $(DEV_STAMP) ## formats, and repairs what lint can
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+client: ## minifies the browser client, which the service then serves, and packs it for npm into dist/; needs npm
+	@cd pushsse/client && npm exec --yes --package=$(TERSER) -- terser pushsse.js --module --ecma 2022 \
+	  --compress passes=3 --mangle \
+	  --format "preamble='/*! pushsse.js, minified. SHA-256 of the source: $$(sha256sum pushsse.js | cut -c1-16) */'" \
+	  --output pushsse.min.js
+	@mkdir -p dist && npm pack --silent ./pushsse/client --pack-destination dist
 
 stack: $(DEV_STAMP) ## the whole deployment on this machine: Kafka, Redis, PostgreSQL, two nodes, nginx
 	@exec $(PYTHON) -m deploy.stack $(ARGS)

@@ -19,12 +19,13 @@ from pushsse.api import counted
 from pushsse.api.access import AccessEndpoint
 from pushsse.api.agui import AguiEndpoint
 from pushsse.api.asked import Asked
-from pushsse.api.calls import DocumentEndpoint, Endpoints, PageEndpoint, direct_calls, immediate_calls, routes
+from pushsse.api.calls import DocumentEndpoint, Endpoints, direct_calls, immediate_calls, routes
 from pushsse.api.chat import ChatEndpoint
 from pushsse.api.completions import CompletionsEndpoint
 from pushsse.api.conversations import ConversationsEndpoint
 from pushsse.api.direct import Application, Direct
 from pushsse.api.events import EventsEndpoint
+from pushsse.api.files import ClientEndpoint, PageEndpoint
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.limits import CallLimit
 from pushsse.api.preferences import PreferencesEndpoint
@@ -164,6 +165,7 @@ def _endpoints(node: Node) -> Endpoints:
         users=UsersEndpoint(identifier, node.presence, node.kicks, node.forgetting),
         health=HealthEndpoint(node),
         page=PageEndpoint(development=settings.development),
+        client=ClientEndpoint(),
         document=DocumentEndpoint(),
     )
 

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -22,7 +21,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pushsse import __version__
 from pushsse.api import (
     MEDIA_TYPE,
-    HttpProblem,
     Retold,
     agui,
     chat,
@@ -34,9 +32,9 @@ from pushsse.api import (
 )
 from pushsse.api.access import AccessEndpoint, Me, TicketRequest, TicketView
 from pushsse.api.direct import answered, audited, inside, refuse_outside
+from pushsse.api.files import CLIENT, PAGE, ClientEndpoint, PageEndpoint
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.identity import ADMIN, ANSWER, ASK, PREFERENCES, PUBLISH, STREAM
-from pushsse.api.identity.origins import refuse_strangers
 from pushsse.api.limits import FIELDS
 from pushsse.api.preferences import ChangeRequest, PreferenceList, PreferencesEndpoint
 from pushsse.api.stream import StreamEndpoint
@@ -52,53 +50,8 @@ JSON = "application/json"
 SSE = "text/event-stream"
 TEXT = "text/plain"
 NDJSON = "application/x-ndjson"
-_PAGE_HEADERS = {
-    "cache-control": "no-cache",
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    # What the page doesn't need, nothing in it gets.
-    "permissions-policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
-_PAGE = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/publish.js": ("publish.js", "text/javascript; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-}
-# What is in the page, and a file of its own, where identity is that of development.
-_DEVELOPMENT = re.compile(rb" *<!-- development -->.*?<!-- /development -->\n", re.DOTALL)
-_DEVELOPMENT_FILE = "/publish.js"
 # A stream may take the connection over, so its endpoint is an ASGI application; all others return a response.
 Handler = Callable[[Request], Awaitable[Response]]
-
-
-class PageEndpoint:
-    """The H5 page of `GET /`, which shows the stream, the switches and a question box, and its files.
-
-    In development, and only there, it can publish, too.
-    """
-
-    def __init__(self, *, development: bool) -> None:
-        folder = Path(__file__).with_name("page")
-        self._development = development
-        self._contents = {path: (folder / name).read_bytes() for path, (name, _) in _PAGE.items()}
-        if not development:
-            self._contents["/"] = _DEVELOPMENT.sub(b"", self._contents["/"])
-            del self._contents[_DEVELOPMENT_FILE]
-
-    async def get(self, request: Request) -> Response:
-        """One of the files. Raises HttpProblem 403 in development for what comes from elsewhere."""
-        if self._development:
-            refuse_strangers(request)
-        # The last part alone: behind a sub-path a server may leave the rest of it in the path.
-        path = "/" + request.url.path.rpartition("/")[2]
-        if path not in self._contents:
-            raise HttpProblem(404, "not_found", "there is no such path")
-        return Response(self._contents[path], headers=_PAGE_HEADERS, media_type=_PAGE[path][1])
 
 
 class DocumentEndpoint:
@@ -125,6 +78,7 @@ class Endpoints:
     users: UsersEndpoint
     health: HealthEndpoint
     page: PageEndpoint
+    client: ClientEndpoint
     document: DocumentEndpoint
 
 
@@ -748,7 +702,8 @@ CALLS = (
         summary="This",
         answers={(200, JSON): dict},
     ),
-    *(Call(method="GET", path=path, handler=lambda at: at.page.get) for path in _PAGE if path != "/"),
+    *(Call(method="GET", path=path, handler=lambda at: at.page.get) for path in PAGE if path != "/"),
+    *(Call(method="GET", path=path, handler=lambda at: at.client.get) for path in CLIENT),
 )
 
 

@@ -4,9 +4,9 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,47 @@ from tests.parts import missing
 from tests.waiting import eventually
 
 LIMIT_S = 60.0
+# A name of this machine that browsers take for another one, over plain HTTP without a secure context.
+INSECURE_HOST = "phone.test"
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @dataclass
 class Browser:
-    """One page."""
+    """One page; the others of the same browser share its pipe, so only one is called at a time."""
 
     reader: asyncio.StreamReader
     writer: int
     session: str = ""
+    target: str = ""
+    numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
-    def __post_init__(self) -> None:
-        self._numbers = count(1)
+    async def another(self) -> "Browser":
+        """One more page, in a tab of its own."""
+        browser = Browser(self.reader, self.writer, numbers=self.numbers)
+        made = await browser.call("Target.createTarget", url="about:blank")
+        browser.target = made["targetId"]
+        attached = await browser.call("Target.attachToTarget", targetId=browser.target, flatten=True)
+        browser.session = attached["sessionId"]
+        return browser
 
-    async def call(self, method: str, **parameters: Any) -> Any:
-        """One command, and its answer; events are passed over."""
-        number = next(self._numbers)
+    async def close(self) -> None:
+        """Closes the tab, whatever its page does."""
+        browser = Browser(self.reader, self.writer, numbers=self.numbers)
+        await browser.call("Target.closeTarget", targetId=self.target)
+
+    def send(self, method: str, **parameters: Any) -> int:
+        """One command; returns its number, which its answer has, if one comes."""
+        number = next(self.numbers)
         message = {"id": number, "method": method, "params": parameters}
         if self.session:
             message["sessionId"] = self.session
         os.write(self.writer, json.dumps(message).encode() + b"\0")
+        return number
+
+    async def call(self, method: str, **parameters: Any) -> Any:
+        """One command, and its answer; events are passed over."""
+        number = self.send(method, **parameters)
         async with asyncio.timeout(LIMIT_S):
             while True:
                 answer = json.loads((await self.reader.readuntil(b"\0"))[:-1])
@@ -78,11 +98,7 @@ async def chromium(folder: Path) -> AsyncIterator[Browser]:
         lambda: asyncio.StreamReaderProtocol(reader), pipe
     )
     try:
-        browser = Browser(reader, ours_out)
-        target = await browser.call("Target.createTarget", url="about:blank")
-        attached = await browser.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
-        browser.session = attached["sessionId"]
-        yield browser
+        yield await Browser(reader, ours_out).another()
     finally:
         transport.close()
         os.close(ours_out)
@@ -110,6 +126,7 @@ async def _start(program: str, folder: Path, commands: int, answers: int) -> asy
         "--no-first-run",
         "--disable-background-networking",
         "--remote-debugging-pipe",
+        f"--host-resolver-rules=MAP {INSECURE_HOST} 127.0.0.1",
         f"--user-data-dir={folder}",
     ]
     return await asyncio.create_subprocess_exec(

@@ -115,6 +115,7 @@ class CrossOrigin:
 
 
 _VARY = (b"vary", b"Origin")
+_EVERYBODY = (b"access-control-allow-origin", b"*")
 _CREDENTIALS = (b"access-control-allow-credentials", b"true")
 # Without X-Should-Retry, OpenAI's client asks once more after an answer that has failed.
 _EXPOSED = (
@@ -150,7 +151,10 @@ def _adding(send: Send, headers: Sequence[tuple[bytes, bytes]]) -> Send:
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message["headers"], *headers]}
+            # A public script lets in everybody already, and a browser takes no second origin beside that.
+            own = message["headers"]
+            more = headers if _EVERYBODY not in own else [_VARY]
+            message = {**message, "headers": [*own, *more]}
         await send(message)
 
     return sending

@@ -1,0 +1,126 @@
+"""The files that browsers load: the H5 page of `GET /`, and the client, `/pushsse.js`, with its types.
+
+The page is for people of this service alone: its own origin, and in development this machine. The client is a
+public script, which a page of any site may import; what a page may call with it is decided by each call.
+Deliberate: the client that is served is minified and in the source tree, so that an installation needs no
+Node.js; `make client` makes it anew from `client/pushsse.js`, which is what people read.
+"""
+
+import gzip
+import re
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pushsse.api import HttpProblem
+from pushsse.api.identity.origins import refuse_strangers
+
+PAGE = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/publish.js": ("publish.js", "text/javascript; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+}
+CLIENT = {
+    "/pushsse.js": ("pushsse.min.js", "text/javascript; charset=utf-8"),
+    "/pushsse.d.ts": ("pushsse.d.ts", "application/typescript; charset=utf-8"),
+}
+CLIENT_FOLDER = Path(__file__).parents[1] / "client"
+_PAGE_HEADERS = {
+    "cache-control": "no-cache",
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    # What the page doesn't need, nothing in it gets.
+    "permissions-policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+_CLIENT_HEADERS = {
+    # Its address stays the same from release to release: a page has the new one within ten minutes.
+    "cache-control": "public, max-age=600",
+    "access-control-allow-origin": "*",
+    "cross-origin-resource-policy": "cross-origin",
+    "x-content-type-options": "nosniff",
+    # Read by Deno.
+    "x-typescript-types": "./pushsse.d.ts",
+    "vary": "Accept-Encoding",
+}
+# What is in the page, and a file of its own, where identity is that of development.
+_DEVELOPMENT = re.compile(rb" *<!-- development -->.*?<!-- /development -->\n", re.DOTALL)
+_DEVELOPMENT_FILE = "/publish.js"
+
+
+def _name(request: Request) -> str:
+    """The last part of a path alone: behind a sub-path a server may leave the rest of it in the path."""
+    return "/" + request.url.path.rpartition("/")[2]
+
+
+class PageEndpoint:
+    """The H5 page, which shows the stream, the switches and a question box, and its files.
+
+    In development, and only there, it can publish, too.
+    """
+
+    def __init__(self, *, development: bool) -> None:
+        folder = Path(__file__).with_name("page")
+        self._development = development
+        self._contents = {path: (folder / name).read_bytes() for path, (name, _) in PAGE.items()}
+        if not development:
+            self._contents["/"] = _DEVELOPMENT.sub(b"", self._contents["/"])
+            del self._contents[_DEVELOPMENT_FILE]
+
+    async def get(self, request: Request) -> Response:
+        """One of the files. Raises HttpProblem 403 in development for what comes from elsewhere."""
+        if self._development:
+            refuse_strangers(request)
+        path = _name(request)
+        if path not in self._contents:
+            raise HttpProblem(404, "not_found", "there is no such path")
+        return Response(self._contents[path], headers=_PAGE_HEADERS, media_type=PAGE[path][1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """One encoding of a file, with its entity tag (RFC 9110, 8.8.3)."""
+
+    body: bytes
+    headers: dict[str, str]
+
+
+class ClientEndpoint:
+    """The browser client and its types, plain and compressed."""
+
+    def __init__(self) -> None:
+        files = {path: (CLIENT_FOLDER / name).read_bytes() for path, (name, _) in CLIENT.items()}
+        self._plain = {path: _content(body, "") for path, body in files.items()}
+        self._gzip = {path: _content(gzip.compress(body, mtime=0), "gzip") for path, body in files.items()}
+
+    async def get(self, request: Request) -> Response:
+        """One of the files; a 304 without it for a browser that has it."""
+        path = _name(request)
+        content = (self._gzip if _takes_gzip(request) else self._plain)[path]
+        if content.headers["etag"] in _tags(request):
+            return Response(status_code=304, headers=content.headers)
+        return Response(content.body, headers=content.headers, media_type=CLIENT[path][1])
+
+
+def _content(body: bytes, coding: str) -> _Content:
+    headers = {**_CLIENT_HEADERS, "etag": f'"{sha256(body).hexdigest()[:20]}"'}
+    return _Content(body, {**headers, "content-encoding": coding} if coding else headers)
+
+
+def _takes_gzip(request: Request) -> bool:
+    """Whether the client takes gzip (RFC 9110, 12.5.3); a weight of zero refuses it."""
+    given = [each.partition(";") for each in request.headers.get("accept-encoding", "").lower().split(",")]
+    weights = {name.strip(): more.replace(" ", "") for name, _, more in given}
+    return "gzip" in weights and not re.fullmatch(r"q=0(\.0*)?", weights["gzip"])
+
+
+def _tags(request: Request) -> list[str]:
+    """The entity tags that the client has; a proxy that compresses makes them weak."""
+    return [each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")]

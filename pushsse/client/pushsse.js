@@ -1,0 +1,1019 @@
+/**
+ * The browser client of pushsse: one stream for all tabs, which is never deaf, never mute, and tells of every hole.
+ *
+ *     import { connect } from "https://push.example.com/pushsse.js";
+ *     const push = connect({ token: () => fetch("/our-backend/token").then((reply) => reply.text()) });
+ *     push.on("event", ({ type, message }) => show(type, message));
+ *     push.on("gap", () => location.reload());
+ *
+ * `Connection` is what an app has. In each tab it takes part in `Tabs`, which finds the one that leads. The leader
+ * runs a `Line`: a stream or, where a proxy withholds that, long polling. What the line hears goes to all tabs.
+ * `Access` knows who asks, `Answers` what grows. Types and all options are in pushsse.d.ts, examples in
+ * docs/browser.md. The service serves this file without its comments, so a comment has lines of its own.
+ */
+
+// A stream has to begin in this time, or a proxy may be withholding it.
+const READY_MS = 5_000;
+// The wait until the service says how long it is to be, and the longest that grows from it.
+const RETRY_MS = 3_000;
+const MOST_WAIT_MS = 60_000;
+const POLL_S = 25;
+// From long polling back to a stream: after this time first, and after this time at the most.
+const TRY_BACK_MS = 60_000;
+const MOST_TRY_BACK_MS = 600_000;
+// How often a tab looks after its leader; one that misses two questions is lost.
+const TICK_MS = 400;
+const UNANSWERED = 2;
+// A page that didn't run, or wasn't seen, for this long may have been cut off silently.
+const ASLEEP_MS = 5_000;
+const HIDDEN_MS = 20_000;
+const REMEMBERED = 1_000;
+const QUESTIONS = 100;
+
+/** Opens a connection. It begins by itself, and goes on until `close()`. */
+export function connect(options = {}) {
+  return new Connection(options);
+}
+
+/** What the service answered in place of what was asked for; `code` is for programs. */
+export class PushError extends Error {
+  constructor(status, { code = "", detail, errors = [] } = {}) {
+    super(detail ?? `the service answered with status ${status}`);
+    Object.assign(this, { name: "PushError", status, code, errors });
+  }
+}
+
+/** The connection has come to an end that no new attempt can change by itself. */
+class Ending extends Error {
+  constructor(state, reason) {
+    super(reason);
+    Object.assign(this, { state, reason });
+  }
+}
+
+class Connection {
+  state = "connecting";
+  reason = "";
+  user = "";
+  position = "";
+  #options;
+  #access;
+  #handlers = new Map();
+  #answers = new Answers();
+  #seen = new Set();
+  #budget = new Budget();
+  #closing = new AbortController();
+  // Aborted while the page is in the back/forward cache; null until the connection has joined the others.
+  #present = null;
+  #tabs = null;
+  #line = null;
+  // What was told while this tab catches up.
+  #held = null;
+
+  constructor(options) {
+    this.#options = options;
+    this.#access = new Access(options);
+    this.position = options.position ?? "";
+    const call = (...request) => this.#access.call(...request);
+    const acks = (body) => call("POST", "v1/acks", body);
+    this.preferences = {
+      get: () => call("GET", "v1/preferences"),
+      set: (types) => call("POST", "v1/preferences", { types }),
+    };
+    this.acks = {
+      received: (ids) => acks({ ids, state: "received" }),
+      read: (ids) => acks({ ids, state: "read" }),
+      clicked: (ids) => acks({ ids, state: "clicked" }),
+      readUpTo: (position = this.position) => acks({ up_to: position, state: "read" }),
+    };
+    this.#watchPage();
+    this.#join();
+  }
+
+  /** Calls `handler` with each event of this name. Returns what ends that. */
+  on(name, handler) {
+    if (!this.#handlers.has(name)) this.#handlers.set(name, new Set());
+    const handlers = this.#handlers.get(name).add(handler);
+    return () => handlers.delete(handler);
+  }
+
+  /** Asks a question. What it returns is iterated for the answer as it grows. */
+  ask(text, { conversation, context } = {}) {
+    const call = (...request) => this.#access.call(...request);
+    return new Asked(call, this.#answers, { text, conversation, context });
+  }
+
+  /** Tries again now: after a login, or because a person asks for it. */
+  reconnect() {
+    this.#tabs?.say("again");
+    this.#again();
+  }
+
+  /** Ends it. Another tab goes on with the stream. */
+  close() {
+    this.#closing.abort();
+    this.#leave();
+    this.#answers.close();
+    this.#become("closed");
+  }
+
+  #watchPage() {
+    const { document, addEventListener } = globalThis;
+    if (!addEventListener) return;
+    const { signal } = this.#closing;
+    const isHidden = () => document?.visibilityState === "hidden";
+    let hiddenAt = Date.now();
+    addEventListener("online", () => this.#line?.check(), { signal });
+    // A page in the back/forward cache may hold neither a connection nor a lock.
+    addEventListener("pagehide", () => this.#leave(), { signal });
+    addEventListener("pageshow", (event) => event.persisted && this.#join(), { signal });
+    document?.addEventListener("visibilitychange", () => {
+      if (isHidden()) hiddenAt = Date.now();
+      else if (Date.now() - hiddenAt > HIDDEN_MS) this.#line?.check();
+    }, { signal });
+    let tickedAt = Date.now();
+    const ticking = setInterval(() => {
+      // No timer runs while the machine sleeps. Those of a hidden page are late anyway.
+      if (Date.now() - tickedAt > ASLEEP_MS && !isHidden()) this.#line?.check();
+      tickedAt = Date.now();
+      this.#tabs?.tick();
+    }, TICK_MS);
+    signal.addEventListener("abort", () => clearInterval(ticking));
+  }
+
+  async #join() {
+    if (this.#present || this.#closing.signal.aborted) return;
+    const { signal } = (this.#present = new AbortController());
+    const shares = this.#options.share !== false && this.#access.shares && Tabs.possible();
+    if (shares && !(await this.#identify(signal))) return;
+    // A ticket needn't say whose it is, and then only a stream does.
+    if (!shares || !this.user) return this.#lead();
+    const name = `pushsse ${JSON.stringify([this.#access.base.href, this.#options.types ?? [], this.user])}`;
+    this.#tabs = new Tabs(name, {
+      lead: () => this.#lead(),
+      follow: () => this.#follow(),
+      again: () => this.#again(),
+      told: (message) => this.#told(message),
+      snapshot: () => this.#snapshot(),
+      learn: (snapshot) => this.#learn(snapshot),
+    });
+  }
+
+  /** Finds out who asks, since tabs of different people never share. Returns whether to go on. */
+  async #identify(signal) {
+    while (!signal.aborted) {
+      try {
+        const user = await this.#access.who(signal, this.#budget);
+        if (this.user && user !== this.user) throw new Ending("signed_out", "user_changed");
+        this.user = user;
+        return !signal.aborted;
+      } catch (error) {
+        if (signal.aborted) break;
+        if (error instanceof Ending) {
+          this.#present = null;
+          this.#become(error.state, error.reason);
+          break;
+        }
+        await this.#budget.pause(signal);
+      }
+    }
+    return false;
+  }
+
+  #leave() {
+    this.#present?.abort();
+    this.#present = this.#held = null;
+    this.#follow();
+    this.#tabs?.leave();
+    this.#tabs = null;
+  }
+
+  #lead() {
+    // What is held comes once more, from this tab's own position.
+    this.#held = null;
+    this.#line ??= new Line({
+      access: this.#access,
+      budget: this.#budget,
+      options: this.#options,
+      user: () => this.user,
+      position: () => this.position,
+      tell: (kind, data, id) => this.#tell({ kind, data, id }),
+    });
+    this.#line.run();
+  }
+
+  #follow() {
+    this.#line?.stop();
+    this.#line = null;
+  }
+
+  #again() {
+    this.#budget.wake();
+    if (this.#line) this.#line.again();
+    else if (!this.#tabs) this.#join();
+  }
+
+  /** From the line: to the other tabs, and to this one. */
+  #tell(message) {
+    message.before = this.position;
+    this.#tabs?.say("told", message);
+    this.#take(message);
+  }
+
+  /** From the tab that leads. */
+  #told(message) {
+    if (this.#held) this.#held.push(message);
+    else if (!this.position || covers(this.position, message.before)) this.#take(message);
+    else this.#catchUp([message]);
+  }
+
+  #snapshot() {
+    const { state, reason, position } = this;
+    return { state, reason, position, growing: this.#answers.growing() };
+  }
+
+  /** The state of the tab that leads. */
+  #learn({ state, reason, position, growing }) {
+    this.#become(state, reason);
+    this.#answers.learn(growing);
+    this.position ||= position;
+    if (!this.#held && !covers(this.position, position)) this.#catchUp([]);
+  }
+
+  /** Reads what this tab lacks: it came with a position of its own, or slept, or its leader died. */
+  async #catchUp(held) {
+    this.#held = held;
+    try {
+      for (let more = true; more; ) {
+        const { types } = this.#options;
+        const page = await this.#access.call("GET", this.#access.at("v1/events", { after: this.position, types }));
+        if (this.#held !== held) return;
+        this.#takePage(page);
+        more = page.more && held.length < REMEMBERED;
+      }
+    } catch {
+      if (this.#held !== held) return;
+      this.#gap();
+    }
+    this.#held = null;
+    held.forEach((message) => this.#take(message));
+  }
+
+  #takePage({ events, position, gap }) {
+    if (gap) this.#gap();
+    for (const { event, data, id } of events) this.#take({ kind: kindOf(event, data), data, id });
+    this.position = position;
+  }
+
+  #take({ kind, data, id }) {
+    if (kind === ".state") this.#become(data.state, data.reason);
+    else if (kind === ".token") this.#access.use(data);
+    else if (!this.#repeats(kind, data, id)) this.#hear(kind, data);
+    // Afterwards: an app that stores the position has handled all that lies before it.
+    this.position = id || this.position;
+  }
+
+  #hear(kind, data) {
+    this.#answers.hear(kind, data);
+    if (kind === "event") this.#emit(`event:${data.type}`, data);
+    this.#emit(kind, data);
+    if (kind !== "ready") return;
+    this.user = data.user;
+    if (data.resume === "gap") this.#gap();
+    // An answer may have come before this stream began.
+    else if (data.resume === "new") this.#refresh();
+  }
+
+  #gap() {
+    const heard = this.#emit("gap", { position: this.position });
+    if (!heard) report(new Error("pushsse: events are missing, and nothing handles 'gap': reload what you show"));
+    this.#refresh();
+  }
+
+  #refresh() {
+    this.#answers.refresh((question) => this.#access.call("GET", `v1/questions/${question}`));
+  }
+
+  /** Whether it came before, by another way or through another tab. */
+  #repeats(kind, data, id) {
+    const isLogged = !["ready", "ping", "exception", "answer.delta"].includes(kind);
+    const key = kind === "event" ? `${data.type} ${data.id}` : isLogged && id && `${kind} ${id}`;
+    if (!key || this.#seen.has(key)) return !!key;
+    this.#seen.add(key);
+    if (this.#seen.size > REMEMBERED) this.#seen.delete(this.#seen.values().next().value);
+    return false;
+  }
+
+  #become(state, reason = "") {
+    if (state === this.state && reason === this.reason) return;
+    Object.assign(this, { state, reason });
+    this.#emit("state", { state, reason });
+  }
+
+  /** Returns whether anything handles it. */
+  #emit(name, data) {
+    const handlers = [...(this.#handlers.get(name) ?? [])];
+    for (const handler of handlers) {
+      try {
+        handler(data);
+      } catch (error) {
+        report(error);
+      }
+    }
+    return handlers.length > 0;
+  }
+}
+
+/** How long to wait before the next attempt, whatever is attempted and by whichever way. */
+class Budget {
+  retry = RETRY_MS;
+  #failures = 0;
+  #least = 0;
+  #wake = null;
+
+  reset() {
+    this.#failures = this.#least = 0;
+  }
+
+  /** The service has said for how long to stay away. */
+  keepAway(seconds) {
+    this.#least = Math.min(seconds * 1000, 5 * MOST_WAIT_MS) || 0;
+  }
+
+  /** Waits for exactly `retry` after a clean end, else with full jitter below a bound that doubles. */
+  async pause(signal, { clean = false } = {}) {
+    const bound = Math.min(MOST_WAIT_MS, this.retry * 2 ** this.#failures);
+    if (!clean) this.#failures = Math.min(this.#failures + 1, 10);
+    await sleep(clean ? this.retry : Math.max(this.#least, Math.random() * bound), signal, (wake) => (this.#wake = wake));
+    this.#least = 0;
+    this.#wake = null;
+  }
+
+  /** Ends the pause. Returns whether there was one. */
+  wake() {
+    this.#wake?.();
+    return !!this.#wake;
+  }
+}
+
+/** Who asks, and how that is proved. */
+class Access {
+  #options;
+  #token = null;
+  #ticket = null;
+
+  constructor(options) {
+    this.#options = options;
+    const page = globalThis.document?.baseURI ?? globalThis.location?.href;
+    this.base = options.url ? new URL(options.url, page) : new URL(".", import.meta.url);
+    if (!this.base.protocol.startsWith("http")) throw new TypeError("pushsse: connect() needs the service's url");
+    if (!this.base.pathname.endsWith("/")) this.base.pathname += "/";
+  }
+
+  /** Whether a new token or ticket can be had. */
+  get renews() {
+    return typeof (this.#options.ticket ?? this.#options.token) === "function";
+  }
+
+  /** A ticket opens a stream and nothing else. */
+  get polls() {
+    return !this.#options.ticket;
+  }
+
+  /** Whether a tab that comes later can catch up. */
+  get shares() {
+    return this.polls || !this.#options.position;
+  }
+
+  /** The address of a call. What is in the query of the service's url, such as `user=ann`, stays there. */
+  at(path, query = {}) {
+    const url = new URL(path, this.base);
+    url.search = this.base.search;
+    for (const [name, value] of Object.entries(query)) {
+      if (value !== undefined && value !== "") url.searchParams.set(name, value);
+    }
+    return url;
+  }
+
+  /** Takes what a token function gave in another tab. */
+  use(token) {
+    this.#token = Promise.resolve(token);
+  }
+
+  /** Asks for a new token or ticket. Returns a token, which tabs share, and nothing for a ticket. */
+  async renew() {
+    this.#token = this.#ticket = null;
+    if (this.polls) return this.#bearer();
+    await this.#ticketed();
+  }
+
+  /** Who asks; empty for a ticket that doesn't say it. Raises Ending, PushError. */
+  async who(signal, budget) {
+    if (!this.polls) return (await this.#ticketed()).user ?? "";
+    const response = await this.fetch(this.at("v1/me"), { signal });
+    await refuse(response, budget);
+    return (await response.json()).user;
+  }
+
+  /** A request with the token. After a 401 it asks for a new one, once. */
+  async fetch(url, init = {}, { again = true } = {}) {
+    const asked = this.#bearer();
+    const token = await asked;
+    const headers = token ? { ...init.headers, Authorization: `Bearer ${token}` } : init.headers;
+    const { credentials = "same-origin", token: source } = this.#options;
+    const response = await fetch(url, { ...init, headers, credentials, cache: "no-store" });
+    if (response.status !== 401 || !again || typeof source !== "function") return response;
+    // Unless another request has asked meanwhile.
+    if (token === (await this.#token)) this.#token = null;
+    return this.fetch(url, init, { again: false });
+  }
+
+  /** The response of a stream. A ticket opens it again for as long as the ticket lasts. */
+  async stream(query, position, signal) {
+    const headers = { Accept: "text/event-stream" };
+    if (position) headers["Last-Event-ID"] = position;
+    if (this.polls) return this.fetch(this.at("v1/stream", query), { headers, signal });
+    for (let again = this.renews; ; again = false) {
+      const made = await this.#ticketed();
+      if (!position && made.position) headers["Last-Event-ID"] = made.position;
+      const url = this.at("v1/stream", { ...query, ticket: made.ticket });
+      const response = await fetch(url, { headers, signal, credentials: "omit", cache: "no-store" });
+      if (response.status !== 401 || !again) return response;
+      this.#ticket = null;
+    }
+  }
+
+  /** A call with JSON both ways. Raises PushError. */
+  async call(method, path, body, headers) {
+    const url = path instanceof URL ? path : this.at(path);
+    const json = { "Content-Type": "application/json", ...headers };
+    const init = body ? { method, headers: json, body: JSON.stringify(body) } : { method };
+    const response = await this.fetch(url, init).catch((error) => {
+      throw error instanceof Ending ? new PushError(401, { code: error.reason }) : error;
+    });
+    if (!response.ok) throw new PushError(response.status, await problem(response));
+    return response.status === 204 ? undefined : response.json();
+  }
+
+  /** The token; requests at the same time share it. Raises Ending where the app has none. */
+  async #bearer() {
+    const { token } = this.#options;
+    if (typeof token !== "function") return token;
+    const asked = (this.#token ??= Promise.resolve().then(token));
+    const found = await asked.catch((error) => {
+      this.#forget(asked);
+      throw error;
+    });
+    if (found) return found;
+    this.#forget(asked);
+    throw new Ending("signed_out", "no_token");
+  }
+
+  #forget(asked) {
+    if (this.#token === asked) this.#token = null;
+  }
+
+  async #ticketed() {
+    if (this.#ticket) return this.#ticket;
+    const { ticket } = this.#options;
+    const found = typeof ticket === "function" ? await ticket() : ticket;
+    if (!found) throw new Ending("signed_out", "no_ticket");
+    return (this.#ticket = typeof found === "string" ? { ticket: found } : found);
+  }
+}
+
+/** The one connection of all tabs, in the tab that leads: it begins anew until it is stopped. */
+class Line {
+  #running = null;
+  #attempt = null;
+  // The next attempt needs no pause before it.
+  #atOnce = false;
+  #heardAt = 0;
+  #heartbeat_ms = 15_000;
+  #watching = 0;
+  #renewing = 0;
+  // Streams in a row of which nothing was heard.
+  #mute = 0;
+  #tryBack = TRY_BACK_MS;
+
+  constructor(parts) {
+    Object.assign(this, parts);
+  }
+
+  async run() {
+    if (this.#running) return;
+    const { signal } = (this.#running = new AbortController());
+    while (!signal.aborted) {
+      let ended = {};
+      try {
+        ended = await this.#try(this.#mute < 2 || !this.access.polls ? "stream" : "poll");
+      } catch (error) {
+        if (signal.aborted) return;
+        if (error instanceof Ending) {
+          this.#running = null;
+          this.tell(".state", { state: error.state, reason: error.reason });
+          return;
+        }
+      }
+      if (signal.aborted || this.#atOnce) continue;
+      this.tell(".state", { state: "connecting", reason: ended.reason ?? "" });
+      await this.budget.pause(signal, ended);
+    }
+  }
+
+  stop() {
+    this.#running?.abort();
+    this.#attempt?.abort();
+  }
+
+  /** Makes sure of the line: no pause goes on, and what may be dead is opened anew. */
+  check() {
+    if (!this.budget.wake() && Date.now() - this.#heardAt > 2_000) this.#reopen();
+  }
+
+  /** The same, also where the line had come to its end. */
+  again() {
+    this.check();
+    this.run();
+  }
+
+  #reopen() {
+    this.#atOnce = true;
+    this.#attempt?.abort();
+  }
+
+  async #try(way) {
+    const attempt = (this.#attempt = new AbortController());
+    this.#atOnce = false;
+    this.#heardAt = Date.now();
+    try {
+      return await (way === "stream" ? this.#stream(attempt.signal) : this.#poll(attempt.signal));
+    } finally {
+      clearTimeout(this.#watching);
+      clearTimeout(this.#renewing);
+      attempt.abort();
+    }
+  }
+
+  /** Ends the attempt unless something is heard in time. */
+  #watch(ms, missed) {
+    clearTimeout(this.#watching);
+    const attempt = this.#attempt;
+    this.#watching = setTimeout(() => {
+      missed?.();
+      attempt.abort();
+    }, ms);
+  }
+
+  /** A stream, until it ends; returns how it did. Raises what ended it otherwise. */
+  async #stream(signal) {
+    this.#watch(READY_MS, () => this.#mute++);
+    const { types, since } = this.options;
+    const position = this.position();
+    const query = { named: 0, types, since: position ? "" : since };
+    const response = await this.access.stream(query, position, signal);
+    await refuse(response, this.budget);
+    if (!response.headers.get("content-type")?.startsWith("text/event-stream")) throw new Error("this is no stream");
+    const ended = { clean: false };
+    const read = parser((frame) => {
+      const data = JSON.parse(frame.data || "{}");
+      if (frame.name === "ready") ended.beganAt ??= Date.now();
+      if (frame.name === "exception") ended.exception = data;
+      this.#hear(frame.name, data, frame.id);
+    }, (ms) => {
+      this.budget.retry = ms;
+      ended.clean = true;
+    });
+    const reader = response.body.getReader();
+    for (let part; !(part = await reader.read()).done; ) {
+      if (ended.beganAt) this.#watch(3 * this.#heartbeat_ms);
+      this.#heardAt = Date.now();
+      read(part.value);
+    }
+    return this.#ended(ended);
+  }
+
+  /** What an `exception` means. Raises Ending where coming back is of no use. */
+  async #ended({ clean, beganAt, exception: { code, retry } = {} }) {
+    if (code === "token_expired") {
+      if (this.access.renews) await this.#renew();
+      // One that lapses as soon as it is there is no reason to hurry.
+      this.#atOnce = Date.now() - beganAt > 1_000;
+    } else if (retry === false) throw new Ending(code === "revoked" ? "signed_out" : "ended", code);
+    return { clean, reason: code };
+  }
+
+  #hear(name, data, id) {
+    if (name === "ready") this.#begun(data);
+    this.tell(kindOf(name, data), data, id);
+    if (name === "ready") this.tell(".state", { state: "live", reason: "" });
+  }
+
+  #begun({ user, heartbeat_s, expires_in_s }) {
+    this.#recognize(user);
+    this.budget.reset();
+    this.#mute = 0;
+    this.#tryBack = TRY_BACK_MS;
+    this.#heartbeat_ms = heartbeat_s * 1000;
+    this.#watch(3 * this.#heartbeat_ms);
+    clearTimeout(this.#renewing);
+    if (!this.access.renews || !expires_in_s) return;
+    // Before the token lapses, so that there is no moment without a line.
+    const ms = 1000 * Math.max(0.8 * expires_in_s, expires_in_s - 60);
+    const attempt = this.#attempt;
+    this.#renewing = setTimeout(async () => {
+      // Where that fails now, it is tried again at the end of the stream.
+      await this.#renew().then(() => attempt === this.#attempt && this.#reopen(), () => {});
+    }, Math.min(ms, 2 ** 31 - 1));
+  }
+
+  /** A cookie may be another person's by now, whose events are none of this page's business. */
+  #recognize(user) {
+    if (this.user() && this.user() !== user) throw new Ending("signed_out", "user_changed");
+  }
+
+  async #renew() {
+    const token = await this.access.renew();
+    if (token) this.tell(".token", token);
+  }
+
+  /** Long polling, for a while. */
+  async #poll(signal) {
+    // From here one mute stream is enough to come back.
+    this.#mute = 1;
+    const until = Date.now() + this.#tryBack;
+    const { types, since } = this.options;
+    this.#watch(READY_MS);
+    const user = await this.access.who(signal, this.budget);
+    this.#recognize(user);
+    for (let first = true; first || Date.now() < until; first = false) {
+      const asked = Date.now();
+      const after = this.position();
+      this.#watch((POLL_S + 10) * 1000);
+      const url = this.access.at("v1/events", { after, since: after ? "" : since, types, wait_s: POLL_S });
+      const response = await this.access.fetch(url, { signal });
+      await refuse(response, this.budget);
+      const { events, position, gap, more } = await response.json();
+      this.#heardAt = Date.now();
+      this.budget.reset();
+      if (first || gap) this.tell("ready", { user, resume: gap ? "gap" : after ? "complete" : "new" });
+      if (first) this.tell(".state", { state: "polling", reason: "" });
+      for (const { event, data, id } of events) this.tell(kindOf(event, data), data, id);
+      this.tell("ping", {}, position);
+      // A node that doesn't know `wait_s` answers at once.
+      if (!more && !events.length && this.#heardAt - asked < 1_000) await sleep(2_000 + 2_000 * Math.random(), signal);
+    }
+    this.#tryBack = Math.min(2 * this.#tryBack, MOST_TRY_BACK_MS);
+    this.#atOnce = true;
+    return {};
+  }
+}
+
+/**
+ * Tabs of one person, of which one leads. What holds the lead is a Web Lock or, where the context isn't secure, a
+ * lease in localStorage; both pass on when their tab closes. One that is frozen is missed, since the others ask
+ * after it, and loses the lead.
+ */
+class Tabs {
+  #name;
+  #app;
+  #channel;
+  #id = random();
+  #leads = false;
+  #left = new AbortController();
+  #waiting = null;
+  #release = null;
+  #heard = true;
+  #unanswered = 0;
+
+  /** Whether this place has what it takes; access to storage may be refused. */
+  static possible() {
+    try {
+      const { location, BroadcastChannel, navigator, localStorage } = globalThis;
+      return !!(location && BroadcastChannel && (navigator.locks || localStorage));
+    } catch {
+      return false;
+    }
+  }
+
+  constructor(name, app) {
+    this.#name = name;
+    this.#app = app;
+    this.#channel = new BroadcastChannel(name);
+    this.#channel.onmessage = ({ data }) => this.#hear(data);
+    this.say("here?");
+    if (navigator.locks) this.#queue();
+    else this.#lease();
+  }
+
+  say(kind, content) {
+    this.#channel.postMessage({ from: this.#id, kind, content });
+  }
+
+  /** Asks after the leader. Called a few times a second. */
+  tick() {
+    if (this.#leads) return;
+    if (this.#heard) this.#unanswered = 0;
+    else if (this.#unanswered++ < UNANSWERED) this.say("here?");
+    else {
+      this.#unanswered = 0;
+      if (navigator.locks) this.#queue({ steal: true });
+      else this.#claim();
+    }
+    this.#heard = false;
+  }
+
+  leave() {
+    this.#left.abort();
+    this.#waiting?.abort();
+    this.#release?.();
+    if (this.#leads && !navigator.locks) {
+      localStorage.removeItem(this.#name);
+      this.say("bye");
+    }
+    this.#leads = false;
+    this.#channel.close();
+  }
+
+  #hear({ kind, content }) {
+    if (this.#leads) {
+      if (kind === "here?") this.say("here", this.#app.snapshot());
+      if (kind === "again") this.#app.again();
+      return;
+    }
+    if (kind === "here") this.#app.learn(content);
+    if (kind === "told") this.#app.told(content);
+    if (kind === "bye") this.#claim();
+    this.#heard ||= kind === "here" || kind === "told";
+  }
+
+  #lead() {
+    this.#leads = true;
+    this.say("here", this.#app.snapshot());
+    this.#app.lead();
+  }
+
+  #lose() {
+    this.#leads = false;
+    this.#heard = true;
+    this.#app.follow();
+  }
+
+  /** Waits for the lock, or takes it from a leader that is lost. */
+  #queue({ steal = false } = {}) {
+    this.#waiting?.abort();
+    this.#waiting = new AbortController();
+    let held = false;
+    const hold = () => new Promise((release) => {
+      if (this.#left.signal.aborted) return release();
+      held = true;
+      this.#release = release;
+      this.#lead();
+    });
+    navigator.locks.request(this.#name, steal ? { steal } : { signal: this.#waiting.signal }, hold).catch(() => {
+      if (!held || this.#left.signal.aborted) return;
+      // Another tab thought that this one was lost.
+      this.#lose();
+      this.#queue();
+    });
+  }
+
+  #lease() {
+    addEventListener("storage", ({ key, newValue }) => {
+      if (key === this.#name && newValue && this.#leads) this.#lose();
+    }, { signal: this.#left.signal });
+    if (!localStorage.getItem(this.#name)) this.#claim();
+  }
+
+  /** Whoever writes last has the lease. */
+  async #claim() {
+    localStorage.setItem(this.#name, this.#id);
+    await sleep(50 + 100 * Math.random(), this.#left.signal);
+    const isMine = localStorage.getItem(this.#name) === this.#id;
+    if (isMine && !this.#leads && !this.#left.signal.aborted) this.#lead();
+  }
+}
+
+/** Answers as they grow, by question. */
+class Answers {
+  #all = new Map();
+  #closed = false;
+
+  /** What an event says about an answer. */
+  hear(kind, data) {
+    if (kind === "question") {
+      const anew = data.status === "pending" ? { text: "", parts: [], done: false, error: null } : {};
+      this.#change(data.id, { ...anew, conversation: data.conversation, status: data.status });
+    } else if (kind === "answer.delta") this.#grow(data);
+    else if (kind === "answer") this.#change(data.question, { ...data, status: "answered", doing: "", done: true });
+    else if (kind === "answer.error") {
+      const status = data.code === "cancelled" ? "cancelled" : "failed";
+      this.#change(data.question, { status, doing: "", done: true, error: data });
+    }
+  }
+
+  /** Those that a tab which joins can't know. */
+  growing() {
+    return [...this.#all.values()].map(({ answer }) => answer).filter(({ done, text }) => text && !done);
+  }
+
+  learn(growing) {
+    for (const answer of growing) if (!this.#all.has(answer.question)) this.#change(answer.question, answer);
+  }
+
+  /** Looks for the ends that may have been missed of those that somebody waits for. */
+  refresh(read) {
+    for (const [question, { wakes }] of this.#all) {
+      if (!wakes.length) continue;
+      read(question).then(({ answer, error, ...asked }) => {
+        if (asked.status === "handed_over") this.hear("question", asked);
+        else if (error) this.hear("answer.error", { question, ...error });
+        else if (asked.status === "answered") this.hear("answer", { question, ...answer });
+      }, () => {});
+    }
+  }
+
+  close() {
+    this.#closed = true;
+    for (const entry of this.#all.values()) this.#wake(entry);
+  }
+
+  /** An answer whenever it has changed, up to its end. Raises PushError where there is none. */
+  async *follow(question) {
+    const entry = this.#entry(question);
+    for (let told = -1; ; ) {
+      const { answer, version } = entry;
+      if (told !== version) yield { ...answer, parts: [...answer.parts] };
+      told = version;
+      if (answer.error && answer.status === "failed") throw new PushError(0, answer.error);
+      if (answer.done || answer.status === "handed_over") return;
+      if (this.#closed) throw new PushError(0, { code: "closed", detail: "the connection was closed" });
+      if (version === entry.version) await new Promise((wake) => entry.wakes.push(wake));
+    }
+  }
+
+  #grow({ question, from, text, part }) {
+    const { answer } = this.#entry(question);
+    // What lies before it was missed; the whole answer comes at the end.
+    if (from > answer.text.length) return;
+    let parts = from === 0 && !part ? [] : answer.parts;
+    const doing = part?.type === "status" ? part.text : "";
+    const isNew = part && !doing && !parts.some((each) => JSON.stringify(each) === JSON.stringify(part));
+    if (isNew) parts = [...parts, part];
+    this.#change(question, { text: answer.text.slice(0, from) + text, parts, doing, status: "answering" });
+  }
+
+  #change(question, changes) {
+    const entry = this.#entry(question);
+    entry.answer = { ...entry.answer, ...changes };
+    entry.version++;
+    this.#wake(entry);
+  }
+
+  #wake(entry) {
+    for (const wake of entry.wakes.splice(0)) wake();
+  }
+
+  #entry(question) {
+    if (!this.#all.has(question)) {
+      const answer = { question, conversation: "", status: "pending", text: "", parts: [], doing: "", done: false };
+      this.#all.set(question, { answer, version: 0, wakes: [] });
+      const idle = [...this.#all].filter(([, { wakes }]) => !wakes.length);
+      if (this.#all.size > QUESTIONS && idle.length) this.#all.delete(idle[0][0]);
+    }
+    return this.#all.get(question);
+  }
+}
+
+/** A question that was asked here. */
+class Asked {
+  #call;
+  #answers;
+
+  constructor(call, answers, body) {
+    this.#call = call;
+    this.#answers = answers;
+    /** The question's id. Rejects with a PushError where it wasn't taken. */
+    this.id = this.#ask(body);
+    // Whoever iterates, or awaits the id, hears of it.
+    this.id.catch(() => {});
+  }
+
+  /** Stops the answer. What has come is kept. */
+  async stop() {
+    await this.#call("POST", `v1/questions/${await this.id}/cancel`, {});
+  }
+
+  async *[Symbol.asyncIterator]() {
+    yield* this.#answers.follow(await this.id);
+  }
+
+  async #ask(body) {
+    // With its key it is asked once, however often it is sent.
+    const headers = { "Idempotency-Key": random() };
+    for (let tries = 1; ; tries++) {
+      try {
+        return (await this.#call("POST", "v1/questions", body, headers)).id;
+      } catch (error) {
+        const passes = !error.status || error.status >= 500 || error.code === "being_taken";
+        if (!passes || tries === 5) throw error;
+      }
+      await sleep(Math.random() * 1000 * 2 ** tries);
+    }
+  }
+}
+
+/**
+ * Reads an event stream (WHATWG HTML, 9.2.6) in pieces of any size. `hear` gets each event, `wait` each `retry`.
+ * Returns the function that takes the pieces.
+ */
+export function parser(hear, wait = () => {}) {
+  const decoder = new TextDecoder();
+  let rest = "";
+  let afterCr = false;
+  let name = "";
+  let id = "";
+  let data = [];
+
+  const fields = {
+    event: (value) => (name = value),
+    data: (value) => data.push(value),
+    id: (value) => value.includes("\0") || (id = value),
+    retry: (value) => /^\d+$/.test(value) && wait(Number(value)),
+  };
+
+  function take(line) {
+    if (line) {
+      const [, field, value] = line.match(/^([^:]*):? ?(.*)$/s);
+      if (Object.hasOwn(fields, field)) fields[field](value);
+      return;
+    }
+    const event = { name: name || "message", data: data.join("\n"), id };
+    const isWhole = data.length > 0;
+    name = "";
+    data = [];
+    if (isWhole) hear(event);
+  }
+
+  return (bytes) => {
+    let text = decoder.decode(bytes, { stream: true });
+    // The second half of a line end whose first half came with the piece before.
+    if (afterCr && text[0] === "\n") text = text.slice(1);
+    if (!text) return;
+    afterCr = text.endsWith("\r");
+    const lines = (rest + text).split(/\r\n|\r|\n/);
+    rest = lines.pop();
+    lines.forEach(take);
+  };
+}
+
+/** People's events are called `event`, whatever their type; those of the service keep their names. */
+function kindOf(name, data) {
+  return name === "message" || (name === data.type && "message" in data) ? "event" : name;
+}
+
+/** Whether nothing lies between a position and an older one: EPOCH-NUMBER.EPOCH-NUMBER, each number up to its own. */
+function covers(position, older) {
+  const [mine, theirs] = [position, older].map((each) => each.split(/[-.]/));
+  return !older || [0, 2].every((at) => mine[at] === theirs[at] && Number(mine[at + 1]) >= Number(theirs[at + 1]));
+}
+
+/** Raises Ending for a status that the same request will get again, PushError for another. */
+async function refuse(response, budget) {
+  if (response.ok) return;
+  const found = await problem(response);
+  const reason = found.code ?? `status_${response.status}`;
+  if (response.status === 401) throw new Ending("signed_out", reason);
+  if (response.status === 400 || response.status === 403) throw new Ending("ended", reason);
+  budget.keepAway(Number(response.headers.get("retry-after")));
+  throw new PushError(response.status, found);
+}
+
+/** The body of an error (RFC 9457), if a proxy hasn't put its own in its place. */
+async function problem(response) {
+  return response.json().catch(() => ({}));
+}
+
+function sleep(ms, signal, offer = () => {}) {
+  return new Promise((resolve) => {
+    const done = () => {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", done);
+      resolve();
+    };
+    const timer = setTimeout(done, signal?.aborted ? 0 : ms);
+    signal?.addEventListener("abort", done);
+    offer(done);
+  });
+}
+
+/** A name that nobody else has. `crypto.randomUUID` is for secure contexts alone. */
+function random() {
+  return Array.from(crypto.getRandomValues(new Uint32Array(4)), (each) => each.toString(36)).join("");
+}
+
+/** An error of the app's own, shown as if nothing had caught it. */
+function report(error) {
+  if (globalThis.reportError) reportError(error);
+  else console.error(error);
+}
