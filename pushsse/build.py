@@ -21,11 +21,13 @@ from pushsse.backplane.memory.writer import LogWriter
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.database import Database
 from pushsse.dispatcher import Dispatcher
+from pushsse.errors import SettingsError
 from pushsse.hub import assemble_hub
 from pushsse.hub.hub import Hub
 from pushsse.hub.opening import StreamLimits
 from pushsse.intake import AllTypes, Drafter, EventHandler, Made
 from pushsse.intake.http import EmbeddedIntake, Intake, KafkaProducerIntake
+from pushsse.intake.outbox import Outbox
 from pushsse.intake.sources import sources
 from pushsse.kafka import configuration, connection
 from pushsse.kafka.consumer import Consumer, Handler
@@ -42,7 +44,7 @@ from pushsse.questions.life import QuestionPace
 from pushsse.questions.service import assemble_questions
 from pushsse.questions.store import QuestionStore
 from pushsse.retention import Forgetting, Retention
-from pushsse.settings import Settings, variable
+from pushsse.settings import OutboxSource, Settings, variable
 from pushsse.witness import Witness, WitnessTable
 from pushsse.workers.worker import Worker
 
@@ -81,7 +83,8 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
     seen = SeenTable(database)
     drafter = Drafter(types=catalogue, max_age_s=settings.event_max_age_s)
     intakes = _intakes(settings, backplane, dispatcher=dispatcher, drafter=drafter, metrics=metrics)
-    work = Work(backplane, hub_parts.hub, Interruptible(questions.run), intakes.from_kafka)
+    outboxes = _outboxes(settings, backplane, dispatcher=dispatcher, drafter=drafter, metrics=metrics)
+    work = Work(backplane, hub_parts.hub, Interruptible(questions.run), intakes.from_kafka, outboxes)
     identity = _identity(settings, kicked)
     node = Node(
         settings=settings,
@@ -139,6 +142,8 @@ def check(settings: Settings) -> None:
         metrics = Metrics()
         everything = Drafter(types=AllTypes(), max_age_s=settings.event_max_age_s)
         sources(settings, metrics=metrics, drafter=everything, now_ms=int)
+    for source in settings.outbox:
+        _check_outbox(source)
 
 
 def _backplane(settings: Settings, metrics: Metrics) -> Backplane:
@@ -274,6 +279,40 @@ def _intakes(
         (producer,),
         Interruptible(lambda: consumer.run(handler)),
     )
+
+
+def _outboxes(
+    settings: Settings,
+    backplane: Backplane,
+    *,
+    dispatcher: Dispatcher,
+    drafter: Drafter,
+    metrics: Metrics,
+) -> Mapping[str, Interruptible]:
+    """The outboxes that this node reads together with others, by the name of their service."""
+    made: dict[str, Interruptible] = {}
+    for number, source in enumerate(settings.outbox, 1):
+        outbox = Outbox(
+            source,
+            source.database_url or settings.database_url,
+            node=settings.node,
+            drafter=drafter,
+            dispatcher=dispatcher,
+            fences=backplane,
+            metrics=metrics,
+        )
+        made[f"outbox {number}"] = Interruptible(outbox.run)
+    return made
+
+
+def _check_outbox(source: OutboxSource) -> None:
+    """Raises SettingsError for what only the database's client can tell of a URL."""
+    if source.database_url:
+        try:
+            Database(source.database_url)
+        except SettingsError as error:
+            text = str(error).removeprefix("PUSHSSE_DATABASE_URL: ")
+            raise SettingsError(f"{source.at('database_url')}: {text}") from None
 
 
 def _witness(settings: Settings, database: Database, work: Work) -> Witness | None:

@@ -88,6 +88,10 @@ class Metrics:
     answer_tokens: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(TOKENS, 0)))
     refusals: Counter[str] = field(default_factory=Counter)
     limited: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(LIMITS, 0)))
+    # By the outbox's table. What waits is what the database said a moment ago: how many rows, for how long.
+    outbox_rows: Counter[str] = field(default_factory=Counter)
+    outbox_dead: Counter[str] = field(default_factory=Counter)
+    outbox_waiting: dict[str, tuple[int, float]] = field(default_factory=dict)
     gauges: dict[str, _Asked] = field(default_factory=dict)
     counters: dict[str, _Asked] = field(default_factory=dict)
     # By the source's name.
@@ -133,6 +137,13 @@ class Metrics:
         for labels, behind in self.lag.items():
             lag.add_metric(labels, behind)
         yield lag
+        depth = Gauge("outbox_depth", "Rows that wait, 100,000 at most", "max", labels=("table",))
+        age = Gauge("outbox_lag_seconds", "Age of the oldest row that waits", "max", labels=("table",))
+        for table, (rows, lag_s) in self.outbox_waiting.items():
+            depth.add_metric((table,), rows)
+            age.add_metric((table,), lag_s)
+        yield depth
+        yield age
 
     def exposition(self) -> bytes:
         """The text that /metrics answers with (Prometheus text format 0.0.4)."""
@@ -175,5 +186,7 @@ _LABELLED = (
     ("questions", "status", "Questions by the status they came to"),
     ("answer_tokens", "kind", "Tokens of prompts and answers, as model servers count them"),
     ("refusals", "code", "Requests refused, by the code of the answer"),
+    ("outbox_rows", "table", "Rows of outboxes that the log has"),
+    ("outbox_dead", "table", "Rows of outboxes that can't be events"),
     ("limited", "limit", "Streams, replies, calls and connections that were over a limit, by the limit"),
 )

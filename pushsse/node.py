@@ -10,7 +10,7 @@ import gc
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 from pushsse.api.access import Tickets
@@ -139,6 +139,7 @@ class Node:
             **({"witness": self.witness.run} if self.witness is not None else {}),
             # Last, so that it has ended before the others are told to: what it dispatches, they deliver.
             **({"intake": self.work.from_kafka.run} if self.work.from_kafka is not None else {}),
+            **{name: outbox.run for name, outbox in self.work.outboxes.items()},
         }
 
     @property
@@ -237,6 +238,7 @@ class Work:
     hub: Hub
     questions: Interruptible
     from_kafka: Interruptible | None
+    outboxes: Mapping[str, Interruptible] = field(default_factory=dict)
 
     @property
     def hears(self) -> bool:
@@ -244,7 +246,7 @@ class Work:
         return self.backplane.hears
 
     async def give_back(self) -> None:
-        """Other nodes get the Kafka partitions, the questions and the streams."""
+        """Other nodes get the Kafka partitions, the outboxes, the questions and the streams."""
         for service in self._services():
             service.release()
         await drain(self.hub, window_s=_ISOLATED_WINDOW_S, reason=CloseReason.OVERLOADED)
@@ -255,7 +257,8 @@ class Work:
             service.resume()
 
     def _services(self) -> Sequence[Interruptible]:
-        return (self.questions, self.from_kafka) if self.from_kafka is not None else (self.questions,)
+        intakes = (self.from_kafka,) if self.from_kafka is not None else ()
+        return (self.questions, *intakes, *self.outboxes.values())
 
 
 @asynccontextmanager

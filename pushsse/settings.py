@@ -75,7 +75,20 @@ class KafkaMap(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     collapse: str = ""
 
 
-class KafkaSource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file of which there may be several, and where it stands."""
+
+    # What an error names: the table, and the line of each of its keys.
+    where: str = ""
+    lines: dict[str, int] = {}
+
+    def at(self, key: str) -> str:
+        """How an error names one of its keys: the table, the key and, where it came from a file, the line."""
+        line = self.lines.get(key) or self.lines.get("")
+        return f"{self.where}: {key}" + (f" (line {line})" if line else "")
+
+
+class KafkaSource(Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One table `[[kafka]]`: topics that are read, and how their records become events."""
 
     topics: Annotated[tuple[str, ...], Meta(min_length=1)]
@@ -83,9 +96,6 @@ class KafkaSource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     start: str = ""
     name: str = ""
     map: KafkaMap | None = None
-    # What an error names: the table, and the line of each of its keys.
-    where: str = ""
-    lines: dict[str, int] = {}
 
     @property
     def label(self) -> str:
@@ -97,10 +107,15 @@ class KafkaSource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         """The format without what follows its colon."""
         return self.format.partition(":")[0]
 
-    def at(self, key: str) -> str:
-        """How an error names one of its keys: the table, the key and, where it came from a file, the line."""
-        line = self.lines.get(key) or self.lines.get("")
-        return f"{self.where}: {key}" + (f" (line {line})" if line else "")
+
+class OutboxSource(Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One table `[[outbox]]`: a table of PostgreSQL whose rows become events."""
+
+    table: str = "pushsse_outbox"
+    database_url: str = ""
+    keep: Literal["delete", "mark"] = "delete"
+    batch: Annotated[int, Meta(ge=1, le=2_000)] = 500
+    poll_s: Annotated[float, Meta(ge=0.05, le=60)] = 1.0
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -152,6 +167,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = ()
 
     database_url: Annotated[str, describe("sqlite://FILE or postgres://…")] = "sqlite://pushsse.db"
+    outbox: Annotated[
+        tuple[OutboxSource, ...],
+        describe("tables of PostgreSQL that applications write events into, comma-separated, or [[outbox]]"),
+    ] = ()
     redis_url: Annotated[str, describe("redis:// or rediss://; without it one process, in memory")] = ""
     redis_prefix: Annotated[str, describe("how the names of all keys begin")] = "pushsse:"
 
@@ -343,12 +362,14 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 # Settings that are tables of the file, and what a table holds.
-_TABLES: Mapping[str, type[Struct]] = {"kafka": KafkaSource}
+_TABLES: Mapping[str, type[Struct]] = {"kafka": KafkaSource, "outbox": OutboxSource}
 # The key under which a table read from a file has the lines of its other keys.
 _LINES = "\x00lines"
 _TABLE = re.compile(r"\s*\[(\[?[^\[\]]+\]?)\]\s*(?:#.*)?$")
 _KEY = re.compile(r"\s*[\"']?([A-Za-z0-9_-]+)[\"']?\s*[=.]")
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
+# With the ending of a name beside it, a name of PostgreSQL's has 63 bytes at most.
+_OUTBOX_TABLE = re.compile(r"(?:[a-z_][a-z0-9_]{0,39}\.)?[a-z_][a-z0-9_]{0,39}")
 _DEVELOPMENT = {"drain_delay_s": 0.0, "drain_window_s": 0.5}
 FIELDS = {f.name: f for f in msgspec.structs.fields(Settings)}
 
@@ -469,8 +490,10 @@ def _lines(text: str, name: str) -> list[dict[str, int]]:
     return found
 
 
-def _json_list(text: str) -> object:
+def _listed(name: str, text: str) -> object:
     """Tables as a variable or an option has them. Raises ValueError."""
+    if name == "outbox" and not text.lstrip().startswith("["):
+        return [{"table": each.strip()} for each in text.split(",") if each.strip()]
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError as error:
@@ -514,7 +537,7 @@ def _converted(name: str, source: str, value: object) -> object:
     kind = FIELDS[name].type
     try:
         if isinstance(value, str):
-            value = _json_list(value) if name in _TABLES else _from_text(kind, value)
+            value = _listed(name, value) if name in _TABLES else _from_text(kind, value)
         if name in _TABLES:
             return _tables(name, source, value)
         found = msgspec.convert(value, kind, strict=False)
@@ -550,6 +573,7 @@ def _from_text(kind: object, text: str) -> object:
 def _check(settings: Settings) -> None:
     _check_redis(settings.redis_url)
     _check_database(settings.database_url)
+    _check_outboxes(settings)
     _check_internal(settings)
     if settings.workers > 1 and not settings.redis_url:
         raise SettingsError(
@@ -706,6 +730,25 @@ def _check_database(url: str) -> None:
         raise SettingsError(f"PUSHSSE_DATABASE_URL: {shown(url)!r} is neither sqlite:// nor postgres://")
     if scheme != "sqlite":
         _read_url("PUSHSSE_DATABASE_URL", url)
+
+
+def _check_outboxes(settings: Settings) -> None:
+    """Raises SettingsError for an outbox without a PostgreSQL, and for a name that isn't a table's."""
+    seen = set()
+    for each in settings.outbox:
+        if _OUTBOX_TABLE.fullmatch(each.table) is None:
+            raise SettingsError(
+                f"{each.at('table')}: {each.table!r} isn't a name such as pushsse_outbox or shop.outbox:"
+                " lower-case letters, digits and _, at most 40 characters each"
+            )
+        url = each.database_url or settings.database_url
+        name = each.at("database_url" if each.database_url else "needs PUSHSSE_DATABASE_URL")
+        if url.partition(":")[0].lower() not in ("postgres", "postgresql", "asyncpg"):
+            raise SettingsError(f"{name}: {shown(url)!r} isn't postgres://…, and an outbox is in PostgreSQL")
+        _read_url(name, url)
+        if (each.table, url) in seen:
+            raise SettingsError(f"{each.at('table')}: {each.table!r} is read by another [[outbox]] already")
+        seen.add((each.table, url))
 
 
 def _check_url(name: str, url: str) -> None:

@@ -40,6 +40,7 @@ COMMANDS = {
     "prefs": ("client", "List a person's switches, or set some."),
     "kick": ("client", "End a person's streams, and revoke their tokens."),
     "token": ("admin", "Make a token."),
+    "outbox": ("outbox", "Print the SQL of a table whose rows become events."),
     "migrate": ("admin", "Bring the database's tables to this version."),
     "doctor": ("admin", "Try each dependency and say what is wrong."),
 }

@@ -33,6 +33,7 @@ from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable, SettingsError, Unavailable
 from pushsse.event import is_user
 from pushsse.intake import sources
+from pushsse.intake.outbox.tables import OutboxTables
 from pushsse.kafka import configuration, topics
 from pushsse.kafka.dead_letters import about_dead_letters
 from pushsse.logs import shown
@@ -202,6 +203,43 @@ async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
             yield Finding("kafka", "warning", line)
 
 
+async def _outboxes(settings: Settings) -> AsyncIterator[Finding]:
+    for source in settings.outbox:
+        url = source.database_url or settings.database_url
+        where = f"{source.table} in {shown(url)}"
+        tables = OutboxTables(source, url)
+        try:
+            async with tables.database:
+                await tables.database.check()
+                faults = await tables.faults()
+                triggered = not faults and await tables.is_triggered()
+                pooled = tables.database.pooled
+                waiting = None if faults else await tables.waiting()
+                dead = 0 if faults else await tables.dead()
+        except DatabaseUnavailable as error:
+            yield Finding("outbox", "fault", f"{where}: {error}")
+            continue
+        for fault in faults:
+            yield Finding("outbox", "fault", f"{where}: {fault}")
+        if waiting is None:
+            continue
+        if not triggered:
+            text = (
+                f"{where}: no trigger tells of new rows, so they wait for up to {source.poll_s:g} s (poll_s)"
+            )
+            yield Finding("outbox", "warning", f"{text}; `pushsse outbox sql` has it")
+        if pooled:
+            text = (
+                f"{where}: through a pooler; in transaction mode it passes no notification on, and new rows"
+            )
+            yield Finding("outbox", "warning", f"{text} wait for up to {source.poll_s:g} s (poll_s)")
+        if dead:
+            text = f"{where}: {dead} rows are dead: see their column error, and mend or delete them"
+            yield Finding("outbox", "warning", text)
+        text = f"{where}: {waiting.depth} rows wait, the oldest for {waiting.lag_s:.0f} s"
+        yield Finding("outbox", "ok", text)
+
+
 async def _answerers(settings: Settings) -> AsyncIterator[Finding]:
     for each in settings.answerers:
         if each.kind == "kafka":
@@ -311,6 +349,7 @@ _CHECKS: Mapping[str, Check] = {
     "database": _database,
     "redis": _redis,
     "kafka": _kafka,
+    "outbox": _outboxes,
     "answerer": _answerers,
     "identity": _identity,
     "addresses": _addresses,

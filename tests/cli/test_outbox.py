@@ -1,0 +1,169 @@
+"""`pushsse outbox sql`, what `doctor` says of an outbox, and settings that can't be."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+from click.testing import CliRunner
+
+from deploy.parts import Postgres
+from pushsse.build import check
+from pushsse.cli import cli
+from pushsse.errors import SettingsError
+from pushsse.settings import load
+
+POSTGRES = "postgres://u:hunter2@db/pushsse"
+
+
+@pytest.fixture
+def url(postgres_part: Postgres) -> str:
+    return postgres_part.create_database(f"outbox_{secrets.token_hex(6)}")
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """`doctor` silences the logs of its process, which here is the tests'."""
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def execute(url: str, *statements: str) -> None:
+    async def run() -> None:
+        connection = await asyncpg.connect(url)
+        try:
+            for statement in statements:
+                await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    asyncio.run(run())
+
+
+def printed_sql(*arguments: str) -> str:
+    result = CliRunner().invoke(cli, ["outbox", "sql", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def lines(tmp_path: Path, url: str) -> list[tuple[str, str]]:
+    """What `doctor` says of outboxes: verdict and text."""
+    result = CliRunner().invoke(
+        cli,
+        ["doctor", "--outbox", "pushsse_outbox", "--database-url", url],
+        env={"PUSHSSE_REDIS_URL": ""},
+    )
+    words = [line.split(maxsplit=2) for line in result.output.splitlines()]
+    found = [(verdict, text) for verdict, part, text in words if part == "outbox"]
+    if any(verdict == "fault" for verdict, _ in found):
+        assert result.exit_code == 1
+    return found
+
+
+def test_outboxes_are_tables_of_the_file_or_names_in_a_variable(tmp_path: Path) -> None:
+    file = tmp_path / "pushsse.toml"
+    file.write_text(f"""
+        database_url = "{POSTGRES}"
+        [[outbox]]
+        [[outbox]]
+        table = "shop.outbox"
+        database_url = "postgres://shop@elsewhere/shop"
+        keep = "mark"
+        batch = 100
+        poll_s = 0.2
+        """)
+    first, second = load({}, file=file).outbox
+    assert (first.table, first.database_url, first.keep) == ("pushsse_outbox", "", "delete")
+    assert (second.table, second.keep, second.batch, second.poll_s) == ("shop.outbox", "mark", 100, 0.2)
+    named = load({"PUSHSSE_OUTBOX": "one, shop.two", "PUSHSSE_DATABASE_URL": POSTGRES}).outbox
+    assert [each.table for each in named] == ["one", "shop.two"]
+    listed = load(
+        {"PUSHSSE_OUTBOX": '[{"table": "one", "batch": 7}]', "PUSHSSE_DATABASE_URL": POSTGRES}
+    ).outbox
+    assert [(each.table, each.batch) for each in listed] == [("one", 7)]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[outbox]]", "needs PUSHSSE_DATABASE_URL (line 1): 'sqlite://pushsse.db' isn't postgres://"),
+        (f'[[outbox]]\ntable = "a;b"\ndatabase_url = "{POSTGRES}"', "table (line 2): 'a;b' isn't a name"),
+        (f'[[outbox]]\ntable = "Shop"\ndatabase_url = "{POSTGRES}"', "table (line 2): 'Shop' isn't a name"),
+        (f'[[outbox]]\ntable = "{"x" * 41}"\ndatabase_url = "{POSTGRES}"', "at most 40 characters"),
+        (f'[[outbox]]\ntabel = "a"\ndatabase_url = "{POSTGRES}"', "tabel (line 2)"),
+        (f'[[outbox]]\nkeep = "all"\ndatabase_url = "{POSTGRES}"', "keep (line 2)"),
+        (f'[[outbox]]\nbatch = 0\ndatabase_url = "{POSTGRES}"', "batch (line 2)"),
+        (f'[[outbox]]\ndatabase_url = "{POSTGRES}"\n[[outbox]]\ndatabase_url = "{POSTGRES}"', "outbox 2 in"),
+        ('[[outbox]]\ndatabase_url = "redis://u:hunter2@db"', "database_url (line 2)"),
+        (
+            f'[[outbox]]\ndatabase_url = "{POSTGRES}?nonsense=1"',
+            "database_url (line 2): unknown parameter 'nonsense'",
+        ),
+    ],
+)
+def test_an_outbox_that_cannot_be_refuses_the_start_and_is_named(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    file = tmp_path / "pushsse.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError) as raised:
+        check(load({}, file=file))
+    assert said in str(raised.value)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_the_sql_is_that_of_the_outbox_in_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert 'CREATE TABLE IF NOT EXISTS "pushsse_outbox" (' in printed_sql()
+    assert '"shop"."outbox_bucket"' in printed_sql("--table", "shop.outbox")
+    Path("pushsse.toml").write_text(f'[[outbox]]\ntable = "mine"\ndatabase_url = "{POSTGRES}"')
+    assert '"mine_waiting"' in printed_sql()
+    result = CliRunner().invoke(cli, ["outbox", "sql", "--table", 'x"; DROP'])
+    assert result.exit_code == 2
+    assert "isn't a name" in result.output
+
+
+@pytest.mark.real
+def test_doctor_says_what_an_outbox_lacks(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    [(verdict, text)] = lines(tmp_path, url)
+    assert (verdict, "pushsse outbox sql" in text) == ("fault", True)
+    execute(url, printed_sql())
+    [(verdict, text)] = lines(tmp_path, url)
+    assert (verdict, "0 rows wait" in text) == ("ok", True)
+    insert = "INSERT INTO pushsse_outbox (type, message, recipients, status) VALUES"
+    execute(
+        url,
+        "ALTER TABLE pushsse_outbox DISABLE TRIGGER ALL",
+        f"""{insert} ('a', '1', '"all"', 'dead'), ('a', '1', '"all"', 'waiting')""",
+    )
+    warnings = [text for verdict, text in lines(tmp_path, url) if verdict == "warning"]
+    assert [("no trigger" in text, "1 rows are dead" in text) for text in warnings] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+@pytest.mark.real
+def test_doctor_names_columns_and_rights(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    word = secrets.token_hex(4)
+    execute(
+        url,
+        printed_sql(),
+        "ALTER TABLE pushsse_outbox DROP COLUMN campaign",
+        "ALTER TABLE pushsse_outbox ALTER COLUMN message TYPE jsonb",
+        f"CREATE USER reader_{word} PASSWORD 'r'",
+        f"GRANT SELECT ON pushsse_outbox, pushsse_outbox_bucket, pushsse_outbox_taker TO reader_{word}",
+    )
+    faults = [text for verdict, text in lines(tmp_path, url) if verdict == "fault"]
+    assert any("campaign" in text for text in faults)
+    assert any("message is jsonb, and has to be json" in text for text in faults)
+    reader = f"postgres://reader_{word}:r@{url.rpartition('@')[2]}"
+    faults = [text for verdict, text in lines(tmp_path, reader) if verdict == "fault"]
+    assert any('"pushsse_outbox" may not be deleted from: GRANT DELETE' in text for text in faults)

@@ -1,0 +1,355 @@
+"""Rows of a real PostgreSQL table become events: in order of their keys, once, whoever ends in between."""
+
+import asyncio
+import json
+import logging
+import random
+import secrets
+from collections import defaultdict
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from deploy.parts import Postgres
+from pushsse.metrics import Metrics
+from tests.waiting import eventually
+
+from .outboxes import Dispatch, OutboxKit
+
+pytestmark = [pytest.mark.anyio, pytest.mark.real]
+
+
+@pytest.fixture
+async def box(postgres_part: Postgres, anyio_backend: str) -> AsyncIterator[OutboxKit]:
+    url = await asyncio.to_thread(postgres_part.create_database, f"outbox_{secrets.token_hex(6)}")
+    application = await asyncpg.connect(url)
+    try:
+        kit = OutboxKit(url, application)
+        await kit.make()
+        yield kit
+    finally:
+        await application.close()
+
+
+async def test_a_row_becomes_an_event_and_is_gone(box: OutboxKit) -> None:
+    async with box.running():
+        id_ = await box.insert({"n": 1}, to={"users": ["ann"]})
+        await eventually(lambda: box.has(1))
+        await eventually(box.is_empty)
+    [event] = await box.events()
+    assert event["id"] == f"pushsse_outbox-{id_}"
+    assert event["message"] == {"n": 1}
+
+
+async def test_the_message_reaches_the_log_as_its_very_bytes(box: OutboxKit) -> None:
+    async with box.running():
+        await box.insert(None, text='{"amount": 0.10000000000000000001,  "b":1e300, "a":"\\u00e9"}')
+        await eventually(lambda: box.has(1))
+    page = await box.backplane.read({"all": 0}, limit=10)
+    body = page.entries[0].publication.body
+    assert b'"message":{"amount": 0.10000000000000000001,  "b":1e300, "a":"\\u00e9"}' in body
+
+
+async def test_all_columns_are_the_members_of_an_event(box: OutboxKit) -> None:
+    await box.application.execute(
+        """INSERT INTO pushsse_outbox (type, message, description, recipients, event_id, ts, ttl_s, campaign)
+           VALUES ('order.paid', '981', 'paid', '{"users": ["ann", "bo"]}', 'order-981',
+                   '2000-01-01', 60, 'autumn'),
+                  ('order.paid', '982', '', '{"users": ["ann"]}', NULL, '2000-01-01', 999999999, NULL),
+                  ('order.paid', '983', '', '"all"', NULL, '2001-01-01T00:00:00.5+01', 31536000, NULL)"""
+    )
+    async with box.running():
+        await eventually(lambda: sum(receipt.expired for receipt in box.dispatch.receipts) == 2)
+        await eventually(lambda: box.metrics.outbox_dead["pushsse_outbox"] == 1)
+    [paid, third] = [draft for call in box.dispatch.calls for draft in call]
+    assert paid.publication.users == ("ann", "bo")
+    assert json.loads(paid.publication.body.removeprefix(b"data: ")) == {
+        "id": "order-981",
+        "type": "order.paid",
+        "message": 981,
+        "desc": "paid",
+        "ts": "2000-01-01T00:00:00Z",
+    }
+    assert third.publication.users is None
+    assert b'"ts":"2000-12-31T23:00:00.500000Z"' in third.publication.body
+
+
+async def test_what_is_rolled_back_is_never_delivered(box: OutboxKit) -> None:
+    async with box.running():
+        transaction = box.application.transaction()
+        await transaction.start()
+        await box.insert("never")
+        await transaction.rollback()
+        await box.insert("yes")
+        await eventually(lambda: box.has(1))
+        await eventually(box.is_empty)
+    assert await box.messages() == ["yes"]
+
+
+async def test_a_row_that_commits_late_is_delivered_though_higher_ids_are(box: OutboxKit) -> None:
+    late = await asyncpg.connect(box.url)
+    try:
+        async with box.running():
+            transaction = late.transaction()
+            await transaction.start()
+            first = await box.insert("late", key="k", over=late)
+            assert await box.insert("early", key="k") > first
+            await eventually(lambda: box.has(1))
+            await eventually(box.is_empty)
+            await transaction.commit()
+            await eventually(lambda: box.has(2))
+            await eventually(box.is_empty)
+        assert await box.messages() == ["early", "late"]
+    finally:
+        await late.close()
+
+
+async def test_several_services_keep_the_order_of_each_key_and_deliver_once(box: OutboxKit) -> None:
+    keys = [f"key-{n}" for n in range(40)]
+
+    async def write(mine: list[str]) -> None:
+        connection = await asyncpg.connect(box.url)
+        try:
+            for n in range(30):
+                async with connection.transaction():
+                    for key in random.sample(mine, len(mine)):
+                        await box.insert([key, n], key=key, to={"users": [f"user-{key}"]}, over=connection)
+        finally:
+            await connection.close()
+
+    async with box.running(node="one"), box.running(node="two"):
+        await asyncio.gather(write(keys[:20]), write(keys[20:]))
+        async with box.running(node="three"):
+            await eventually(box.is_empty)
+    found = defaultdict(list)
+    for key, n in await box.messages():
+        found[key].append(n)
+    assert found == {key: list(range(30)) for key in keys}
+    owners = {
+        draft.source.owner.partition("-")[0] for call in box.dispatch.calls for draft in call if draft.source
+    }
+    assert {"one", "two"} <= owners
+
+
+async def test_what_the_log_has_is_not_published_again_after_the_death_of_its_node(box: OutboxKit) -> None:
+    dying = Dispatch(box.backplane)
+    # The log has the rows; the table doesn't know.
+    dying.returns = False
+    for n in range(20):
+        await box.insert(n, key="k")
+    service = box.service(node="dying", dispatch=dying, batch=8)
+    task = asyncio.create_task(service.run())
+    await asyncio.wait_for(dying.published.wait(), 30)
+    # As a killed process does: nothing is given back.
+    await box.application.execute("ALTER TABLE pushsse_outbox_bucket RENAME TO away")
+    task.cancel()
+    await asyncio.wait((task,))
+    await box.application.execute("ALTER TABLE away RENAME TO pushsse_outbox_bucket")
+    async with box.running(node="heir"):
+        await eventually(box.is_empty)
+    assert await box.messages() == list(range(20))
+    assert box.dispatch.fenced == 8
+
+
+async def test_an_answer_that_got_lost_repeats_nothing(box: OutboxKit) -> None:
+    box.dispatch.failures = 3
+    async with box.running():
+        for n in range(5):
+            await box.insert(n)
+        await eventually(box.is_empty)
+    assert await box.messages() == list(range(5))
+
+
+async def test_a_node_that_slept_finds_its_buckets_taken_and_publishes_nothing_of_them(
+    box: OutboxKit,
+) -> None:
+    sleeper = Dispatch(box.backplane)
+    sleeper.open.clear()
+    async with box.running(node="sleeper", dispatch=sleeper):
+        await box.insert("first", key="k")
+        await eventually(lambda: sleeper.calls)
+        # Its words get lost, as those of a process that is stopped.
+        await box.application.execute("UPDATE pushsse_outbox_taker SET until = now() - interval '1 hour'")
+        await box.application.execute("REVOKE ALL ON pushsse_outbox_taker FROM PUBLIC")
+        await box.application.execute(
+            "UPDATE pushsse_outbox_bucket SET taker = NULL, round = round + 1 WHERE taker LIKE 'sleeper-%'"
+        )
+        async with box.running(node="awake"):
+            await eventually(box.is_empty)
+            await box.insert("second", key="k")
+            await eventually(lambda: box.has(2))
+            sleeper.open.set()
+            await box.insert("third", key="k")
+            await eventually(lambda: box.has(3))
+            await eventually(box.is_empty)
+    assert await box.messages() == ["first", "second", "third"]
+
+
+async def test_positions_go_on_beyond_the_fence_where_the_tables_are_an_older_state(box: OutboxKit) -> None:
+    async with box.running():
+        for n in range(5):
+            await box.insert(n, key="k")
+        await eventually(box.is_empty)
+    # As after a failover to a replica that lacks the last transactions.
+    await box.application.execute("UPDATE pushsse_outbox_bucket SET base = 0, ids = '{}'")
+    await box.insert("after", key="k")
+    async with box.running():
+        await eventually(box.is_empty)
+    assert (await box.messages())[-1] == "after"
+
+
+@pytest.mark.parametrize(
+    ("columns", "error"),
+    [
+        ("('no such type!', '1', '\"all\"')", "$.type"),
+        ("('a', '\"\\u0000\"', '\"all\"')", "NUL"),
+        ("('a', '1', '{\"users\": []}')", "$.to"),
+        ("('a', '1', '{\"users\": [\"a b\"]}')", "$.to"),
+        ("('a', '1', '[3]')", "$.to"),
+        ("('none', '1', '\"all\"')", "catalogue"),
+        ("('a', to_json(repeat('x', 60000)), '\"all\"')", "over 49152"),
+        ("('a', to_json(repeat('x', 100000)), '\"all\"')", "far too many bytes"),
+    ],
+)
+async def test_a_row_that_cannot_be_an_event_stays_as_dead_and_those_after_it_go_on(
+    box: OutboxKit, caplog: pytest.LogCaptureFixture, columns: str, error: str
+) -> None:
+    await box.application.execute(f"INSERT INTO pushsse_outbox (type, message, recipients) VALUES {columns}")
+    await box.insert("after")
+    async with box.running():
+        await eventually(lambda: box.has(1))
+        await eventually(lambda: box.metrics.outbox_dead["pushsse_outbox"] == 1)
+    [(_, status, said)] = await box.rows()
+    assert status == "dead"
+    assert said is not None
+    assert error in said
+    assert "can't be an event" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "ts", ["'infinity'", "'-infinity'", "'4713-01-01 BC'", "'20000-01-01'", "'1960-01-01'"]
+)
+async def test_times_that_are_none_make_a_row_dead(box: OutboxKit, ts: str) -> None:
+    for message, column in enumerate(("ts", "created_at"), 1):
+        await box.application.execute(
+            f"""INSERT INTO pushsse_outbox (type, message, recipients, {column})
+                VALUES ('a', '{message}', '"all"', {ts})"""
+        )
+    async with box.running():
+        await eventually(lambda: box.metrics.outbox_dead["pushsse_outbox"] == 1)
+        await eventually(lambda: box.has(1))
+    assert await box.messages() == [2]
+
+
+async def test_a_dead_row_is_tried_again_when_somebody_says_so(box: OutboxKit) -> None:
+    async with box.running():
+        id_ = await box.insert(1, kind="no type")
+        await eventually(lambda: box.metrics.outbox_dead["pushsse_outbox"] == 1)
+        await box.application.execute(
+            "UPDATE pushsse_outbox SET type = 'alarm', status = 'waiting', error = NULL WHERE id = $1", id_
+        )
+        await eventually(lambda: box.has(1))
+        await eventually(box.is_empty)
+
+
+async def test_rows_are_marked_where_they_are_to_be_kept(box: OutboxKit) -> None:
+    async with box.running(keep="mark"):
+        for n in range(3):
+            await box.insert(n)
+        await eventually(lambda: box.metrics.outbox_rows["pushsse_outbox"] == 3)
+    assert [status for _, status, _ in await box.rows()] == ["done"] * 3
+    async with box.running(keep="mark", node="later"):
+        await box.insert("next")
+        await eventually(lambda: box.has(4))
+    assert await box.messages() == [0, 1, 2, "next"]
+
+
+async def test_a_row_is_found_though_nothing_told_of_it(box: OutboxKit) -> None:
+    await box.application.execute("ALTER TABLE pushsse_outbox DISABLE TRIGGER pushsse_outbox_notify")
+    async with box.running(poll_s=0.05):
+        await eventually(lambda: box.metrics.outbox_waiting)
+        await box.insert("quiet")
+        await eventually(lambda: box.has(1))
+
+
+async def test_a_notification_wakes_long_before_the_next_look(box: OutboxKit) -> None:
+    async with box.running(poll_s=60.0):
+        # Two rows one after the other: the first may be found by the look at the start.
+        for n in range(2):
+            await box.insert(n)
+            await eventually(lambda: box.is_empty(), 20)
+
+
+async def test_a_bucket_that_is_full_holds_up_no_other(box: OutboxKit) -> None:
+    await box.application.execute(
+        """INSERT INTO pushsse_outbox (key, type, message, recipients)
+           SELECT 'busy', 'alarm', to_json('busy'::text), '"all"' FROM generate_series(1, 300)"""
+    )
+    for n in range(20):
+        await box.insert("quiet", key=f"quiet-{n}")
+    await box.application.execute(
+        """DELETE FROM pushsse_outbox WHERE key <> 'busy'
+              AND bucket = (SELECT bucket FROM pushsse_outbox WHERE key = 'busy' LIMIT 1)"""
+    )
+    async with box.running(batch=60):
+        await eventually(box.is_empty)
+    messages = await box.messages()
+    assert len(messages) > 310
+    assert max(at for at, message in enumerate(messages) if message == "quiet") < 250
+
+
+async def test_many_large_rows_are_taken_in_several_batches(box: OutboxKit) -> None:
+    users = json.dumps({"users": [f"{n:0128}" for n in range(5_000)]})
+    for n in range(12):
+        await box.application.execute(
+            """INSERT INTO pushsse_outbox (type, message, recipients)
+               VALUES ('a', $1::text::json, $2::text::json)""",
+            str(n),
+            users,
+        )
+    async with box.running():
+        await eventually(box.is_empty)
+    assert [len(call) for call in box.dispatch.calls] == [7, 5]
+
+
+async def test_a_table_in_a_schema_of_its_own(box: OutboxKit) -> None:
+    await box.application.execute("CREATE SCHEMA shop")
+    other = OutboxKit(box.url, box.application, table="shop.outbox")
+    await other.make()
+    await other.make()
+    async with other.running(poll_s=60.0), box.running():
+        id_ = await other.insert(1)
+        await eventually(lambda: other.has(1))
+        await eventually(other.is_empty)
+    assert (await other.events())[0]["id"] == f"shop.outbox-{id_}"
+    assert await box.events() == []
+
+
+async def test_a_table_that_is_not_there_yet_is_waited_for(
+    box: OutboxKit, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = OutboxKit(box.url, box.application, table="later")
+    with caplog.at_level(logging.WARNING):
+        async with other.running():
+            await eventually(lambda: "pushsse outbox sql" in caplog.text)
+            await other.make()
+            await other.insert(1)
+            await eventually(lambda: other.has(1))
+
+
+async def test_what_waits_is_measured(box: OutboxKit) -> None:
+    box.dispatch.open.clear()
+    await box.application.execute(
+        """INSERT INTO pushsse_outbox (type, message, recipients, created_at)
+           SELECT 'a', '1', '"all"', now() - interval '1 hour' FROM generate_series(1, 3)"""
+    )
+    async with box.running():
+        await eventually(lambda: box.metrics.outbox_waiting)
+        box.dispatch.open.set()
+    text = box.metrics.exposition().decode()
+    assert 'pushsse_outbox_depth{table="pushsse_outbox"} 3.0' in text
+    [lag] = [line for line in text.splitlines() if line.startswith("pushsse_outbox_lag_seconds{")]
+    assert 3600 <= float(lag.split()[-1]) < 3700
+    assert 'pushsse_outbox_dead_total{table="pushsse_outbox"} 0.0' in text
+    assert Metrics().exposition()
