@@ -15,6 +15,7 @@ import pytest
 
 from deploy.parts import Kafka, Part, PartMissing, Postgres, Redis
 from deploy.parts.part import descendants, kill_family
+from tests import starting
 
 P = TypeVar("P", bound=Part)
 # Of linux/prctl.h.
@@ -35,6 +36,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
     Its parts are ours by then: orphans go to the nearest ancestor that is a subreaper.
     """
+    starting.stop()
     if not _is_worker(config):
         for pid in descendants(os.getpid()):
             kill_family(pid)

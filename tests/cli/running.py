@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.migrated import migrated
+from tests.starting import Started, run, start
 from tests.waiting import until
 
 LIMIT_S = 60.0
@@ -25,22 +27,14 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 def pushsse(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end."""
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        cwd=folder,
-        env=environment(settings),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
+    return run(*arguments, cwd=folder, env=environment(settings), timeout=LIMIT_S)
 
 
 @dataclass
 class Served:
     """A `pushsse serve` that is ready."""
 
-    process: "subprocess.Popen[str]"
+    process: Started
     folder: Path
     url: str
 
@@ -62,20 +56,20 @@ def _hear_hangups() -> None:
 
 
 @contextmanager
-def process(
-    folder: Path, *arguments: str, program: Sequence[str] = PROGRAM, **settings: str
-) -> "Iterator[subprocess.Popen[str]]":
-    """A command that goes on, its output in out.log and err.log; ended by SIGTERM."""
+def process(folder: Path, *arguments: str, program: Sequence[str] = (), **settings: str) -> Iterator[Started]:
+    """A command that goes on, its output in out.log and err.log; ended by SIGTERM.
+
+    Without a program it is pushsse, forked; with PROGRAM it is a fresh Python.
+    """
+    env = environment(settings)
     with (folder / "out.log").open("w") as out, (folder / "err.log").open("w") as err:
-        started = subprocess.Popen(
-            [*program, *arguments],
-            cwd=folder,
-            env=environment(settings),
-            stdout=out,
-            stderr=err,
-            text=True,
-            preexec_fn=_hear_hangups,
-        )
+        started: Started
+        if program:
+            started = subprocess.Popen(
+                [*program, *arguments], cwd=folder, env=env, stdout=out, stderr=err, preexec_fn=_hear_hangups
+            )
+        else:
+            started = start(*arguments, cwd=folder, env=env, stdout=out, stderr=err)
         try:
             yield started
         finally:
@@ -90,10 +84,11 @@ def process(
 
 
 @contextmanager
-def served(
-    folder: Path, *arguments: str, program: Sequence[str] = PROGRAM, **settings: str
-) -> Iterator[Served]:
-    """`pushsse serve` on a free port, ready."""
+def served(folder: Path, *arguments: str, program: Sequence[str] = (), **settings: str) -> Iterator[Served]:
+    """`pushsse serve` on a free port, ready. It finds its tables: making them takes half of a start."""
+    database = folder / "pushsse.db"
+    if not database.exists():
+        migrated(database)
     with process(folder, "serve", "--port", "0", *arguments, program=program, **settings) as started:
         log = folder / "out.log"
 

@@ -1,8 +1,6 @@
 """The commands that are clients, against a service in a process of its own."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ from tests.answering import answering_beside
 from tests.cli.running import LIMIT_S, Served, environment, pushsse, served
 from tests.cli.test_serve import SECRET
 from tests.keys import PRIVATE, jwk, key_set
+from tests.starting import Started, start
 from tests.waiting import until
 
 pytestmark = pytest.mark.real
@@ -27,11 +26,15 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @contextmanager
-def listening(node: Served, name: str, *arguments: str) -> "Iterator[tuple[subprocess.Popen[bytes], Path]]":
+def listening(node: Served, name: str, *arguments: str) -> Iterator[tuple[Started, Path]]:
     out = node.folder / name
     with out.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pushsse", "listen", "--json", "--url", node.url, *arguments],
+        process = start(
+            "listen",
+            "--json",
+            "--url",
+            node.url,
+            *arguments,
             stdout=file,
             cwd=node.folder,
             env=environment({}),

@@ -3,7 +3,6 @@
 import io
 import json
 import subprocess
-import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from pushsse.cli.publish import Line, portions
 from tests.cli.running import LIMIT_S, Served, environment, served
 from tests.cli.test_terminal import on_terminal
+from tests.starting import Forked, run, start
 
 pytestmark = pytest.mark.real
 
@@ -25,16 +25,31 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def piped(node: Served, given: bytes, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """`… | pushsse publish`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pushsse", "publish", "--url", node.url, *arguments],
+    return run(
+        "publish",
+        "--url",
+        node.url,
+        *arguments,
         input=given,
         cwd=node.folder,
         env=environment({}),
-        capture_output=True,
         timeout=LIMIT_S,
-        check=False,
     )
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def publishing(node: Served) -> "Forked | subprocess.Popen[bytes]":
+    """`pushsse publish` with pipes."""
+    pipe = subprocess.PIPE
+    return start(
+        "publish",
+        "--url",
+        node.url,
+        cwd=node.folder,
+        env=environment({}),
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+    )
 
 
 def heard(node: Served, user: str, count: int) -> list[object]:
@@ -129,14 +144,7 @@ def test_a_line_too_long_for_a_call_is_rejected_and_the_rest_sent(node: Served) 
 
 
 def test_what_a_pipe_has_is_sent_while_it_is_open(node: Served) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "pushsse", "publish", "--url", node.url],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=node.folder,
-        env=environment({}),
-    ) as process:
+    with publishing(node) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         for number in (1, 2):
@@ -182,14 +190,7 @@ def test_nobody_waits_at_a_terminal_without_a_word(node: Served) -> None:
 def test_service_that_goes_away_says_how_far_it_got(tmp_path: Path) -> None:
     with served(tmp_path) as node:
         first, rest = event("ann", 1).encode() + b"\n", event("ann", 2).encode() + b"\n"
-        with subprocess.Popen(
-            [sys.executable, "-m", "pushsse", "publish", "--url", node.url],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=node.folder,
-            env=environment({}),
-        ) as process:
+        with publishing(node) as process:
             assert process.stdin is not None
             assert process.stdout is not None
             process.stdin.write(first)
@@ -197,8 +198,11 @@ def test_service_that_goes_away_says_how_far_it_got(tmp_path: Path) -> None:
             process.stdout.readline()
             node.process.terminate()
             node.process.wait(LIMIT_S)
-            _, said = process.communicate(rest, timeout=LIMIT_S)
-    assert process.returncode == 1
+            process.stdin.write(rest)
+            process.stdin.close()
+            assert process.wait(LIMIT_S) == 1
+            assert process.stderr is not None
+            said = process.stderr.read()
     assert b"1 accepted, 0 rejected; what comes after line 1 may not have been sent" in said
 
 

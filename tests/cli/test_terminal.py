@@ -21,6 +21,7 @@ from httpx_sse import ServerSentEvent
 from pushsse.cli.listen import Listener
 from pushsse.logs import visible
 from tests.cli.running import LIMIT_S, Served, environment, served
+from tests.starting import start
 
 pytestmark = pytest.mark.real
 
@@ -55,14 +56,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def on_terminal(folder: Path, *arguments: str, until: str = "", **settings: str) -> str:
     """What a command writes to a terminal, to its end or until a word."""
     ours, theirs = pty.openpty()
-    started = subprocess.Popen(
-        [sys.executable, "-m", "pushsse", *arguments],
-        cwd=folder,
-        env=environment(settings),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
+    started = start(
+        *arguments, cwd=folder, env=environment(settings), stdin=theirs, stdout=theirs, stderr=theirs
     )
     os.close(theirs)
     try:

@@ -5,7 +5,6 @@ import os
 import re
 import resource
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from tests.backplane.redis_server import RedisServer
 from tests.cli.running import LIMIT_S, Served, process, pushsse, served
+from tests.starting import Started
 from tests.waiting import until
 
 pytestmark = pytest.mark.real
@@ -215,7 +215,7 @@ def test_worker_that_cannot_start_ends_the_service(tmp_path: Path, redis_url: st
 
 
 @contextmanager
-def no_more_files(process: "subprocess.Popen[str]") -> Iterator[None]:
+def no_more_files(process: Started) -> Iterator[None]:
     """While it lasts, a process can open nothing: not a socket, and not the pipe that a fork needs."""
     soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (3, hard))
