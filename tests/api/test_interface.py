@@ -316,6 +316,10 @@ async def test_tokens_say_who_and_what(tmp_path: Path) -> None:
         assert await ask("/v1/preferences?user=ann") == (401, "token_missing")
         assert await ask(**bearer(token())) == (200, "")
         assert await ask(Cookie=f"__Host-pushsse={token()}") == (200, "")
+        # Among others, in quotes, with blanks; of several the last one counts.
+        assert await ask(Cookie=f'a; b="c\\";__Host-pushsse=x; __Host-pushsse = "{token()}" ;=') == (200, "")
+        for other in ("__host-pushsse={}", "a__Host-pushsse={}", '__Host-pushsse="{}', "__Host-pushsse"):
+            assert (await ask(Cookie=other.format(token())))[0] == 401
         assert await ask(**bearer(token(exp=time.time() - 5))) == (401, "token_expired")
         assert await ask(**bearer(token(nbf=time.time() + 50))) == (401, "token_not_yet_valid")
         # The clock of whoever makes tokens may be ahead; an end is an end.

@@ -58,11 +58,26 @@ class CookieToken:
 
     def look(self, request: HTTPConnection) -> Identity | Asking | None:
         """Whom the token names."""
-        token = request.cookies.get(self.cookie)
+        token = _cookie(request, self.cookie)
         if not token:
             return None
         refuse_other_sites(request, self.allowed_origins)
         return self.tokens.identity(token)
+
+
+def _cookie(request: HTTPConnection, name: str) -> str:
+    """A cookie's value (RFC 6265, 4.2.1), the last of several; empty if there is none.
+
+    Deliberate: not `http.cookies`, which takes seconds to unquote a long value, whoever sends it, in Python
+    before 3.11.10 and 3.12.6 (CVE-2024-7592). A token has nothing that is quoted.
+    """
+    found = ""
+    for header in request.headers.getlist("cookie"):
+        for pair in header.split(";"):
+            given, separator, value = pair.partition("=")
+            if separator and given.strip() == name:
+                found = value.strip()
+    return found[1:-1] if len(found) > 1 and found[0] == found[-1] == '"' else found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
