@@ -28,6 +28,7 @@ from pushsse.api.events import EventsEndpoint
 from pushsse.api.files import ClientEndpoint, PageEndpoint
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.limits import CallLimit
+from pushsse.api.polls import PollEndpoint
 from pushsse.api.preferences import PreferencesEndpoint
 from pushsse.api.questions import QuestionsEndpoint, StreamedReply
 from pushsse.api.stream import StreamEndpoint
@@ -144,11 +145,17 @@ def _endpoints(node: Node) -> Endpoints:
         events=EventsEndpoint(
             identifier=identifier,
             intake=node.accepting,
-            opener=node.hub_parts.opener,
-            replay=node.hub_parts.replay,
             drafter=node.drafter,
             backplane=node.backplane,
             revocations=node.kicked,
+        ),
+        polls=PollEndpoint(
+            identifier=identifier,
+            opener=node.hub_parts.opener,
+            replay=node.hub_parts.replay,
+            node=node,
+            backlog_bytes=settings.backlog_bytes,
+            limited=limited,
         ),
         preferences=PreferencesEndpoint(identifier, node.preferences, node.preference_store, switching),
         chat=ChatEndpoint(asked),

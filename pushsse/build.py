@@ -331,7 +331,7 @@ def _measure(node: Node) -> None:
     """What is asked of a node at each scrape."""
     gauge, hub = node.metrics.gauge, node.hub
     node.metrics.counter("database_failures", "Statements that failed", lambda: node.database.failures)
-    gauge("connections", "sum", "Open streams", lambda: len(hub.subscribers))
+    gauge("connections", "sum", "Open streams, and polls that wait", lambda: len(hub.subscribers))
     gauge("replies", "sum", "Answers that are followed in replies", lambda: node.replies.count)
     gauge(
         "streams_behind",

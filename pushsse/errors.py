@@ -88,6 +88,9 @@ class CloseReason(Enum):
     REVOKED = ("revoked", "this person's access was revoked, sign in again", False)
     REPLACED = ("replaced", "the ticket of this stream was opened once more", False)
     OVERLOADED = ("overloaded", "this node can't serve the stream just now, come back later", True)
+    # Of a poll that waited: it ends with JSON, and these are only counted.
+    ANSWERED = ("answered", "the poll that waited has its first events", True)
+    WAITED = ("waited", "the poll has waited for as long as it asked for", True)
     # The client went away by itself: nothing is said in band, it is only counted.
     DISCONNECTED = ("disconnected", "the client closed the connection", True)
 

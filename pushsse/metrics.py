@@ -176,7 +176,7 @@ _COUNTERS = {
     "gaps_filled": "Times that missed publications were read from the log",
     "backplane_reconnects": "Connections to the backplane made anew",
     "logs_lost": "Logs that went on in another epoch",
-    "streams_opened": "Streams opened",
+    "streams_opened": "Streams opened, and polls that wait",
     "questions_deleted": "Questions deleted because of their age",
     "answers_late": "Answer records from Kafka that came again, or after the end of their answer",
 }

@@ -364,13 +364,13 @@ class Query:
             raise parameter_problem(name, value, "is neither 0 nor 1")
         return found
 
-    def number(self, name: str, *, default: int, most: int) -> int:
-        """A whole number from 1 to `most`."""
+    def number(self, name: str, *, default: int, least: int = 1, most: int) -> int:
+        """A whole number from `least` to `most`."""
         value = self._given.get(name)
         if value is None:
             return default
-        if not (value.isascii() and value.isdigit()) or len(value) > 9 or not 1 <= int(value) <= most:
-            raise parameter_problem(name, value, f"isn't a whole number from 1 to {most}")
+        if not (value.isascii() and value.isdigit()) or len(value) > 9 or not least <= int(value) <= most:
+            raise parameter_problem(name, value, f"isn't a whole number from {least} to {most}")
         return int(value)
 
     def age_s(self, name: str) -> float | None:

@@ -36,6 +36,7 @@ from pushsse.api.files import CLIENT, PAGE, ClientEndpoint, PageEndpoint
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.identity import ADMIN, ANSWER, ASK, PREFERENCES, PUBLISH, STREAM
 from pushsse.api.limits import FIELDS
+from pushsse.api.polls import MAX_WAIT_S, PollEndpoint
 from pushsse.api.preferences import ChangeRequest, PreferenceList, PreferencesEndpoint
 from pushsse.api.stream import StreamEndpoint
 from pushsse.api.users import KickView, PersonView, PresenceRequest, PresenceView, UsersEndpoint
@@ -45,12 +46,14 @@ from pushsse.retention import Forgotten
 from pushsse.stream.immediate import ANSWER_HEADERS
 from pushsse.stream.immediate import Call as ImmediateCall
 from pushsse.stream.immediate import Calls as ImmediateCalls
+from pushsse.stream.poll import Events
 
 JSON = "application/json"
 SSE = "text/event-stream"
 TEXT = "text/plain"
 NDJSON = "application/x-ndjson"
-# A stream may take the connection over, so its endpoint is an ASGI application; all others return a response.
+# A stream, or a poll that waits, may take the connection over: its endpoint is an ASGI application. All
+# others return a response.
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -68,6 +71,7 @@ class Endpoints:
 
     stream: StreamEndpoint
     events: events.EventsEndpoint
+    polls: PollEndpoint
     preferences: PreferencesEndpoint
     questions: questions.QuestionsEndpoint
     chat: chat.ChatEndpoint
@@ -138,7 +142,7 @@ class Call:
 
     method: str
     path: str
-    handler: Callable[[Endpoints], Handler | StreamEndpoint]
+    handler: Callable[[Endpoints], Handler | StreamEndpoint | PollEndpoint]
     direct: bool = False
     immediate: Callable[[Endpoints], ImmediateCall] | None = None
     name: str = ""
@@ -250,16 +254,24 @@ CALLS = (
     Call(
         method="GET",
         path="/v1/events",
-        handler=lambda at: at.events.get,
+        handler=lambda at: at.polls,
+        direct=True,
         name="readEvents",
         summary="The person's events as JSON",
         text="Without `after` and `since` there are no events, only the present position. "
         "One call goes through 20,000 events of everybody's: with `more`, ask again after `position`, also "
         "where there are no events. Calls that go far back are served in turn, one of each person: beyond 16 "
-        "that wait, or after 5 s, with what was found and `more`, else 503 `overloaded`.",
+        "that wait, or after 5 s, with what was found and `more`, else 503 `overloaded`. A poll that waits "
+        "counts as a stream, and what ends a stream ends its wait: with 200, no events, and the position.",
         scope=STREAM,
         parameters=(
             Parameter("after", "query", "go on after this position", _POSITION),
+            Parameter(
+                "wait_s",
+                "query",
+                "where there is none, wait so many seconds for the first event",
+                {"type": "integer", "minimum": 0, "maximum": MAX_WAIT_S, "default": 0},
+            ),
             _SINCE,
             _TYPES,
             Parameter(
@@ -269,7 +281,7 @@ CALLS = (
                 {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
             ),
         ),
-        answers={(200, JSON): events.Events},
+        answers={(200, JSON): Events},
         problems=(400, *_REFUSED, 503),
     ),
     Call(
@@ -747,7 +759,7 @@ def direct_calls(endpoints: Endpoints) -> Mapping[tuple[str, str], ASGIApp]:
     for call in CALLS:
         if call.direct:
             handler = call.handler(endpoints)
-            endpoint = handler if isinstance(handler, StreamEndpoint) else answered(handler)
+            endpoint = handler if isinstance(handler, StreamEndpoint | PollEndpoint) else answered(handler)
             found[call.method, call.path] = inside(endpoint) if call.is_internal else endpoint
     return found
 

@@ -1,7 +1,7 @@
-"""`/v1/events`: events in (one, NDJSON, or plain text), and a person's events out as JSON.
+"""`POST /v1/events`: events in, one, NDJSON, or plain text.
 
-What comes in is checked here, whole, and handed to the intake; what goes out is read through
-the same replay as a stream's, with the same filter. A body of many lines gives way to others in between.
+What comes in is checked here, whole, and handed to the intake. A body of many lines gives way to others in
+between. `polls` has the way out.
 """
 
 import asyncio
@@ -16,20 +16,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse import event, strictjson
-from pushsse.api import MAX_EVENTS_BODY, HttpProblem, Query, json_response, read_body
-from pushsse.api.identity import PUBLISH, STREAM, Identifier
-from pushsse.api.stream import wished
+from pushsse.api import MAX_EVENTS_BODY, HttpProblem, json_response, read_body
+from pushsse.api.identity import PUBLISH, Identifier
 from pushsse.backplane import Backplane
 from pushsse.errors import InvalidInput, NotJson, Violation
 from pushsse.event import Event
-from pushsse.hub.catch_up import SCAN_ENTRIES, Replay, ScansBusy
-from pushsse.hub.opening import Opener, Opening, Revocations
+from pushsse.hub.opening import Revocations
 from pushsse.intake import Drafter
 from pushsse.intake.http import Intake, Submitted
-from pushsse.stream.frame import Resume
 from pushsse.stream.immediate import Answer, Reply
 
-_DATA = len(b"data: ")
 _LINES_MEDIA = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
 _JSON_MEDIA = _LINES_MEDIA | {"application/json"}
 # No Content-Type, and the one that `curl -d` sends where none is given.
@@ -37,11 +33,6 @@ _UNNAMED_MEDIA = frozenset({"", "application/x-www-form-urlencoded"})
 # The shortest event has 35 bytes: a body within its limit can't hold more of them.
 MAX_LINES = 30_000
 MAX_LISTED = 100
-# Entries of the log that one call goes through; then its answer says `more`, also where it holds no event.
-MAX_LOOKED_AT = SCAN_ENTRIES
-# How long a call waits for its turn to go through the log.
-SCAN_WAIT_S = 5.0
-_RETRY_AFTER = {"retry-after": "5"}
 # How long one body may hold the event loop.
 _TURN_S = 0.005
 # What is shorter takes one turn all in all.
@@ -75,31 +66,12 @@ class AcceptedEvents(msgspec.Struct, frozen=True):
     unlisted: int | msgspec.UnsetType = msgspec.UNSET
 
 
-class EventView(msgspec.Struct, frozen=True):
-    """One event as JSON, as the stream would have had it."""
-
-    event: str
-    data: msgspec.Raw
-    id: str
-
-
-class Events(msgspec.Struct, frozen=True):
-    """A person's events after a position; `more` if it is worth asking again at once."""
-
-    events: tuple[EventView, ...]
-    position: str
-    gap: bool
-    more: bool
-
-
 @dataclass(frozen=True, slots=True)
 class EventsEndpoint:
-    """Events in and out by plain calls."""
+    """Events in by plain calls."""
 
     identifier: Identifier
     intake: Intake
-    opener: Opener
-    replay: Replay
     drafter: Drafter
     backplane: Backplane
     revocations: Revocations
@@ -168,34 +140,6 @@ class EventsEndpoint:
                 until = loop.time() + _TURN_S
         return checked
 
-    async def get(self, request: Request) -> Response:
-        """Events after a position, or since some time ago; neither: none, and now's position."""
-        who = await self.identifier.identify(request, STREAM)
-        query = Query(request)
-        limit = query.number("limit", default=100, most=1000)
-        types = query.types()
-        wish = wished(query, also="after")
-        async with self.opener.opening(who.user, wish) as opening:
-            reading = _Reading(self.replay, opening, types, limit)
-            while reading.goes_on and not reading.looked_at:
-                await reading.step()
-            if reading.goes_on:
-                # What lies in one piece is read at once; a whole log only in turn.
-                await self._scan(reading, who.user)
-            return json_response(reading.answer())
-
-    async def _scan(self, reading: "_Reading", user: str) -> None:
-        """Reads on in the person's turn. Raises HttpProblem 503 where none comes and nothing was found."""
-        scans = self.replay.scans
-        try:
-            async with scans.turn(user, limit_s=SCAN_WAIT_S):
-                while reading.goes_on:
-                    async with scans.piece():
-                        await reading.step()
-        except ScansBusy as error:
-            if not reading.found:
-                raise HttpProblem(503, "overloaded", str(error), _RETRY_AFTER) from None
-
     def _submitted(self, given: Event | Line) -> Submitted:
         decoded = given if isinstance(given, Event) else event.decode(given)
         # By the backplane's clock, which says when it expires: this node's may be off.
@@ -203,49 +147,6 @@ class EventsEndpoint:
         event_id = decoded.id or _ulid(now_ms)
         at = datetime.fromtimestamp(now_ms / 1000, UTC)
         return Submitted(decoded, event_id, self.drafter.draft(decoded, event_id=event_id, at=at))
-
-
-@dataclass(slots=True)
-class _Reading:
-    """One call for events as far as it has got; `more` until nothing was left to read."""
-
-    replay: Replay
-    opening: Opening
-    types: frozenset[str] | None
-    limit: int
-    gap: bool = False
-    more: bool = True
-    looked_at: int = 0
-    # With the time after which each may no longer be told.
-    found: list[tuple[int, EventView]] = field(default_factory=list)
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether there is something to read, and room for it."""
-        return self.more and len(self.found) < self.limit and self.looked_at < MAX_LOOKED_AT
-
-    async def step(self) -> None:
-        """Reads one piece. Raises Unavailable."""
-        cursor = self.opening.cursor
-        entries = await self.replay.entries(cursor)
-        # Guarantee 2: a log that was lost while it was read is told as a gap, as on a stream.
-        if cursor.take_gap():
-            self.gap = True
-            return
-        # The cursor also moves past what is filtered, so `position` never brings that again.
-        passed = self.replay.advance(cursor, entries, types=self.types, most=self.limit - len(self.found))
-        self.looked_at += passed.looked_at
-        self.more = bool(entries) and not self.replay.is_current(cursor)
-        for publication, position in passed.found:
-            data = msgspec.Raw(publication.body[_DATA:-1])
-            self.found.append((publication.expires_ms, EventView(publication.name, data, str(position))))
-
-    def answer(self) -> Events:
-        """What was found."""
-        # Several reads may lie between the first event and now: what was found first may have expired.
-        fresh = tuple(each for expires_ms, each in self.found if not self.replay.expired(expires_ms))
-        gap = self.gap or self.opening.resume is Resume.GAP
-        return Events(fresh, str(self.opening.cursor.position), gap, self.more)
 
 
 @dataclass(slots=True)

@@ -324,18 +324,7 @@ class Opener:
 
     def begin(self, opening: Opening, sink: Sink, options: StreamOptions) -> Subscriber:
         """Begins a stream with its `ready`. It goes live in this call if there is nothing to replay."""
-        subscriber = Subscriber(
-            sink,
-            self._hub,
-            id=f"{random.getrandbits(48):012x}",
-            cursor=opening.cursor,
-            named=options.named,
-            types=options.types,
-            expiry=self._expiry(options),
-            issued_at=options.issued_at,
-            tick=self._hub.heartbeat.now,
-        )
-        self._hub.add(subscriber)
+        subscriber = self._subscriber(opening, sink, options, self._expiry(options))
         try:
             self._greet(subscriber, sink, opening, options)
         except BaseException:
@@ -344,11 +333,63 @@ class Opener:
             raise
         return subscriber
 
+    def begin_poll(
+        self,
+        opening: Opening,
+        sink: Sink,
+        options: StreamOptions,
+        *,
+        wait_s: float,
+        begun: Callable[[Subscriber], object],
+    ) -> Subscriber:
+        """Begins a stream without `ready` for a poll, which ends at the latest after `wait_s`.
+
+        Its subscriber is told to `begun` before anything is written.
+        """
+        heartbeat = self._hub.heartbeat
+        expiry = Expiry(heartbeat.ticks(wait_s), CloseReason.WAITED)
+        if options.expires_at is not None:
+            expiry = self._until(options.expires_at, expiry, None)
+        subscriber = self._subscriber(opening, sink, options, expiry)
+        try:
+            begun(subscriber)
+            self._join(subscriber, options)
+        except BaseException:
+            subscriber.gone()
+            raise
+        return subscriber
+
+    def _subscriber(
+        self, opening: Opening, sink: Sink, options: StreamOptions, expiry: Expiry | None
+    ) -> Subscriber:
+        """A new stream in the hub's table, still behind."""
+        subscriber = Subscriber(
+            sink,
+            self._hub,
+            id=f"{random.getrandbits(48):012x}",
+            cursor=opening.cursor,
+            named=options.named,
+            types=options.types,
+            expiry=expiry,
+            issued_at=options.issued_at,
+            tick=self._hub.heartbeat.now,
+        )
+        self._hub.add(subscriber)
+        return subscriber
+
     def _greet(self, subscriber: Subscriber, sink: Sink, opening: Opening, options: StreamOptions) -> None:
         """A new stream's first frame, and whatever ends it at once."""
         self._hub.metrics.resumes[opening.resume.value] += 1
         sink.write(chunk(self.ready(subscriber, opening.resume)))
         # Guarantee 2: after `ready`, which is the first frame and carries the position that the rest follows.
+        self._join(subscriber, options)
+        if opening.open_question:
+            assert self._tasks is not None
+            name = subscriber.person.name
+            self._tasks.create_task(self._offer_growing(name), name=f"growing answers {subscriber.id}")
+
+    def _join(self, subscriber: Subscriber, options: StreamOptions) -> None:
+        """A new stream goes live or to catch-up; ends one too many, and one that was revoked meanwhile."""
         if not subscriber.go_live():
             self._hub.fell_behind(subscriber)
         # The new one is counted, and holds the person by now.
@@ -359,10 +400,6 @@ class Opener:
         # stream in the hub: `Kicks` first learns of a kick, and ends streams then.
         if self._revocations.refuses(subscriber.person.name, options.issued_at):
             subscriber.end(CloseReason.REVOKED)
-        if opening.open_question:
-            assert self._tasks is not None
-            name = subscriber.person.name
-            self._tasks.create_task(self._offer_growing(name), name=f"growing answers {subscriber.id}")
 
     def ready(self, subscriber: Subscriber, resume: Resume) -> bytes:
         """The frame of `ready` at the subscriber's position: its first frame, and what tells of a gap."""

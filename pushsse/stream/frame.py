@@ -71,8 +71,11 @@ def exception(reason: CloseReason) -> dict[str, object]:
     return {"code": reason.code, "detail": reason.detail, "retry": reason.retry}
 
 
-def ending(reason: CloseReason, position: Position, *, retry_ms: int | None = None) -> bytes:
-    """The last frame of a stream; without `retry_ms` that is drawn at random."""
+def ending(reason: CloseReason, position: Position | None, *, retry_ms: int | None = None) -> bytes:
+    """The last frame of a stream; without `retry_ms` that is drawn at random.
+
+    Without a position it has no `id` line, as where the client isn't to resume at a later one than it has.
+    """
     if not reason.retry:
         retry_ms = NEVER_MS
     elif retry_ms is None:

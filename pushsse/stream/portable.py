@@ -7,7 +7,7 @@ do both for all streams.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -62,9 +62,16 @@ class QueueStream(EventSourceResponse):
     server's own, where sse-starlette starts three, which cost memory and time with thousands of streams.
     """
 
-    def __init__(self, wake_queue: WakeQueue, *, backlog_bytes: int) -> None:
+    def __init__(
+        self,
+        wake_queue: WakeQueue,
+        *,
+        backlog_bytes: int,
+        head: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """`head`: the header fields of a body that isn't a stream of events."""
         super().__init__(self._body(), ping=0)
-        self.raw_headers = _HEADERS
+        self.raw_headers = list(head) or _HEADERS
         self.subscriber: Subscriber | None = None
         self._wake_queue = wake_queue
         self._backlog_bytes = backlog_bytes
@@ -175,23 +182,27 @@ async def start(
     *,
     wake_queue: WakeQueue,
     backlog_bytes: int,
+    head: Sequence[tuple[bytes, bytes]] = (),
+    refusal: bytes = b"",
 ) -> QueueStream | None:
     """Begins a stream with `begin`, which gets the stream's sink.
 
     Returns the response, which is still to be sent; None where the server has handed its connection over.
+    `head` are the header fields of a body that isn't a stream of events; `refusal` is that body where the
+    connection can't be had.
     """
     offer = offered(scope)
     if offer is None:
-        queued = QueueStream(wake_queue, backlog_bytes=backlog_bytes)
+        queued = QueueStream(wake_queue, backlog_bytes=backlog_bytes, head=head)
         queued.attach(begin(queued))
         return queued
     offer.hold_head()
-    await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
+    await send({"type": "http.response.start", "status": 200, "headers": head or _HEAD})
     stream = offer.take(backlog_bytes)
     if stream is None:
         # The client has left, or has sent another request behind this one: it gets an empty stream and comes
         # back.
-        await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.body", "body": refusal})
         return None
     try:
         stream.attach(begin(stream))

@@ -308,7 +308,11 @@ class Subscriber:
         """Ends the stream for a reason, which the client learns in band; does nothing if it is over."""
         if not self.is_open:
             return
-        last = chunk(ending(reason, self.position, retry_ms=retry_ms))
+        state = self.state
+        # Guarantee 2: a cursor that owes a gap is past it by now. A client that resumed there would never be
+        # told, so the last frame has no id, and the client's own one is from before the gap.
+        owes_gap = isinstance(state, Behind) and state.cursor.owes_gap
+        last = chunk(ending(reason, None if owes_gap else self.position, retry_ms=retry_ms))
         self._leave(Ended(reason))
         self.sink.end(last)
 

@@ -162,7 +162,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Running]:
 async def test_a_call_without_a_turn_is_told_to_come_again_and_others_notice_nothing(
     node: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pushsse.api.events.SCAN_WAIT_S", 0.05)
+    monkeypatch.setattr("pushsse.api.polls.SCAN_WAIT_S", 0.05)
     scans = node.node.hub_parts.replay.scans
     async with AsyncExitStack() as held:
         for number in range(SCANS_AT_ONCE):

@@ -302,6 +302,18 @@ def test_an_end_is_told_once_under_the_streams_position_and_counted_once() -> No
     assert not node.live
 
 
+def test_a_stream_that_ends_before_it_told_of_a_gap_names_no_place_behind_it() -> None:
+    node = Node()
+    subscriber = node.open(room=1)
+    node.deliver(BROADCAST)
+    node.lose(SHARD)
+    assert behind(subscriber).cursor.owes_gap
+    subscriber.end(CloseReason.SLOW)
+    last = sink_of(subscriber).last
+    assert b'"slow"' in last
+    assert b"\nid:" not in last
+
+
 def test_a_connection_that_is_lost_is_counted_as_disconnected() -> None:
     node = Node()
     subscriber = node.open()

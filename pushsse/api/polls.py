@@ -1,0 +1,188 @@
+"""`GET /v1/events`: a person's events as JSON, read through the same replay as a stream's, with its filter.
+
+With `wait_s` a call that finds nothing waits for the first event: its connection is handed over as a stream's
+is, and what waits is a subscriber (`stream/poll`). Deliberate: no task, timer or queue of its own. The
+heartbeat's wheel ends the wait, and a node with no room for a stream has none for a poll that waits.
+"""
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from pushsse.api import HttpProblem, Query, direct, json_response
+from pushsse.api.identity import STREAM, Identifier
+from pushsse.api.stream import HasRoom, wished
+from pushsse.errors import CloseReason
+from pushsse.hub.catch_up import SCAN_ENTRIES, Replay, ScansBusy
+from pushsse.hub.opening import Opener, Opening, StreamOptions
+from pushsse.stream.frame import BUSY_RETRY_MS, Resume
+from pushsse.stream.handover import offered
+from pushsse.stream.immediate import ANSWER_HEADERS
+from pushsse.stream.poll import Events, EventView, PollAnswers, PollSink, nothing
+from pushsse.stream.portable import QueueStream, WakeQueue, start
+from pushsse.stream.subscriber import Sink, Subscriber
+
+# Entries of the log that one call goes through; then its answer says `more`, also where it holds no event.
+MAX_LOOKED_AT = SCAN_ENTRIES
+# How long a call waits for its turn to go through the log.
+SCAN_WAIT_S = 5.0
+# Below what proxies wait for an answer by themselves: nginx 60 s, others 30 s.
+MAX_WAIT_S = 30
+_RETRY_AFTER = {"retry-after": "5"}
+_DATA = len(b"data: ")
+# Closed after the answer: whoever has taken a connection over parses no further request on it.
+_HEAD = [
+    (b"content-type", b"application/json"),
+    *((name.encode(), value.encode()) for name, value in ANSWER_HEADERS.items()),
+    (b"connection", b"close"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PollEndpoint:
+    """An ASGI endpoint, since a poll that waits takes the connection over."""
+
+    identifier: Identifier
+    opener: Opener
+    replay: Replay
+    node: HasRoom
+    backlog_bytes: int
+    limited: Counter[str]
+    answers: PollAnswers = field(default_factory=PollAnswers)
+    wake_queue: WakeQueue = field(default_factory=WakeQueue)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI: events after a position, or since some time ago; neither: none, and now's position."""
+        request = Request(scope, receive)
+        response = await self._answer(request, send)
+        if isinstance(response, QueueStream):
+            direct.respond_later(scope, partial(response, scope, receive, send))
+        elif response is not None:
+            await response(scope, receive, send)
+
+    async def _answer(self, request: Request, send: Send) -> Response | None:
+        """The response that is still to be sent; None where the connection was handed over."""
+        who = await self.identifier.identify(request, STREAM)
+        query = Query(request)
+        limit = query.number("limit", default=100, most=1000)
+        wait_s = query.number("wait_s", default=0, least=0, most=MAX_WAIT_S)
+        types = query.types()
+        wish = wished(query, also="after")
+        async with self.opener.opening(who.user, wish) as opening:
+            reading = _Reading(self.replay, opening, types, limit)
+            while reading.goes_on and not reading.looked_at:
+                await reading.step()
+            if reading.goes_on:
+                # What lies in one piece is read at once; a whole log only in turn.
+                await self._scan(reading, who.user)
+            if not wait_s or reading.has_something or request.method == "HEAD":
+                return json_response(reading.answer())
+            # Guarantee 2: what comes from here on lies behind the cursor, and a subscriber that isn't where
+            # the node is begins behind.
+            options = StreamOptions(types=types, expires_at=who.expires_at, issued_at=who.issued_at)
+            return await self._wait(request.scope, send, opening, options, wait_s=wait_s, limit=limit)
+
+    async def _scan(self, reading: "_Reading", user: str) -> None:
+        """Reads on in the person's turn. Raises HttpProblem 503 where none comes and nothing was found."""
+        scans = self.replay.scans
+        try:
+            async with scans.turn(user, limit_s=SCAN_WAIT_S):
+                while reading.goes_on:
+                    async with scans.piece():
+                        await reading.step()
+        except ScansBusy as error:
+            if not reading.found:
+                raise HttpProblem(503, "overloaded", str(error), _RETRY_AFTER) from None
+
+    async def _wait(
+        self, scope: Scope, send: Send, opening: Opening, options: StreamOptions, *, wait_s: int, limit: int
+    ) -> Response | None:
+        """Begins to wait. Raises HttpProblem 503 where there is no room."""
+        offer = offered(scope)
+        if offer is not None:
+            # As for a stream: a client that reads nothing of its earlier answers gets no further one.
+            await offer.drained()
+        if not self.node.has_room():
+            self.limited["streams"] += not self.node.isolated
+            reason = CloseReason.OVERLOADED
+            # Spread, as streams that find no room are.
+            retry_s = -(-random.randint(*BUSY_RETRY_MS) // 1000)
+            raise HttpProblem(503, reason.code, reason.detail, {"retry-after": str(retry_s)})
+
+        def begin(sink: Sink) -> Subscriber:
+            # Guarantee 5: the node may have closed a moment ago, and nobody else would end this one. It is
+            # asked before the poll itself takes room.
+            has_room = self.node.has_room()
+            poll = PollSink(sink, self.answers, limit=limit)
+            subscriber = self.opener.begin_poll(opening, poll, options, wait_s=wait_s, begun=poll.attach)
+            if not has_room:
+                subscriber.end(CloseReason.OVERLOADED)
+            return subscriber
+
+        return await start(
+            begin,
+            scope,
+            send,
+            wake_queue=self.wake_queue,
+            backlog_bytes=self.backlog_bytes,
+            head=_HEAD,
+            refusal=nothing(str(opening.cursor.position)).raw,
+        )
+
+
+@dataclass(slots=True)
+class _Reading:
+    """One call for events as far as it has got; `more` until nothing was left to read."""
+
+    replay: Replay
+    opening: Opening
+    types: frozenset[str] | None
+    limit: int
+    gap: bool = False
+    more: bool = True
+    looked_at: int = 0
+    # With the time after which each may no longer be told.
+    found: list[tuple[int, EventView]] = field(default_factory=list)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is something to read, and room for it."""
+        return self.more and len(self.found) < self.limit and self.looked_at < MAX_LOOKED_AT
+
+    @property
+    def has_something(self) -> bool:
+        """Whether there is anything to tell by now."""
+        return bool(self.found) or self.has_gap or self.more
+
+    @property
+    def has_gap(self) -> bool:
+        """Whether something is lost."""
+        return self.gap or self.opening.resume is Resume.GAP
+
+    async def step(self) -> None:
+        """Reads one piece. Raises Unavailable."""
+        cursor = self.opening.cursor
+        entries = await self.replay.entries(cursor)
+        # Guarantee 2: a log that was lost while it was read is told as a gap, as on a stream.
+        if cursor.take_gap():
+            self.gap = True
+            return
+        # The cursor also moves past what is filtered, so `position` never brings that again.
+        passed = self.replay.advance(cursor, entries, types=self.types, most=self.limit - len(self.found))
+        self.looked_at += passed.looked_at
+        self.more = bool(entries) and not self.replay.is_current(cursor)
+        for publication, position in passed.found:
+            data = msgspec.Raw(publication.body[_DATA:-1])
+            self.found.append((publication.expires_ms, EventView(publication.name, data, str(position))))
+
+    def answer(self) -> Events:
+        """What was found."""
+        # Several reads may lie between the first event and now: what was found first may have expired.
+        fresh = tuple(each for expires_ms, each in self.found if not self.replay.expired(expires_ms))
+        return Events(fresh, str(self.opening.cursor.position), self.has_gap, self.more)
