@@ -140,5 +140,10 @@ class OutboxKit:
         found = await self.application.fetch(f"SELECT id, status, error FROM {self.table} ORDER BY id")
         return [(row["id"], row["status"], row["error"]) for row in found]
 
+    async def has_listener(self) -> bool:
+        text = """SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND query LIKE 'LISTEN%'"""
+        return int(await self.application.fetchval(text)) > 0
+
     async def is_empty(self) -> bool:
         return not await self.rows()

@@ -6,13 +6,14 @@ import logging
 import random
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
 import pytest
 
 from deploy.parts import Postgres
 from pushsse.metrics import Metrics
+from tests.pooler import pgbouncer
 from tests.waiting import eventually
 
 from .outboxes import Dispatch, OutboxKit
@@ -30,6 +31,13 @@ async def box(postgres_part: Postgres, anyio_backend: str) -> AsyncIterator[Outb
         yield kit
     finally:
         await application.close()
+
+
+@pytest.fixture
+def pooler(postgres_part: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """pgbouncer in transaction mode before the tests' PostgreSQL; its port."""
+    with pgbouncer(postgres_part, tmp_path_factory.mktemp("pgbouncer")) as port:
+        yield port
 
 
 async def test_a_row_becomes_an_event_and_is_gone(box: OutboxKit) -> None:
@@ -279,6 +287,37 @@ async def test_a_notification_wakes_long_before_the_next_look(box: OutboxKit) ->
         for n in range(2):
             await box.insert(n)
             await eventually(lambda: box.is_empty(), 20)
+
+
+async def test_a_listener_that_was_cut_listens_again(box: OutboxKit) -> None:
+    async with box.running(poll_s=60.0):
+        await box.insert("before")
+        await eventually(box.is_empty)
+
+        async def cut() -> bool:
+            return bool(
+                await box.application.fetchval(
+                    """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                        WHERE datname = current_database() AND query LIKE 'LISTEN%'"""
+                )
+            )
+
+        await eventually(cut)
+        await eventually(lambda: box.has_listener())
+        await box.insert("after")
+        await eventually(box.is_empty, 20)
+
+
+async def test_behind_a_pooler_that_passes_no_notification_on_rows_are_looked_for(
+    box: OutboxKit, pooler: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    box.url = f"postgres://any@127.0.0.1:{pooler}/{box.url.rpartition('/')[2]}"
+    async with box.running(poll_s=0.05), box.running(node="other", poll_s=0.05):
+        for n in range(50):
+            await box.insert(n, key="k")
+        await eventually(box.is_empty)
+        await eventually(lambda: "notifications don't come through" in caplog.text)
+    assert await box.messages() == list(range(50))
 
 
 async def test_a_bucket_that_is_full_holds_up_no_other(box: OutboxKit) -> None:

@@ -1,10 +1,8 @@
 """PostgreSQL URLs as people and managed providers write them, and a pooler in between."""
 
 import asyncio
-import pwd
 import secrets
 import ssl
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,17 +11,14 @@ from urllib.parse import quote, urlsplit
 import asyncpg
 import pytest
 
-from deploy.parts import PartMissing, Postgres
+from deploy.parts import Postgres
 from deploy.parts.certificate import make_certificate
-from deploy.parts.packages import program
-from deploy.parts.ports import free_port
 from pushsse.database import Database, Statement
 from pushsse.database.url import credentials
 from pushsse.errors import DatabaseUnavailable, SettingsError
 from pushsse.preferences.store import PreferenceStore
 from tests.cli.running import pushsse
-from tests.parts import missing
-from tests.waiting import until
+from tests.pooler import pgbouncer
 
 pytestmark = pytest.mark.anyio
 KEPT = Statement("SELECT count(*) FROM pg_prepared_statements")
@@ -142,37 +137,8 @@ async def test_migrate_without_the_right_to_create_is_one_line(
 @pytest.fixture
 def pooler(postgres_part: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """pgbouncer in transaction mode before the tests' PostgreSQL; its port."""
-    try:
-        found = program("pgbouncer", "pgbouncer")
-    except PartMissing as error:
-        missing(error)
-    where, port = urlsplit(postgres_part.url), free_port()
-    folder = tmp_path_factory.mktemp("pgbouncer")
-    configuration = folder / "pgbouncer.ini"
-    configuration.write_text(
-        f"[databases]\n* = host={where.hostname} port={where.port} user={where.username}"
-        f" password={where.password}\n"
-        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\n"
-        "pool_mode = transaction\ndefault_pool_size = 3\nunix_socket_dir =\n"
-    )
-    # It doesn't run as root, and may then not reach our folder: it is given the file as its standard input.
-    nobody = pwd.getpwnam("nobody")
-    log = folder / "log"
-    with configuration.open() as given, log.open("w") as out:
-        process = subprocess.Popen(
-            [found, "/dev/stdin"],
-            stdin=given,
-            stdout=out,
-            stderr=out,
-            user=nobody.pw_uid,
-            group=nobody.pw_gid,
-        )
-    try:
-        until(lambda: "listening on" in log.read_text(), "pgbouncer")
+    with pgbouncer(postgres_part, tmp_path_factory.mktemp("pgbouncer")) as port:
         yield port
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 async def test_a_pooler_in_transaction_mode_is_recognized(
