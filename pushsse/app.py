@@ -32,6 +32,7 @@ from pushsse.api.polls import PollEndpoint
 from pushsse.api.preferences import PreferencesEndpoint
 from pushsse.api.questions import QuestionsEndpoint, StreamedReply
 from pushsse.api.stream import StreamEndpoint
+from pushsse.api.types import TypesEndpoint
 from pushsse.api.users import UsersEndpoint
 from pushsse.build import build
 from pushsse.node import Node, Service
@@ -158,6 +159,7 @@ def _endpoints(node: Node) -> Endpoints:
             limited=limited,
         ),
         preferences=PreferencesEndpoint(identifier, node.preferences, node.preference_store, switching),
+        types=TypesEndpoint(identifier, node.catalogue_store, node.catalogue),
         chat=ChatEndpoint(asked),
         agui=AguiEndpoint(asked),
         completions=CompletionsEndpoint(asked),

@@ -37,6 +37,7 @@ from pushsse.metrics import Metrics
 from pushsse.node import Interruptible, Node, Service, Work
 from pushsse.people import StateTable, StoredPeople
 from pushsse.preferences import Catalogue, Preferences
+from pushsse.preferences.catalogue import CatalogueStore, declared
 from pushsse.preferences.store import PreferenceStore
 from pushsse.presence import Presence, SeenTable
 from pushsse.questions.answerers.configured import configured
@@ -55,7 +56,15 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
     backplane = _backplane(settings, metrics)
     database = Database(settings.database_url)
     store = PreferenceStore(database)
-    catalogue = Catalogue(store, new_types=settings.new_types, metrics=metrics)
+    catalogue_store = CatalogueStore(database)
+    catalogue = Catalogue(
+        store,
+        catalogue_store,
+        new_types=settings.new_types,
+        metrics=metrics,
+        backplane=backplane,
+        declared=declared(settings.types),
+    )
     preferences = Preferences(store, backplane)
     dispatcher = Dispatcher(backplane=backplane, switches=store, types=catalogue, metrics=metrics)
     answerer_parts = configured(settings, metrics)
@@ -72,7 +81,15 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
     )
     people = StoredPeople(StateTable(database), preferences, questions)
     kicked = Kicked()
-    hub_parts = assemble_hub(backplane, people, limits=_limits(settings), metrics=metrics, revocations=kicked)
+    hub_parts = assemble_hub(
+        backplane,
+        people,
+        limits=_limits(settings),
+        metrics=metrics,
+        revocations=kicked,
+        rules=catalogue,
+    )
+    catalogue.on_revision(lambda: hub_parts.opener.refresh(hub_parts.hub.people_before(catalogue.revision)))
     kicks = Kicks(
         KickTable(database),
         backplane,
@@ -95,6 +112,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         backplane=backplane,
         preference_store=store,
         catalogue=catalogue,
+        catalogue_store=catalogue_store,
         drafter=drafter,
         people=people,
         preferences=preferences,
@@ -137,6 +155,7 @@ def check(settings: Settings) -> None:
     Database(settings.database_url)
     _backplane(settings, Metrics())
     configured(settings, Metrics())
+    declared(settings.types)
     if settings.kafka_bootstrap:
         connection(settings)
         metrics = Metrics()

@@ -103,12 +103,18 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Change(Struct, frozen=True, array_like=True):
-    """One change of a person's switches: its number in the database, and the types off before and after."""
+    """One change of a person's switches: its number in the database, and the types off before and after.
+
+    `revision` is the catalogue's that both follow from, 0 where it has none or the change comes from a
+    release without one. `quiet` are the new quiet hours as text; None: they are as before.
+    """
 
     user: str
     version: int
     before: tuple[str, ...]
     after: tuple[str, ...]
+    revision: int = 0
+    quiet: str | None = None
 
 
 class Publication(Struct, frozen=True, array_like=True):

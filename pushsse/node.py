@@ -28,6 +28,7 @@ from pushsse.kicks import Kicked, Kicks
 from pushsse.metrics import Metrics
 from pushsse.people import StoredPeople
 from pushsse.preferences import Catalogue, Preferences
+from pushsse.preferences.catalogue import CatalogueStore
 from pushsse.preferences.store import PreferenceStore
 from pushsse.presence import Presence
 from pushsse.questions.service import Questions
@@ -60,6 +61,7 @@ class Node:
     backplane: Backplane
     preference_store: PreferenceStore
     catalogue: Catalogue
+    catalogue_store: CatalogueStore
     drafter: Drafter
     people: StoredPeople
     preferences: Preferences

@@ -22,7 +22,7 @@ from pushsse.questions.store import OPEN_USERS
 # Both are our own text, without anybody's values.
 _STATES = Statement(f"""{SWITCHES}
     UNION ALL
-    SELECT 'question', q."user", '', false, 0, 0, '', 0 FROM ({OPEN_USERS}) q""")  # nosec B608
+    SELECT 'question', q."user", '', false, 0, 0, '', 0, '' FROM ({OPEN_USERS}) q""")  # nosec B608
 
 
 class States(Protocol):
@@ -133,7 +133,13 @@ def _states(users: Sequence[str], rows: Sequence[SwitchRow]) -> dict[str, Person
     asking = {row.user for row in rows if row.kind == "question"}
     return {
         user: PersonState(
-            switches.version, switches.off, switches.pending, switches.logged, open_question=user in asking
+            switches.version,
+            switches.off,
+            switches.pending,
+            switches.logged,
+            open_question=user in asking,
+            revision=switches.revision,
+            quiet=switches.quiet,
         )
         for user, switches in switches_of(users, rows).items()
     }

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
@@ -213,6 +213,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     new_types: Annotated[
         Literal["list", "hide", "refuse"], describe("what becomes of a type seen for the first time")
     ] = "list"
+    types: Annotated[
+        tuple[dict[str, Any], ...],
+        describe("types of the catalogue: tables [[types]] of the settings file, no variable or option"),
+    ] = ()
 
     heartbeat_s: Annotated[float, describe("seconds of silence before a ping", ge=0.2)] = 15.0
     send_timeout_s: Annotated[

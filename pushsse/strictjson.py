@@ -162,7 +162,8 @@ def _at(value: object, path: str) -> object:
 def _said(error: Exception) -> tuple[str, str]:
     """What msgspec says, and where."""
     text, _, at = str(error).partition(" - at `")
-    return text, at.rstrip("`") or "$"
+    # Of a member's name: the object that it is in.
+    return text, at.removeprefix("key` in `").rstrip("`") or "$"
 
 
 def refuse(body: bytes, error: Exception) -> NoReturn:

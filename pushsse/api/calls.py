@@ -39,8 +39,10 @@ from pushsse.api.limits import FIELDS
 from pushsse.api.polls import MAX_WAIT_S, PollEndpoint
 from pushsse.api.preferences import ChangeRequest, PreferenceList, PreferencesEndpoint
 from pushsse.api.stream import StreamEndpoint
+from pushsse.api.types import TypeList, TypesEndpoint
 from pushsse.api.users import KickView, PersonView, PresenceRequest, PresenceView, UsersEndpoint
 from pushsse.event import Event
+from pushsse.preferences.catalogue import TypeRules, TypeView
 from pushsse.questions.life import AnswerErrorEvent, AnswerEvent, DeltaEvent, QuestionEvent
 from pushsse.retention import Forgotten
 from pushsse.stream.immediate import ANSWER_HEADERS
@@ -73,6 +75,7 @@ class Endpoints:
     events: events.EventsEndpoint
     polls: PollEndpoint
     preferences: PreferencesEndpoint
+    types: TypesEndpoint
     questions: questions.QuestionsEndpoint
     chat: chat.ChatEndpoint
     agui: agui.AguiEndpoint
@@ -210,6 +213,9 @@ _KEY = Parameter(
     "a repeat within a day returns the first; in quotes it is the same key",
     {"type": "string", "examples": ["7f3c-41"]},
 )
+_LANGUAGE = Parameter(
+    "Accept-Language", "header", "languages of the texts", {"type": "string", "examples": ["zh-CN, en;q=0.5"]}
+)
 _BEFORE = Parameter("before", "query", "older than the question with this id", {"type": "string"})
 _CONVERSATION = Parameter("conversation", "query", "of this conversation", {"type": "string"})
 
@@ -313,8 +319,11 @@ CALLS = (
         path="/v1/preferences",
         handler=lambda at: at.preferences.get,
         name="preferences",
-        summary="The person's switches",
+        summary="The person's switches and quiet hours",
+        text="Titles and descriptions are in the first language of `Accept-Language` that they are there in. "
+        "A type without a switch of the person's own follows the switch of its category, then its default.",
         scope=PREFERENCES,
+        parameters=(_LANGUAGE,),
         answers={(200, JSON): PreferenceList},
         problems=(*_REFUSED, 503),
     ),
@@ -323,8 +332,11 @@ CALLS = (
         path="/v1/preferences",
         handler=lambda at: at.preferences.post,
         name="changePreferences",
-        summary="Switch event types on and off",
+        summary="Switch event types and categories on and off, set quiet hours",
+        text="What isn't there stays as it is. `null` takes the choice for a type or category back. Nothing "
+        "is dropped in quiet hours: clients learn of them in `ready` and `preferences`.",
         scope=PREFERENCES,
+        parameters=(_LANGUAGE,),
         bodies={JSON: ChangeRequest},
         answers={(200, JSON): PreferenceList},
         problems=(400, *_REFUSED, 413, 415, 422, 429, 503),
@@ -634,6 +646,66 @@ CALLS = (
         "`iat`, for as long as a token can live. `within_s`: within how many seconds all nodes act on it.",
         scope=ADMIN,
         answers={(200, JSON): KickView},
+        problems=(400, *_REFUSED, 404, 409, 503),
+    ),
+    Call(
+        method="GET",
+        path="/v1/users/{user:path}/preferences",
+        handler=lambda at: at.preferences.get_of,
+        name="preferencesOf",
+        summary="Somebody's switches and quiet hours",
+        scope=ADMIN,
+        parameters=(_LANGUAGE,),
+        answers={(200, JSON): PreferenceList},
+        problems=(400, *_REFUSED, 404, 503),
+    ),
+    Call(
+        method="POST",
+        path="/v1/users/{user:path}/preferences",
+        handler=lambda at: at.preferences.post_of,
+        name="changePreferencesOf",
+        summary="Change somebody's switches and quiet hours",
+        text="As they do it themselves, and without a limit of calls.",
+        scope=ADMIN,
+        parameters=(_LANGUAGE,),
+        bodies={JSON: ChangeRequest},
+        answers={(200, JSON): PreferenceList},
+        problems=(400, *_REFUSED, 404, 413, 415, 422, 503),
+    ),
+    Call(
+        method="GET",
+        path="/v1/types",
+        handler=lambda at: at.types.get,
+        name="types",
+        summary="The catalogue of types",
+        text="In the order in which people see them: by `order`, then by when they joined.",
+        scope=ADMIN,
+        answers={(200, JSON): TypeList},
+        problems=(*_REFUSED, 404, 503),
+    ),
+    Call(
+        method="PUT",
+        path="/v1/types/{type}",
+        handler=lambda at: at.types.put,
+        name="setType",
+        summary="Set a type",
+        text="Members that aren't there get their defaults. A text is one for all, or one for each language, "
+        "of which the first is for everybody else. All nodes act on it within seconds, also on open streams. "
+        "409 for a type of a node's settings file.",
+        scope=ADMIN,
+        bodies={JSON: TypeRules},
+        answers={(200, JSON): TypeView, (201, JSON): TypeView},
+        problems=(400, *_REFUSED, 404, 409, 413, 415, 422, 503),
+    ),
+    Call(
+        method="DELETE",
+        path="/v1/types/{type}",
+        handler=lambda at: at.types.delete,
+        name="removeType",
+        summary="Remove a type",
+        text="Its next event brings it back, with what people chose for it, unless new types are refused.",
+        scope=ADMIN,
+        answers={(204, ""): None},
         problems=(400, *_REFUSED, 404, 409, 503),
     ),
     Call(

@@ -1,33 +1,78 @@
-"""`/v1/preferences`: a person's switches, read and changed."""
+"""`/v1/preferences`: a person's switches and quiet hours; `/v1/users/USER/preferences`: somebody's."""
 
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse.api import json_response, read_json
 from pushsse.api.identity import PREFERENCES, Identifier
 from pushsse.api.limits import CallLimit
+from pushsse.api.users import named_person
+from pushsse.errors import InvalidInput, Violation
 from pushsse.preferences import Preferences
-from pushsse.preferences.store import Preference, PreferenceStore
+from pushsse.preferences.languages import Languages, accepted
+from pushsse.preferences.quiet import QuietWindow, Schedule
+from pushsse.preferences.store import Preference, PreferenceStore, Settled
+
+# A cache between must not take one language's texts for another's.
+_VARY = {"vary": "Accept-Language"}
 
 
 class ChangeRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """Switches to set: type to on (true) or off."""
+    """What to change; what isn't there stays. Of a type or category null takes the person's choice back.
 
-    types: dict[str, bool]
+    `quiet` and `zone` are the quiet hours; until `paused_until` everything is quiet.
+    """
+
+    types: dict[str, bool | None] | UnsetType = UNSET
+    categories: dict[str, bool | None] | UnsetType = UNSET
+    quiet: tuple[QuietWindow, ...] | UnsetType = UNSET
+    zone: Annotated[str, Meta(max_length=64)] | UnsetType = UNSET
+    paused_until: Annotated[datetime, Meta(tz=True)] | UnsetType | None = UNSET
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it asks for nothing."""
+        return all(getattr(self, name) is UNSET for name in self.__struct_fields__)
+
+    @property
+    def is_about_quiet(self) -> bool:
+        """Whether it says something of the quiet hours."""
+        return not (self.quiet is UNSET and self.zone is UNSET and self.paused_until is UNSET)
+
+    def schedule(self, before: Schedule) -> Schedule:
+        """The quiet hours after it."""
+        given = {name: getattr(self, name) for name in ("quiet", "zone", "paused_until")}
+        return replace(before, **{name: value for name, value in given.items() if value is not UNSET})
 
 
 class PreferenceList(Struct, frozen=True):
-    """All of a person's switches, in the catalogue's order."""
+    """All that a person has chosen or could: the types in the catalogue's order, the categories that were
+    switched, the quiet hours.
+    """
 
     types: tuple[Preference, ...]
+    categories: dict[str, bool]
+    quiet: tuple[QuietWindow, ...]
+    zone: str
+    paused_until: datetime | None
+
+
+def _view(settled: Settled) -> PreferenceList:
+    schedule = settled.schedule
+    return PreferenceList(
+        settled.types, settled.categories, schedule.quiet, schedule.zone, schedule.paused_until
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class PreferencesEndpoint:
-    """A person's own switches."""
+    """A person's own switches, and those of somebody for an administrator."""
 
     identifier: Identifier
     preferences: Preferences
@@ -37,12 +82,52 @@ class PreferencesEndpoint:
     async def get(self, request: Request) -> Response:
         """All switches."""
         who = await self.identifier.identify(request, PREFERENCES)
-        return json_response(PreferenceList(await self.store.preferences(who.user)))
+        return await self._get(request, who.user)
 
     async def post(self, request: Request) -> Response:
-        """Sets some; after the 2xx the change is in force for whatever is published from then on."""
+        """Changes some; after the 2xx the change is in force for whatever is published from then on."""
         who = await self.identifier.identify(request, PREFERENCES)
-        wanted = await read_json(request, ChangeRequest)
+        wanted = await _read(request)
         fields = await self.limit.spend(who.user)
-        changed = PreferenceList(await self.preferences.change(who.user, wanted.types))
-        return json_response(changed, headers=fields)
+        changed = await self._change(request, who.user, wanted)
+        return json_response(changed, headers={**fields, **_VARY})
+
+    async def get_of(self, request: Request) -> Response:
+        """Somebody's."""
+        return await self._get(request, await named_person(request, self.identifier, below="/preferences"))
+
+    async def post_of(self, request: Request) -> Response:
+        """Changes somebody's, as they do it themselves."""
+        user = await named_person(request, self.identifier, below="/preferences")
+        changed = await self._change(request, user, await _read(request))
+        return json_response(changed, headers=_VARY)
+
+    async def _get(self, request: Request, user: str) -> Response:
+        found = await self.store.preferences(user, _languages(request))
+        return json_response(_view(found), headers=_VARY)
+
+    async def _change(self, request: Request, user: str, wanted: ChangeRequest) -> PreferenceList:
+        return _view(
+            await self.preferences.change(
+                user,
+                wanted.types or {},
+                categories=wanted.categories or {},
+                schedule=wanted.schedule if wanted.is_about_quiet else None,
+                languages=_languages(request),
+            )
+        )
+
+
+async def _read(request: Request) -> ChangeRequest:
+    wanted = await read_json(request, ChangeRequest)
+    if wanted.is_empty:
+        others = ", ".join(ChangeRequest.__struct_fields__[1:])
+        raise InvalidInput(
+            Violation("$.types", f"is missing, and there is none of {others} to change either")
+        )
+    return wanted
+
+
+def _languages(request: Request) -> Languages:
+    # A header that comes twice is one list (RFC 9110, 5.3).
+    return accepted(",".join(request.headers.getlist("accept-language")))

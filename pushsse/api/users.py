@@ -73,7 +73,7 @@ class UsersEndpoint:
 
     async def get(self, request: Request) -> Response:
         """Where a person is."""
-        user = await self._person(request)
+        user = await named_person(request, self.identifier)
         return json_response(_view(user, await self.presence.whereabouts((user,))))
 
     async def presences(self, request: Request) -> Response:
@@ -85,7 +85,7 @@ class UsersEndpoint:
 
     async def kick(self, request: Request) -> Response:
         """Ends a person's streams on all nodes, and revokes what was issued to them so far."""
-        user = await self._person(request, below="/kick")
+        user = await named_person(request, self.identifier, below="/kick")
         try:
             kicked = await self.kicks.kick(user)
         except TooManyKicks as error:
@@ -94,19 +94,20 @@ class UsersEndpoint:
 
     async def forget(self, request: Request) -> Response:
         """Deletes everything of a person, and ends their streams as a kick does."""
-        user = await self._person(request)
+        user = await named_person(request, self.identifier)
         try:
             return json_response(await self.forgetting.forget(user))
         except TooManyKicks as error:
             raise HttpProblem(409, "too_many_kicks", str(error)) from None
 
-    async def _person(self, request: Request, *, below: str = "") -> str:
-        """Whom an administrator's call is about; `below` is what follows in the path. Raises HttpProblem."""
-        await self.identifier.identify(request, ADMIN)
-        user = _segment(request, below)
-        if not is_user(user):
-            raise HttpProblem(400, "user_invalid", "a name is 1–128 characters without white space")
-        return user
+
+async def named_person(request: Request, identifier: Identifier, *, below: str = "") -> str:
+    """Whom an administrator's call is about; `below` is what follows in the path. Raises HttpProblem."""
+    await identifier.identify(request, ADMIN)
+    user = _segment(request, below)
+    if not is_user(user):
+        raise HttpProblem(400, "user_invalid", "a name is 1–128 characters without white space")
+    return user
 
 
 def _view(user: str, found: Mapping[str, Whereabouts]) -> PersonView:

@@ -210,6 +210,8 @@ class Topic(Enum):
     TICKET = "ticket"
     # A question that has ended elsewhere than where it is answered: its id, and the number of the attempt.
     ENDED = "ended"
+    # The catalogue of types was changed.
+    CATALOGUE = "catalogue"
 
 
 # Takes the text of a notice. It never waits and never raises.

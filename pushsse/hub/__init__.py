@@ -10,7 +10,7 @@ from pushsse.backplane import Backplane
 from pushsse.hub.catch_up import CatchUp, Replay
 from pushsse.hub.delivery import Delivery, Feed
 from pushsse.hub.heartbeat import Heartbeat
-from pushsse.hub.hub import Hub
+from pushsse.hub.hub import Hub, Rules
 from pushsse.hub.opening import NothingRevoked, Opener, People, Revocations, StreamLimits
 from pushsse.metrics import Metrics
 
@@ -35,10 +35,11 @@ def assemble_hub(
     limits: StreamLimits,
     metrics: Metrics,
     revocations: Revocations | None = None,
+    rules: Rules | None = None,
 ) -> HubParts:
     """Makes the parts of one node's hub, and hands each the others that it needs."""
     heartbeat = Heartbeat(heartbeat_s=limits.heartbeat_s)
-    hub = Hub(backplane, heartbeat=heartbeat, metrics=metrics)
+    hub = Hub(backplane, heartbeat=heartbeat, metrics=metrics, rules=rules)
     opener = Opener(hub, backplane, people, limits=limits, revocations=revocations or NothingRevoked())
     replay = Replay(hub, backplane)
     catch_up = CatchUp(hub, replay, opener, send_timeout_s=limits.send_timeout_s)

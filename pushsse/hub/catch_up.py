@@ -24,7 +24,7 @@ from pushsse.hub.opening import Opener
 from pushsse.position import Mark, Position
 from pushsse.retry import Backoff
 from pushsse.stream.frame import Resume, chunk, frame
-from pushsse.stream.subscriber import Behind, Cursor, Subscriber
+from pushsse.stream.subscriber import Behind, Cursor, Off, Subscriber
 
 STEP_ENTRIES = 500
 STEP_BYTES = 32 * 1024
@@ -319,12 +319,13 @@ class Replay:
                 users is None or name in users
             ):
                 if publication.change is not None:
-                    cursor.switched(frozenset(publication.change.after))
+                    cursor.switched(Off(frozenset(publication.change.after), publication.change.revision))
                 if self.expired(publication.expires_ms):
                     self._hub.metrics.expired += 1
                 # Guarantee 3: on when it was published, and on now.
                 elif publication.switchable and (
-                    publication.name in cursor.off or publication.name in person.off
+                    publication.name in person.off
+                    or (publication.name in cursor.off.types and self._still_counts(publication, cursor))
                 ):
                     self._hub.metrics.suppressed += 1
                 else:
@@ -338,6 +339,14 @@ class Replay:
                 break
         cursor.position = Position(Mark(b_epoch, b_number), Mark(s_epoch, s_number))
         return Passed(found, looked_at)
+
+    def _still_counts(self, publication: Publication, cursor: Cursor) -> bool:
+        """Whether a type is off at a cursor's place, and not only by what its rules were then.
+
+        Where the catalogue has changed a type's default, or made it mandatory, the log doesn't say what held
+        at the place: what holds now decides alone.
+        """
+        return not self._hub.rules.changed_since(publication.name, cursor.off.revision)
 
     def is_current(self, cursor: Cursor) -> bool:
         """Whether a cursor is where the node is, so that nothing is left to read."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from pushsse.backplane import BROADCAST, Backplane, Entry, Followed, Gap, Heard, HeardLive, Hearing
 from pushsse.backplane.growing import LiveDelta
-from pushsse.event import Publication
+from pushsse.event import Change, Publication
 from pushsse.hub.growing import Step
 from pushsse.hub.hub import Hub, Shard
 from pushsse.hub.opening import Opener
@@ -301,7 +301,7 @@ class Delivery:
             self._hub.metrics.suppressed += 1
             return
         if publication.change is not None:
-            person.learn(publication.change.version, frozenset(publication.change.after))
+            self._learn(person, publication.change)
         now = self._hub.heartbeat.now
         for subscriber in [each for each in person.subscribers if each.state is LIVE]:
             if selects(subscriber.types, publication):
@@ -322,7 +322,7 @@ class Delivery:
                 continue
             if publication.change is not None:
                 # Guarantee 3: what follows the change in this batch is filtered by it.
-                person.learn(publication.change.version, frozenset(publication.change.after))
+                self._learn(person, publication.change)
             if publication.subject and isinstance(publication, Step):
                 for subscriber, chosen in zip(subscribers, frames, strict=True):
                     chosen += item.frames(publication.for_listener(subscriber), named=subscriber.named)
@@ -334,6 +334,14 @@ class Delivery:
             if chosen:
                 self._hub.metrics.deliveries += len(chosen)
                 subscriber.offer(chunk(b"".join(chosen)), self._hub.heartbeat.now)
+
+    def _learn(self, person: Person, change: Change) -> None:
+        """Takes a change of somebody's switches."""
+        person.learn(change.version, frozenset(change.after), revision=change.revision, quiet=change.quiet)
+        if change.revision != self._hub.rules.revision:
+            # It follows from another catalogue than this node's: a change that overlapped with one of the
+            # catalogue, or one by a release that knows no categories.
+            self._opener.refresh((person,))
 
 
 class Item:

@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from typing import Protocol
 
 from pushsse.backplane import BROADCAST, Backplane, log_of
 from pushsse.backplane.growing import SoFar
@@ -31,6 +32,31 @@ TAP_LENGTH = 10_000
 DRAIN_STEP_S = 0.05
 FLUSH_S = 1.0
 Tap = Callable[[Publication], None]
+
+
+class Rules(Protocol):
+    """What this node knows of the catalogue. Neither waits: the view may be some seconds old."""
+
+    @property
+    def revision(self) -> int:
+        """How often the rules of types have changed: default, mandatory, category."""
+        ...
+
+    def changed_since(self, name: str, revision: int) -> bool:
+        """Whether the rules of a type have changed since a revision."""
+        ...
+
+
+class NoRules:
+    """A catalogue that never changes."""
+
+    revision = 0
+
+    def changed_since(self, name: str, revision: int) -> bool:
+        """Never."""
+        return False
+
+
 ENDINGS = frozenset({"answer", "answer.error"})
 
 
@@ -49,8 +75,11 @@ class Shard:
 class Hub:
     """The streams and people of this node. The registry that subscribers report to."""
 
-    def __init__(self, backplane: Backplane, *, heartbeat: Heartbeat, metrics: Metrics) -> None:
+    def __init__(
+        self, backplane: Backplane, *, heartbeat: Heartbeat, metrics: Metrics, rules: Rules | None = None
+    ) -> None:
         self.backplane = backplane
+        self.rules: Rules = rules or NoRules()
         self.shards: dict[str, Shard] = {}
         self.broadcast = LogTail(BROADCAST, keep_bytes=BROADCAST_TAIL_BYTES)
         self.heartbeat = heartbeat
@@ -111,6 +140,15 @@ class Hub:
     def position(self, person: Person) -> Position:
         """Where the node stands in the person's logs."""
         return Position(self.broadcast.mark, self.shards[person.log].log.mark)
+
+    def people_before(self, revision: int) -> Sequence[Person]:
+        """Those on this node whose switches follow from an earlier revision of the catalogue."""
+        return [
+            person
+            for shard in self.shards.values()
+            for person in shard.people.values()
+            if person.revision < revision
+        ]
 
     # Streams
 

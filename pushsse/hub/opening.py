@@ -17,6 +17,7 @@ from functools import partial
 from itertools import count, islice
 from typing import NamedTuple, Protocol
 
+import msgspec
 from msgspec import Struct
 
 from pushsse.backplane import BROADCAST, Backplane
@@ -33,7 +34,7 @@ from pushsse.hub.log_tail import WAIT_LIMIT_S, LogTail, limited_wait
 from pushsse.position import Mark, Position
 from pushsse.retry import Backoff
 from pushsse.stream.frame import Resume, chunk, random_retry_ms, service_event
-from pushsse.stream.subscriber import Cursor, Expiry, Person, Sink, Subscriber
+from pushsse.stream.subscriber import Cursor, Expiry, Off, Person, Sink, Subscriber
 
 # Streams that open within this time have their people's switches read together.
 GATHER_S = 0.005
@@ -43,7 +44,9 @@ OPENED_AT_ONCE = 64
 _MOST_QUEUED = 4096
 _READ_AT_ONCE = 16
 _READ_PAUSE_S = 0.05
+_REFRESH_PAUSE_S = 0.005
 log = logging.getLogger(__name__)
+_json = msgspec.json.Decoder(dict[str, object])
 
 
 class PersonState(Struct, frozen=True):
@@ -51,7 +54,8 @@ class PersonState(Struct, frozen=True):
 
     `version` numbers the last change of a switch, 0 for none; `off` is every type that is off; `pending` says
     that a committed change isn't known to be in the log; `logged` is where in the person's shard log the last
-    one is that is known to be there; `open_question` says that a question of theirs has no end yet.
+    one is that is known to be there; `open_question` says that a question of theirs has no end yet;
+    `revision` is the catalogue's that `off` follows from; `quiet` are the quiet hours as JSON, "" for none.
     """
 
     version: int
@@ -59,6 +63,8 @@ class PersonState(Struct, frozen=True):
     pending: bool
     logged: Mark | None
     open_question: bool
+    revision: int = 0
+    quiet: str = ""
 
 
 class People(Protocol):
@@ -313,11 +319,11 @@ class Opener:
             return None
         if state.logged is not None and state.logged.epoch == log.mark.epoch and not log.has(state.logged):
             return None
-        person.learn(state.version, state.off)
+        _learn(person, state)
         if wanted is None:
             # Nothing is replayed: what was off before doesn't matter.
             resume = Resume.GAP if wish.unreadable else Resume.NEW
-            cursor = Cursor(person, self._hub.position(person), person.off)
+            cursor = Cursor(person, self._hub.position(person), person.switches)
             return Opening(cursor, resume, state.open_question)
         cursor = Cursor(person, wanted, _off_in_tail(log, person, wanted.shard.number))
         return Opening(cursor, Resume.COMPLETE, state.open_question)
@@ -404,7 +410,7 @@ class Opener:
     def ready(self, subscriber: Subscriber, resume: Resume) -> bytes:
         """The frame of `ready` at the subscriber's position: its first frame, and what tells of a gap."""
         heartbeat, expiry = self._hub.heartbeat, subscriber.expiry
-        data = {
+        data: dict[str, object] = {
             "user": subscriber.person.name,
             "node": self._limits.node,
             "stream": subscriber.id,
@@ -413,10 +419,12 @@ class Opener:
             "expires_in_s": None if expiry is None else int(heartbeat.left_s(expiry.tick)),
             "window_s": self._limits.window_s,
         }
+        if subscriber.person.quiet:
+            data |= _json.decode(subscriber.person.quiet)
         return service_event("ready", data, subscriber.position, retry_ms=random_retry_ms())
 
     def refresh(self, people: Sequence[Person]) -> None:
-        """Reads the switches of people again, because changes of them may have been lost with a log."""
+        """Reads the switches of people again: changes of them were lost, or the catalogue has changed."""
         assert self._tasks is not None
         self._tasks.create_task(self._refresh(people), name="refresh switches")
 
@@ -433,7 +441,7 @@ class Opener:
             # Guarantee 3: a node that hasn't heard the change yet would hear it after events that are newer
             # than the state that it already acts on.
             await log.heard(state.logged)
-        person.learn(state.version, state.off)
+        _learn(person, state)
         return state.open_question
 
     async def _start(self, person: Person, wish: From) -> tuple[Position, Resume]:
@@ -477,14 +485,14 @@ class Opener:
             return Mark(head.epoch, head.first - 1), True
         return wanted, False
 
-    async def _off_at(self, person: Person, number: int) -> frozenset[str]:
+    async def _off_at(self, person: Person, number: int) -> Off:
         """The types that were off at a number of the person's shard log: those before the next change."""
         log = self._hub.log(person)
         if log.reaches(number):
             return _off_in_tail(log, person, number)
-        off_now = person.off
+        off_now = person.switches
         change = await self._backplane.first_change(log.name, person.name, number)
-        return off_now if change is None else frozenset(change.before)
+        return off_now if change is None else Off(frozenset(change.before), change.revision)
 
     async def _offer_growing(self, user: str) -> None:
         """Reads the answers that are growing for somebody with a new stream."""
@@ -521,17 +529,22 @@ class Opener:
                 await asyncio.sleep(_READ_PAUSE_S)
 
     async def _refresh(self, people: Sequence[Person]) -> None:
-        backoff = Backoff()
-        for person in people:
+        backoff, start = Backoff(), 0
+        while start < len(people):
             # Also for somebody whose stream is only opening, and may have read them before the loss.
-            while person.holds:
-                try:
-                    state = await self._people.state(person.name)
-                except Unavailable:
-                    await asyncio.sleep(backoff.next_s())
-                    continue
-                person.learn(state.version, state.off)
-                break
+            batch = {one.name: one for one in people[start : start + OPENED_AT_ONCE] if one.holds}
+            try:
+                states = await self._people.states(list(batch)) if batch else {}
+            except Unavailable:
+                await asyncio.sleep(backoff.next_s())
+                continue
+            backoff.reset()
+            for name, person in batch.items():
+                _learn(person, states[name])
+            start += OPENED_AT_ONCE
+            if start < len(people):
+                # Others open streams meanwhile, also where a state is read without waiting.
+                await asyncio.sleep(_REFRESH_PAUSE_S)
 
     def _expiry(self, options: StreamOptions) -> Expiry | None:
         """When a stream ends at the latest, and why; None for never."""
@@ -556,10 +569,14 @@ class Opener:
         return Expiry(tick, CloseReason.TOKEN_EXPIRED, renewal)
 
 
-def _off_in_tail(log: LogTail, person: Person, number: int) -> frozenset[str]:
+def _learn(person: Person, state: PersonState) -> None:
+    person.learn(state.version, state.off, revision=state.revision, quiet=state.quiet)
+
+
+def _off_in_tail(log: LogTail, person: Person, number: int) -> Off:
     """The types that were off at a number that a log's tail reaches back to."""
     for entry in log.changes_after(number):
         change = entry.publication.change
         if change is not None and change.user == person.name:
-            return frozenset(change.before)
-    return person.off
+            return Off(frozenset(change.before), change.revision)
+    return person.switches

@@ -8,14 +8,19 @@ or an outage leaves unpublished, `run`, the person's next change or their next s
 import asyncio
 import logging
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
+import msgspec
+
 from pushsse import event
-from pushsse.backplane import Backplane, Draft
-from pushsse.errors import Unavailable
+from pushsse.backplane import Backplane, Draft, Topic
+from pushsse.errors import BackplaneUnavailable, Unavailable
 from pushsse.metrics import Metrics
-from pushsse.preferences.store import MAX_TYPES, PendingChange, Preference, PreferenceStore
+from pushsse.preferences import quiet
+from pushsse.preferences.catalogue import CatalogueStore, NamedType, Revised
+from pushsse.preferences.languages import Languages
+from pushsse.preferences.store import MAX_TYPES, PendingChange, PreferenceStore, Reschedule, Settled
 from pushsse.retry import Backoff, Outage
 
 logger = logging.getLogger(__name__)
@@ -24,6 +29,7 @@ _RELAY_OLDER_THAN_S = 2.0
 # 400 names of 64 characters are about 30 KiB: well inside a frame.
 _NAMES_A_FRAME = 400
 _CHANGES_AN_APPEND = 100
+_NOTHING: Mapping[str, bool | None] = {}
 
 
 class Preferences:
@@ -33,17 +39,25 @@ class Preferences:
         self._store = store
         self._backplane = backplane
 
-    async def change(self, user: str, wanted: Mapping[str, bool]) -> tuple[Preference, ...]:
-        """Switches types on and off, and returns all types once the log has the change.
+    async def change(
+        self,
+        user: str,
+        types: Mapping[str, bool | None],
+        *,
+        categories: Mapping[str, bool | None] = _NOTHING,
+        schedule: Reschedule | None = None,
+        languages: Languages = (),
+    ) -> Settled:
+        """Changes what a person chose, and returns all of it once the log has the change.
 
-        Raises InvalidInput, DatabaseUnavailable, and BackplaneUnavailable: then the change holds already, and
-        is published as soon as the log takes it.
+        As `PreferenceStore.change`, whose errors it raises, and BackplaneUnavailable: then the change holds
+        already, and is published as soon as the log takes it.
         """
         # Guarantee 3: committed before it is published, and published before the caller is answered. Dispatch
         # reads the table, so an event published after the commit is filtered there; open streams and replays
         # learn of the change from the log, in order with the events.
-        await self._publish(await self._store.change(user, wanted))
-        return await self._store.preferences(user)
+        await self._publish(await self._store.change(user, types, categories=categories, schedule=schedule))
+        return await self._store.preferences(user, languages)
 
     async def settle(self, user: str) -> None:
         """Publishes a person's changes that aren't known to be in the log. Raises Unavailable."""
@@ -85,59 +99,99 @@ class Preferences:
 
 def _drafts(change: PendingChange) -> list[Draft]:
     """The `preferences` event of a change, in as many frames as its names need."""
-    names = list(change.changed)
-    frames = [names[start : start + _NAMES_A_FRAME] for start in range(0, len(names), _NAMES_A_FRAME)]
+    told: list[dict[str, object]]
+    schedule = {} if change.quiet is None else msgspec.to_builtins(quiet.decoded(change.quiet))
+    if len(change.changed) + len(change.categories) <= _NAMES_A_FRAME:
+        categories = {"categories": change.categories} if change.categories else {}
+        told = [{"types": change.changed} | categories | schedule]
+    else:
+        told = [{"types": part} for part in _portions(change.changed)]
+        told += [{"types": {}, "categories": part} for part in _portions(change.categories)]
+        told[-1] |= schedule
     return [
         Draft(
-            event.encode(
-                "preferences",
-                {"types": {name: change.changed[name] for name in frame}},
-                users=(change.user,),
-                change=change.change,
-            ),
+            event.encode("preferences", data, users=(change.user,), change=change.change),
             once=f"switch:{change.user}:{change.version}" + (f":{part}" if part else ""),
         )
-        for part, frame in enumerate(frames)
+        for part, data in enumerate(told)
+    ]
+
+
+def _portions(values: Mapping[str, object]) -> list[dict[str, object]]:
+    names = list(values)
+    return [
+        {name: values[name] for name in names[start : start + _NAMES_A_FRAME]}
+        for start in range(0, len(names), _NAMES_A_FRAME)
     ]
 
 
 _REFRESH_S = 5.0
+# Nodes that hear of a change together don't all read at once.
+_SPREAD_S = 0.3
 
 
 class Catalogue:
-    """The types that this node knows: which are listed, and which new ones are on their way into the list.
+    """The types that this node knows: which are listed, which new ones are on their way, whose rules changed.
 
     The drafter asks `admits`, and the dispatcher calls `notice`, for every event and without waiting; `run`
     reads and writes the database. While the database answers, the view is a few seconds old at most. A full
     catalogue takes no more types. Their events are delivered all the same, since nobody can switch off what
-    isn't listed; that is logged once, and counted.
+    isn't listed; that is logged once, and counted. The hub asks for the rules (`hub.Rules`).
     """
 
     def __init__(
-        self, store: PreferenceStore, *, new_types: Literal["list", "hide", "refuse"], metrics: Metrics
+        self,
+        store: PreferenceStore,
+        catalogue: CatalogueStore,
+        *,
+        new_types: Literal["list", "hide", "refuse"],
+        metrics: Metrics,
+        backplane: Backplane,
+        declared: Sequence[NamedType] = (),
     ) -> None:
+        """`declared`: the types of the settings file, which are written before anything is read."""
         self._store = store
+        self._catalogue = catalogue
         self._new_types = new_types
         self._metrics = metrics
+        self._backplane = backplane
+        self._declared = declared
+        self._declares = True
         self._warned_full = False
-        self._known: frozenset[str] | None = None
+        self._known: Revised | None = None
         self._new: dict[str, None] = {}
         self._noticed = asyncio.Event()
+        self._on_revision: Callable[[], None] = _nobody
+        backplane.hear_notices(Topic.CATALOGUE, self._hear)
+
+    def on_revision(self, call: Callable[[], None]) -> None:
+        """Has this called when the rules have changed: whoever keeps people's switches reads them again."""
+        self._on_revision = call
 
     def admits(self, name: str) -> bool:
         """Whether events of this type are accepted. Before the catalogue was read once, all are."""
-        return self._new_types != "refuse" or self._known is None or name in self._known
+        return self._new_types != "refuse" or self._known is None or name in self._known.types
 
     @property
     def size(self) -> int:
         """How many types there are, as far as this node knows."""
-        return len(self._known or ())
+        return len(self._known.types) if self._known is not None else 0
+
+    @property
+    def revision(self) -> int:
+        """How often the rules of types have changed, as far as this node knows."""
+        return self._known.revision if self._known is not None else 0
+
+    def changed_since(self, name: str, revision: int) -> bool:
+        """Whether the rules of a type have changed since a revision."""
+        known = self._known
+        return known is not None and known.types.get(name, known.removed) > revision
 
     def notice(self, names: Iterable[str]) -> None:
         """Remembers new types, so that `run` adds them to the catalogue, as far as there is room."""
         if self._new_types == "refuse":
             return
-        known = self._known or frozenset()
+        known = self._known.types if self._known is not None else {}
         for name in names:
             if name in known or name in self._new:
                 continue
@@ -147,10 +201,23 @@ class Catalogue:
             elif self._known is not None:
                 self._overflow(name)
 
+    async def announce(self) -> None:
+        """Has all nodes read the catalogue, which was just changed; those that miss this find it by 5 s."""
+        self._noticed.set()
+        try:
+            await self._backplane.notify(Topic.CATALOGUE, "changed")
+        except BackplaneUnavailable as error:
+            logger.info("other nodes find the changed catalogue by themselves: %s", error)
+
     async def refresh(self) -> None:
         """Adds the new types and reads the catalogue. Raises DatabaseUnavailable."""
         # Before the names are read: one that is noticed from here on sets it again.
         self._noticed.clear()
+        if self._declares:
+            if changed := await self._catalogue.declare(self._declared):
+                logger.info("types of the settings file that were set: %s", ", ".join(changed))
+                await self.announce()
+            self._declares = False
         if self._new:
             # A copy, removed after the write: what is noticed during the write waits for the next round, and
             # what a failed write leaves is tried again.
@@ -163,9 +230,15 @@ class Catalogue:
             for name in left_out:
                 # Other nodes have filled it in the meantime.
                 self._overflow(name)
-        self._known = await self._store.known()
-        if len(self._known) < MAX_TYPES:
+        before, self._known = self.revision, await self._catalogue.revised()
+        if self.size < MAX_TYPES:
             self._warned_full = False
+        # Guarantee 3: after the rules are known. A stream whose switches were read before them is found.
+        if self.revision != before:
+            self._on_revision()
+
+    def _hear(self, _: str) -> None:
+        asyncio.get_running_loop().call_later(random.uniform(0, _SPREAD_S), self._noticed.set)
 
     def _overflow(self, name: str) -> None:
         """Counts a type without room. Deliberate: it isn't listed, since names with ids in them never end."""
@@ -193,3 +266,7 @@ class Catalogue:
                 await asyncio.wait_for(self._noticed.wait(), _REFRESH_S)
             except TimeoutError:
                 pass
+
+
+def _nobody() -> None:
+    """Keeps no switches."""

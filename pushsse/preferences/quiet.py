@@ -1,7 +1,7 @@
 """Quiet hours: when a person wants to be shown events and not to be alerted to them.
 
-A value and a calculation, without any I/O: the API checks what a person sets with `check`, and whoever sends
-to phones asks `quiet_until`. Nothing on the path asks: events reach open streams at any hour.
+A value and a calculation, without any I/O: the store checks what a person sets with `checked`, and whoever
+sends to phones asks `quiet_until`. Nothing on the path asks: events reach open streams at any hour.
 
 Deliberate: a window begins at the first and ends at the last of two equal times of the clock (the hour that
 comes twice when summer ends), so that it isn't interrupted. A time that the clock leaves out counts as the
@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from pushsse.errors import InvalidInput, Violation
 
@@ -76,8 +77,8 @@ def decoded(text: str) -> Schedule:
     return _decoder.decode(text) if text else Schedule()
 
 
-def check(schedule: Schedule) -> None:
-    """Raises InvalidInput that names every member that can't be used."""
+def checked(schedule: Schedule) -> Schedule:
+    """The schedule as it is kept. Raises InvalidInput that names every member that can't be used."""
     violations = []
     if len(schedule.quiet) > MOST_WINDOWS:
         violations.append(Violation("$.quiet", f"has {len(schedule.quiet)} windows, over {MOST_WINDOWS}"))
@@ -98,6 +99,7 @@ def check(schedule: Schedule) -> None:
         violations.append(Violation("$.paused_until", f"must lie between 1970 and {_LAST_YEAR}"))
     if violations:
         raise InvalidInput(*violations)
+    return schedule if until is None else replace(schedule, paused_until=until.astimezone(UTC))
 
 
 def quiet_until(schedule: Schedule, at: datetime) -> datetime | None:

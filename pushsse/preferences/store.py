@@ -1,8 +1,10 @@
-"""The catalogue and the switches in the database, with their tables.
+"""People's switches and quiet hours in the database, with their tables.
 
 Asked by the dispatcher once per batch, by `people` when streams open, by `Preferences` for changes. One
-transaction numbers a person's change and writes it to an outbox, from which `Preferences` publishes it.
-Deliberate: nothing is cached (guarantee 3). Every call raises DatabaseUnavailable.
+transaction numbers a person's change and writes it to an outbox, from which `Preferences` publishes it. What
+holds for a type: it is on if it is mandatory; else the person's own switch decides, then that of its
+category, then the type's default. Deliberate: nothing is cached (guarantee 3). Every call raises
+DatabaseUnavailable.
 """
 
 import asyncio
@@ -11,21 +13,27 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 from tortoise import fields
 from tortoise.models import Model
 
-from pushsse.database import Database, Statement
+from pushsse.database import Database, Session, Statement
 from pushsse.errors import InvalidInput, Violation
 from pushsse.event import Change
 from pushsse.position import Mark
+from pushsse.preferences import quiet
+from pushsse.preferences.languages import Languages, in_language
+from pushsse.preferences.quiet import Schedule
 
 _JOINED_AT_ONCE = 100
+_NOTHING: Mapping[str, bool | None] = {}
+# Makes new quiet hours of those that are there.
+Reschedule = Callable[[Schedule], Schedule]
 
 
 class Preference(Struct, frozen=True):
-    """One type as a person sees it."""
+    """One type as a person sees it. `urgent`, where it is there, is true: worth a sound at night, too."""
 
     name: str
     title: str
@@ -33,37 +41,61 @@ class Preference(Struct, frozen=True):
     category: str
     enabled: bool
     mandatory: bool
+    urgent: bool | UnsetType = UNSET
+
+
+class Settled(Struct, frozen=True):
+    """All that a person has chosen or could: the types, the categories that were switched, quiet hours."""
+
+    types: tuple[Preference, ...]
+    categories: dict[str, bool]
+    schedule: Schedule
 
 
 class Switches(Struct, frozen=True):
     """A person's switches as committed: the number of the last change, and every type that is off.
 
     `pending`: a committed change isn't known to be in the log; `logged` is the place of the last one that is.
+    `revision` is the catalogue's that `off` follows from; `quiet` the schedule as text.
     """
 
     version: int
     off: frozenset[str]
     pending: bool
     logged: Mark | None
+    revision: int = 0
+    quiet: str = ""
 
 
 class PendingChange(Struct, frozen=True):
-    """A committed change that isn't known to be in the log: what it changed, and all that was and is off."""
+    """A committed change that isn't known to be in the log: what it changed, and all that was and is off.
+
+    `revision` is the catalogue's that this follows from. `categories` are those that changed, and `quiet` is
+    the new schedule as text; None: it is as before.
+    """
 
     user: str
     version: int
     changed: dict[str, bool]
     before: tuple[str, ...]
     after: tuple[str, ...]
+    revision: int = 0
+    categories: dict[str, bool | None] = {}
+    quiet: str | None = None
 
     @property
     def change(self) -> Change:
         """The change as the log carries it."""
-        return Change(self.user, self.version, self.before, self.after)
+        return Change(self.user, self.version, self.before, self.after, self.revision, self.quiet)
 
 
 class EventType(Model):
-    """One type of the catalogue, in the order in which they joined."""
+    """One type of the catalogue, in the order in which they joined.
+
+    `titles` and `descriptions` are JSON by language, empty where there is one text for all; the text for
+    everybody else is in `title` and `description`. `place` comes before the order of joining. `revision` is
+    the catalogue's with which default, mandatory or category last changed.
+    """
 
     id = fields.BigIntField(primary_key=True)
     name = fields.CharField(max_length=64, unique=True)
@@ -73,6 +105,13 @@ class EventType(Model):
     mandatory = fields.BooleanField(db_default=False)
     hidden = fields.BooleanField(db_default=False)
     created_at = fields.DatetimeField(auto_now_add=True)
+    titles = fields.TextField(db_default="")
+    descriptions = fields.TextField(db_default="")
+    category = fields.CharField(max_length=64, db_default="")
+    place = fields.IntField(db_default=0)
+    urgent = fields.BooleanField(db_default=False)
+    from_file = fields.BooleanField(db_default=False)
+    revision = fields.BigIntField(db_default=0)
 
     class Meta:
         table = "pushsse_event_type"
@@ -91,10 +130,35 @@ class Switch(Model):
         unique_together = (("user", "type"),)
 
 
+class CategorySwitch(Model):
+    """What a person chose for the types of a category that have no switch of their own."""
+
+    id = fields.BigIntField(primary_key=True)
+    user = fields.CharField(max_length=128)
+    category = fields.CharField(max_length=64)
+    enabled = fields.BooleanField()
+
+    class Meta:
+        table = "pushsse_category_switch"
+        unique_together = (("user", "category"),)
+
+
+class CatalogueRow(Model):
+    """The one row of the catalogue: how often its rules have changed, and when a type was last removed."""
+
+    id = fields.SmallIntField(primary_key=True)
+    revision = fields.BigIntField(db_default=0)
+    removed_revision = fields.BigIntField(db_default=0)
+
+    class Meta:
+        table = "pushsse_catalogue"
+
+
 class PersonRow(Model):
     """A person who has changed a switch: the number of the last change, and of the last one in the log.
 
-    `logged_epoch` and `logged_number` are the place in the person's shard log of the latter.
+    `logged_epoch` and `logged_number` are the place in the person's shard log of the latter. `quiet` is the
+    schedule of quiet hours as text.
     """
 
     user = fields.CharField(max_length=128, primary_key=True)
@@ -102,13 +166,17 @@ class PersonRow(Model):
     logged_version = fields.BigIntField(db_default=0)
     logged_epoch = fields.CharField(max_length=12, db_default="")
     logged_number = fields.BigIntField(db_default=0)
+    quiet = fields.TextField(db_default="")
 
     class Meta:
         table = "pushsse_person"
 
 
 class PreferenceChange(Model):
-    """A change on its way into the log: written with the switches, removed once the log has it."""
+    """A change on its way into the log: written with the switches, removed once the log has it.
+
+    `told` are the categories that changed.
+    """
 
     id = fields.BigIntField(primary_key=True)
     user = fields.CharField(max_length=128)
@@ -117,6 +185,9 @@ class PreferenceChange(Model):
     before: fields.JSONField[list[str]] = fields.JSONField()
     after: fields.JSONField[list[str]] = fields.JSONField()
     created_at = fields.DatetimeField(auto_now_add=True)
+    revision = fields.BigIntField(db_default=0)
+    told: fields.JSONField[dict[str, bool | None]] = fields.JSONField(null=True)
+    quiet = fields.TextField(null=True)
 
     class Meta:
         table = "pushsse_preference_change"
@@ -126,35 +197,53 @@ class PreferenceChange(Model):
 MAX_TYPES = 1_000
 # "pushsse" and a digit in ASCII. Of two nodes that add types, one waits for the other, so that both together
 # stay within MAX_TYPES.
-_CATALOGUE_LOCK = 0x7075736873736532
+CATALOGUE_LOCK = 0x7075736873736532
 
+# A type without a row of its own for somebody follows the switch of its category, if that isn't the default.
+_BY_CATEGORY = """pushsse_category_switch c JOIN pushsse_event_type t ON t.category = c.category
+     WHERE c."user" {among[1]} AND c.enabled <> t.default_on AND NOT t.mandatory AND NOT EXISTS
+       (SELECT 1 FROM pushsse_switch s WHERE s."user" = c."user" AND s.type = t.name)"""
 # The empty user marks a type that is off by default; a person's row says the opposite of the default.
-_OFF_AMONG = Statement("""
+_OFF_AMONG = Statement(f"""
     SELECT '', t.name, t.default_on FROM pushsse_event_type t
-     WHERE t.name {among[2]} AND NOT t.default_on AND NOT t.mandatory
+     WHERE t.name {{among[2]}} AND NOT t.default_on AND NOT t.mandatory
     UNION ALL
     SELECT s."user", s.type, s.enabled
       FROM pushsse_switch s LEFT JOIN pushsse_event_type t ON t.name = s.type
-     WHERE s."user" {among[1]} AND s.type {among[2]}
-       AND s.enabled <> coalesce(t.default_on, true) AND NOT coalesce(t.mandatory, false)""")
+     WHERE s."user" {{among[1]}} AND s.type {{among[2]}}
+       AND s.enabled <> coalesce(t.default_on, true) AND NOT coalesce(t.mandatory, false)
+    UNION ALL
+    SELECT c."user", t.name, c.enabled FROM {_BY_CATEGORY}
+       AND t.name {{among[2]}} AND t.category <> ''""")  # nosec B608
 # The switches of the people among the first parameter, as rows of `SwitchRow`. `people` reads them, joined
-# with the open questions. Rows of three kinds make it one statement: a type off by default (without a user),
-# a person's numbers, a type chosen otherwise than by default. Most people have no row of their own.
-SWITCHES = """
-    SELECT 'default', '', t.name, false, 0, 0, '', 0 FROM pushsse_event_type t
+# with the open questions. Rows of several kinds make it one statement: the catalogue's revision and a type
+# off by default (without a user), a person's numbers and quiet hours, a type chosen otherwise than by
+# default, by itself or by its category. Most people have no row of their own.
+SWITCHES = f"""
+    SELECT 'catalogue', '', '', false, c.revision, 0, '', 0, '' FROM pushsse_catalogue c
+    UNION ALL
+    SELECT 'default', '', t.name, false, 0, 0, '', 0, '' FROM pushsse_event_type t
      WHERE NOT t.default_on AND NOT t.mandatory
     UNION ALL
-    SELECT 'person', p."user", '', false, p.version, p.logged_version, p.logged_epoch, p.logged_number
-      FROM pushsse_person p WHERE p."user" {among[1]}
+    SELECT 'person', p."user", '', false, p.version, p.logged_version, p.logged_epoch, p.logged_number,
+           p.quiet FROM pushsse_person p WHERE p."user" {{among[1]}}
     UNION ALL
-    SELECT 'chosen', s."user", s.type, s.enabled, 0, 0, '', 0
+    SELECT 'chosen', s."user", s.type, s.enabled, 0, 0, '', 0, ''
       FROM pushsse_switch s LEFT JOIN pushsse_event_type t ON t.name = s.type
-     WHERE s."user" {among[1]}
-       AND s.enabled <> coalesce(t.default_on, true) AND NOT coalesce(t.mandatory, false)"""
+     WHERE s."user" {{among[1]}}
+       AND s.enabled <> coalesce(t.default_on, true) AND NOT coalesce(t.mandatory, false)
+    UNION ALL
+    SELECT 'chosen', c."user", t.name, c.enabled, 0, 0, '', 0, '' FROM {_BY_CATEGORY}"""  # nosec B608
 _PREFERENCES = Statement("""
-    SELECT t.name, t.title, t.description, t.default_on, t.mandatory, t.hidden, s.enabled
-      FROM pushsse_event_type t LEFT JOIN pushsse_switch s ON s.type = t.name AND s."user" = {value[1]}
-     ORDER BY t.id""")
+    SELECT t.name, t.title, t.titles, t.description, t.descriptions, t.category, t.default_on, t.mandatory,
+           t.hidden, t.urgent, s.enabled, c.enabled
+      FROM pushsse_event_type t
+      LEFT JOIN pushsse_switch s ON s.type = t.name AND s."user" = {value[1]}
+      LEFT JOIN pushsse_category_switch c ON c.category = t.category AND c."user" = {value[1]}
+     ORDER BY t.place, t.id""")
+_QUIET = Statement('SELECT quiet FROM pushsse_person WHERE "user" = {value[1]}')
+_REVISION = Statement("SELECT revision FROM pushsse_catalogue")
+REMOVED_REVISION = Statement("SELECT removed_revision FROM pushsse_catalogue")
 # Makes the person's row, or locks the one that is there: the update changes nothing.
 _LOCK_PERSON = Statement("""
     INSERT INTO pushsse_person ("user", version, logged_version) VALUES ({value[1]}, {value[2]}, {value[2]})
@@ -165,6 +254,14 @@ _FORGET = {
     "changes": Statement('DELETE FROM pushsse_preference_change WHERE "user" = {value[1]} RETURNING 1'),
     "switches": Statement('DELETE FROM pushsse_switch WHERE "user" = {value[1]} RETURNING 1'),
 }
+_FORGET_CATEGORIES = Statement('DELETE FROM pushsse_category_switch WHERE "user" = {value[1]} RETURNING 1')
+
+
+class _Wanted(NamedTuple):
+    """A change that somebody asks for. Of a type or category None takes the person's choice back."""
+
+    types: Mapping[str, bool | None]
+    categories: Mapping[str, bool | None]
 
 
 class SwitchRow(NamedTuple):
@@ -178,20 +275,51 @@ class SwitchRow(NamedTuple):
     logged_version: int
     logged_epoch: str
     logged_number: int
+    quiet: str
 
 
 class _Choice(NamedTuple):
+    """A type, and what one person chose: for the type itself, and for its category."""
+
     name: str
     title: str
+    titles: str
     description: str
+    descriptions: str
+    category: str
     default_on: bool
     mandatory: bool
     hidden: bool
+    urgent: bool
     chosen: bool | None
+    by_category: bool | None
 
     @property
     def enabled(self) -> bool:
-        return bool(self.mandatory or (self.default_on if self.chosen is None else self.chosen))
+        if self.mandatory:
+            return True
+        if self.chosen is not None:
+            return bool(self.chosen)
+        return bool(self.default_on if self.by_category is None else self.by_category)
+
+    def wish(self, wanted: _Wanted) -> "_Choice":
+        """The same after a change."""
+        return self._replace(
+            chosen=wanted.types.get(self.name, self.chosen),
+            by_category=wanted.categories.get(self.category, self.by_category),
+        )
+
+    def preference(self, languages: Languages) -> Preference:
+        """The type as the person sees it."""
+        return Preference(
+            name=self.name,
+            title=in_language(self.titles, self.title, languages) or self.name,
+            description=in_language(self.descriptions, self.description, languages),
+            category=self.category,
+            enabled=self.enabled,
+            mandatory=bool(self.mandatory),
+            urgent=True if self.urgent else UNSET,
+        )
 
 
 def _milliseconds() -> int:
@@ -226,45 +354,68 @@ class PreferenceStore:
     async def known(self) -> frozenset[str]:
         """The names of all types."""
         async with self._database.session():
-            return await _known()
+            return await known_types()
 
-    async def preferences(self, user: str) -> tuple[Preference, ...]:
-        """The types that aren't hidden as this person has them, in the catalogue's order."""
+    async def preferences(self, user: str, languages: Languages = ()) -> Settled:
+        """What a person has chosen, with the types that aren't hidden, in the catalogue's order.
+
+        `languages`: those that the person reads, the preferred one first.
+        """
         rows = await self._database.rows(_Choice, _PREFERENCES, user)
-        return tuple(
-            Preference(
-                name=row.name,
-                title=row.title or row.name,
-                description=row.description,
-                category="",
-                enabled=row.enabled,
-                mandatory=bool(row.mandatory),
-            )
-            for row in rows
-            if not row.hidden
+        schedule = await self._database.rows(quiet.decoded, _QUIET, user)
+        return Settled(
+            tuple(row.preference(languages) for row in rows if not row.hidden),
+            _categories(rows),
+            schedule[0] if schedule else Schedule(),
         )
 
-    async def change(self, user: str, wanted: Mapping[str, bool]) -> list[PendingChange]:
-        """Switches types on and off, and returns all of the person's changes that may not be in the log yet.
+    async def change(
+        self,
+        user: str,
+        types: Mapping[str, bool | None],
+        *,
+        categories: Mapping[str, bool | None] = _NOTHING,
+        schedule: Reschedule | None = None,
+    ) -> list[PendingChange]:
+        """Changes what a person chose, and returns all of their changes that may not be in the log yet.
 
-        Raises InvalidInput that names every type that isn't known, or is mandatory and was switched off.
+        Of a type or category None takes the choice back. `schedule` makes the new quiet hours of those that
+        are there. Raises InvalidInput that names every type and category that isn't known, mandatory types
+        that were switched off, and what is wrong with the quiet hours.
         """
+        wanted = _Wanted(types, categories)
         async with self._database.transaction() as session:
             # Guarantee 3: the person's row is locked first, so of two changes together the second reads what
             # the first has committed: no number is left out, and its `before` is the first one's `after`.
             version: int = (await session.rows(int, _LOCK_PERSON, user, self._numbers_after()))[0]
             rows = await session.rows(_Choice, _PREFERENCES, user)
-            _check({row.name: row for row in rows if not row.hidden}, wanted)
-            await _choose(
-                user, [row for row in rows if wanted.get(row.name, row.chosen) != row.chosen], wanted
-            )
-            changed = {row.name: wanted[row.name] for row in rows if _differs(row, wanted)}
-            if changed:
-                before = {row.name for row in rows if not row.enabled}
-                after = {name for name in before if name not in changed} | {
-                    n for n, on in changed.items() if not on
-                }
-                await _number(user, version + 1, changed, before, after)
+            revision = sum(await session.rows(int, _REVISION))
+            _check(rows, wanted)
+            quiet_hours = await _new_schedule(session, user, schedule)
+            chosen = [row.wish(wanted) for row in rows]
+            await _choose(user, rows, wanted)
+            changed = {
+                new.name: new.enabled
+                for old, new in zip(rows, chosen, strict=True)
+                if old.enabled != new.enabled
+            }
+            hidden = {row.name for row in rows if row.hidden}
+            categories = _categories(rows)
+            changed_categories = {
+                name: on for name, on in wanted.categories.items() if categories.get(name) != on
+            }
+            if changed or changed_categories or quiet_hours is not None:
+                change = PendingChange(
+                    user,
+                    version + 1,
+                    {name: on for name, on in changed.items() if name not in hidden},
+                    tuple(sorted(row.name for row in rows if not row.enabled)),
+                    tuple(sorted(row.name for row in chosen if not row.enabled)),
+                    revision,
+                    changed_categories,
+                    quiet_hours,
+                )
+                await _number(change)
             return await _pending(user)
 
     async def pending(self, user: str) -> list[PendingChange]:
@@ -291,7 +442,9 @@ class PreferenceStore:
     async def forget(self, user: str) -> dict[str, int]:
         """Deletes all that is kept of a person: how many rows of each kind."""
         async with self._database.transaction() as session:
-            return {kind: len(await session.rows(int, each, user)) for kind, each in _FORGET.items()}
+            deleted = {kind: len(await session.rows(int, each, user)) for kind, each in _FORGET.items()}
+            deleted["switches"] += len(await session.rows(int, _FORGET_CATEGORIES, user))
+            return deleted
 
     async def join(self, names: Sequence[str], *, hidden: bool) -> frozenset[str]:
         """Adds types to the catalogue, up to 1,000 in all; those that are there stay as they are.
@@ -299,24 +452,29 @@ class PreferenceStore:
         Returns the names that found no room.
         """
         async with self._database.transaction() as session:
-            await session.lock(_CATALOGUE_LOCK)
-            known = await _known()
+            await session.lock(CATALOGUE_LOCK)
+            known = await known_types()
             wanted = [name for name in dict.fromkeys(names) if name not in known]
             # An administrator may have added more than fit.
             room = max(0, MAX_TYPES - len(known))
             if new := wanted[:room]:
+                # One of them may have been there before, with rules of its own.
+                revision = sum(await session.rows(int, REMOVED_REVISION))
                 for start in range(0, len(new), _JOINED_AT_ONCE):
                     if start:
                         await asyncio.sleep(0)
                     names_now = new[start : start + _JOINED_AT_ONCE]
-                    await EventType.bulk_create([EventType(name=name, hidden=hidden) for name in names_now])
+                    await EventType.bulk_create(
+                        [EventType(name=name, hidden=hidden, revision=revision) for name in names_now]
+                    )
             return frozenset(wanted[room:])
 
 
 def switches_of(users: Sequence[str], rows: Sequence[SwitchRow]) -> dict[str, Switches]:
     """What the rows of `SWITCHES` say of each of `users`."""
     default_off = frozenset(row.type for row in rows if row.kind == "default")
-    unchanged = Switches(version=0, off=default_off, pending=False, logged=None)
+    revision = sum(row.version for row in rows if row.kind == "catalogue")
+    unchanged = Switches(version=0, off=default_off, pending=False, logged=None, revision=revision)
     found = dict.fromkeys(users, unchanged)
     for row in rows:
         if row.kind == "person":
@@ -325,6 +483,7 @@ def switches_of(users: Sequence[str], rows: Sequence[SwitchRow]) -> dict[str, Sw
                 version=row.version,
                 pending=row.version > row.logged_version,
                 logged=Mark(row.logged_epoch, row.logged_number) if row.logged_epoch else None,
+                quiet=row.quiet,
             )
         elif row.kind == "chosen":
             off = found[row.user].off
@@ -348,45 +507,93 @@ def _off(users: Sequence[str], rows: Sequence[tuple[str, str, bool]]) -> frozens
     return frozenset(off)
 
 
-async def _known() -> frozenset[str]:
+async def known_types() -> frozenset[str]:
+    """The names of all types, in the session of the caller."""
     # Names alone: to make a model of each of 1,000 rows holds the event loop for 30 ms.
     return frozenset([str(name) for (name,) in await EventType.all().values_list("name")])
 
 
-def _check(known: Mapping[str, _Choice], wanted: Mapping[str, bool]) -> None:
+def _categories(rows: Sequence[_Choice]) -> dict[str, bool]:
+    """The categories that a person has switched."""
+    return {row.category: bool(row.by_category) for row in rows if row.by_category is not None}
+
+
+def _check(rows: Sequence[_Choice], wanted: _Wanted) -> None:
+    known = {row.name: row for row in rows if not row.hidden}
+    categories = {row.category for row in rows if row.category and not row.hidden}
     violations = []
-    for name, on in wanted.items():
+    for name, on in wanted.types.items():
         at = f"$.types.{name}"
         if name not in known:
             violations.append(Violation(at, f"{name!r} is not a type of the catalogue"))
-        elif known[name].mandatory and not on:
+        elif known[name].mandatory and on is False:
             violations.append(Violation(at, f"{name!r} is mandatory and can't be switched off, got false"))
+    for name in wanted.categories:
+        if name not in categories:
+            violations.append(
+                Violation(f"$.categories.{name}", f"{name!r} is no category of the catalogue's types")
+            )
     if violations:
         raise InvalidInput(*violations)
 
 
-def _differs(row: _Choice, wanted: Mapping[str, bool]) -> bool:
-    return row.name in wanted and wanted[row.name] != row.enabled
+async def _new_schedule(session: Session, user: str, schedule: Reschedule | None) -> str | None:
+    """The quiet hours as text, if they change. Raises InvalidInput."""
+    if schedule is None:
+        return None
+    [before] = await session.rows(str, _QUIET, user)
+    after = quiet.encoded(quiet.checked(schedule(quiet.decoded(before))))
+    return None if after == before else after
 
 
-async def _choose(user: str, rows: Sequence[_Choice], wanted: Mapping[str, bool]) -> None:
+async def _choose(user: str, rows: Sequence[_Choice], wanted: _Wanted) -> None:
     """Writes what was chosen, also where it is the default: the default may change."""
-    if rows:
-        chosen = [Switch(user=user, type=row.name, enabled=wanted[row.name]) for row in rows]
+    chosen = [
+        Switch(user=user, type=row.name, enabled=on)
+        for row in rows
+        if (on := wanted.types.get(row.name)) is not None and on != row.chosen
+    ]
+    if chosen:
         await Switch.bulk_create(chosen, on_conflict=("user", "type"), update_fields=("enabled",))
+    if taken_back := [name for name, on in wanted.types.items() if on is None]:
+        await Switch.filter(user=user, type__in=taken_back).delete()
+    categories = [
+        CategorySwitch(user=user, category=name, enabled=on)
+        for name, on in wanted.categories.items()
+        if on is not None
+    ]
+    if categories:
+        await CategorySwitch.bulk_create(
+            categories, on_conflict=("user", "category"), update_fields=("enabled",)
+        )
+    if taken_back := [name for name, on in wanted.categories.items() if on is None]:
+        await CategorySwitch.filter(user=user, category__in=taken_back).delete()
 
 
-async def _number(
-    user: str, version: int, changed: dict[str, bool], before: set[str], after: set[str]
-) -> None:
+async def _number(change: PendingChange) -> None:
     # Guarantee 3: number, switches and outbox in one transaction. What dispatch reads and what the log will
     # tell can't come apart.
-    await PersonRow.filter(user=user).update(version=version)
+    values: dict[str, int | str] = {"version": change.version}
+    if change.quiet is not None:
+        values["quiet"] = change.quiet
+    await PersonRow.filter(user=change.user).update(**values)
     await PreferenceChange.create(
-        user=user, version=version, changed=changed, before=sorted(before), after=sorted(after)
+        user=change.user,
+        version=change.version,
+        changed=change.changed,
+        before=list(change.before),
+        after=list(change.after),
+        revision=change.revision,
+        told=change.categories or None,
+        quiet=change.quiet,
     )
 
 
 async def _pending(user: str) -> list[PendingChange]:
     rows = await PreferenceChange.filter(user=user).order_by("version")
-    return [PendingChange(r.user, r.version, r.changed, tuple(r.before), tuple(r.after)) for r in rows]
+    return [
+        PendingChange(
+            r.user, r.version, r.changed, tuple(r.before), tuple(r.after), r.revision, r.told or {}, r.quiet
+        )
+        for r in rows
+    ]

@@ -71,33 +71,54 @@ class Registry(Protocol):
         ...
 
 
+class Off(NamedTuple):
+    """The types that are off for somebody at a place in the log, by one revision of the catalogue."""
+
+    types: frozenset[str] = NOTHING_OFF
+    revision: int = 0
+
+
 class Person:
     """Somebody with streams on this node: the switches as the log has told them, and the streams.
 
+    `revision` is the catalogue's that `off` follows from; `quiet` the quiet hours as JSON, empty for none.
     `since_ms` is when the first of the open streams began, by the log's clock.
     """
 
-    __slots__ = ("holds", "log", "name", "off", "since_ms", "subscribers", "version")
+    __slots__ = ("holds", "log", "name", "off", "quiet", "revision", "since_ms", "subscribers", "version")
 
     def __init__(self, name: str, log: str) -> None:
         self.name = name
         self.log = log
         self.off = NOTHING_OFF
         self.version = -1
+        self.revision = 0
+        self.quiet = ""
         self.subscribers: list[Subscriber] = []
         self.holds = 0
         self.since_ms = 0
 
-    def learn(self, version: int, off: frozenset[str]) -> None:
-        """Takes the switches as they were after a change.
+    def learn(
+        self, version: int, off: frozenset[str], *, revision: int = 0, quiet: str | None = None
+    ) -> None:
+        """Takes the switches as they were after a change; `quiet` None: the quiet hours stay.
 
-        Guarantee 3: the database and the log both tell of changes, in either order; the lower version loses.
+        Guarantee 3: the database and the log both tell of changes, in either order; the lower version loses,
+        and of one version that of the earlier catalogue.
         """
-        if version > self.version:
+        if version > self.version or (version == self.version and revision > self.revision):
             self.version = version
+            self.revision = revision
             self.off = off or NOTHING_OFF
+            if quiet is not None:
+                self.quiet = quiet
             for subscriber in self.subscribers:
                 subscriber.refilter()
+
+    @property
+    def switches(self) -> Off:
+        """The types that are off now, for a cursor that begins here."""
+        return Off(self.off, self.revision)
 
 
 def selects(types: frozenset[str] | None, publication: Publication) -> bool:
@@ -117,7 +138,7 @@ class Cursor:
 
     __slots__ = ("off", "owes_gap", "person", "position")
 
-    def __init__(self, person: Person, position: Position, off: frozenset[str]) -> None:
+    def __init__(self, person: Person, position: Position, off: Off) -> None:
         self.person = person
         self.position = position
         self.off = off
@@ -135,7 +156,7 @@ class Cursor:
         self.move(log, mark)
         self.owes_gap = True
 
-    def switched(self, off: frozenset[str]) -> None:
+    def switched(self, off: Off) -> None:
         """Passes a change of the person's switches."""
         self.off = off
 
@@ -343,7 +364,7 @@ class Subscriber:
         # Guarantee 2: everything up to the node's position has been written. A sink that fills up says so
         # within the write of a batch, which is the stream's only write of it, after the logs have moved past
         # it. Guarantee 3: for the same reason the person's switches are those that held at that position.
-        cursor = Cursor(self.person, self._registry.position(self.person), self.person.off)
+        cursor = Cursor(self.person, self._registry.position(self.person), self.person.switches)
         self.state = behind = Behind(cursor, room=room)
         self._registry.fell_behind(self)
         return behind

@@ -32,15 +32,19 @@ def test_a_delta_comes_back_as_it_was_and_other_releases_read_it() -> None:
 
 
 def test_a_change_comes_back_as_it_was() -> None:
-    change = Change("ann", 3, ("news",), ())
+    change = Change("ann", 3, ("news",), (), 7, '{"zone":"UTC"}')
     assert codec.decode_change(codec.encode_change(change)) == change
-    longer = msgspec.msgpack.encode(["ann", 3, ["news"], [], "newer"])
+    longer = msgspec.msgpack.encode(["ann", 3, ["news"], [], 7, '{"zone":"UTC"}', "newer"])
     assert codec.decode_change(longer) == change
+    # One release earlier has no catalogue and no quiet hours.
+    assert codec.decode_change(msgspec.msgpack.encode(["ann", 3, ["news"], []])) == Change(
+        "ann", 3, ("news",), (), 0, None
+    )
 
 
 @pytest.mark.parametrize("version", [codec.VERSION - 1, codec.VERSION, codec.VERSION + 1])
 def test_the_versions_next_to_ours_are_read_with_items_that_we_do_not_know(version: int) -> None:
-    change = ["ann", 1, [], ["news"], "newer"]
+    change = ["ann", 1, [], ["news"], 0, None, "newer"]
     entry = of_version(
         version, "note", b"data: {}\n", ["ann", "b\u00f6"], True, 2**42, "q", change, 2, "newer"
     )

@@ -90,7 +90,7 @@ async def test_every_call_that_needs_admin_leaves_a_line_when_it_is_refused(
     calls = [call for call in CALLS if call.scope == ADMIN]
     assert calls
     for call in calls:
-        path = call.path.replace("{user:path}", "bo")
+        path = call.path.replace("{user:path}", "bo").replace("{type}", "bo")
         reply = await node.http.request(call.method, path, headers=headers)
         assert reply.status_code == status
         [line] = lines(written)

@@ -9,7 +9,7 @@ from pushsse.backplane import Page
 from pushsse.errors import BackplaneUnavailable, CloseReason
 from pushsse.hub.catch_up import Replay
 from pushsse.position import parse
-from pushsse.stream.subscriber import Behind, Cursor
+from pushsse.stream.subscriber import Behind, Cursor, Off
 from tests.hub.running_hub import Reads, RunningHub, running_hub
 from tests.waiting import eventually
 
@@ -92,6 +92,6 @@ async def test_entries_of_an_epoch_that_the_node_has_not_heard_of_wait_until_it_
                 return page._replace(heads={**page.heads, "all": lost})
 
         flushed: Any = Flushed()
-        entries = await Replay(w.hub, flushed).entries(Cursor(person, start, frozenset()))
+        entries = await Replay(w.hub, flushed).entries(Cursor(person, start, Off()))
         assert [entry.log for entry in entries] == [person.log]
         w.hub.release(person)

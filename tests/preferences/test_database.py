@@ -33,6 +33,7 @@ MIGRATIONS = (
     "0003_conversation",
     "0004_kicks",
     "0005_conversations",
+    "0006_catalogue",
     "0008_presence",
 )
 MIGRATE = """

@@ -15,12 +15,14 @@ from tortoise.context import TortoiseContext
 from tortoise.migrations.executor import MigrationExecutor, MigrationTarget
 
 from deploy.parts import Postgres
+from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database, Statement
 from pushsse.database.url import configuration
 from pushsse.errors import DatabaseUnavailable, StatementFailed
 from pushsse.metrics import Metrics
 from pushsse.people import StateTable
 from pushsse.preferences import Catalogue
+from pushsse.preferences.catalogue import CatalogueStore
 from pushsse.preferences.store import PreferenceStore
 from tests.cli.running import pushsse, served
 from tests.waiting import eventually, until
@@ -100,10 +102,13 @@ async def test_the_catalogue_survives_a_read_only_database_and_joins_the_type_la
     postgres_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await prepared(postgres_url)
-    async with opened(postgres_url) as (_, store):
+    async with opened(postgres_url) as (database, store):
         await configure(postgres_url, "SET default_transaction_read_only = on")
         await until_it_answers(store)
-        catalogue = Catalogue(store, new_types="list", metrics=Metrics())
+        log = MemoryBackplane(shards=4, keep_s=60, keep_bytes=1 << 20, metrics=Metrics())
+        catalogue = Catalogue(
+            store, CatalogueStore(database), new_types="list", metrics=Metrics(), backplane=log
+        )
         task = asyncio.create_task(catalogue.run())
         catalogue.notice(["fresh"])
         await eventually(lambda: "read-only" in caplog.text)

@@ -12,7 +12,7 @@ from pushsse.preferences.quiet import (
     DAYS,
     QuietWindow,
     Schedule,
-    check,
+    checked,
     decoded,
     encoded,
     quiet_until,
@@ -174,13 +174,13 @@ def test_what_never_ends_is_answered_for_a_week() -> None:
 )
 def test_what_cannot_be_used_is_named(bad: Schedule, places: list[str]) -> None:
     with pytest.raises(InvalidInput) as caught:
-        check(bad)
+        checked(bad)
     assert [violation.at for violation in caught.value.violations] == places
 
 
 def test_a_schedule_is_text_and_comes_back() -> None:
     one = schedule(NIGHT, zone="Asia/Shanghai", paused=at("2026-11-23T23:00:00+00:00"))
-    check(one)
+    assert checked(one) == one
     assert decoded(encoded(one)) == one
     assert encoded(Schedule()) == ""
     assert not decoded("")

@@ -14,6 +14,7 @@ from pushsse.metrics import Metrics
 from pushsse.people import StateTable
 from pushsse.position import Mark
 from pushsse.preferences import Catalogue, Preferences
+from pushsse.preferences.catalogue import CatalogueStore
 from pushsse.preferences.store import EventType, PreferenceStore
 from tests.waiting import eventually
 
@@ -60,7 +61,7 @@ async def test_a_change_is_in_the_log_when_the_caller_is_answered(
     preferences: Preferences, store: PreferenceStore, log: Log, states: StateTable
 ) -> None:
     seen = await preferences.change("ann", {"alarm": False})
-    assert {p.name: p.enabled for p in seen} == {"alarm": False, "news": True}
+    assert {p.name: p.enabled for p in seen.types} == {"alarm": False, "news": True}
     [entry] = await log.entries("ann")
     publication = entry.publication
     assert publication.name == "preferences"
@@ -163,11 +164,30 @@ async def test_an_unknown_type_is_refused_and_nothing_is_published(
     assert await log.entries("ann") == ()
 
 
+def catalogue_of(
+    database: Database,
+    log: Log,
+    metrics: Metrics | None = None,
+    new_types: Literal["list", "hide", "refuse"] = "list",
+) -> Catalogue:
+    return Catalogue(
+        PreferenceStore(database),
+        CatalogueStore(database),
+        new_types=new_types,
+        metrics=metrics or Metrics(),
+        backplane=log,
+    )
+
+
 @pytest.mark.parametrize(("new_types", "hidden"), [("list", False), ("hide", True)])
 async def test_a_new_type_joins_in_the_background(
-    store: PreferenceStore, database: Database, new_types: str, hidden: bool
+    store: PreferenceStore,
+    database: Database,
+    log: Log,
+    new_types: Literal["list", "hide"],
+    hidden: bool,
 ) -> None:
-    catalogue = Catalogue(store, new_types=new_types, metrics=Metrics())  # type: ignore[arg-type]
+    catalogue = catalogue_of(database, log, new_types=new_types)
     running = asyncio.create_task(catalogue.run())
     catalogue.notice(["alarm", "alarm", "news"])
     assert catalogue.admits("alarm")
@@ -184,11 +204,11 @@ async def test_a_new_type_joins_in_the_background(
 
 
 async def test_unknown_types_are_refused_once_the_catalogue_was_read(
-    store: PreferenceStore, database: Database
+    store: PreferenceStore, database: Database, log: Log
 ) -> None:
     async with database.session():
         await EventType.create(name="alarm")
-    catalogue = Catalogue(store, new_types="refuse", metrics=Metrics())
+    catalogue = catalogue_of(database, log, new_types="refuse")
     assert catalogue.admits("nope")
     catalogue.notice(["nope"])
     await catalogue.refresh()
@@ -199,10 +219,14 @@ async def test_unknown_types_are_refused_once_the_catalogue_was_read(
 
 @pytest.mark.parametrize("new_types", ["list", "hide"])
 async def test_more_types_than_fit_are_said_once_and_counted(
-    store: PreferenceStore, new_types: Literal["list", "hide"], caplog: pytest.LogCaptureFixture
+    store: PreferenceStore,
+    database: Database,
+    log: Log,
+    new_types: Literal["list", "hide"],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     metrics = Metrics()
-    catalogue = Catalogue(store, new_types=new_types, metrics=metrics)
+    catalogue = catalogue_of(database, log, metrics, new_types)
     await catalogue.refresh()
     catalogue.notice([f"t{i}" for i in range(1500)])
     await catalogue.refresh()
@@ -217,10 +241,10 @@ async def test_more_types_than_fit_are_said_once_and_counted(
 
 
 async def test_a_catalogue_that_other_nodes_have_filled_is_said_too(
-    store: PreferenceStore, caplog: pytest.LogCaptureFixture
+    store: PreferenceStore, database: Database, log: Log, caplog: pytest.LogCaptureFixture
 ) -> None:
     metrics = Metrics()
-    catalogue = Catalogue(store, new_types="list", metrics=metrics)
+    catalogue = catalogue_of(database, log, metrics)
     await store.join([f"t{i}" for i in range(999)], hidden=False)
     with caplog.at_level("INFO"):
         catalogue.notice(["first", "second"])
@@ -232,9 +256,9 @@ async def test_a_catalogue_that_other_nodes_have_filled_is_said_too(
 
 
 async def test_after_there_was_room_again_a_full_catalogue_is_said_again(
-    store: PreferenceStore, database: Database, caplog: pytest.LogCaptureFixture
+    store: PreferenceStore, database: Database, log: Log, caplog: pytest.LogCaptureFixture
 ) -> None:
-    catalogue = Catalogue(store, new_types="list", metrics=Metrics())
+    catalogue = catalogue_of(database, log)
     await catalogue.refresh()
     catalogue.notice([f"t{i}" for i in range(1001)])
     await catalogue.refresh()

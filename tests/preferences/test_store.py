@@ -111,7 +111,7 @@ async def test_a_mandatory_type_is_never_off(
         await EventType.filter(name="alarm").update(mandatory=True)
     assert await store.off_among(["ann"], ["law", "alarm"]) == frozenset()
     assert (await states.read(["ann"]))["ann"].off == frozenset()
-    assert [(p.name, p.enabled, p.mandatory) for p in await store.preferences("ann")] == [
+    assert [(p.name, p.enabled, p.mandatory) for p in (await store.preferences("ann")).types] == [
         ("law", True, True),
         ("alarm", True, True),
     ]
@@ -124,7 +124,10 @@ async def test_preferences_come_in_the_order_of_the_catalogue_without_hidden_one
     await store.join(["ghost"], hidden=True)
     await add_types(database, ant={"title": "Ants", "description": "small", "default_on": False})
     await store.join(["zebra", "ant", "bee"], hidden=False)
-    seen = [(p.name, p.title, p.description, p.category, p.enabled) for p in await store.preferences("ann")]
+    seen = [
+        (p.name, p.title, p.description, p.category, p.enabled)
+        for p in (await store.preferences("ann")).types
+    ]
     assert seen == [
         ("zebra", "zebra", "", "", True),
         ("ant", "Ants", "small", "", False),

@@ -19,6 +19,7 @@ from pushsse.stream.subscriber import (
     Ended,
     Gone,
     Live,
+    Off,
     Person,
     State,
     Subscriber,
@@ -108,7 +109,7 @@ class Node:
 
     def open(self, position: Position | None = None, *, room: int = 1_000) -> Subscriber:
         """A stream as the opening begins it."""
-        cursor = Cursor(self.person, position or self.position(self.person), self.person.off)
+        cursor = Cursor(self.person, position or self.position(self.person), self.person.switches)
         sink = ListSink(room)
         sink.subscriber = Subscriber(sink, self, id="s", cursor=cursor)
         self.streams.add(sink.subscriber)
@@ -199,7 +200,7 @@ def test_a_full_sink_makes_a_live_stream_fall_behind_at_the_nodes_position_and_w
     state = behind(subscriber)
     assert not state.room
     assert state.cursor.position == node.position(node.person)
-    assert state.cursor.off == {"news"}
+    assert state.cursor.off.types == {"news"}
     assert not state.cursor.owes_gap
     node.deliver(BROADCAST)
     assert sink_of(subscriber).written == [b"all aaaa 1 1"]
@@ -237,7 +238,7 @@ def response_that_is_full() -> QueueStream:
 async def test_a_sink_that_was_full_before_it_had_a_subscriber_makes_it_fall_behind(kind: str) -> None:
     sink = connection_that_is_full() if kind == "connection" else response_that_is_full()
     node = Node()
-    cursor = Cursor(node.person, node.position(node.person), node.person.off)
+    cursor = Cursor(node.person, node.position(node.person), node.person.switches)
     subscriber = Subscriber(sink, node, id="s", cursor=cursor)
     node.streams.add(subscriber)
     assert subscriber.go_live()
@@ -275,7 +276,7 @@ def test_a_lost_log_puts_a_live_stream_behind_in_the_new_epoch_with_a_gap_owed()
 
 
 def test_a_gap_is_taken_once_however_often_it_was_owed() -> None:
-    cursor = Cursor(Person("ann", SHARD), Position(Mark("aaaa", 1), Mark("aaaa", 1)), frozenset())
+    cursor = Cursor(Person("ann", SHARD), Position(Mark("aaaa", 1), Mark("aaaa", 1)), Off())
     cursor.skip(BROADCAST, Mark("bbbb", 5))
     cursor.skip(SHARD, Mark("cccc", 6))
     assert cursor.position == Position(Mark("bbbb", 5), Mark("cccc", 6))
@@ -364,7 +365,7 @@ def test_a_stream_takes_everything_only_while_nothing_is_off_narrowed_or_unnamed
     person, position = node.person, node.position(node.person)
 
     def opened(**options: object) -> Subscriber:
-        cursor = Cursor(person, position, frozenset())
+        cursor = Cursor(person, position, Off())
         made = Subscriber(ListSink(), node, id="s", cursor=cursor, **options)  # type: ignore[arg-type]
         person.subscribers.append(made)
         return made

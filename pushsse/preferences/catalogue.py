@@ -1,0 +1,288 @@
+"""The catalogue of types as administrators set it: by calls, or in the settings file.
+
+`CatalogueStore` is asked by the API and by `Catalogue`, the node's view. What changes who gets events
+(default, mandatory, category) gets a new revision, by which nodes notice that they have to read people's
+switches again. A type of the settings file is the file's: calls neither change nor remove it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, NamedTuple
+
+import msgspec
+from msgspec import Meta, Struct
+
+from pushsse import strictjson
+from pushsse.database import Database, Session, Statement
+from pushsse.errors import InvalidInput, PushsseError, SettingsError
+from pushsse.event import RESERVED_TYPES, TypeName
+from pushsse.preferences.languages import LanguageTag
+from pushsse.preferences.store import CATALOGUE_LOCK, MAX_TYPES, REMOVED_REVISION, EventType, known_types
+
+_MOST_LANGUAGES = 40
+# A column of the table has this length.
+Title = Annotated[str, Meta(min_length=1, max_length=200)]
+Description = Annotated[str, Meta(min_length=1, max_length=2000)]
+Category = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9_.-]{0,64}\Z",
+        description="a category: up to 64 letters (a–z, A–Z), digits, dots, hyphens and underscores",
+        examples=["marketing"],
+    ),
+]
+_Titles = Annotated[dict[LanguageTag, Title], Meta(min_length=1, max_length=_MOST_LANGUAGES)]
+_Descriptions = Annotated[dict[LanguageTag, Description], Meta(min_length=1, max_length=_MOST_LANGUAGES)]
+_MOST_PLACE = 1_000_000
+# For up to 1,000 types, one after the other.
+_DECLARE_S = 30.0
+
+
+class TypeInFile(PushsseError):
+    """A type of the settings file, which calls don't change."""
+
+
+class CatalogueFull(PushsseError):
+    """There is no room for one more type."""
+
+
+class TypeRules(Struct, frozen=True, forbid_unknown_fields=True):
+    """A type as it is set. A text is one for all, or one for each language, whose first is for all others."""
+
+    title: Annotated[str, Meta(max_length=200)] | _Titles = ""
+    description: Annotated[str, Meta(max_length=2000)] | _Descriptions = ""
+    category: Category = ""
+    default: bool = True
+    mandatory: bool = False
+    order: Annotated[int, Meta(ge=-_MOST_PLACE, le=_MOST_PLACE)] = 0
+    urgent: bool = False
+    hidden: bool = False
+
+
+class NamedType(TypeRules, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A type of the settings file."""
+
+    name: TypeName
+
+
+class TypeView(TypeRules, frozen=True, kw_only=True):
+    """A type as administrators see it; `in_file`: it is set in the settings file."""
+
+    name: str
+    in_file: bool
+
+
+class Revised(NamedTuple):
+    """The node's copy of the catalogue: each type with the revision of its rules."""
+
+    revision: int = 0
+    removed: int = 0
+    types: Mapping[str, int] = {}
+
+
+def declared(tables: Sequence[Mapping[str, object]]) -> tuple[NamedType, ...]:
+    """The types of the settings file. Raises SettingsError that names the table, its member and the value."""
+    found: dict[str, NamedType] = {}
+    for number, table in enumerate(tables, 1):
+        at = f"types, table {number}"
+        try:
+            one = strictjson.convert(dict(table), NamedType)
+        except InvalidInput as error:
+            raise SettingsError(f"{at}: {error}") from None
+        if one.name in found:
+            raise SettingsError(f"{at}: name {one.name!r} is there before")
+        if is_reserved(one.name):
+            raise SettingsError(f"{at}: name {one.name!r} is one that pushsse itself uses")
+        found[one.name] = one
+    if len(found) > MAX_TYPES:
+        raise SettingsError(f"types: {len(found)} types, over {MAX_TYPES}")
+    return tuple(found.values())
+
+
+def is_reserved(name: str) -> bool:
+    """Whether no event can have this type."""
+    return name in RESERVED_TYPES or name.startswith("pushsse.")
+
+
+# In the order in which people see them.
+_ALL = Statement("""
+    SELECT name, title, titles, description, descriptions, category, default_on, mandatory, place, urgent,
+           hidden, from_file FROM pushsse_event_type ORDER BY place, id""")
+_ONE = Statement("""
+    SELECT name, title, titles, description, descriptions, category, default_on, mandatory, place, urgent,
+           hidden, from_file FROM pushsse_event_type WHERE name = {value[1]}""")
+# The empty name is the catalogue's own row.
+_REVISED = Statement("""
+    SELECT '', revision, removed_revision FROM pushsse_catalogue
+    UNION ALL SELECT name, revision, 0 FROM pushsse_event_type""")
+_NEXT_REVISION = Statement("""
+    INSERT INTO pushsse_catalogue (id, revision, removed_revision) VALUES (1, 1, 0)
+    ON CONFLICT (id) DO UPDATE SET revision = pushsse_catalogue.revision + 1 RETURNING revision""")
+_REMOVED = Statement("UPDATE pushsse_catalogue SET removed_revision = revision RETURNING revision")
+_RELEASE = Statement("""
+    UPDATE pushsse_event_type SET from_file = false
+     WHERE from_file AND NOT (name {among[1]}) RETURNING name""")
+
+
+class _Row(NamedTuple):
+    name: str
+    title: str
+    titles: str
+    description: str
+    descriptions: str
+    category: str
+    default_on: bool
+    mandatory: bool
+    place: int
+    urgent: bool
+    hidden: bool
+    from_file: bool
+
+    @property
+    def effect(self) -> tuple[bool, bool, str]:
+        """What decides who gets its events."""
+        return bool(self.default_on), bool(self.mandatory), self.category
+
+    def view(self) -> TypeView:
+        return TypeView(
+            name=self.name,
+            title=_texts(self.titles) or self.title,
+            description=_texts(self.descriptions) or self.description,
+            category=self.category,
+            default=bool(self.default_on),
+            mandatory=bool(self.mandatory),
+            order=self.place,
+            urgent=bool(self.urgent),
+            hidden=bool(self.hidden),
+            in_file=bool(self.from_file),
+        )
+
+
+def _row(name: str, rules: TypeRules, *, from_file: bool) -> _Row:
+    title, titles = _columns(rules.title)
+    description, descriptions = _columns(rules.description)
+    return _Row(
+        name,
+        title,
+        titles,
+        description,
+        descriptions,
+        rules.category,
+        rules.default,
+        rules.mandatory,
+        rules.order,
+        rules.urgent,
+        rules.hidden,
+        from_file,
+    )
+
+
+def _columns(text: str | Mapping[str, str]) -> tuple[str, str]:
+    """A text for all, and its languages as JSON."""
+    if isinstance(text, str):
+        return text, ""
+    return next(iter(text.values())), msgspec.json.encode(text).decode()
+
+
+def _texts(text: str) -> dict[str, str]:
+    return msgspec.json.decode(text, type=dict[str, str]) if text else {}
+
+
+# Of a type that isn't in the catalogue: it is on.
+_UNLISTED = (True, False, "")
+
+
+class CatalogueStore:
+    """The catalogue's tables. Everything raises DatabaseUnavailable."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def all(self) -> tuple[TypeView, ...]:
+        """All types, in the catalogue's order."""
+        return tuple(row.view() for row in await self._database.rows(_Row, _ALL))
+
+    async def put(self, name: str, rules: TypeRules) -> bool:
+        """Sets a type; whether it is new. Raises TypeInFile, CatalogueFull."""
+        async with self._database.transaction() as session:
+            await session.lock(CATALOGUE_LOCK)
+            found = await session.rows(_Row, _ONE, name)
+            if found and found[0].from_file:
+                raise TypeInFile(f"{name!r} is set in the settings file of a node")
+            if not found and len(await known_types()) >= MAX_TYPES:
+                raise CatalogueFull(f"the catalogue has {MAX_TYPES} types, which is all that it holds")
+            row = _row(name, rules, from_file=False)
+            await _Writing(session).write(row, found[0] if found else None)
+            return not found
+
+    async def remove(self, name: str) -> bool:
+        """Removes a type; whether it was there. What people chose for it stays, for when it comes back.
+
+        Raises TypeInFile.
+        """
+        async with self._database.transaction() as session:
+            await session.lock(CATALOGUE_LOCK)
+            found = await session.rows(_Row, _ONE, name)
+            if not found:
+                return False
+            if found[0].from_file:
+                raise TypeInFile(f"{name!r} is set in the settings file of a node")
+            await EventType.filter(name=name).delete()
+            if found[0].effect != _UNLISTED:
+                await session.rows(int, _NEXT_REVISION)
+                await session.rows(int, _REMOVED)
+            return True
+
+    async def declare(self, types: Sequence[NamedType]) -> list[str]:
+        """Writes the types of the settings file, as far as they differ; the names of those that did.
+
+        Those that were the file's before and aren't in it any more stay, and are anybody's from now on.
+        """
+        rows = [_row(one.name, one, from_file=True) for one in types]
+        there = await self._database.rows(_Row, _ALL)
+        if {row for row in there if row.from_file} == set(rows):
+            # As with every start but the first: nothing is locked.
+            return []
+        async with self._database.transaction(timeout_s=_DECLARE_S) as session:
+            await session.lock(CATALOGUE_LOCK)
+            before = {row.name: row for row in await session.rows(_Row, _ALL)}
+            writing = _Writing(session)
+            changed = [row for row in rows if before.get(row.name) != row]
+            for row in changed:
+                await writing.write(row, before.get(row.name))
+            # With an empty list all are released.
+            released = await session.rows(str, _RELEASE, [row.name for row in rows])
+            return [*(row.name for row in changed), *released]
+
+    async def revised(self) -> Revised:
+        """All names, with the revisions of their rules."""
+        rows = await self._database.rows(_named, _REVISED)
+        own = [row for row in rows if not row[0]]
+        types = {name: revision for name, revision, _ in rows if name}
+        return Revised(*(own[0][1:] if own else (0, 0)), types)
+
+
+class _Writing:
+    """Types that are written in one transaction, and the one revision that they get."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._revision: int | None = None
+
+    async def write(self, row: _Row, before: _Row | None) -> None:
+        """Writes a type; with the new revision where that changes who gets its events."""
+        values = row._asdict()
+        if row.effect != (_UNLISTED if before is None else before.effect):
+            if self._revision is None:
+                [self._revision] = await self._session.rows(int, _NEXT_REVISION)
+            values["revision"] = self._revision
+        elif before is None:
+            # It may have been there before, with other rules.
+            values["revision"] = sum(await self._session.rows(int, REMOVED_REVISION))
+        if before is None:
+            await EventType.create(**values)
+        else:
+            await EventType.filter(name=row.name).update(**values)
+
+
+def _named(name: str, revision: int, removed: int) -> tuple[str, int, int]:
+    return name, revision, removed
