@@ -102,6 +102,7 @@ class Presence:
         self._keep = timedelta(days=keep_days)
         # People without a stream here who had one a moment ago, in the order in which they left.
         self._left: dict[str, Left] = {}
+        self._untold: set[str] = set()
         self._told_at = 0.0
         # When people left whom the database has not been told of yet.
         self._unwritten: dict[str, datetime] = {}
@@ -163,17 +164,20 @@ class Presence:
             await asyncio.sleep(TELL_EVERY_S * random.uniform(0.8, 1.2))
 
     async def _tell(self, now: float) -> None:
-        moved = self._hub.take_moved()
         now_ms = self._backplane.now_ms()
+        moved = self._hub.take_moved()
         self._note(moved, now_ms)
-        over = self._over(now_ms)
-        if self.known_since is not None and await self._told([*moved, *over], now):
+        # What a call that failed was to tell is told by the next one.
+        self._untold |= moved.keys() | self._over(now_ms)
+        if self.known_since is not None and await self._told(list(self._untold), now):
+            self._untold.clear()
             return
         # The backplane has lost it, or hasn't been told anything for so long that the lease has ended. At a
         # new place, since what was told of the old one says who was there until then.
         self.known_since, self._place = None, f"{self._node}~{fresh_word()}"
         if await self._told([*self._hub.users(), *self._left], now, anew=True):
             self.known_since = now
+            self._untold.clear()
 
     async def _told(self, users: Sequence[str], now: float, *, anew: bool = False) -> bool:
         """Whether the backplane has taken it. With nothing to tell, it is called when the lease is due."""
@@ -211,13 +215,13 @@ class Presence:
                 if self._keep:
                     self._unwritten[user] = _time(now_ms)
 
-    def _over(self, now_ms: int) -> list[str]:
+    def _over(self, now_ms: int) -> set[str]:
         """Forgets who left long ago; who of them hasn't come back is to be forgotten elsewhere, too."""
-        over = []
+        over = set()
         for user, left in self._left.items():
             if now_ms - left.left_ms < _REMEMBER_S * 1000:
                 break
-            over.append(user)
+            over.add(user)
         for user in over:
             del self._left[user]
         return over
