@@ -35,6 +35,8 @@ from pushsse.kafka.producer import Producer
 from pushsse.kicks import Kicked, Kicks, KickTable
 from pushsse.metrics import Metrics
 from pushsse.node import Interruptible, Node, Service, Work
+from pushsse.offline import Offline
+from pushsse.outcomes import Outcomes
 from pushsse.people import StateTable, StoredPeople
 from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.catalogue import CatalogueStore, declared
@@ -66,7 +68,14 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         declared=declared(settings.types),
     )
     preferences = Preferences(store, backplane)
-    dispatcher = Dispatcher(backplane=backplane, switches=store, types=catalogue, metrics=metrics)
+    outcomes = _outcomes(settings, backplane, metrics)
+    dispatcher = Dispatcher(
+        backplane=backplane,
+        switches=store,
+        types=catalogue,
+        metrics=metrics,
+        outcomes=outcomes.outcomes if outcomes is not None else None,
+    )
     answerer_parts = configured(settings, metrics)
     question_store = QuestionStore(database)
     questions = assemble_questions(
@@ -87,6 +96,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         limits=_limits(settings),
         metrics=metrics,
         revocations=kicked,
+        outcomes=outcomes.outcomes if outcomes is not None else None,
         rules=catalogue,
     )
     catalogue.on_revision(lambda: hub_parts.opener.refresh(hub_parts.hub.people_before(catalogue.revision)))
@@ -98,6 +108,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         keep_s=settings.token_max_s + settings.token_leeway_s,
     )
     seen = SeenTable(database)
+    presence = Presence(hub_parts.hub, backplane, seen, node=settings.node, keep_days=settings.seen_keep_days)
     drafter = Drafter(types=catalogue, max_age_s=settings.event_max_age_s)
     intakes = _intakes(settings, backplane, dispatcher=dispatcher, drafter=drafter, metrics=metrics)
     outboxes = _outboxes(settings, backplane, dispatcher=dispatcher, drafter=drafter, metrics=metrics)
@@ -127,9 +138,8 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
             backplane_s=LIVES_S + ENDED_MS / 1000,
         ),
         retention=Retention(question_store, keep_days=settings.questions_keep_days, metrics=metrics),
-        presence=Presence(
-            hub_parts.hub, backplane, seen, node=settings.node, keep_days=settings.seen_keep_days
-        ),
+        presence=presence,
+        outcome_services=outcomes.services(backplane, presence, store) if outcomes is not None else {},
         tickets=Tickets(backplane, kicked),
         questions=questions,
         replies=Replies(
@@ -140,7 +150,11 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         ),
         accepting=intakes.accepting,
         work=work,
-        producers=(*intakes.producers, *answerer_parts.producers),
+        producers=(
+            *intakes.producers,
+            *answerer_parts.producers,
+            *([outcomes.producer] if outcomes is not None else []),
+        ),
         witness=_witness(settings, database, work),
         worker=worker,
     )
@@ -332,6 +346,38 @@ def _check_outbox(source: OutboxSource) -> None:
         except SettingsError as error:
             text = str(error).removeprefix("PUSHSSE_DATABASE_URL: ")
             raise SettingsError(f"{source.at('database_url')}: {text}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _OutcomeParts:
+    """What notes and sends what became of events, where that is on."""
+
+    outcomes: Outcomes
+    producer: Producer
+    node: str
+
+    def services(
+        self, backplane: Backplane, presence: Presence, switches: PreferenceStore
+    ) -> Mapping[str, Service]:
+        """What runs for that for ever."""
+        offline = Offline(backplane, presence, switches, self.outcomes, node=self.node)
+        return {"outcomes": self.outcomes.run, "offline": offline.run}
+
+
+def _outcomes(settings: Settings, backplane: Backplane, metrics: Metrics) -> _OutcomeParts | None:
+    if settings.outcomes == "off":
+        return None
+    producer = Producer(connection(settings))
+    outcomes = Outcomes(
+        producer,
+        topic=settings.outcomes_topic,
+        node=settings.node,
+        now_ms=backplane.now_ms,
+        share=settings.outcomes_share if settings.outcomes == "sampled" else 1.0,
+    )
+    metrics.counter("outcomes", "Records about what became of events", lambda: outcomes.sent)
+    metrics.counter("outcomes_lost", "Such records that Kafka didn't get", lambda: outcomes.lost)
+    return _OutcomeParts(outcomes, producer, settings.node)
 
 
 def _witness(settings: Settings, database: Database, work: Work) -> Witness | None:

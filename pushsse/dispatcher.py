@@ -14,6 +14,7 @@ import msgspec
 from pushsse.backplane import BROADCAST, Append, Backplane, Draft, Receipt, log_of
 from pushsse.errors import DatabaseUnavailable
 from pushsse.metrics import Metrics
+from pushsse.outcomes import EXPIRED, SWITCHED_OFF, Outcomes
 from pushsse.retry import Backoff, Outage
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,10 @@ class Dispatcher:
         switches: KnowsSwitches,
         types: NoticesTypes,
         metrics: Metrics,
+        outcomes: Outcomes | None = None,
     ) -> None:
         self._backplane = backplane
+        self._outcomes = outcomes
         self._switches = switches
         self._types = types
         self._shards = backplane.shards
@@ -76,8 +79,12 @@ class Dispatcher:
         self._types.notice(list({draft.publication.name for draft in drafts}))
         # Guarantee 3: the switches are read for this batch, after it came in and before it is published. An
         # answer kept from an earlier batch would publish to people who have switched the type off since.
-        appends = await self._appends(drafts, await self._off(drafts))
-        return await self._backplane.publish(appends) if appends else Receipt()
+        off = await self._off(drafts)
+        appends = await self._appends(drafts, off)
+        receipt = await self._backplane.publish(appends) if appends else Receipt()
+        if self._outcomes is not None and (off or receipt.expired):
+            self._note(self._outcomes, drafts, off, receipt)
+        return receipt
 
     def dispatch_nowait(self, draft: Draft) -> Receipt | None:
         """As `dispatch`, with one draft and without waiting.
@@ -103,7 +110,22 @@ class Dispatcher:
             if users is not None and off:
                 wanted = sum(len(append.drafts[0].publication.users or ()) for append in appends)
                 self._metrics.suppressed += len(users) - wanted
+            if self._outcomes is not None and (off or receipt.expired):
+                self._note(self._outcomes, (draft,), off or _NONE, receipt)
         return receipt
+
+    def _note(self, outcomes: Outcomes, drafts: Sequence[Draft], off: Off, receipt: Receipt) -> None:
+        """Notes who doesn't get what is published, once the log has it: before, the batch may come again."""
+        now_ms = self._backplane.now_ms()
+        for publication in [draft.publication for draft in drafts]:
+            users, name = publication.users, publication.name
+            if receipt.expired and 0 < publication.expires_ms <= now_ms:
+                if users is None:
+                    outcomes.count(publication, EXPIRED)
+                else:
+                    outcomes.note_all(publication, users, EXPIRED)
+            elif users is not None and off:
+                outcomes.note_all(publication, [user for user in users if (user, name) in off], SWITCHED_OFF)
 
     async def _off(self, drafts: Sequence[Draft]) -> Off:
         """Who has what off; nobody, while the database is away.

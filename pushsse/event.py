@@ -123,6 +123,7 @@ class Publication(Struct, frozen=True, array_like=True):
     `body` is the `data:` line; `users` None means everybody; a `switchable` one is held back from people
     who have switched its name off; `subject` is the question that it belongs to, and `attempt` the attempt at
     its answer, 0 where it is about none or comes from a release without them. Times in milliseconds.
+    `campaign` and `trace` (a W3C traceparent) are for the outcomes.
     """
 
     name: str
@@ -133,6 +134,8 @@ class Publication(Struct, frozen=True, array_like=True):
     subject: str = ""
     change: Change | None = None
     attempt: int = 0
+    campaign: str = ""
+    trace: str = ""
 
     def frame(self, *, named: bool = True) -> bytes:
         """The SSE event without its `id` line and the blank line (WHATWG HTML, 9.2.5)."""
@@ -382,8 +385,8 @@ def _too_large(size: int) -> InvalidInput:
     return InvalidInput(Violation("$.message", f"the frame has {size} bytes, over {MAX_FRAME_BYTES}"))
 
 
-def publication(event: Event, *, event_id: str, at: datetime, max_age_s: int) -> Publication:
-    """Encodes an event once, for every node and stream.
+def publication(event: Event, *, event_id: str, at: datetime, max_age_s: int, trace: str = "") -> Publication:
+    """Encodes an event once, for every node and stream. `trace` is the traceparent that it came with.
 
     `at` is the record's time, used where the event has no `ts`; without `ttl_s` it expires `max_age_s`
     after its time, also where that is in the future. Raises InvalidInput where the frame would be over 48 KiB
@@ -397,6 +400,8 @@ def publication(event: Event, *, event_id: str, at: datetime, max_age_s: int) ->
         users=event.users,
         switchable=True,
         expires_ms=_milliseconds(ts) + ttl_s * 1000,
+        campaign=event.campaign,
+        trace=trace,
     )
 
 
@@ -441,6 +446,8 @@ def encode(
     expires_ms: int = 0,
     subject: str = "",
     change: Change | None = None,
+    campaign: str = "",
+    trace: str = "",
 ) -> Publication:
     """Makes a publication of any data that msgspec encodes. Raises InvalidInput over 48 KiB."""
     line = _json.encode(data)
@@ -451,7 +458,7 @@ def encode(
     if len(name) + len(body) + _ID_LINE_BYTES > MAX_FRAME_BYTES:
         raise _too_large(len(body))
     to = None if users is None else tuple(users)
-    return Publication(name, body, to, switchable, expires_ms, subject, change)
+    return Publication(name, body, to, switchable, expires_ms, subject, change, 0, campaign, trace)
 
 
 def is_user(name: str) -> bool:

@@ -28,6 +28,7 @@ LIMITS = (
     "accepts_per_second",
     "questions",
     "open_questions",
+    "feedback",
     "switches",
     "tickets",
 )

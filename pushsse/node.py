@@ -71,6 +71,8 @@ class Node:
     forgetting: Forgetting
     retention: Retention
     presence: Presence
+    # None where it isn't noted what became of events.
+    outcome_services: Mapping[str, Service]
     tickets: Tickets
     questions: Questions
     replies: Replies
@@ -125,6 +127,8 @@ class Node:
         return {
             **({"worker": lambda: worker.run(self.metrics)} if worker is not None else {}),
             **self.identity_services,
+            # Before whatever notes outcomes, and so ended after it.
+            **self.outcome_services,
             "catch-up": self.hub_parts.catch_up.run,
             "openings": self.hub_parts.opener.run,
             "feed": self.hub_parts.feed.run,

@@ -177,6 +177,8 @@ def _topics(settings: Settings) -> Iterator[tuple[str, str]]:
             yield topic, "events"
             if not settings.kafka_dlq_topic:
                 yield settings.dlq_topic_of(topic), "dead letters: events that can't be used"
+        if settings.outcomes != "off":
+            yield settings.outcomes_topic, "what became of events"
         if settings.asks_kafka:
             yield settings.questions_topic, "questions"
             yield settings.answers_topic, "answers"

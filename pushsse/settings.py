@@ -189,6 +189,15 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         tuple[KafkaSource, ...],
         describe("further topics and how they are read: tables [[kafka]] of the file, or a JSON list"),
     ] = ()
+    outcomes: Annotated[
+        Literal["off", "on", "sampled"],
+        describe("whether what became of events goes to a topic; needs Kafka"),
+    ] = "off"
+    outcomes_topic: Annotated[str, describe("topic of what became of events")] = "push.outcomes"
+    outcomes_share: Annotated[
+        float,
+        describe("share of the events, chosen by their ids, where outcomes are sampled", ge=0.0001, le=1),
+    ] = 0.01
     kafka_session_timeout_s: Annotated[
         float, describe("seconds after which Kafka gives a dead node's partitions to others", ge=1, le=300)
     ] = 6.0
@@ -583,6 +592,10 @@ def _check(settings: Settings) -> None:
         raise SettingsError(
             f"PUSHSSE_WORKERS: {settings.workers} workers need PUSHSSE_REDIS_URL, to hear each other's events"
         )
+    if settings.outcomes != "off" and not settings.kafka_bootstrap:
+        raise SettingsError(
+            f"PUSHSSE_OUTCOMES: {settings.outcomes} needs PUSHSSE_KAFKA_BOOTSTRAP, where outcomes are written"
+        )
     _check_start("PUSHSSE_KAFKA_START", settings.kafka_start)
     if settings.dlq_topic == settings.kafka_topic:
         raise SettingsError(
@@ -619,7 +632,12 @@ def _check_start(where: str, start: str) -> None:
 
 def _check_sources(settings: Settings) -> None:
     """Raises SettingsError for a table of topics that can't be; its format tells what only that can."""
-    own = {settings.questions_topic, settings.answers_topic, settings.answers_dlq_topic}
+    own = {
+        settings.questions_topic,
+        settings.answers_topic,
+        settings.answers_dlq_topic,
+        settings.outcomes_topic,
+    }
     named = [settings.kafka_topic, *(t for s in settings.kafka for t in s.topics if is_topic_name(t))]
     dead = {settings.answers_dlq_topic, *map(settings.dlq_topic_of, named)}
     labels: set[str] = set()

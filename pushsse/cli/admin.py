@@ -187,6 +187,8 @@ async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
     wanted = [*found, *sorted({read.dead_letters_of(topic) for topic in found})]
     if settings.asks_kafka:
         wanted += [settings.questions_topic, settings.answers_topic]
+    if settings.outcomes != "off":
+        wanted.append(settings.outcomes_topic)
     for topic in wanted:
         if topic not in there:
             text = f"the topic {topic} isn't there, or may not be read: make it"

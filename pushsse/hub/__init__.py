@@ -13,6 +13,7 @@ from pushsse.hub.heartbeat import Heartbeat
 from pushsse.hub.hub import Hub, Rules
 from pushsse.hub.opening import NothingRevoked, Opener, People, Revocations, StreamLimits
 from pushsse.metrics import Metrics
+from pushsse.outcomes import Outcomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,11 @@ def assemble_hub(
     metrics: Metrics,
     revocations: Revocations | None = None,
     rules: Rules | None = None,
+    outcomes: Outcomes | None = None,
 ) -> HubParts:
     """Makes the parts of one node's hub, and hands each the others that it needs."""
     heartbeat = Heartbeat(heartbeat_s=limits.heartbeat_s)
-    hub = Hub(backplane, heartbeat=heartbeat, metrics=metrics, rules=rules)
+    hub = Hub(backplane, heartbeat=heartbeat, metrics=metrics, rules=rules, outcomes=outcomes)
     opener = Opener(hub, backplane, people, limits=limits, revocations=revocations or NothingRevoked())
     replay = Replay(hub, backplane)
     catch_up = CatchUp(hub, replay, opener, send_timeout_s=limits.send_timeout_s)

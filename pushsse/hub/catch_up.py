@@ -21,6 +21,7 @@ from pushsse.event import Publication
 from pushsse.hub.hub import Hub
 from pushsse.hub.log_tail import LogTail
 from pushsse.hub.opening import Opener
+from pushsse.outcomes import EXPIRED, SWITCHED_OFF, WRITTEN
 from pushsse.position import Mark, Position
 from pushsse.retry import Backoff
 from pushsse.stream.frame import Resume, chunk, frame
@@ -301,6 +302,7 @@ class Replay:
         (b_epoch, b_number), (s_epoch, s_number) = cursor.position
         found: list[Found] = []
         looked_at = size = 0
+        outcomes = self._hub.outcomes
         clock = asyncio.get_running_loop().time
         until = clock() + STEP_S
         for entry in entries:
@@ -322,13 +324,19 @@ class Replay:
                     cursor.switched(Off(frozenset(publication.change.after), publication.change.revision))
                 if self.expired(publication.expires_ms):
                     self._hub.metrics.expired += 1
+                    if outcomes is not None:
+                        outcomes.reached(publication, name, EXPIRED)
                 # Guarantee 3: on when it was published, and on now.
                 elif publication.switchable and (
                     publication.name in person.off
                     or (publication.name in cursor.off.types and self._still_counts(publication, cursor))
                 ):
                     self._hub.metrics.suppressed += 1
+                    if outcomes is not None:
+                        outcomes.reached(publication, name, SWITCHED_OFF)
                 else:
+                    if outcomes is not None:
+                        outcomes.reached(publication, name, WRITTEN)
                     found.append(
                         Found(publication, Position(Mark(b_epoch, b_number), Mark(s_epoch, s_number)))
                     )

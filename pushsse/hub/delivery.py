@@ -8,7 +8,7 @@ its write (guarantee 3), nor between two steps of a stream's state (guarantee 2)
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from heapq import merge
@@ -20,6 +20,7 @@ from pushsse.event import Change, Publication
 from pushsse.hub.growing import Step
 from pushsse.hub.hub import Hub, Shard
 from pushsse.hub.opening import Opener
+from pushsse.outcomes import EXPIRED, SWITCHED_OFF, WRITTEN
 from pushsse.position import Mark, Position
 from pushsse.stream.frame import Chunk, chunk, frame
 from pushsse.stream.subscriber import LIVE, NOTHING_OFF, Person, Subscriber, selects
@@ -172,7 +173,7 @@ class Delivery:
         shard.log.append(entry)
         # As in `deliver`.
         if 0 < publication.expires_ms <= self._hub.backplane.now_ms():
-            self._hub.metrics.expired += 1
+            self._expired(publication, shard)
             return
         if publication.subject:
             self._hub.show(publication)
@@ -195,7 +196,16 @@ class Delivery:
             shard.log.append(entry)
             if not expired:
                 self._add(batch, shard, entry.publication, before)
-        self._hub.metrics.expired += expired
+        if expired:
+            self._expired(entry.publication, self._hub.shards.get(entry.log))
+
+    def _expired(self, publication: Publication, shard: Shard | None) -> None:
+        self._hub.metrics.expired += 1
+        if (outcomes := self._hub.outcomes) is not None:
+            if publication.users is None:
+                outcomes.count(publication, EXPIRED, len(self._hub.subscribers))
+            elif shard is not None:
+                outcomes.note_all(publication, shard.people.keys() & publication.users, EXPIRED)
 
     def _hear_live(self, hearing: HeardLive, batch: "Batch") -> None:
         """Puts a delta into the batch, if it continues what this node has of its answer."""
@@ -275,6 +285,7 @@ class Delivery:
         everything = broadcasts.without(NOTHING_OFF).chunk
         now = self._hub.heartbeat.now
         whole = partly = suppressed = 0
+        tally: Counter[frozenset[str]] | None = None if self._hub.outcomes is None else Counter()
         # A copy: a stream whose sink fills up leaves the table while it is written to.
         for subscriber in tuple(shard.live):
             if personal and subscriber.person in personal:
@@ -285,6 +296,8 @@ class Delivery:
             elif subscriber.named and subscriber.types is None:
                 count, chosen = broadcasts.without(subscriber.person.off)
                 suppressed += len(items) - count
+                if tally is not None:
+                    tally[subscriber.person.off] += 1
                 if count:
                     subscriber.offer(chosen, now)
                     partly += count
@@ -292,13 +305,28 @@ class Delivery:
                 self._write_items(subscriber.person, (subscriber,), items)
         self._hub.metrics.deliveries += whole * len(items) + partly
         self._hub.metrics.suppressed += suppressed
+        if tally is not None:
+            tally[NOTHING_OFF] += whole
+            self._count(items, tally)
+
+    def _count(self, items: Sequence["Item"], tally: Mapping[frozenset[str], int]) -> None:
+        """Notes what became of broadcasts, by how many streams have which types off."""
+        outcomes = self._hub.outcomes
+        assert outcomes is not None
+        for publication in [item.publication for item in items]:
+            off = sum(count for types, count in tally.items() if publication.name in types)
+            outcomes.count(publication, SWITCHED_OFF, off)
+            outcomes.count(publication, WRITTEN, sum(tally.values()) - off)
 
     def _write_item(self, person: Person, item: "Item") -> None:
         """As `_write_items`, of one item to all live streams of a person; its chunk is made once for them."""
         publication = item.publication
         # Guarantee 3: as in `_write_items`.
+        outcomes = self._hub.outcomes
         if publication.switchable and publication.name in person.off:
             self._hub.metrics.suppressed += 1
+            if outcomes is not None:
+                outcomes.reached(publication, person.name, SWITCHED_OFF)
             return
         if publication.change is not None:
             self._learn(person, publication.change)
@@ -307,18 +335,25 @@ class Delivery:
             if selects(subscriber.types, publication):
                 self._hub.metrics.deliveries += 1
                 subscriber.offer(item.chunk(named=subscriber.named), now)
+                if outcomes is not None:
+                    outcomes.reached(publication, person.name, WRITTEN)
+                    # Once, however many streams the person has.
+                    outcomes = None
 
     def _write_items(
         self, person: Person, subscribers: Sequence[Subscriber], items: Sequence["Item"]
     ) -> None:
         """Filters items by the person's switches and each stream's types, and writes what is left."""
         frames: list[list[bytes]] = [[] for _ in subscribers]
+        outcomes = self._hub.outcomes
         for item in items:
             publication = item.publication
             # Guarantee 3: the switches are read here, after the event's position is fixed and right before
             # its write.
             if publication.switchable and publication.name in person.off:
                 self._hub.metrics.suppressed += 1
+                if outcomes is not None:
+                    outcomes.reached(publication, person.name, SWITCHED_OFF)
                 continue
             if publication.change is not None:
                 # Guarantee 3: what follows the change in this batch is filtered by it.
@@ -330,6 +365,8 @@ class Delivery:
             for subscriber, chosen in zip(subscribers, frames, strict=True):
                 if selects(subscriber.types, publication):
                     chosen.append(item.frame(named=subscriber.named))
+            if outcomes is not None and any(selects(each.types, publication) for each in subscribers):
+                outcomes.reached(publication, person.name, WRITTEN)
         for subscriber, chosen in zip(subscribers, frames, strict=True):
             if chosen:
                 self._hub.metrics.deliveries += len(chosen)

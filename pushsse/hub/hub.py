@@ -19,6 +19,7 @@ from pushsse.hub.growing import GrowingAnswers, Step
 from pushsse.hub.heartbeat import Heartbeat
 from pushsse.hub.log_tail import TAIL_MS, LogTail, limited_wait
 from pushsse.metrics import Metrics
+from pushsse.outcomes import Outcomes
 from pushsse.position import Position
 from pushsse.stream.frame import Chunk, chunk, frame, ping, spread_retries_ms
 from pushsse.stream.subscriber import LIVE, Ended, Gone, Person, Subscriber
@@ -76,10 +77,18 @@ class Hub:
     """The streams and people of this node. The registry that subscribers report to."""
 
     def __init__(
-        self, backplane: Backplane, *, heartbeat: Heartbeat, metrics: Metrics, rules: Rules | None = None
+        self,
+        backplane: Backplane,
+        *,
+        heartbeat: Heartbeat,
+        metrics: Metrics,
+        rules: Rules | None = None,
+        outcomes: Outcomes | None = None,
     ) -> None:
         self.backplane = backplane
         self.rules: Rules = rules or NoRules()
+        # Where it is noted what became of events, if it is.
+        self.outcomes = outcomes
         self.shards: dict[str, Shard] = {}
         self.broadcast = LogTail(BROADCAST, keep_bytes=BROADCAST_TAIL_BYTES)
         self.heartbeat = heartbeat

@@ -77,16 +77,19 @@ class Drafter:
         at: datetime,
         source: Source | None = None,
         once: str | None = None,
+        trace: str = "",
     ) -> Draft:
         """`event_id` is its own id, else a made one; `at` is its time where it has none.
 
-        `once` takes the place of its type and id, by which the log knows it.
+        `once` takes the place of its type and id, by which the log knows it. `trace` is its traceparent.
 
         Raises InvalidInput for a type that isn't admitted, a frame over 48 KiB and a time out of range.
         """
         if not self.types.admits(given.type):
             raise InvalidInput(Violation("$.type", f"{given.type!r} isn't in the catalogue"))
-        publication = event.publication(given, event_id=event_id, at=at, max_age_s=self.max_age_s)
+        publication = event.publication(
+            given, event_id=event_id, at=at, max_age_s=self.max_age_s, trace=trace
+        )
         # The log remembers this for 10 minutes and leaves repeats out. Only a producer's own id can come
         # again: a record without one is known by its offset, which the fence looks at, and an id made for an
         # HTTP call is never made twice.
@@ -108,6 +111,7 @@ class Drafter:
             at=time_of(timestamp_ms),
             source=Source(topic, partition, offset, timestamp_ms, owner),
             once=once,
+            trace=_trace(record) if record.headers else "",
         )
 
 
@@ -191,6 +195,7 @@ _MEMBERS = {
     for member in ("type", "to", "id", "ttl_s", "desc", "ts", "campaign", "collapse")
     if member in Event.__struct_fields__
 }
+_TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _DIGITS = re.compile(r"[0-9]{1,10}")
 
 
@@ -244,6 +249,14 @@ def _flat(items: Sequence[Made]) -> Sequence[Draft]:
         else:
             flat.append(each)
     return flat
+
+
+def _trace(record: Record) -> str:
+    """A record's traceparent (W3C Trace Context, 3.2); empty without a valid one."""
+    for name, value in record.headers:
+        if name == "traceparent" and _TRACE.fullmatch(value):
+            return value.decode()
+    return ""
 
 
 def time_of(timestamp_ms: int) -> datetime:

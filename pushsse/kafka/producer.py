@@ -5,7 +5,8 @@ topic that fails stops only one of them.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -18,9 +19,12 @@ from aiokafka.errors import (
     RecordListTooLargeError,
     UnknownError,
 )
+from aiokafka.producer.message_accumulator import BatchBuilder
 
 from pushsse.errors import KafkaUnavailable
 from pushsse.kafka import Connection, cancellation_is_ours, stop
+
+_PACKED_AT_ONCE = 500
 
 
 class Outgoing(NamedTuple):
@@ -67,28 +71,15 @@ class Producer:
         records may have been taken then. All of it takes `timeout_s`, and 6 s more where a producer that
         failed doesn't stop.
         """
-        producer: AIOKafkaProducer | None = None
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                producer = await self._ready()
-                await self._send(producer, topic, records)
-        except (MessageSizeTooLargeError, RecordListTooLargeError):
-            await self._drop(producer)
-            raise RecordTooLarge(f"{topic} takes no record of this size") from None
-        except _REFUSALS as error:
-            await self._drop(producer)
-            raise RecordRefused(f"{topic} refuses a record: {error}") from error
-        except (KafkaError, TimeoutError) as error:
-            # An idempotent producer that has lost a record can't go on, since its sequence has a hole. The
-            # next try gets a new one.
-            await self._drop(producer)
-            why = str(error) or f"no answer within {self._timeout_s:g} s"
-            raise KafkaUnavailable(f"{topic} can't be written: {why}") from error
-        except asyncio.CancelledError:
-            if cancellation_is_ours():
-                raise
-            # Another send failed and stopped the producer, with the records of this one in it.
-            raise KafkaUnavailable(f"{topic} can't be written: the producer was stopped") from None
+        await self._sent(topic, records, self._send)
+
+    async def send_packed(self, topic: str, records: Sequence[Outgoing]) -> None:
+        """As `send`, at a tenth of its cost, for thousands of records of which one isn't missed.
+
+        Within a key they stay in order, and those of a key are in one partition, which isn't the one that
+        Kafka's own clients would choose. A record that is too large for the topic raises RecordTooLarge.
+        """
+        await self._sent(topic, records, self._send_packed)
 
     async def send_each(self, topic: str, records: Sequence[Outgoing]) -> Mapping[int, RecordRefused]:
         """As `send`, of as many as the topic takes: returns the others, by their place, and why each.
@@ -109,6 +100,59 @@ class Producer:
             except RecordRefused as error:
                 refused[at] = error
         return refused
+
+    async def _sent(
+        self,
+        topic: str,
+        records: Sequence[Outgoing],
+        send: Callable[[AIOKafkaProducer, str, Sequence[Outgoing]], Awaitable[None]],
+    ) -> None:
+        producer: AIOKafkaProducer | None = None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                producer = await self._ready()
+                await send(producer, topic, records)
+        except (MessageSizeTooLargeError, RecordListTooLargeError):
+            await self._drop(producer)
+            raise RecordTooLarge(f"{topic} takes no record of this size") from None
+        except _REFUSALS as error:
+            await self._drop(producer)
+            raise RecordRefused(f"{topic} refuses a record: {error}") from error
+        except (KafkaError, TimeoutError) as error:
+            # An idempotent producer that has lost a record can't go on, since its sequence has a hole. The
+            # next try gets a new one.
+            await self._drop(producer)
+            why = str(error) or f"no answer within {self._timeout_s:g} s"
+            raise KafkaUnavailable(f"{topic} can't be written: {why}") from error
+        except asyncio.CancelledError:
+            if cancellation_is_ours():
+                raise
+            # Another send failed and stopped the producer, with the records of this one in it.
+            raise KafkaUnavailable(f"{topic} can't be written: the producer was stopped") from None
+
+    async def _send_packed(self, producer: AIOKafkaProducer, topic: str, records: Sequence[Outgoing]) -> None:
+        partitions = sorted(await producer.partitions_for(topic))
+        builders: dict[int, BatchBuilder] = {}
+        pending: list[asyncio.Future[object]] = []
+        try:
+            for number, (key, value, headers) in enumerate(records):
+                if not number % _PACKED_AT_ONCE:
+                    await asyncio.sleep(0)
+                place = zlib.crc32(key) if key is not None else number // _PACKED_AT_ONCE
+                partition = partitions[place % len(partitions)]
+                builder = builders.get(partition)
+                if builder is None:
+                    builder = builders[partition] = producer.create_batch()
+                if builder.append(timestamp=None, key=key, value=value, headers=list(headers)) is None:
+                    pending.append(await producer.send_batch(builder, topic, partition=partition))
+                    builder = builders[partition] = producer.create_batch()
+                    builder.append(timestamp=None, key=key, value=value, headers=list(headers))
+            for partition, builder in builders.items():
+                pending.append(await producer.send_batch(builder, topic, partition=partition))
+            await asyncio.gather(*pending)
+        finally:
+            for each in pending:
+                each.cancel()
 
     async def _send(self, producer: AIOKafkaProducer, topic: str, records: Sequence[Outgoing]) -> None:
         pending: list[asyncio.Future[object]] = []
