@@ -34,7 +34,7 @@ from pushsse.errors import DatabaseUnavailable, SettingsError, Unavailable
 from pushsse.event import is_user
 from pushsse.intake import sources
 from pushsse.intake.outbox.tables import OutboxTables
-from pushsse.kafka import configuration, topics
+from pushsse.kafka import configuration, existing_topics
 from pushsse.kafka.dead_letters import about_dead_letters
 from pushsse.logs import shown
 from pushsse.metrics import Metrics
@@ -172,7 +172,7 @@ async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
         return
     where = shown(settings.kafka_bootstrap)
     try:
-        there = await topics(settings)
+        there = await existing_topics(settings)
     except OSError as error:
         yield Finding("kafka", "fault", f"{where}: {error}")
         return

@@ -175,7 +175,7 @@ def cancellation_is_ours() -> bool:
     return task is None or task.cancelling() > 0
 
 
-async def topics(settings: Settings) -> dict[str, int]:
+async def existing_topics(settings: Settings) -> dict[str, int]:
     """The topics that may be read, and how many partitions each has. Raises OSError."""
     try:
         async with asyncio.timeout(_ASK_S), connection(settings).admin() as admin:

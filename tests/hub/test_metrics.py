@@ -76,6 +76,8 @@ def test_the_docs_have_every_metric_and_no_other() -> None:
         "pushsse_keys_available",
         "pushsse_sessions_available",
         "pushsse_log_kept",
+        "pushsse_outcomes_total",
+        "pushsse_outcomes_lost_total",
         "pushsse_workers",
         "pushsse_workers_unanswered",
         "pushsse_worker_restarts_total",

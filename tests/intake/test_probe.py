@@ -2,7 +2,7 @@
 
 import pytest
 
-from pushsse.kafka import configuration, topics
+from pushsse.kafka import configuration, existing_topics
 from pushsse.kafka.dead_letters import about_dead_letters
 from pushsse.settings import load
 
@@ -13,13 +13,13 @@ pytestmark = pytest.mark.anyio
 
 async def test_topics_are_told_with_their_partitions(kit: Kit) -> None:
     await kit.create(kit.topic, partitions=3)
-    there = await topics(load({}, {"kafka_bootstrap": kit.bootstrap}))
+    there = await existing_topics(load({}, {"kafka_bootstrap": kit.bootstrap}))
     assert there[kit.topic] == 3
 
 
 async def test_a_kafka_that_is_not_there_is_an_error_in_time() -> None:
     with pytest.raises(OSError, match=r".+"):
-        await topics(load({}, {"kafka_bootstrap": "127.0.0.1:1"}))
+        await existing_topics(load({}, {"kafka_bootstrap": "127.0.0.1:1"}))
 
 
 async def test_settings_of_the_dead_letter_topic_that_cost_letters_are_told(kit: Kit) -> None:
