@@ -29,7 +29,7 @@ from pushsse.api.asked import (
 )
 from pushsse.errors import InvalidInput, Violation
 from pushsse.questions import DataPart, KeptPart, Part, Question, StatusPart
-from pushsse.strictjson import BOM, peek
+from pushsse.strictjson import BOM, peek, refuse
 
 
 class RunMessage(Struct, frozen=True, gc=False):
@@ -59,6 +59,14 @@ class _Messages(Struct, frozen=True):
     messages: list[msgspec.Raw]
 
 
+class _Name(Struct, frozen=True, gc=False):
+    id: str = ""
+
+
+class _Names(Struct, frozen=True):
+    messages: list[_Name]
+
+
 @dataclass(frozen=True, slots=True)
 class AguiEndpoint:
     """A person's threads."""
@@ -70,6 +78,11 @@ class AguiEndpoint:
         who = await self.asked.identify(request)
         given = (await read_body(request, MAX_BODY)).removeprefix(BOM)
         body = peek(given, RunRequest)
+        try:
+            # What isn't read may be sent back.
+            given.decode()
+        except UnicodeDecodeError as error:
+            refuse(given, error)
         message, at = _question(body)
         text = text_of(raw_value(message.content, at=at), at=at)
         wanted = asking(text, at=at, conversation=body.thread_id, conversation_at="$.threadId")
@@ -104,11 +117,14 @@ def _question(body: RunRequest) -> tuple[RunMessage, str]:
 
 
 class AguiTeller:
-    """Tells an answer in AG-UI's events, to the client that has sent `body`."""
+    """Tells an answer in AG-UI's events, to the client that has sent `body`.
+
+    It holds the body alone for as long as the answer takes: as objects the messages may be ten times as much.
+    """
 
     def __init__(self, body: bytes, run: RunRequest) -> None:
         self._body = body
-        self._run = run
+        self._names = {"threadId": run.thread_id, "runId": run.run_id}
         self._message = ""
         self._in_text = False
         self._said: list[KeptPart] = []
@@ -117,7 +133,7 @@ class AguiTeller:
         """RUN_STARTED, and which question it is."""
         self._message = question.id
         names = {"id": question.id, "conversation": question.conversation}
-        has_some = any(message.id == question.id for message in self._run.messages)
+        has_some = question.id.encode() in self._body and any(name.id == question.id for name in self._sent())
         snapshot = self._snapshot() if has_some else b""
         return self._event("RUN_STARTED", **self._names) + _custom("question", names) + snapshot
 
@@ -157,10 +173,6 @@ class AguiTeller:
         """RUN_ERROR; the same run may be sent again."""
         return self._text_end() + event(RunError(detail, code))
 
-    @property
-    def _names(self) -> dict[str, str]:
-        return {"threadId": self._run.thread_id, "runId": self._run.run_id}
-
     def _event(self, kind: str, **members: object) -> bytes:
         return event({"type": kind, **members})
 
@@ -172,10 +184,11 @@ class AguiTeller:
 
     def _snapshot(self) -> bytes:
         whole = msgspec.json.decode(self._body, type=_Messages).messages
-        others = [
-            raw for raw, message in zip(whole, self._run.messages, strict=True) if message.id != self._message
-        ]
+        others = [raw for raw, name in zip(whole, self._sent(), strict=True) if name.id != self._message]
         return self._event("MESSAGES_SNAPSHOT", messages=others)
+
+    def _sent(self) -> list[_Name]:
+        return msgspec.json.decode(self._body, type=_Names).messages
 
 
 def _custom(name: str, value: object) -> bytes:

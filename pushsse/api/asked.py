@@ -37,6 +37,7 @@ RESUMABLE = frozenset({RESTARTED, CloseReason.SHUTDOWN.code})
 # The header fields of a response with nothing in it.
 NO_CONTENT = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 KEEPALIVE = b": \n\n"
+_BLANKS = bytes.maketrans(b"\r\n", b"  ")
 # The longest question, each of whose characters is written as two escapes.
 MOST_RAW = 100 * 1024
 # So many questions of a conversation are looked at for one that is open.
@@ -76,7 +77,11 @@ class Teller(Protocol):
 
 def event(value: object) -> bytes:
     """A value as one event of a stream, with the line ends that all these clients read."""
-    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+    line = msgspec.json.encode(value)
+    if b"\n" in line or b"\r" in line:
+        # What a client has sent may have them between its values, where a blank is the same (RFC 8259, 2).
+        line = line.translate(_BLANKS)
+    return b"data: " + line + b"\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +131,12 @@ class Asked:
         Raises HttpProblem 404, 409, 429 and 503, Unavailable.
         """
         fields = await self.limit.spend(who.user)
-        if named is not None:
+        found = None
+        # PostgreSQL doesn't hold all that a text of JSON may have.
+        is_name = re.fullmatch(CONVERSATION, conversation)
+        if is_name and named is not None:
             found = await self._find(who, conversation, named)
-        else:
+        elif is_name:
             asked = (question for question in await self.newest(who, conversation) if question.text)
             found = next(asked, None)
         if found is None or found.conversation != conversation:

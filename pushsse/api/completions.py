@@ -10,7 +10,7 @@ text: it would be in a language that nobody chose, and the client would send it 
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -73,7 +73,8 @@ class CompletionRequest(Struct, frozen=True):
     """A request for a completion. What isn't here is passed over."""
 
     messages: Annotated[list[CompletionMessage], Meta(min_length=1)]
-    model: str = MODEL
+    # Each chunk of the answer has it.
+    model: Annotated[str, Meta(max_length=256)] = MODEL
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
@@ -213,22 +214,13 @@ class CompletionsEndpoint:
     async def post(self, request: Request) -> Response:
         """Asks; the answer in one piece, or streamed."""
         who = await self.asked.identify(request)
-        body = await read(request, CompletionRequest)
-        _refuse_others(body)
-        key = idempotency_key(request)
-        given = _asking(body, request.headers.get(CONVERSATION))
-        if given.conversation is None:
-            # Most clients name none, and send what was said instead.
-            given = replace(given, after=_last_turn(body.messages))
+        wanted = await _wanted(request)
         with self.asked.holding(who) as place:
-            question, fields = await self.asked.ask(
-                who, given, key=key_of("completions", key) if key is not None else None
-            )
+            question, fields = await self.asked.ask(who, wanted.asking, key=wanted.key)
             headers = {"location": f"/v1/questions/{question.id}", **fields}
-            if not body.stream:
-                return await self._whole(request, question, who, body, headers)
-            options = body.stream_options or StreamOptions()
-            teller = CompletionTeller(body.model, with_usage=bool(options.include_usage))
+            if not wanted.streams:
+                return await self._whole(request, question, who, wanted.model, headers)
+            teller = CompletionTeller(wanted.model, with_usage=wanted.with_usage)
             return self.asked.stream(question, who, teller, place, headers)
 
     async def models(self, request: Request) -> Response:
@@ -241,7 +233,7 @@ class CompletionsEndpoint:
         request: Request,
         question: Question,
         who: Identity,
-        body: CompletionRequest,
+        model: str,
         headers: Mapping[str, str],
     ) -> Response:
         async with aclosing(self.asked.following.updates(question, who)) as updates:
@@ -250,7 +242,7 @@ class CompletionsEndpoint:
                     case Interrupted(reason):
                         raise HttpProblem(503, reason.code, reason.detail, {**headers, **_NO_RETRY})
                     case Ended(ended) if ended.status in _FINISHED:
-                        return json_response(_completion(ended, body.model), headers=headers)
+                        return json_response(_completion(ended, model), headers=headers)
                     case Ended(ended):
                         detail = ended.error_detail
                         raise HttpProblem(502, ended.error_code, detail, {**headers, **_NO_RETRY})
@@ -271,6 +263,35 @@ def told(problem: ProblemResponse) -> Response:
     kind = _TYPES.get(problem.status_code, fallback)
     error = CompletionError(where or problem.detail, kind, param, problem.code)
     return retold(problem, CompletionProblem(error))
+
+
+class _Wanted(NamedTuple):
+    """What is left of a request while its answer is followed: not its messages, which may be very many."""
+
+    asking: Asking
+    key: str | None
+    model: str
+    streams: bool
+    with_usage: bool
+
+
+async def _wanted(request: Request) -> _Wanted:
+    """Reads a request. Raises HttpProblem, InvalidInput."""
+    body = await read(request, CompletionRequest)
+    _refuse_others(body)
+    key = idempotency_key(request)
+    given = _asking(body, request.headers.get(CONVERSATION))
+    if given.conversation is None:
+        # Most clients name none, and send what was said instead.
+        given = replace(given, after=_last_turn(body.messages))
+    options = body.stream_options or StreamOptions()
+    return _Wanted(
+        given,
+        None if key is None else key_of("completions", key),
+        body.model,
+        bool(body.stream),
+        bool(options.include_usage),
+    )
 
 
 def _refuse_others(body: CompletionRequest) -> None:

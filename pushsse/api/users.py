@@ -123,7 +123,9 @@ def _segment(request: Request, below: str) -> str:
     which a proxy may have understood differently, or `ann/kick` where the method is wrong.
     """
     path: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
-    segment = path.partition(b"/v1/users/")[2].removesuffix(below.encode())
-    if not segment or b"/" in segment or segment in (b".", b".."):
+    rest, end = path.partition(b"/v1/users/")[2], below.encode()
+    segment = rest.removesuffix(end)
+    # What follows counts as it was sent, too: `x%2Fkick` is a name, and no kick of anybody.
+    if not rest.endswith(end) or not segment or b"/" in segment or segment in (b".", b".."):
         raise HttpProblem(404, "not_found", "there is no such path")
     return unquote(segment, errors="replace")

@@ -21,6 +21,8 @@ from pushsse.questions.answerers import Delta
 
 logger = logging.getLogger(__name__)
 MAX_PARTS = 50
+# Parts that are left out of one answer and are logged: an answerer may send them without end.
+_MOST_REFUSALS = 10
 # Of one growth: nothing else runs in Redis meanwhile.
 _MOST_DELTAS = 8
 _RETRY_S = 0.5
@@ -47,6 +49,7 @@ class Pieces:
         self._encoded = [msgspec.json.encode(part) for part in question.parts]
         self._characters = len(question.answer)
         self._kept = len(self._parts)
+        self._refused = 0
         self._waiting: list[_Waiting] = []
 
     @property
@@ -110,6 +113,9 @@ class Pieces:
             self._waiting.append(piece)
 
     def _refuse(self, why: str) -> None:
+        self._refused += 1
+        if self._refused > _MOST_REFUSALS:
+            return
         logger.warning(
             "question %s: a part is left out of the answer: %s",
             self._question.id,

@@ -97,5 +97,6 @@ async def test_only_one_segment_of_the_path_is_a_name(own_redis: RedisServer, tm
             writer.write(f"{head}Authorization: {ROOT['authorization']}\r\n\r\n".encode())
             assert (await reader.readline()).split()[1] in (b"404", b"405"), path
             writer.close()
+        assert (await one.http.post("/v1/users/x%2Fkick", headers=ROOT)).status_code == 404
         assert not one.node.kicked.size
         assert await one.node.preference_store.off_among(["ann"], ["alarm"]) == {("ann", "alarm")}

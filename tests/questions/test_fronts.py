@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import tracemalloc
 from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +19,7 @@ from pushsse.api.completions import CompletionTeller
 from pushsse.questions import DataPart, Question, SourcePart, StatusPart
 from pushsse.questions.desk import Desk, Said
 from pushsse.questions.following import Ended, Grown, Idle, Parted, Restarted, Update
+from pushsse.strictjson import peek
 from tests.questions.conftest import Nodes
 from tests.questions.front import Front, fronts
 from tests.waiting import eventually
@@ -146,6 +148,9 @@ async def test_an_answer_is_made_again_under_the_same_id(front: Front) -> None:
     assert {"type": "text-delta", "id": "text", "delta": "anew "} in again
     last = await told(front, "/v1/chat", chat("", trigger="regenerate-message"))
     assert last[0] == first[0]
+    for odd in ("a\x00", "a b", ""):
+        none = await ask(front, "/v1/chat", chat("", trigger="regenerate-message", chat_id=odd))
+        assert none.status_code == 404
     none = await ask(front, "/v1/chat", chat("", trigger="regenerate-message", chat_id="other"))
     assert none.status_code == 404
 
@@ -235,6 +240,33 @@ async def test_the_same_run_is_asked_once_and_what_its_client_has_is_taken_back(
     assert other[1] != first[1]
 
 
+async def test_what_a_client_gets_back_of_its_messages_is_one_line(front: Front) -> None:
+    first = await told(front, "/v1/agui", run("+one"))
+    body = run("+one")
+    body["messages"].append({"id": first[1]["value"]["id"], "role": "assistant", "content": "on"})
+    pretty = json.dumps(body, indent=1).replace("\n", "\n\r\n").encode()
+    headers = {"content-type": "application/json"}
+    reply = await front.http.post("/v1/agui", params=ANN, content=pretty, headers=headers)
+    assert "\r" not in reply.text
+    assert all(len(frame.splitlines()) <= 1 for frame in reply.text.split("\n\n"))
+    assert frames(reply.text)[2] == {"type": "MESSAGES_SNAPSHOT", "messages": run("+one")["messages"]}
+    odd = pretty.replace(b'"on"', b'"\xff"')
+    reply = await front.http.post("/v1/agui", params=ANN, content=odd, headers=headers)
+    assert (reply.status_code, reply.json()["code"]) == (400, "not_json")
+
+
+def test_a_run_holds_its_body_and_no_object_for_each_message() -> None:
+    body = b'{"threadId":"t","runId":"r","messages":[%b]}' % b",".join([b'{"role":"x"}'] * 50_000)
+    tracemalloc.start()
+    try:
+        teller = AguiTeller(body, peek(body, RunRequest))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < len(body) / 4
+    assert b"MESSAGES_SNAPSHOT" in teller.restarted()
+
+
 async def test_a_run_that_is_stopped_finishes_and_one_that_fails_errs(front: Front) -> None:
     asking = asyncio.create_task(ask(front, "/v1/agui", run("+one @never")))
     await eventually(lambda: open_questions(front))
@@ -244,6 +276,12 @@ async def test_a_run_that_is_stopped_finishes_and_one_that_fails_errs(front: Fro
     failed = await told(front, "/v1/agui", run("+one !broken", run_id="run-2"))
     assert failed[-1] == {"type": "RUN_ERROR", "message": "broken", "code": "answerer_failed"}
     assert failed[-2]["type"] == "TEXT_MESSAGE_END"
+
+
+async def test_the_name_that_each_chunk_repeats_is_bounded(front: Front) -> None:
+    assert await told(front, "/v1/chat/completions", completion("+one", model="m" * 256, stream=True))
+    reply = await ask(front, "/v1/chat/completions", completion("+one", model="m" * 257, stream=True))
+    assert (reply.status_code, reply.json()["error"]["param"]) == (422, "model")
 
 
 async def test_a_completion_has_these_members(front: Front) -> None:

@@ -477,6 +477,16 @@ async def test_a_part_that_breaks_a_rule_is_left_out_and_logged(
     assert pieces.told.parts == ()
 
 
+async def test_of_very_many_parts_that_are_left_out_few_are_logged(
+    question: Question, caplog: pytest.LogCaptureFixture
+) -> None:
+    pieces = Pieces(question)
+    for number in range(1_000):
+        pieces.add(SourcePart("a", f"/{number}"))
+    assert len(pieces.parts) == MAX_PARTS
+    assert 1 <= len(caplog.records) <= 10
+
+
 @pytest.mark.parametrize(
     "url", ["/a", "a/b?c=d#e", "?x", "#x", "https://example.com/ä", "HTTP://example.com", "../up", "./a:b"]
 )

@@ -21,6 +21,7 @@ from pushsse.metrics import Metrics
 from pushsse.questions import Answered, By, DataPart, SourcePart, StatusPart, Turn
 from pushsse.questions.answerers import Delta, Piece, openai
 from pushsse.questions.answerers.openai import MOST_TRIES, OpenaiAnswerer, OpenaiOptions
+from pushsse.questions.growing import MAX_PARTS
 from tests.parts import missing
 from tests.questions.conftest import NoAnswers, running
 from tests.questions.model_server import MODEL, Call, ModelServer, Script, model_server
@@ -516,6 +517,20 @@ async def test_what_is_wrong_with_a_server_is_one_line() -> None:
         await server.down()
         with pytest.raises(Unavailable):
             await answerer.fault()
+
+
+async def test_of_very_many_citations_an_answer_has_as_many_as_it_keeps() -> None:
+    async def script(call: Call) -> None:
+        await call.begin()
+        await call.say("good")
+        for start in range(0, 3_000, 1_000):
+            cited = [{"url_citation": {"url": f"/{number}"}} for number in range(start, start + 1_000)]
+            await call.delta(annotations=cited)
+        await call.done()
+
+    async with asking(script) as (answerer, _):
+        sources = [SourcePart(f"/{number}", f"/{number}") for number in range(MAX_PARTS)]
+        assert await pieces(answerer) == [Delta("good"), *sources, ANSWERED]
 
 
 @pytest.mark.parametrize(

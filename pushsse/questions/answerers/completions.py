@@ -16,6 +16,8 @@ from pushsse.questions import SourcePart
 
 DONE = "[DONE]"
 _MOST_TOKENS = 1_000_000_000
+# Of one answer, which keeps no more: each is passed on by itself.
+_MOST_SOURCES = 50
 Finish = Literal["", "stop", "length", "content_filter", "broken"]
 # The words of OpenAI, Mistral, vLLM and OpenRouter; any other word is an end like `stop`.
 _FINISHES: dict[str, Finish] = {
@@ -65,6 +67,7 @@ class Completion:
     refused: bool = False
     # Where the answer comes from, as far as nobody has been told.
     sources: list[SourcePart] = field(default_factory=list)
+    cited: int = 0
     is_done: bool = False
     unreadable: int = 0
 
@@ -103,7 +106,9 @@ class Completion:
             # What the model says in place of an answer: people get to read it.
             self.refused = True
             text += refusal
-        self.sources += _sources(grown.get("annotations"))
+        found = _sources(grown.get("annotations"), most=_MOST_SOURCES - self.cited)
+        self.cited += len(found)
+        self.sources += found
         self.characters += len(text)
         self.thinking = not text and _thinks(grown)
         return text
@@ -117,10 +122,12 @@ def _text(content: object) -> str:
     return "".join(text for text in texts if isinstance(text, str))
 
 
-def _sources(annotations: object) -> list[SourcePart]:
-    """What a model that searches cites, as OpenAI and OpenRouter tell it."""
-    found = []
+def _sources(annotations: object, *, most: int) -> list[SourcePart]:
+    """What a model that searches cites, as OpenAI and OpenRouter tell it: so many of them."""
+    found: list[SourcePart] = []
     for each in annotations if isinstance(annotations, list) else ():
+        if len(found) >= most:
+            break
         cited = each.get("url_citation") if isinstance(each, dict) else None
         if isinstance(cited, dict) and isinstance(url := cited.get("url"), str):
             title = cited.get("title")
