@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Self, TypeVar
 
 from pushsse.database.connection import (
@@ -259,28 +260,16 @@ class Database:
                 await executor.migrate(direction="forward")
             return pending
 
-    @asynccontextmanager
-    async def _guard(self, timeout_s: float) -> AsyncIterator[None]:
-        began = self._breaker.enter()
-        if began is None:
-            raise DatabaseUnavailable(self._breaker.reason)
-        try:
-            async with asyncio.timeout(timeout_s):
-                yield
-        except ERRORS as error:
-            found = verdict(error)
-            if found is None:
-                raise
-            raise await self._failure(error, found, began, timeout_s) from error
-        else:
-            self._breaker.success()
-        finally:
-            self._breaker.undecided(began)
+    def _guard(self, timeout_s: float) -> "_Guard":
+        return _Guard(self, self._breaker, timeout_s)
 
-    async def _failure(
+    async def failure(
         self, error: Exception, found: Verdict, began: float, timeout_s: float
     ) -> DatabaseUnavailable:
-        """What callers are told of an error: each can go on, whatever a single statement came to."""
+        """What callers are told of an error: each can go on, whatever a single statement came to.
+
+        `began` is when the try began that ended with it.
+        """
         self.failures += 1
         if sqlstate(error) in _POOLED and self._connections.route is not None:
             # A pooler stands in between since the last look: the next connection is looked at again.
@@ -298,6 +287,44 @@ class Database:
             logger.error("%s", reason, exc_info=error)
             return StatementFailed(reason)
         return DatabaseUnavailable(reason)
+
+
+class _Guard:
+    """The time limit of a block, and what its errors mean. Raises DatabaseUnavailable.
+
+    A class, since each statement takes it: a generator as a context costs a third more.
+    """
+
+    __slots__ = ("_began", "_breaker", "_database", "_limit", "_timeout_s")
+
+    def __init__(self, database: Database, breaker: "Breaker", timeout_s: float) -> None:
+        self._database = database
+        self._breaker = breaker
+        self._timeout_s = timeout_s
+        self._began = 0.0
+        self._limit = asyncio.timeout(timeout_s)
+
+    async def __aenter__(self) -> None:
+        began = self._breaker.enter()
+        if began is None:
+            raise DatabaseUnavailable(self._breaker.reason)
+        self._began = began
+        await self._limit.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._limit.__aexit__(kind, error, trace)
+        except TimeoutError as late:
+            error = late
+        try:
+            if error is None:
+                self._breaker.success()
+            elif isinstance(error, ERRORS) and (found := verdict(error)) is not None:
+                raise await self._database.failure(error, found, self._began, self._timeout_s) from error
+        finally:
+            self._breaker.undecided(self._began)
 
 
 def _line(error: Exception) -> str:

@@ -103,7 +103,7 @@ class Statement:
 
 def instant(at: datetime) -> str:
     """A time as a parameter, in the form that SQLite's files have it in."""
-    return at.astimezone(UTC).isoformat(" ")
+    return (at if at.tzinfo is UTC else at.astimezone(UTC)).isoformat(" ")
 
 
 def time_of(found: datetime | str) -> datetime:

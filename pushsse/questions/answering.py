@@ -268,16 +268,16 @@ class Answering:
     ) -> Ending | SentOff | HandOver:
         try:
             async with asyncio.TaskGroup() as group:
-                telling = group.create_task(growing.run(), name=f"tell {question.id}")
-                ending = await self._ask(question, growing, limit)
-                telling.cancel()
+                telling = _Telling(growing, group)
+                ending = await self._ask(question, telling, limit)
+                telling.end()
         except ExceptionGroup as failed:
             # Either task may fail, and the other is cancelled then: one exception says all.
             raise failed.exceptions[0] from None
         return ending
 
     async def _ask(
-        self, question: Question, growing: Growing, limit: asyncio.Timeout
+        self, question: Question, telling: "_Telling", limit: asyncio.Timeout
     ) -> Ending | SentOff | HandOver:
         clock = asyncio.get_running_loop().time
         try:
@@ -285,15 +285,15 @@ class Answering:
                 async for piece in pieces:
                     if isinstance(piece, NotSure):
                         ending = self._unsure(piece)
-                        if isinstance(ending, Answered) and ending.text and not growing.pieces.text:
-                            growing.add(Delta(ending.text))
+                        if isinstance(ending, Answered) and ending.text and not telling.growing.pieces.text:
+                            telling.add(Delta(ending.text))
                         return ending
                     if not isinstance(piece, (Delta, StatusPart, SourcePart, DataPart)):
                         return piece
-                    growing.add(piece)
+                    telling.add(piece)
                     # Whoever says something is alive.
                     limit.reschedule(clock() + self._life.pace.stall_s)
-                    if growing.pieces.too_long:
+                    if telling.growing.pieces.too_long:
                         return TOO_LONG
         except Unavailable as error:
             # It has tried for as long as it does.
@@ -333,6 +333,26 @@ class Answering:
             logger.warning(
                 "%d questions weren't given up and wait for their leases to lapse: %s", len(given_up), error
             )
+
+
+class _Telling:
+    """An answer that grows, and the task that tells it, from its first piece on: many have none."""
+
+    def __init__(self, growing: Growing, group: asyncio.TaskGroup) -> None:
+        self.growing = growing
+        self._group = group
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, piece: Delta | StatusPart | SourcePart | DataPart) -> None:
+        """Appends a piece."""
+        self.growing.add(piece)
+        if self._task is None:
+            self._task = self._group.create_task(self.growing.run(), name="tell an answer")
+
+    def end(self) -> None:
+        """Tells no more."""
+        if self._task is not None:
+            self._task.cancel()
 
 
 class Turn:

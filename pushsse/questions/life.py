@@ -337,9 +337,12 @@ class Life:
         False: a sweep does it later, without those before.
         """
         told = [draft for each in (*before, question) for draft in drafts(each)]
+        append = Append(log_of(question.user, self._backplane.shards), tuple(told))
         try:
-            async with _in_time():
-                await self._backplane.publish_to(question.user, told)
+            # Memory has nothing to wait for as a rule, and then no time has to be limited.
+            if self._backplane.publish_nowait((append,)) is None:
+                async with _in_time():
+                    await self._backplane.publish((append,))
             if question.status == "handed_over":
                 waits = DeskEvent(question.conversation, "waiting", question.id)
                 await self.tell_staff(waits, once=f"{_name(question)}:desk")

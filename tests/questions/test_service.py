@@ -123,16 +123,16 @@ async def test_a_question_that_is_answered_at_once_gets_both_its_first_steps_int
 ) -> None:
     scripted = Scripted(waits_for_ever)
     node, appended = nodes.node(scripted), []
-    publish = nodes.backplane.publish
+    publish = nodes.backplane.publish_nowait
 
-    async def noted(appends: Sequence[Append]) -> Receipt:
+    def noted(appends: Sequence[Append]) -> Receipt | None:
         appended.append([data(draft.publication)["status"] for one in appends for draft in one.drafts])
-        return await publish(appends)
+        return publish(appends)
 
     async with nodes.running(node):
         await node.ask("bo", Asking("who am I?"))
         await eventually(lambda: bool(scripted.asked))
-        monkeypatch.setattr(nodes.backplane, "publish", noted)
+        monkeypatch.setattr(nodes.backplane, "publish_nowait", noted)
         for _ in range(node.answering.queue.most_of_one + 1):
             asked = await node.ask("ann", Asking("who am I?"))
             assert asked.status == "pending"
@@ -730,6 +730,7 @@ async def test_what_the_log_did_not_take_is_told_later_and_once(
         raise BackplaneUnavailable("away")
 
     monkeypatch.setattr(nodes.backplane, "publish", away)
+    monkeypatch.setattr(nodes.backplane, "publish_nowait", lambda appends: None)
     async with nodes.running(node):
         asked = await node.ask("ann", Asking("still there?"))
         assert (await ended(nodes, asked)).status == "answered"

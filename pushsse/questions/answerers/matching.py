@@ -100,6 +100,9 @@ class Matcher:
                     holders.append(entry)
         names = zip(self._numbers, self._holders, strict=True)
         self._weights = [_weight(name, len(self._entries), len(holders)) for name, holders in names]
+        for each in self._entries:
+            for kept in each.phrasings:
+                kept.weight = sum(self._weights[number] for number in kept.numbers)
         self._words.learn(self._numbers)
 
     def _number(self, feature: str) -> int:
@@ -132,7 +135,7 @@ class Matcher:
                 if steps > _MAX_STEPS and best.score >= 0:
                     break
                 shared = sum(self._weights[number] for number in numbers.intersection(phrasing.numbers))
-                alike = 2 * shared / (whole + sum(self._weights[number] for number in phrasing.numbers))
+                alike = 2 * shared / (whole + phrasing.weight)
                 score = 100 * (_ALIKE * alike + (1 - _ALIKE) * covered[entry] / whole)
                 if score > best.score:
                     best = Close(score, phrasing.place)
@@ -163,12 +166,13 @@ class Matcher:
         return _weight(name, len(self._entries), 0.5) if number is None else self._weights[number]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Phrasing:
-    """A phrasing's place in the list, and its features by number."""
+    """A phrasing's place in the list, its features by number, and what they weigh together."""
 
     place: int
     numbers: "array[int]"
+    weight: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
