@@ -37,8 +37,8 @@ export function connect(options = {}) {
 
 /** What the service answered in place of what was asked for; `code` is for programs. */
 export class PushError extends Error {
-  constructor(status, { code = "", detail, errors = [] } = {}) {
-    super(detail ?? `the service answered with status ${status}`);
+  constructor(status, { code = "", detail = code || `status ${status}`, errors = [] }) {
+    super(detail);
     Object.assign(this, { name: "PushError", status, code, errors });
   }
 }
@@ -75,16 +75,16 @@ class Connection {
     this.#access = new Access(options);
     this.position = options.position ?? "";
     const call = (...request) => this.#access.call(...request);
-    const acks = (body) => call("POST", "v1/acks", body);
+    const ack = (state, member = "ids") => (events) => call("POST", "v1/acks", { [member]: events, state });
     this.preferences = {
       get: () => call("GET", "v1/preferences"),
       set: (types) => call("POST", "v1/preferences", { types }),
     };
     this.acks = {
-      received: (ids) => acks({ ids, state: "received" }),
-      read: (ids) => acks({ ids, state: "read" }),
-      clicked: (ids) => acks({ ids, state: "clicked" }),
-      readUpTo: (position = this.position) => acks({ up_to: position, state: "read" }),
+      received: ack("received"),
+      read: ack("read"),
+      clicked: ack("clicked"),
+      readUpTo: (position = this.position) => ack("read", "up_to")(position),
     };
     this.#watchPage();
     this.#join();
@@ -118,25 +118,24 @@ class Connection {
   }
 
   #watchPage() {
-    const { document, addEventListener } = globalThis;
-    if (!addEventListener) return;
+    const { document } = globalThis;
+    if (!globalThis.addEventListener) return;
     const { signal } = this.#closing;
+    const when = (name, act, target = globalThis) => target.addEventListener(name, act, { signal });
     const isHidden = () => document?.visibilityState === "hidden";
-    let hiddenAt = Date.now();
-    addEventListener("online", () => this.#line?.check(), { signal });
+    let seenAt = Date.now();
+    const check = (ms) => Date.now() - seenAt > ms && this.#line?.check();
+    when("online", () => check(-1));
     // A page in the back/forward cache may hold neither a connection nor a lock.
-    addEventListener("pagehide", () => this.#leave(), { signal });
-    addEventListener("pageshow", (event) => event.persisted && this.#join(), { signal });
-    document?.addEventListener("visibilitychange", () => {
-      if (isHidden()) hiddenAt = Date.now();
-      else if (Date.now() - hiddenAt > HIDDEN_MS) this.#line?.check();
-    }, { signal });
-    let tickedAt = Date.now();
+    when("pagehide", () => this.#leave());
+    when("pageshow", (event) => event.persisted && this.#join());
+    if (document) when("visibilitychange", () => isHidden() || check(HIDDEN_MS), document);
     const ticking = setInterval(() => {
-      // No timer runs while the machine sleeps. Those of a hidden page are late anyway.
-      if (Date.now() - tickedAt > ASLEEP_MS && !isHidden()) this.#line?.check();
-      tickedAt = Date.now();
       this.#tabs?.tick();
+      if (isHidden()) return;
+      // No timer runs while the machine sleeps. Those of a hidden page are late anyway.
+      check(ASLEEP_MS);
+      seenAt = Date.now();
     }, TICK_MS);
     signal.addEventListener("abort", () => clearInterval(ticking));
   }
@@ -144,7 +143,9 @@ class Connection {
   async #join() {
     if (this.#present || this.#closing.signal.aborted) return;
     const { signal } = (this.#present = new AbortController());
-    const shares = this.#options.share !== false && this.#access.shares && Tabs.possible();
+    // Who has only a ticket can't catch up with the others.
+    const isLate = !this.#access.polls && this.#options.position;
+    const shares = this.#options.share !== false && !isLate && Tabs.possible();
     if (shares && !(await this.#identify(signal))) return;
     // A ticket needn't say whose it is, and then only a stream does.
     if (!shares || !this.user) return this.#lead();
@@ -163,9 +164,7 @@ class Connection {
   async #identify(signal) {
     while (!signal.aborted) {
       try {
-        const user = await this.#access.who(signal, this.#budget);
-        if (this.user && user !== this.user) throw new Ending("signed_out", "user_changed");
-        this.user = user;
+        this.user = recognized(this.user, await this.#access.who(signal, this.#budget));
         return !signal.aborted;
       } catch (error) {
         if (signal.aborted) break;
@@ -191,14 +190,8 @@ class Connection {
   #lead() {
     // What is held comes once more, from this tab's own position.
     this.#held = null;
-    this.#line ??= new Line({
-      access: this.#access,
-      budget: this.#budget,
-      options: this.#options,
-      user: () => this.user,
-      position: () => this.position,
-      tell: (kind, data, id) => this.#tell({ kind, data, id }),
-    });
+    const tell = (kind, data, id) => this.#tell({ kind, data, id });
+    this.#line ??= new Line(this, this.#access, this.#options, this.#budget, tell);
     this.#line.run();
   }
 
@@ -248,7 +241,9 @@ class Connection {
         const { types } = this.#options;
         const page = await this.#access.call("GET", this.#access.at("v1/events", { after: this.position, types }));
         if (this.#held !== held) return;
-        this.#takePage(page);
+        if (page.gap) this.#gap();
+        for (const { event, data, id } of page.events) this.#take({ kind: kindOf(event, data), data, id });
+        this.position = page.position;
         more = page.more && held.length < REMEMBERED;
       }
     } catch {
@@ -259,15 +254,9 @@ class Connection {
     held.forEach((message) => this.#take(message));
   }
 
-  #takePage({ events, position, gap }) {
-    if (gap) this.#gap();
-    for (const { event, data, id } of events) this.#take({ kind: kindOf(event, data), data, id });
-    this.position = position;
-  }
-
   #take({ kind, data, id }) {
     if (kind === ".state") this.#become(data.state, data.reason);
-    else if (kind === ".token") this.#access.use(data);
+    else if (kind === ".token") this.#access.renew(data);
     else if (!this.#repeats(kind, data, id)) this.#hear(kind, data);
     // Afterwards: an app that stores the position has handled all that lies before it.
     this.position = id || this.position;
@@ -286,7 +275,7 @@ class Connection {
 
   #gap() {
     const heard = this.#emit("gap", { position: this.position });
-    if (!heard) report(new Error("pushsse: events are missing, and nothing handles 'gap': reload what you show"));
+    if (!heard) report(new Error("pushsse: events are missing, and nothing handles 'gap'"));
     this.#refresh();
   }
 
@@ -341,11 +330,12 @@ class Budget {
   }
 
   /** Waits for exactly `retry` after a clean end, else with full jitter below a bound that doubles. */
-  async pause(signal, { clean = false } = {}) {
+  async pause(signal, clean) {
     const bound = Math.min(MOST_WAIT_MS, this.retry * 2 ** this.#failures);
-    if (!clean) this.#failures = Math.min(this.#failures + 1, 10);
-    await sleep(clean ? this.retry : Math.max(this.#least, Math.random() * bound), signal, (wake) => (this.#wake = wake));
+    if (!clean) this.#failures++;
+    const ms = clean ? this.retry : Math.max(this.#least, Math.random() * bound);
     this.#least = 0;
+    await sleep(ms, signal, (wake) => (this.#wake = wake));
     this.#wake = null;
   }
 
@@ -356,33 +346,21 @@ class Budget {
   }
 }
 
-/** Who asks, and how that is proved. */
+/** Who asks, and how that is proved: by a token, by a ticket, which opens a stream and nothing else, or by a cookie. */
 class Access {
   #options;
-  #token = null;
-  #ticket = null;
+  #source;
+  #proof = null;
 
   constructor(options) {
-    this.#options = options;
     const page = globalThis.document?.baseURI ?? globalThis.location?.href;
+    this.#options = options;
+    this.#source = options.ticket ?? options.token;
+    this.polls = !options.ticket;
+    this.renews = typeof this.#source === "function";
     this.base = options.url ? new URL(options.url, page) : new URL(".", import.meta.url);
     if (!this.base.protocol.startsWith("http")) throw new TypeError("pushsse: connect() needs the service's url");
     if (!this.base.pathname.endsWith("/")) this.base.pathname += "/";
-  }
-
-  /** Whether a new token or ticket can be had. */
-  get renews() {
-    return typeof (this.#options.ticket ?? this.#options.token) === "function";
-  }
-
-  /** A ticket opens a stream and nothing else. */
-  get polls() {
-    return !this.#options.ticket;
-  }
-
-  /** Whether a tab that comes later can catch up. */
-  get shares() {
-    return this.polls || !this.#options.position;
   }
 
   /** The address of a call. What is in the query of the service's url, such as `user=ann`, stays there. */
@@ -395,109 +373,98 @@ class Access {
     return url;
   }
 
-  /** Takes what a token function gave in another tab. */
-  use(token) {
-    this.#token = Promise.resolve(token);
-  }
-
-  /** Asks for a new token or ticket. Returns a token, which tabs share, and nothing for a ticket. */
-  async renew() {
-    this.#token = this.#ticket = null;
-    if (this.polls) return this.#bearer();
-    await this.#ticketed();
+  /** Takes a new token, or asks the app for one. Returns what tabs may share: a token, never a ticket. */
+  async renew(token) {
+    this.#proof = token ? Promise.resolve(token) : null;
+    const proof = await this.#prove();
+    return this.polls && proof;
   }
 
   /** Who asks; empty for a ticket that doesn't say it. Raises Ending, PushError. */
   async who(signal, budget) {
-    if (!this.polls) return (await this.#ticketed()).user ?? "";
+    if (!this.polls) return (await this.#prove()).user ?? "";
     const response = await this.fetch(this.at("v1/me"), { signal });
     await refuse(response, budget);
     return (await response.json()).user;
   }
 
-  /** A request with the token. After a 401 it asks for a new one, once. */
-  async fetch(url, init = {}, { again = true } = {}) {
-    const asked = this.#bearer();
-    const token = await asked;
-    const headers = token ? { ...init.headers, Authorization: `Bearer ${token}` } : init.headers;
-    const { credentials = "same-origin", token: source } = this.#options;
-    const response = await fetch(url, { ...init, headers, credentials, cache: "no-store" });
-    if (response.status !== 401 || !again || typeof source !== "function") return response;
-    // Unless another request has asked meanwhile.
-    if (token === (await this.#token)) this.#token = null;
-    return this.fetch(url, init, { again: false });
+  async fetch(url, init = {}) {
+    return this.#send((proof) => {
+      const headers = this.polls && proof ? { ...init.headers, Authorization: `Bearer ${proof}` } : init.headers;
+      return fetch(url, { credentials: this.#options.credentials, ...init, headers, cache: "no-store" });
+    }, this.polls);
   }
 
   /** The response of a stream. A ticket opens it again for as long as the ticket lasts. */
   async stream(query, position, signal) {
-    const headers = { Accept: "text/event-stream" };
-    if (position) headers["Last-Event-ID"] = position;
-    if (this.polls) return this.fetch(this.at("v1/stream", query), { headers, signal });
-    for (let again = this.renews; ; again = false) {
-      const made = await this.#ticketed();
-      if (!position && made.position) headers["Last-Event-ID"] = made.position;
-      const url = this.at("v1/stream", { ...query, ticket: made.ticket });
-      const response = await fetch(url, { headers, signal, credentials: "omit", cache: "no-store" });
-      if (response.status !== 401 || !again) return response;
-      this.#ticket = null;
-    }
+    const url = this.at("v1/stream", query);
+    const init = (from) => ({ headers: from ? { "Last-Event-ID": from } : {}, signal });
+    if (this.polls) return this.fetch(url, init(position));
+    return this.#send((proof) => {
+      url.searchParams.set("ticket", proof.ticket ?? proof);
+      return fetch(url, { ...init(position || proof.position), cache: "no-store" });
+    });
   }
 
   /** A call with JSON both ways. Raises PushError. */
   async call(method, path, body, headers) {
-    const url = path instanceof URL ? path : this.at(path);
     const json = { "Content-Type": "application/json", ...headers };
     const init = body ? { method, headers: json, body: JSON.stringify(body) } : { method };
-    const response = await this.fetch(url, init).catch((error) => {
-      throw error instanceof Ending ? new PushError(401, { code: error.reason }) : error;
-    });
+    const response = await this.fetch(path instanceof URL ? path : this.at(path), init);
     if (!response.ok) throw new PushError(response.status, await problem(response));
     return response.status === 204 ? undefined : response.json();
   }
 
-  /** The token; requests at the same time share it. Raises Ending where the app has none. */
-  async #bearer() {
-    const { token } = this.#options;
-    if (typeof token !== "function") return token;
-    const asked = (this.#token ??= Promise.resolve().then(token));
-    const found = await asked.catch((error) => {
-      this.#forget(asked);
-      throw error;
-    });
-    if (found) return found;
-    this.#forget(asked);
-    throw new Ending("signed_out", "no_token");
+  /** Sends a request, and after a 401 once more, with what the app then gives. */
+  async #send(send, again = true) {
+    const proof = await this.#prove();
+    const response = await send(proof);
+    if (response.status !== 401 || !again || !this.renews) return response;
+    // Unless another request has asked meanwhile.
+    if (proof === (await this.#proof)) this.#proof = null;
+    return this.#send(send, false);
   }
 
-  #forget(asked) {
-    if (this.#token === asked) this.#token = null;
-  }
-
-  async #ticketed() {
-    if (this.#ticket) return this.#ticket;
-    const { ticket } = this.#options;
-    const found = typeof ticket === "function" ? await ticket() : ticket;
-    if (!found) throw new Ending("signed_out", "no_ticket");
-    return (this.#ticket = typeof found === "string" ? { ticket: found } : found);
+  /** What the app gives; requests at the same time ask for it once. Raises Ending where it gives nothing. */
+  async #prove() {
+    if (!this.renews) return this.#source;
+    const asked = (this.#proof ??= (async () => this.#source())());
+    let proof;
+    try {
+      proof = await asked;
+    } finally {
+      if (!proof && this.#proof === asked) this.#proof = null;
+    }
+    if (!proof) throw new Ending("signed_out", "no_token");
+    return proof;
   }
 }
 
-/** The one connection of all tabs, in the tab that leads: it begins anew until it is stopped. */
+/** What all tabs hear, in the tab that leads: a stream or polling, begun anew until it is stopped. */
 class Line {
+  #of;
+  #access;
+  #options;
+  #budget;
+  #tell;
   #running = null;
   #attempt = null;
   // The next attempt needs no pause before it.
   #atOnce = false;
-  #heardAt = 0;
-  #heartbeat_ms = 15_000;
+  #triedAt = 0;
+  #silence_ms = 0;
   #watching = 0;
   #renewing = 0;
   // Streams in a row of which nothing was heard.
   #mute = 0;
-  #tryBack = TRY_BACK_MS;
+  #tryBack_ms = TRY_BACK_MS;
 
-  constructor(parts) {
-    Object.assign(this, parts);
+  constructor(connection, access, options, budget, tell) {
+    this.#of = connection;
+    this.#access = access;
+    this.#options = options;
+    this.#budget = budget;
+    this.#tell = tell;
   }
 
   async run() {
@@ -506,18 +473,18 @@ class Line {
     while (!signal.aborted) {
       let ended = {};
       try {
-        ended = await this.#try(this.#mute < 2 || !this.access.polls ? "stream" : "poll");
+        ended = await this.#try();
       } catch (error) {
         if (signal.aborted) return;
         if (error instanceof Ending) {
           this.#running = null;
-          this.tell(".state", { state: error.state, reason: error.reason });
+          this.#become(error.state, error.reason);
           return;
         }
       }
       if (signal.aborted || this.#atOnce) continue;
-      this.tell(".state", { state: "connecting", reason: ended.reason ?? "" });
-      await this.budget.pause(signal, ended);
+      this.#become("connecting", ended.reason);
+      await this.#budget.pause(signal, ended.clean);
     }
   }
 
@@ -528,10 +495,10 @@ class Line {
 
   /** Makes sure of the line: no pause goes on, and what may be dead is opened anew. */
   check() {
-    if (!this.budget.wake() && Date.now() - this.#heardAt > 2_000) this.#reopen();
+    if (!this.#budget.wake() && Date.now() - this.#triedAt > 1_000) this.#reopen();
   }
 
-  /** The same, also where the line had come to its end. */
+  /** The same, also where it had come to its end. */
   again() {
     this.check();
     this.run();
@@ -542,12 +509,18 @@ class Line {
     this.#attempt?.abort();
   }
 
-  async #try(way) {
+  #become(state, reason = "") {
+    this.#tell(".state", { state, reason });
+  }
+
+  /** One connection, by the way that is open. Returns how it ended, or raises what ended it. */
+  async #try() {
     const attempt = (this.#attempt = new AbortController());
     this.#atOnce = false;
-    this.#heardAt = Date.now();
+    this.#triedAt = Date.now();
     try {
-      return await (way === "stream" ? this.#stream(attempt.signal) : this.#poll(attempt.signal));
+      const polls = this.#mute > 1 && this.#access.polls;
+      return await (polls ? this.#poll(attempt.signal) : this.#stream(attempt.signal));
     } finally {
       clearTimeout(this.#watching);
       clearTimeout(this.#renewing);
@@ -565,29 +538,33 @@ class Line {
     }, ms);
   }
 
-  /** A stream, until it ends; returns how it did. Raises what ended it otherwise. */
+  #begin() {
+    const { types, since } = this.#options;
+    const { position } = this.#of;
+    return { position, query: { types, since: position ? "" : since } };
+  }
+
   async #stream(signal) {
-    this.#watch(READY_MS, () => this.#mute++);
-    const { types, since } = this.options;
-    const position = this.position();
-    const query = { named: 0, types, since: position ? "" : since };
-    const response = await this.access.stream(query, position, signal);
-    await refuse(response, this.budget);
-    if (!response.headers.get("content-type")?.startsWith("text/event-stream")) throw new Error("this is no stream");
-    const ended = { clean: false };
-    const read = parser((frame) => {
-      const data = JSON.parse(frame.data || "{}");
-      if (frame.name === "ready") ended.beganAt ??= Date.now();
-      if (frame.name === "exception") ended.exception = data;
-      this.#hear(frame.name, data, frame.id);
+    // The second mute one leads to polling, which may begin at once.
+    this.#watch(READY_MS, () => (this.#atOnce = this.#mute++ > 0 && this.#access.polls));
+    const { position, query } = this.#begin();
+    const response = await this.#access.stream({ named: 0, ...query }, position, signal);
+    await refuse(response, this.#budget);
+    if (!response.headers.get("content-type")?.startsWith("text/event-stream")) throw new Error("no event stream");
+    const ended = {};
+    const read = parser(({ name, data, id }) => {
+      const content = JSON.parse(data || "{}");
+      if (name === "ready") ended.beganAt = this.#begun(content);
+      if (name === "exception") ended.exception = content;
+      this.#tell(kindOf(name, content), content, id);
+      if (name === "ready") this.#become("live");
     }, (ms) => {
-      this.budget.retry = ms;
+      this.#budget.retry = ms;
       ended.clean = true;
     });
     const reader = response.body.getReader();
     for (let part; !(part = await reader.read()).done; ) {
-      if (ended.beganAt) this.#watch(3 * this.#heartbeat_ms);
-      this.#heardAt = Date.now();
+      if (ended.beganAt) this.#watch(this.#silence_ms);
       read(part.value);
     }
     return this.#ended(ended);
@@ -596,74 +573,61 @@ class Line {
   /** What an `exception` means. Raises Ending where coming back is of no use. */
   async #ended({ clean, beganAt, exception: { code, retry } = {} }) {
     if (code === "token_expired") {
-      if (this.access.renews) await this.#renew();
+      if (this.#access.renews) await this.#renew();
       // One that lapses as soon as it is there is no reason to hurry.
       this.#atOnce = Date.now() - beganAt > 1_000;
     } else if (retry === false) throw new Ending(code === "revoked" ? "signed_out" : "ended", code);
     return { clean, reason: code };
   }
 
-  #hear(name, data, id) {
-    if (name === "ready") this.#begun(data);
-    this.tell(kindOf(name, data), data, id);
-    if (name === "ready") this.tell(".state", { state: "live", reason: "" });
+  #begun({ user, heartbeat_s, expires_in_s }) {
+    recognized(this.#of.user, user);
+    this.#budget.reset();
+    this.#mute = 0;
+    this.#tryBack_ms = TRY_BACK_MS;
+    this.#silence_ms = 3_000 * heartbeat_s;
+    if (this.#access.renews && expires_in_s) this.#renewIn(1_000 * Math.max(0.8 * expires_in_s, expires_in_s - 60));
+    return Date.now();
   }
 
-  #begun({ user, heartbeat_s, expires_in_s }) {
-    this.#recognize(user);
-    this.budget.reset();
-    this.#mute = 0;
-    this.#tryBack = TRY_BACK_MS;
-    this.#heartbeat_ms = heartbeat_s * 1000;
-    this.#watch(3 * this.#heartbeat_ms);
-    clearTimeout(this.#renewing);
-    if (!this.access.renews || !expires_in_s) return;
-    // Before the token lapses, so that there is no moment without a line.
-    const ms = 1000 * Math.max(0.8 * expires_in_s, expires_in_s - 60);
+  /** Asks for a token before the old one lapses, so that there is no moment without a line. */
+  #renewIn(ms) {
     const attempt = this.#attempt;
-    this.#renewing = setTimeout(async () => {
-      // Where that fails now, it is tried again at the end of the stream.
-      await this.#renew().then(() => attempt === this.#attempt && this.#reopen(), () => {});
+    clearTimeout(this.#renewing);
+    this.#renewing = setTimeout(() => {
+      // Where that fails now, it is tried once more at the end of the stream.
+      this.#renew().then(() => attempt === this.#attempt && this.#reopen(), () => {});
     }, Math.min(ms, 2 ** 31 - 1));
   }
 
-  /** A cookie may be another person's by now, whose events are none of this page's business. */
-  #recognize(user) {
-    if (this.user() && this.user() !== user) throw new Ending("signed_out", "user_changed");
-  }
-
   async #renew() {
-    const token = await this.access.renew();
-    if (token) this.tell(".token", token);
+    const token = await this.#access.renew();
+    if (token) this.#tell(".token", token);
   }
 
   /** Long polling, for a while. */
   async #poll(signal) {
     // From here one mute stream is enough to come back.
     this.#mute = 1;
-    const until = Date.now() + this.#tryBack;
-    const { types, since } = this.options;
     this.#watch(READY_MS);
-    const user = await this.access.who(signal, this.budget);
-    this.#recognize(user);
+    const user = recognized(this.#of.user, await this.#access.who(signal, this.#budget));
+    const until = Date.now() + this.#tryBack_ms;
     for (let first = true; first || Date.now() < until; first = false) {
-      const asked = Date.now();
-      const after = this.position();
-      this.#watch((POLL_S + 10) * 1000);
-      const url = this.access.at("v1/events", { after, since: after ? "" : since, types, wait_s: POLL_S });
-      const response = await this.access.fetch(url, { signal });
-      await refuse(response, this.budget);
+      const askedAt = Date.now();
+      const { position: after, query } = this.#begin();
+      this.#watch((POLL_S + 10) * 1_000);
+      const response = await this.#access.fetch(this.#access.at("v1/events", { after, ...query, wait_s: POLL_S }), { signal });
+      await refuse(response, this.#budget);
       const { events, position, gap, more } = await response.json();
-      this.#heardAt = Date.now();
-      this.budget.reset();
-      if (first || gap) this.tell("ready", { user, resume: gap ? "gap" : after ? "complete" : "new" });
-      if (first) this.tell(".state", { state: "polling", reason: "" });
-      for (const { event, data, id } of events) this.tell(kindOf(event, data), data, id);
-      this.tell("ping", {}, position);
+      this.#budget.reset();
+      if (first || gap) this.#tell("ready", { user, resume: gap ? "gap" : after ? "complete" : "new" });
+      this.#become("polling");
+      for (const { event, data, id } of events) this.#tell(kindOf(event, data), data, id);
+      this.#tell("ping", {}, position);
       // A node that doesn't know `wait_s` answers at once.
-      if (!more && !events.length && this.#heardAt - asked < 1_000) await sleep(2_000 + 2_000 * Math.random(), signal);
+      if (!events.length && Date.now() - askedAt < 1_000) await sleep(2_000 + 2_000 * Math.random(), signal);
     }
-    this.#tryBack = Math.min(2 * this.#tryBack, MOST_TRY_BACK_MS);
+    this.#tryBack_ms = Math.min(2 * this.#tryBack_ms, MOST_TRY_BACK_MS);
     this.#atOnce = true;
     return {};
   }
@@ -683,14 +647,13 @@ class Tabs {
   #left = new AbortController();
   #waiting = null;
   #release = null;
-  #heard = true;
+  #heard = false;
   #unanswered = 0;
 
   /** Whether this place has what it takes; access to storage may be refused. */
   static possible() {
     try {
-      const { location, BroadcastChannel, navigator, localStorage } = globalThis;
-      return !!(location && BroadcastChannel && (navigator.locks || localStorage));
+      return globalThis.location && globalThis.BroadcastChannel && (navigator.locks ?? localStorage);
     } catch {
       return false;
     }
@@ -778,11 +741,13 @@ class Tabs {
     });
   }
 
-  #lease() {
+  async #lease() {
     addEventListener("storage", ({ key, newValue }) => {
       if (key === this.#name && newValue && this.#leads) this.#lose();
     }, { signal: this.#left.signal });
-    if (!localStorage.getItem(this.#name)) this.#claim();
+    // What another tab has written may show here late, later than its answer.
+    await sleep(100, this.#left.signal);
+    if (!this.#left.signal.aborted && !this.#heard && !localStorage.getItem(this.#name)) this.#claim();
   }
 
   /** Whoever writes last has the lease. */
@@ -797,24 +762,25 @@ class Tabs {
 /** Answers as they grow, by question. */
 class Answers {
   #all = new Map();
-  #closed = false;
+  #closed = null;
 
   /** What an event says about an answer. */
   hear(kind, data) {
     if (kind === "question") {
-      const anew = data.status === "pending" ? { text: "", parts: [], done: false, error: null } : {};
-      this.#change(data.id, { ...anew, conversation: data.conversation, status: data.status });
+      const { id, conversation, status } = data;
+      const anew = status === "pending" && { text: "", parts: [], done: false, error: null };
+      this.#change(id, { conversation, status, ...anew });
     } else if (kind === "answer.delta") this.#grow(data);
     else if (kind === "answer") this.#change(data.question, { ...data, status: "answered", doing: "", done: true });
     else if (kind === "answer.error") {
-      const status = data.code === "cancelled" ? "cancelled" : "failed";
+      const status = data.code === "cancelled" ? data.code : "failed";
       this.#change(data.question, { status, doing: "", done: true, error: data });
     }
   }
 
   /** Those that a tab which joins can't know. */
   growing() {
-    return [...this.#all.values()].map(({ answer }) => answer).filter(({ done, text }) => text && !done);
+    return [...this.#all.values()].map(({ answer }) => answer).filter(({ done }) => !done);
   }
 
   learn(growing) {
@@ -824,31 +790,32 @@ class Answers {
   /** Looks for the ends that may have been missed of those that somebody waits for. */
   refresh(read) {
     for (const [question, { wakes }] of this.#all) {
-      if (!wakes.length) continue;
-      read(question).then(({ answer, error, ...asked }) => {
-        if (asked.status === "handed_over") this.hear("question", asked);
-        else if (error) this.hear("answer.error", { question, ...error });
-        else if (asked.status === "answered") this.hear("answer", { question, ...answer });
-      }, () => {});
+      if (wakes.length) read(question).then((found) => this.#find(question, found), () => {});
     }
   }
 
+  #find(question, { answer, error, ...asked }) {
+    if (asked.status === "handed_over") this.hear("question", asked);
+    else if (error) this.hear("answer.error", { question, ...error });
+    else if (asked.status === "answered") this.hear("answer", { question, ...answer });
+  }
+
   close() {
-    this.#closed = true;
+    this.#closed = new PushError(0, { code: "closed" });
     for (const entry of this.#all.values()) this.#wake(entry);
   }
 
   /** An answer whenever it has changed, up to its end. Raises PushError where there is none. */
   async *follow(question) {
     const entry = this.#entry(question);
-    for (let told = -1; ; ) {
-      const { answer, version } = entry;
-      if (told !== version) yield { ...answer, parts: [...answer.parts] };
-      told = version;
-      if (answer.error && answer.status === "failed") throw new PushError(0, answer.error);
+    for (let told; ; ) {
+      const { answer } = entry;
+      if (told !== answer) yield answer;
+      told = answer;
+      if (answer.status === "failed") throw new PushError(0, answer.error);
       if (answer.done || answer.status === "handed_over") return;
-      if (this.#closed) throw new PushError(0, { code: "closed", detail: "the connection was closed" });
-      if (version === entry.version) await new Promise((wake) => entry.wakes.push(wake));
+      if (this.#closed) throw this.#closed;
+      if (answer === entry.answer) await new Promise((wake) => entry.wakes.push(wake));
     }
   }
 
@@ -856,17 +823,16 @@ class Answers {
     const { answer } = this.#entry(question);
     // What lies before it was missed; the whole answer comes at the end.
     if (from > answer.text.length) return;
-    let parts = from === 0 && !part ? [] : answer.parts;
     const doing = part?.type === "status" ? part.text : "";
-    const isNew = part && !doing && !parts.some((each) => JSON.stringify(each) === JSON.stringify(part));
-    if (isNew) parts = [...parts, part];
+    const parts = from === 0 && !part ? [] : [...answer.parts];
+    const isNew = (each) => JSON.stringify(each) !== JSON.stringify(part);
+    if (part && !doing && parts.every(isNew)) parts.push(part);
     this.#change(question, { text: answer.text.slice(0, from) + text, parts, doing, status: "answering" });
   }
 
   #change(question, changes) {
     const entry = this.#entry(question);
     entry.answer = { ...entry.answer, ...changes };
-    entry.version++;
     this.#wake(entry);
   }
 
@@ -875,13 +841,15 @@ class Answers {
   }
 
   #entry(question) {
-    if (!this.#all.has(question)) {
-      const answer = { question, conversation: "", status: "pending", text: "", parts: [], doing: "", done: false };
-      this.#all.set(question, { answer, version: 0, wakes: [] });
-      const idle = [...this.#all].filter(([, { wakes }]) => !wakes.length);
-      if (this.#all.size > QUESTIONS && idle.length) this.#all.delete(idle[0][0]);
-    }
-    return this.#all.get(question);
+    let entry = this.#all.get(question);
+    if (entry) return entry;
+    const answer = { question, conversation: "", status: "pending", text: "", parts: [], doing: "", done: false };
+    entry = { answer, wakes: [] };
+    // The oldest that nobody waits for makes room.
+    const idle = [...this.#all].find(([, { wakes }]) => !wakes.length);
+    if (this.#all.size >= QUESTIONS && idle) this.#all.delete(idle[0]);
+    this.#all.set(question, entry);
+    return entry;
   }
 }
 
@@ -936,6 +904,7 @@ export function parser(hear, wait = () => {}) {
   let data = [];
 
   const fields = {
+    __proto__: null,
     event: (value) => (name = value),
     data: (value) => data.push(value),
     id: (value) => value.includes("\0") || (id = value),
@@ -945,14 +914,12 @@ export function parser(hear, wait = () => {}) {
   function take(line) {
     if (line) {
       const [, field, value] = line.match(/^([^:]*):? ?(.*)$/s);
-      if (Object.hasOwn(fields, field)) fields[field](value);
+      fields[field]?.(value);
       return;
     }
-    const event = { name: name || "message", data: data.join("\n"), id };
-    const isWhole = data.length > 0;
+    if (data.length) hear({ name: name || "message", data: data.join("\n"), id });
     name = "";
     data = [];
-    if (isWhole) hear(event);
   }
 
   return (bytes) => {
@@ -965,6 +932,12 @@ export function parser(hear, wait = () => {}) {
     rest = lines.pop();
     lines.forEach(take);
   };
+}
+
+/** Who asks. A cookie may be another person's by now, whose events are none of this page's business. */
+function recognized(known, user) {
+  if (known && known !== user) throw new Ending("signed_out", "user_changed");
+  return user;
 }
 
 /** People's events are called `event`, whatever their type; those of the service keep their names. */
@@ -1007,13 +980,12 @@ function sleep(ms, signal, offer = () => {}) {
   });
 }
 
-/** A name that nobody else has. `crypto.randomUUID` is for secure contexts alone. */
+/** A name that nobody else has; no secret. `crypto.randomUUID` is for secure contexts alone. */
 function random() {
-  return Array.from(crypto.getRandomValues(new Uint32Array(4)), (each) => each.toString(36)).join("");
+  return `${Date.now()}-${Math.random()}`;
 }
 
 /** An error of the app's own, shown as if nothing had caught it. */
 function report(error) {
-  if (globalThis.reportError) reportError(error);
-  else console.error(error);
+  (globalThis.reportError ?? console.error)(error);
 }

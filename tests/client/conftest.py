@@ -8,6 +8,7 @@ from typing import Any
 import jwt
 import pytest
 
+from pushsse.errors import CloseReason
 from tests.client.gate import CSP, Gate, gate
 from tests.deployed.chromium import Browser, chromium
 from tests.serving import Running, serving
@@ -21,7 +22,8 @@ const told = globalThis.told = { seen: [], states: [], gaps: 0, begun: [], error
 addEventListener("error", (event) => told.errors.push(event.message));
 globalThis.listen = ({ user = "ann", gap = true, ...options } = {}) => {
   const token = () => fetch(`/token?user=${user}`).then(async (reply) => reply.ok ? reply.text() : null);
-  const push = globalThis.push = connect("ticket" in options ? options : { token, ...options });
+  const own = "ticket" in options || "credentials" in options;
+  const push = globalThis.push = connect(own ? options : { token, ...options });
   push.on("event", (event) => told.seen.push(event.message));
   push.on("state", ({ state, reason }) => told.states.push(reason ? `${state} ${reason}` : state));
   push.on("ready", (ready) => told.begun.push(ready.resume));
@@ -74,6 +76,11 @@ class World:
         reply = await self.node.http.post("/v1/events", json=event, headers=headers)
         assert reply.status_code == 202, reply.text
 
+    def end_streams(self, reason: CloseReason) -> None:
+        """Ends all streams, as the service does it by itself."""
+        for each in list(self.node.node.hub.subscribers):
+            each.end(reason)
+
     async def until_streams(self, count: int) -> None:
         await eventually(lambda: self.gate.streams() == count, what=f"{count} streams")
 
@@ -105,7 +112,13 @@ def anyio_backend() -> str:
 async def shared(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> AsyncIterator[World]:
     folder = tmp_path_factory.mktemp("client")
     async with (
-        serving(folder, jwt_secret=SECRET, heartbeat_s=1.0, allowed_origins=("http://localhost:1",)) as node,
+        serving(
+            folder,
+            jwt_secret=SECRET,
+            heartbeat_s=1.0,
+            auth_cookie="session",
+            answerer="python:tests.client.answering:answer",
+        ) as node,
         gate(node.port) as made,
         chromium(folder / "chromium") as browser,
     ):

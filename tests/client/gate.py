@@ -77,23 +77,23 @@ class Gate:
         from_node, to_node = await asyncio.open_connection("127.0.0.1", self.upstream)
         to_node.write(b"\r\n".join([lines[0], b"Connection: close", *lines[1:]]))
         self._open[writer] = target
-        up = asyncio.create_task(self._pipe(reader, to_node))
+        ways = [asyncio.create_task(self._pipe(*way)) for way in ((reader, to_node), (from_node, writer))]
         try:
-            await self._pipe(from_node, writer)
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            up.cancel()
+            for each in ways:
+                each.cancel()
             self._open.pop(writer, None)
             to_node.close()
 
     async def _pipe(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        withheld = False
+        lost = False
         with suppress(ConnectionError):
             while data := await source.read(_LIMIT):
-                withheld = withheld or (
-                    self.withholds and b"text/event-stream" in data.partition(b"\r\n\r\n")[0]
-                )
-                # A connection that hung stays so: what was in it is gone.
-                if self.hangs or withheld:
+                is_stream = b"text/event-stream" in data.partition(b"\r\n\r\n")[0]
+                # What nobody got once leaves a hole: nothing else passes either.
+                lost = lost or self.hangs or (self.withholds and is_stream)
+                if lost:
                     continue
                 sink.write(data)
                 await sink.drain()

@@ -1,0 +1,23 @@
+"""An answerer for the client's tests: it says what it is asked for, word by word, at the pace that it is given."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from pushsse.questions.answerers.python import Asked
+
+# Set by a test: no word comes before that.
+go_on = asyncio.Event()
+
+
+async def answer(question: Asked) -> AsyncIterator[object]:
+    """`say: a b c` says three words, `wait: a b c` waits after the first, `fail:` fails."""
+    how, _, text = question.text.partition(": ")
+    yield {"status": "thinking"}
+    if how == "fail":
+        yield {"error": "no idea"}
+        return
+    for number, word in enumerate(text.split()):
+        if number == 1 and how == "wait":
+            await go_on.wait()
+        yield f"{word} "
+    yield {"source": {"title": "A book", "url": "/book"}}
