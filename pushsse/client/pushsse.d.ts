@@ -97,7 +97,10 @@ export interface Events<Types = Record<string, unknown>> {
   ack: { [member: string]: unknown };
   /** A question was asked, or its status has changed. */
   question: { id: string; conversation: string; text: string; status: Answer["status"] };
-  /** An answer grows: `text.slice(0, from) + delta.text`. `ask()` does that by itself. */
+  /**
+   * An answer grows: `text.slice(0, from) + delta.text`. `ask()` does that by itself. `seq` is 0 for what had come before
+   * this tab was there.
+   */
   "answer.delta": { question: string; seq: number; from: number; text: string; part?: unknown };
   answer: AnswerEvent;
   "answer.error": { question: string; code: string; detail: string };

@@ -228,7 +228,10 @@ class Connection {
   /** The state of the tab that leads. */
   #learn({ state, reason, position, growing }) {
     this.#become(state, reason);
-    this.#answers.learn(growing);
+    // The beginning of what grows: this tab may hear of the rest alone.
+    for (const { question, text } of growing) {
+      if (!this.#answers.has(question)) this.#hear("answer.delta", { question, seq: 0, from: 0, text });
+    }
     this.position ||= position;
     if (!this.#held && !covers(this.position, position)) this.#catchUp([]);
   }
@@ -783,8 +786,8 @@ class Answers {
     return [...this.#all.values()].map(({ answer }) => answer).filter(({ done }) => !done);
   }
 
-  learn(growing) {
-    for (const answer of growing) if (!this.#all.has(answer.question)) this.#change(answer.question, answer);
+  has(question) {
+    return this.#all.has(question);
   }
 
   /** Looks for the ends that may have been missed of those that somebody waits for. */

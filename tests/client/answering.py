@@ -1,4 +1,4 @@
-"""An answerer for the client's tests: it says what it is asked for, word by word, at the pace that it is given."""
+"""An answerer for the client's tests: it says what it is asked to say, word by word, when it may."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,12 +12,12 @@ go_on = asyncio.Event()
 async def answer(question: Asked) -> AsyncIterator[object]:
     """`say: a b c` says three words, `wait: a b c` waits after the first, `fail:` fails."""
     how, _, text = question.text.partition(": ")
-    yield {"status": "thinking"}
     if how == "fail":
         yield {"error": "no idea"}
         return
     for number, word in enumerate(text.split()):
         if number == 1 and how == "wait":
+            yield {"status": "thinking"}
             await go_on.wait()
         yield f"{word} "
     yield {"source": {"title": "A book", "url": "/book"}}

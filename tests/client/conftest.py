@@ -18,7 +18,7 @@ SECRET = "a secret of more than thirty-two bytes, as it has to be"
 # What a page of an app does, and what the tests look at.
 APP = """
 import { connect } from "/pushsse.js";
-const told = globalThis.told = { seen: [], states: [], gaps: 0, begun: [], errors: [] };
+const told = globalThis.told = { seen: [], states: [], gaps: 0, begun: [], errors: [], text: "" };
 addEventListener("error", (event) => told.errors.push(event.message));
 globalThis.listen = ({ user = "ann", gap = true, ...options } = {}) => {
   const token = () => fetch(`/token?user=${user}`).then(async (reply) => reply.ok ? reply.text() : null);
@@ -26,6 +26,7 @@ globalThis.listen = ({ user = "ann", gap = true, ...options } = {}) => {
   const push = globalThis.push = connect(own ? options : { token, ...options });
   push.on("event", (event) => told.seen.push(event.message));
   push.on("state", ({ state, reason }) => told.states.push(reason ? `${state} ${reason}` : state));
+  push.on("answer.delta", ({ from, text }) => told.text = told.text.slice(0, from) + text);
   push.on("ready", (ready) => told.begun.push(ready.resume));
   if (gap) push.on("gap", () => told.gaps++);
   return push;

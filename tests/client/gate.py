@@ -31,6 +31,8 @@ class Gate:
     # Nothing passes any more through what is open, and nothing tells so.
     hangs: bool = False
     refuses: bool = False
+    # Paths of which the next answer gets lost.
+    loses: set[str] = field(default_factory=set)
     _open: dict[asyncio.StreamWriter, str] = field(default_factory=dict)
 
     @property
@@ -86,8 +88,14 @@ class Gate:
             self._open.pop(writer, None)
             to_node.close()
 
+    def _loses_answer(self, sink: asyncio.StreamWriter) -> bool:
+        path = urlsplit(self._open.get(sink, "")).path
+        loses = path in self.loses
+        self.loses.discard(path)
+        return loses
+
     async def _pipe(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        lost = False
+        lost = self._loses_answer(sink)
         with suppress(ConnectionError):
             while data := await source.read(_LIMIT):
                 is_stream = b"text/event-stream" in data.partition(b"\r\n\r\n")[0]
