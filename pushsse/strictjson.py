@@ -21,7 +21,8 @@ EXPLAINED_BYTES = 128 * 1024
 REFUSALS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _SHOWN = 80
 _SHOWN_AT = 200
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+# Of JSON that is known to be well-formed: elsewhere it would look for the end of each string anew.
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _ROUND_TO_SQUARE = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -95,12 +96,17 @@ def peek(body: bytes, to: type[T]) -> T:
 
 def shown(value: object) -> str:
     """A value as an error names it: JSON, cut to 80 characters."""
+    return beginning(value, _SHOWN)
+
+
+def beginning(value: object, most: int) -> str:
+    """The first `most` characters of a value as JSON."""
     text = ""
     # Piece by piece: the whole of a long value would be written for the sake of its beginning.
-    for piece in _encoder.iterencode(value[: _SHOWN + 1] if isinstance(value, str) else value):
+    for piece in _encoder.iterencode(value[: most + 1] if isinstance(value, str) else value):
         text += piece
-        if len(text) > _SHOWN:
-            return text[:_SHOWN] + "…"
+        if len(text) > most:
+            return text[:most] + "…"
     return text
 
 
@@ -194,6 +200,25 @@ def _refuse(constant: str) -> NoReturn:
 
 # Where a value is: its container's place, and its name or index there. Most places are never asked for.
 _Place = tuple["_Place", object] | None
+
+
+def has_more_values(body: bytes, most: int) -> bool:
+    """Whether JSON has more values than `most`, more or less: members, elements, arrays and objects.
+
+    Raises NotJson.
+    """
+    if _count(body) <= most:
+        return False
+    try:
+        msgspec.json.decode(body.removeprefix(BOM), type=msgspec.Raw)
+    except REFUSALS as error:
+        raise NotJson(Violation("$", f"isn't JSON: {error}")) from None
+    # Texts have commas, too.
+    return _count(_STRING.sub(b"", body)) > most
+
+
+def _count(body: bytes) -> int:
+    return body.count(b",") + body.count(b"[") + body.count(b"{")
 
 
 def _has_nul(body: bytes) -> bool:

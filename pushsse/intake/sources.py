@@ -7,6 +7,7 @@ imported only where it is configured.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 
 from pushsse.errors import SettingsError
 from pushsse.intake import Decode, Drafter, HeadersFormat, Made, PushsseFormat
@@ -92,9 +93,13 @@ def format_of(table: KafkaSource, *, metrics: Metrics, drafter: Drafter) -> Deco
     """The format of a table. Raises SettingsError."""
     if table.map is not None and table.kind not in _WITH_MAP:
         raise SettingsError(f"{table.at('map')}: format {table.format!r} has no map")
+    if table.kind == "mapped":
+        mapped = import_module("pushsse.intake.mapped")
+        made: Decode = mapped.MappedFormat(mapped.compiled(table), drafter)
+        return made
     if table.kind == "headers":
         return HeadersFormat(metrics=metrics, drafter=drafter)
     return PushsseFormat(metrics=metrics, drafter=drafter)
 
 
-_WITH_MAP: frozenset[str] = frozenset()
+_WITH_MAP = frozenset({"mapped"})
