@@ -17,6 +17,7 @@ from types import FrameType
 from pushsse import settings as configuration
 from pushsse.api import counted
 from pushsse.api.access import AccessEndpoint
+from pushsse.api.acks import AcksEndpoint
 from pushsse.api.agui import AguiEndpoint
 from pushsse.api.asked import Asked
 from pushsse.api.calls import DocumentEndpoint, Endpoints, direct_calls, immediate_calls, routes
@@ -149,6 +150,14 @@ def _endpoints(node: Node) -> Endpoints:
             drafter=node.drafter,
             backplane=node.backplane,
             revocations=node.kicked,
+        ),
+        acks=AcksEndpoint(
+            identifier=identifier,
+            opener=node.hub_parts.opener,
+            replay=node.hub_parts.replay,
+            backplane=node.backplane,
+            limit=CallLimit("acks", settings.acks_per_minute, "send acks", node.backplane, limited),
+            window_s=settings.log_keep_s,
         ),
         polls=PollEndpoint(
             identifier=identifier,

@@ -31,6 +31,7 @@ LIMITS = (
     "feedback",
     "switches",
     "tickets",
+    "acks",
 )
 
 

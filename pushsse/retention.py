@@ -26,7 +26,9 @@ _EVERY_S = 3600.0
 _FIRST_S = 300.0
 # Between two portions, others write.
 _PAUSE_S = 0.1
-_IN_LOG = "events, changes of switches, questions, answers; ids of conversations and questions told to staff"
+_IN_LOG = (
+    "events, acks, changes of switches, questions, answers; ids of conversations and questions told to staff"
+)
 _MOST_MS = 1000 * 366 * 86_400_000
 logger = logging.getLogger(__name__)
 

@@ -276,6 +276,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tickets_per_minute: Annotated[
         int, describe("tickets made for one person in a minute, at all nodes; 0: no limit", ge=0)
     ] = 60
+    acks_per_minute: Annotated[
+        int, describe("acks by one person in a minute, at all nodes; 0: no limit", ge=0)
+    ] = 60
     questions_keep_days: Annotated[
         int, describe("days that questions and their answers are kept; 0: for ever", ge=0, le=36_500)
     ] = 180

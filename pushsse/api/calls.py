@@ -31,6 +31,7 @@ from pushsse.api import (
     retell,
 )
 from pushsse.api.access import AccessEndpoint, Me, TicketRequest, TicketView
+from pushsse.api.acks import AckRequest, AcksEndpoint, Unread
 from pushsse.api.direct import answered, audited, inside, refuse_outside
 from pushsse.api.files import CLIENT, PAGE, ClientEndpoint, PageEndpoint
 from pushsse.api.health import HealthEndpoint
@@ -74,6 +75,7 @@ class Endpoints:
     stream: StreamEndpoint
     events: events.EventsEndpoint
     polls: PollEndpoint
+    acks: AcksEndpoint
     preferences: PreferencesEndpoint
     types: TypesEndpoint
     questions: questions.QuestionsEndpoint
@@ -313,6 +315,36 @@ CALLS = (
         bodies={JSON: Event, NDJSON: None, TEXT: None},
         answers={(202, JSON): events.AcceptedEvents},
         problems=(400, *_REFUSED, 413, 415, 422, 503),
+    ),
+    Call(
+        method="POST",
+        path="/v1/acks",
+        handler=lambda at: at.acks.post,
+        name="ack",
+        summary="Say what was read",
+        text="Up to 100 events by `ids`, or, with the state `read`, all `up_to` an id of a stream's. All "
+        "devices of the person get the body as the event `ack`, in replays, too.",
+        scope=STREAM,
+        bodies={JSON: AckRequest},
+        answers={(204, ""): None},
+        problems=(400, *_REFUSED, 413, 415, 422, 429, 503),
+        counted=True,
+    ),
+    Call(
+        method="GET",
+        path="/v1/unread",
+        handler=lambda at: at.acks.unread,
+        name="unread",
+        summary="How many events are unread",
+        text="Counted out of the log, by the newest 20,000 entries of each of the person's two logs at the "
+        "most, since the time in the answer. In turn, as `GET /v1/events`.",
+        scope=STREAM,
+        parameters=(
+            Parameter("since", "query", "how far back; without it, as far as the log reaches", _AGE),
+            _TYPES,
+        ),
+        answers={(200, JSON): Unread},
+        problems=(400, *_REFUSED, 503),
     ),
     Call(
         method="GET",

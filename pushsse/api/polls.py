@@ -34,7 +34,7 @@ MAX_LOOKED_AT = SCAN_ENTRIES
 SCAN_WAIT_S = 5.0
 # Below what proxies wait for an answer by themselves: nginx 60 s, others 30 s.
 MAX_WAIT_S = 30
-_RETRY_AFTER = {"retry-after": "5"}
+RETRY_AFTER = {"retry-after": "5"}
 _DATA = len(b"data: ")
 # Closed after the answer: whoever has taken a connection over parses no further request on it.
 _HEAD = [
@@ -98,7 +98,7 @@ class PollEndpoint:
                         await reading.step()
         except ScansBusy as error:
             if not reading.found:
-                raise HttpProblem(503, "overloaded", str(error), _RETRY_AFTER) from None
+                raise HttpProblem(503, "overloaded", str(error), RETRY_AFTER) from None
 
     async def _wait(
         self, scope: Scope, send: Send, opening: Opening, options: StreamOptions, *, wait_s: int, limit: int

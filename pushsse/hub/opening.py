@@ -123,11 +123,15 @@ class NothingRevoked:
 
 
 class From(Struct, frozen=True):
-    """Where a client asked to begin: after a position, some seconds ago, or (neither) now."""
+    """Where a client asked to begin: after a position, some seconds ago, at a time, or (none of them) now.
+
+    `at_ms` is by the log's clock.
+    """
 
     position: Position | None = None
     unreadable: bool = False
     since_s: float | None = None
+    at_ms: int | None = None
 
 
 class Opening(Struct, frozen=True):
@@ -310,7 +314,7 @@ class Opener:
 
     def _found_nowait(self, person: Person, wish: From, state: PersonState | None) -> Opening | None:
         """Where a stream begins, if that needs no waiting. `state` was read while the logs were followed."""
-        if state is None or state.pending or wish.since_s is not None:
+        if state is None or state.pending or wish.since_s is not None or wish.at_ms is not None:
             return None
         log, wanted = self._hub.log(person), wish.position
         if wanted is not None and not (
@@ -449,17 +453,18 @@ class Opener:
         if wish.unreadable:
             return self._hub.position(person), Resume.GAP
         if wish.since_s is not None:
-            return await self._since(person, wish.since_s)
+            return await self._since(person, self._backplane.now_ms() - int(wish.since_s * 1000))
+        if wish.at_ms is not None:
+            return await self._since(person, wish.at_ms)
         if wish.position is None:
             return self._hub.position(person), Resume.NEW
         broadcast, lost_b = await self._resolve(self._hub.broadcast, wish.position.broadcast)
         shard, lost_s = await self._resolve(self._hub.log(person), wish.position.shard)
         return Position(broadcast, shard), Resume.GAP if lost_b or lost_s else Resume.COMPLETE
 
-    async def _since(self, person: Person, since_s: float) -> tuple[Position, Resume]:
+    async def _since(self, person: Person, at_ms: int) -> tuple[Position, Resume]:
         """The position of a time in the past; a gap where something later than that has been trimmed away."""
         log = self._hub.log(person)
-        at_ms = self._backplane.now_ms() - int(since_s * 1000)
         numbers = await self._backplane.since((BROADCAST, log.name), at_ms)
         start = Position(
             Mark(self._hub.broadcast.mark.epoch, min(numbers[BROADCAST], self._hub.broadcast.mark.number)),
