@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import attacks, questions, report, workers
+from bench import attacks, outbox, questions, report, workers
 from bench.contestants import BenchNode, Contestant, Floor, Nchan, floor_program, nchan_module
 from bench.fanout import one_round
 from bench.generator import LoadFailed
@@ -125,6 +125,9 @@ class Run:
             return
         self.guarded("workers", partial(self.workers, redis))
         self.guarded("questions", partial(self.questions, redis, found.postgres))
+        if found.postgres is not None:
+            for number in range(self.rounds):
+                self.guarded("outbox", partial(self.outbox, redis, found.postgres, number))
         if found.kafka is None or found.postgres is None:
             self.seen.skipped["path"] = "; ".join(found.missing)
             return
@@ -148,6 +151,15 @@ class Run:
         self.seen.questions = questions.measure(redis, folder, url, seconds, self.progress)
         if not self.seen.questions.complete:
             self.seen.incomplete.append("node: deltas of answers lost or repeated")
+
+    def outbox(self, redis: Redis, postgres: Postgres, number: int) -> None:
+        """PostgreSQL to the log, and to clients."""
+        seconds = 3 if self.quick else 10
+        seen = outbox.measure(redis, postgres, self.folder, f"outbox{number}", self.events, seconds)
+        self.seen.outbox.append(seen)
+        self.progress(f"outbox: {seen.throughput.per_s:.0f} rows/s, p99 {seen.latency.p99_ms:.1f} ms")
+        if not seen.latency.complete:
+            self.seen.incomplete.append("node: rows of an outbox lost or repeated")
 
     def throughput(self, whole: Whole, number: int) -> None:
         """Kafka to the log."""

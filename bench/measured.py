@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from bench.attacks import Pair
 from bench.fanout import Round, median
 from bench.generator import Figures
+from bench.outbox import OutboxCosts
 from bench.path import Throughput
 from bench.questions import QuestionCosts
 from bench.workers import WorkerCosts
@@ -30,6 +31,7 @@ class Measured:
     accept_us: dict[str, float] = field(default_factory=dict)
     throughput: list[Throughput] = field(default_factory=list)
     latency: list[tuple[Figures, Figures]] = field(default_factory=list)
+    outbox: list[OutboxCosts] = field(default_factory=list)
     workers: WorkerCosts | None = None
     questions: QuestionCosts | None = None
     attacks: dict[str, list[Pair]] = field(default_factory=dict)

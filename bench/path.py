@@ -29,7 +29,7 @@ PEOPLE = 5_000
 STREAMS = 1_000
 RATE = 500
 _PRODUCER = Path(__file__).with_name("producer.py")
-_LIMIT_S = 120
+LIMIT_S = 120
 _SAMPLE_S = 0.1
 _TURNS = 3
 
@@ -115,10 +115,10 @@ def throughput(path: Whole, name: str, events: int) -> Throughput:
     producer = path.produce(topic, events, PEOPLE, 0)
     with path.node(f"{name}-switches", topic, database_url, "latest") as node:
         asyncio.run(_some_off(node))
-    if producer.wait(_LIMIT_S):
+    if producer.wait(LIMIT_S):
         raise RuntimeError("the producer failed")
     with path.node(name, topic, database_url, "earliest") as node:
-        return _followed(node, events)
+        return followed(node, events)
 
 
 async def _some_off(node: BenchNode) -> None:
@@ -141,10 +141,10 @@ async def _some_off(node: BenchNode) -> None:
     await switch(node, {number: {"other": False} for number in range(0, PEOPLE, 50)})
 
 
-def _followed(node: BenchNode, events: int) -> Throughput:
+def followed(node: BenchNode, events: int) -> Throughput:
     """Between a tenth and nineteen twentieths of the events, so that neither start nor end counts."""
     samples: list[tuple[float, int, float]] = []
-    end = time.monotonic() + _LIMIT_S
+    end = time.monotonic() + LIMIT_S
     while time.monotonic() < end:
         samples.append((time.monotonic(), _appended(node), usage(node.pid).cpu_s))
         if samples[-1][1] >= events:
@@ -183,7 +183,7 @@ def _steady(path: Whole, topic: str, load: Generator, seconds: float) -> Figures
         load.expect(events)
         producer = path.produce(topic, events, STREAMS, RATE)
         figures = load.arrived()
-        producer.wait(_LIMIT_S)
+        producer.wait(LIMIT_S)
     assert figures is not None
     return figures
 

@@ -48,7 +48,15 @@ class Row(NamedTuple):
 def rows(seen: Measured) -> Sequence[Row]:
     """All lines, in the order of the path."""
     people = [*_people(seen), *_questions(seen)]
-    return [*_fanout(seen), *_streams(seen), *_path(seen), *_workers(seen), *people, *_attacks(seen)]
+    return [
+        *_fanout(seen),
+        *_streams(seen),
+        *_path(seen),
+        *_outbox(seen),
+        *_workers(seen),
+        *people,
+        *_attacks(seen),
+    ]
 
 
 def _fanout(seen: Measured) -> list[Row]:
@@ -92,6 +100,15 @@ def _path(seen: Measured) -> list[Row]:
             rising=True,
         ),
         Row("Kafka to client, 1,000 streams, 500/s: p99 / a bare loop's", 3.0, 1.5, ratio),
+    ]
+
+
+def _outbox(seen: Measured) -> list[Row]:
+    per_s = median([one.throughput.per_s for one in seen.outbox])
+    p99_ms = median([one.latency.p99_ms for one in seen.outbox])
+    return [
+        Row("outbox to log, one person each, PostgreSQL", 2_500, 5_000, per_s, "/s", rising=True),
+        Row("outbox to client, 1,000 streams, 500 transactions/s: p99", 100, 50, p99_ms, "ms"),
     ]
 
 

@@ -336,7 +336,7 @@ class _Taker:
             [Holding(held.number, held.next, held.round) for held in self._held.values()],
             ended,
             most=most,
-            most_of_one=min(most, max(_LEAST_OF_ONE, 4 * most // max(1, busy or len(self._held)))),
+            most_of_one=min(most, max(_LEAST_OF_ONE, 2 * most // max(1, busy or len(self._held)))),
         )
         for number in kept:
             held = self._held[number]

@@ -215,35 +215,39 @@ _TAKE = """
                              CAST({value[4]}::text AS bigint[]), CAST({value[5]}::text AS boolean[]))
                       AS m (bucket, base, round, ends)),
     first AS (
-        SELECT r.bucket, r.id, r.nth FROM mine CROSS JOIN LATERAL (
-            SELECT w.bucket, w.id, row_number() OVER (ORDER BY w.id) AS nth FROM (
-                SELECT bucket, id FROM %(rows)s
+        SELECT r.id, r.place FROM mine CROSS JOIN LATERAL (
+            SELECT w.id, row_number() OVER (ORDER BY w.id) AS place FROM (
+                SELECT id FROM %(rows)s
                  WHERE bucket = mine.bucket AND status = 'waiting' ORDER BY id LIMIT {value[7]}) w) r
-         ORDER BY r.nth, r.bucket LIMIT {value[6]}),
-    sized AS (
-        SELECT f.bucket, f.id, sum(octet_length(r.message::text) + octet_length(r.recipients::text))
-               OVER (ORDER BY f.nth, f.bucket) - octet_length(r.message::text)
-               - octet_length(r.recipients::text) AS before
-          FROM first f JOIN %(rows)s r ON r.id = f.id),
-    picked AS MATERIALIZED (SELECT bucket, id FROM sized WHERE before < %(batch_bytes)s),
+         ORDER BY r.place, r.id LIMIT {value[6]}),
+    -- As such, or the rows would be looked up once for each bucket.
+    found AS MATERIALIZED (
+        SELECT * FROM (
+            SELECT %(columns)s,
+                   sum(octet_length(r.message::text) + octet_length(r.recipients::text))
+                   OVER (ORDER BY first.place, r.id)
+                   - octet_length(r.message::text) - octet_length(r.recipients::text) AS before
+              FROM first JOIN %(rows)s r ON r.id = first.id) sized
+         WHERE before < %(batch_bytes)s),
+    taken AS MATERIALIZED (SELECT bucket, array_agg(id ORDER BY id) AS ids FROM found GROUP BY bucket),
     kept AS (
-        UPDATE %(buckets)s b SET base = m.base, round = b.round + 1, ids = coalesce(p.ids, '{{}}')
-          FROM mine m LEFT JOIN (SELECT bucket, array_agg(id ORDER BY id) AS ids
-                                   FROM picked GROUP BY bucket) p ON p.bucket = m.bucket
+        UPDATE %(buckets)s b SET base = m.base, round = b.round + 1, ids = coalesce(t.ids, '{{}}')
+          FROM mine m LEFT JOIN taken t ON t.bucket = m.bucket
          WHERE b.bucket = m.bucket AND b.taker = {value[1]} AND b.round = m.round
-           AND (m.ends OR p.ids IS NOT NULL)
+           AND (m.ends OR t.ids IS NOT NULL)
         RETURNING b.bucket)
-    SELECT kept.bucket AS kept, %(columns)s
-      FROM kept LEFT JOIN (picked JOIN %(rows)s r ON r.id = picked.id) ON picked.bucket = kept.bucket
-     ORDER BY r.id"""
+    SELECT kept.bucket, %(found)s FROM kept LEFT JOIN found ON found.bucket = kept.bucket ORDER BY found.id"""
 _COLUMNS = f"""r.id, r.bucket, r.type,
-    CASE WHEN octet_length(r.message::text) <= {_MOST_MESSAGE_BYTES} THEN r.message::text END, r.description,
-    CASE WHEN octet_length(r.recipients::text) <= {_MOST_RECIPIENTS_BYTES} THEN r.recipients::text END,
+    CASE WHEN octet_length(r.message::text) <= {_MOST_MESSAGE_BYTES} THEN r.message::text END AS message,
+    r.description,
+    CASE WHEN octet_length(r.recipients::text) <= {_MOST_RECIPIENTS_BYTES} THEN r.recipients::text END
+        AS recipients,
     r.event_id,
     CASE WHEN r.ts >= '1970-01-01' AND r.ts < '10000-01-01'
-         THEN to_char(r.ts AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') ELSE r.ts::text END,
+         THEN to_char(r.ts AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') ELSE r.ts::text END AS ts,
     r.ttl_s, r.campaign, r.collapse,
-    CASE WHEN r.created_at >= '1970-01-01' AND r.created_at < '9999-01-01' THEN r.created_at ELSE now() END"""
+    CASE WHEN r.created_at >= '1970-01-01' AND r.created_at < '9999-01-01' THEN r.created_at ELSE now() END
+        AS created_at"""
 _READ = """
     SELECT %(columns)s FROM %(rows)s r WHERE r.id = ANY (CAST({value[1]}::text AS bigint[])) ORDER BY r.id"""
 _WAITING = """
@@ -299,6 +303,7 @@ class _Statements:
         given = {
             **names(source.table),
             "columns": _COLUMNS,
+            "found": ", ".join(f"found.{name}" for name in Row._fields),
             "batch_bytes": _BATCH_BYTES,
             "counted": _MOST_COUNTED,
             "trigger_name": f"{source.table.rpartition('.')[2]}_notify",
