@@ -5,6 +5,7 @@ Errors are `application/problem+json` (RFC 9457); bodies are read within their b
 """
 
 import re
+import time
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -108,12 +109,31 @@ def problem_response(
     return ProblemResponse(encoded, status, headers, code, detail=detail, violations=violations)
 
 
+# A body that takes longer may arrive after its sender was kicked, or after the token's end.
+BODY_AT_ONCE_S = 1.0
+_AGAIN = "pushsse.again"
+
+
+def after_body(scope: Scope, again: Callable[[], Awaitable[None]]) -> None:
+    """Has `again` called where the request's body is long in coming: who is asking may not do so any more."""
+    scope[_AGAIN] = again
+
+
 async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
     """The body of a request, unpacked if it is gzip'd.
 
     Raises HttpProblem: 413 as soon as it is over `limit` bytes, packed or not; 415 for another encoding; 400
-    for what isn't gzip.
+    for what isn't gzip; 401 where it took long and its sender has no access any more.
     """
+    began = time.monotonic()
+    body = await _read_body(request, limit)
+    again: Callable[[], Awaitable[None]] | None = request.scope.get(_AGAIN)
+    if again is not None and time.monotonic() - began > BODY_AT_ONCE_S:
+        await again()
+    return body
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
     announced = request.headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > limit:
         raise _body_too_large(limit)

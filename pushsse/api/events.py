@@ -111,9 +111,11 @@ class EventsEndpoint:
             return None
 
         def answer(body: bytes) -> Reply | None:
-            # The protocol remembers a connection's head, so a later body may come after the token's end, or
-            # after a kick.
+            # The protocol remembers a connection's head, so a later body may come after the token's end,
+            # after a kick, or after its key was withdrawn.
             if who.has_expired or self.revocations.refuses(who.user, who.issued_at):
+                return None
+            if who.is_current is not None and not who.is_current():
                 return None
             if not self.intake.takes_nowait:
                 return None

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -17,10 +18,11 @@ from deploy.parts import PartMissing
 from deploy.parts.certificate import make_certificate
 from pushsse.api import HttpProblem
 from pushsse.api.identity import Identity
-from pushsse.api.identity.remote import MOST_BYTES, TIMEOUT_S, KeyServer, Remote, RemoteUnavailable
+from pushsse.api.identity.remote import MOST_BYTES, PACE_S, TIMEOUT_S, KeyServer, Remote, RemoteUnavailable
 from pushsse.api.identity.tokens import Keys, TokenRules, Tokens
 from pushsse.errors import Unavailable
 from pushsse.hub.opening import NothingRevoked
+from pushsse.stream.immediate import ImmediateHttp
 from tests.answering import Answering, answering
 from tests.keys import (
     AUDIENCE,
@@ -37,6 +39,7 @@ from tests.keys import (
     signed,
 )
 from tests.parts import missing
+from tests.serving import serving
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -213,10 +216,52 @@ async def test_a_token_that_was_remembered_is_refused_once_its_key_is_gone() -> 
     published = Published(jwk("ES256", PRIVATE["ES256"]), jwk("EdDSA", PRIVATE["EdDSA"]))
     async with answering(published) as remote, fetching(remote, refresh_s=0.05, pace_s=60) as server:
         checked, token = tokens(server), signed("ES256", kid="ES256")
-        assert (await who(checked, token)).user == "ann"
+        found = await who(checked, token)
+        assert found.user == "ann"
+        assert found.is_current is not None
+        assert found.is_current()
         published.body = key_set(jwk("EdDSA", PRIVATE["EdDSA"]))
         await eventually(lambda: server.keys is not None and len(server.keys) == 1)
         assert await refusal(checked, token) == "token_invalid"
+        # Whoever has kept the identity is told.
+        assert found.is_current is not None
+        assert not found.is_current()
+
+
+@pytest.mark.long
+async def test_a_connection_that_publishes_is_refused_once_its_key_is_gone(tmp_path: Path) -> None:
+    published = Published(jwk("ES256", PRIVATE["ES256"]))
+    producer = signed("ES256", kid="ES256", scope="pushsse:publish").encode()
+    body = b'{"type":"news","message":1,"to":"all"}'
+    head = (
+        b"POST /v1/events HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nAuthorization: Bearer "
+    )
+    request = head + producer + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    options: dict[str, Any] = {"jwt_audience": (AUDIENCE,), "jwt_issuer": (ISSUER,)}
+    async with (
+        answering(published) as remote,
+        serving(tmp_path, http=ImmediateHttp, jwks_url=remote.url, **options) as node,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+
+        async def status() -> bytes:
+            writer.write(request)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", answer)
+            assert length is not None
+            await reader.readexactly(int(length[1]))
+            return answer.split()[1]
+
+        # The head is remembered from the first one on.
+        assert [await status() for _ in range(3)] == [b"202"] * 3
+        published.body = key_set(jwk("EdDSA", PRIVATE["EdDSA"]))
+        other = {"Authorization": f"Bearer {signed('EdDSA', kid='EdDSA')}"}
+        async with asyncio.timeout(2 * PACE_S):
+            # A key that isn't known has them fetched, now and then.
+            while (await node.http.get("/v1/me", headers=other)).status_code != 200:
+                await asyncio.sleep(0.2)
+        assert [await status() for _ in range(2)] == [b"401"] * 2
+        writer.close()
 
 
 async def test_without_a_key_id_a_new_key_is_found_too() -> None:

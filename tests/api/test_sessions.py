@@ -12,6 +12,7 @@ import httpx
 import jwt
 import pytest
 
+from pushsse import api
 from pushsse.api.identity import remote as remotes
 from tests.answering import Answering, answering
 from tests.serving import Running, Stream, serving
@@ -102,6 +103,27 @@ async def test_a_stream_and_calls_work_with_a_session(node: Running) -> None:
         reply = await node.http.post("/v1/questions", json={"text": "How?"}, headers=headers)
         assert reply.status_code == 202
         assert json.loads((await one.until("question")).data)["text"] == "How?"
+
+
+async def test_a_body_that_comes_after_somebody_else_has_signed_in_is_nobodys(
+    node: Running, company: Company, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "BODY_AT_ONCE_S", 0.0)
+    company.sessions["sid=shared"] = {"user": "ann", "expires_in_s": 0.3}
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    fields = f"Cookie: sid=shared\r\nOrigin: {node.url}\r\nContent-Type: application/json\r\n"
+    head = f"POST /v1/questions HTTP/1.1\r\nHost: {node.url[7:]}\r\n{fields}Expect: 100-continue\r\n"
+    writer.write(f"{head}Content-Length: 14\r\n\r\n".encode())
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+    company.sessions["sid=shared"] = {"user": "bo", "expires_in_s": 600}
+    await eventually(lambda: signed_in(node, "sid=shared", "bo"))
+    writer.write(b'{"text":"How"}')
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 401 ")
+    writer.close()
+
+
+async def signed_in(node: Running, cookie: str, user: str) -> bool:
+    return bool((await me(node, cookie)).json().get("user") == user)
 
 
 async def test_scopes_are_those_that_the_server_names(node: Running, company: Company) -> None:

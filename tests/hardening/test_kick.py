@@ -15,6 +15,7 @@ import jwt
 import pytest
 
 from deploy.parts import Postgres
+from pushsse import api
 from pushsse.database import Database
 from pushsse.errors import CloseReason
 from pushsse.hub.opening import PersonState
@@ -66,6 +67,38 @@ async def until_revoked(opened: Stream) -> None:
     assert (last["code"], last["retry"]) == ("revoked", False)
     assert b"\nretry: 300000\nevent: exception\n" in opened.raw
     assert opened.ended
+
+
+@pytest.mark.parametrize(
+    ("path", "scope", "body"),
+    [
+        ("/v1/questions", "ask", b'{"text":"Late?"}'),
+        ("/v1/preferences", "preferences", b'{"types":{}}'),
+        ("/v1/tickets", "stream", b"{}"),
+        ("/v1/events", "publish", b'{"type":"news","message":1,"to":"all"}'),
+        ("/v1/agui", "ask", b'{"threadId":"t","runId":"r","messages":[{"role":"user","content":"Late?"}]}'),
+    ],
+)
+async def test_a_body_that_comes_after_the_kick_is_refused(
+    tmp_path: Path, path: str, scope: str, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "BODY_AT_ONCE_S", 0.0)
+    async with serving(tmp_path, jwt_secret=SECRET) as node:
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Length: {len(body)}\r\nExpect: 100-continue\r\n"
+        )
+        fields = {"Content-Type": "application/json", **issued_now("ann", scope=f"pushsse:{scope}")}
+        named = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        writer.write(f"{head}{named}\r\n".encode())
+        # It is let in by now, since its body is read.
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert (await kick(node, "ann")).status_code == 200
+        writer.write(body)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 401 "), answer
+        writer.close()
+        assert not node.node.metrics.appended
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ a session of the company's own), or the development identity (`origins`). A new 
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from msgspec import Struct
 from starlette.requests import HTTPConnection
 
-from pushsse.api import HttpProblem
+from pushsse.api import HttpProblem, after_body
 from pushsse.hub.heartbeat import Renew
 from pushsse.logs import served
 
@@ -39,6 +40,7 @@ class Identity(Struct, frozen=True):
 
     Seconds since 1970: `expires_at`, None for never; `issued_at`, when the proof says that it was made, None
     where it doesn't say. `renew` is for a proof that may go on after `expires_at`: a stream asks then.
+    `is_current` says whether the keys are still those that it was checked with; None where none ever change.
     """
 
     user: str
@@ -46,6 +48,7 @@ class Identity(Struct, frozen=True):
     expires_at: float | None = None
     issued_at: float | None = None
     renew: Renew | None = None
+    is_current: Callable[[], bool] | None = None
 
     @property
     def has_expired(self) -> bool:
@@ -128,7 +131,13 @@ class Credentials:
         who = found if isinstance(found, Identity) else await found()
         known(who)
         who.require(scope)
+        after_body(request.scope, partial(self._again, request, scope, who.user))
         return who
+
+    async def _again(self, request: HTTPConnection, scope: str, user: str) -> None:
+        """Raises as `identify`, also where it is somebody else by now."""
+        if (await self.identify(request, scope)).user != user:
+            raise unauthorized("session_invalid", "the session is somebody else's by now")
 
     def _look(self, request: HTTPConnection) -> Identity | Asking:
         for credential in self._order:

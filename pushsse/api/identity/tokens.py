@@ -18,6 +18,7 @@ import jwt
 import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
 from jwt.algorithms import HMACAlgorithm
+from msgspec.structs import replace
 from starlette.requests import HTTPConnection
 
 from pushsse.api import HttpProblem
@@ -209,7 +210,12 @@ class Tokens:
             raise unauthorized(_INVALID, "the token can't be read") from None
         if not isinstance(claims, dict):
             raise unauthorized(_INVALID, "the token can't be read")
-        return self._rules.identity(claims)
+        who = self._rules.identity(claims)
+        return who if self._key_server is None else replace(who, is_current=partial(self._has, self._keys))
+
+    def _has(self, keys: "Keys | None") -> bool:
+        assert self._key_server is not None
+        return self._key_server.keys is keys
 
     def _payload(self, token: str) -> bytes:
         """What a token holds. Raises UnknownKey, and as `Secrets.payload`."""
