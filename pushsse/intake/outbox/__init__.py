@@ -187,6 +187,7 @@ class _Taker:
         self._known = False
         self._share_at = 0.0
         self._poll_at = 0.0
+        self._moved_at = time.monotonic()
         self._measure_at = 0.0
         self._dead_logged_at = 0.0
         self._dead_unlogged = 0
@@ -218,15 +219,19 @@ class _Taker:
                         await self._tables.leave(self._name)
 
     async def _stay(self) -> NoReturn:
-        """Says that this taker is there. A node that can't say so loses its buckets, and no row."""
+        """Says that this taker is there, as long as it gets on. Otherwise it loses its buckets, and no row.
+
+        One that doesn't get on may be cut off from the backplane, where another isn't.
+        """
         while True:
-            # `_round` says why the database is away.
-            with suppress(DatabaseUnavailable):
-                await self._tables.stay(self._name, lease_s=self._pace.lease_s)
+            if time.monotonic() - self._moved_at < self._pace.lease_s:
+                # `_round` says why the database is away.
+                with suppress(DatabaseUnavailable):
+                    await self._tables.stay(self._name, lease_s=self._pace.lease_s)
             await asyncio.sleep(self._pace.stay_every_s)
 
     async def _round(self) -> None:
-        now = time.monotonic()
+        self._moved_at = now = time.monotonic()
         if not self._known:
             await self._look()
         if now >= self._share_at:
