@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import secrets
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,17 @@ def heard() -> Iterator[None]:
     """`doctor` silences the logs of its process, which here is the tests'."""
     yield
     logging.disable(logging.NOTSET)
+
+
+def rows(url: str) -> list[asyncpg.Record]:
+    async def run() -> list[asyncpg.Record]:
+        connection = await asyncpg.connect(url)
+        try:
+            return list(await connection.fetch("SELECT * FROM pushsse_outbox"))
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())
 
 
 def execute(url: str, *statements: str) -> None:
@@ -126,6 +139,16 @@ def test_the_sql_is_that_of_the_outbox_in_the_settings(
     result = CliRunner().invoke(cli, ["outbox", "sql", "--table", 'x"; DROP'])
     assert result.exit_code == 2
     assert "isn't a name" in result.output
+
+
+@pytest.mark.real
+def test_the_example_writes_its_event_with_its_order(url: str) -> None:
+    execute(url, printed_sql())
+    shop = str(Path(__file__).parents[2] / "examples/outbox/shop.py")
+    subprocess.run([sys.executable, shop, url, "981", "ann"], check=True, timeout=60)
+    [row] = rows(url)
+    assert (row["key"], row["type"], row["event_id"]) == ("order-981", "order.paid", "order-981-paid")
+    assert row["recipients"] == '{"users": ["ann"]}'
 
 
 @pytest.mark.real

@@ -20,7 +20,7 @@ from pushsse.settings import OutboxSource
 
 from .kit import drafter
 
-PACE = OutboxPace(lease_s=2.0, stay_every_s=0.2, share_every_s=0.1)
+PACE = OutboxPace(lease_s=2.0, renew_every_s=0.2, share_every_s=0.1)
 INSERT = """INSERT INTO {} (key, type, message, recipients, event_id)
     VALUES ($1, $2, $3::text::json, $4::text::json, $5) RETURNING id"""
 

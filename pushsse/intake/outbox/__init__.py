@@ -51,7 +51,7 @@ from pushsse.settings import OutboxSource
 logger = logging.getLogger(__name__)
 # Guarantee 1: a node without a word for so long gets its buckets taken.
 _LEASE_S = 8.0
-_STAY_EVERY_S = 2.0
+_RENEW_EVERY_S = 2.0
 _SHARE_EVERY_S = 1.0
 _MEASURE_EVERY_S = 5.0
 _LEAVE_S = 0.5
@@ -96,7 +96,7 @@ class OutboxPace:
     """How often, in seconds, an outbox looks to what isn't told to it."""
 
     lease_s: float = _LEASE_S
-    stay_every_s: float = _STAY_EVERY_S
+    renew_every_s: float = _RENEW_EVERY_S
     share_every_s: float = _SHARE_EVERY_S
     echo_every_s: float = _ECHO_EVERY_S
     deaf_s: float = _DEAF_S
@@ -198,7 +198,7 @@ class _Taker:
     async def run(self) -> None:
         """Returns when the backplane knows another owner of a bucket: a new membership claims anew."""
         async with asyncio.TaskGroup() as tasks:
-            staying = tasks.create_task(self._stay())
+            renewing = tasks.create_task(self._renew())
             try:
                 while True:
                     try:
@@ -213,12 +213,12 @@ class _Taker:
                         logger.warning("outbox %s: %s; this node claims anew", self._source.table, error)
                         return
             finally:
-                staying.cancel()
+                renewing.cancel()
                 with suppress(DatabaseUnavailable, TimeoutError):
                     async with asyncio.timeout(_LEAVE_S):
                         await self._tables.leave(self._name)
 
-    async def _stay(self) -> NoReturn:
+    async def _renew(self) -> NoReturn:
         """Says that this taker is there, as long as it gets on. Otherwise it loses its buckets, and no row.
 
         One that doesn't get on may be cut off from the backplane, where another isn't.
@@ -227,8 +227,8 @@ class _Taker:
             if time.monotonic() - self._moved_at < self._pace.lease_s:
                 # `_round` says why the database is away.
                 with suppress(DatabaseUnavailable):
-                    await self._tables.stay(self._name, lease_s=self._pace.lease_s)
-            await asyncio.sleep(self._pace.stay_every_s)
+                    await self._tables.renew(self._name, lease_s=self._pace.lease_s)
+            await asyncio.sleep(self._pace.renew_every_s)
 
     async def _round(self) -> None:
         self._moved_at = now = time.monotonic()
@@ -262,7 +262,7 @@ class _Taker:
 
     async def _look(self) -> None:
         """Begins with what the tables say is ours: after a start, and where a step's outcome isn't known."""
-        await self._tables.stay(self._name, lease_s=self._pace.lease_s)
+        await self._tables.renew(self._name, lease_s=self._pace.lease_s)
         self._held.clear()
         await self._begin(await self._tables.mine(self._name))
         self._known = True
@@ -285,7 +285,7 @@ class _Taker:
             for number in surplus:
                 del self._held[number]
         elif len(self._held) < fair:
-            await self._begin(await self._tables.claim(self._name, fair - len(self._held)))
+            await self._begin(await self._tables.take_over(self._name, fair - len(self._held)))
 
     async def _begin(self, buckets: Sequence[Bucket]) -> None:
         """Claims buckets in the backplane, and publishes what their last taker had in hand."""

@@ -164,7 +164,7 @@ def sql(table: str) -> str:
 
 
 # A node is there for so long after its last word. Behind a %s are the names of tables.
-_STAY = """
+_RENEW = """
     INSERT INTO %(takers)s (name, until)
     VALUES ({value[1]}, clock_timestamp() + CAST({value[2]}::text AS interval))
     ON CONFLICT (name) DO UPDATE SET until = EXCLUDED.until"""
@@ -173,7 +173,7 @@ _OTHERS = "SELECT count(*) FROM %(takers)s WHERE until > clock_timestamp() AND n
 _MINE = """
     SELECT bucket, epoch, base, round, ids FROM %(buckets)s WHERE taker = {value[1]} ORDER BY bucket"""
 # Two nodes that look at the same moment take different ones: SKIP LOCKED passes over what the other takes.
-_CLAIM = """
+_TAKE_OVER = """
     UPDATE %(buckets)s b SET taker = {value[1]}, round = b.round + 1
       FROM (SELECT f.bucket FROM %(buckets)s f
              WHERE f.taker IS NULL OR NOT EXISTS (
@@ -313,8 +313,8 @@ class _Statements:
         def made(text: str) -> Statement:
             return Statement(text % given)
 
-        self.stay, self.forget, self.others, self.mine = map(made, (_STAY, _FORGET, _OTHERS, _MINE))
-        self.claim, self.release, self.leave, self.gone = map(made, (_CLAIM, _RELEASE, _LEAVE, _GONE))
+        self.renew, self.forget, self.others, self.mine = map(made, (_RENEW, _FORGET, _OTHERS, _MINE))
+        self.take_over, self.release, self.leave, self.gone = map(made, (_TAKE_OVER, _RELEASE, _LEAVE, _GONE))
         self.end, self.take, self.read, self.waiting = map(made, (_END, _TAKE, _READ, _WAITING))
         self.tell, self.dead, self.tables, self.columns = map(made, (_TELL, _DEAD, _TABLES, _FOUND_COLUMNS))
         self.rights, self.triggered, self.buckets = map(made, (_RIGHTS, _TRIGGERED, _BUCKETS))
@@ -335,9 +335,9 @@ class OutboxTables:
         self.database = Database(url, timeout_s=_QUERY_S, pool_size=_CONNECTIONS)
         self._sql = _Statements(source)
 
-    async def stay(self, taker: str, *, lease_s: float) -> None:
+    async def renew(self, taker: str, *, lease_s: float) -> None:
         """The taker is there for `lease_s` from now."""
-        await self.database.rows(str, self._sql.stay, taker, f"{lease_s} seconds")
+        await self.database.rows(str, self._sql.renew, taker, f"{lease_s} seconds")
 
     async def others(self, taker: str) -> int:
         """How many other takers are there; those that are long gone are forgotten."""
@@ -348,9 +348,9 @@ class OutboxTables:
         """The taker's buckets, and what the tables say is in its hands."""
         return await self.database.rows(_bucket, self._sql.mine, taker)
 
-    async def claim(self, taker: str, most: int) -> list[Bucket]:
+    async def take_over(self, taker: str, most: int) -> list[Bucket]:
         """Takes up to `most` buckets that no taker has who is there."""
-        return await self.database.rows(_bucket, self._sql.claim, taker, most)
+        return await self.database.rows(_bucket, self._sql.take_over, taker, most)
 
     async def release(self, taker: str, buckets: Iterable[int]) -> None:
         """Gives buckets back; what is in hand stays written beside them for the next taker."""
