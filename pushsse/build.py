@@ -108,7 +108,14 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         keep_s=settings.token_max_s + settings.token_leeway_s,
     )
     seen = SeenTable(database)
-    presence = Presence(hub_parts.hub, backplane, seen, node=settings.node, keep_days=settings.seen_keep_days)
+    presence = Presence(
+        hub_parts.hub,
+        backplane,
+        seen,
+        revocations=kicked,
+        node=settings.node,
+        keep_days=settings.seen_keep_days,
+    )
     drafter = Drafter(types=catalogue, max_age_s=settings.event_max_age_s)
     intakes = _intakes(settings, backplane, dispatcher=dispatcher, drafter=drafter, metrics=metrics)
     outboxes = _outboxes(settings, backplane, dispatcher=dispatcher, drafter=drafter, metrics=metrics)

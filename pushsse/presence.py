@@ -23,6 +23,7 @@ from pushsse.backplane import PRESENCE_AT_ONCE, Backplane, Stay, fresh_word
 from pushsse.database import Database, Statement, instant, time_of
 from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable
 from pushsse.hub.hub import Hub
+from pushsse.hub.opening import Revocations
 from pushsse.retry import Backoff, Outage
 
 logger = logging.getLogger(__name__)
@@ -92,11 +93,21 @@ class Left(NamedTuple):
 class Presence:
     """Tells who is at this node, and says who is at any."""
 
-    def __init__(self, hub: Hub, backplane: Backplane, seen: Seen, *, node: str, keep_days: int = 30) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        backplane: Backplane,
+        seen: Seen,
+        *,
+        revocations: Revocations,
+        node: str,
+        keep_days: int = 30,
+    ) -> None:
         """`keep_days`: how long it is kept when somebody was last there; 0: it isn't."""
         self._hub = hub
         self._backplane = backplane
         self._seen = seen
+        self._revocations = revocations
         self._node = node
         self._place = ""
         self._keep = timedelta(days=keep_days)
@@ -105,7 +116,7 @@ class Presence:
         self._untold: set[str] = set()
         self._told_at = 0.0
         # When people left whom the database has not been told of yet.
-        self._unwritten: dict[str, datetime] = {}
+        self._unwritten: dict[str, Left] = {}
         self._outage = Outage("nobody can be told who is at this node", logger, Backoff())
         # Since when the backplane has known who is at this node, without a break; monotonic seconds.
         self.known_since: float | None = None
@@ -211,9 +222,9 @@ class Presence:
             else:
                 # At the end, since `_over` looks at the beginning alone.
                 self._left.pop(user, None)
-                self._left[user] = Left(since_ms, now_ms)
+                self._left[user] = left = Left(since_ms, now_ms)
                 if self._keep:
-                    self._unwritten[user] = _time(now_ms)
+                    self._unwritten[user] = left
 
     def _over(self, now_ms: int) -> set[str]:
         """Forgets who left long ago; who of them hasn't come back is to be forgotten elsewhere, too."""
@@ -260,10 +271,18 @@ class Presence:
             del self._unwritten[next(iter(self._unwritten))]
         while self._unwritten:
             portion = dict(islice(self._unwritten.items(), _SEEN_AT_ONCE))
-            await self._seen.note(portion)
-            for user, at in portion.items():
+            # Of whom a kick ended the streams it isn't kept: that may be somebody who is being forgotten, and
+            # what is written now would stay.
+            await self._seen.note(
+                {
+                    user: _time(left.left_ms)
+                    for user, left in portion.items()
+                    if not self._revocations.refuses(user, left.since_ms / 1000)
+                }
+            )
+            for user, left in portion.items():
                 # Who has left once more meanwhile stays.
-                if self._unwritten.get(user) == at:
+                if self._unwritten.get(user) == left:
                     del self._unwritten[user]
 
     async def _forget_old(self) -> None:
@@ -304,6 +323,8 @@ class SeenTable:
 
     async def note(self, seen: Mapping[str, datetime]) -> None:
         """These people were there until then. Of two nodes the later call holds."""
+        if not seen:
+            return
         async with self._database.session():
             rows = [SeenRow(user=user, seen_at=at) for user, at in seen.items()]
             await SeenRow.bulk_create(rows, on_conflict=("user",), update_fields=("seen_at",))

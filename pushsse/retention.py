@@ -24,6 +24,9 @@ from pushsse.settings import Settings, is_topic_name
 _EVERY_S = 3600.0
 # After a start: a service that is restarted often has to come to it, too.
 _FIRST_S = 300.0
+# Longer than a body may be on its way without being looked at once more (`read_body`), and than the notice of
+# a kick takes to other nodes.
+SETTLE_S = 1.5
 # Between two portions, others write.
 _PAUSE_S = 0.1
 _IN_LOG = (
@@ -114,7 +117,8 @@ class Forgetting:
     """Deletes a person. A kick ends the streams, and no earlier token can write.
 
     The kick's row goes last, and a digest of the name takes its place. `backplane_s`: how long the backplane
-    keeps anything of a person beside the log.
+    keeps anything of a person beside the log. `settle_s`: for how long calls that were let in before the kick
+    may go on to write.
     """
 
     kicks: Kicks
@@ -122,6 +126,7 @@ class Forgetting:
     settings: Settings
     ask_topic: AskTopic
     backplane_s: float
+    settle_s: float = SETTLE_S
 
     async def forget(self, user: str) -> Forgotten:
         """Ends a person's streams on all nodes and deletes everything of theirs; may be repeated.
@@ -132,6 +137,8 @@ class Forgetting:
         if not receipt.told:
             # Until they found the row, what an earlier token writes there would stay.
             raise BackplaneUnavailable("the other nodes can't be told")
+        # Before anything is deleted: what is written after that stays.
+        await asyncio.sleep(self.settle_s)
         deleted: dict[str, int] = {}
         for keeper in (*self.keepers, self.kicks):
             deleted |= await keeper.forget(user)

@@ -14,7 +14,16 @@ from tortoise.exceptions import IntegrityError
 from tortoise.expressions import F
 
 from pushsse.database import Database, Session, Statement, ThreadSession, Value, instant, time_of
-from pushsse.questions import OPEN, RELEASED, BeingTaken, Conversation, Lost, Question, UnknownConversation
+from pushsse.questions import (
+    OPEN,
+    RELEASED,
+    BeingTaken,
+    By,
+    Conversation,
+    Lost,
+    Question,
+    UnknownConversation,
+)
 from pushsse.questions.rows import ConversationRow, QuestionRow, StaffRow
 
 _TITLE = 80
@@ -48,6 +57,10 @@ _ENTER = Statement("""
                  AND pushsse_conversation.newest < excluded.newest
                 THEN excluded.newest ELSE pushsse_conversation.newest END
     RETURNING "user", status, keep_until""")
+
+
+class _NotHandedOverError(Exception):
+    """Staff can't write in the conversation."""
 
 
 class _Count(NamedTuple):
@@ -190,9 +203,17 @@ class ConversationStore:
         """
         if (by := message.by) is None:
             raise ValueError("a message is by somebody")
+        try:
+            await self._write(message, by, key=key, announce_s=announce_s)
+        except _NotHandedOverError:
+            return False
+        return True
+
+    async def _write(self, message: Question, by: By, *, key: str | None, announce_s: float) -> None:
         async with self.database.transaction() as session:
             if (await enter(session, message)).handed_over_until is None:
-                return False
+                # Rolled back: of a person who was forgotten a moment ago it would have made a row.
+                raise _NotHandedOverError
             row = QuestionRow(
                 id=message.id,
                 user=message.user,
@@ -214,7 +235,6 @@ class ConversationStore:
                 await row.save(force_create=True)
             except IntegrityError:
                 raise BeingTaken(1) from None
-        return True
 
     async def staff_asked(self, staff: Staff) -> None:
         """A member of staff has asked what waits, and is told for an hour, or until the token ends."""

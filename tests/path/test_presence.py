@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from pushsse import presence
 from pushsse.backplane import Stay
+from pushsse.presence import SeenTable
 from tests.backplane.redis_server import RedisServer
 from tests.hardening.test_kick import SECRET, bearer
 from tests.serving import Running, serving
@@ -66,6 +68,30 @@ async def test_one_process_knows_who_is_there_and_who_was(tmp_path: Path) -> Non
             ("bo", None),
             ("ann", found["last_seen"]),
         ]
+
+
+async def test_of_somebody_who_is_forgotten_no_stream_that_ends_leaves_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "TELL_EVERY_S", 0.05)
+    monkeypatch.setattr(presence, "RENEW_EVERY_S", 0.1)
+    async with serving(tmp_path) as node:
+        seen = SeenTable(node.node.database)
+        async with node.stream("ann") as ann:
+            await ann.ready()
+            await until_streams(node, "ann", 1)
+            assert (await node.http.delete("/v1/users/ann")).status_code == 200
+            await ann.rest()
+        async with node.stream("bo") as bo:
+            await bo.ready()
+            await until_streams(node, "bo", 1)
+
+        async def bo_is_written() -> bool:
+            return "bo" in await seen.last(["bo"])
+
+        await eventually(bo_is_written)
+        # It would have been written first.
+        assert not await seen.last(["ann"])
 
 
 async def test_what_was_last_seen_outlives_the_process_and_goes_with_the_person(tmp_path: Path) -> None:

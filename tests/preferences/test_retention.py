@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec.structs import replace
 from ulid import ULID
 
 from pushsse.backplane.memory import MemoryBackplane
@@ -16,11 +17,13 @@ from pushsse.metrics import Metrics
 from pushsse.people import StateTable
 from pushsse.preferences.store import PreferenceStore
 from pushsse.presence import FORGOTTEN_AT_ONCE, SeenTable
-from pushsse.questions import CANCELLED, Question, Status
+from pushsse.questions import CANCELLED, By, Question, Status
+from pushsse.questions.conversations import ConversationStore
 from pushsse.questions.store import QuestionStore
 from pushsse.retention import Forgetting, Remainder, Retention
 from pushsse.settings import Settings, load
 from pushsse.stream.subscriber import Subscriber
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 NAMES = Statement("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
@@ -205,6 +208,8 @@ def forgetting(
     database: Database,
     settings: Settings | None = None,
     topics: Mapping[str, Mapping[str, str]] | None = None,
+    *,
+    settle_s: float = 0.0,
 ) -> Forgetting:
     async def ask(topic: str) -> Mapping[str, str]:
         if topics is None or topic not in topics:
@@ -219,7 +224,7 @@ def forgetting(
         keep_s=86_430,
     )
     keepers = (PreferenceStore(database), QuestionStore(database), SeenTable(database))
-    return Forgetting(kicks, keepers, settings or load({}), ask, backplane_s=4_200)
+    return Forgetting(kicks, keepers, settings or load({}), ask, backplane_s=4_200, settle_s=settle_s)
 
 
 async def test_nothing_of_a_forgotten_person_is_in_any_table(database: Database, url: str) -> None:
@@ -262,6 +267,26 @@ async def test_nothing_of_a_forgotten_person_is_in_any_table(database: Database,
         "seen": 0,
         "kicks": 1,
     }
+
+
+async def test_what_a_call_writes_that_was_let_in_before_the_kick_is_deleted_too(database: Database) -> None:
+    kicked = Statement("SELECT count(*) FROM pushsse_kick")
+
+    async def is_kicked() -> bool:
+        return await database.rows(int, kicked) == [1]
+
+    forgetting_ann = asyncio.create_task(forgetting(database, settle_s=1.0).forget("ann"))
+    await eventually(is_kicked)
+    await put(database, asked("ann", datetime.now(UTC)))
+    assert (await forgetting_ann).deleted["questions"] == 1
+    assert await left(database) == []
+
+
+async def test_a_message_to_somebody_who_was_forgotten_leaves_no_row(database: Database, url: str) -> None:
+    conversations = ConversationStore(database)
+    message = replace(asked("ann", datetime.now(UTC)), text="", by=By("staff", "Bo"))
+    assert not await conversations.write(message, key=None, announce_s=1)
+    assert set((await rows_about(database, await tables(database, url), "ann")).values()) == {0}
 
 
 async def test_somebody_with_many_questions_is_forgotten_whole(database: Database) -> None:
