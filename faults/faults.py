@@ -12,6 +12,7 @@ from faults import (
     kafka_faults,
     lone_node,
     node_faults,
+    outbox_faults,
     redis_faults,
 )
 from faults.world import World
@@ -52,5 +53,6 @@ FAULTS: Mapping[int, Fault] = MappingProxyType(
         21: lone_node.hung,
         22: kafka_faults.widened,
         23: database_faults.read_only,
+        24: outbox_faults.killed,
     }
 )
