@@ -33,10 +33,12 @@ from pushsse.api.polls import PollEndpoint
 from pushsse.api.preferences import PreferencesEndpoint
 from pushsse.api.questions import QuestionsEndpoint, StreamedReply
 from pushsse.api.stream import StreamEndpoint
+from pushsse.api.transfer import TransferEndpoint
 from pushsse.api.types import TypesEndpoint
 from pushsse.api.users import UsersEndpoint
 from pushsse.build import build
 from pushsse.node import Node, Service
+from pushsse.preferences.transfer import Transfer
 from pushsse.questions.desk import Desk
 from pushsse.questions.following import Following
 from pushsse.settings import Settings
@@ -168,6 +170,9 @@ def _endpoints(node: Node) -> Endpoints:
             limited=limited,
         ),
         preferences=PreferencesEndpoint(identifier, node.preferences, node.preference_store, switching),
+        transfer=TransferEndpoint(
+            identifier, Transfer(node.database, node.preference_store, node.preferences)
+        ),
         types=TypesEndpoint(identifier, node.catalogue_store, node.catalogue),
         chat=ChatEndpoint(asked),
         agui=AguiEndpoint(asked),

@@ -40,10 +40,12 @@ from pushsse.api.limits import FIELDS
 from pushsse.api.polls import MAX_WAIT_S, PollEndpoint
 from pushsse.api.preferences import ChangeRequest, PreferenceList, PreferencesEndpoint
 from pushsse.api.stream import StreamEndpoint
+from pushsse.api.transfer import ExportView, ImportRequest, TransferEndpoint
 from pushsse.api.types import TypeList, TypesEndpoint
 from pushsse.api.users import KickView, PersonView, PresenceRequest, PresenceView, UsersEndpoint
 from pushsse.event import Event
 from pushsse.preferences.catalogue import TypeRules, TypeView
+from pushsse.preferences.transfer import Imported
 from pushsse.questions.life import AnswerErrorEvent, AnswerEvent, DeltaEvent, QuestionEvent
 from pushsse.retention import Forgotten
 from pushsse.stream.immediate import ANSWER_HEADERS
@@ -77,6 +79,7 @@ class Endpoints:
     polls: PollEndpoint
     acks: AcksEndpoint
     preferences: PreferencesEndpoint
+    transfer: TransferEndpoint
     types: TypesEndpoint
     questions: questions.QuestionsEndpoint
     chat: chat.ChatEndpoint
@@ -703,6 +706,39 @@ CALLS = (
         bodies={JSON: ChangeRequest},
         answers={(200, JSON): PreferenceList},
         problems=(400, *_REFUSED, 404, 413, 415, 422, 503),
+    ),
+    Call(
+        method="GET",
+        path="/v1/preferences/export",
+        handler=lambda at: at.transfer.get,
+        name="exportPreferences",
+        summary="Everybody's switches, a page",
+        text="What people have chosen for types, then for categories, in the order of their names.",
+        scope=ADMIN,
+        parameters=(
+            Parameter("after", "query", "`next` of the page before", {"type": "string"}),
+            Parameter(
+                "limit",
+                "query",
+                "at most so many",
+                {"type": "integer", "minimum": 1, "maximum": 1000, "default": 1000},
+            ),
+        ),
+        answers={(200, JSON): ExportView},
+        problems=(400, *_REFUSED, 503),
+    ),
+    Call(
+        method="POST",
+        path="/v1/preferences/import",
+        handler=lambda at: at.transfer.post,
+        name="importPreferences",
+        summary="Set many people's switches",
+        text="All rows or, where one can't be used, none. Each person's change is one that they could have "
+        "made, and acts as that does. Of several rows about the same the last one counts.",
+        scope=ADMIN,
+        bodies={JSON: ImportRequest},
+        answers={(200, JSON): Imported},
+        problems=(400, *_REFUSED, 413, 415, 422, 503),
     ),
     Call(
         method="GET",

@@ -1,4 +1,4 @@
-"""Commands that call a running service over HTTP: what they share, and `ask`, `prefs`, `kick`.
+"""Commands that call a running service over HTTP: what they share, and `ask`, `kick`.
 
 `listen` and `publish` use it, too. A call that fails ends the command with one line (`Failed`).
 """
@@ -16,7 +16,7 @@ import click
 import httpx
 from httpx_sse import connect_sse
 
-from pushsse.cli import Command, Failed, one_line, say, say_json
+from pushsse.cli import Command, Failed, say
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _TIMEOUT_S = 30.0
@@ -54,6 +54,16 @@ class Target:
             return httpx.create_ssl_context(verify=self.ca) if self.ca else True
         except OSError as error:
             raise Failed(f"--ca {self.ca}: {error.strerror}") from None
+
+
+class ListsByDefault(click.Group):
+    """`list` is what a call without a command means, with its options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """click's."""
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
 
 
 def with_target(command: Command) -> Command:
@@ -192,36 +202,6 @@ def _wait(client: httpx.Client, location: str, printed: Printed) -> None:
             return
         time.sleep(_LOOK_S)
     raise Failed(f"there is no answer yet; it will be at {location}")
-
-
-@click.command()
-@click.argument("change", type=click.Choice(["on", "off"]), required=False)
-@click.argument("types", nargs=-1, metavar="[TYPE]...")
-@click.option("--json", "as_json", is_flag=True, help="the answer as JSON")
-@with_target
-def prefs(target: Target, change: str | None, types: tuple[str, ...], as_json: bool) -> None:
-    """List the switches, or set some: `prefs off news alarm`."""
-    if (change is None) != (not types):
-        raise click.UsageError("which types?")
-    with target.client() as client:
-        if change is None:
-            shown = answered(client.get("/v1/preferences"))
-        else:
-            wanted = dict.fromkeys(types, change == "on")
-            shown = answered(client.post("/v1/preferences", json={"types": wanted}))
-    if as_json:
-        say_json(one_line(shown))
-        return
-    if not shown["types"]:
-        say("there are no types yet; the first event of a type adds it", err=True)
-    for each in shown["types"]:
-        say(_line(each))
-
-
-def _line(preference: Any) -> str:
-    state = "always on" if preference["mandatory"] else "on" if preference["enabled"] else "off"
-    title = preference["title"]
-    return f"{state:<10} {preference['name']}" + (f"  {title}" if title != preference["name"] else "")
 
 
 @click.command()

@@ -12,22 +12,13 @@ from urllib.parse import quote
 import click
 
 from pushsse.cli import one_line, say, say_json
-from pushsse.cli.client import Target, answered, with_target
+from pushsse.cli.client import ListsByDefault, Target, answered, with_target
 
 _MOST_CONVERSATIONS = 100
 _MOST_QUESTIONS = 100
 
 
-class _ListsByDefault(click.Group):
-    """`list` is what a call without a command means, with its options."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group(cls=_ListsByDefault)
+@click.group(cls=ListsByDefault)
 def desk() -> None:
     """Answer the questions that wait for people; `list`, if no command is given.
 

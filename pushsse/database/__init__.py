@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -35,7 +35,10 @@ from pushsse.database.url import TORTOISE, configuration
 from pushsse.database.writer import ThreadSession, Work, Writer
 from pushsse.errors import DatabaseConflict, DatabaseUnavailable, StatementFailed
 
-__all__ = ["TORTOISE", "Database", "Session", "Statement", "ThreadSession", "Value", "instant", "time_of"]
+__all__ = [
+    "TORTOISE", "Database", "Session", "Statement", "ThreadSession", "Value", "instant", "repeated",
+    "time_of",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 Row = TypeVar("Row")
@@ -325,6 +328,16 @@ class _Guard:
                 raise await self._database.failure(error, found, self._began, self._timeout_s) from error
         finally:
             self._breaker.undecided(self._began)
+
+
+async def repeated(transact: Callable[[], Awaitable[Row]]) -> Row:
+    """What a transaction comes to, tried again where another was in its way. Raises DatabaseUnavailable."""
+    for _ in range(_TRIES - 1):
+        try:
+            return await transact()
+        except DatabaseConflict:
+            await asyncio.sleep(random.uniform(0.005, 0.05))
+    return await transact()
 
 
 def _line(error: Exception) -> str:

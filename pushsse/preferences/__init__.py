@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from pushsse import event
-from pushsse.backplane import Backplane, Draft, Topic
+from pushsse.backplane import Append, Backplane, Draft, Topic, log_of
 from pushsse.errors import BackplaneUnavailable, Unavailable
 from pushsse.metrics import Metrics
 from pushsse.preferences import quiet
@@ -85,6 +85,26 @@ class Preferences:
                 waiting.over()
             except Unavailable as error:
                 waiting.failed(error)
+
+    async def publish(self, changes: Sequence[PendingChange]) -> None:
+        """Publishes changes of many people, each person's in order. Raises Unavailable."""
+        drafts: dict[str, list[Draft]] = {}
+        for change in changes:
+            drafts.setdefault(log_of(change.user, self._backplane.shards), []).extend(_drafts(change))
+        if drafts:
+            receipt = await self._backplane.publish(
+                [Append(log, tuple(some)) for log, some in drafts.items()]
+            )
+            # Only now, as in `_publish`. The last change of each person counts.
+            await self._store.all_logged(
+                {
+                    change.user: (
+                        change.version,
+                        receipt.marks[log_of(change.user, self._backplane.shards)],
+                    )
+                    for change in changes
+                }
+            )
 
     async def _publish(self, changes: Sequence[PendingChange]) -> None:
         # Guarantee 3: in the order of their numbers. Two nodes may publish the same change together: `once`

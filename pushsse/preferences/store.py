@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from tortoise import fields
 from tortoise.models import Model
 
-from pushsse.database import Database, Session, Statement
+from pushsse.database import Database, Session, Statement, repeated
 from pushsse.errors import InvalidInput, Violation
 from pushsse.event import Change
 from pushsse.position import Mark
@@ -27,6 +27,8 @@ from pushsse.preferences.languages import Languages, in_language
 from pushsse.preferences.quiet import Schedule
 
 _JOINED_AT_ONCE = 100
+# For some hundred people.
+_LOGGED_S = 10.0
 _NOTHING: Mapping[str, bool | None] = {}
 # Makes new quiet hours of those that are there.
 Reschedule = Callable[[Schedule], Schedule]
@@ -200,8 +202,10 @@ MAX_TYPES = 1_000
 CATALOGUE_LOCK = 0x7075736873736532
 
 # A type without a row of its own for somebody follows the switch of its category, if that isn't the default.
-_BY_CATEGORY = """pushsse_category_switch c JOIN pushsse_event_type t ON t.category = c.category
-     WHERE c."user" {among[1]} AND c.enabled <> t.default_on AND NOT t.mandatory AND NOT EXISTS
+# SQLite reads the tables of a cross join in this order, where it would go through all types for each person.
+_BY_CATEGORY = """
+     WHERE t.category = c.category AND c."user" {among[1]} AND c.enabled <> t.default_on
+       AND NOT t.mandatory AND NOT EXISTS
        (SELECT 1 FROM pushsse_switch s WHERE s."user" = c."user" AND s.type = t.name)"""
 # The empty user marks a type that is off by default; a person's row says the opposite of the default.
 _OFF_AMONG = Statement(f"""
@@ -213,7 +217,8 @@ _OFF_AMONG = Statement(f"""
      WHERE s."user" {{among[1]}} AND s.type {{among[2]}}
        AND s.enabled <> coalesce(t.default_on, true) AND NOT coalesce(t.mandatory, false)
     UNION ALL
-    SELECT c."user", t.name, c.enabled FROM {_BY_CATEGORY}
+    SELECT c."user", t.name, c.enabled
+      FROM pushsse_event_type t CROSS JOIN pushsse_category_switch c {_BY_CATEGORY}
        AND t.name {{among[2]}} AND t.category <> ''""")  # nosec B608
 # The switches of the people among the first parameter, as rows of `SwitchRow`. `people` reads them, joined
 # with the open questions. Rows of several kinds make it one statement: the catalogue's revision and a type
@@ -233,7 +238,8 @@ SWITCHES = f"""
      WHERE s."user" {{among[1]}}
        AND s.enabled <> coalesce(t.default_on, true) AND NOT coalesce(t.mandatory, false)
     UNION ALL
-    SELECT 'chosen', c."user", t.name, c.enabled, 0, 0, '', 0, '' FROM {_BY_CATEGORY}"""  # nosec B608
+    SELECT 'chosen', c."user", t.name, c.enabled, 0, 0, '', 0, ''
+      FROM pushsse_category_switch c CROSS JOIN pushsse_event_type t {_BY_CATEGORY}"""  # nosec B608
 _PREFERENCES = Statement("""
     SELECT t.name, t.title, t.titles, t.description, t.descriptions, t.category, t.default_on, t.mandatory,
            t.hidden, t.urgent, s.enabled, c.enabled
@@ -242,7 +248,7 @@ _PREFERENCES = Statement("""
       LEFT JOIN pushsse_category_switch c ON c.category = t.category AND c."user" = {value[1]}
      ORDER BY t.place, t.id""")
 _QUIET = Statement('SELECT quiet FROM pushsse_person WHERE "user" = {value[1]}')
-_REVISION = Statement("SELECT revision FROM pushsse_catalogue")
+REVISION = Statement("SELECT revision FROM pushsse_catalogue")
 REMOVED_REVISION = Statement("SELECT removed_revision FROM pushsse_catalogue")
 # Makes the person's row, or locks the one that is there: the update changes nothing.
 _LOCK_PERSON = Statement("""
@@ -389,7 +395,7 @@ class PreferenceStore:
             # the first has committed: no number is left out, and its `before` is the first one's `after`.
             version: int = (await session.rows(int, _LOCK_PERSON, user, self._numbers_after()))[0]
             rows = await session.rows(_Choice, _PREFERENCES, user)
-            revision = sum(await session.rows(int, _REVISION))
+            revision = sum(await session.rows(int, REVISION))
             _check(rows, wanted)
             quiet_hours = await _new_schedule(session, user, schedule)
             chosen = [row.wish(wanted) for row in rows]
@@ -418,10 +424,14 @@ class PreferenceStore:
                 await _number(change)
             return await _pending(user)
 
-    async def pending(self, user: str) -> list[PendingChange]:
-        """A person's changes that aren't known to be in the log, in order."""
+    def first_number(self) -> int:
+        """What the number of a first change follows, of somebody who has changed nothing so far."""
+        return self._numbers_after()
+
+    async def pending(self, *users: str) -> list[PendingChange]:
+        """Changes of these people that aren't known to be in the log, each person's in order."""
         async with self._database.session():
-            return await _pending(user)
+            return await _pending(*users)
 
     async def pending_users(self, *, older_than_s: float, limit: int = 100) -> list[str]:
         """People with changes that have waited for the log for so long, those who wait longest first."""
@@ -432,12 +442,21 @@ class PreferenceStore:
 
     async def logged(self, user: str, version: int, mark: Mark) -> None:
         """Notes that a person's changes up to `version` are in the log, up to `mark`; never backwards."""
-        async with self._database.transaction():
-            # Never backwards: of two nodes that published, the later one may have come first.
-            await PersonRow.filter(user=user, logged_version__lt=version).update(
-                logged_version=version, logged_epoch=mark.epoch, logged_number=mark.number
-            )
-            await PreferenceChange.filter(user=user, version__lte=version).delete()
+        await self.all_logged({user: (version, mark)})
+
+    async def all_logged(self, done: Mapping[str, tuple[int, Mark]]) -> None:
+        """The same of many people."""
+        await repeated(lambda: self._note(done))
+
+    async def _note(self, done: Mapping[str, tuple[int, Mark]]) -> None:
+        async with self._database.transaction(timeout_s=_LOGGED_S):
+            # In order, so that of two such calls one waits for the other.
+            for user, (version, mark) in sorted(done.items()):
+                # Never backwards: of two nodes that published, the later one may have come first.
+                await PersonRow.filter(user=user, logged_version__lt=version).update(
+                    logged_version=version, logged_epoch=mark.epoch, logged_number=mark.number
+                )
+                await PreferenceChange.filter(user=user, version__lte=version).delete()
 
     async def forget(self, user: str) -> dict[str, int]:
         """Deletes all that is kept of a person: how many rows of each kind."""
@@ -589,8 +608,8 @@ async def _number(change: PendingChange) -> None:
     )
 
 
-async def _pending(user: str) -> list[PendingChange]:
-    rows = await PreferenceChange.filter(user=user).order_by("version")
+async def _pending(*users: str) -> list[PendingChange]:
+    rows = await PreferenceChange.filter(user__in=users).order_by("user", "version")
     return [
         PendingChange(
             r.user, r.version, r.changed, tuple(r.before), tuple(r.after), r.revision, r.told or {}, r.quiet

@@ -1,0 +1,295 @@
+"""`pushsse prefs`: a person's switches, and everybody's as CSV (RFC 4180).
+
+The columns are `user`, `type`, `category` and `enabled`; each row has a type or a category. An import reads
+its file twice: first all rows are checked, then they are sent in pages. What is in memory is one page.
+"""
+
+import csv
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+from urllib.parse import quote
+
+import click
+import httpx
+
+from pushsse.cli import Failed, one_line, say, say_json
+from pushsse.cli.client import ListsByDefault, Target, answered, with_target
+from pushsse.event import is_user
+
+_PAGE = 500
+_COLUMNS = ("user", "type", "category", "enabled")
+_NEEDED = ("user", "enabled")
+_WORDS = {
+    "true": True,
+    "on": True,
+    "yes": True,
+    "1": True,
+    "false": False,
+    "off": False,
+    "no": False,
+    "0": False,
+}
+_SHOWN = 80
+
+
+@click.group(cls=ListsByDefault)
+def prefs() -> None:
+    """List a person's switches, or set some: `prefs off news alarm`; `list`, if no command is given.
+
+    With --of, an administrator does so for somebody else. `export` and `import` are about everybody.
+    """
+
+
+def _of(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--of", metavar="USER", help="somebody's; needs pushsse:admin")(command)
+
+
+def _path(of: str | None) -> str:
+    return "/v1/preferences" if of is None else f"/v1/users/{quote(of, safe='')}/preferences"
+
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="the answer as JSON")
+_categories = click.option("--category", is_flag=True, help="the names are those of categories")
+
+
+@prefs.command("list")
+@_as_json
+@_of
+@with_target
+def listed(target: Target, of: str | None, as_json: bool) -> None:
+    """List the switches."""
+    with target.client() as client:
+        _show(answered(client.get(_path(of))), as_json=as_json)
+
+
+@prefs.command()
+@click.argument("names", nargs=-1, required=True, metavar="TYPE...")
+@_categories
+@_as_json
+@_of
+@with_target
+def on(target: Target, names: Sequence[str], category: bool, of: str | None, as_json: bool) -> None:
+    """Switch types on."""
+    _set(target, names, True, category=category, of=of, as_json=as_json)
+
+
+@prefs.command()
+@click.argument("names", nargs=-1, required=True, metavar="TYPE...")
+@_categories
+@_as_json
+@_of
+@with_target
+def off(target: Target, names: Sequence[str], category: bool, of: str | None, as_json: bool) -> None:
+    """Switch types off."""
+    _set(target, names, False, category=category, of=of, as_json=as_json)
+
+
+def _set(
+    target: Target, names: Sequence[str], enabled: bool, *, category: bool, of: str | None, as_json: bool
+) -> None:
+    wanted = {"categories" if category else "types": dict.fromkeys(names, enabled)}
+    with target.client() as client:
+        _show(answered(client.post(_path(of), json=wanted)), as_json=as_json)
+
+
+def _show(shown: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        say_json(one_line(shown))
+        return
+    if not shown["types"]:
+        say("there are no types yet; the first event of a type adds it", err=True)
+    for each in shown["types"]:
+        say(_line(each))
+    for name, enabled in shown.get("categories", {}).items():
+        say(f"{'on' if enabled else 'off':<10} category {name}")
+
+
+def _line(preference: Mapping[str, Any]) -> str:
+    state = "always on" if preference["mandatory"] else "on" if preference["enabled"] else "off"
+    title = preference["title"]
+    return f"{state:<10} {preference['name']}" + (f"  {title}" if title != preference["name"] else "")
+
+
+@prefs.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True), default="-")
+@with_target
+def export(target: Target, file: Path) -> None:
+    """Write what everybody has chosen to FILE, as CSV; to standard output without one.
+
+    Needs a token with the scope pushsse:admin. Quiet hours aren't in it.
+    """
+    with target.client() as client, _written(file) as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        after: dict[str, str] = {}
+        while True:
+            page = answered(client.get("/v1/preferences/export", params=after))
+            for row in page["rows"]:
+                words = (row["user"], row.get("type", ""), row.get("category", ""))
+                writer.writerow((*words, "true" if row["enabled"] else "false"))
+            if page["next"] is None:
+                return
+            after = {"after": page["next"]}
+
+
+@contextmanager
+def _written(file: Path) -> Iterator[IO[str]]:
+    """Where an export goes: a file is there when it is whole."""
+    if str(file) == "-":
+        yield sys.stdout
+        return
+    part = file.with_name(f"{file.name}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as out:
+            yield out
+        os.replace(part, file)
+    except OSError as error:
+        raise Failed(f"{file}: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class _Row(NamedTuple):
+    """A row of the file: the line that it ends in, what it says, and what is wrong with that."""
+
+    line: int
+    said: dict[str, Any]
+    fault: str
+
+
+@prefs.command("import")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True), default="-")
+@click.option("--skip-bad", is_flag=True, help="import the rows that can be used, and leave out the others")
+@with_target
+def import_(target: Target, file: Path, skip_bad: bool) -> None:
+    """Set switches as FILE says, a CSV with the columns user, type, category and enabled.
+
+    Needs a token with the scope pushsse:admin. Each row is about a type or a category. Every row that can't
+    be used is named, and then nothing is imported, unless --skip-bad is given.
+    """
+    with target.client() as client, _seekable(file) as text:
+        check = _Check(answered(client.get("/v1/types"))["types"])
+        good = bad = 0
+        for row in _rows(text, check):
+            if row.fault:
+                bad += 1
+                say(f"line {row.line}: {row.fault}", err=True)
+            else:
+                good += 1
+        if bad and not skip_bad:
+            raise Failed(f"{bad} rows can't be used, and nothing was imported (--skip-bad leaves them out)")
+        text.seek(0)
+        changed = _send(client, (row for row in _rows(text, check) if not row.fault))
+    left_out = f", {bad} left out" if bad else ""
+    say(f"{good} rows imported{left_out}; something changed for {changed} people")
+
+
+def _send(client: httpx.Client, rows: Iterator[_Row]) -> int:
+    """Imports rows in pages; for how many people, page by page, that changed something."""
+    changed, page, last = 0, [], 0
+    for row in rows:
+        page.append(row.said)
+        if len(page) == _PAGE:
+            changed += _send_page(client, page, last)
+            page, last = [], row.line
+    return changed + (_send_page(client, page, last) if page else 0)
+
+
+def _send_page(client: httpx.Client, page: Sequence[Mapping[str, Any]], last: int) -> int:
+    try:
+        return int(answered(client.post("/v1/preferences/import", json={"rows": page}))["changed"])
+    except (Failed, httpx.RequestError) as error:
+        text = error.message if isinstance(error, Failed) else str(error) or type(error).__name__
+        raise Failed(
+            f"{text}; what is in lines up to {last} was imported: the same file may be imported again"
+        ) from None
+
+
+class _Check:
+    """What can be switched, by the service's catalogue."""
+
+    def __init__(self, types: Sequence[Mapping[str, Any]]) -> None:
+        self._types = {each["name"]: each["mandatory"] for each in types if not each["hidden"]}
+        self._categories = {each["category"] for each in types if each["category"] and not each["hidden"]}
+
+    def fault(self, user: str, name: str, category: str, enabled: bool | None) -> str:
+        """What is wrong with a row; empty for nothing."""
+        if not is_user(user):
+            return f"user {user[:_SHOWN]!r} isn't 1–128 characters without white space"
+        if enabled is None:
+            return "enabled is none of true, false, on, off, yes, no, 1, 0"
+        if bool(name) == bool(category):
+            return "a row has either a type or a category"
+        if category:
+            known = category in self._categories
+            return "" if known else f"category {category[:_SHOWN]!r} isn't one of the catalogue's types"
+        if name not in self._types:
+            return f"type {name[:_SHOWN]!r} isn't in the catalogue"
+        if self._types[name] and not enabled:
+            return f"type {name!r} is mandatory and can't be switched off"
+        return ""
+
+
+def _rows(text: IO[str], check: _Check) -> Iterator[_Row]:
+    """The rows of a CSV, checked. Raises Failed for one whose head can't be used."""
+    reader = csv.reader(text, strict=True)
+    head = _head(reader)
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield _Row(reader.line_num, {}, f"isn't CSV: {error}")
+            continue
+        # A line without anything, as there may be at the end.
+        if cells:
+            yield _row(reader.line_num, cells, head, check)
+
+
+def _head(reader: Any) -> Sequence[str]:
+    try:
+        head = [cell.strip().lower() for cell in next(reader, [])]
+    except csv.Error as error:
+        raise Failed(f"line 1: isn't CSV: {error}") from None
+    unknown = [name for name in head if name not in _COLUMNS]
+    missing = [name for name in _NEEDED if name not in head]
+    if unknown or missing or len(set(head)) < len(head) or not {"type", "category"} & set(head):
+        raise Failed(f"line 1: the columns are {', '.join(head)[:_SHOWN]!r}, not {', '.join(_COLUMNS)}")
+    return head
+
+
+def _row(line: int, cells: Sequence[str], head: Sequence[str], check: _Check) -> _Row:
+    if len(cells) != len(head):
+        return _Row(line, {}, f"has {len(cells)} cells, and the first line has {len(head)}")
+    said = {name: cell.strip() for name, cell in zip(head, cells, strict=True)}
+    name, category = said.get("type", ""), said.get("category", "")
+    enabled = _WORDS.get(said["enabled"].lower())
+    fault = check.fault(said["user"], name, category, enabled)
+    which = {"category": category} if category else {"type": name}
+    return _Row(line, {"user": said["user"], "enabled": enabled} | which, fault)
+
+
+@contextmanager
+def _seekable(file: Path) -> Iterator[IO[str]]:
+    """The text of a file that is read twice; of standard input, a copy on disk."""
+    # What isn't UTF-8 becomes surrogates, which no name can have: the row is named.
+    how: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+    try:
+        if str(file) != "-":
+            with file.open(**how) as text:
+                yield text
+            return
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(sys.stdin.buffer, copy)
+            copy.seek(0)
+            with os.fdopen(os.dup(copy.fileno()), **how) as text:
+                yield text
+    except OSError as error:
+        raise Failed(f"{file}: {error.strerror}") from None

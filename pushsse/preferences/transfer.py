@@ -1,0 +1,275 @@
+"""Many people's switches at once: exported in pages, imported in pages.
+
+Called by the API for `pushsse prefs export` and `import`. A page is imported in one transaction, which
+numbers each person's change and writes it to the outbox as a change by themselves would; then the log gets
+all of them. Importing the same rows again changes nothing.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from msgspec import Struct
+
+from pushsse.database import Database, Session, Statement, repeated
+from pushsse.errors import InvalidInput, Violation
+from pushsse.event import TypeName, UserName
+from pushsse.preferences import Preferences
+from pushsse.preferences.catalogue import Category
+from pushsse.preferences.store import (
+    REVISION,
+    CategorySwitch,
+    PersonRow,
+    PreferenceChange,
+    PreferenceStore,
+    Switch,
+)
+
+MOST_ROWS = 500
+_IMPORT_S = 20.0
+# People between two yields, of whom each may have chosen something for all types.
+_YIELD_PEOPLE = 5
+
+
+class SwitchLine(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a person chose for one type or, where there is no type, one category."""
+
+    user: UserName
+    enabled: bool
+    type: TypeName | Literal[""] = ""
+    category: Category = ""
+
+
+class Place(NamedTuple):
+    """Where an export goes on: after one line of the types', or of the categories'."""
+
+    kind: Literal["type", "category"] = "type"
+    user: str = ""
+    name: str = ""
+
+
+class ExportPage(NamedTuple):
+    """Some lines, in the order of people's names, and where the rest begins."""
+
+    lines: tuple[SwitchLine, ...]
+    next: Place | None
+
+
+class Imported(Struct, frozen=True):
+    """How many people a page was about, and how many of them it changed something for."""
+
+    people: int
+    changed: int
+
+
+_TYPES = Statement("""
+    SELECT "user", type, enabled FROM pushsse_switch
+     WHERE ("user", type) > ({value[1]}, {value[2]}) ORDER BY "user", type LIMIT {value[3]}""")
+_CATEGORIES = Statement("""
+    SELECT "user", category, enabled FROM pushsse_category_switch
+     WHERE ("user", category) > ({value[1]}, {value[2]}) ORDER BY "user", category LIMIT {value[3]}""")
+_RULES = Statement("SELECT name, category, default_on, mandatory, hidden FROM pushsse_event_type")
+# Changes nothing: whoever changes one of these people's switches waits until this transaction has ended.
+_LOCK = Statement("""
+    UPDATE pushsse_person SET version = version WHERE "user" {among[1]} RETURNING "user", version""")
+_CHOSEN = Statement('SELECT "user", type, enabled FROM pushsse_switch WHERE "user" {among[1]}')
+_CHOSEN_CATEGORIES = Statement(
+    'SELECT "user", category, enabled FROM pushsse_category_switch WHERE "user" {among[1]}'
+)
+_NEXT = Statement("""
+    UPDATE pushsse_person SET version = version + 1 WHERE "user" {among[1]} RETURNING version""")
+
+
+class _Rule(NamedTuple):
+    name: str
+    category: str
+    default_on: bool
+    mandatory: bool
+    hidden: bool
+
+
+class _Line(NamedTuple):
+    user: str
+    name: str
+    enabled: bool
+
+
+class _Choices:
+    """What one person chose, by type and by category."""
+
+    def __init__(self) -> None:
+        self.types: dict[str, bool] = {}
+        self.categories: dict[str, bool] = {}
+
+    def with_(self, other: "_Choices") -> "_Choices":
+        """Both, of which the other counts where both say something."""
+        made = _Choices()
+        made.types = self.types | other.types
+        made.categories = self.categories | other.categories
+        return made
+
+
+class _Rules:
+    """The catalogue's rules, by which choices become what is off."""
+
+    def __init__(self, rules: Iterable[_Rule]) -> None:
+        self.by_name = {rule.name: rule for rule in rules}
+        self.by_category: dict[str, list[str]] = {}
+        for rule in self.by_name.values():
+            if rule.category and not rule.mandatory:
+                self.by_category.setdefault(rule.category, []).append(rule.name)
+        self._default_off = {
+            rule.name for rule in self.by_name.values() if not rule.default_on and not rule.mandatory
+        }
+        self.categories = {rule.category for rule in self.by_name.values() if not rule.hidden}
+
+    def off(self, choices: _Choices) -> set[str]:
+        """The types of the catalogue that are off by somebody's choices."""
+        off = set(self._default_off)
+        for category, on in choices.categories.items():
+            (off.difference_update if on else off.update)(self.by_category.get(category, ()))
+        for name, on in choices.types.items():
+            rule = self.by_name.get(name)
+            if rule is not None and not rule.mandatory:
+                (off.discard if on else off.add)(name)
+        return off
+
+    def fault(self, line: SwitchLine) -> tuple[str, str] | None:
+        """The member of a line that can't be used, and why."""
+        if bool(line.type) == bool(line.category):
+            return "type", "a line has either a type or a category"
+        if line.category:
+            known = line.category in self.categories
+            return (
+                None if known else ("category", f"{line.category!r} is no category of the catalogue's types")
+            )
+        rule = self.by_name.get(line.type)
+        if rule is None or rule.hidden:
+            return "type", f"{line.type!r} is not a type of the catalogue"
+        if rule.mandatory and not line.enabled:
+            return "enabled", f"{line.type!r} is mandatory and can't be switched off, got false"
+        return None
+
+
+class Transfer:
+    """Exports and imports. Everything raises DatabaseUnavailable."""
+
+    def __init__(self, database: Database, store: PreferenceStore, preferences: Preferences) -> None:
+        self._database = database
+        self._store = store
+        self._preferences = preferences
+
+    async def export(self, after: Place, *, limit: int) -> ExportPage:
+        """The lines after a place: all of types, then all of categories."""
+        is_type = after.kind == "type"
+        statement = _TYPES if is_type else _CATEGORIES
+        found = await self._database.rows(_Line, statement, after.user, after.name, limit)
+        lines = tuple(
+            SwitchLine(user, bool(on), type=name) if is_type else SwitchLine(user, bool(on), category=name)
+            for user, name, on in found
+        )
+        if len(found) == limit:
+            return ExportPage(lines, Place(after.kind, found[-1].user, found[-1].name))
+        return ExportPage(lines, Place("category") if is_type else None)
+
+    async def import_page(self, lines: Sequence[SwitchLine]) -> Imported:
+        """Imports some lines, of which the last one counts where several are about the same.
+
+        Raises InvalidInput that names every line that can't be used; then nothing of the page is imported.
+        And BackplaneUnavailable: then it is, and is published as soon as the log takes it.
+        """
+        rules = _Rules(await self._database.rows(_Rule, _RULES))
+        faults = [(place, rules.fault(line)) for place, line in enumerate(lines)]
+        if violations := [Violation(f"$.rows[{at}].{what[0]}", what[1]) for at, what in faults if what]:
+            raise InvalidInput(*violations)
+        wanted: dict[str, _Choices] = {}
+        for line in lines:
+            choices = wanted.setdefault(line.user, _Choices())
+            if line.type:
+                choices.types[line.type] = line.enabled
+            else:
+                choices.categories[line.category] = line.enabled
+        # Somebody may change their own switches meanwhile, or another page be about the same people.
+        changed = await repeated(lambda: self._write(wanted))
+        await self._preferences.publish(await self._store.pending(*wanted))
+        return Imported(len(wanted), changed)
+
+    async def _write(self, wanted: Mapping[str, _Choices]) -> int:
+        """Writes choices, and a change for each person whom they change something for; how many those are."""
+        users = sorted(wanted)
+        async with self._database.transaction(timeout_s=_IMPORT_S) as session:
+            # Guarantee 3: as in `PreferenceStore.change`, people's rows are locked before anything is read.
+            numbers = self._store.first_number()
+            new = [PersonRow(user=user, version=numbers, logged_version=numbers) for user in users]
+            await PersonRow.bulk_create(new, ignore_conflicts=True)
+            versions = dict(await session.rows(_pair, _LOCK, users))
+            rules = _Rules(await session.rows(_Rule, _RULES))
+            revision = sum(await session.rows(int, REVISION))
+            before = await _choices(session, users)
+            changes = []
+            for number, user in enumerate(users, 1):
+                if number % _YIELD_PEOPLE == 0:
+                    await asyncio.sleep(0)
+                made = _change(
+                    user, versions[user] + 1, rules, before[user], before[user].with_(wanted[user])
+                )
+                if made is not None:
+                    changes.append(PreferenceChange(**made, revision=revision))
+            await _store(wanted, before)
+            if changes:
+                await session.rows(int, _NEXT, [change.user for change in changes])
+                await PreferenceChange.bulk_create(changes)
+            return len(changes)
+
+
+async def _choices(session: Session, users: Sequence[str]) -> dict[str, _Choices]:
+    found = {user: _Choices() for user in users}
+    for line in await session.rows(_Line, _CHOSEN, list(users)):
+        found[line.user].types[line.name] = bool(line.enabled)
+    for line in await session.rows(_Line, _CHOSEN_CATEGORIES, list(users)):
+        found[line.user].categories[line.name] = bool(line.enabled)
+    return found
+
+
+def _change(
+    user: str, version: int, rules: _Rules, before: _Choices, after: _Choices
+) -> dict[str, object] | None:
+    """The values of a change's row; None where nothing changes."""
+    off_before, off_after = rules.off(before), rules.off(after)
+    changed = {name: name not in off_after for name in sorted(off_before ^ off_after)}
+    told = {name: on for name, on in after.categories.items() if before.categories.get(name) != on}
+    if not changed and not told:
+        return None
+    return {
+        "user": user,
+        "version": version,
+        "changed": {name: on for name, on in changed.items() if not rules.by_name[name].hidden},
+        "before": sorted(off_before),
+        "after": sorted(off_after),
+        "told": told or None,
+    }
+
+
+async def _store(wanted: Mapping[str, _Choices], before: Mapping[str, _Choices]) -> None:
+    types = [
+        Switch(user=user, type=name, enabled=on)
+        for user, choices in wanted.items()
+        for name, on in choices.types.items()
+        if before[user].types.get(name) != on
+    ]
+    categories = [
+        CategorySwitch(user=user, category=name, enabled=on)
+        for user, choices in wanted.items()
+        for name, on in choices.categories.items()
+        if before[user].categories.get(name) != on
+    ]
+    if types:
+        await Switch.bulk_create(types, on_conflict=("user", "type"), update_fields=("enabled",))
+    if categories:
+        await CategorySwitch.bulk_create(
+            categories, on_conflict=("user", "category"), update_fields=("enabled",)
+        )
+
+
+def _pair(user: str, version: int) -> tuple[str, int]:
+    return user, version
