@@ -68,6 +68,7 @@ _LEAP_SECOND = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:)60(?:\.\d+)?(Z|[+-]\d
 _NAME_CHARACTERS = 128
 _USER = re.compile(rf"[^\s{_CONTROL}{_UNSEEN}]{{1,{_NAME_CHARACTERS}}}")
 _NOT_IN_NAMES = re.compile(rf"[\s{_CONTROL}{_UNSEEN}]")
+_NOT_IN_IDS = re.compile(rf"[{_CONTROL}{_UNSEEN}]")
 _PRINTABLE = bytes(range(0x21, 0x7F))
 
 
@@ -215,22 +216,43 @@ def of_members(members: Mapping[str, object], message: bytes, *, looked_at: bool
     InvalidInput that names the member.
     """
     given = {**members, "message": msgspec.Raw(message)}
-    people: Users | None = None
     to = given.get("to")
-    names = to["users"] if isinstance(to, dict) and to.keys() == {"users"} else ()
+    if to.__class__ is dict and (people := _many_people(to)) is not None:
+        made = msgspec.structs.replace(_of_decoded(given | {"to": ALL}), to=people)
+    else:
+        made = _of_decoded(given)
+    if made.desc or made.campaign or made.key:
+        _check_texts(made)
+    _check_name_and_size(made)
+    if not looked_at:
+        try:
+            strictjson.loads(message)
+        except InvalidInput as error:
+            # Where it is in the message is where it is in the event.
+            places = (Violation(f"$.message{each.at[1:]}", each.detail) for each in error.violations)
+            raise type(error)(*places) from None
+    return made
+
+
+def _of_decoded(given: Mapping[str, object]) -> Event:
+    try:
+        return msgspec.convert(given, Event)
+    except msgspec.ValidationError:
+        return _in_leap_second(given)
+
+
+def _many_people(to: object) -> Users | None:
+    """The people of a long list, whose names are checked together; None for any other audience."""
+    names = to.get("users") if isinstance(to, dict) and len(to) == 1 else None
     if isinstance(names, list) and len(names) > _FEW_NAMES and all(isinstance(each, str) for each in names):
-        people = _named_people(names)
-        given["to"] = ALL
-    made = _in_leap_second(given) if isinstance(given.get("ts"), str) else strictjson.convert(given, Event)
-    if people is not None:
-        made = msgspec.structs.replace(made, to=people)
+        return _named_people(names)
+    return None
+
+
+def _check_texts(made: Event) -> None:
     texts = f"{made.desc}{made.campaign}{made.key or ''}"
-    if "\x00" in texts or not (texts.isascii() or texts.isprintable() or _is_encodable(texts)):
+    if "\x00" in texts or not (texts.isascii() or _is_encodable(texts)):
         raise InvalidInput(Violation("$", "desc, campaign or key has a NUL character or a lone surrogate"))
-    if looked_at:
-        _check_name_and_size(made)
-        return made
-    return _checked(made, message)
 
 
 def _bounded(body: bytes, ignored: Callable[[int], None] | None) -> tuple[bytes, Users | None]:
@@ -459,6 +481,13 @@ def encode(
         raise _too_large(len(body))
     to = None if users is None else tuple(users)
     return Publication(name, body, to, switchable, expires_ms, subject, change, 0, campaign, trace)
+
+
+def is_id(name: str) -> bool:
+    """Whether `name` can be an event's id, as `EventId` says."""
+    if not 1 <= len(name) <= _NAME_CHARACTERS:
+        return False
+    return name.isprintable() if name.isascii() else _NOT_IN_IDS.search(name) is None
 
 
 def is_user(name: str) -> bool:

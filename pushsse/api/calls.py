@@ -44,6 +44,7 @@ from pushsse.api.transfer import ExportView, ImportRequest, TransferEndpoint
 from pushsse.api.types import TypeList, TypesEndpoint
 from pushsse.api.users import KickView, PersonView, PresenceRequest, PresenceView, UsersEndpoint
 from pushsse.event import Event
+from pushsse.intake.cloudevents import BATCH, STRUCTURED
 from pushsse.preferences.catalogue import TypeRules, TypeView
 from pushsse.preferences.transfer import Imported
 from pushsse.questions.life import AnswerErrorEvent, AnswerEvent, DeltaEvent, QuestionEvent
@@ -304,6 +305,7 @@ CALLS = (
         name="publishEvents",
         summary="Publish one event, or one a line",
         text="With `type` and `to`, any other body is a text message. 202 if at least one was accepted. "
+        "CloudEvents 1.0 are taken by their HTTP binding: structured, in batches, and binary (`ce-` fields). "
         "Bodies, here and elsewhere, may be gzip'd (`Content-Encoding: gzip`).",
         scope=PUBLISH,
         parameters=(
@@ -313,9 +315,14 @@ CALLS = (
                 "the type of a text message",
                 {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"},
             ),
-            Parameter("to", "query", "all, or a user, for a text message", {"type": "string"}),
+            Parameter(
+                "to",
+                "query",
+                "all, or a user, for a text message, or for CloudEvents without `pushsseto`",
+                {"type": "string"},
+            ),
         ),
-        bodies={JSON: Event, NDJSON: None, TEXT: None},
+        bodies={JSON: Event, NDJSON: None, TEXT: None, STRUCTURED: None, BATCH: None},
         answers={(202, JSON): events.AcceptedEvents},
         problems=(400, *_REFUSED, 413, 415, 422, 503),
     ),

@@ -9,7 +9,8 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Protocol
 
 import msgspec
 from starlette.requests import Request
@@ -22,7 +23,8 @@ from pushsse.backplane import Backplane
 from pushsse.errors import InvalidInput, NotJson, Violation
 from pushsse.event import Event
 from pushsse.hub.opening import Revocations
-from pushsse.intake import Drafter
+from pushsse.intake import Drafter, cloudevents
+from pushsse.intake.cloudevents import CloudEvent
 from pushsse.intake.http import Intake, Submitted
 from pushsse.stream.immediate import Answer, Reply
 
@@ -42,6 +44,14 @@ Line = bytes
 _CROCKFORD = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 # Each byte as the digit of its last five bits.
 _DIGITS = _CROCKFORD * 8
+
+
+class Cloud(Protocol):
+    """A CloudEvent that isn't read yet."""
+
+    def __call__(self, *, at: datetime) -> CloudEvent:
+        """It; `at` is its time where it has none. Raises NotJson, InvalidInput."""
+        ...
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -106,6 +116,8 @@ class EventsEndpoint:
         # First what costs nothing: ASGI checks the token once more.
         if not self.intake.takes_nowait or _media_type(request) != "application/json":
             return None
+        if cloudevents.is_binary(request.headers.keys()):
+            return None
         who = self.identifier.identify_nowait(request, PUBLISH)
         if who is None:
             return None
@@ -142,12 +154,19 @@ class EventsEndpoint:
                 until = loop.time() + _TURN_S
         return checked
 
-    def _submitted(self, given: Event | Line) -> Submitted:
-        decoded = given if isinstance(given, Event) else event.decode(given)
+    def _submitted(self, given: Event | Line | Cloud) -> Submitted:
         # By the backplane's clock, which says when it expires: this node's may be off.
         now_ms = self.backplane.now_ms()
-        event_id = decoded.id or _ulid(now_ms)
         at = datetime.fromtimestamp(now_ms / 1000, UTC)
+        if not isinstance(given, Event | bytes):
+            cloud = given(at=at)
+            event_id = cloud.event.id or _ulid(now_ms)
+            draft = self.drafter.draft(
+                cloud.event, event_id=event_id, at=at, once=cloud.once, trace=cloud.trace
+            )
+            return Submitted(cloud.event, event_id, cloud.ending(draft))
+        decoded = given if isinstance(given, Event) else event.decode(given)
+        event_id = decoded.id or _ulid(now_ms)
         return Submitted(decoded, event_id, self.drafter.draft(decoded, event_id=event_id, at=at))
 
 
@@ -192,9 +211,14 @@ def _slow_digits(seconds: int) -> bytes:
     return bytes([seconds >> shift & 31 for shift in range(35, -1, -5)])
 
 
-def _given(request: Request, body: bytes) -> Iterable[tuple[int, Event | Line]]:
-    """What a body holds, by line: a text, one event, or one event a line. Raises NotJson, InvalidInput."""
+def _given(request: Request, body: bytes) -> Iterable[tuple[int, Event | Line | Cloud]]:
+    """What a body holds, by line: a text, one event, one event a line, or CloudEvents.
+
+    Raises NotJson, InvalidInput.
+    """
     kind = _media_type(request)
+    if (clouds := _clouds(request, kind, body)) is not None:
+        return clouds
     if request.scope["query_string"] and "type" in request.query_params and kind not in _JSON_MEDIA:
         return [(1, _text(request, body))]
     if request.scope["query_string"] and {"type", "to"} & request.query_params.keys():
@@ -212,6 +236,19 @@ def _given(request: Request, body: bytes) -> Iterable[tuple[int, Event | Line]]:
         if not _is_json(first) or not rest.strip():
             raise
         return _lines(body)
+
+
+def _clouds(request: Request, kind: str, body: bytes) -> Iterable[tuple[int, Cloud]] | None:
+    """The CloudEvents of a request, by number; None for any other request. Raises NotJson, InvalidInput."""
+    to = request.query_params.get("to") if request.scope["query_string"] else None
+    if kind == cloudevents.STRUCTURED:
+        return [(1, partial(cloudevents.of_json, body, to=to))]
+    if kind == cloudevents.BATCH:
+        each = cloudevents.batch(body)
+        return ((number, partial(cloudevents.of_json, one, to=to)) for number, one in enumerate(each, 1))
+    if cloudevents.is_binary(request.headers.keys()):
+        return [(1, partial(cloudevents.of_fields, request.headers.items(), body, to=to))]
+    return None
 
 
 def _media_type(request: Request) -> str:

@@ -30,6 +30,10 @@ class Dispatches(Protocol):
         ...
 
 
+# What a mapping reads of one record. The message, which is all or a part of it, has its own limit: 48 KiB.
+MAX_VALUE_BYTES = 256 * 1024
+MAX_VALUES = 20_000
+MAX_HEADERS = 100
 # What a record became.
 Made = Draft | list[Draft]
 
@@ -97,8 +101,13 @@ class Drafter:
             once = f"{given.type}|{given.id}" if given.id else ""
         return Draft(publication, source, once)
 
-    def of_record(self, given: Event, record: Record, owner: str, *, once: str | None = None) -> Draft:
-        """The draft of an event that a record holds. Raises InvalidInput as `draft` does."""
+    def of_record(
+        self, given: Event, record: Record, owner: str, *, once: str | None = None, trace: str | None = None
+    ) -> Draft:
+        """The draft of an event that a record holds. Raises InvalidInput as `draft` does.
+
+        `trace` goes before the record's own header.
+        """
         topic, partition, offset, timestamp_ms = (
             record.topic,
             record.partition,
@@ -111,7 +120,7 @@ class Drafter:
             at=time_of(timestamp_ms),
             source=Source(topic, partition, offset, timestamp_ms, owner),
             once=once,
-            trace=_trace(record) if record.headers else "",
+            trace=trace if trace is not None else _trace(record) if record.headers else "",
         )
 
 
@@ -195,16 +204,60 @@ _MEMBERS = {
     for member in ("type", "to", "id", "ttl_s", "desc", "ts", "campaign", "collapse")
     if member in Event.__struct_fields__
 }
-_TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _DIGITS = re.compile(r"[0-9]{1,10}")
+
+
+def loaded(value: bytes) -> object:
+    """A record's value as JSON. Raises NotJson, InvalidInput; also for more than a mapping reads."""
+    if len(value) > MAX_VALUE_BYTES:
+        detail = f"has {len(value)} bytes, over {MAX_VALUE_BYTES}, which is the most that a mapping reads"
+        raise InvalidInput(Violation("value", detail))
+    if strictjson.has_more_values(value, MAX_VALUES):
+        detail = f"has more than {MAX_VALUES} values, which is the most that a mapping reads"
+        raise InvalidInput(Violation("value", detail))
+    try:
+        return strictjson.loads(value)
+    except InvalidInput as error:
+        if value[:1] == b"\0":
+            raise type(error)(Violation("value", SCHEMA_REGISTRY)) from None
+        raise
+
+
+SCHEMA_REGISTRY = (
+    "isn't JSON: it begins with the byte 0x00, as records do that a schema registry's serializer has written"
+    " (Avro, Protobuf, JSON Schema); format python:PACKAGE:FUNCTION reads them"
+)
+
+
+def seen_of(record: Record, value: object, *, with_headers: bool) -> dict[str, object]:
+    """What expressions see of a record. Raises InvalidInput for more headers than they may see."""
+    headers: dict[str, str] = {}
+    if with_headers:
+        if len(record.headers) > MAX_HEADERS:
+            raise InvalidInput(Violation("headers", f"there are {len(record.headers)}, over {MAX_HEADERS}"))
+        headers = {name: (content or b"").decode("utf-8", "replace") for name, content in record.headers}
+    return {
+        "key": None if record.key is None else record.key.decode("utf-8", "replace"),
+        "value": value,
+        "headers": headers,
+        "topic": record.topic,
+        "timestamp": record.timestamp,
+        "partition": record.partition,
+        "offset": record.offset,
+    }
 
 
 def audience(text: str, where: str) -> object:
     """`to` of an event, from a text: all, names parted by commas, or as JSON. Raises InvalidInput."""
-    text = text.strip()
     if text in ("all", '"all"'):
         return event.ALL
-    if not text.startswith(("[", "{")):
+    text = text.strip()
+    if text[:1] not in ("[", "{", '"'):
+        if (count := text.count(",") + 1) > event.MAX_USERS:
+            raise InvalidInput(Violation(where, f"has {count} people, over {event.MAX_USERS}"))
+        if count == 1:
+            return {"users": [text] if text else []}
         return {"users": [name for part in text.split(",") if (name := part.strip())]}
     try:
         loaded = strictjson.loads(text.encode())
@@ -254,9 +307,14 @@ def _flat(items: Sequence[Made]) -> Sequence[Draft]:
 def _trace(record: Record) -> str:
     """A record's traceparent (W3C Trace Context, 3.2); empty without a valid one."""
     for name, value in record.headers:
-        if name == "traceparent" and _TRACE.fullmatch(value):
-            return value.decode()
+        if name == "traceparent" and (found := traceparent((value or b"").decode("latin-1"))):
+            return found
     return ""
+
+
+def traceparent(text: str) -> str:
+    """The text if it is a traceparent, else nothing: what carries none that is valid has no trace."""
+    return text if _TRACE.fullmatch(text) else ""
 
 
 def time_of(timestamp_ms: int) -> datetime:

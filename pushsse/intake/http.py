@@ -130,7 +130,9 @@ class KafkaProducerIntake:
 
     def _record(self, submitted: Submitted) -> Outgoing:
         named = msgspec.structs.replace(submitted.event, id=submitted.event_id)
-        return Outgoing(key_of(submitted.event), self._encoder.encode(named))
+        trace = submitted.draft.publication.trace
+        headers = (("traceparent", trace.encode()),) if trace else ()
+        return Outgoing(key_of(submitted.event), self._encoder.encode(named), headers)
 
 
 def key_of(event: Event) -> bytes:

@@ -24,14 +24,10 @@ from pushsse import event, strictjson
 from pushsse.backplane import Draft
 from pushsse.errors import InvalidInput, SettingsError, Violation
 from pushsse.event import Event
-from pushsse.intake import Drafter
+from pushsse.intake import Drafter, loaded, seen_of
 from pushsse.kafka import Record
 from pushsse.settings import KafkaSource
 
-# What a mapping reads of one record. The message, which is all or a part of it, has its own limit: 48 KiB.
-MAX_VALUE_BYTES = 256 * 1024
-MAX_VALUES = 20_000
-MAX_HEADERS = 100
 MAX_STEPS = 5_000
 # What expressions see.
 ROOT = ("key", "value", "headers", "topic", "timestamp", "partition", "offset")
@@ -160,46 +156,6 @@ class MappedFormat:
 def made(members: dict[str, object], message: bytes, *, looked_at: bool) -> Event:
     """An event of what a map says. Raises InvalidInput."""
     return event.of_members(members, message.removeprefix(strictjson.BOM), looked_at=looked_at)
-
-
-def loaded(value: bytes) -> object:
-    """A record's value as JSON. Raises NotJson, InvalidInput; also for more than a mapping reads."""
-    if len(value) > MAX_VALUE_BYTES:
-        detail = f"has {len(value)} bytes, over {MAX_VALUE_BYTES}, which is the most that a mapping reads"
-        raise InvalidInput(Violation("value", detail))
-    if strictjson.has_more_values(value, MAX_VALUES):
-        detail = f"has more than {MAX_VALUES} values, which is the most that a mapping reads"
-        raise InvalidInput(Violation("value", detail))
-    try:
-        return strictjson.loads(value)
-    except InvalidInput as error:
-        if value[:1] == b"\0":
-            raise type(error)(Violation("value", SCHEMA_REGISTRY)) from None
-        raise
-
-
-SCHEMA_REGISTRY = (
-    "isn't JSON: it begins with the byte 0x00, as records do that a schema registry's serializer has written"
-    " (Avro, Protobuf, JSON Schema); format python:PACKAGE:FUNCTION reads them"
-)
-
-
-def seen_of(record: Record, value: object, *, with_headers: bool) -> dict[str, object]:
-    """What expressions see of a record. Raises InvalidInput for more headers than they may see."""
-    headers: dict[str, str] = {}
-    if with_headers:
-        if len(record.headers) > MAX_HEADERS:
-            raise InvalidInput(Violation("headers", f"there are {len(record.headers)}, over {MAX_HEADERS}"))
-        headers = {name: (content or b"").decode("utf-8", "replace") for name, content in record.headers}
-    return {
-        "key": None if record.key is None else record.key.decode("utf-8", "replace"),
-        "value": value,
-        "headers": headers,
-        "topic": record.topic,
-        "timestamp": record.timestamp,
-        "partition": record.partition,
-        "offset": record.offset,
-    }
 
 
 # Compiling

@@ -93,13 +93,21 @@ def format_of(table: KafkaSource, *, metrics: Metrics, drafter: Drafter) -> Deco
     """The format of a table. Raises SettingsError."""
     if table.map is not None and table.kind not in _WITH_MAP:
         raise SettingsError(f"{table.at('map')}: format {table.format!r} has no map")
+    made: Decode
     if table.kind == "mapped":
         mapped = import_module("pushsse.intake.mapped")
-        made: Decode = mapped.MappedFormat(mapped.compiled(table), drafter)
+        made = mapped.MappedFormat(mapped.compiled(table), drafter)
+        return made
+    if table.kind == "cloudevents":
+        mapping = None
+        if table.map is not None:
+            # Whatever it doesn't say, the attributes do.
+            mapping = import_module("pushsse.intake.mapped").compiled(table, required=())
+        made = import_module("pushsse.intake.cloudevents").CloudEventsFormat(drafter, mapping)
         return made
     if table.kind == "headers":
         return HeadersFormat(metrics=metrics, drafter=drafter)
     return PushsseFormat(metrics=metrics, drafter=drafter)
 
 
-_WITH_MAP = frozenset({"mapped"})
+_WITH_MAP = frozenset({"mapped", "cloudevents"})

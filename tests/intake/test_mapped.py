@@ -16,7 +16,8 @@ from jmespath.visitor import TreeInterpreter
 from pushsse import build
 from pushsse.backplane import Draft
 from pushsse.errors import InvalidInput, SettingsError
-from pushsse.intake.mapped import MAX_STEPS, MAX_VALUE_BYTES, MappedFormat, compiled, evaluation
+from pushsse.intake import MAX_VALUE_BYTES
+from pushsse.intake.mapped import MAX_STEPS, MappedFormat, compiled, evaluation
 from pushsse.settings import KafkaMap, KafkaSource, load
 from tests.intake.kit import drafter
 from tests.intake.test_decode import Given, body
