@@ -76,7 +76,7 @@ class Dispatcher:
 
         Raises BackplaneUnavailable and NotOwner; dispatching the same batch again is then right.
         """
-        self._types.notice(list({draft.publication.name for draft in drafts}))
+        self._types.notice(list({each.publication.name for each in drafts if each.publication.switchable}))
         # Guarantee 3: the switches are read for this batch, after it came in and before it is published. An
         # answer kept from an earlier batch would publish to people who have switched the type off since.
         off = await self._off(drafts)
@@ -106,7 +106,8 @@ class Dispatcher:
             appends = [Append(name, (part,)) for name, part in self._parts(draft, users, off)]
         receipt = self._backplane.publish_nowait(appends) if appends else Receipt()
         if receipt is not None:
-            self._types.notice((publication.name,))
+            if publication.switchable:
+                self._types.notice((publication.name,))
             if users is not None and off:
                 wanted = sum(len(append.drafts[0].publication.users or ()) for append in appends)
                 self._metrics.suppressed += len(users) - wanted

@@ -28,6 +28,8 @@ _RESERVED = (
 )
 RESERVED_TYPES = frozenset(_RESERVED.split())
 ALL: Literal["all"] = "all"
+# The event that takes others away.
+WITHDRAW = "pushsse.withdraw"
 
 # What nobody sees makes two names look the same: BOM, soft hyphen, zero-width characters, marks of direction
 # (UAX #9), blank fillers, variation selectors. And what can't be encoded: lone surrogates.
@@ -63,6 +65,15 @@ EventId = Annotated[
         examples=["order-981-paid"],
     ),
 ]
+CollapseKey = Annotated[
+    str,
+    Meta(
+        # Not written as an id's: an error finds its words by the pattern.
+        pattern=rf"^(?:[^{_CONTROL}{_UNSEEN}]{{1,128}})\Z",
+        description="a key: 1–128 characters without line ends, control and invisible characters",
+        examples=["order-981"],
+    ),
+]
 _FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 _LEAP_SECOND = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:)60(?:\.\d+)?(Z|[+-]\d\d:?\d\d)", re.IGNORECASE)
 _NAME_CHARACTERS = 128
@@ -81,18 +92,22 @@ class Users(Struct, frozen=True, forbid_unknown_fields=True):
 class Event(Struct, frozen=True, forbid_unknown_fields=True):
     """What a producer sent. `ts` is when it happened, `ttl_s` how many seconds it is worth from then on.
 
-    `message` is the JSON that was sent, byte for byte: its numbers are never read.
+    `message` is the JSON that was sent, byte for byte: its numbers are never read. An event with `collapse`
+    takes the place of earlier ones with that key for the same audience; one with `withdraw` takes them away,
+    and needs no message.
     """
 
     type: TypeName
-    message: msgspec.Raw
     to: Literal["all"] | Users
+    message: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     id: EventId | UnsetType = UNSET
     desc: Annotated[str, Meta(max_length=1024)] = ""
     ts: Annotated[datetime, Meta(tz=True)] | UnsetType = UNSET
     ttl_s: Annotated[int, Meta(ge=1, le=31_536_000)] | UnsetType = UNSET
     campaign: Annotated[str, Meta(max_length=128)] = ""
     key: Annotated[str, Meta(min_length=1, max_length=256)] | UnsetType = UNSET
+    collapse: CollapseKey | UnsetType = UNSET
+    withdraw: CollapseKey | UnsetType = UNSET
 
     @property
     def users(self) -> tuple[str, ...] | None:
@@ -101,6 +116,13 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True):
             return None
         users = self.to.users
         return users if len(users) == 1 else tuple(dict.fromkeys(users))
+
+
+# What JSON Schema can say beside the members of an event.
+EVENT_SCHEMA: Mapping[str, object] = {
+    "anyOf": [{"required": ["message"]}, {"required": ["withdraw"]}],
+    "not": {"required": ["collapse", "withdraw"]},
+}
 
 
 class Change(Struct, frozen=True, array_like=True):
@@ -124,7 +146,8 @@ class Publication(Struct, frozen=True, array_like=True):
     `body` is the `data:` line; `users` None means everybody; a `switchable` one is held back from people
     who have switched its name off; `subject` is the question that it belongs to, and `attempt` the attempt at
     its answer, 0 where it is about none or comes from a release without them. Times in milliseconds.
-    `campaign` and `trace` (a W3C traceparent) are for the outcomes.
+    `campaign` and `trace` (a W3C traceparent) are for the outcomes. Of the publications of one audience with
+    the same `collapse` only the newest is replayed.
     """
 
     name: str
@@ -137,6 +160,7 @@ class Publication(Struct, frozen=True, array_like=True):
     attempt: int = 0
     campaign: str = ""
     trace: str = ""
+    collapse: str = ""
 
     def frame(self, *, named: bool = True) -> bytes:
         """The SSE event without its `id` line and the blank line (WHATWG HTML, 9.2.5)."""
@@ -148,6 +172,21 @@ class _Delivered(Struct):
     type: str
     message: msgspec.Raw
     desc: str
+    ts: datetime
+
+
+class _Collapsing(_Delivered):
+    """`to` is there for everybody alone: clients keep the keys of both audiences apart."""
+
+    collapse: str
+    to: str | UnsetType
+
+
+class _Withdrawn(Struct):
+    id: str
+    type: str
+    withdraw: str
+    to: str | UnsetType
     ts: datetime
 
 
@@ -163,6 +202,8 @@ class _Members(Struct):
     ttl_s: msgspec.Raw | UnsetType = UNSET
     campaign: msgspec.Raw | UnsetType = UNSET
     key: msgspec.Raw | UnsetType = UNSET
+    collapse: msgspec.Raw | UnsetType = UNSET
+    withdraw: msgspec.Raw | UnsetType = UNSET
 
 
 class _MembersAlone(_Members, forbid_unknown_fields=True):
@@ -176,6 +217,7 @@ class _Audience(Struct, forbid_unknown_fields=True):
 
 
 _BLANKS = bytes.maketrans(b"\r\n", b"  ")
+_NULL = msgspec.Raw(b"null")
 _FIELDS = frozenset(Event.__struct_fields__)
 _json = msgspec.json.Encoder()
 _event = msgspec.json.Decoder(Event)
@@ -223,7 +265,8 @@ def of_members(members: Mapping[str, object], message: bytes, *, looked_at: bool
         made = _of_decoded(given)
     if made.desc or made.campaign or made.key:
         _check_texts(made)
-    _check_name_and_size(made)
+    if not _check_name_and_size(made):
+        return _without_message(made)
     if not looked_at:
         try:
             strictjson.loads(message)
@@ -374,6 +417,8 @@ def _converted(loaded: object, message: msgspec.Raw | None) -> Event:
 def _checked(event: Event, body: bytes) -> Event:
     """What the types don't say. Raises NotJson, InvalidInput; `body` is what the event was read from."""
     message = _check_name_and_size(event)
+    if not message:
+        return _without_message(event)
     try:
         # msgspec passes over a Raw: neither its UTF-8 nor surrogates nor numbers are looked at.
         strictjson.loads(message)
@@ -389,10 +434,20 @@ def _check_name_and_size(event: Event) -> bytes:
     """The message. Raises InvalidInput for a reserved type and a message that is too large."""
     if event.type in RESERVED_TYPES or event.type.startswith("pushsse."):
         raise InvalidInput(Violation("$.type", f"{event.type!r} is a name that pushsse itself uses"))
+    if event.withdraw and event.collapse:
+        detail = f"can't stand beside collapse, got {strictjson.shown(event.withdraw)}"
+        raise InvalidInput(Violation("$.withdraw", detail))
     message = bytes(event.message)
     if len(message) > MAX_FRAME_BYTES:
         raise _too_large(len(message))
     return message
+
+
+def _without_message(event: Event) -> Event:
+    """Only what takes others away says nothing of its own. Raises InvalidInput."""
+    if not event.withdraw:
+        raise InvalidInput(Violation("$.message", "is required"))
+    return msgspec.structs.replace(event, message=_NULL)
 
 
 def _is_encodable(text: str) -> bool:
@@ -416,15 +471,31 @@ def publication(event: Event, *, event_id: str, at: datetime, max_age_s: int, tr
     """
     ts = _in_range(event.ts or at)
     ttl_s = event.ttl_s or max_age_s
+    data: object
+    if event.withdraw or event.collapse:
+        data = _keyed(event, event_id, ts)
+    else:
+        data = _Delivered(event_id, event.type, event.message, event.desc, ts)
     return encode(
-        event.type,
-        _Delivered(event_id, event.type, event.message, event.desc, ts),
+        # By its name older clients, which would show it as an event, pass it over.
+        WITHDRAW if event.withdraw else event.type,
+        data,
         users=event.users,
-        switchable=True,
+        # What was shown before a type was switched off is taken away all the same.
+        switchable=not event.withdraw,
         expires_ms=_milliseconds(ts) + ttl_s * 1000,
         campaign=event.campaign,
         trace=trace,
+        collapse=event.withdraw or event.collapse or "",
     )
+
+
+def _keyed(event: Event, event_id: str, ts: datetime) -> _Collapsing | _Withdrawn:
+    """The data of an event with a key."""
+    to = ALL if event.to == ALL else UNSET
+    if event.withdraw:
+        return _Withdrawn(event_id, event.type, event.withdraw, to, ts)
+    return _Collapsing(event_id, event.type, event.message, event.desc, ts, event.collapse or "", to)
 
 
 def _in_range(ts: datetime) -> datetime:
@@ -470,6 +541,7 @@ def encode(
     change: Change | None = None,
     campaign: str = "",
     trace: str = "",
+    collapse: str = "",
 ) -> Publication:
     """Makes a publication of any data that msgspec encodes. Raises InvalidInput over 48 KiB."""
     line = _json.encode(data)
@@ -480,7 +552,7 @@ def encode(
     if len(name) + len(body) + _ID_LINE_BYTES > MAX_FRAME_BYTES:
         raise _too_large(len(body))
     to = None if users is None else tuple(users)
-    return Publication(name, body, to, switchable, expires_ms, subject, change, 0, campaign, trace)
+    return Publication(name, body, to, switchable, expires_ms, subject, change, 0, campaign, trace, collapse)
 
 
 def is_id(name: str) -> bool:

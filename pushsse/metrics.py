@@ -67,6 +67,7 @@ class Metrics:
 
     deliveries: int = 0
     suppressed: int = 0
+    replaced: int = 0
     expired: int = 0
     fenced: int = 0
     repeated: int = 0
@@ -166,6 +167,7 @@ _COUNTERS = {
     "deliveries": "Events written to streams",
     "suppressed": "Events held back from a person by a switch",
     "expired": "Events dropped as expired: once at the log, at each node, and for each replay or poll",
+    "replaced": "Events left out of replays and polls, since a newer one has their key",
     "fenced": "Publications skipped because the log had them already",
     "repeated": "Recipients left out because their producer repeated the id (a broadcast counts as one)",
     "appended": "Publications appended to the log",

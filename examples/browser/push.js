@@ -1,9 +1,16 @@
 // A person's stream in a page: reconnects and resumes by itself, reopens the stream after three silent heartbeats,
-// drops repeats, and closes the stream while the page is in the back/forward cache.
+// drops repeats, and closes the stream while the page is in the back/forward cache. What is shown for an event is replaced,
+// withdrawn or marked as read with it: `keyOf` says which events take each other's place.
 
 const REMEMBERED = 1000;
 
-export function push(url, { onOpen = () => {}, onEvent, onGap, onEnd }) {
+// The same key for everybody and for this person alone are two keys.
+export function keyOf(data) {
+  const key = data.collapse ?? data.withdraw;
+  return key === undefined ? data.id : `${data.to ?? "me"} ${key}`;
+}
+
+export function push(url, { onOpen = () => {}, onEvent, onWithdraw = () => {}, onAck = () => {}, onGap, onEnd }) {
   const seen = new Set();
   let source = null;
   let lastId = "";
@@ -38,6 +45,15 @@ export function push(url, { onOpen = () => {}, onEvent, onGap, onEnd }) {
       alive(event);
       const data = JSON.parse(event.data);
       if (fresh(data.id)) onEvent(data);
+    });
+    source.addEventListener("pushsse.withdraw", (event) => {
+      alive(event);
+      onWithdraw(JSON.parse(event.data));
+    });
+    // Read here, or on another of the person's devices: {ids, state} or {up_to, state}.
+    source.addEventListener("ack", (event) => {
+      alive(event);
+      onAck(JSON.parse(event.data));
     });
     for (const name of ["ping", "preferences", "question", "answer", "answer.delta", "answer.error"]) {
       source.addEventListener(name, alive);
@@ -79,12 +95,20 @@ export function push(url, { onOpen = () => {}, onEvent, onGap, onEnd }) {
   return { close: () => { ended = true; close(); } };
 }
 
+export async function acknowledge(stream, body) {
+  const address = new URL("acks", stream);
+  address.search = new URL(stream).search;
+  await fetch(address, { method: "POST", credentials: "include", body: JSON.stringify(body) });
+}
+
 const list = document.getElementById("events");
 const state = document.getElementById("state");
 if (list && state) {
   // ?server=http://127.0.0.1:8000&user=ann; without `server`, the site of this page.
   const asked = new URLSearchParams(location.search);
   const url = new URL("v1/stream", asked.get("server") ?? document.baseURI);
+  const lines = new Map();
+  const byId = new Map();
   if (asked.has("user")) url.searchParams.set("user", asked.get("user"));
   push(url, {
     onOpen() { state.textContent = "open"; },
@@ -92,7 +116,22 @@ if (list && state) {
       const line = document.createElement("li");
       const text = typeof event.message === "string" ? event.message : JSON.stringify(event.message);
       line.textContent = `${event.type}: ${text}`;
+      lines.get(keyOf(event))?.remove();
+      lines.set(keyOf(event), line);
+      byId.set(event.id, line);
+      // Read here; the `ack` that comes back marks it on all devices, and on this one.
+      line.addEventListener("click", () => acknowledge(url, { ids: [event.id], state: "read" }));
       list.prepend(line);
+    },
+    onWithdraw(event) {
+      lines.get(keyOf(event))?.remove();
+      lines.delete(keyOf(event));
+    },
+    onAck({ ids, state: read }) {
+      // With `up_to` it is all that came before, but for what came between that place and the ack.
+      for (const id of ids ?? byId.keys()) {
+        if (read !== "received") byId.get(id)?.classList.add("read");
+      }
     },
     onGap() { state.textContent = "Some events were missed."; },
     onEnd(code) { state.textContent = `The stream has ended: ${code}`; },

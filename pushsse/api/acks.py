@@ -146,7 +146,7 @@ class AcksEndpoint:
         if cursor.take_gap():
             counted.gap = True
             return False
-        passed = self.replay.advance(cursor, entries, types=types)
+        passed = self.replay.advance(cursor, entries, types=types, tells=False)
         counted.looked_at += passed.looked_at
         for found in passed.found:
             counted.take(found)
@@ -177,6 +177,7 @@ class _Counted:
 
     gap: bool = False
     looked_at: int = 0
+    _keys: dict[tuple[bool, str], str] = field(default_factory=dict)
     _unread: dict[bool, dict[str, tuple[str, int]]] = field(default_factory=lambda: {True: {}, False: {}})
 
     def __len__(self) -> int:
@@ -191,13 +192,19 @@ class _Counted:
     def take(self, found: Found) -> None:
         """The next publication of the person's."""
         publication, place = found
+        everyone = publication.users is None
+        if publication.collapse:
+            # Beyond what a replay promises: of two with the same key one is left, whatever lies between.
+            replaced = self._keys.pop((everyone, publication.collapse), None)
+            self._unread[everyone].pop(replaced or "", None)
         if publication.switchable:
-            unread = self._unread[publication.users is None]
             event_id = _event.decode(publication.body[_DATA:]).id
             # At the end also where it comes again: `_read_up_to` takes from the front.
-            unread.pop(event_id, None)
-            mark = place.broadcast if publication.users is None else place.shard
-            unread[event_id] = publication.name, mark.number
+            self._unread[everyone].pop(event_id, None)
+            mark = place.broadcast if everyone else place.shard
+            self._unread[everyone][event_id] = publication.name, mark.number
+            if publication.collapse:
+                self._keys[everyone, publication.collapse] = event_id
         elif publication.name == NAME:
             self._read(_ack.decode(publication.body[_DATA:]), place)
 

@@ -43,7 +43,7 @@ from pushsse.api.stream import StreamEndpoint
 from pushsse.api.transfer import ExportView, ImportRequest, TransferEndpoint
 from pushsse.api.types import TypeList, TypesEndpoint
 from pushsse.api.users import KickView, PersonView, PresenceRequest, PresenceView, UsersEndpoint
-from pushsse.event import Event
+from pushsse.event import EVENT_SCHEMA, Event
 from pushsse.intake.cloudevents import BATCH, STRUCTURED
 from pushsse.preferences.catalogue import TypeRules, TypeView
 from pushsse.preferences.transfer import Imported
@@ -936,6 +936,7 @@ def document() -> dict[str, Any]:
     kinds |= {call.foreign.body for call in calls if call.foreign is not None}
     ordered = sorted(kinds, key=lambda kind: (kind.__name__, kind.__module__))
     refs, components = msgspec.json.schema_components(ordered, ref_template=_REF)
+    components["Event"] |= EVENT_SCHEMA
     schema = dict(zip(ordered, refs, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for call in calls:

@@ -18,7 +18,7 @@ from httpx_sse import ServerSentEvent, SSEError, connect_sse
 
 from pushsse.cli import Failed, one_line, say, say_json
 from pushsse.cli.client import Target, problem, with_target
-from pushsse.event import RESERVED_TYPES
+from pushsse.event import RESERVED_TYPES, WITHDRAW
 
 _SERVICE = RESERVED_TYPES - {"exception"}
 # Three heartbeats of the default, and then some: a stream that is quieter than this is gone.
@@ -102,6 +102,10 @@ class Listener:
             say("gap: events were missed that the server no longer has", err=True)
         elif name == "exception":
             say(f"{data.get('code')}: {data.get('detail')}", err=True)
+        elif name == WITHDRAW:
+            say(f"{data.get('ts', '')}  withdrawn: [{data.get('withdraw')}]")
+        elif name == "ack":
+            say(f"{data.get('state')}: {_acked(data)}")
         if name == "exception" and not data.get("retry", True):
             raise Failed(f"the stream ended for good: {data.get('code')}")
 
@@ -124,6 +128,7 @@ class Listener:
             self._show_json(event)
         else:
             desc = f"  ({data['desc']})" if data.get("desc") else ""
+            desc += f"  [{data['collapse']}]" if data.get("collapse") else ""
             say(f"{data.get('ts', '')}  {data.get('type', event.event)}  {_message(event.data, data)}{desc}")
         if self.count is not None:
             self.count -= 1
@@ -138,6 +143,12 @@ def _members(text: str) -> Mapping[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return data if isinstance(data, Mapping) else None
+
+
+def _acked(data: Mapping[str, Any]) -> str:
+    """What an ack is about."""
+    ids = data.get("ids")
+    return ", ".join(map(str, ids)) if isinstance(ids, list) else f"all up to {data.get('up_to')}"
 
 
 def _message(text: str, data: Mapping[str, Any]) -> str:

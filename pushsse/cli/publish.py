@@ -145,6 +145,10 @@ def _is_object(body: bytes) -> bool:
 @click.option(
     "--ttl", "ttl_s", type=int, default=None, metavar="SECONDS", help="how long it is worth anything"
 )
+@click.option("--collapse", default=None, metavar="KEY", help="take the place of earlier ones with this key")
+@click.option(
+    "--withdraw", default=None, metavar="KEY", help="take the earlier ones with this key away: no MESSAGE"
+)
 @click.option("--json", "as_json", is_flag=True, help="MESSAGE is JSON, not text")
 @click.option("--file", type=click.File("rb"), help="read this file; - is standard input")
 @with_target
@@ -163,6 +167,11 @@ def publish(
     if type_ is not None and type_option is not None:
         raise click.UsageError("TYPE is given twice, as an argument and as --type")
     name = type_ if type_option is None else type_option
+    if name is not None and given["withdraw"] is not None:
+        if message is not None or file is not None:
+            raise click.UsageError("--withdraw takes no MESSAGE and no --file")
+        _publish_one(target, _event(name, None, **given))
+        return
     if name is not None and message is not None:
         if file is not None:
             raise click.UsageError("give MESSAGE or --file, not both")
@@ -174,7 +183,8 @@ def publish(
         return
     if any(given.values()):
         raise click.UsageError(
-            "--to, --desc, --id, --ttl and --json need a TYPE; an event as JSON has its own"
+            "--to, --desc, --id, --ttl, --collapse, --withdraw and --json need a TYPE; an event as JSON has"
+            " its own"
         )
     _publish_all(target, source)
 
@@ -204,28 +214,35 @@ def _text(source: BinaryIO) -> str:
 
 def _event(
     type_: str,
-    message: str,
+    message: str | None,
     *,
     to: tuple[str, ...],
     desc: str | None,
     event_id: str | None,
     ttl_s: int | None,
+    collapse: str | None,
+    withdraw: str | None,
     as_json: bool,
 ) -> bytes:
-    """The event as JSON; a message that is JSON already stays as it is, to the last digit."""
+    """The event as JSON; a message that is JSON already stays as it is, to the last digit.
+
+    Without a message it is one that takes others away.
+    """
     names = [name for each in to for name in each.split(",") if name]
     if not names:
         raise click.UsageError("--to all, or --to USER, is missing")
-    raw = one_line(message)
-    if as_json:
+    raw = None if message is None else one_line(message)
+    if as_json and message is not None:
         try:
             json.loads(message, parse_int=str, parse_float=str)
         except (ValueError, RecursionError) as error:
             raise click.UsageError(f"MESSAGE isn't JSON: {error}") from None
         raw = message
     event: dict[str, object] = {"type": type_, "to": "all" if names == ["all"] else {"users": names}}
-    optional = {"desc": desc, "id": event_id, "ttl_s": ttl_s}
+    optional = {"desc": desc, "id": event_id, "ttl_s": ttl_s, "collapse": collapse, "withdraw": withdraw}
     event |= {name: value for name, value in optional.items() if value is not None}
+    if raw is None:
+        return one_line(event).encode(errors="surrogateescape")
     return f'{one_line(event)[:-1]},"message":{raw}}}'.encode(errors="surrogateescape")
 
 

@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 from pushsse.backplane import BROADCAST, Backplane, Entry
 from pushsse.errors import CloseReason, PushsseError, Unavailable
-from pushsse.event import Publication
+from pushsse.event import WITHDRAW, Publication
 from pushsse.hub.hub import Hub
 from pushsse.hub.log_tail import LogTail
+from pushsse.hub.newest import Ahead
 from pushsse.hub.opening import Opener
 from pushsse.outcomes import EXPIRED, SWITCHED_OFF, WRITTEN
 from pushsse.position import Mark, Position
@@ -293,16 +294,20 @@ class Replay:
         types: frozenset[str] | None,
         most: int = STEP_ENTRIES,
         most_bytes: int = 0,
+        tells: bool = True,
     ) -> Passed:
         """Moves a cursor past entries, for about 5 ms, and finds those for its person and of these types.
 
-        Stops at `most` found ones, and where they have `most_bytes` (0: any).
+        Of those with the same key for the same audience only the newest is found, as far as a newer one is
+        among these entries, or the node has heard it and remembers. Stops at `most` found ones, and where
+        they have `most_bytes` (0: any). With `tells`, the person gets what is found.
         """
         person, name = cursor.person, cursor.person.name
         (b_epoch, b_number), (s_epoch, s_number) = cursor.position
         found: list[Found] = []
         looked_at = size = 0
-        outcomes = self._hub.outcomes
+        outcomes = self._hub.outcomes if tells else None
+        replaced = _Replaced(self._hub, cursor, entries, types)
         clock = asyncio.get_running_loop().time
         until = clock() + STEP_S
         for entry in entries:
@@ -322,6 +327,7 @@ class Replay:
             ):
                 if publication.change is not None:
                     cursor.switched(Off(frozenset(publication.change.after), publication.change.revision))
+                    replaced.forget()
                 if self.expired(publication.expires_ms):
                     self._hub.metrics.expired += 1
                     if outcomes is not None:
@@ -334,6 +340,8 @@ class Replay:
                     self._hub.metrics.suppressed += 1
                     if outcomes is not None:
                         outcomes.reached(publication, name, SWITCHED_OFF)
+                elif publication.collapse and replaced.has(entry, looked_at - 1):
+                    self._hub.metrics.replaced += 1
                 else:
                     if outcomes is not None:
                         outcomes.reached(publication, name, WRITTEN)
@@ -372,6 +380,47 @@ class Replay:
         if position.shard.epoch != shard.mark.epoch:
             cursor.skip(shard.name, shard.mark)
         return cursor.position is not position
+
+
+class _Replaced:
+    """Which of some entries with a key newer ones have replaced, for a cursor's person.
+
+    One that the person doesn't get replaces nothing: one of a type that is off now, or was at the cursor.
+    """
+
+    __slots__ = ("_ahead", "_cursor", "_entries", "_hub", "_types")
+
+    def __init__(
+        self, hub: Hub, cursor: Cursor, entries: Sequence[Entry], types: frozenset[str] | None
+    ) -> None:
+        self._hub = hub
+        self._cursor = cursor
+        self._entries = entries
+        self._types = types
+        self._ahead: Ahead | None = None
+
+    def has(self, entry: Entry, index: int) -> bool:
+        """Whether a newer one has replaced the entry at an index."""
+        hub, person = self._hub, self._cursor.person
+        tail = hub.broadcast if entry.log == BROADCAST else hub.log(person)
+        if tail.newest.is_replaced(entry, person.name, self._gets):
+            return True
+        if self._ahead is None:
+            # Not before: most pieces have no keys.
+            self._ahead = Ahead(self._entries, person.name, self._gets)
+        return self._ahead.replaces(index, entry.publication)
+
+    def forget(self) -> None:
+        """The switches at the cursor have changed."""
+        self._ahead = None
+
+    def _gets(self, name: str) -> bool:
+        cursor = self._cursor
+        return name == WITHDRAW or (
+            (self._types is None or name in self._types)
+            and name not in cursor.person.off
+            and name not in cursor.off.types
+        )
 
 
 def _merged(one: list[Entry], other: list[Entry]) -> list[Entry]:

@@ -28,6 +28,7 @@ from pushsse.stream.subscriber import LIVE, Ended, Gone, Person, Subscriber
 IDLE_S = 60.0
 SHARD_TAIL_BYTES = 512 * 1024
 BROADCAST_TAIL_BYTES = 8 * 1024 * 1024
+BROADCAST_KEEP_KEYS = 20_000
 TAP_LENGTH = 10_000
 # How often a drain ends some streams, and looks which have left.
 DRAIN_STEP_S = 0.05
@@ -90,7 +91,7 @@ class Hub:
         # Where it is noted what became of events, if it is.
         self.outcomes = outcomes
         self.shards: dict[str, Shard] = {}
-        self.broadcast = LogTail(BROADCAST, keep_bytes=BROADCAST_TAIL_BYTES)
+        self.broadcast = LogTail(BROADCAST, keep_bytes=BROADCAST_TAIL_BYTES, keep_keys=BROADCAST_KEEP_KEYS)
         self.heartbeat = heartbeat
         self.metrics = metrics
         self.subscribers: dict[Subscriber, None] = {}

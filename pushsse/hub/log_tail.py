@@ -12,10 +12,13 @@ from contextlib import asynccontextmanager
 from pushsse.backplane import Entry, Head
 from pushsse.errors import BackplaneUnavailable
 from pushsse.event import Publication
+from pushsse.hub.newest import Newest
 from pushsse.position import Mark
 
 # Long enough for a storm of clients that come back after a node, or the way to it, was away.
 TAIL_MS = 60_000
+# Keys of one log, for each person, whose newest entry is remembered: some 350 bytes each.
+KEEP_KEYS = 2_000
 # How long somebody waits until the node has heard a log.
 WAIT_LIMIT_S = 5.0
 # Besides the body: the entry, the publication, their numbers and names, and a recipient (CPython 3.11).
@@ -27,14 +30,18 @@ class LogTail:
     """A followed log: its `mark` is the last entry heard, and the tail holds all entries from `first` to it.
 
     `ready` is set once the log is followed, `advanced` whenever the mark moves. `changes` are the tail's
-    entries that change somebody's switches. Guarantee 2: the backplane yields numbers without a hole, so the
+    entries that change somebody's switches. `newest` knows the entries with a key, also older ones than those
+    of the tail. Guarantee 2: the backplane yields numbers without a hole, so the
     tail has none, and an entry's place in the list follows from its number.
     """
 
-    __slots__ = ("_bytes", "_dropped", "_keep_bytes", "_tail", "advanced", "changes", "mark", "name", "ready")
+    __slots__ = (
+        "_bytes", "_dropped", "_keep_bytes", "_tail", "advanced", "changes", "mark", "name", "newest", "ready"
+    )  # fmt: skip
 
-    def __init__(self, name: str, *, keep_bytes: int) -> None:
+    def __init__(self, name: str, *, keep_bytes: int, keep_keys: int = KEEP_KEYS) -> None:
         self.name = name
+        self.newest = Newest(most=keep_keys)
         self.mark = Mark("", 0)
         self.changes: deque[Entry] = deque()
         self.ready = asyncio.Event()
@@ -56,6 +63,8 @@ class LogTail:
         self._tail.clear()
         self.changes.clear()
         self._bytes = self._dropped = 0
+        if head.epoch != self.mark.epoch:
+            self.newest.clear()
         self.mark = Mark(head.epoch, head.number - len(tail))
         for entry in tail:
             self.append(entry)
@@ -69,6 +78,8 @@ class LogTail:
         self._bytes += _size(entry.publication)
         if entry.publication.change is not None:
             self.changes.append(entry)
+        if entry.publication.collapse:
+            self.newest.note(entry)
         while self._bytes > self._keep_bytes:
             self._drop_oldest()
         self.forget(entry.at_ms - TAIL_MS)

@@ -99,6 +99,9 @@ class Drafter:
         # HTTP call is never made twice.
         if once is None:
             once = f"{given.type}|{given.id}" if given.id else ""
+            if once and given.withdraw:
+                # It may have the id of what it takes away.
+                once = f"withdraw|{once}"
         return Draft(publication, source, once)
 
     def of_record(
@@ -201,7 +204,7 @@ class HeadersFormat:
 _OWN = "pushsse-"
 _MEMBERS = {
     f"pushsse-{member.replace('_', '-')}": member
-    for member in ("type", "to", "id", "ttl_s", "desc", "ts", "campaign", "collapse")
+    for member in ("type", "to", "id", "ttl_s", "desc", "ts", "campaign", "collapse", "withdraw")
     if member in Event.__struct_fields__
 }
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")

@@ -254,3 +254,20 @@ def test_lines_are_the_same_however_they_arrive(step: int, long: int) -> None:
     found = [line for lines in portions(InSteps(body, step)) for line in lines]
     too_long = [Line(5, None)] if long else []
     assert found == [Line(2, b'{"a":1}'), Line(4, b"second"), *too_long, Line(6, b'{"b":2}')]
+
+
+def test_a_key_is_published_and_shown_and_so_is_what_takes_it_away(node: Served) -> None:
+    for message in ("paid", "sent"):
+        node.run("publish", "order", message, "--to", "keys", "--collapse", "order-981")
+    shown = node.run("listen", "--user", "keys", "--since", "1h", "--count", "1").stdout
+    assert shown.endswith("  order  sent  [order-981]\n")
+    node.run("publish", "order", "--to", "keys", "--withdraw", "order-981")
+    node.run("publish", "order", "over", "--to", "keys")
+    shown = node.run("listen", "--user", "keys", "--since", "1h", "--count", "1").stdout
+    assert [line.split("  ", 1)[1] for line in shown.splitlines()] == [
+        "withdrawn: [order-981]",
+        "order  over",
+    ]
+    refused = piped(node, b"", "order", "why", "--to", "keys", "--withdraw", "order-981")
+    assert refused.returncode == 2
+    assert "--withdraw takes no MESSAGE" in refused.stderr

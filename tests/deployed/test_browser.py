@@ -131,6 +131,16 @@ async def test_the_browser_example_runs_as_its_readme_says(tmp_path: Path) -> No
                 "[...document.querySelectorAll('#events li')].map((each) => each.innerText)"
             )
             assert shown == [f"news: number {number}" for number in reversed(range(10))]
+            # One card a key, which another takes away; a click says that it was read, on all devices.
+            for text, to in (("paid", "ann"), ("sale", "all"), ("sent", "ann")):
+                await node.publish("order", text, to, collapse="order-981")
+            orders = "[...document.querySelectorAll('#events li')].map((each) => each.innerText).slice(0, 3)"
+            await browser.until(f"{orders}.join() === 'order: sent,order: sale,news: number 9'")
+            await browser.run("document.querySelector('#events li').click(); 0")
+            await browser.until("document.querySelector('#events li').className === 'read'")
+            assert (await node.http.get("/v1/unread?user=ann")).json()["types"] == {"news": 10, "order": 1}
+            await node.publish("order", None, withdraw="order-981")
+            await browser.until(f"{orders}.join() === 'order: sent,news: number 9,news: number 8'")
 
 
 @pytest.mark.anyio
