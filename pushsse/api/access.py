@@ -216,11 +216,12 @@ class TicketRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TicketView(Struct, frozen=True):
-    """A ticket, for how long it opens a stream by itself, and now's place of the person."""
+    """A ticket, for how long it opens a stream by itself, now's place of the person, and who that is."""
 
     ticket: str
     expires_in_s: int
     position: str
+    user: str
 
 
 class Me(Struct, frozen=True):
@@ -266,5 +267,5 @@ class AccessEndpoint:
             position = str(opening.cursor.position)
         lives_s = LIVES_S if who.expires_at is None else max(0.0, min(LIVES_S, who.expires_at - now))
         ticket = await self.tickets.make(user, issued_at=issued_at, lives_s=lives_s)
-        view = TicketView(ticket, int(min(FRESH_S, lives_s)), position)
+        view = TicketView(ticket, int(min(FRESH_S, lives_s)), position, user)
         return json_response(view, headers=headers)

@@ -247,7 +247,8 @@ class Connection {
         if (page.gap) this.#gap();
         for (const { event, data, id } of page.events) this.#take({ kind: kindOf(event, data), data, id });
         this.position = page.position;
-        more = page.more && held.length < REMEMBERED;
+        more = page.more;
+        if (held.length > REMEMBERED) throw new Error("the others are too far ahead");
       }
     } catch {
       if (this.#held !== held) return;
@@ -553,18 +554,16 @@ class Line {
     const { position, query } = this.#begin();
     const response = await this.#access.stream({ named: 0, ...query }, position, signal);
     await refuse(response, this.#budget);
-    if (!response.headers.get("content-type")?.startsWith("text/event-stream")) throw new Error("no event stream");
+    // A page of whoever runs the network, say.
+    if (!/^text\/event-stream/.test(response.headers.get("content-type"))) throw new Error("no event stream");
     const ended = {};
     const read = parser(({ name, data, id }) => {
       const content = JSON.parse(data || "{}");
-      if (name === "ready") ended.beganAt = this.#begun(content);
+      if (name === "ready") ended.beganAt = this.#begun(content, ended.wait);
       if (name === "exception") ended.exception = content;
       this.#tell(kindOf(name, content), content, id);
       if (name === "ready") this.#become("live");
-    }, (ms) => {
-      this.#budget.retry = ms;
-      ended.clean = true;
-    });
+    }, (ms) => (ended.wait = ms));
     const reader = response.body.getReader();
     for (let part; !(part = await reader.read()).done; ) {
       if (ended.beganAt) this.#watch(this.#silence_ms);
@@ -574,18 +573,20 @@ class Line {
   }
 
   /** What an `exception` means. Raises Ending where coming back is of no use. */
-  async #ended({ clean, beganAt, exception: { code, retry } = {} }) {
+  async #ended({ wait, beganAt, exception: { code, retry = true } = {} }) {
     if (code === "token_expired") {
       if (this.#access.renews) await this.#renew();
       // One that lapses as soon as it is there is no reason to hurry.
       this.#atOnce = Date.now() - beganAt > 1_000;
-    } else if (retry === false) throw new Ending(code === "revoked" ? "signed_out" : "ended", code);
-    return { clean, reason: code };
+    } else if (!retry) throw new Ending(code === "revoked" ? "signed_out" : "ended", code);
+    else if (wait) this.#budget.retry = wait;
+    return { clean: wait && retry, reason: code };
   }
 
-  #begun({ user, heartbeat_s, expires_in_s }) {
+  #begun({ user, heartbeat_s, expires_in_s }, wait = RETRY_MS) {
     recognized(this.#of.user, user);
     this.#budget.reset();
+    this.#budget.retry = wait;
     this.#mute = 0;
     this.#tryBack_ms = TRY_BACK_MS;
     this.#silence_ms = 3_000 * heartbeat_s;
@@ -615,20 +616,21 @@ class Line {
     this.#watch(READY_MS);
     const user = recognized(this.#of.user, await this.#access.who(signal, this.#budget));
     const until = Date.now() + this.#tryBack_ms;
-    for (let first = true; first || Date.now() < until; first = false) {
+    // The first answer comes at once, and says from where to go on.
+    for (let wait_s = 0; !wait_s || Date.now() < until; wait_s = POLL_S) {
       const askedAt = Date.now();
       const { position: after, query } = this.#begin();
-      this.#watch((POLL_S + 10) * 1_000);
-      const response = await this.#access.fetch(this.#access.at("v1/events", { after, ...query, wait_s: POLL_S }), { signal });
+      this.#watch(READY_MS + 1_000 * wait_s);
+      const response = await this.#access.fetch(this.#access.at("v1/events", { after, ...query, wait_s }), { signal });
       await refuse(response, this.#budget);
-      const { events, position, gap, more } = await response.json();
+      const { events, position, gap } = await response.json();
       this.#budget.reset();
-      if (first || gap) this.#tell("ready", { user, resume: gap ? "gap" : after ? "complete" : "new" });
+      if (!wait_s || gap) this.#tell("ready", { user, resume: gap ? "gap" : after ? "complete" : "new" });
       this.#become("polling");
       for (const { event, data, id } of events) this.#tell(kindOf(event, data), data, id);
       this.#tell("ping", {}, position);
-      // A node that doesn't know `wait_s` answers at once.
-      if (!events.length && Date.now() - askedAt < 1_000) await sleep(2_000 + 2_000 * Math.random(), signal);
+      // A node that is about to stop doesn't wait.
+      if (wait_s && !events.length && Date.now() - askedAt < 1_000) await sleep(READY_MS * Math.random(), signal);
     }
     this.#tryBack_ms = Math.min(2 * this.#tryBack_ms, MOST_TRY_BACK_MS);
     this.#atOnce = true;

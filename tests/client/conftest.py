@@ -22,7 +22,7 @@ const told = globalThis.told = { seen: [], states: [], gaps: 0, begun: [], error
 addEventListener("error", (event) => told.errors.push(event.message));
 globalThis.listen = ({ user = "ann", gap = true, ...options } = {}) => {
   const token = () => fetch(`/token?user=${user}`).then(async (reply) => reply.ok ? reply.text() : null);
-  const own = "ticket" in options || "credentials" in options;
+  const own = ["ticket", "token", "credentials"].some((name) => name in options);
   const push = globalThis.push = connect(own ? options : { token, ...options });
   push.on("event", (event) => told.seen.push(event.message));
   push.on("state", ({ state, reason }) => told.states.push(reason ? `${state} ${reason}` : state));
