@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+
 import pytest
 
 from pushsse.errors import CloseReason
@@ -131,7 +132,8 @@ async def test_it_leaves_no_global_and_no_timer_behind(world: World) -> None:
     await tab.run("import('/pushsse.js').then(() => 0)")
     assert await tab.run("Object.getOwnPropertyNames(globalThis).sort()") == before
     await tab.run(
-        "globalThis.ticks = 0; (real => { setInterval = (act, ms) => real(() => { ticks++; act() }, ms) })(setInterval);"
+        "globalThis.ticks = 0;"
+        "(real => { setInterval = (act, ms) => real(() => { ticks++; act() }, ms) })(setInterval);"
         "void listen()"
     )
     await tab.until("push.state === 'live' && ticks > 0")
