@@ -55,7 +55,6 @@ class Connection {
   state = "connecting";
   reason = "";
   user = "";
-  position = "";
   #options;
   #access;
   #handlers = new Map();
@@ -73,6 +72,7 @@ class Connection {
   constructor(options) {
     this.#options = options;
     this.#access = new Access(options);
+    // How far everything was handled.
     this.position = options.position ?? "";
     const call = (...request) => this.#access.call(...request);
     const ack = (state, member = "ids") => (events) => call("POST", "v1/acks", { [member]: events, state });
@@ -98,9 +98,8 @@ class Connection {
   }
 
   /** Asks a question. What it returns is iterated for the answer as it grows. */
-  ask(text, { conversation, context } = {}) {
-    const call = (...request) => this.#access.call(...request);
-    return new Asked(call, this.#answers, { text, conversation, context });
+  ask(text, options) {
+    return new Asked(this.#access, this.#answers, { text, ...options });
   }
 
   /** Tries again now: after a login, or because a person asks for it. */
@@ -114,7 +113,7 @@ class Connection {
     this.#closing.abort();
     this.#leave();
     this.#answers.close();
-    this.#become("closed");
+    this.#become({ state: "closed", reason: "" });
   }
 
   #watchPage() {
@@ -156,7 +155,7 @@ class Connection {
       again: () => this.#again(),
       told: (message) => this.#told(message),
       snapshot: () => this.#snapshot(),
-      learn: (snapshot) => this.#learn(snapshot),
+      here: (snapshot) => this.#learn(snapshot),
     });
   }
 
@@ -170,7 +169,7 @@ class Connection {
         if (signal.aborted) break;
         if (error instanceof Ending) {
           this.#present = null;
-          this.#become(error.state, error.reason);
+          this.#become(error);
           break;
         }
         await this.#budget.pause(signal);
@@ -226,8 +225,9 @@ class Connection {
   }
 
   /** The state of the tab that leads. */
-  #learn({ state, reason, position, growing }) {
-    this.#become(state, reason);
+  #learn(snapshot) {
+    const { position, growing } = snapshot;
+    this.#become(snapshot);
     // The beginning of what grows: this tab may hear of the rest alone.
     for (const { question, text } of growing) {
       if (!this.#answers.has(question)) this.#hear("answer.delta", { question, seq: 0, from: 0, text });
@@ -259,7 +259,7 @@ class Connection {
   }
 
   #take({ kind, data, id }) {
-    if (kind === ".state") this.#become(data.state, data.reason);
+    if (kind === ".state") this.#become(data);
     else if (kind === ".token") this.#access.renew(data);
     else if (!this.#repeats(kind, data, id)) this.#hear(kind, data);
     // Afterwards: an app that stores the position has handled all that lies before it.
@@ -291,13 +291,14 @@ class Connection {
   #repeats(kind, data, id) {
     const isLogged = !["ready", "ping", "exception", "answer.delta"].includes(kind);
     const key = kind === "event" ? `${data.type} ${data.id}` : isLogged && id && `${kind} ${id}`;
-    if (!key || this.#seen.has(key)) return !!key;
+    if (!key) return false;
+    if (this.#seen.has(key)) return true;
     this.#seen.add(key);
     if (this.#seen.size > REMEMBERED) this.#seen.delete(this.#seen.values().next().value);
     return false;
   }
 
-  #become(state, reason = "") {
+  #become({ state, reason }) {
     if (state === this.state && reason === this.reason) return;
     Object.assign(this, { state, reason });
     this.#emit("state", { state, reason });
@@ -363,7 +364,7 @@ class Access {
     this.polls = !options.ticket;
     this.renews = typeof this.#source === "function";
     this.base = options.url ? new URL(options.url, page) : new URL(".", import.meta.url);
-    if (!this.base.protocol.startsWith("http")) throw new TypeError("pushsse: connect() needs the service's url");
+    if (!this.base.protocol.startsWith("http")) throw new TypeError("pushsse: no url");
     if (!this.base.pathname.endsWith("/")) this.base.pathname += "/";
   }
 
@@ -446,12 +447,13 @@ class Access {
 
 /** What all tabs hear, in the tab that leads: a stream or polling, begun anew until it is stopped. */
 class Line {
-  #of;
+  #app;
   #access;
   #options;
   #budget;
   #tell;
-  #running = null;
+  // Aborted when it is stopped; null before, and where it has come to an end.
+  #present = null;
   #attempt = null;
   // The next attempt needs no pause before it.
   #atOnce = false;
@@ -464,7 +466,7 @@ class Line {
   #tryBack_ms = TRY_BACK_MS;
 
   constructor(connection, access, options, budget, tell) {
-    this.#of = connection;
+    this.#app = connection;
     this.#access = access;
     this.#options = options;
     this.#budget = budget;
@@ -472,8 +474,8 @@ class Line {
   }
 
   async run() {
-    if (this.#running) return;
-    const { signal } = (this.#running = new AbortController());
+    if (this.#present) return;
+    const { signal } = (this.#present = new AbortController());
     while (!signal.aborted) {
       let ended = {};
       try {
@@ -481,7 +483,7 @@ class Line {
       } catch (error) {
         if (signal.aborted) return;
         if (error instanceof Ending) {
-          this.#running = null;
+          this.#present = null;
           this.#become(error.state, error.reason);
           return;
         }
@@ -493,7 +495,7 @@ class Line {
   }
 
   stop() {
-    this.#running?.abort();
+    this.#present?.abort();
     this.#attempt?.abort();
   }
 
@@ -544,7 +546,7 @@ class Line {
 
   #begin() {
     const { types, since } = this.#options;
-    const { position } = this.#of;
+    const { position } = this.#app;
     return { position, query: { types, since: position ? "" : since } };
   }
 
@@ -584,7 +586,7 @@ class Line {
   }
 
   #begun({ user, heartbeat_s, expires_in_s }, wait = RETRY_MS) {
-    recognized(this.#of.user, user);
+    recognized(this.#app.user, user);
     this.#budget.reset();
     this.#budget.retry = wait;
     this.#mute = 0;
@@ -614,7 +616,7 @@ class Line {
     // From here one mute stream is enough to come back.
     this.#mute = 1;
     this.#watch(READY_MS);
-    const user = recognized(this.#of.user, await this.#access.who(signal, this.#budget));
+    const user = recognized(this.#app.user, await this.#access.who(signal, this.#budget));
     const until = Date.now() + this.#tryBack_ms;
     // The first answer comes at once, and says from where to go on.
     for (let wait_s = 0; !wait_s || Date.now() < until; wait_s = POLL_S) {
@@ -675,7 +677,7 @@ class Tabs {
   }
 
   say(kind, content) {
-    this.#channel.postMessage({ from: this.#id, kind, content });
+    this.#channel.postMessage({ kind, content });
   }
 
   /** Asks after the leader. Called a few times a second. */
@@ -706,12 +708,10 @@ class Tabs {
   #hear({ kind, content }) {
     if (this.#leads) {
       if (kind === "here?") this.say("here", this.#app.snapshot());
-      if (kind === "again") this.#app.again();
-      return;
+      if (kind !== "again") return;
     }
-    if (kind === "here") this.#app.learn(content);
-    if (kind === "told") this.#app.told(content);
     if (kind === "bye") this.#claim();
+    this.#app[kind]?.(content);
     this.#heard ||= kind === "here" || kind === "told";
   }
 
@@ -721,7 +721,7 @@ class Tabs {
     this.#app.lead();
   }
 
-  #lose() {
+  #follow() {
     this.#leads = false;
     this.#heard = true;
     this.#app.follow();
@@ -741,14 +741,14 @@ class Tabs {
     navigator.locks.request(this.#name, steal ? { steal } : { signal: this.#waiting.signal }, hold).catch(() => {
       if (!held || this.#left.signal.aborted) return;
       // Another tab thought that this one was lost.
-      this.#lose();
+      this.#follow();
       this.#queue();
     });
   }
 
   async #lease() {
     addEventListener("storage", ({ key, newValue }) => {
-      if (key === this.#name && newValue && this.#leads) this.#lose();
+      if (key === this.#name && newValue && this.#leads) this.#follow();
     }, { signal: this.#left.signal });
     // What another tab has written may show here late, later than its answer.
     await sleep(100, this.#left.signal);
@@ -860,11 +860,11 @@ class Answers {
 
 /** A question that was asked here. */
 class Asked {
-  #call;
+  #access;
   #answers;
 
-  constructor(call, answers, body) {
-    this.#call = call;
+  constructor(access, answers, body) {
+    this.#access = access;
     this.#answers = answers;
     /** The question's id. Rejects with a PushError where it wasn't taken. */
     this.id = this.#ask(body);
@@ -874,7 +874,7 @@ class Asked {
 
   /** Stops the answer. What has come is kept. */
   async stop() {
-    await this.#call("POST", `v1/questions/${await this.id}/cancel`, {});
+    await this.#access.call("POST", `v1/questions/${await this.id}/cancel`, {});
   }
 
   async *[Symbol.asyncIterator]() {
@@ -886,7 +886,7 @@ class Asked {
     const headers = { "Idempotency-Key": random() };
     for (let tries = 1; ; tries++) {
       try {
-        return (await this.#call("POST", "v1/questions", body, headers)).id;
+        return (await this.#access.call("POST", "v1/questions", body, headers)).id;
       } catch (error) {
         const passes = !error.status || error.status >= 500 || error.code === "being_taken";
         if (!passes || tries === 5) throw error;

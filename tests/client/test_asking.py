@@ -66,7 +66,7 @@ async def test_a_tab_that_follows_asks_as_well_and_one_that_joins_has_what_grows
     for tab in (first, second, third):
         await tab.until("told.text === 'one two '")
     await second.until("end === 'answered'")
-    assert world.gate.count("/v1/stream") == 1
+    await world.until_streams(1)
 
 
 async def test_it_can_be_stopped_and_keeps_what_has_come(world: World) -> None:

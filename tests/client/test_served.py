@@ -17,7 +17,7 @@ from tests.serving import Running, serving
 
 pytestmark = pytest.mark.anyio
 ROOT = Path(__file__).parents[2]
-MOST_BYTES = 6_500
+MOST_BYTES = 6_000
 FRIEND = "http://localhost:5173"
 
 

@@ -29,7 +29,7 @@ async def test_all_tabs_have_one_stream_and_go_on_when_the_one_that_leads_is_clo
     tabs = [await world.tab(host) for _ in range(4)]
     assert await tabs[0].run("isSecureContext") == (host != INSECURE_HOST)
     # A tab that joins has the state at once, and no stream of its own.
-    assert world.gate.count("/v1/stream") == 1
+    await world.until_streams(1)
     await world.publish(1)
     await seen_by(world, tabs, [1])
     closed = tabs.pop(0)
@@ -39,8 +39,7 @@ async def test_all_tabs_have_one_stream_and_go_on_when_the_one_that_leads_is_clo
     await world.publish(2)
     await seen_by(world, tabs, [1, 2])
     assert time.monotonic() - began < TAKEOVER_S
-    assert world.gate.streams() == 1
-    assert world.gate.count("/v1/stream") == 2
+    await world.until_streams(1)
     for tab in tabs:
         assert await tab.run("told.gaps") == 0
 
@@ -78,7 +77,7 @@ async def test_another_tab_leads_when_one_has_crashed(world: World) -> None:
 
 async def test_tabs_of_different_people_never_share(world: World) -> None:
     ann, bo = await world.tab(), await world.tab(user="'bo'")
-    assert world.gate.streams() == 2
+    await world.until_streams(2)
     await world.publish("for ann", "ann")
     await world.publish("for bo", "bo")
     await seen_by(world, [ann], ["for ann"])
@@ -96,7 +95,7 @@ async def test_a_tab_that_comes_with_a_snapshot_has_what_the_others_had_before(w
     second = await world.tab(position=json.dumps(before))
     await world.publish(3)
     await seen_by(world, [first, second], [0, 1, 2, 3])
-    assert world.gate.count("/v1/stream") == 1
+    await world.until_streams(1)
 
 
 async def test_a_component_that_mounts_twice_has_one_stream(world: World) -> None:
@@ -104,13 +103,13 @@ async def test_a_component_that_mounts_twice_has_one_stream(world: World) -> Non
     tab = await world.tab(listens=False)
     await tab.run("listen().close(); void listen()")
     await tab.until("push.state === 'live'")
-    await eventually(lambda: world.gate.streams() == 1)
+    await world.until_streams(1)
     await world.publish(1)
     await seen_by(world, [tab], [1])
     # Two components of one page share as two tabs do, and the one that stays goes on.
     await tab.run("globalThis.first = push; void listen()")
     await tab.until("push.state === 'live'")
-    assert world.gate.streams() == 1
+    await world.until_streams(1)
     await tab.run("first.close(); told.seen.length = 0")
     await world.publish(2)
     await seen_by(world, [tab], [2])
@@ -137,6 +136,6 @@ async def test_a_tab_says_to_all_that_the_service_is_to_be_tried_again(world: Wo
 async def test_a_page_may_have_a_stream_of_its_own(world: World) -> None:
     await world.tab()
     alone = await world.tab(share="false")
-    assert world.gate.streams() == 2
+    await world.until_streams(2)
     await world.publish(1)
     await seen_by(world, [alone], [1])
