@@ -1,8 +1,8 @@
 """Fixtures for all tests, where their files are, and what they tell at the end."""
 
-import compileall
 import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,13 +28,10 @@ if in_memory():
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Compiles the package once, for the hundreds of processes that tests start.
-
-    Where PYTHONDONTWRITEBYTECODE is set, each would compile it again, which takes a third of its start.
-    """
-    if not hasattr(config, "workerinput"):
-        compileall.compile_dir(str(Path(__file__).parents[1] / "pushsse"), quiet=2)
+# Where bytecode isn't written, each process that tests start compiles the package again, which takes a third
+# of its start; and each process of the tests rewrites all assertions again, which takes eight seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,12 +1,15 @@
 """How tests are spread over the processes of a parallel run. A pytest plugin.
 
-pytest-xdist hands each test to the next free worker, except for those that must share one. Its own mark for
-that, `xdist_group`, has no effect with pytest 9.2 (it changes a test's id, which can't be changed any more):
-the groups are listed here by file.
+The tests of a file stay in one process: what they share is made once, and a full collection of the process's
+objects (`conftest.small_heap`) happens once a file.
+
+Deliberate: groups of files are listed here. The mark that pytest-xdist has for them, `xdist_group`, has no
+effect with pytest 9.2: it changes a test's id, which can't be changed any more.
 """
 
 import pytest
 from xdist.scheduler.loadscope import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 TOGETHER = {
     # Kafka is the only shared part whose start is expensive: a second one costs more than it saves.
@@ -20,16 +23,39 @@ TOGETHER = {
     # One wheel and one environment for all; installations load the machine.
     "package": ("tests/package/test_package.py", "tests/package/test_first_minute.py"),
 }
+# What takes longest begins first, or it would be what the others have to wait for at the end.
+FIRST = (
+    "deployment",
+    "kafka",
+    "package",
+    "tests/questions/",
+    "tests/cli/",
+    "tests/hardening/",
+    "tests/workers/",
+    "tests/stream/test_contract.py",
+    "tests/deployed/",
+)
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """Groups go first, the largest at the head; then each test by itself."""
+    """Groups and files in the order of FIRST; of equal ones those with more tests first."""
 
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith("tests/questions/") and "kafka" in nodeid.partition("[")[2]:
             # One answerer of several, with the same Kafka.
             return "kafka"
-        return next((name for name, files in TOGETHER.items() if nodeid.startswith(files)), nodeid)
+        file = nodeid.partition("::")[0]
+        return next((name for name, files in TOGETHER.items() if nodeid.startswith(files)), file)
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        """Gives a process the next unit of the queue, which xdist has sorted by the number of tests."""
+        following = min(self.workqueue, key=_place)
+        self.workqueue.move_to_end(following, last=False)
+        super()._assign_work_unit(node)
+
+
+def _place(unit: str) -> int:
+    return next((place for place, begin in enumerate(FIRST) if unit.startswith(begin)), len(FIRST))
 
 
 @pytest.hookimpl(optionalhook=True)

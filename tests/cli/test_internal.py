@@ -27,7 +27,7 @@ PUBLIC = [call for call in CALLS if not call.is_internal]
 
 
 def bearer(user: str, scope: str) -> dict[str, str]:
-    claims = {"sub": user, "exp": time.time() + 600, "iat": int(time.time()), "scope": f"pushsse:{scope}"}
+    claims = {"sub": user, "exp": time.time() + 36_000, "iat": int(time.time()), "scope": f"pushsse:{scope}"}
     return {"authorization": f"Bearer {jwt.encode(claims, SECRET)}"}
 
 

@@ -20,7 +20,7 @@ SECRET = "a secret of more than thirty-two bytes, as it has to be"
 
 
 def bearer(user: str, scope: str) -> dict[str, str]:
-    claims = {"sub": user, "exp": time.time() + 600, "scope": f"pushsse:{scope}", "iat": time.time()}
+    claims = {"sub": user, "exp": time.time() + 36_000, "scope": f"pushsse:{scope}", "iat": time.time()}
     return {"authorization": f"Bearer {jwt.encode(claims, SECRET)}"}
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pushsse.api.calls import document
-from tests.hardening.fuzz import fuzz, texts, values
+from tests.hardening.fuzz import TIMES, fuzz, texts, values
 from tests.serving import Running, serving
 
 pytestmark = pytest.mark.anyio
@@ -154,10 +154,14 @@ async def test_every_call_answers_any_body_with_a_status_of_its_document(node: R
         "no gzip": b"\x1f\x8b\x08" + b"x" * 100,
     }
     ways = [*((kind, "") for kind in KINDS), (JSON, "gzip"), (JSON, "br"), ("text/plain", "gzip")]
+    tried = 0
     for path, statuses in posts().items():
         for kind, encoding in ways:
             headers = {"content-encoding": encoding} if encoding else {}
-            for what, body in everything.items():
+            # Whatever isn't JSON is looked at less: each call gets each kind, and each kind each body.
+            tried += 1
+            step = 1 if TIMES or (kind, encoding) == (JSON, "") else 6
+            for what, body in list(everything.items())[tried % step :: step]:
                 reply = await send(node, path, body, kind, **headers)
                 assert reply.status_code in statuses, (path, kind, encoding, what, reply.text)
 

@@ -172,7 +172,7 @@ def _pasted(output: Path, name: str) -> list[str]:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("name", PIPS)
+@pytest.mark.parametrize("name", [pytest.param("oldest pip", marks=pytest.mark.long), "newest pip"])
 def test_make_run_needs_python_and_make_alone(
     name: str, tree: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.cli.running import pushsse, served
 from tests.questions.model_server import MODEL
+from tests.starting import start
 
 pytestmark = pytest.mark.real
 ROOT = Path(__file__).parents[2]
@@ -22,11 +23,11 @@ KEY = "sk-very-secret"
 @contextmanager
 def model_server_beside() -> Iterator[str]:
     """The URL of a model server in a process of its own."""
-    command = [sys.executable, "-m", "tests.questions.model_server", "0"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    module = "tests.questions.model_server"
+    with start("0", module=module, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
-            yield process.stdout.readline().strip()
+            yield process.stdout.readline().decode().strip()
         finally:
             process.terminate()
 
