@@ -29,6 +29,7 @@ _FIRST_S = 300.0
 SETTLE_S = 1.5
 # Between two portions, others write.
 _PAUSE_S = 0.1
+_IN_OUTBOX = "rows that wait, are dead or are kept: delete those that name the person"
 _IN_LOG = (
     "events, acks, changes of switches, questions, answers; ids of conversations and questions told to staff"
 )
@@ -158,6 +159,7 @@ class Forgetting:
             Remainder("nodes", "the name and the time of the kick, in memory", kick),
             Remainder("database", "the time of the kick, under a digest of the name", kick),
             *topics,
+            *(Remainder("outbox", f"{each.table}: {_IN_OUTBOX}", None) for each in settings.outbox),
             Remainder("database", "deleted rows in its files, until they are written over", None),
             Remainder("backups", "of the database and the backplane, as long as you keep them", None),
             Remainder("logs", "names and ids in this service's lines, as long as you keep them", None),

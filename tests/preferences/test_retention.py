@@ -316,7 +316,10 @@ async def test_the_numbers_of_somebody_who_comes_back_go_on(database: Database) 
 
 
 async def test_the_answer_says_what_runs_out_elsewhere_and_when(database: Database) -> None:
-    settings = load({}, {"kafka_bootstrap": "k:9092", "answerer": "kafka:", "log_keep_s": 7_200})
+    outbox = '[{"table": "shop.outbox", "database_url": "postgres://db/shop"}]'
+    settings = load(
+        {}, {"kafka_bootstrap": "k:9092", "answerer": "kafka:", "log_keep_s": 7_200, "outbox": outbox}
+    )
     topics = {
         "push.events": {"retention.ms": "604800000", "cleanup.policy": "delete"},
         "push.events.dlq": {"retention.ms": "-1", "cleanup.policy": "delete"},
@@ -345,6 +348,7 @@ async def test_the_answer_says_what_runs_out_elsewhere_and_when(database: Databa
         ("backplane", 4_200),
         ("nodes", kick_s),
         ("database", kick_s),
+        ("outbox", None),
         ("database", None),
         ("backups", None),
         ("logs", None),

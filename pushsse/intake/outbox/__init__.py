@@ -32,7 +32,7 @@ import msgspec
 
 from pushsse import event
 from pushsse.backplane import Draft, Source
-from pushsse.database.listening import listen
+from pushsse.database.listening import Listening, listen
 from pushsse.errors import DatabaseUnavailable, InvalidInput, NotOwner, Unavailable, Violation
 from pushsse.intake import Dispatches, Drafter
 from pushsse.intake.outbox.tables import (
@@ -56,7 +56,7 @@ _SHARE_EVERY_S = 1.0
 _MEASURE_EVERY_S = 5.0
 _LEAVE_S = 0.5
 # How long a notification may take that goes out over one connection and comes in over the other.
-_ECHO_S = 2.0
+_ECHO_S = 4.0
 _ECHO_EVERY_S = 15.0
 _DEAF_S = 60.0
 # One turn of the event loop.
@@ -66,6 +66,8 @@ _OFTEN_S = 5.0
 _MAKE = " (pushsse outbox sql prints what makes the tables)"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
+# Members of an event that have another name in the table; all of it is the row.
+_COLUMNS = {"to": "recipients", "desc": "description", "id": "event_id", "$": "the row"}
 _json = msgspec.json.Encoder()
 _raw = msgspec.json.Decoder(msgspec.Raw)
 
@@ -394,7 +396,9 @@ class _Taker:
             try:
                 drafts.append(self._draft(row, source))
             except InvalidInput as error:
-                self._bury(held, row, str(error))
+                self._bury(
+                    held, row, "; ".join(f"{_column(each.at)}: {each.detail}" for each in error.violations)
+                )
             except Exception as error:  # noqa: BLE001 - a row that trips a bug must not stop its key for ever
                 self._bury(held, row, f"the decoder failed: {type(error).__name__}: {error}")
         return drafts
@@ -452,15 +456,12 @@ class _Ears:
                 async with listen(self._url, CHANNEL, self._hear) as listening:
                     # What came while nobody listened.
                     self._woken.set()
-                    while await self._hears():
-                        self._said = False
-                        outage.over()
-                        with suppress(TimeoutError):
-                            async with asyncio.timeout(self._pace.echo_every_s):
-                                await listening.until_ended()
-                                break
-                    else:
+                    if not await self._hears():
                         await self._say()
+                        continue
+                    self._said = False
+                    outage.over()
+                    await self._until_deaf(listening)
             except DatabaseUnavailable as error:
                 await asyncio.sleep(outage.failed(error))
 
@@ -478,6 +479,16 @@ class _Ears:
             async with asyncio.timeout(_ECHO_S):
                 await self._echoed.wait()
         return self._echoed.is_set()
+
+    async def _until_deaf(self, listening: Listening) -> None:
+        """Returns when the connection has ended, or passes nothing on any more."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._pace.echo_every_s):
+                    await listening.until_ended()
+                    return
+            if not await self._hears():
+                return
 
     async def _say(self) -> None:
         """Once, until it has worked in between."""
@@ -513,6 +524,12 @@ def _body(row: Row) -> bytes:
     }
     members |= {name: value for name, value in optional.items() if value is not None}
     return _json.encode(members)
+
+
+def _column(at: str) -> str:
+    """A place in an event, as the table has it: $.to.users[0] is recipients.users[0]."""
+    name, _, rest = at.removeprefix("$.").partition(".")
+    return ".".join(filter(None, (_COLUMNS.get(name, name), rest)))
 
 
 def _milliseconds(at: datetime) -> int:

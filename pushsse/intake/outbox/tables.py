@@ -18,9 +18,9 @@ from pushsse.settings import OutboxSource
 # NOTIFY's channel of all outboxes; what is sent is the name of the table, without its schema.
 CHANNEL = "pushsse_outbox"
 BUCKETS = 32
-# The frame of an event has 48 KiB, and 10,000 names of 128 characters have 5 MB: more is never an event.
+# The frame of an event has 48 KiB, and an event that comes by HTTP or by Kafka 1 MiB.
 _MOST_MESSAGE_BYTES = 65_536
-_MOST_RECIPIENTS_BYTES = 8 * 1024**2
+_MOST_RECIPIENTS_BYTES = 1024**2
 # Of one batch in memory, as text; a single row may have more.
 _BATCH_BYTES = 4 * 1024**2
 _ERROR_CHARACTERS = 500
