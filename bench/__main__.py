@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import attacks, outbox, questions, report, workers
+from bench import attacks, outbox, polls, questions, report, workers
 from bench.contestants import BenchNode, Contestant, Floor, Nchan, floor_program, nchan_module
 from bench.fanout import one_round
 from bench.generator import LoadFailed
@@ -61,6 +61,7 @@ class Run:
             for contestant in self.contestants(number, program):
                 self.guarded(contestant.name, partial(self.round, contestant, counts, number))
         self.guarded("idle", self.idle)
+        self.guarded("polls", self.polls)
         self.guarded("attacks", self.attacks)
         with parts(self.folder) as found:
             for missing in found.missing:
@@ -106,6 +107,14 @@ class Run:
             self.progress(f"idle: {self.most} streams for {self.idle_s:.0f} s")
             spent = load.idle(self.idle_s)
         self.seen.idle = Idle(self.most, self.idle_s, spent.cpu_s / self.idle_s * 100)
+
+    def polls(self) -> None:
+        """Polls that wait."""
+        folder = self.folder / "polled"
+        node = BenchNode(folder, {"PUSHSSE_DATABASE_URL": f"sqlite://{folder}/node.db"})
+        self.seen.polls = polls.measure(node, self.progress)
+        if not self.seen.polls.complete:
+            self.seen.incomplete.append("node: polls that waited weren't answered")
 
     def attacks(self) -> None:
         """Streams beside clients that mean harm."""

@@ -8,6 +8,7 @@ from bench.fanout import Round, median
 from bench.generator import Figures
 from bench.outbox import OutboxCosts
 from bench.path import Throughput
+from bench.polls import PollCosts
 from bench.questions import QuestionCosts
 from bench.workers import WorkerCosts
 
@@ -34,6 +35,7 @@ class Measured:
     outbox: list[OutboxCosts] = field(default_factory=list)
     workers: WorkerCosts | None = None
     questions: QuestionCosts | None = None
+    polls: PollCosts | None = None
     attacks: dict[str, list[Pair]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     incomplete: list[str] = field(default_factory=list)

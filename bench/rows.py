@@ -8,6 +8,7 @@ from bench.answerer import PER_S
 from bench.attacks import ATTACKS, of_allowed
 from bench.fanout import median
 from bench.measured import Measured
+from bench.polls import POLLS
 from bench.questions import ACCEPT_RATE, ANSWERS, WAITING, QuestionCosts
 
 _WAYS = {
@@ -84,7 +85,19 @@ def _streams(seen: Measured) -> list[Row]:
     if seen.idle is not None:
         what = f"idle, {seen.idle.streams:,} streams for {seen.idle.seconds:.0f} s, a ping each 15 s"
         found.append(Row(what, 3.0, 1.5, seen.idle.percent, "% of a core"))
-    return found
+    return [*found, *_polls(seen)]
+
+
+def _polls(seen: Measured) -> list[Row]:
+    if seen.polls is None:
+        return []
+    many = f"{POLLS:,} polls that wait, each its own user"
+    return [
+        Row(f"{many}: memory of each", 3.0, 2.0, seen.polls.kb, "kB"),
+        Row(f"{many}: CPU meanwhile", 3.0, 1.5, max(seen.polls.percent, 0.01), "% of a core"),
+        Row(f"{many}: CPU to begin one, token checked, switches read", None, None, seen.polls.begin_us, "µs"),
+        Row(f"{many}: CPU to answer one with a broadcast", None, None, seen.polls.answer_us, "µs"),
+    ]
 
 
 def _path(seen: Measured) -> list[Row]:

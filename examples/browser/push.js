@@ -1,6 +1,6 @@
 // A person's stream in a page: reconnects and resumes by itself, reopens the stream after three silent heartbeats,
-// drops repeats, and closes the stream while the page is in the back/forward cache. What is shown for an event is replaced,
-// withdrawn or marked as read with it: `keyOf` says which events take each other's place.
+// drops repeats, and closes the stream while the page is in the back/forward cache. What is shown for an event is
+// replaced, withdrawn or marked as read with it: `keyOf` says which events take each other's place.
 
 const REMEMBERED = 1000;
 

@@ -48,6 +48,10 @@ export interface PersonEvent<Type extends string = string, Message = unknown> {
   message: Message;
   desc?: string;
   ts: string;
+  /** It takes the place of earlier events with this key, and the same `to`. */
+  collapse?: string;
+  /** With a key, of an event that is for everybody. */
+  to?: "all";
 }
 
 /** An event of any of the types. */
@@ -94,7 +98,9 @@ export interface Events<Types = Record<string, unknown>> {
   /** A switch was changed, here or on another device. */
   preferences: { types: Record<string, boolean>; [more: string]: unknown };
   /** Something was read, here or on another device. */
-  ack: { [member: string]: unknown };
+  ack: { state: "received" | "read" | "clicked"; ids?: readonly string[]; up_to?: string; [member: string]: unknown };
+  /** What has this key, and the same `to`, is taken away. */
+  "pushsse.withdraw": { id: string; type: string; withdraw: string; to?: "all"; ts: string };
   /** A question was asked, or its status has changed. */
   question: { id: string; conversation: string; text: string; status: Answer["status"] };
   /**

@@ -10,6 +10,7 @@ let watch = 0;
 const known = new Set();
 let user = new URLSearchParams(location.search).get("user") || "dev";
 const answers = new Map();
+const cards = new Map();
 
 // Relative: behind a proxy the page may be under a sub-path, https://host/push/.
 function url(path) {
@@ -34,6 +35,14 @@ function show(name, text, small, service) {
   line.append(title, text, detail);
   at("events").prepend(line);
   while (at("events").children.length > SHOWN) at("events").lastChild.remove();
+  return line;
+}
+
+// What was shown with an event's key makes room: for a later one, or for nothing. Everybody's keys are apart from one's own.
+function replace(data, line) {
+  const key = `${data.to ?? "me"} ${data.collapse ?? data.withdraw}`;
+  cards.get(key)?.remove();
+  if (line) cards.set(key, line); else cards.delete(key);
 }
 
 function draw(types) {
@@ -98,6 +107,8 @@ const SERVICE = {
     switches();
   },
   preferences: switches,
+  "pushsse.withdraw": (data) => replace(data, null),
+  ack: (data) => show("ack", `${data.state}: ${data.ids ? data.ids.join(", ") : "all so far"}`, "", true),
   question(data) {
     const known = answer(data.id);
     known.title = data.text;
@@ -154,7 +165,8 @@ function open() {
     alive(event);
     const data = JSON.parse(event.data);
     const text = typeof data.message === "string" ? data.message : JSON.stringify(data.message);
-    show(data.type, text, `${data.desc ? data.desc + " · " : ""}${new Date(data.ts).toLocaleTimeString()}`);
+    const line = show(data.type, text, `${data.desc ? data.desc + " · " : ""}${new Date(data.ts).toLocaleTimeString()}`);
+    if (data.collapse) replace(data, line);
     if (!known.has(data.type)) { known.add(data.type); setTimeout(switches, 500); }
   };
   for (const [name, act] of Object.entries(SERVICE)) {
@@ -168,6 +180,7 @@ at("who").addEventListener("submit", (event) => {
   at("events").replaceChildren();
   at("answers").replaceChildren();
   answers.clear();
+  cards.clear();
   lastId = "";
   open();
 });
