@@ -296,7 +296,9 @@ class Hearing(Scripted):
     stops: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
     async def stop(self, question: Question, code: str) -> None:
-        self.stops.append((question.id, code))
+        # It may be told twice: by whoever ends the question, and by the node that finds its lease gone.
+        if (question.id, code) not in self.stops:
+            self.stops.append((question.id, code))
 
 
 async def being_sent(node: Questions, answerer: Hearing, text: str = "never") -> Question:
