@@ -4,9 +4,10 @@
 what deletes. Every call raises DatabaseUnavailable.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -106,6 +107,12 @@ _ASK = Statement("""
 _BEGIN = Statement("""
     UPDATE pushsse_question SET status = 'answering', updated_at = {time[3]}, announce_by = {time[4]}
      WHERE id = {value[1]} AND attempts = {value[2]} AND status = 'pending' RETURNING 1""")
+# The owner is a condition: a node that was paused doesn't know yet what others have taken over. Null stays
+# null: the answer comes from elsewhere, and nobody may take the question over.
+_LEASE = Statement("""
+    UPDATE pushsse_question SET lease_until = {time[4]}
+     WHERE id {among[1]} AND owner = {value[2]} AND status {among[3]} AND lease_until IS NOT NULL
+    RETURNING 1""")
 _ANNOUNCED = Statement("""
     UPDATE pushsse_question SET announce_by = NULL
      WHERE id {among[1]} AND status = {value[2]} RETURNING 1""")
@@ -154,6 +161,8 @@ _FORGET_ANSWERS = Statement("""
 _TIME_OF_ULID = 10
 # Rows that one statement deletes: an answer may have 800 kB.
 _AT_ONCE = 100
+# And that one changes, of hundreds that are due at a time: questions that are asked meanwhile wait for it.
+_CHANGED_AT_ONCE = 64
 _EARLIER_ANSWERS = 10
 # After every deadline.
 _EVER = datetime(9999, 12, 31, tzinfo=UTC)
@@ -463,7 +472,8 @@ class QuestionStore:
     async def announced(self, ids: Collection[str], status: Status) -> None:
         """The log has this status of these questions, where it is still theirs."""
         # The status is a condition: one that was reached meanwhile isn't in the log yet.
-        await self.database.write(int, _ANNOUNCED, list(ids), status)
+        for some in _some_of(ids):
+            await self.database.write(int, _ANNOUNCED, some, status)
 
     async def unannounced(self, limit: int) -> Sequence[Question]:
         """Questions whose status should have come to the log by now."""
@@ -516,13 +526,8 @@ class QuestionStore:
     async def lease(self, ids: Collection[str], *, owner: str, lease_s: float) -> None:
         """Renews the leases that a node holds of these questions; 0 gives them up."""
         until = _now() + timedelta(seconds=lease_s)
-        async with self.database.session():
-            # The owner is a condition: a node that was paused doesn't know yet what others have taken over.
-            # Null stays null: the answer comes from elsewhere, and nobody may take the question over.
-            rows = QuestionRow.filter(
-                id__in=list(ids), owner=owner, status__in=OPEN, lease_until__isnull=False
-            )
-            await rows.update(lease_until=until)
+        for some in _some_of(ids):
+            await self.database.write(int, _LEASE, some, owner, list(OPEN), instant(until))
 
     async def sent_off(self, question: Question) -> bool:
         """The answer comes from elsewhere: nobody takes the question over any more, it can only expire.
@@ -556,6 +561,12 @@ class QuestionStore:
             conversations += len(found)
         await self.database.rows(int, _FORGET_STAFF, user)
         return {"questions": deleted, "conversations": conversations}
+
+
+def _some_of(ids: Collection[str]) -> Iterator[list[str]]:
+    rest = iter(ids)
+    while some := list(islice(rest, _CHANGED_AT_ONCE)):
+        yield some
 
 
 def _handed_over(question: Question, until: datetime) -> Question:

@@ -13,6 +13,7 @@ from ulid import ULID
 
 from pushsse.backplane import Append, Backplane, NoticeListener, Receipt, Topic
 from pushsse.backplane.memory import MemoryBackplane
+from pushsse.database import Statement
 from pushsse.errors import BackplaneUnavailable, InvalidInput, KafkaUnavailable, Overloaded
 from pushsse.node import Interruptible
 from pushsse.questions import (
@@ -179,6 +180,16 @@ async def test_a_question_that_isnt_stored_leaves_no_conversation(nodes: Nodes) 
     assert [
         each.id for each in await ConversationStore(nodes.database).page("ann", limit=9, before=None)
     ] == [first]
+
+
+async def test_what_is_due_for_many_questions_at_a_time_is_stored_for_all_of_them(nodes: Nodes) -> None:
+    node = nodes.node(Scripted(waits_for_ever))
+    asked = [(await node.ask(f"person{number}", Asking("?"))).id for number in range(130)]
+    await node.life.store_announced()
+    due = Statement("SELECT count(*) FROM pushsse_question WHERE announce_by IS NOT NULL")
+    assert await nodes.database.rows(int, due) == [0]
+    await node.life.give_up(asked, node="one")
+    assert [question.id for question in await node.life.store.abandoned(200)] == asked
 
 
 async def test_a_question_is_nobody_elses(nodes: Nodes) -> None:
