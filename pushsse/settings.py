@@ -28,7 +28,7 @@ FILE = Path("pushsse.toml")
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 Option = str | int | float | bool
 # How records of Kafka can be read; `python` goes on with :PACKAGE:FUNCTION.
-FORMATS = ("pushsse", "headers", "mapped", "cloudevents")
+FORMATS = ("pushsse", "headers", "mapped", "cloudevents", "python")
 DLQ_SUFFIX = ".dlq"
 ANSWERERS = ("faq", "kafka", "openai", "python")
 _SIZES = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}

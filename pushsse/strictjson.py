@@ -209,6 +209,9 @@ def has_more_values(body: bytes, most: int) -> bool:
     """
     if _count(body) <= most:
         return False
+    if (body.count(b'"') - body.count(b'\\"')) // 2 > 2 * most:
+        # So many texts are values or names of values; to look into each would take long.
+        return True
     try:
         msgspec.json.decode(body.removeprefix(BOM), type=msgspec.Raw)
     except REFUSALS as error:

@@ -294,6 +294,15 @@ def _header(name: str, content: bytes) -> str:
         raise InvalidInput(Violation(f"header {name}", detail)) from None
 
 
+def in_order(drafts: Sequence[Draft]) -> list[Draft]:
+    """The drafts of one record: first those for people, then those for everybody, each in their order.
+
+    Guarantee 1: between personal events and broadcasts the dispatcher begins another append. A record that
+    went back and forth would have several appends to one log, and the fence lets the first of them through.
+    """
+    return sorted(drafts, key=lambda draft: draft.publication.users is None)
+
+
 def _flat(items: Sequence[Made]) -> Sequence[Draft]:
     """The drafts one after another; most records have one."""
     if not any(each.__class__ is list for each in items):

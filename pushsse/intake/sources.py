@@ -98,6 +98,10 @@ def format_of(table: KafkaSource, *, metrics: Metrics, drafter: Drafter) -> Deco
         mapped = import_module("pushsse.intake.mapped")
         made = mapped.MappedFormat(mapped.compiled(table), drafter)
         return made
+    if table.kind == "python":
+        name = table.format.partition(":")[2]
+        made = import_module("pushsse.intake.python").python_format(name, table.at("format"), drafter)
+        return made
     if table.kind == "cloudevents":
         mapping = None
         if table.map is not None:

@@ -6,21 +6,18 @@ of the node; that is measured at each step, and logged. What it raises fails its
 """
 
 import asyncio
-import importlib
 import inspect
 import logging
-import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from dataclasses import dataclass, field
-from operator import attrgetter
-from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from pushsse.errors import SettingsError
+from pushsse.functions import LoopWatch, function
 from pushsse.questions import (
     Answered,
     By,
@@ -38,7 +35,6 @@ from pushsse.questions.answerers import Answers, Delta, HandOver, NotSure, Piece
 logger = logging.getLogger(__name__)
 # A step that holds the loop for longer is logged, at most once in a while.
 HELD_S = 0.1
-_QUIET_S = 60.0
 # For what the function does when its question is cancelled.
 _CLOSE_S = 5.0
 T = TypeVar("T")
@@ -104,7 +100,8 @@ class PythonAnswerer:
     _watch: "_Watch" = field(init=False)
 
     def __post_init__(self) -> None:
-        self._watch = _Watch(self.name)
+        advice = "await what takes long, or call it in asyncio.to_thread"
+        self._watch = _Watch(LoopWatch(self.name, HELD_S, advice))
 
     async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
         """What the function yields, as pieces. Raises what it raises; TypeError for what it may not yield."""
@@ -156,31 +153,12 @@ class PythonAnswerer:
 
 def answerer(name: str, where: str, options: PythonOptions) -> PythonAnswerer:
     """Finds PACKAGE:FUNCTION, also in the folder that the process was started in. Raises SettingsError."""
-    package, _, path = name.partition(":")
-    if not package or not path:
-        raise SettingsError(f"{where}: python:{name} isn't python:PACKAGE:FUNCTION")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found = attrgetter(path)(importlib.import_module(package))
-    except ModuleNotFoundError as error:
-        raise SettingsError(
-            f"{where}: python:{name}: there is no module {error.name!r}, neither in {here} nor installed"
-        ) from None
-    except AttributeError:
-        raise SettingsError(f"{where}: python:{name}: {package} has no {path}") from None
-    except Exception as error:
-        # Whatever a module of somebody else's does when it is imported.
-        logger.exception("python:%s can't be imported", name)
-        raise SettingsError(
-            f"{where}: python:{name} can't be imported: {type(error).__name__}: {error}"
-        ) from None
+    found = function(name, where)
     if not _is_generator(found):
         raise SettingsError(
             f"{where}: python:{name} isn't an async generator function (`async def` with `yield`)"
         )
-    return PythonAnswerer(options.name or package, found)
+    return PythonAnswerer(options.name or name.partition(":")[0], cast(Function, found))
 
 
 def _is_generator(found: object) -> bool:
@@ -249,28 +227,16 @@ def _json(value: object) -> Any:
 class _Watch:
     """Runs steps of a function, and notices where one holds the loop, or goes on after it was cancelled."""
 
-    name: str
-    _quiet_until: float = 0.0
+    held: LoopWatch
 
     async def step(self, step: Awaitable[T]) -> T:
         """The result of a step. Raises what it raises, CancelledError also where the step swallows it."""
         task = asyncio.current_task()
         before = 0 if task is None else task.cancelling()
-        result = await _Timed(step, self._ran)
+        result = await _Timed(step, self.held.ran)
         if task is not None and task.cancelling() > before:
             raise asyncio.CancelledError
         return result
-
-    def _ran(self, seconds: float) -> None:
-        if seconds < HELD_S or time.monotonic() < self._quiet_until:
-            return
-        self._quiet_until = time.monotonic() + _QUIET_S
-        logger.warning(
-            "python: %s held the event loop for %.2f s, and with it every stream of this node:"
-            " await what takes long, or call it in asyncio.to_thread",
-            self.name,
-            seconds,
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,131 @@
+"""The format `python:PACKAGE:FUNCTION`: a function of the operator's own reads a record.
+
+Made by `sources`. The function gets the record and returns an event as a dict, several in a list, or None to
+skip it; for Avro, Protobuf, or anything. What it raises makes the record a dead letter. Guarantee 1 needs
+the same record to give the same events in the same order: they are known by the record's place.
+"""
+
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from pushsse import event
+from pushsse.backplane import Draft
+from pushsse.errors import InvalidInput, SettingsError, Violation
+from pushsse.event import Event
+from pushsse.functions import LoopWatch, function
+from pushsse.intake import Drafter, Made, in_order
+from pushsse.kafka import Record
+
+# Of one record: events, and people that they are for, all in all.
+MAX_EVENTS = 100
+MAX_PEOPLE = event.MAX_USERS
+HELD_S = 0.02
+Function = Callable[[Record], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PythonFormat:
+    """Asks a function for each record."""
+
+    function: Function
+    drafter: Drafter
+    watch: LoopWatch
+
+    def __call__(self, record: Record, owner: str) -> Made | None:
+        began = time.perf_counter()
+        try:
+            returned = self.function(record)
+        except InvalidInput:
+            raise
+        except Exception as error:
+            # Whatever a function of somebody else's raises says that it can't use the record.
+            text = f"{type(error).__name__}: {error}".removesuffix(": ")
+            raise InvalidInput(
+                Violation("python", f"the function {self.watch.name} raised {text}")
+            ) from error
+        finally:
+            self.watch.ran(time.perf_counter() - began)
+        if returned is None:
+            return None
+        if isinstance(returned, list | tuple):
+            return self._several(returned, record, owner)
+        return self.drafter.of_record(self._event(returned, "python"), record, owner)
+
+    def _several(self, returned: list[Any] | tuple[Any, ...], record: Record, owner: str) -> Made | None:
+        if len(returned) > MAX_EVENTS:
+            text = f"{self._said} {len(returned)} events for one record, over {MAX_EVENTS}"
+            raise InvalidInput(Violation("python", text))
+        made = [self._event(each, f"python[{place}]") for place, each in enumerate(returned)]
+        people = sum(len(each.users or ()) for each in made)
+        if len(made) > 1 and people > MAX_PEOPLE:
+            text = f"{self._said} events for {people} people for one record, over {MAX_PEOPLE}"
+            raise InvalidInput(Violation("python", text))
+        drafts: list[Draft] = []
+        for number, each in enumerate(made, 1):
+            named = each
+            if not each.id and len(made) > 1:
+                # Clients know an event by its id, so each has one of its own, the same at each reading.
+                name = f"{record.topic}-{record.partition}-{record.offset}.{number}"
+                named = msgspec.structs.replace(each, id=name)
+            once = None if each.id else ""
+            drafts.append(self.drafter.of_record(named, record, owner, once=once))
+        return in_order(drafts) if drafts else None
+
+    @property
+    def _said(self) -> str:
+        return f"the function {self.watch.name} returned"
+
+    def _event(self, returned: object, where: str) -> Event:
+        if not isinstance(returned, Mapping):
+            text = f"{self._said} {type(returned).__name__}, not a dict, a list of dicts, or None"
+            raise InvalidInput(Violation(where, text))
+        members = dict(returned)
+        for name in members:
+            if not isinstance(name, str):
+                raise InvalidInput(
+                    Violation(where, f"{self._said} a dict with a key that is {type(name).__name__}")
+                )
+        if "message" not in members:
+            raise InvalidInput(Violation(f"{where}.message", "is required"))
+        message = _json(members.pop("message"), f"{where}.message")
+        try:
+            return event.of_members(members, message)
+        except InvalidInput as error:
+            places = (
+                Violation(f"{where}{each.at.removeprefix('$')}", each.detail) for each in error.violations
+            )
+            raise InvalidInput(*places) from None
+
+
+def python_format(name: str, where: str, drafter: Drafter) -> PythonFormat:
+    """The format of PACKAGE:FUNCTION. Raises SettingsError."""
+    found = function(name, where)
+    if not callable(found):
+        raise SettingsError(f"{where}: python:{name} is {type(found).__name__}, not a function")
+    if (
+        inspect.iscoroutinefunction(found)
+        or inspect.isasyncgenfunction(found)
+        or inspect.isgeneratorfunction(found)
+    ):
+        raise SettingsError(f"{where}: python:{name} has to be a plain function: `def`, with `return`")
+    try:
+        inspect.signature(found).bind(None)
+    except TypeError:
+        raise SettingsError(f"{where}: python:{name} has to take one argument, the record") from None
+    except ValueError:
+        # Of a function in C nothing is known.
+        pass
+    return PythonFormat(found, drafter, LoopWatch(name, HELD_S, "a format has to be quick"))
+
+
+def _json(message: object, where: str) -> bytes:
+    """The message as JSON. Raises InvalidInput for what JSON has no value for."""
+    try:
+        return msgspec.json.encode(message)
+    except (TypeError, ValueError, RecursionError, UnicodeEncodeError) as error:
+        raise InvalidInput(Violation(where, f"isn't JSON: {error}")) from None
