@@ -740,7 +740,7 @@ CALLS = (
         handler=lambda at: at.transfer.post,
         name="importPreferences",
         summary="Set many people's switches",
-        text="All rows or, where one can't be used, none. Each person's change is one that they could have "
+        text="Where a row can't be used, none is imported. Each person's change is one that they could have "
         "made, and acts as that does. Of several rows about the same the last one counts.",
         scope=ADMIN,
         bodies={JSON: ImportRequest},

@@ -47,7 +47,7 @@ class TransferEndpoint:
         return json_response(ExportView(page.lines, None if page.next is None else _written(page.next)))
 
     async def post(self, request: Request) -> Response:
-        """Imports a page: all of it, or nothing."""
+        """Imports a page; nothing of it where a row can't be used."""
         await self.identifier.identify(request, ADMIN)
         wanted = await read_json(request, ImportRequest, MAX_EVENTS_BODY)
         return json_response(await self.transfer.import_page(wanted.rows))

@@ -375,8 +375,8 @@ class Delivery:
     def _learn(self, person: Person, change: Change) -> None:
         """Takes a change of somebody's switches."""
         person.learn(change.version, frozenset(change.after), revision=change.revision, quiet=change.quiet)
-        if change.revision != self._hub.rules.revision:
-            # It follows from another catalogue than this node's: a change that overlapped with one of the
+        if change.revision < self._hub.rules.revision:
+            # It follows from an earlier catalogue than this node's: a change that overlapped with one of the
             # catalogue, or one by a release that knows no categories.
             self._opener.refresh((person,))
 

@@ -5,6 +5,7 @@
 switches again. A type of the settings file is the file's: calls neither change nor remove it.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Annotated, NamedTuple
 
@@ -16,7 +17,14 @@ from pushsse.database import Database, Session, Statement
 from pushsse.errors import InvalidInput, PushsseError, SettingsError
 from pushsse.event import RESERVED_TYPES, TypeName
 from pushsse.preferences.languages import LanguageTag
-from pushsse.preferences.store import CATALOGUE_LOCK, MAX_TYPES, REMOVED_REVISION, EventType, known_types
+from pushsse.preferences.store import (
+    CATALOGUE_LOCK,
+    MAX_TYPES,
+    REMOVED_REVISION,
+    YIELD_TYPES,
+    EventType,
+    known_types,
+)
 
 _MOST_LANGUAGES = 40
 # A column of the table has this length.
@@ -183,8 +191,11 @@ def _columns(text: str | Mapping[str, str]) -> tuple[str, str]:
     return next(iter(text.values())), msgspec.json.encode(text).decode()
 
 
+_by_language = msgspec.json.Decoder(dict[str, str])
+
+
 def _texts(text: str) -> dict[str, str]:
-    return msgspec.json.decode(text, type=dict[str, str]) if text else {}
+    return _by_language.decode(text) if text else {}
 
 
 # Of a type that isn't in the catalogue: it is on.
@@ -199,7 +210,12 @@ class CatalogueStore:
 
     async def all(self) -> tuple[TypeView, ...]:
         """All types, in the catalogue's order."""
-        return tuple(row.view() for row in await self._database.rows(_Row, _ALL))
+        found: list[TypeView] = []
+        for row in await self._database.rows(_Row, _ALL):
+            found.append(row.view())
+            if len(found) % YIELD_TYPES == 0:
+                await asyncio.sleep(0)
+        return tuple(found)
 
     async def put(self, name: str, rules: TypeRules) -> bool:
         """Sets a type; whether it is new. Raises TypeInFile, CatalogueFull."""

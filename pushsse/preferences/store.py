@@ -197,6 +197,8 @@ class PreferenceChange(Model):
 
 
 MAX_TYPES = 1_000
+# Types between two yields: to find a text in a new language takes 10 us.
+YIELD_TYPES = 200
 # "pushsse" and a digit in ASCII. Of two nodes that add types, one waits for the other, so that both together
 # stay within MAX_TYPES.
 CATALOGUE_LOCK = 0x7075736873736532
@@ -254,6 +256,12 @@ REMOVED_REVISION = Statement("SELECT removed_revision FROM pushsse_catalogue")
 _LOCK_PERSON = Statement("""
     INSERT INTO pushsse_person ("user", version, logged_version) VALUES ({value[1]}, {value[2]}, {value[2]})
     ON CONFLICT ("user") DO UPDATE SET version = pushsse_person.version RETURNING version""")
+_LOGGED = Statement("""
+    UPDATE pushsse_person SET logged_version = {value[2]}, logged_epoch = {value[3]},
+           logged_number = {value[4]}
+     WHERE "user" = {value[1]} AND logged_version < {value[2]} RETURNING 1""")
+_PUBLISHED = Statement("""
+    DELETE FROM pushsse_preference_change WHERE "user" = {value[1]} AND version <= {value[2]} RETURNING 1""")
 # The person's row first, as in `change`: one of both waits for the other.
 _FORGET = {
     "person": Statement('DELETE FROM pushsse_person WHERE "user" = {value[1]} RETURNING 1'),
@@ -369,8 +377,14 @@ class PreferenceStore:
         """
         rows = await self._database.rows(_Choice, _PREFERENCES, user)
         schedule = await self._database.rows(quiet.decoded, _QUIET, user)
+        types: list[Preference] = []
+        for row in rows:
+            if not row.hidden:
+                types.append(row.preference(languages))
+                if len(types) % YIELD_TYPES == 0:
+                    await asyncio.sleep(0)
         return Settled(
-            tuple(row.preference(languages) for row in rows if not row.hidden),
+            tuple(types),
             _categories(rows),
             schedule[0] if schedule else Schedule(),
         )
@@ -449,14 +463,12 @@ class PreferenceStore:
         await repeated(lambda: self._note(done))
 
     async def _note(self, done: Mapping[str, tuple[int, Mark]]) -> None:
-        async with self._database.transaction(timeout_s=_LOGGED_S):
+        async with self._database.transaction(timeout_s=_LOGGED_S) as session:
             # In order, so that of two such calls one waits for the other.
             for user, (version, mark) in sorted(done.items()):
                 # Never backwards: of two nodes that published, the later one may have come first.
-                await PersonRow.filter(user=user, logged_version__lt=version).update(
-                    logged_version=version, logged_epoch=mark.epoch, logged_number=mark.number
-                )
-                await PreferenceChange.filter(user=user, version__lte=version).delete()
+                await session.rows(int, _LOGGED, user, version, mark.epoch, mark.number)
+                await session.rows(int, _PUBLISHED, user, version)
 
     async def forget(self, user: str) -> dict[str, int]:
         """Deletes all that is kept of a person: how many rows of each kind."""

@@ -1,12 +1,13 @@
 """Many people's switches at once: exported in pages, imported in pages.
 
-Called by the API for `pushsse prefs export` and `import`. A page is imported in one transaction, which
-numbers each person's change and writes it to the outbox as a change by themselves would; then the log gets
-all of them. Importing the same rows again changes nothing.
+Called by the API for `pushsse prefs export` and `import`. People are imported some at a time, in a
+transaction that numbers each person's change and writes it to the outbox as a change by themselves would;
+then the log gets these changes. Importing the same rows again changes nothing.
 """
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 from msgspec import Struct
@@ -26,7 +27,9 @@ from pushsse.preferences.store import (
 )
 
 MOST_ROWS = 500
-_IMPORT_S = 20.0
+# In one transaction, during which nobody else writes to SQLite.
+_PEOPLE_AT_ONCE = 50
+_IMPORT_S = 10.0
 # People between two yields, of whom each may have chosen something for all types.
 _YIELD_PEOPLE = 5
 
@@ -176,7 +179,7 @@ class Transfer:
         """Imports some lines, of which the last one counts where several are about the same.
 
         Raises InvalidInput that names every line that can't be used; then nothing of the page is imported.
-        And BackplaneUnavailable: then it is, and is published as soon as the log takes it.
+        And Unavailable: then a part is, and is published as soon as the log takes it.
         """
         rules = _Rules(await self._database.rows(_Rule, _RULES))
         faults = [(place, rules.fault(line)) for place, line in enumerate(lines)]
@@ -189,10 +192,13 @@ class Transfer:
                 choices.types[line.type] = line.enabled
             else:
                 choices.categories[line.category] = line.enabled
-        # Somebody may change their own switches meanwhile, or another page be about the same people.
-        changed = await repeated(lambda: self._write(wanted))
-        await self._preferences.publish(await self._store.pending(*wanted))
-        return Imported(len(wanted), changed)
+        changed, users = 0, list(wanted)
+        for start in range(0, len(users), _PEOPLE_AT_ONCE):
+            some = users[start : start + _PEOPLE_AT_ONCE]
+            # Somebody may change their own switches meanwhile, or another page be about the same people.
+            changed += await repeated(partial(self._write, {user: wanted[user] for user in some}))
+            await self._preferences.publish(await self._store.pending(*some))
+        return Imported(len(users), changed)
 
     async def _write(self, wanted: Mapping[str, _Choices]) -> int:
         """Writes choices, and a change for each person whom they change something for; how many those are."""

@@ -14,7 +14,7 @@ from pushsse.backplane.memory import MemoryBackplane
 from pushsse.errors import BackplaneUnavailable
 from pushsse.event import Change, encode
 from pushsse.hub import HubParts, assemble_hub
-from pushsse.hub.hub import Hub
+from pushsse.hub.hub import Hub, Rules
 from pushsse.hub.opening import From, PersonState, StreamLimits, StreamOptions
 from pushsse.metrics import Metrics
 from pushsse.position import parse
@@ -198,13 +198,17 @@ def appends(made: object, users: tuple[str, ...]) -> list[Append]:
 
 @asynccontextmanager
 async def running_hub(
-    *, send_timeout_s: float = 5.0, keep_bytes: int = 4 * 1024**2, lifetime_s: float = 0.0
+    *,
+    send_timeout_s: float = 5.0,
+    keep_bytes: int = 4 * 1024**2,
+    lifetime_s: float = 0.0,
+    rules: Rules | None = None,
 ) -> AsyncIterator[RunningHub]:
     """A node's hub, running."""
     metrics, people = Metrics(), People()
     backplane = MemoryBackplane(shards=SHARDS, keep_s=600, keep_bytes=keep_bytes, metrics=metrics)
     limits = StreamLimits("here", 15, 600, send_timeout_s, lifetime_s)
-    parts = assemble_hub(backplane, people, limits=limits, metrics=metrics)
+    parts = assemble_hub(backplane, people, limits=limits, metrics=metrics, rules=rules)
     async with backplane, asyncio.TaskGroup() as tasks:
         services = (parts.catch_up, parts.opener, parts.feed)
         running = [tasks.create_task(service.run()) for service in services]
