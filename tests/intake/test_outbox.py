@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import random
+import re
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +14,7 @@ import asyncpg
 import pytest
 
 from deploy.parts import Postgres
+from pushsse.intake.outbox.tables import sql
 from pushsse.metrics import Metrics
 from tests.pooler import pgbouncer
 from tests.waiting import eventually
@@ -266,6 +268,11 @@ async def test_positions_go_on_beyond_the_fence_where_the_tables_are_an_older_st
         ("('a', '1', '{\"users\": []}')", "recipients"),
         ("('a', '1', '{\"users\": [\"a b\"]}')", "recipients.users"),
         ("('a', '1', '[3]')", "recipients: "),
+        (
+            "('a', (repeat('[', 2000) || repeat(']', 2000))::json, '\"all\"')",
+            "message: is nested far too deep",
+        ),
+        ("('a', '1', (repeat('[', 2000) || repeat(']', 2000))::json)", "recipients: is nested far too deep"),
         ("('none', '1', '\"all\"')", "catalogue"),
         ("('a', to_json(repeat('x', 60000)), '\"all\"')", "over 49152"),
         ("('a', to_json(repeat('x', 100000)), '\"all\"')", "message: has far too many bytes"),
@@ -415,6 +422,33 @@ async def test_a_table_in_a_schema_of_its_own(box: OutboxKit) -> None:
         await eventually(other.is_empty)
     assert (await other.events())[0]["id"] == f"shop.outbox-{id_}"
     assert await box.events() == []
+
+
+async def test_the_rights_that_the_sql_names_are_enough(box: OutboxKit) -> None:
+    word = secrets.token_hex(4)
+    grants = re.findall(r"^-- (GRANT .*) TO pushsse;$", sql(box.table), re.MULTILINE)
+    assert len(grants) == 3
+    for role in ("node", "shop"):
+        await box.application.execute(f"CREATE ROLE {role}_{word} LOGIN PASSWORD 'word'")
+    for grant in grants:
+        await box.application.execute(f"{grant} TO node_{word}")
+    await box.application.execute(f"GRANT INSERT ON {box.table} TO shop_{word}")
+    where = box.url.rpartition("@")[2]
+    box.url = f"postgres://node_{word}:word@{where}"
+    shop = await asyncpg.connect(f"postgres://shop_{word}:word@{where}")
+    try:
+        async with box.running(poll_s=60.0), box.running(node="other", keep="mark"):
+            for n in range(10):
+                await shop.execute(
+                    """INSERT INTO pushsse_outbox (key, type, message, recipients)
+                       VALUES ($1, $2, '1', '"all"')""",
+                    str(n),
+                    "alarm" if n else "no type",
+                )
+            await eventually(lambda: box.has(9))
+            await eventually(lambda: box.metrics.outbox_dead["pushsse_outbox"] == 1)
+    finally:
+        await shop.close()
 
 
 async def test_a_table_that_is_not_there_yet_is_waited_for(

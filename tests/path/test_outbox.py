@@ -19,7 +19,7 @@ from pushsse.intake.outbox.tables import sql
 from tests.backplane.redis_server import RedisServer
 from tests.cli.running import process
 from tests.parts import running
-from tests.serving import Stream, serving
+from tests.serving import Running, Stream, serving
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
@@ -45,12 +45,15 @@ async def shared(own_postgres: Postgres, redis_url: str, anyio_backend: str) -> 
 
 
 @pytest.fixture
-async def streams(shared: dict[str, Any], tmp_path: Path) -> AsyncIterator[dict[str, Stream]]:
+async def nodes(shared: dict[str, Any], tmp_path: Path) -> AsyncIterator[Sequence[Running]]:
+    async with serving(tmp_path, node="one", **shared) as one, serving(tmp_path, node="two", **shared) as two:
+        yield one, two
+
+
+@pytest.fixture
+async def streams(nodes: Sequence[Running]) -> AsyncIterator[dict[str, Stream]]:
     """A stream of each person, half of them on each of two nodes."""
     async with AsyncExitStack() as stack:
-        nodes = [
-            await stack.enter_async_context(serving(tmp_path, node=name, **shared)) for name in ("one", "two")
-        ]
         found = {}
         for number, person in enumerate(PEOPLE):
             found[person] = await stack.enter_async_context(nodes[number % 2].stream(person))
@@ -154,15 +157,17 @@ async def test_postgres_is_killed_and_started_again_in_the_middle(
 
 
 async def test_redis_is_away_in_the_middle(
-    shared: dict[str, Any], streams: dict[str, Stream], redis_server: RedisServer
+    shared: dict[str, Any],
+    nodes: Sequence[Running],
+    streams: dict[str, Stream],
+    redis_server: RedisServer,
 ) -> None:
     url = shared["database_url"]
     await fill(url, 500)
     first = {PEOPLE[0]: streams[PEOPLE[0]]}
     assert await read(first, 1) == {PEOPLE[0]: [0]}
     redis_server.freeze()
-    # Longer than a node waits for it.
-    await asyncio.sleep(4)
+    await eventually(lambda: not any(each.node.backplane.available for each in nodes))
     redis_server.thaw()
     found = await read(first, 499) | await read({p: s for p, s in streams.items() if p not in first}, 500)
     assert found == {person: list(range(person == PEOPLE[0], 500)) for person in PEOPLE}

@@ -513,6 +513,8 @@ def _body(row: Row) -> bytes:
             members[name] = _raw.decode(text)
         except msgspec.DecodeError as error:
             raise InvalidInput(Violation(f"$.{name}", f"isn't JSON: {error}")) from None
+        except RecursionError:
+            raise InvalidInput(Violation(f"$.{name}", "is nested far too deep")) from None
     if row.description:
         members["desc"] = row.description
     optional = {
