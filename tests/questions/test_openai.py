@@ -534,7 +534,9 @@ async def test_of_very_many_citations_an_answer_has_as_many_as_it_keeps() -> Non
 
 
 @pytest.mark.parametrize(
-    "event", ["data: {}\n\n", "event: x\n\n", ": x\n\n", "data: word\n\n", "\n\n"], ids=repr
+    "event",
+    ["data: {}\n\n", "event: x\n\n", ": x\n\n", "data: word\n\n", "\n\n", 15 * "a\n", 30 * "\r", 15 * ":\n"],
+    ids=repr,
 )
 async def test_no_stream_holds_the_loop(event: str) -> None:
     word = json.dumps({"choices": [{"delta": {"content": "word "}}]})

@@ -45,6 +45,8 @@ _USAGE_S = 2.0
 MOST_EVENT_BYTES = 1024 * 1024
 MOST_ANSWER_BYTES = 256 * 1024 * 1024
 _MOST_UNREADABLE = 100
+# What is parsed at once.
+_PIECE_BYTES = 8 * 1024
 # While a model thinks, its status is said again so often.
 _THINKING_S = 10.0
 # Of a failure, for the log.
@@ -435,7 +437,11 @@ class _Bounded(httpx.AsyncByteStream):
                 raise _TooLarge(f"an event of more than {MOST_EVENT_BYTES} bytes")
             if whole > MOST_ANSWER_BYTES:
                 raise _TooLarge(f"more than {MOST_ANSWER_BYTES} bytes")
-            yield piece
+            for start in range(0, len(piece), _PIECE_BYTES):
+                if start:
+                    # Who reads the lines of a piece, of which it may be made alone, lets nobody else run.
+                    await asyncio.sleep(0)
+                yield piece[start : start + _PIECE_BYTES]
 
     async def aclose(self) -> None:
         await self._stream.aclose()
