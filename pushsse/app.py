@@ -160,6 +160,7 @@ def _endpoints(node: Node) -> Endpoints:
             backplane=node.backplane,
             limit=CallLimit("acks", settings.acks_per_minute, "send acks", node.backplane, limited),
             window_s=settings.log_keep_s,
+            outcomes=node.hub.outcomes,
         ),
         polls=PollEndpoint(
             identifier=identifier,

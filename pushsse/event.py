@@ -182,7 +182,9 @@ class _Collapsing(_Delivered):
     to: str | UnsetType
 
 
-class _Withdrawn(Struct):
+class Withdrawn(Struct):
+    """The data of the event that takes away what has the key `withdraw`, for the same audience."""
+
     id: str
     type: str
     withdraw: str
@@ -490,11 +492,11 @@ def publication(event: Event, *, event_id: str, at: datetime, max_age_s: int, tr
     )
 
 
-def _keyed(event: Event, event_id: str, ts: datetime) -> _Collapsing | _Withdrawn:
+def _keyed(event: Event, event_id: str, ts: datetime) -> _Collapsing | Withdrawn:
     """The data of an event with a key."""
     to = ALL if event.to == ALL else UNSET
     if event.withdraw:
-        return _Withdrawn(event_id, event.type, event.withdraw, to, ts)
+        return Withdrawn(event_id, event.type, event.withdraw, to, ts)
     return _Collapsing(event_id, event.type, event.message, event.desc, ts, event.collapse or "", to)
 
 

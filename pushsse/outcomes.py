@@ -144,6 +144,13 @@ class Outcomes:
         else:
             self.note(publication, user, outcome)
 
+    def acked(self, user: str, ids: Iterable[str], state: str) -> None:
+        """Notes that a person has received, read or clicked events, whose type nobody here knows."""
+        at_ms = self._now_ms()
+        for each in ids:
+            body = _DATA + _json.encode(_EventId(each)) + b"\n"
+            self._noted.append(Noted(Publication("", body, (user,), switchable=True), user, state, at_ms))
+
     # The service
 
     async def run(self) -> None:

@@ -73,6 +73,7 @@ class KafkaMap(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ttl_s: str = ""
     campaign: str = ""
     collapse: str = ""
+    withdraw: str = ""
 
 
 class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -25,6 +25,7 @@ from pushsse.errors import InvalidInput, Violation
 from pushsse.event import EventId
 from pushsse.hub.catch_up import SCAN_ENTRIES, Found, Replay, ScansBusy
 from pushsse.hub.opening import From, Opener, Opening
+from pushsse.outcomes import Outcomes
 from pushsse.position import Mark, Position
 from pushsse.stream.frame import Resume
 
@@ -72,6 +73,8 @@ class AcksEndpoint:
     backplane: Backplane
     limit: CallLimit
     window_s: float
+    # Where it is noted what became of events, if it is.
+    outcomes: Outcomes | None = None
 
     async def post(self, request: Request) -> Response:
         """Tells the person's devices what was read; after the 204 it is in the log."""
@@ -80,6 +83,8 @@ class AcksEndpoint:
         fields = await self.limit.spend(who.user)
         publication = event.encode(NAME, wanted, users=(who.user,))
         await self.backplane.publish_to(who.user, (Draft(publication),))
+        if self.outcomes is not None and wanted.ids:
+            self.outcomes.acked(who.user, wanted.ids, wanted.state)
         return Response(status_code=204, headers={"cache-control": "no-store", **fields})
 
     async def unread(self, request: Request) -> Response:

@@ -31,6 +31,7 @@ from pushsse.api import (
     retell,
 )
 from pushsse.api.access import AccessEndpoint, Me, TicketRequest, TicketView
+from pushsse.api.acks import NAME as ACK
 from pushsse.api.acks import AckRequest, AcksEndpoint, Unread
 from pushsse.api.direct import answered, audited, inside, refuse_outside
 from pushsse.api.files import CLIENT, PAGE, ClientEndpoint, PageEndpoint
@@ -43,7 +44,7 @@ from pushsse.api.stream import StreamEndpoint
 from pushsse.api.transfer import ExportView, ImportRequest, TransferEndpoint
 from pushsse.api.types import TypeList, TypesEndpoint
 from pushsse.api.users import KickView, PersonView, PresenceRequest, PresenceView, UsersEndpoint
-from pushsse.event import EVENT_SCHEMA, Event
+from pushsse.event import EVENT_SCHEMA, WITHDRAW, Event, Withdrawn
 from pushsse.intake.cloudevents import BATCH, STRUCTURED
 from pushsse.preferences.catalogue import TypeRules, TypeView
 from pushsse.preferences.transfer import Imported
@@ -191,6 +192,8 @@ QUESTION_EVENTS: Mapping[str, type] = {
     "answer": AnswerEvent,
     "answer.error": AnswerErrorEvent,
 }
+# And what else a stream has, under names that no event of a person's has.
+STREAM_EVENTS: Mapping[str, type] = {**QUESTION_EVENTS, ACK: AckRequest, WITHDRAW: Withdrawn}
 # Whatever else it is counts as a place that is gone: a 400 would end a browser's EventSource for good.
 _POSITION = {"type": "string", "description": "an id of this stream's; any other text: a gap"}
 _AGE = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)?$", "examples": ["30m"]}
@@ -932,7 +935,7 @@ def document() -> dict[str, Any]:
     kinds = {
         kind for call in calls for kind in (*call.bodies.values(), *call.answers.values()) if kind is not None
     }
-    kinds |= {Problem, *QUESTION_EVENTS.values()}
+    kinds |= {Problem, *STREAM_EVENTS.values()}
     kinds |= {call.foreign.body for call in calls if call.foreign is not None}
     ordered = sorted(kinds, key=lambda kind: (kind.__name__, kind.__module__))
     refs, components = msgspec.json.schema_components(ordered, ref_template=_REF)
@@ -984,9 +987,8 @@ def _operation(call: Call, schema: Mapping[type, Any]) -> dict[str, Any]:
             response.setdefault("content", {}).update(_content([(media, kind)], schema))
             if media == SSE and call.streams:
                 # OpenAPI 3.1 has no word for a stream of events.
-                response["content"][media]["x-events"] = {
-                    name: schema[event] for name, event in QUESTION_EVENTS.items()
-                }
+                told = STREAM_EVENTS if call.name == "stream" else QUESTION_EVENTS
+                response["content"][media]["x-events"] = {name: schema[event] for name, event in told.items()}
     # What a path's parameter can't be is no path.
     media, kind = (MEDIA_TYPE, Problem) if call.foreign is None else (JSON, call.foreign.body)
     for status in sorted({*call.problems, *([404] if path_parameters else [])}):

@@ -67,6 +67,8 @@ class _Attributes(Struct):
     time: Text = UNSET
     datacontenttype: Text = UNSET
     pushsseto: str | tuple[str, ...] | UnsetType | None = UNSET
+    pushssecollapse: Text = UNSET
+    pushssewithdraw: Text = UNSET
     partitionkey: Text = UNSET
     expirytime: Text = UNSET
     traceparent: Text = UNSET
@@ -288,6 +290,10 @@ def _cloud_event(
         if len(found.partitionkey) > _MAX_KEY:
             raise InvalidInput(Violation(place("partitionkey"), f"has more than {_MAX_KEY} characters"))
         members["key"] = found.partitionkey
+    if found.pushssecollapse:
+        members["collapse"] = found.pushssecollapse
+    if found.pushssewithdraw:
+        members["withdraw"] = found.pushssewithdraw
     if "to" not in said:
         members["to"] = _audience(found.pushsseto or to, place)
     expires_ms = None
@@ -305,7 +311,15 @@ def _cloud_event(
     return CloudEvent(made, once, trace, expires_ms)
 
 
-_MEMBERS = {"type": "type", "ts": "time", "to": "pushsseto", "message": "data", "key": "partitionkey"}
+_MEMBERS = {
+    "type": "type",
+    "ts": "time",
+    "to": "pushsseto",
+    "message": "data",
+    "key": "partitionkey",
+    "collapse": "pushssecollapse",
+    "withdraw": "pushssewithdraw",
+}
 
 
 def _renamed(violation: Violation, place: Place, said: Mapping[str, object]) -> Violation:

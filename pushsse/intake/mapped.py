@@ -393,5 +393,5 @@ def _ttl_s(expression: Expression, result: object, seen: Mapping[str, object]) -
 
 _FALSE: tuple[object, ...] = ("", [], {}, None)
 _READERS = {"to": _to, "ts": _ts, "ttl_s": _ttl_s} | dict.fromkeys(
-    ("type", "desc", "id", "campaign", "collapse"), _text
+    ("type", "desc", "id", "campaign", "collapse", "withdraw"), _text
 )

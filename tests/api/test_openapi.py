@@ -12,6 +12,7 @@ from pushsse.api.calls import CALLS, document
 from pushsse.app import create_app
 from pushsse.settings import load
 
+WITHDRAWN = ("id", "type", "withdraw", "to", "ts")
 METHODS = {"get", "post", "put", "delete", "patch"}
 
 
@@ -122,3 +123,11 @@ def test_the_events_about_questions_are_in_the_document() -> None:
         "text",
         "part",
     }
+
+
+def test_the_events_of_acks_and_keys_are_in_the_document() -> None:
+    found = document()
+    content = found["paths"]["/v1/stream"]["get"]["responses"]["200"]["content"]["text/event-stream"]
+    for name, members in (("ack", {"state", "ids", "up_to"}), ("pushsse.withdraw", set(WITHDRAWN))):
+        schema = content["x-events"][name]["$ref"].rpartition("/")[2]
+        assert set(found["components"]["schemas"][schema]["properties"]) == members

@@ -250,3 +250,17 @@ def test_no_cloudevent_holds_the_loop(value: bytes) -> None:
             decoded(Given(value))
         spent_s.append(time.thread_time() - began)
     assert min(spent_s) < 0.02
+
+
+def test_extensions_have_the_key_that_an_event_replaces_or_takes_away() -> None:
+    decode = CloudEventsFormat(drafter=drafter())
+    made = decode(structured(type="order", pushssecollapse="order-981"), "me")
+    assert made is not None
+    assert made.publication.collapse == "order-981"
+    assert b'"collapse":"order-981"' in made.publication.body
+    made = decode(binary(ce_pushssewithdraw=b"order-981"), "me")
+    assert made is not None
+    assert (made.publication.name, made.publication.collapse) == ("pushsse.withdraw", "order-981")
+    with pytest.raises(InvalidInput) as refused:
+        decode(structured(type="order", pushssecollapse="x" * 129), "me")
+    assert "pushssecollapse" in str(refused.value)

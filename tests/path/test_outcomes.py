@@ -115,6 +115,13 @@ async def test_each_person_of_an_event_has_an_outcome(told: Told) -> None:
             "id": "second", "type": "news", "message": "二", "desc": "more", "ts": "",
         }  # fmt: skip
         assert not any("data" in each for each in about if each["outcome"] != "offline")
+        acked = {"ids": ["second", "never sent"], "state": "clicked"}
+        assert (await two.http.post("/v1/acks?user=ann", json=acked)).status_code == 204
+        await eventually(lambda: any(each["event"] == "never sent" for each in told.records), 45)
+        clicked = [each for each in told.records if each["outcome"] == "clicked"]
+        assert [(each["event"], each["user"], each["type"]) for each in clicked] == [
+            ("second", "ann", ""), ("never sent", "ann", ""),
+        ]  # fmt: skip
         await one.publish("news", "third", id="third", ttl_s=1, ts="2020-01-01T00:00:00Z", to=["ann", "fay"])
         await told.until("third", {"ann": "expired", "fay": "expired"})
         # Of a broadcast, how many streams got it.
