@@ -8,6 +8,7 @@ when the process is out of files for connections, which uvloop doesn't.
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import resource
@@ -279,6 +280,9 @@ def serve(node: Node, listeners: Sequence[socket.socket], *, ready: Callable[[],
     """Serves until told to stop; the exit status. `ready` is called when the node serves."""
     server = Server(node, ready=ready)
     server.run(sockets=list(listeners))
+    # The process ends now. The interpreter would walk all objects three times more, which takes 0.3 s of CPU,
+    # or seconds with a large log in memory.
+    gc.freeze()
     return server.status or (1 if server.failed or not server.started else 0)
 
 

@@ -29,9 +29,10 @@ from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Protocol, Self, TextIO
 
 import pushsse
+from pushsse.questions.answerers import faq
 
 _MOST_BYTES = 200_000
 _NUMBER = struct.Struct("i")
@@ -243,8 +244,10 @@ def _import_everything() -> None:
     for found in pkgutil.walk_packages(pushsse.__path__, "pushsse."):
         if not found.name.endswith("__main__"):
             importlib.import_module(found.name)
-    for name in ("uvloop", "uvicorn.loops.uvloop", "uvicorn.lifespan.off", "tortoise.backends.sqlite"):
+    for name in ("uvloop", "uvicorn.loops.auto", "uvicorn.lifespan.on"):
         importlib.import_module(name)
+    # `serve` has it read and indexed at each start.
+    faq.load("")
 
 
 def _serve(control: socket.socket) -> dict[str, Any] | None:
@@ -310,23 +313,24 @@ def _become(wanted: Mapping[str, Any]) -> None:
     named = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     sys.path[:] = [wanted["cwd"], *named, *sys.path[own:]]
     unbuffered = bool(environment.get("PYTHONUNBUFFERED"))
-    sys.stdin = _text(0, "r", "strict", lines=False, unbuffered=unbuffered)
-    sys.stdout = _text(1, "w", "strict", lines=False, unbuffered=unbuffered)
-    sys.stderr = _text(2, "w", "backslashreplace", lines=True, unbuffered=unbuffered)
+    sys.stdin = _stream(0, "r", sys.stdin, unbuffered=unbuffered)
+    sys.stdout = _stream(1, "w", sys.stdout, unbuffered=unbuffered)
+    sys.stderr = _stream(2, "w", sys.stderr, unbuffered=unbuffered)
     sys.argv = [wanted["module"], *wanted["arguments"]]
     runpy.run_module(wanted["module"], run_name="__main__", alter_sys=True)
 
 
-def _text(fd: int, mode: str, errors: str, *, lines: bool, unbuffered: bool) -> io.TextIOWrapper:
+def _stream(fd: int, mode: str, starters: TextIO, *, unbuffered: bool) -> io.TextIOWrapper:
+    """A standard stream, as CPython's create_stdio makes it; its encoding is that of the starter's."""
     raw = io.FileIO(fd, mode, closefd=False)
     buffer: Any = io.BufferedReader(raw) if mode == "r" else raw if unbuffered else io.BufferedWriter(raw)
     return io.TextIOWrapper(
         buffer,
-        encoding=sys.stdout.encoding,
-        errors=errors,
-        newline=None if mode == "r" else "\n",
-        line_buffering=lines or os.isatty(fd),
-        write_through=unbuffered,
+        encoding=starters.encoding,
+        errors=starters.errors,
+        newline="\n",
+        line_buffering=not unbuffered and (fd == 2 or os.isatty(fd)),
+        write_through=unbuffered and mode == "w",
     )
 
 

@@ -212,6 +212,26 @@ def test_a_taken_port_is_said_before_anything_else_is_loaded(tmp_path: Path) -> 
         assert f" {heavy}\n" not in ended.stderr
 
 
+ENDING = """
+import atexit, gc
+atexit.register(lambda: print("left to collect:", len(gc.get_objects())))
+from pushsse.cli import main
+main()
+"""
+
+
+def test_the_end_of_a_process_walks_nothing(tmp_path: Path) -> None:
+    ending = tmp_path / "ending.py"
+    ending.write_text(ENDING)
+    with served(tmp_path, program=(sys.executable, str(ending))) as node:
+        node.process.terminate()
+        assert node.process.wait(LIMIT_S) == 0
+        found = re.search(r"left to collect: (\d+)", node.printed)
+    assert found is not None
+    # What is made after that, of 100,000.
+    assert int(found[1]) < 1_000
+
+
 HANGING = """
 import asyncio, sys
 from pushsse.database import Database
