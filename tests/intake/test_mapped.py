@@ -264,7 +264,7 @@ def test_expressions_have_so_many_steps_for_one_record() -> None:
 
 
 def test_a_map_may_say_what_an_event_replaces_or_takes_away() -> None:
-    decode = simple(collapse="value.open && value.order || ''", withdraw="!value.open && value.order || ''")
+    decode = simple(collapse="value.open && value.order || ''", withdraw="!(value.open) && value.order || ''")
     made = decoded(decode, {"open": True, "order": 981})
     assert made.publication.collapse == "981"
     made = decoded(decode, {"open": False, "order": 981})
