@@ -160,7 +160,7 @@ def _endpoints(node: Node) -> Endpoints:
             backplane=node.backplane,
             limit=CallLimit("acks", settings.acks_per_minute, "send acks", node.backplane, limited),
             window_s=settings.log_keep_s,
-            outcomes=node.hub.outcomes,
+            outcomes=node.outcomes,
         ),
         polls=PollEndpoint(
             identifier=identifier,
@@ -178,7 +178,7 @@ def _endpoints(node: Node) -> Endpoints:
         chat=ChatEndpoint(asked),
         agui=AguiEndpoint(asked),
         completions=CompletionsEndpoint(asked),
-        questions=QuestionsEndpoint(identifier, node.questions, reply, asking, rating, desk),
+        questions=QuestionsEndpoint(identifier, node.questions, reply, asking, rating, desk, node.outcomes),
         conversations=ConversationsEndpoint(identifier, node.questions, desk, asking),
         access=AccessEndpoint(
             identifier,
@@ -186,7 +186,7 @@ def _endpoints(node: Node) -> Endpoints:
             node.tickets,
             limit=ticketing,
         ),
-        users=UsersEndpoint(identifier, node.presence, node.kicks, node.forgetting),
+        users=UsersEndpoint(identifier, node.presence, node.kicks, node.forgetting, node.explaining),
         health=HealthEndpoint(node),
         page=PageEndpoint(development=settings.development),
         client=ClientEndpoint(),

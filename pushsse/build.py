@@ -22,6 +22,7 @@ from pushsse.backplane.redis import RedisBackplane
 from pushsse.database import Database
 from pushsse.dispatcher import Dispatcher
 from pushsse.errors import SettingsError
+from pushsse.explain import Explaining, OutcomeTopic
 from pushsse.hub import assemble_hub
 from pushsse.hub.hub import Hub
 from pushsse.hub.opening import StreamLimits
@@ -146,6 +147,13 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         ),
         retention=Retention(question_store, keep_days=settings.questions_keep_days, metrics=metrics),
         presence=presence,
+        explaining=Explaining(
+            backplane,
+            hub_parts.replay.scans,
+            OutcomeTopic(connection(settings), settings.outcomes_topic) if outcomes is not None else None,
+            window_s=settings.log_keep_s,
+        ),
+        outcomes=outcomes.outcomes if outcomes is not None else None,
         outcome_services=outcomes.services(backplane, presence, store) if outcomes is not None else {},
         tickets=Tickets(backplane, kicked),
         questions=questions,

@@ -146,8 +146,9 @@ class Publication(Struct, frozen=True, array_like=True):
     `body` is the `data:` line; `users` None means everybody; a `switchable` one is held back from people
     who have switched its name off; `subject` is the question that it belongs to, and `attempt` the attempt at
     its answer, 0 where it is about none or comes from a release without them. Times in milliseconds.
-    `campaign` and `trace` (a W3C traceparent) are for the outcomes. Of the publications of one audience with
-    the same `collapse` only the newest is replayed.
+    `campaign` and `trace` (a W3C traceparent) are for the outcomes, `origin` (the record in Kafka, if its
+    id doesn't say so) is for `explain`. Of the publications of one audience with the same `collapse` only
+    the newest is replayed.
     """
 
     name: str
@@ -161,6 +162,7 @@ class Publication(Struct, frozen=True, array_like=True):
     campaign: str = ""
     trace: str = ""
     collapse: str = ""
+    origin: str = ""
 
     def frame(self, *, named: bool = True) -> bytes:
         """The SSE event without its `id` line and the blank line (WHATWG HTML, 9.2.5)."""
@@ -464,7 +466,9 @@ def _too_large(size: int) -> InvalidInput:
     return InvalidInput(Violation("$.message", f"the frame has {size} bytes, over {MAX_FRAME_BYTES}"))
 
 
-def publication(event: Event, *, event_id: str, at: datetime, max_age_s: int, trace: str = "") -> Publication:
+def publication(
+    event: Event, *, event_id: str, at: datetime, max_age_s: int, trace: str = "", origin: str = ""
+) -> Publication:
     """Encodes an event once, for every node and stream. `trace` is the traceparent that it came with.
 
     `at` is the record's time, used where the event has no `ts`; without `ttl_s` it expires `max_age_s`
@@ -489,6 +493,7 @@ def publication(event: Event, *, event_id: str, at: datetime, max_age_s: int, tr
         campaign=event.campaign,
         trace=trace,
         collapse=event.withdraw or event.collapse or "",
+        origin=origin,
     )
 
 
@@ -544,6 +549,7 @@ def encode(
     campaign: str = "",
     trace: str = "",
     collapse: str = "",
+    origin: str = "",
 ) -> Publication:
     """Makes a publication of any data that msgspec encodes. Raises InvalidInput over 48 KiB."""
     line = _json.encode(data)
@@ -554,7 +560,9 @@ def encode(
     if len(name) + len(body) + _ID_LINE_BYTES > MAX_FRAME_BYTES:
         raise _too_large(len(body))
     to = None if users is None else tuple(users)
-    return Publication(name, body, to, switchable, expires_ms, subject, change, 0, campaign, trace, collapse)
+    return Publication(
+        name, body, to, switchable, expires_ms, subject, change, 0, campaign, trace, collapse, origin
+    )
 
 
 def is_id(name: str) -> bool:

@@ -19,6 +19,7 @@ from pushsse.api.limits import Replies
 from pushsse.backplane import Backplane
 from pushsse.database import Database
 from pushsse.errors import CloseReason, DatabaseUnavailable, PushsseError, SettingsError
+from pushsse.explain import Explaining
 from pushsse.hub import HubParts
 from pushsse.hub.hub import FLUSH_S, Hub, drain
 from pushsse.intake import Drafter
@@ -26,6 +27,7 @@ from pushsse.intake.http import Intake
 from pushsse.kafka.producer import Producer
 from pushsse.kicks import Kicked, Kicks
 from pushsse.metrics import Metrics
+from pushsse.outcomes import Outcomes
 from pushsse.people import StoredPeople
 from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.catalogue import CatalogueStore
@@ -71,7 +73,9 @@ class Node:
     forgetting: Forgetting
     retention: Retention
     presence: Presence
+    explaining: Explaining
     # None where it isn't noted what became of events.
+    outcomes: Outcomes | None
     outcome_services: Mapping[str, Service]
     tickets: Tickets
     questions: Questions

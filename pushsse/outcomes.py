@@ -25,6 +25,7 @@ from pushsse.retry import Backoff, Outage
 
 logger = logging.getLogger(__name__)
 WRITTEN, SWITCHED_OFF, EXPIRED, OFFLINE = "written", "switched_off", "expired", "offline"
+RATED = "rated"
 _FLUSH_S = 0.1
 _TOTALS_S = 1.0
 # What has been noted and isn't a record yet.
@@ -41,19 +42,23 @@ _json = msgspec.json.Encoder()
 class Outcome(Struct, frozen=True, omit_defaults=True):
     """A record of the topic. One about a person is keyed by it; one with `count` is about a broadcast.
 
-    `data` is what a stream would have got, for somebody who was offline.
+    `data` is what a stream would have got, for somebody who was offline. `question` and `rating` are those of
+    an answer that was rated.
     """
 
-    event: str
-    type: str
     outcome: str
     node: str
     at: datetime
+    event: str = ""
+    type: str = ""
     user: str = ""
     count: int = 0
     campaign: str = ""
     traceparent: str = ""
     data: Raw | UnsetType = UNSET
+    question: str = ""
+    rating: str = ""
+    comment: str = ""
 
 
 class Noted(NamedTuple):
@@ -144,12 +149,20 @@ class Outcomes:
         else:
             self.note(publication, user, outcome)
 
-    def acked(self, user: str, ids: Iterable[str], state: str) -> None:
-        """Notes that a person has received, read or clicked events, whose type nobody here knows."""
-        at_ms = self._now_ms()
-        for each in ids:
-            body = _DATA + _json.encode(_EventId(each)) + b"\n"
-            self._noted.append(Noted(Publication("", body, (user,), switchable=True), user, state, at_ms))
+    # Called by calls
+
+    def acked(self, user: str, events: Iterable[str], state: str) -> None:
+        """A person has received, read or clicked events."""
+        at = datetime.now(UTC)
+        for name in events:
+            if self._is_chosen(name):
+                self._add(user.encode(), Outcome(state, self._node, at, event=name, user=user))
+
+    def rated(self, user: str, question: str, rating: str, comment: str) -> None:
+        """A person has rated an answer."""
+        at = datetime.now(UTC)
+        record = Outcome(RATED, self._node, at, user=user, question=question, rating=rating, comment=comment)
+        self._add(user.encode(), record)
 
     # The service
 
@@ -204,8 +217,7 @@ class Outcomes:
             noted = noted[-MOST_NOTED:]
         for start in range(0, len(noted), _AT_ONCE):
             for record in self._records(noted[start : start + _AT_ONCE]):
-                self._waiting.append(record)
-                self._waiting_bytes += _size(record)
+                self._keep(record)
             await asyncio.sleep(0)
         lost = 0
         while self._waiting_bytes > MOST_BYTES:
@@ -260,9 +272,15 @@ class Outcomes:
         for total in totals.values():
             name = event_id(total.publication)
             for outcome, count in total.counts.items() if self._is_chosen(name) else ():
-                record = Outgoing(None, self._record(name, total.publication, outcome, now_ms, count=count))
-                self._waiting.append(record)
-                self._waiting_bytes += _size(record)
+                record = self._record(name, total.publication, outcome, now_ms, count=count)
+                self._keep(Outgoing(None, record))
+
+    def _add(self, key: bytes, outcome: Outcome) -> None:
+        self._keep(Outgoing(key, _json.encode(outcome)))
+
+    def _keep(self, record: Outgoing) -> None:
+        self._waiting.append(record)
+        self._waiting_bytes += _size(record)
 
     def _record(
         self,
@@ -277,11 +295,11 @@ class Outcomes:
     ) -> bytes:
         return _json.encode(
             Outcome(
-                name,
-                publication.name,
                 outcome,
                 self._node,
                 datetime.fromtimestamp(at_ms / 1000, UTC),
+                event=name,
+                type=publication.name,
                 user=user,
                 count=count,
                 campaign=publication.campaign,

@@ -45,6 +45,7 @@ from pushsse.api.transfer import ExportView, ImportRequest, TransferEndpoint
 from pushsse.api.types import TypeList, TypesEndpoint
 from pushsse.api.users import KickView, PersonView, PresenceRequest, PresenceView, UsersEndpoint
 from pushsse.event import EVENT_SCHEMA, WITHDRAW, Event, Withdrawn
+from pushsse.explain import Explanation
 from pushsse.intake.cloudevents import BATCH, STRUCTURED
 from pushsse.preferences.catalogue import TypeRules, TypeView
 from pushsse.preferences.transfer import Imported
@@ -692,6 +693,19 @@ CALLS = (
         scope=ADMIN,
         answers={(200, JSON): KickView},
         problems=(400, *_REFUSED, 404, 409, 503),
+    ),
+    Call(
+        method="GET",
+        # Both may have a slash in it.
+        path="/v1/users/{user:path}/explain/{event:path}",
+        handler=lambda at: at.users.explain,
+        name="explain",
+        summary="Why somebody got an event, or didn't",
+        text="One timeline, from the log and the topic of outcomes: published, switched, written, read, or "
+        "where it ended. `verdict` is the last that happened; `incomplete` says what couldn't be looked at.",
+        scope=ADMIN,
+        answers={(200, JSON): Explanation},
+        problems=(400, *_REFUSED, 404, 503),
     ),
     Call(
         method="GET",

@@ -21,6 +21,7 @@ from pushsse.api.identity import ADMIN, ANSWER, ANY, ASK, EVERY_SCOPE, Identifie
 from pushsse.api.limits import CallLimit, FollowedReply, Place, Replies
 from pushsse.errors import InvalidInput, Overloaded, Violation
 from pushsse.event import Publication, encode
+from pushsse.outcomes import Outcomes
 from pushsse.questions import (
     BeingTaken,
     By,
@@ -232,6 +233,7 @@ class QuestionsEndpoint:
     limit: CallLimit
     rating: CallLimit
     desk: Desk
+    outcomes: Outcomes | None = None
 
     async def post(self, request: Request) -> Response:
         """Asks: 202, or, for who accepts text/event-stream, the answer in the reply."""
@@ -303,6 +305,8 @@ class QuestionsEndpoint:
         fields = await self.rating.spend(who.user)
         with self.refusing(fields):
             question = await self.questions.rate(who.user, asked, given.rating, given.comment)
+        if self.outcomes is not None and question is not None:
+            self.outcomes.rated(who.user, asked, given.rating, given.comment)
         return json_response(view(found(question)), headers=fields)
 
     async def answer(self, request: Request) -> Response:

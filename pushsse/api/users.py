@@ -1,7 +1,7 @@
 """`/v1/users/USER` and `/v1/presence`: what administrators ask and do about people.
 
-Who is there, a kick, and to forget somebody. Raises what `problem` turns into responses; each call leaves an
-audit line.
+Who is there, why somebody got an event or not, a kick, and to forget somebody. Raises what `problem` turns
+into responses; each call leaves an audit line.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,9 @@ from starlette.responses import Response
 
 from pushsse.api import HttpProblem, json_response, read_json
 from pushsse.api.identity import ADMIN, Identifier
-from pushsse.event import UserName, is_user
+from pushsse.event import UserName, is_id, is_user
+from pushsse.explain import Explaining
+from pushsse.hub.catch_up import ScansBusy
 from pushsse.kicks import Kicks, TooManyKicks
 from pushsse.presence import Presence, Whereabouts
 from pushsse.retention import Forgetting
@@ -70,6 +72,7 @@ class UsersEndpoint:
     presence: Presence
     kicks: Kicks
     forgetting: Forgetting
+    explaining: Explaining
 
     async def get(self, request: Request) -> Response:
         """Where a person is."""
@@ -82,6 +85,19 @@ class UsersEndpoint:
         asked = tuple(dict.fromkeys((await read_json(request, PresenceRequest)).users))
         found = await self.presence.whereabouts(asked)
         return json_response(PresenceView(tuple(_view(user, found) for user in asked)))
+
+    async def explain(self, request: Request) -> Response:
+        """What became of an event for a person."""
+        path: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
+        event = path.rpartition(b"/")[2]
+        user = await named_person(request, self.identifier, below=f"/explain/{event.decode('latin-1')}")
+        name = unquote(event, errors="replace")
+        if not is_id(name):
+            raise HttpProblem(400, "event_invalid", "an event's id has 1–128 printable characters")
+        try:
+            return json_response(await self.explaining.explain(user, name))
+        except ScansBusy as error:
+            raise HttpProblem(503, "overloaded", str(error), {"retry-after": "5"}) from None
 
     async def kick(self, request: Request) -> Response:
         """Ends a person's streams on all nodes, and revokes what was issued to them so far."""

@@ -39,6 +39,7 @@ COMMANDS = {
     "desk": ("desk", "Answer the questions that wait for people."),
     "prefs": ("prefs", "List a person's switches, set some, import or export everybody's."),
     "types": ("types", "List the catalogue of types, set or delete one."),
+    "explain": ("client", "Say why a person got an event, or didn't."),
     "kick": ("client", "End a person's streams, and revoke their tokens."),
     "token": ("admin", "Make a token."),
     "outbox": ("outbox", "Print the SQL of a table whose rows become events."),

@@ -16,7 +16,7 @@ import click
 import httpx
 from httpx_sse import connect_sse
 
-from pushsse.cli import Command, Failed, say
+from pushsse.cli import Command, Failed, one_line, say, say_json
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _TIMEOUT_S = 30.0
@@ -215,3 +215,27 @@ def kick(target: Target, somebody: str) -> None:
     with target.client() as client:
         done = answered(client.post(f"/v1/users/{quote(somebody, safe='')}/kick"))
     say(f"{done['user']}: kicked; all nodes act on it within {done['within_s']} s")
+
+
+@click.command()
+@click.argument("somebody", metavar="USER")
+@click.argument("event", metavar="EVENT")
+@click.option("--json", "as_json", is_flag=True, help="as one line of JSON")
+@with_target
+def explain(target: Target, somebody: str, event: str, as_json: bool) -> None:
+    """Say why USER got the event with the id EVENT, or didn't.
+
+    Needs a token with the scope pushsse:admin.
+    """
+    with target.client(read_timeout_s=60.0) as client:
+        path = f"/v1/users/{quote(somebody, safe='')}/explain/{quote(event, safe='')}"
+        found = answered(client.get(path))
+    if as_json:
+        say_json(one_line(found))
+        return
+    for step in found["timeline"]:
+        where = f"{step['node']}: " if step.get("node") else ""
+        say(f"{step['at']}  {step['what']:<12}  {where}{step.get('detail', '')}".rstrip())
+    for each in found["incomplete"]:
+        say(f"({each})")
+    say(f"{found['user']}, {found['event']}: {found['verdict'].replace('_', ' ')}")

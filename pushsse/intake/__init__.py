@@ -92,7 +92,13 @@ class Drafter:
         if not self.types.admits(given.type):
             raise InvalidInput(Violation("$.type", f"{given.type!r} isn't in the catalogue"))
         publication = event.publication(
-            given, event_id=event_id, at=at, max_age_s=self.max_age_s, trace=trace
+            given,
+            event_id=event_id,
+            at=at,
+            max_age_s=self.max_age_s,
+            trace=trace,
+            # Without an id of its own the event's id says so.
+            origin=f"{source.topic}-{source.partition}-{source.offset}" if source and given.id else "",
         )
         # The log remembers this for 10 minutes and leaves repeats out. Only a producer's own id can come
         # again: a record without one is known by its offset, which the fence looks at, and an id made for an

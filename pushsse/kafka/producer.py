@@ -138,8 +138,11 @@ class Producer:
             for number, (key, value, headers) in enumerate(records):
                 if not number % _PACKED_AT_ONCE:
                     await asyncio.sleep(0)
-                place = zlib.crc32(key) if key is not None else number // _PACKED_AT_ONCE
-                partition = partitions[place % len(partitions)]
+                partition = (
+                    partition_of(key, partitions)
+                    if key is not None
+                    else partitions[number // _PACKED_AT_ONCE % len(partitions)]
+                )
                 builder = builders.get(partition)
                 if builder is None:
                     builder = builders[partition] = producer.create_batch()
@@ -181,3 +184,8 @@ class Producer:
         if producer is not None and producer is self._producer:
             self._producer = None
             await stop(producer)
+
+
+def partition_of(key: bytes, partitions: Sequence[int]) -> int:
+    """Where `send_packed` puts a key; the partitions are in order."""
+    return partitions[zlib.crc32(key) % len(partitions)]

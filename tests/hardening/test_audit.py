@@ -90,11 +90,11 @@ async def test_every_call_that_needs_admin_leaves_a_line_when_it_is_refused(
     calls = [call for call in CALLS if call.scope == ADMIN]
     assert calls
     for call in calls:
-        path = call.path.replace("{user:path}", "bo").replace("{type}", "bo")
+        path = call.path.replace("{user:path}", "bo").replace("{type}", "bo").replace("{event:path}", "e1")
         reply = await node.http.request(call.method, path, headers=headers)
         assert reply.status_code == status
         [line] = lines(written)
-        about = "bo" if call.path != path else None
+        about = None if call.path == path else "bo, e1" if "{event" in call.path else "bo"
         assert (line["call"], line.get("about"), line["status"]) == (f"{call.method} {path}", about, status)
         assert line.get("user") == user
 

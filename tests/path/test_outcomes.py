@@ -46,6 +46,31 @@ class Told:
             if each["event"] == event and "user" in each
         }
 
+    async def explained(self) -> None:
+        """What the events of the first test come to for each person, on either node."""
+        ack = {"ids": ["second"], "state": "read"}
+        assert (await self.nodes[0].http.post("/v1/acks?user=ann", json=ack)).status_code == 204
+        await eventually(lambda: {"ann": "read"}.items() <= self.of("second").items())
+        for user, event, verdict, what in (
+            ("ann", "second", "read", ["published", "written", "written", "read"]),
+            ("bo", "second", "switched_off", ["switched", "switched_off"]),
+            ("cy", "second", "offline", ["published", "offline"]),
+            ("ann", "fourth", "published", ["published"]),
+            ("ann", "third", "expired", ["expired"]),
+            ("gus", "second", "unknown", []),
+        ):
+            for node in self.nodes:
+                reply = await node.http.get(f"/v1/users/{user}/explain/{event}")
+                assert reply.status_code == 200, reply.text
+                found = reply.json()
+                assert found["verdict"] == verdict, found
+                told = [step["what"] for step in found["timeline"]]
+                assert sorted(told) == sorted(what), found
+        published = (await self.nodes[0].http.get("/v1/users/cy/explain/second")).json()["timeline"][0]
+        # Where it was in Kafka, and who it was for.
+        assert f"record {self.topic}-" in published["detail"]
+        assert "; campaign autumn" in published["detail"]
+
     async def until(self, event: str, outcomes: dict[str, str]) -> None:
         await eventually(lambda: self.of(event) == outcomes, 45)
 
@@ -135,6 +160,7 @@ async def test_each_person_of_an_event_has_an_outcome(told: Told) -> None:
             return found
 
         await eventually(lambda: counted() == {"written": 2, "switched_off": 1})
+    await told.explained()
     for record, key in zip(told.records, told.keys, strict=True):
         assert key == (record["user"].encode() if "user" in record else None)
 

@@ -1,0 +1,259 @@
+"""Why somebody got an event, or didn't: one timeline of what is known about it.
+
+Called by `GET /v1/users/USER/explain/EVENT`. The log says when the event was published, what came after it,
+what the person had switched off, and what they have read; the topic of outcomes, where there is one, says
+what became of it. Deliberate: nothing is kept for this. The log and the topic are the store, with the bounds
+that they have, and both are read, in a turn as other long reads are.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from pushsse.backplane import BROADCAST, Backplane, Entry, log_of
+from pushsse.errors import KafkaUnavailable
+from pushsse.hub.catch_up import Scans
+from pushsse.kafka import Connection
+from pushsse.kafka.producer import partition_of
+from pushsse.kafka.stretch import stretch
+from pushsse.outcomes import Outcome
+from pushsse.position import parse
+
+logger = logging.getLogger(__name__)
+_STEP_ENTRIES = 500
+_TURN_S = 10.0
+# How long the log is read, and how many records of the topic.
+_MOST_S = 20.0
+_MOST_RECORDS = 200_000
+_TOPIC_S = 10.0
+# Before the event's place in the log, for clocks that differ.
+_BEFORE_MS = 10_000
+_ACK = "ack"
+_DATA = b"data: "
+
+Verdict = Literal[
+    "clicked", "read", "received", "written", "offline", "switched_off", "expired", "published", "unknown"
+]
+# The first that is found is the verdict: the last thing that can happen to an event stands first.
+_ORDER: tuple[Verdict, ...] = (
+    "clicked", "read", "received", "written", "switched_off", "expired", "offline", "published",
+)  # fmt: skip
+
+
+class Step(Struct, frozen=True, omit_defaults=True):
+    """One thing that happened; `node` is where, as far as one node did it."""
+
+    at: datetime
+    what: str
+    detail: str = ""
+    node: str = ""
+
+
+class Explanation(Struct, frozen=True):
+    """What is known about an event and a person, oldest first.
+
+    `incomplete` says what couldn't be looked at.
+    """
+
+    user: str
+    event: str
+    verdict: Verdict
+    timeline: tuple[Step, ...]
+    incomplete: tuple[str, ...]
+
+
+class _Acked(Struct):
+    """An ack, as far as it is needed."""
+
+    state: str
+    ids: tuple[str, ...] | UnsetType = UNSET
+    up_to: str | UnsetType = UNSET
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the log says."""
+
+    user: str
+    event: str
+    steps: list[Step] = field(default_factory=list)
+    published: Entry | None = None
+    broadcast: int = 0
+    epoch: dict[str, str] = field(default_factory=dict)
+    _begin: bytes = b""
+
+    def __post_init__(self) -> None:
+        self._begin = _DATA + b'{"id":' + msgspec.json.encode(self.event) + b","
+
+    def take(self, entries: Iterable[Entry]) -> None:
+        """Takes entries of one log after another, in order."""
+        for entry in entries:
+            publication = entry.publication
+            if publication.users is not None and self.user not in publication.users:
+                continue
+            at = _time(entry.at_ms)
+            if publication.change is not None:
+                change = publication.change
+                changed = sorted({*change.before} ^ {*change.after})
+                says = ", ".join(f"{name} {'off' if name in change.after else 'on'}" for name in changed)
+                self.steps.append(Step(at, "switched", says or "no type"))
+            elif publication.name == _ACK:
+                self._take_ack(entry)
+            elif publication.body.startswith(self._begin):
+                self._take_event(entry)
+            elif self.published is not None and publication.collapse:
+                first = self.published.publication
+                if publication.collapse == first.collapse and (publication.users is None) == (
+                    first.users is None
+                ):
+                    what = "collapsed" if publication.switchable else "withdrawn"
+                    self.steps.append(Step(at, what, f"replays have {entry.log} {entry.number} instead"))
+
+    def _take_event(self, entry: Entry) -> None:
+        publication = entry.publication
+        self.published = self.published or entry
+        if publication.users is None:
+            audience = "everybody"
+        elif len(publication.users) == 1:
+            audience = "this person"
+        else:
+            audience = f"{len(publication.users)} people of the same shard"
+        details = [f"log {entry.log}, number {entry.number}", f"for {audience}"]
+        if publication.origin:
+            details.append(f"record {publication.origin}")
+        if publication.expires_ms:
+            details.append(f"expires {_time(publication.expires_ms).isoformat(timespec='seconds')}")
+        if publication.campaign:
+            details.append(f"campaign {publication.campaign}")
+        self.steps.append(Step(_time(entry.at_ms), "published", "; ".join(details)))
+
+    def _take_ack(self, entry: Entry) -> None:
+        try:
+            acked = msgspec.json.decode(entry.publication.body[len(_DATA) :], type=_Acked)
+        except msgspec.DecodeError:
+            return
+        if acked.ids and self.event in acked.ids:
+            self.steps.append(Step(_time(entry.at_ms), acked.state, "by its id"))
+        elif acked.up_to and self._is_up_to(acked.up_to):
+            self.steps.append(Step(_time(entry.at_ms), acked.state, f"all up to {acked.up_to}"))
+
+    def _is_up_to(self, up_to: str) -> bool:
+        position, entry = parse(up_to), self.published
+        if position is None or entry is None:
+            return False
+        mark = position.broadcast if entry.log == BROADCAST else position.shard
+        return mark.epoch == self.epoch.get(entry.log) and mark.number >= entry.number
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeTopic:
+    """Where the outcomes are."""
+
+    connection: Connection
+    topic: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explaining:
+    """Reads what is known. `outcomes` is None where what becomes of events isn't noted."""
+
+    backplane: Backplane
+    scans: Scans
+    outcomes: OutcomeTopic | None
+    window_s: float
+
+    async def explain(self, user: str, event: str) -> Explanation:
+        """What became of an event for a person. Raises BackplaneUnavailable, ScansBusy."""
+        incomplete: list[str] = []
+        seen = await self._seen(user, event, incomplete)
+        steps = seen.steps
+        if self.outcomes is None:
+            incomplete.append("PUSHSSE_OUTCOMES is off: what became of the event isn't known")
+        else:
+            told = await self._told(self.outcomes, seen, incomplete)
+            # The log has the acks that the topic has, too.
+            known = {(step.what, step.at.replace(microsecond=0)) for step in steps}
+            steps += [
+                Step(one.at, one.outcome, node=one.node)
+                for one in told
+                if (one.outcome, one.at.replace(microsecond=0)) not in known
+            ]
+        if seen.published is None:
+            incomplete.append(
+                f"the log doesn't have the event: it is older than {self.window_s:.0f} s, wasn't published,"
+                " or wasn't for this person when it was"
+            )
+        steps.sort(key=lambda step: step.at)
+        happened = {step.what for step in steps}
+        verdict: Verdict = next((each for each in _ORDER if each in happened), "unknown")
+        return Explanation(user, event, verdict, tuple(steps), tuple(incomplete))
+
+    async def _seen(self, user: str, event: str, incomplete: list[str]) -> _Seen:
+        """Goes through the person's log and that of the broadcasts."""
+        seen = _Seen(user, event)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _MOST_S
+        async with self.scans.turn(user, limit_s=_TURN_S):
+            # Broadcasts first: an ack in the person's log may be of one of them.
+            for log in (BROADCAST, log_of(user, self.backplane.shards)):
+                after = 0
+                while True:
+                    async with self.scans.piece():
+                        page = await self.backplane.read({log: after}, limit=_STEP_ENTRIES)
+                        seen.epoch[log] = page.heads[log].epoch
+                        seen.take(page.entries)
+                    if not page.entries or not page.more:
+                        break
+                    after = page.entries[-1].number
+                    if loop.time() > until:
+                        incomplete.append(f"the log was read for {_MOST_S:.0f} s, up to {log} {after}")
+                        return seen
+        return seen
+
+    async def _told(self, outcomes: OutcomeTopic, seen: _Seen, incomplete: list[str]) -> Sequence[Outcome]:
+        """What the topic says of the event and the person."""
+        key = seen.user.encode()
+        if seen.published is not None:
+            from_ms = seen.published.at_ms - _BEFORE_MS
+        else:
+            from_ms = self.backplane.now_ms() - int(self.window_s * 1000)
+        found: list[Outcome] = []
+        looked_at = 0
+        try:
+            async with asyncio.timeout(_TOPIC_S):
+                async for record in stretch(
+                    outcomes.connection,
+                    outcomes.topic,
+                    partition=lambda partitions: partition_of(key, partitions),
+                    from_ms=from_ms,
+                ):
+                    looked_at += 1
+                    if record.key == key and record.value and seen.event.encode() in record.value:
+                        found += _outcome(record.value, seen.event)
+                    if looked_at >= _MOST_RECORDS:
+                        incomplete.append(f"{outcomes.topic}: only {looked_at} records were looked at")
+                        break
+        except TimeoutError:
+            incomplete.append(f"{outcomes.topic}: only what could be read within {_TOPIC_S:.0f} s")
+        except KafkaUnavailable as error:
+            incomplete.append(f"{outcomes.topic} can't be read")
+            logger.warning("what became of events can't be read: %s", error)
+        return found
+
+
+def _outcome(value: bytes, event: str) -> list[Outcome]:
+    try:
+        found = msgspec.json.decode(value, type=Outcome)
+    except msgspec.DecodeError:
+        return []
+    return [found] if found.event == event else []
+
+
+def _time(at_ms: int) -> datetime:
+    return datetime.fromtimestamp(at_ms / 1000, UTC)
