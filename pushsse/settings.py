@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Literal, NamedTuple, get_args, get_origin
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
@@ -117,6 +117,20 @@ class OutboxSource(Table, frozen=True, kw_only=True, forbid_unknown_fields=True)
     keep: Literal["delete", "mark"] = "delete"
     batch: Annotated[int, Meta(ge=1, le=2_000)] = 500
     poll_s: Annotated[float, Meta(ge=0.05, le=60)] = 1.0
+
+
+class TypeTable(Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One table `[[types]]`: a type of the catalogue, which checks what is in it (`preferences`)."""
+
+    name: str
+    title: str | dict[str, str] = ""
+    description: str | dict[str, str] = ""
+    category: str = ""
+    default: bool = True
+    mandatory: bool = False
+    order: int = 0
+    urgent: bool = False
+    hidden: bool = False
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -224,8 +238,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Literal["list", "hide", "refuse"], describe("what becomes of a type seen for the first time")
     ] = "list"
     types: Annotated[
-        tuple[dict[str, Any], ...],
-        describe("types of the catalogue: tables [[types]] of the settings file, no variable or option"),
+        tuple[TypeTable, ...],
+        describe("types of the catalogue: tables [[types]] of the file, or a JSON list"),
     ] = ()
 
     heartbeat_s: Annotated[float, describe("seconds of silence before a ping", ge=0.2)] = 15.0
@@ -379,7 +393,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 # Settings that are tables of the file, and what a table holds.
-_TABLES: Mapping[str, type[Struct]] = {"kafka": KafkaSource, "outbox": OutboxSource}
+_TABLES: Mapping[str, type[Struct]] = {"kafka": KafkaSource, "outbox": OutboxSource, "types": TypeTable}
 # The key under which a table read from a file has the lines of its other keys.
 _LINES = "\x00lines"
 _TABLE = re.compile(r"\s*\[(\[?[^\[\]]+\]?)\]\s*(?:#.*)?$")

@@ -335,7 +335,10 @@ class Replay:
                 # Guarantee 3: on when it was published, and on now.
                 elif publication.switchable and (
                     publication.name in person.off
-                    or (publication.name in cursor.off.types and self._still_counts(publication, cursor))
+                    or (
+                        publication.name in cursor.off.types
+                        and self._hub.was_off(publication.name, cursor.off)
+                    )
                 ):
                     self._hub.metrics.suppressed += 1
                     if outcomes is not None:
@@ -355,14 +358,6 @@ class Replay:
                 break
         cursor.position = Position(Mark(b_epoch, b_number), Mark(s_epoch, s_number))
         return Passed(found, looked_at)
-
-    def _still_counts(self, publication: Publication, cursor: Cursor) -> bool:
-        """Whether a type is off at a cursor's place, and not only by what its rules were then.
-
-        Where the catalogue has changed a type's default, or made it mandatory, the log doesn't say what held
-        at the place: what holds now decides alone.
-        """
-        return not self._hub.rules.changed_since(publication.name, cursor.off.revision)
 
     def is_current(self, cursor: Cursor) -> bool:
         """Whether a cursor is where the node is, so that nothing is left to read."""
@@ -419,7 +414,7 @@ class _Replaced:
         return name == WITHDRAW or (
             (self._types is None or name in self._types)
             and name not in cursor.person.off
-            and name not in cursor.off.types
+            and not self._hub.was_off(name, cursor.off)
         )
 
 

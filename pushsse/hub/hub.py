@@ -22,7 +22,7 @@ from pushsse.metrics import Metrics
 from pushsse.outcomes import Outcomes
 from pushsse.position import Position
 from pushsse.stream.frame import Chunk, chunk, frame, ping, spread_retries_ms
-from pushsse.stream.subscriber import LIVE, Ended, Gone, Person, Subscriber
+from pushsse.stream.subscriber import LIVE, Ended, Gone, Off, Person, Subscriber
 
 # How long a shard is followed after its last person left: they often come back.
 IDLE_S = 60.0
@@ -159,6 +159,14 @@ class Hub:
             for person in shard.people.values()
             if person.revision < revision
         ]
+
+    def was_off(self, name: str, off: Off) -> bool:
+        """Whether a type was off at a place in the log, and not only by what its rules were then.
+
+        Where the catalogue has changed a type's default, or made it mandatory, the log doesn't say what held
+        at the place: what holds now decides alone.
+        """
+        return name in off.types and not self.rules.changed_since(name, off.revision)
 
     # Streams
 

@@ -25,6 +25,7 @@ from pushsse.preferences.store import (
     EventType,
     known_types,
 )
+from pushsse.settings import TypeTable
 
 _MOST_LANGUAGES = 40
 # A column of the table has this length.
@@ -87,19 +88,21 @@ class Revised(NamedTuple):
     types: Mapping[str, int] = {}
 
 
-def declared(tables: Sequence[Mapping[str, object]]) -> tuple[NamedType, ...]:
-    """The types of the settings file. Raises SettingsError that names the table, its member and the value."""
+def declared(tables: Sequence[TypeTable]) -> tuple[NamedType, ...]:
+    """The types of the settings file. Raises SettingsError that names the table, its key and the value."""
     found: dict[str, NamedType] = {}
-    for number, table in enumerate(tables, 1):
-        at = f"types, table {number}"
+    for table in tables:
+        said = msgspec.to_builtins(table)
         try:
-            one = strictjson.convert(dict(table), NamedType)
+            one = strictjson.convert({key: said[key] for key in NamedType.__struct_fields__}, NamedType)
         except InvalidInput as error:
-            raise SettingsError(f"{at}: {error}") from None
+            [violation] = error.violations
+            key = violation.at.removeprefix("$.").partition("[")[0]
+            raise SettingsError(f"{table.at(key)}: {violation.detail}") from None
         if one.name in found:
-            raise SettingsError(f"{at}: name {one.name!r} is there before")
+            raise SettingsError(f"{table.at('name')}: {one.name!r} is there before")
         if is_reserved(one.name):
-            raise SettingsError(f"{at}: name {one.name!r} is one that pushsse itself uses")
+            raise SettingsError(f"{table.at('name')}: {one.name!r} is a name that pushsse itself uses")
         found[one.name] = one
     if len(found) > MAX_TYPES:
         raise SettingsError(f"types: {len(found)} types, over {MAX_TYPES}")

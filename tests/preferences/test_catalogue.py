@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from typing import Any
+from pathlib import Path
 
 import pytest
 from msgspec import UNSET
@@ -23,6 +23,7 @@ from pushsse.preferences.catalogue import (
 )
 from pushsse.preferences.quiet import QuietWindow, Schedule
 from pushsse.preferences.store import PreferenceStore
+from pushsse.settings import load
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -127,23 +128,36 @@ async def test_a_type_of_the_file_is_the_file_s(catalogue: CatalogueStore) -> No
 
 
 @pytest.mark.parametrize(
-    ("tables", "text"),
+    ("text", "said"),
     [
-        ([{"name": "a"}, {"name": "b c"}], r'types, table 2: \$.name: .*"b c"'),
-        ([{"title": "no name"}], "types, table 1: .*name"),
-        ([{"name": "a"}, {"name": "a"}], "types, table 2: name 'a' is there before"),
-        ([{"name": "ping"}], "types, table 1: name 'ping'"),
-        ([{"name": "a", "mandatory": "yes"}], r"types, table 1: \$.mandatory: .*'?yes"),
-        ([{"name": "a", "colour": "red"}], "types, table 1: .*colour"),
-        ([{"name": "a", "title": {"e n": "x"}}], "types, table 1: .*title"),
-        ([{"name": "a", "title": {}}], "types, table 1: .*title"),
-        ([{"name": "a", "category": "a/b"}], r"types, table 1: \$.category: .*a/b"),
-        ([{"name": f"t{i}"} for i in range(1001)], "1001 types, over 1000"),
+        ('[[types]]\nname = "a"\n\n[[types]]\nname = "b c"', r'types 2 in .*: name \(line 5\): .*"b c"'),
+        ('[[types]]\ntitle = "no name"', r"types 1 in .*: name \(line 1\): "),
+        (
+            '[[types]]\nname = "a"\n[[types]]\nname = "a"',
+            r"types 2 in .*: name \(line 4\): 'a' is there before",
+        ),
+        ('[[types]]\nname = "ping"', r"name \(line 2\): 'ping'"),
+        ('[[types]]\nname = "a"\nmandatory = "yes"', r"mandatory \(line 3\): "),
+        ('[[types]]\nname = "a"\ncolour = "red"', r"colour \(line 3\): "),
+        ('[[types]]\nname = "a"\ntitle = { "e n" = "x" }', r'title \(line 3\): .*"e n"'),
+        ('[[types]]\nname = "a"\ntitle = {}', r"title \(line 3\): "),
+        ('[[types]]\nname = "a"\ncategory = "a/b"', r'category \(line 3\): .*"a/b"'),
+        ("\n".join(f'[[types]]\nname = "t{i}"' for i in range(1001)), "1001 types, over 1000"),
     ],
 )
-def test_what_cannot_be_used_in_the_file_is_named(tables: list[dict[str, Any]], text: str) -> None:
-    with pytest.raises(SettingsError, match=text):
-        declared(tables)
+def test_what_cannot_be_used_in_the_file_is_named_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "pushsse.toml").write_text(text)
+    with pytest.raises(SettingsError, match=said):
+        declared(load({}, file=tmp_path / "pushsse.toml").types)
+
+
+def test_a_variable_has_them_as_json() -> None:
+    [one] = declared(load({"PUSHSSE_TYPES": '[{"name": "a", "title": {"en": "A", "zh": "甲"}}]'}).types)
+    assert one == NamedType(name="a", title={"en": "A", "zh": "甲"})
+    with pytest.raises(SettingsError, match=r"types 1 of PUSHSSE_TYPES: category: .*a/b"):
+        declared(load({"PUSHSSE_TYPES": '[{"name": "a", "category": "a/b"}]'}).types)
+    with pytest.raises(SettingsError, match="PUSHSSE_TYPES: 'news' can't be used: it isn't a JSON list"):
+        load({"PUSHSSE_TYPES": "news"})
 
 
 async def test_a_switch_outweighs_that_of_its_category_and_that_the_default(
