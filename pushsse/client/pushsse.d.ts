@@ -52,6 +52,7 @@ export interface PersonEvent<Type extends string = string, Message = unknown> {
   collapse?: string;
   /** With a key, of an event that is for everybody. */
   to?: "all";
+  [more: string]: unknown;
 }
 
 /** An event of any of the types. */
@@ -126,9 +127,26 @@ export interface Preference {
   mandatory: boolean;
 }
 
+/** Hours in which the app shows events and makes no sound. */
+export interface QuietWindow {
+  [member: string]: unknown;
+}
+
 export interface PreferenceList {
   types: readonly Preference[];
-  [more: string]: unknown;
+  categories: Record<string, boolean>;
+  quiet: readonly QuietWindow[];
+  zone: string;
+  paused_until: string | null;
+}
+
+/** On (true), off, or null: as if never chosen. What isn't there stays as it is. */
+export interface PreferenceChanges<Types = Record<string, unknown>> {
+  types?: Partial<Record<keyof Types & string, boolean | null>>;
+  categories?: Record<string, boolean | null>;
+  quiet?: readonly QuietWindow[];
+  zone?: string;
+  paused_until?: string | null;
 }
 
 /** A question that was asked here: iterate it for its answer as it grows. */
@@ -157,8 +175,8 @@ export interface Connection<Types = Record<string, unknown>> {
   ask(text: string, options?: { conversation?: string; context?: object }): Asked;
   readonly preferences: {
     get(): Promise<PreferenceList>;
-    /** Switches types on (true) or off, on all devices at once. */
-    set(types: Partial<Record<keyof Types & string, boolean>>): Promise<PreferenceList>;
+    /** Changes some, on all devices at once: `{ types: { news: false } }`. Returns all. */
+    set(changes: PreferenceChanges<Types>): Promise<PreferenceList>;
   };
   /** Tells the service, and the person's other devices, what became of events. */
   readonly acks: {

@@ -78,7 +78,7 @@ class Connection {
     const ack = (state, member = "ids") => (events) => call("POST", "v1/acks", { [member]: events, state });
     this.preferences = {
       get: () => call("GET", "v1/preferences"),
-      set: (types) => call("POST", "v1/preferences", { types }),
+      set: (changes) => call("POST", "v1/preferences", changes),
     };
     this.acks = {
       received: ack("received"),

@@ -138,11 +138,25 @@ async def test_switches_are_read_and_changed_and_all_tabs_hear_of_it(world: Worl
         return bool(await first.run("push.preferences.get().then(({ types }) => types.length)"))
 
     await eventually(known)
-    changed = await second.run("push.preferences.set({ news: false }).then(({ types }) => types)")
+    changed = await second.run("push.preferences.set({ types: { news: false } }).then(({ types }) => types)")
     assert [(each["name"], each["enabled"]) for each in changed] == [("news", False)]
     for tab in (first, second):
         await tab.until("changes.length === 1")
         assert await tab.run("changes") == [{"news": False}]
-    await first.run("push.preferences.set({ news: true })")
-    refused = "push.preferences.set({ nothing: true }).catch(({ status, errors }) => [status, errors.length])"
-    assert await first.run(refused) == [422, 1]
+    await first.run("push.preferences.set({ types: { news: true } })")
+    refused = "push.preferences.set({ types: { nothing: true } }).catch((error) => error.errors.length)"
+    assert await first.run(refused) == 1
+
+
+async def test_what_is_read_in_one_tab_is_read_in_all(world: World) -> None:
+    first, second = await world.tab(), await world.tab()
+    for tab in (first, second):
+        await tab.run("globalThis.acks = []; push.on('ack', (ack) => acks.push(ack)); 0")
+    for ack in ("read(['a', 'b'])", "readUpTo()", "clicked(['a'])"):
+        await second.run(f"push.acks.{ack}")
+    for tab in (first, second):
+        await tab.until("acks.length === 3")
+        told = await tab.run("acks")
+        assert told[0] == {"state": "read", "ids": ["a", "b"]}
+        assert set(told[1]) == {"state", "up_to"}
+        assert told[2] == {"state": "clicked", "ids": ["a"]}

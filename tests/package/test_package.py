@@ -22,6 +22,8 @@ INSIDE = (
     "pushsse/api/page/page.js",
     "pushsse/api/page/publish.js",
     "pushsse/api/page/page.css",
+    "pushsse/client/pushsse.min.js",
+    "pushsse/client/pushsse.d.ts",
     "pushsse/migrations/0001_initial.py",
     "pushsse/questions/faq.toml",
     "pushsse/backplane/redis/scripts/publish.lua",
@@ -110,6 +112,7 @@ def test_installed_package_serves_page_and_answers(
     ):
         assert "<title>pushsse</title>" in client.get("/").text
         assert client.get("/page.js").status_code == 200
+        assert client.get("/pushsse.js").status_code == 200
         assert client.get("/v1/preferences?user=ann").status_code == 200
         question = {"text": "How do I switch an event type off?"}
         accept = {"accept": "text/event-stream"}
