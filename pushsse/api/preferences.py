@@ -16,7 +16,7 @@ from pushsse.api.users import named_person
 from pushsse.errors import InvalidInput, Violation
 from pushsse.preferences import Preferences
 from pushsse.preferences.languages import Languages, accepted
-from pushsse.preferences.quiet import QuietWindow, Schedule
+from pushsse.preferences.quiet import MOST_WINDOWS, QuietWindow, Schedule
 from pushsse.preferences.store import Preference, PreferenceStore, Settled
 
 # A cache between must not take one language's texts for another's.
@@ -31,7 +31,7 @@ class ChangeRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
     types: dict[str, bool | None] | UnsetType = UNSET
     categories: dict[str, bool | None] | UnsetType = UNSET
-    quiet: tuple[QuietWindow, ...] | UnsetType = UNSET
+    quiet: Annotated[tuple[QuietWindow, ...], Meta(max_length=MOST_WINDOWS)] | UnsetType = UNSET
     zone: Annotated[str, Meta(max_length=64)] | UnsetType = UNSET
     paused_until: Annotated[datetime, Meta(tz=True)] | UnsetType | None = UNSET
 

@@ -10,11 +10,14 @@ from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pushsse.api import MAX_EVENTS_BODY, HttpProblem, Query, json_response, read_json
+from pushsse import strictjson
+from pushsse.api import HttpProblem, Query, json_response, read_body
 from pushsse.api.identity import ADMIN, Identifier
 from pushsse.preferences.transfer import MOST_ROWS, Place, SwitchLine, Transfer
 
 _MOST_EXPORTED = 1000
+# For 500 rows with the longest names; reading far more rows would hold the event loop.
+_MOST_BYTES = 384 * 1024
 _place = msgspec.json.Decoder(Place)
 
 
@@ -49,7 +52,7 @@ class TransferEndpoint:
     async def post(self, request: Request) -> Response:
         """Imports a page; nothing of it where a row can't be used."""
         await self.identifier.identify(request, ADMIN)
-        wanted = await read_json(request, ImportRequest, MAX_EVENTS_BODY)
+        wanted = strictjson.read(await read_body(request, _MOST_BYTES), ImportRequest)
         return json_response(await self.transfer.import_page(wanted.rows))
 
 

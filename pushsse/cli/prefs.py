@@ -108,6 +108,11 @@ def _show(shown: Mapping[str, Any], *, as_json: bool) -> None:
         say(_line(each))
     for name, enabled in shown.get("categories", {}).items():
         say(f"{'on' if enabled else 'off':<10} category {name}")
+    for window in shown.get("quiet", ()):
+        days = "" if len(window["days"]) == 7 else f"{','.join(window['days'])} "
+        say(f"{'quiet':<10} {days}{window['from']}–{window['to']} {shown['zone']}")
+    if shown.get("paused_until"):
+        say(f"{'paused':<10} until {shown['paused_until']}")
 
 
 def _line(preference: Mapping[str, Any]) -> str:

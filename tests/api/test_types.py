@@ -249,3 +249,25 @@ async def replayed(node: Running, user: str, position: str) -> list[Any]:
         assert (await stream.ready())["resume"] == "complete"
         assert await stream.messages(len(found)) == found
     return found
+
+
+async def test_an_import_that_cannot_be_used_is_refused_as_a_whole(node: Running) -> None:
+    path = "/v1/preferences/import?user=root"
+    row = {"user": "ann", "type": "law", "enabled": True}
+    for rows, at in (
+        ([row, {"user": "a b", "type": "law", "enabled": True}], "$.rows[1].user"),
+        ([row, {"user": "ann", "type": "law"}], "$.rows[1].enabled"),
+        ([row, {"user": "ann", "type": "law", "enabled": False}], "$.rows[1].enabled"),
+        ([row, row | {"colour": 1}], "$.rows[1].colour"),
+        ([row] * 501, "$.rows"),
+        ([], "$.rows"),
+    ):
+        reply = await node.http.post(path, json={"rows": rows})
+        assert reply.status_code == 422
+        assert reply.json()["errors"][0]["at"].replace("[...]", "[1]") == at
+    assert (await node.http.post(path, json={"rows": [row] * 20_000})).status_code == 413
+    exported = await node.http.get("/v1/preferences/export?user=root")
+    assert exported.json()["rows"] == []
+    for wrong in ("after=x", "after=bm9uZQ==", "after=%C3%A9", "after=WyJraW5kIl0=", "limit=0", "limit=1001"):
+        reply = await node.http.get(f"/v1/preferences/export?user=root&{wrong}")
+        assert (reply.status_code, reply.json()["code"]) == (400, "parameter_invalid"), wrong

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.cli.running import Served, served
@@ -78,7 +79,19 @@ def test_types_are_listed_set_and_deleted(node: Served) -> None:
 def test_somebody_s_categories_are_switched(node: Served) -> None:
     said = node.run("prefs", "off", "marketing", "--category", "--of", "d/ee", "--user", "root")
     assert "off        category marketing" in said.stdout, said.stderr
-    assert "off        promo" in node.run("prefs", "--of", "d/ee").stdout
+    schedule = {
+        "quiet": [{"days": ["sat", "sun"], "from": "22:00", "to": "09:00"}, {"from": "23:00", "to": "24:00"}],
+        "zone": "Asia/Shanghai",
+        "paused_until": "2099-01-01T00:00:00Z",
+    }
+    path = f"{node.url}/v1/users/d%2Fee/preferences?user=root"
+    assert httpx.post(path, json=schedule, trust_env=False).status_code == 200
+    shown = node.run("prefs", "--of", "d/ee").stdout
+    assert "off        promo" in shown
+    assert shown.endswith(
+        "quiet      sat,sun 22:00–09:00 Asia/Shanghai\nquiet      23:00–24:00 Asia/Shanghai\n"
+        "paused     until 2099-01-01T00:00:00Z\n"
+    )
     assert "on         promo" in node.run("prefs", "--user", "root").stdout
 
 
