@@ -272,6 +272,7 @@ CALLS = (
         path="/v1/events",
         handler=lambda at: at.polls,
         direct=True,
+        immediate=lambda at: at.polls.waiting,
         name="readEvents",
         summary="The person's events as JSON",
         text="Without `after` and `since` there are no events, only the present position. "

@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple, Self
 
 import msgspec
 from starlette.requests import Request
@@ -16,16 +17,16 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pushsse.api import HttpProblem, Query, direct, json_response
-from pushsse.api.identity import STREAM, Identifier
+from pushsse.api.identity import STREAM, Identifier, Identity
 from pushsse.api.stream import HasRoom, wished
 from pushsse.errors import CloseReason
 from pushsse.hub.catch_up import SCAN_ENTRIES, Replay, ScansBusy
-from pushsse.hub.opening import Opener, Opening, StreamOptions
+from pushsse.hub.opening import From, Opener, Opening, StreamOptions
 from pushsse.stream.frame import BUSY_RETRY_MS, Resume
 from pushsse.stream.handover import offered
-from pushsse.stream.immediate import ANSWER_HEADERS
+from pushsse.stream.immediate import ANSWER_HEADERS, TAKEN_OVER, Answer, Reply
 from pushsse.stream.poll import Events, EventView, PollAnswers, PollSink, nothing
-from pushsse.stream.portable import QueueStream, WakeQueue, start
+from pushsse.stream.portable import QueueStream, WakeQueue, head_bytes, start, start_nowait
 from pushsse.stream.subscriber import Sink, Subscriber
 
 # Entries of the log that one call goes through; then its answer says `more`, also where it holds no event.
@@ -42,6 +43,7 @@ _HEAD = [
     *((name.encode(), value.encode()) for name, value in ANSWER_HEADERS.items()),
     (b"connection", b"close"),
 ]
+_HEAD_BYTES = head_bytes(_HEAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +71,46 @@ class PollEndpoint:
     async def _answer(self, request: Request, send: Send) -> Response | None:
         """The response that is still to be sent; None where the connection was handed over."""
         who = await self.identifier.identify(request, STREAM)
-        query = Query(request)
-        limit = query.number("limit", default=100, most=1000)
-        wait_s = query.number("wait_s", default=0, least=0, most=MAX_WAIT_S)
-        types = query.types()
-        wish = wished(query, also="after")
-        async with self.opener.opening(who.user, wish) as opening:
-            reading = _Reading(self.replay, opening, types, limit)
+        asked = _Asked.of(request, who)
+        async with self.opener.opening(who.user, asked.wish) as opening:
+            reading = _Reading(self.replay, opening, asked.options.types, asked.limit)
             while reading.goes_on and not reading.looked_at:
                 await reading.step()
             if reading.goes_on:
                 # What lies in one piece is read at once; a whole log only in turn.
                 await self._scan(reading, who.user)
-            if not wait_s or reading.has_something or request.method == "HEAD":
+            if not asked.wait_s or reading.has_something or request.method == "HEAD":
                 return json_response(reading.answer())
             # Guarantee 2: what comes from here on lies behind the cursor, and a subscriber that isn't where
             # the node is begins behind.
-            options = StreamOptions(types=types, expires_at=who.expires_at, issued_at=who.issued_at)
-            return await self._wait(request.scope, send, opening, options, wait_s=wait_s, limit=limit)
+            return await self._wait(request.scope, send, opening, asked)
+
+    def waiting(self, request: Request) -> Answer | None:
+        """Begins to wait without ASGI, where there is nothing to tell yet; None where that can't be.
+
+        Raises what `__call__` answers with.
+        """
+        if b"wait_s=" not in request.scope["query_string"] or not self.node.has_room():
+            return None
+        who = self.identifier.identify_nowait(request, STREAM)
+        if who is None:
+            return None
+        asked = _Asked.of(request, who)
+
+        def answer(body: bytes) -> Reply | None:
+            if body or not asked.wait_s:
+                return None
+            begun = self.opener.poll_nowait(
+                who.user,
+                asked.wish,
+                lambda begin: start_nowait(
+                    begin, offered(request.scope), backlog_bytes=self.backlog_bytes, head=_HEAD_BYTES
+                ),
+                lambda opening, sink: self._begin(opening, sink, asked),
+            )
+            return TAKEN_OVER if begun else None
+
+        return answer
 
     async def _scan(self, reading: "_Reading", user: str) -> None:
         """Reads on in the person's turn. Raises HttpProblem 503 where none comes and nothing was found."""
@@ -100,9 +124,7 @@ class PollEndpoint:
             if not reading.found:
                 raise HttpProblem(503, "overloaded", str(error), RETRY_AFTER) from None
 
-    async def _wait(
-        self, scope: Scope, send: Send, opening: Opening, options: StreamOptions, *, wait_s: int, limit: int
-    ) -> Response | None:
+    async def _wait(self, scope: Scope, send: Send, opening: Opening, asked: "_Asked") -> Response | None:
         """Begins to wait. Raises HttpProblem 503 where there is no room."""
         offer = offered(scope)
         if offer is not None:
@@ -114,19 +136,8 @@ class PollEndpoint:
             # Spread, as streams that find no room are.
             retry_s = -(-random.randint(*BUSY_RETRY_MS) // 1000)
             raise HttpProblem(503, reason.code, reason.detail, {"retry-after": str(retry_s)})
-
-        def begin(sink: Sink) -> Subscriber:
-            # Guarantee 5: the node may have closed a moment ago, and nobody else would end this one. It is
-            # asked before the poll itself takes room.
-            has_room = self.node.has_room()
-            poll = PollSink(sink, self.answers, limit=limit)
-            subscriber = self.opener.begin_poll(opening, poll, options, wait_s=wait_s, begun=poll.attach)
-            if not has_room:
-                subscriber.end(CloseReason.OVERLOADED)
-            return subscriber
-
         return await start(
-            begin,
+            lambda sink: self._begin(opening, sink, asked),
             scope,
             send,
             wake_queue=self.wake_queue,
@@ -134,6 +145,37 @@ class PollEndpoint:
             head=_HEAD,
             refusal=nothing(str(opening.cursor.position)).raw,
         )
+
+    def _begin(self, opening: Opening, sink: Sink, asked: "_Asked") -> Subscriber:
+        """Begins to wait on a connection."""
+        # Guarantee 5: the node may have closed a moment ago, and nobody else would end this one. It is asked
+        # before the poll itself takes room.
+        has_room = self.node.has_room()
+        poll = PollSink(sink, self.answers, limit=asked.limit)
+        subscriber = self.opener.begin_poll(
+            opening, poll, asked.options, wait_s=asked.wait_s, begun=poll.attach
+        )
+        if not has_room:
+            subscriber.end(CloseReason.OVERLOADED)
+        return subscriber
+
+
+class _Asked(NamedTuple):
+    """What a call asks for."""
+
+    wish: From
+    options: StreamOptions
+    limit: int
+    wait_s: int
+
+    @classmethod
+    def of(cls, request: Request, who: Identity) -> Self:
+        """Raises HttpProblem 400."""
+        query = Query(request)
+        limit = query.number("limit", default=100, most=1000)
+        wait_s = query.number("wait_s", default=0, least=0, most=MAX_WAIT_S)
+        options = StreamOptions(types=query.types(), expires_at=who.expires_at, issued_at=who.issued_at)
+        return cls(wished(query, also="after"), options, limit, wait_s)
 
 
 @dataclass(slots=True)

@@ -255,6 +255,28 @@ class Opener:
         finally:
             self._hub.release(person)
 
+    def poll_nowait(
+        self,
+        user: str,
+        wish: From,
+        start: Callable[[Begin], bool],
+        begin: Callable[[Opening, Sink], Subscriber],
+    ) -> bool:
+        """As `open_nowait`, of a poll that `begin` begins. False also where there is something to tell."""
+        person = self._hub.hold(user)
+        try:
+            # Guarantee 3: as in `opening`, and nothing is awaited from here until the poll is live.
+            state = self._people.state_nowait(user) if self._hub.follows(person) else None
+            opening = self._found_nowait(person, wish, state)
+            if opening is None or opening.resume is Resume.GAP:
+                return False
+            found = opening
+            # Guarantee 2: what lies behind the cursor is read, and answered, by whoever may wait.
+            is_current = found.cursor.position == self._hub.position(person)
+            return is_current and start(lambda sink: begin(found, sink))
+        finally:
+            self._hub.release(person)
+
     @property
     def may_queue(self) -> bool:
         """Whether there is room for one more client of `begin_soon`."""

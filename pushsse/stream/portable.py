@@ -7,7 +7,7 @@ do both for all streams.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -28,7 +28,14 @@ _HEAD = [
     *((name.lower().encode(), value.encode()) for name, value in STREAM_HEADERS.items()),
     (b"x-accel-buffering", b"no"),
 ]
-_HEAD_BYTES = b"HTTP/1.1 200 OK\r\n" + b"".join(b"%b: %b\r\n" % header for header in _HEAD)
+
+
+def head_bytes(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The head of a response to a call that is answered without ASGI."""
+    return b"HTTP/1.1 200 OK\r\n" + b"".join(b"%b: %b\r\n" % field for field in fields)
+
+
+_HEAD_BYTES = head_bytes(_HEAD)
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 
@@ -222,10 +229,14 @@ class Takeable(Protocol):
 
 
 def start_nowait(
-    begin: Callable[[Sink], Subscriber], connection: Takeable | None, *, backlog_bytes: int
+    begin: Callable[[Sink], Subscriber],
+    connection: Takeable | None,
+    *,
+    backlog_bytes: int,
+    head: bytes = _HEAD_BYTES,
 ) -> bool:
     """As `start` where the server hands its connection over, without waiting. False: nothing was begun."""
-    stream = None if connection is None else connection.take_immediate(_HEAD_BYTES, backlog_bytes)
+    stream = None if connection is None else connection.take_immediate(head, backlog_bytes)
     if stream is None:
         return False
     try:

@@ -13,6 +13,7 @@ import pytest
 
 from pushsse.server import Http
 from pushsse.stream.handover import HandoverHttp
+from pushsse.stream.immediate import ImmediateHttp
 from tests.serving import Running, serving
 from tests.waiting import eventually
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.anyio
 SECRET = "a secret of thirty-two bytes and more"
 
 
-@pytest.fixture(params=[HandoverHttp, "h11"], ids=["handover", "h11"])
+@pytest.fixture(params=[ImmediateHttp, HandoverHttp, "h11"], ids=["immediate", "handover", "h11"])
 def http(request: pytest.FixtureRequest) -> Http:
     found: Http = request.param
     return found
@@ -212,7 +213,7 @@ async def test_answers_that_grow_dont_end_a_wait_and_their_end_does(tmp_path: Pa
 
 
 async def test_many_polls_that_wait_share_one_answer_and_take_no_task(tmp_path: Path) -> None:
-    async with serving(tmp_path, http=HandoverHttp, max_streams_per_user=0) as node:
+    async with serving(tmp_path, http=ImmediateHttp, max_streams_per_user=0) as node:
         connections = [await node.connect() for _ in range(50)]
         before = len(asyncio.all_tasks())
         for connection in connections:
