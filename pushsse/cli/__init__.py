@@ -18,6 +18,7 @@ import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
 from typing import Annotated, Any, TextIO, get_args, get_origin
 
@@ -44,6 +45,8 @@ COMMANDS = {
     "token": ("admin", "Make a token."),
     "outbox": ("outbox", "Print the SQL of a table whose rows become events."),
     "migrate": ("admin", "Bring the database's tables to this version."),
+    "try": ("trying", "Show what becomes of a topic's last records."),
+    "dead": ("dead", "Look through dead letters, and send them again."),
     "doctor": ("admin", "Try each dependency and say what is wrong."),
 }
 # The supervisor of workers calls it, people don't.
@@ -62,7 +65,9 @@ class Commands(click.Group):
         module = COMMANDS[cmd_name][0] if cmd_name in COMMANDS else HIDDEN.get(cmd_name)
         if module is None:
             return None
-        command = getattr(import_module(f"{__name__}.{module}"), cmd_name)
+        # `try` is a word of Python's.
+        function = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        command = getattr(import_module(f"{__name__}.{module}"), function)
         assert isinstance(command, click.Command)
         return command
 

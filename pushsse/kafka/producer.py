@@ -28,11 +28,12 @@ _PACKED_AT_ONCE = 500
 
 
 class Outgoing(NamedTuple):
-    """A record on its way to Kafka."""
+    """A record on its way to Kafka; without a partition its key decides."""
 
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+    partition: int | None = None
 
 
 class RecordRefused(KafkaUnavailable):
@@ -135,14 +136,15 @@ class Producer:
         builders: dict[int, BatchBuilder] = {}
         pending: list[asyncio.Future[object]] = []
         try:
-            for number, (key, value, headers) in enumerate(records):
+            for number, (key, value, headers, given) in enumerate(records):
                 if not number % _PACKED_AT_ONCE:
                     await asyncio.sleep(0)
-                partition = (
-                    partition_of(key, partitions)
-                    if key is not None
-                    else partitions[number // _PACKED_AT_ONCE % len(partitions)]
-                )
+                if given is not None:
+                    partition = given
+                elif key is not None:
+                    partition = partition_of(key, partitions)
+                else:
+                    partition = partitions[number // _PACKED_AT_ONCE % len(partitions)]
                 builder = builders.get(partition)
                 if builder is None:
                     builder = builders[partition] = producer.create_batch()
@@ -160,8 +162,10 @@ class Producer:
     async def _send(self, producer: AIOKafkaProducer, topic: str, records: Sequence[Outgoing]) -> None:
         pending: list[asyncio.Future[object]] = []
         try:
-            for key, value, headers in records:
-                pending.append(await producer.send(topic, value, key=key, headers=list(headers)))
+            for key, value, headers, partition in records:
+                pending.append(
+                    await producer.send(topic, value, key=key, headers=list(headers), partition=partition)
+                )
             await asyncio.gather(*pending)
         finally:
             for each in pending:

@@ -1,0 +1,265 @@
+"""`pushsse try`: the last records of a topic beside the events that they become, or would.
+
+It reads without a group, commits nothing and publishes nothing; it needs no configuration. What is configured
+for the topic is used; for any other a table [[kafka]] is proposed, tried on the records, and on request
+written to a file.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import msgspec
+
+from pushsse import settings as settings_of
+from pushsse.backplane import Draft
+from pushsse.cli import BadSetting, Failed, read_settings, say, with_settings
+from pushsse.errors import InvalidInput, SettingsError
+from pushsse.intake import AllTypes, Decode, Drafter
+from pushsse.intake.proposing import Proposal, proposal, registry_id
+from pushsse.intake.sources import format_of, sources, topics
+from pushsse.kafka import Record, connection
+from pushsse.kafka.dead_letters import place_of
+from pushsse.kafka.reading import Reader, reader
+from pushsse.logs import shown
+from pushsse.metrics import Metrics
+from pushsse.settings import FORMATS, KafkaMap, KafkaSource, Settings
+
+_MOST = 1000
+_SHOWN = 2_000
+_DATA = len(b"data: ")
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """What became of the records that were shown."""
+
+    events: int = 0
+    skipped: int = 0
+    expired: int = 0
+    dead: int = 0
+
+    def __str__(self) -> str:
+        named = {
+            "events": self.events,
+            "skipped": self.skipped,
+            "expired": self.expired,
+            "dead letters": self.dead,
+        }
+        return ", ".join(f"{count} {name}" for name, count in named.items() if count) or "no records"
+
+
+@click.command(name="try")
+@click.option("--kafka", metavar="HOST:PORT,…", help="the same as --kafka-bootstrap")
+@click.option("--topic", "names", multiple=True, help="a topic; repeat it  [default: those of the sources]")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, _MOST),
+    default=5,
+    show_default=True,
+    help="so many of a topic's last records",
+)
+@click.option("--format", "format_", help=f"try this format: {', '.join(FORMATS)}:PACKAGE:FUNCTION")
+@click.option(
+    "--write", type=click.Path(path_type=Path, dir_okay=False), help="write the proposed table to this file"
+)
+@with_settings(
+    "kafka_bootstrap",
+    "kafka_topic",
+    "kafka_security_protocol",
+    "kafka_sasl_mechanism",
+    "kafka_sasl_username",
+    "kafka_sasl_password",
+    "kafka_ssl_cafile",
+)
+def try_(
+    kafka: str | None,
+    names: tuple[str, ...],
+    limit: int,
+    format_: str | None,
+    write: Path | None,
+    config: Path | None,
+    **options: object,
+) -> None:
+    """Show what becomes of a topic's last records. Nothing is published, nothing is committed."""
+    if kafka is not None:
+        options["kafka_bootstrap"] = kafka
+    settings = read_settings(config, options)
+    if not settings.kafka_bootstrap:
+        raise click.UsageError("--kafka HOST:PORT is missing, and PUSHSSE_KAFKA_BOOTSTRAP isn't set")
+    if write is not None and len(names) != 1:
+        raise click.UsageError("--write needs --topic, once")
+    # What the libraries log, the errors say.
+    logging.disable()
+    try:
+        asyncio.run(_try(settings, names, limit=limit, format_=format_, write=write))
+    except SettingsError as error:
+        raise BadSetting(str(error)) from None
+    except OSError as error:
+        raise Failed(f"Kafka at {shown(settings.kafka_bootstrap)}: {error}") from None
+
+
+async def _try(
+    settings: Settings, names: Sequence[str], *, limit: int, format_: str | None, write: Path | None
+) -> None:
+    async with reader(connection(settings)) as kafka:
+        there = await kafka.topics()
+        wanted = list(names) or sorted(topics(settings).among(there))
+        if not wanted:
+            raise Failed("none of the sources' topics is there: name one by --topic")
+        for topic in wanted:
+            if topic not in there:
+                listed = ", ".join(there[:20]) or "there is none"
+                raise Failed(f"there is no topic {topic!r}, or it may not be read. Topics: {listed}")
+        for topic in wanted:
+            await _try_topic(kafka, settings, topic, limit=limit, format_=format_, write=write)
+
+
+async def _try_topic(
+    kafka: Reader, settings: Settings, topic: str, *, limit: int, format_: str | None, write: Path | None
+) -> None:
+    records = await kafka.last(topic, limit)
+    decode, proposed = _decode(settings, topic, records, format_)
+    if proposed is None:
+        say(f"{topic}: as it is configured", err=True)
+    elif format_ is not None:
+        say(f"{topic}: as format {format_} reads it", err=True)
+    else:
+        say(f"{topic}: no source has this topic, so this is how the table below would read it", err=True)
+    outcomes = Outcomes()
+    for record in records:
+        _show(record, decode, outcomes)
+    say(f"{topic}: {len(records)} records: {outcomes}", err=True)
+    if proposed is not None:
+        say("")
+        say(proposed.toml(), nl=False, lines=True)
+        if write is not None:
+            _write(write, proposed, topic, settings.kafka_bootstrap)
+    elif write is not None:
+        raise Failed(f"{topic} is configured already: there is nothing to write")
+
+
+def _decode(
+    settings: Settings, topic: str, records: Sequence[Record], format_: str | None
+) -> tuple[Decode | None, Proposal | None]:
+    """What reads the records, None where that is still to be written; and a proposal without a source."""
+    drafter = Drafter(types=AllTypes(), max_age_s=settings.event_max_age_s)
+    metrics = Metrics()
+    configured = topics(settings).group_of(topic) is not None
+    if format_ is not None:
+        kind = format_.partition(":")[0]
+        if kind not in FORMATS or (kind == "python") != (":" in format_):
+            raise click.UsageError(f"--format: {format_!r} is none of {', '.join(FORMATS)}:PACKAGE:FUNCTION")
+        table = KafkaSource(topics=(topic,), format=format_, where="--format")
+        if format_ == "mapped":
+            found = proposal(topic, records)
+            mapped = found.table.map if found.table is not None else None
+            table = msgspec.structs.replace(table, map=mapped or KafkaMap(type=f"'{topic}'", to="'all'"))
+        return format_of(table, metrics=metrics, drafter=drafter), Proposal(table)
+    if configured:
+        return sources(settings, metrics=metrics, drafter=drafter, now_ms=int), None
+    proposed = proposal(topic, records)
+    table = proposed.table or KafkaSource(topics=(topic,))
+    if table.format == "python:PACKAGE:FUNCTION":
+        return None, proposed
+    return format_of(table, metrics=metrics, drafter=drafter), proposed
+
+
+def _show(record: Record, decode: Decode | None, outcomes: Outcomes) -> None:
+    """One record, and what becomes of it."""
+    value = record.value
+    size = "no value" if value is None else f"{len(value)} bytes"
+    key = f", key {_text(record.key)}" if record.key is not None else ""
+    say(f"{place_of(record)}  {_at(record.timestamp)}{key}, {size}")
+    for name, content in record.headers:
+        say(f"  header       {name}: {_text(content or b'')}")
+    if value is not None:
+        say(f"  record       {_text(value)}")
+    number = registry_id(value)
+    if number is not None:
+        say(
+            f"  schema       the value begins with a schema registry's magic byte 0x00 and schema {number}:"
+            " Avro, Protobuf or JSON Schema. Write a function for format python:PACKAGE:FUNCTION,"
+            " which reads it with that registry's deserializer"
+        )
+    if decode is None:
+        say("  dead letter  no format reads this yet")
+        outcomes.dead += 1
+        return
+    try:
+        made = decode(record, "")
+    except InvalidInput as error:
+        outcomes.dead += 1
+        say(f"  dead letter  {error}")
+        return
+    except Exception as error:  # noqa: BLE001 - as the consumer has it: a dead letter
+        outcomes.dead += 1
+        say(f"  dead letter  the decoder failed: {type(error).__name__}: {error}")
+        return
+    if made is None:
+        outcomes.skipped += 1
+        say("  skipped      " + ("it has no value" if value is None else "the source says so"))
+        return
+    for draft in made if isinstance(made, list) else [made]:
+        _show_event(draft, outcomes)
+
+
+def _show_event(draft: Draft, outcomes: Outcomes) -> None:
+    publication = draft.publication
+    users = publication.users
+    to = "everybody" if users is None else ", ".join(users[:5])
+    more = f" and {len(users) - 5} more" if users is not None and len(users) > 5 else ""
+    is_expired = publication.expires_ms <= time.time() * 1000
+    word = "expired" if is_expired else "event"
+    outcomes.expired += is_expired
+    outcomes.events += not is_expired
+    say(f"  {word:<12} {publication.name} to {to}{more}: {_text(publication.body[_DATA:-1])}")
+
+
+def _text(content: bytes) -> str:
+    """Bytes for people: as text where they are one, and not all of many."""
+    text = content[:_SHOWN].decode("utf-8", "backslashreplace")
+    if not text.isprintable():
+        text = "".join(
+            each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+        )
+    return text + ("…" if len(content) > _SHOWN else "")
+
+
+def _at(timestamp_ms: int) -> str:
+    try:
+        return datetime.fromtimestamp(timestamp_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    except (OverflowError, ValueError, OSError):
+        return f"timestamp {timestamp_ms}"
+
+
+def _write(file: Path, proposed: Proposal, topic: str, bootstrap: str) -> None:
+    """Writes the table to a new file, or to the end of one that is there. Raises Failed."""
+    if proposed.table is None:
+        raise Failed("there is nothing to write: no table could be proposed")
+    text = proposed.toml()
+    try:
+        if file.exists():
+            before = file.read_text(encoding="utf-8-sig")
+            text = f"{before.rstrip()}\n\n{text}" if before.strip() else text
+        else:
+            text = f'kafka_bootstrap = "{bootstrap}"\n\n{text}'
+        # As `serve` would read it, before anything is written: the topic may be there already.
+        with_it = file.with_name(f"{file.name}.new")
+        with_it.write_text(text, encoding="utf-8")
+        try:
+            settings_of.load({"PUSHSSE_KAFKA_BOOTSTRAP": bootstrap}, file=with_it)
+        except SettingsError as error:
+            with_it.unlink()
+            raise Failed(
+                f"{file} isn't changed: with the table for {topic} it can't be used: {error}"
+            ) from None
+        with_it.replace(file)
+    except OSError as error:
+        raise Failed(f"{file} can't be written: {error.strerror}") from None
+    say(f"written to {file}", err=True)
