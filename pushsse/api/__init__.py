@@ -8,7 +8,7 @@ import re
 import time
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from typing import TypeVar
@@ -327,14 +327,24 @@ def _is_last_event_id(name: str) -> bool:
     return name.translate(_NO_JOINTS).lower() in _LAST_EVENT_ID
 
 
-def parameters(request: HTTPConnection) -> list[tuple[str, str]]:
+_PARSED = "pushsse.parameters"
+
+
+def parameters(request: HTTPConnection) -> Sequence[tuple[str, str]]:
     """A query's names and values in their order, as Starlette's `query_params.multi_items()` has them."""
-    query: bytes = request.scope["query_string"]
-    if b"%" in query or b"+" in query:
-        return request.query_params.multi_items()
-    # With nothing to unquote this is all that `parse_qsl` does, which takes 6 us for `user=ann`.
-    found = [field.partition("=") for field in query.decode("latin-1").split("&") if field]
-    return [(name, value) for name, _, value in found]
+    scope = request.scope
+    # A stream's are looked at twice: for who asks, and for what.
+    parsed: Sequence[tuple[str, str]] | None = scope.get(_PARSED)
+    if parsed is None:
+        query: bytes = scope["query_string"]
+        if b"%" in query or b"+" in query:
+            parsed = request.query_params.multi_items()
+        else:
+            # With nothing to unquote this is all that `parse_qsl` does, which takes 6 us for `user=ann`.
+            found = [field.partition("=") for field in query.decode("latin-1").split("&") if field]
+            parsed = [(name, value) for name, _, value in found]
+        scope[_PARSED] = parsed
+    return parsed
 
 
 class Query:

@@ -81,9 +81,13 @@ class Writer:
                 await self._some.wait()
                 self._some.clear()
                 while self._waiting:
-                    async with self._connected() as raw:
-                        # Only now: what came while another block had the connection is written, too.
-                        await self._commit(raw, self._taken())
+                    try:
+                        async with self._connected() as raw:
+                            # Only now: what came while another block had the connection is written, too.
+                            await self._commit(raw, self._taken())
+                    except Exception as error:  # noqa: BLE001 # as below; the next may have a connection
+                        _tell_all(self._waiting, error)
+                        self._waiting.clear()
         finally:
             _tell_all(self._waiting, DatabaseUnavailable("the database is closed"))
             self._waiting.clear()

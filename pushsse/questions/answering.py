@@ -77,9 +77,9 @@ class Answering:
 
     @contextmanager
     def turn(self, user: str) -> "Iterator[Turn | None]":
-        """Room to answer a question of a person at once, for as long as it is being stored; None: no room.
+        """Room to answer a question of a person at once, kept while it is being stored; None: no room.
 
-        What waits has no right to it: as long as it has to wait, so has this.
+        It overtakes no other question: one that waits is over a limit that leaves no room here either.
         """
         if self._group is None or not self.queue.take(user):
             yield None

@@ -1,15 +1,18 @@
 """Writes to SQLite that wait together."""
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 import pytest
 
 from pushsse.database import Database, Statement, ThreadSession
-from pushsse.database.writer import MOST_TOGETHER, MOST_WAITING
+from pushsse.database.writer import MOST_TOGETHER, MOST_WAITING, Writer
 from pushsse.errors import DatabaseUnavailable
 from tests.migrated import migrated
 
@@ -108,3 +111,27 @@ async def test_what_waits_while_the_database_is_closed_fails(tmp_path: Path, any
         with pytest.raises(DatabaseUnavailable, match="closed"):
             await write
     await closing
+
+
+async def test_a_connection_that_cant_be_had_fails_those_who_wait_and_nobody_after_them(
+    anyio_backend: str,
+) -> None:
+    faults = [sqlite3.OperationalError("unable to open database file")]
+    async with aiosqlite.connect(":memory:", isolation_level=None) as raw:
+
+        @asynccontextmanager
+        async def connected() -> AsyncIterator[aiosqlite.Connection]:
+            if faults:
+                raise faults.pop()
+            yield raw
+
+        def one(session: ThreadSession) -> list[int]:
+            return session.rows(int, Statement("SELECT 1"))
+
+        writer = Writer(connected)
+        running = asyncio.create_task(writer.run())
+        with pytest.raises(sqlite3.OperationalError):
+            await writer.write(one)
+        assert await writer.write(one) == [1]
+        running.cancel()
+        await asyncio.wait([running])

@@ -7,7 +7,7 @@ answers, too: the application is behind `CrossOrigin`.
 
 import re
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import urlsplit
@@ -23,7 +23,7 @@ from pushsse.settings import is_loopback
 _PROXY_HEADERS = frozenset((b"forwarded", b"x-real-ip", b"via"))
 _PROXY_PREFIX = b"x-forwarded-"
 _READING = frozenset(("GET", "HEAD"))
-_ELSEWHERE = ("cross-site", "same-site")
+_ELSEWHERE = (b"cross-site", b"same-site")
 _USUAL_PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -38,9 +38,9 @@ class DevelopmentIdentifier:
 
     def identify_nowait(self, request: HTTPConnection, scope: str) -> Identity:
         """The name in the query. Raises HttpProblem: 403 for a request from outside, 400 for a bad name."""
-        refuse_strangers(request, self.allowed_origins)
+        headers = refuse_strangers(request, self.allowed_origins)
         # A page elsewhere can send a GET without an Origin: it reads nothing, but twenty of them end streams.
-        if "origin" not in request.headers and request.headers.get("sec-fetch-site") in _ELSEWHERE:
+        if b"origin" not in headers and headers.get(b"sec-fetch-site") in _ELSEWHERE:
             raise HttpProblem(403, "development_only", "development identity, and another site's page asks")
         user = dict(parameters(request)).get("user", "dev")
         if not is_user(user):
@@ -66,8 +66,8 @@ def _may_call(origin: str, host: str, origins: Collection[str]) -> bool:
     return place == host or (origin in origins and _is_here(place.encode("latin-1")))
 
 
-def refuse_strangers(request: HTTPConnection, origins: Collection[str] = ()) -> None:
-    """Raises HttpProblem 403 unless the request came straight from this machine, meant for it."""
+def refuse_strangers(request: HTTPConnection, origins: Collection[str] = ()) -> Mapping[bytes, bytes]:
+    """The headers of a request that came straight from this machine, meant for it. Raises HttpProblem 403."""
     # Of a header that is given twice, the first.
     headers = dict(reversed(request.scope["headers"]))
     for name in headers:
@@ -83,6 +83,7 @@ def refuse_strangers(request: HTTPConnection, origins: Collection[str] = ()) -> 
     client = request.scope.get("client")
     if client and not _is_loopback(client[0]):
         raise HttpProblem(403, "development_only", "development identity, and the client is elsewhere")
+    return headers
 
 
 class CrossOrigin:
