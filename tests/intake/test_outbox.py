@@ -397,6 +397,38 @@ async def test_a_bucket_that_is_full_holds_up_no_other(box: OutboxKit) -> None:
     assert max(at for at, message in enumerate(messages) if message == "quiet") < 250
 
 
+async def test_rows_are_found_by_the_index_though_the_table_was_empty_when_the_plan_was_made(
+    box: OutboxKit,
+) -> None:
+    async def read() -> tuple[int, int]:
+        row = await box.application.fetchrow(
+            "SELECT seq_tup_read, idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'pushsse_outbox'"
+        )
+        return row["seq_tup_read"], row["idx_tup_fetch"]
+
+    async def has_read() -> bool:
+        return (await read())[1] >= 10_000
+
+    await box.insert("first")
+    await box.application.execute("DELETE FROM pushsse_outbox")
+    await box.application.execute("VACUUM ANALYZE pushsse_outbox")
+    async with box.running(poll_s=0.05):
+        # PostgreSQL makes a plan anew five times, and keeps it then.
+        for n in range(8):
+            await box.insert(n)
+            await eventually(box.is_empty)
+        await box.application.execute(
+            """INSERT INTO pushsse_outbox (type, message, recipients)
+               SELECT 'alarm', '1', json_build_object('users', json_build_array('person' || n))
+                 FROM generate_series(1, 10000) n"""
+        )
+        await eventually(lambda: box.metrics.outbox_rows["pushsse_outbox"] == 10_008)
+    # A connection tells what it has read when it ends, at the latest.
+    await eventually(has_read)
+    # All of it for each bucket in each batch would be millions.
+    assert (await read())[0] < 100_000
+
+
 async def test_many_large_rows_are_taken_in_several_batches(box: OutboxKit) -> None:
     users = json.dumps({"users": [f"{n:0128}" for n in range(5_000)]})
     for n in range(12):

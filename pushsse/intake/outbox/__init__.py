@@ -241,8 +241,10 @@ class _Taker:
             await self._share()
         if now >= self._measure_at:
             self._measure_at = now + _MEASURE_EVERY_S
-            waiting = await self._tables.waiting()
-            self._metrics.outbox_waiting[self._source.table] = (waiting.depth, waiting.lag_s)
+            # A database that is away the next statement notices.
+            with suppress(DatabaseUnavailable):
+                waiting = await self._tables.waiting()
+                self._metrics.outbox_waiting[self._source.table] = (waiting.depth, waiting.lag_s)
         if self._in_hand or self._woken.is_set() or now >= self._poll_at:
             # Before the look: what is committed after it wakes us again.
             self._woken.clear()

@@ -87,6 +87,7 @@ def names(table: str) -> Mapping[str, str]:
         "takers": f'{prefix}"{name}_taker"',
         "notify": f'{prefix}"{name}_notify"',
         "index": f'"{name}_waiting"',
+        "dead_index": f'"{name}_dead"',
         "trigger": f'"{name}_notify"',
     }
 
@@ -121,6 +122,7 @@ CREATE TABLE IF NOT EXISTS {rows} (
 -- Rows come and go: without frequent vacuuming each look passes over those that have gone.
 WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX IF NOT EXISTS {index} ON {rows} (bucket, id) WHERE status = 'waiting';
+CREATE INDEX IF NOT EXISTS {dead_index} ON {rows} (id) WHERE status = 'dead';
 
 -- Which node has which bucket, and which rows are in its hands.
 CREATE TABLE IF NOT EXISTS {buckets} (
@@ -163,6 +165,12 @@ def sql(table: str) -> str:
     return _SCHEMA.format(table=table, mask=BUCKETS - 1, channel=CHANNEL, **names(table))
 
 
+# For the length of a transaction. PostgreSQL keeps the plan that it made while the table was empty.
+# By that one it would read all of 100,000 rows for each bucket.
+# No JIT, since a plan for which there is no index counts as one that costs a lot.
+_BY_INDEX = """
+    SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+           set_config('jit', 'off', true)"""
 # A node is there for so long after its last word. Behind a %s are the names of tables.
 _RENEW = """
     INSERT INTO %(takers)s (name, until)
@@ -315,6 +323,7 @@ class _Statements:
 
         self.renew, self.forget, self.others, self.mine = map(made, (_RENEW, _FORGET, _OTHERS, _MINE))
         self.take_over, self.release, self.leave, self.gone = map(made, (_TAKE_OVER, _RELEASE, _LEAVE, _GONE))
+        self.by_index = made(_BY_INDEX)
         self.end, self.take, self.read, self.waiting = map(made, (_END, _TAKE, _READ, _WAITING))
         self.tell, self.dead, self.tables, self.columns = map(made, (_TELL, _DEAD, _TABLES, _FOUND_COLUMNS))
         self.rights, self.triggered, self.buckets = map(made, (_RIGHTS, _TRIGGERED, _BUCKETS))
@@ -384,21 +393,21 @@ class OutboxTables:
             most,
             most_of_one,
         )
-        if not ended:
-            return _taken(await self.database.rows(_pair, self._sql.take, *given))
         ending = [each for each in holdings if each.number in ended]
         dead = {id_: error for each in ended.values() for id_, error in each.dead.items()}
         async with self.database.transaction() as session:
-            await session.rows(
-                int,
-                self._sql.end,
-                taker,
-                _array(each.number for each in ending),
-                _array(each.round for each in ending),
-                _array(id_ for each in ended.values() for id_ in each.done),
-                _array(dead),
-                _json.encode([error[:_ERROR_CHARACTERS] for error in dead.values()]).decode(),
-            )
+            await session.rows(_nothing, self._sql.by_index)
+            if ended:
+                await session.rows(
+                    int,
+                    self._sql.end,
+                    taker,
+                    _array(each.number for each in ending),
+                    _array(each.round for each in ending),
+                    _array(id_ for each in ended.values() for id_ in each.done),
+                    _array(dead),
+                    _json.encode([error[:_ERROR_CHARACTERS] for error in dead.values()]).decode(),
+                )
             return _taken(await session.rows(_pair, self._sql.take, *given))
 
     async def read(self, ids: Iterable[int]) -> list[Row]:
@@ -407,7 +416,9 @@ class OutboxTables:
 
     async def waiting(self) -> Waiting:
         """How many rows wait, and for how long."""
-        return (await self.database.rows(Waiting, self._sql.waiting))[0]
+        async with self.database.transaction() as session:
+            await session.rows(_nothing, self._sql.by_index)
+            return (await session.rows(Waiting, self._sql.waiting))[0]
 
     async def tell(self, text: str) -> None:
         """Sends a notification, over any connection."""
@@ -462,6 +473,10 @@ def _pair(kept: int, *columns: object) -> tuple[int, Row | None]:
 
 def _taken(found: Sequence[tuple[int, Row | None]]) -> tuple[set[int], list[Row]]:
     return {kept for kept, _ in found}, [row for _, row in found if row is not None]
+
+
+def _nothing(*_: str) -> None:
+    """What a statement returns that is run for its effect."""
 
 
 def _there(name: str, there: bool) -> tuple[str, bool]:
