@@ -20,7 +20,7 @@ APP = "pushsse"
 _MODELS = [
     "pushsse.kicks",
     "pushsse.presence",
-    "pushsse.preferences.store",
+    "pushsse.preferences.rows",
     "pushsse.questions.rows",
     "pushsse.witness",
 ]

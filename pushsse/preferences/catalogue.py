@@ -17,14 +17,8 @@ from pushsse.database import Database, Session, Statement
 from pushsse.errors import InvalidInput, PushsseError, SettingsError
 from pushsse.event import RESERVED_TYPES, TypeName
 from pushsse.preferences.languages import LanguageTag
-from pushsse.preferences.store import (
-    CATALOGUE_LOCK,
-    MAX_TYPES,
-    REMOVED_REVISION,
-    YIELD_TYPES,
-    EventType,
-    known_types,
-)
+from pushsse.preferences.rows import EventType
+from pushsse.preferences.store import CATALOGUE_LOCK, MAX_TYPES, REMOVED_REVISION, YIELD_TYPES, known_types
 from pushsse.settings import TypeTable
 
 _MOST_LANGUAGES = 40

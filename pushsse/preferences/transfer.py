@@ -17,14 +17,8 @@ from pushsse.errors import InvalidInput, Violation
 from pushsse.event import TypeName, UserName
 from pushsse.preferences import Preferences
 from pushsse.preferences.catalogue import Category
-from pushsse.preferences.store import (
-    REVISION,
-    CategorySwitch,
-    PersonRow,
-    PreferenceChange,
-    PreferenceStore,
-    Switch,
-)
+from pushsse.preferences.rows import CategorySwitch, PersonRow, PreferenceChange, Switch
+from pushsse.preferences.store import REVISION, PreferenceStore
 
 MOST_ROWS = 500
 # In one transaction, during which nobody else writes to SQLite.

@@ -15,7 +15,8 @@ from deploy.parts import Postgres
 from pushsse.database import Database, Statement
 from pushsse.errors import DatabaseUnavailable, SettingsError, StatementFailed
 from pushsse.people import StateTable
-from pushsse.preferences.store import EventType, PreferenceStore
+from pushsse.preferences.rows import EventType
+from pushsse.preferences.store import PreferenceStore
 from pushsse.questions import Question
 from pushsse.questions.conversations import ConversationStore
 from pushsse.questions.store import QuestionStore

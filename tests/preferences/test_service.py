@@ -15,7 +15,8 @@ from pushsse.people import StateTable
 from pushsse.position import Mark
 from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.catalogue import CatalogueStore
-from pushsse.preferences.store import EventType, PreferenceStore
+from pushsse.preferences.rows import EventType
+from pushsse.preferences.store import PreferenceStore
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
