@@ -35,6 +35,8 @@ MAX_IDS = 100
 MAX_IDS_BYTES = 8 * 1024
 # Entries of each of the two logs that a count goes through, the newest.
 MAX_COUNTED = SCAN_ENTRIES
+# Of what is read in one turn of the event loop: an ack takes longer than an event.
+_STEP_BYTES = 256 * 1024
 _DATA = len(b"data: ")
 _READ = frozenset({"read", "clicked"})
 
@@ -151,7 +153,7 @@ class AcksEndpoint:
         if cursor.take_gap():
             counted.gap = True
             return False
-        passed = self.replay.advance(cursor, entries, types=types, tells=False)
+        passed = self.replay.advance(cursor, entries, types=types, most_bytes=_STEP_BYTES, tells=False)
         counted.looked_at += passed.looked_at
         for found in passed.found:
             counted.take(found)

@@ -8,7 +8,8 @@ there are, and the position. `PollAnswers` makes the answer once for all polls t
 Deliberate: a chunk is read back from its frames. The hub's path to a stream knows nothing of polls.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -17,6 +18,8 @@ from pushsse.errors import CloseReason
 from pushsse.stream.frame import Chunk, chunk
 from pushsse.stream.subscriber import Sink, Subscriber
 
+# Events that end a wait together, at most: in a burst each poll could ask for another number of them.
+MOST_TOLD = 100
 _NAME, _DATA, _ID = b"event: ", b"data: ", b"id: "
 # A ping says nothing, and pieces of an answer aren't in the log.
 _PASSED_OVER = frozenset({"ping", "answer.delta"})
@@ -39,20 +42,31 @@ class Events(msgspec.Struct, frozen=True):
     more: bool
 
 
+class _Frame(NamedTuple):
+    name: str
+    data: bytes
+    position: str
+
+
 class PollAnswers:
-    """Makes the answers of this node's polls. Polls that get the same chunk have the same answer."""
+    """Makes the answers of polls: one for all that get the same chunk, and as many events of it."""
 
     def __init__(self) -> None:
         self._chunk: Chunk | None = None
-        self._limit = 0
-        self._made: Chunk | None = None
+        self._frames: list[_Frame] = []
+        self._made: dict[int, Chunk] = {}
 
     def of(self, given: Chunk, limit: int) -> Chunk | None:
         """The answer with at most `limit` events; None for a chunk that holds nothing to tell of."""
-        if self._chunk is not given or self._limit != limit:
-            self._made = _answer(given.raw, limit)
-            self._chunk, self._limit = given, limit
-        return self._made
+        if self._chunk is not given:
+            self._chunk, self._frames = given, list(islice(_told(given.raw), MOST_TOLD + 1))
+            self._made.clear()
+        if not self._frames:
+            return None
+        limit = min(limit, MOST_TOLD)
+        if (made := self._made.get(limit)) is None:
+            made = self._made[limit] = _answer(self._frames, limit)
+        return made
 
 
 class PollSink:
@@ -102,28 +116,27 @@ def nothing(position: str, *, gap: bool = False) -> Chunk:
     return chunk(msgspec.json.encode(Events((), position, gap, more=False)))
 
 
-class _Frame(NamedTuple):
-    name: str
-    data: bytes
-    position: str
-
-
 def _frames(raw: bytes) -> Iterator[_Frame]:
     """The frames of a chunk for a stream with names, whose data is one line each; some have no place."""
-    for block in raw.split(b"\n\n")[:-1]:
+    start = 0
+    while (end := raw.find(b"\n\n", start)) >= 0:
+        block, start = raw[start:end], end + 2
         head, _, rest = block.partition(b"\n" + _DATA)
         data, _, position = rest.partition(b"\n" + _ID)
         yield _Frame(head.rpartition(_NAME)[2].decode(), data, position.decode())
 
 
-def _answer(raw: bytes, limit: int) -> Chunk | None:
-    frames = [frame for frame in _frames(raw) if frame.name not in _PASSED_OVER]
+def _told(raw: bytes) -> Iterator[_Frame]:
+    """The frames that a poll is told of."""
+    return (frame for frame in _frames(raw) if frame.name not in _PASSED_OVER)
+
+
+def _answer(frames: Sequence[_Frame], limit: int) -> Chunk:
     # In the middle of a stream `ready` tells of a gap; what follows it comes with the next poll.
-    gap = any(frame.name == "ready" for frame in frames)
-    events = [frame for frame in frames if frame.name != "ready"]
-    if not frames:
-        return None
-    told = events[:limit]
-    last = told[-1] if told else frames[-1]
+    gap = frames[0].name == "ready"
+    told = frames[:limit] if not gap else ()
     views = tuple(EventView(frame.name, msgspec.Raw(frame.data), frame.position) for frame in told)
-    return chunk(msgspec.json.encode(Events(views, last.position, gap, more=len(told) < len(events))))
+    last = told[-1] if told else frames[0]
+    return chunk(
+        msgspec.json.encode(Events(views, last.position, gap, more=not gap and len(told) < len(frames)))
+    )

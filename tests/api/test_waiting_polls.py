@@ -11,6 +11,8 @@ import httpx
 import jwt
 import pytest
 
+from pushsse.backplane import Append, Draft
+from pushsse.event import encode
 from pushsse.server import Http
 from pushsse.stream.handover import HandoverHttp
 from pushsse.stream.immediate import ImmediateHttp
@@ -139,6 +141,21 @@ async def test_a_batch_over_the_limit_is_cut_and_goes_on_after_its_position(node
         assert 1 <= len(found["events"]) <= 2
         messages += [each["data"]["message"] for each in found["events"]]
     assert messages == [0, 1, 2, 3, 4]
+
+
+async def test_of_a_burst_each_poll_gets_its_own_number_and_no_more_than_100(tmp_path: Path) -> None:
+    async with serving(tmp_path, max_streams_per_user=0) as node:
+        start = await now(node)
+        limits = (1, 2, 100, 1_000)
+        polls = [poll(node, f"after={start}&wait_s=20&limit={limit}") for limit in limits]
+        await until_waiting(node, len(limits))
+        made = [encode("x", {"id": str(n)}, users=None, switchable=True) for n in range(150)]
+        await node.node.backplane.publish([Append("all", tuple(Draft(each) for each in made))])
+        for limit, task in zip(limits, polls, strict=True):
+            found = (await task).json()
+            told = [each["data"]["id"] for each in found["events"]]
+            assert told == [str(n) for n in range(min(limit, 100))]
+            assert (found["more"], found["position"]) == (True, found["events"][-1]["id"])
 
 
 async def test_a_client_that_leaves_frees_its_poll_at_once(node: Running) -> None:
