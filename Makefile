@@ -85,7 +85,7 @@ format: $(DEV_STAMP) ## formats, and repairs what lint can
 client: ## minifies the browser client, which the service then serves, and packs it for npm into dist/; needs npm
 	@cd pushsse/client && npm exec --yes --package=$(TERSER) -- terser pushsse.js --module --ecma 2022 \
 	  --compress passes=3 --mangle \
-	  --format "preamble='/* pushsse.js, minified. SHA-256 of the source: $$(sha256sum pushsse.js | cut -c1-16) */'" \
+	  --format "preamble='/* pushsse.js; SHA-256 of the source: $$(sha256sum pushsse.js | cut -c1-16) */'" \
 	  --output pushsse.min.js
 	@mkdir -p dist && npm pack --silent ./pushsse/client --pack-destination dist
 

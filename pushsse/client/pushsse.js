@@ -118,8 +118,8 @@ class Connection {
 
   #watchPage() {
     const { document } = globalThis;
-    if (!globalThis.addEventListener) return;
     const { signal } = this.#closing;
+    if (!globalThis.addEventListener) return;
     const when = (name, act, target = globalThis) => target.addEventListener(name, act, { signal });
     const isHidden = () => document?.visibilityState === "hidden";
     let seenAt = Date.now();
@@ -253,6 +253,8 @@ class Connection {
     } catch {
       if (this.#held !== held) return;
       this.#gap();
+      // It goes on where the others are.
+      this.position = "";
     }
     this.#held = null;
     held.forEach((message) => this.#take(message));
@@ -570,6 +572,8 @@ class Line {
     for (let part; !(part = await reader.read()).done; ) {
       if (ended.beganAt) this.#watch(this.#silence_ms);
       read(part.value);
+      // The service is done with this stream, whether its end passes the proxies or not.
+      if (ended.exception) break;
     }
     return this.#ended(ended);
   }
@@ -757,7 +761,12 @@ class Tabs {
 
   /** Whoever writes last has the lease. */
   async #claim() {
-    localStorage.setItem(this.#name, this.#id);
+    try {
+      localStorage.setItem(this.#name, this.#id);
+    } catch {
+      // Storage is full. A stream of its own is better than none.
+      return this.#lead();
+    }
     await sleep(50 + 100 * Math.random(), this.#left.signal);
     const isMine = localStorage.getItem(this.#name) === this.#id;
     if (isMine && !this.#leads && !this.#left.signal.aborted) this.#lead();
@@ -773,8 +782,9 @@ class Answers {
   hear(kind, data) {
     if (kind === "question") {
       const { id, conversation, status } = data;
-      const anew = status === "pending" && { text: "", parts: [], done: false, error: null };
-      this.#change(id, { conversation, status, ...anew });
+      // Asked anew. That it was asked at all may be heard after its answer has begun.
+      const isAnew = status === "pending" && this.#entry(id).answer.done;
+      this.#change(id, { conversation, status, ...(isAnew && { text: "", parts: [], done: false, error: null }) });
     } else if (kind === "answer.delta") this.#grow(data);
     else if (kind === "answer") this.#change(data.question, { ...data, status: "answered", doing: "", done: true });
     else if (kind === "answer.error") {
@@ -794,15 +804,15 @@ class Answers {
 
   /** Looks for the ends that may have been missed of those that somebody waits for. */
   refresh(read) {
-    for (const [question, { wakes }] of this.#all) {
-      if (wakes.length) read(question).then((found) => this.#find(question, found), () => {});
+    for (const [question, { answer, followed }] of this.#all) {
+      if (followed && !answer.done) read(question).then((found) => this.#find(question, found), () => {});
     }
   }
 
-  #find(question, { answer, error, ...asked }) {
-    if (asked.status === "handed_over") this.hear("question", asked);
-    else if (error) this.hear("answer.error", { question, ...error });
-    else if (asked.status === "answered") this.hear("answer", { question, ...answer });
+  #find(question, { status, answer, error }) {
+    if (error) this.hear("answer.error", { question, ...error });
+    else if (status === "answered") this.hear("answer", { question, ...answer });
+    else this.#change(question, { status });
   }
 
   close() {
@@ -813,6 +823,7 @@ class Answers {
   /** An answer whenever it has changed, up to its end. Raises PushError where there is none. */
   async *follow(question) {
     const entry = this.#entry(question);
+    entry.followed = true;
     for (let told; ; ) {
       const { answer } = entry;
       if (told !== answer) yield answer;
@@ -826,8 +837,8 @@ class Answers {
 
   #grow({ question, from, text, part }) {
     const { answer } = this.#entry(question);
-    // What lies before it was missed; the whole answer comes at the end.
-    if (from > answer.text.length) return;
+    // What lies before it was missed, and the whole answer comes at the end; or that has come already.
+    if (from > answer.text.length || answer.done) return;
     const doing = part?.type === "status" ? part.text : "";
     const parts = from === 0 && !part ? [] : [...answer.parts];
     const isNew = (each) => JSON.stringify(each) !== JSON.stringify(part);
@@ -851,7 +862,7 @@ class Answers {
     const answer = { question, conversation: "", status: "pending", text: "", parts: [], doing: "", done: false };
     entry = { answer, wakes: [] };
     // The oldest that nobody waits for makes room.
-    const idle = [...this.#all].find(([, { wakes }]) => !wakes.length);
+    const idle = [...this.#all].find(([, each]) => each.answer.done || !each.followed);
     if (this.#all.size >= QUESTIONS && idle) this.#all.delete(idle[0]);
     this.#all.set(question, entry);
     return entry;
@@ -947,7 +958,7 @@ function recognized(known, user) {
 
 /** People's events are called `event`, whatever their type; those of the service keep their names. */
 function kindOf(name, data) {
-  return name === "message" || (name === data.type && "message" in data) ? "event" : name;
+  return data.type && "message" in data ? "event" : name;
 }
 
 /** Whether nothing lies between a position and an older one: EPOCH-NUMBER.EPOCH-NUMBER, each number up to its own. */

@@ -33,6 +33,13 @@ globalThis.listen = ({ user = "ann", gap = true, ...options } = {}) => {
 };
 globalThis.loaded = true;
 """
+# What a tab that leads tells doesn't arrive, as if the others were frozen for a while.
+LOSES = """
+globalThis.sends = BroadcastChannel.prototype.postMessage;
+BroadcastChannel.prototype.postMessage = function (said) { if (said.kind !== "told") sends.call(this, said) };
+0
+"""
+LOSES_NOTHING = "BroadcastChannel.prototype.postMessage = sends; 0"
 PAGE = (
     '<!doctype html><meta charset="utf-8"><title>An app</title><script type="module" src="/app.js"></script>'
 )

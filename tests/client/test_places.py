@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from pushsse.errors import CloseReason
-from tests.client.conftest import APP, PAGE, SECRET, World, token
+from tests.client.conftest import APP, LOSES, LOSES_NOTHING, PAGE, SECRET, World, token
 from tests.client.gate import gate
 from tests.deployed.chromium import Browser, chromium
 from tests.serving import serving
@@ -137,3 +137,22 @@ async def test_it_leaves_no_global_and_no_timer_behind(world: World) -> None:
     await tab.run("push.close(); ticks = 0")
     await world.until_streams(0)
     assert await tab.run("new Promise((done) => setTimeout(() => done(ticks), 1000))") == 0
+
+
+async def test_tabs_that_have_tickets_alone_say_once_that_they_missed_something(elsewhere: Elsewhere) -> None:
+    world, tickets = elsewhere.world, elsewhere.tickets
+    tickets += [await ticket(world), await ticket(world)]
+    fetched = "ticket: () => fetch('/ticket').then((reply) => reply.json())"
+    first, second = [await elsewhere.tab(fetched) for _ in range(2)]
+    await first.run(LOSES)
+    await world.publish("missed")
+    # With a ticket it can't be polled for.
+    await second.until("told.gaps === 1")
+    await first.run(LOSES_NOTHING)
+    await world.publish("heard")
+    await second.until("told.seen.includes('heard')")
+    # It goes on where the others are, and isn't told again at each look.
+    await second.run("new Promise((done) => setTimeout(done, 1500))")
+    assert await second.run("[told.gaps, told.seen]") == [1, ["heard"]]
+    for tab in (first, second):
+        await tab.close()

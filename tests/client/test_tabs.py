@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.client.conftest import World
+from tests.client.conftest import LOSES, LOSES_NOTHING, World
 from tests.deployed.chromium import INSECURE_HOST, Browser
 from tests.waiting import eventually
 
@@ -96,6 +96,19 @@ async def test_a_tab_that_comes_with_a_snapshot_has_what_the_others_had_before(w
     await world.publish(3)
     await seen_by(world, [first, second], [0, 1, 2, 3])
     await world.until_streams(1)
+
+
+async def test_a_tab_that_missed_what_the_others_heard_reads_it_by_itself(world: World) -> None:
+    first, second = await world.tab(), await world.tab()
+    await first.run(LOSES)
+    await world.publish(1)
+    await seen_by(world, [first, second], [1])
+    await world.publish(2)
+    await first.until("told.seen.length === 2")
+    await first.run(LOSES_NOTHING)
+    await world.publish(3)
+    await seen_by(world, [first, second], [1, 2, 3])
+    assert await second.run("told.gaps") == 0
 
 
 async def test_a_component_that_mounts_twice_has_one_stream(world: World) -> None:
