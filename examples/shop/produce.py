@@ -1,0 +1,48 @@
+"""Writes the records of a shop to Kafka: orders, alarms of its warehouses, and a chat.
+
+python produce.py [HOST:PORT]        (127.0.0.1:9092, or PUSHSSE_KAFKA_BOOTSTRAP)
+"""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+
+RECORDS = Path(__file__).with_name("records.ndjson")
+
+
+def records(now: datetime) -> Iterator[dict[str, Any]]:
+    """What `send` of a producer takes; the records are of just now."""
+    for line in RECORDS.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line.replace('"NOW"', json.dumps(now.isoformat())))
+        value = record.get(
+            "text", json.dumps(record["value"], ensure_ascii=False) if "value" in record else None
+        )
+        yield {
+            "topic": record["topic"],
+            # A record without a value says that the order is gone.
+            "value": None if value is None else value.encode(),
+            "key": record["key"].encode() if "key" in record else None,
+            "headers": [(name, text.encode()) for name, text in record.get("headers", {}).items()],
+        }
+
+
+async def produce(bootstrap: str) -> int:
+    """Sends them all; how many they were."""
+    count = 0
+    async with AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=True) as producer:
+        for record in records(datetime.now(UTC)):
+            await producer.send_and_wait(**record)
+            count += 1
+    return count
+
+
+if __name__ == "__main__":
+    where = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("PUSHSSE_KAFKA_BOOTSTRAP", "127.0.0.1:9092")
+    print(f"{asyncio.run(produce(where))} records")

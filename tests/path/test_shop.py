@@ -1,0 +1,104 @@
+"""The shop of examples/: three sources with three formats at once, from a real Kafka to people's streams."""
+
+import importlib.util
+import json
+import secrets
+import tomllib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from deploy.parts import Kafka
+from tests.serving import serving
+from tests.waiting import eventually
+
+pytestmark = [pytest.mark.anyio, pytest.mark.real]
+
+SHOP = Path(__file__).parents[2] / "examples/shop"
+TOPICS = ("shop.orders", "shop.alarms.hamburg", "shop.alarms.lyon", "shop.chat")
+GETS = {
+    "ann": ["order.paid", "chat.message", "order.sent", "shop.alarm.fire"],
+    "bo": ["order.paid", "shop.alarm.fire"],
+    "cy": ["shop.alarm.temperature", "chat.message", "shop.alarm.fire", "chat.message"],
+    "dee": ["shop.alarm.fire"],
+}
+
+
+@pytest.fixture
+async def bootstrap(kafka_part: Kafka) -> AsyncIterator[str]:
+    """A Kafka with the shop's topics, one partition each."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_part.url)
+    await admin.start()
+    names = [name for topic in TOPICS for name in (topic, f"{topic}.dlq")]
+    try:
+        await admin.create_topics([NewTopic(name, 1, 1) for name in names])
+        yield kafka_part.url
+        await admin.delete_topics(names)
+    finally:
+        await admin.close()
+
+
+def producer() -> ModuleType:
+    """The example's producer, which is no module of a package."""
+    spec = importlib.util.spec_from_file_location("shop_produce", SHOP / "produce.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+async def test_three_sources_in_three_formats_reach_their_people(bootstrap: str, tmp_path: Path) -> None:
+    tables = tomllib.loads((SHOP / "pushsse.toml").read_text())["kafka"]
+    assert len({table["format"] for table in tables}) == 3
+    assert await producer().produce(bootstrap) == 12
+    options: dict[str, Any] = {
+        "kafka": json.dumps(tables),
+        "kafka_bootstrap": bootstrap,
+        "kafka_group": f"shop-{secrets.token_hex(4)}",
+        "kafka_start": "earliest",
+    }
+    async with serving(tmp_path, **options) as node:
+        counts = node.node.metrics.sources
+
+        def outcomes(name: str) -> dict[str, int]:
+            found = counts[name]
+            return {"mapped": found.mapped, "skipped": found.skipped, "dead": found.dead}
+
+        def all_read() -> bool:
+            return sum(sum(outcomes(name).values()) for name in ("orders", "alarms", "chat")) == 12
+
+        await eventually(all_read, what="all records")
+        assert outcomes("orders") == {"mapped": 3, "skipped": 2, "dead": 1}
+        assert outcomes("alarms") == {"mapped": 3, "skipped": 0, "dead": 1}
+        assert outcomes("chat") == {"mapped": 2, "skipped": 0, "dead": 0}
+        await eventually(lambda: node.node.metrics.dead_letters == 2, what="dead letters")
+        for user, types in GETS.items():
+
+            async def got(user: str = user, types: list[str] = types) -> bool:
+                found = await events(node.http, user)
+                # Between topics there is no order; each has its own.
+                return sorted(str(each["type"]) for each in found) == sorted(types)
+
+            await eventually(got, what=f"the events of {user}")
+        ann = {each["id"]: each for each in await events(node.http, "ann")}
+        assert ann["A-981-paid"]["message"] == {
+            "order": "A-981", "status": "paid", "total": 17.8, "items": ["TEA-EARL-250"]
+        }  # fmt: skip
+        assert ann["A-981-sent"]["desc"] == "Order A-981 is sent"
+        cy = {each["id"]: each for each in await events(node.http, "cy")}
+        assert cy["m-2"]["message"] == "Thank you!"
+        assert cy["/warehouses/hamburg/cold-2|7f3a-0001"]["desc"] == "Cold room 2 is at 9.5 °C"
+        text = (await node.http.get("/metrics")).text
+        assert 'pushsse_source_records_total{outcome="dead",source="alarms"} 1.0' in text
+
+
+async def events(http: httpx.AsyncClient, user: str) -> list[dict[str, object]]:
+    """What a person has got so far."""
+    reply = await http.get(f"/v1/events?user={user}&since=1h")
+    return [each["data"] for each in reply.json()["events"]]
