@@ -164,11 +164,19 @@ def parts(settings: Settings, port: int) -> dict[str, str]:
         "database": shown(settings.database_url),
         "backplane": redis if settings.redis_url else "memory: one process alone",
         "intake": f"Kafka {kafka}" if settings.kafka_bootstrap else "POST /v1/events",
+        **({"outbox": _outboxes(settings)} if settings.outbox else {}),
         "answerer": _answerers(settings),
         "identity": "development: ?user=NAME, from this machine alone"
         if settings.development
         else " and ".join(_proofs(settings)),
     }
+
+
+def _outboxes(settings: Settings) -> str:
+    """The tables whose rows become events."""
+    return ", ".join(
+        f"{each.table} in {shown(each.database_url or settings.database_url)}" for each in settings.outbox
+    )
 
 
 def _answerers(settings: Settings) -> str:

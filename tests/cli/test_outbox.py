@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from deploy.parts import Postgres
 from pushsse.build import check
 from pushsse.cli import cli
+from pushsse.cli.serve import parts
 from pushsse.errors import SettingsError
-from pushsse.settings import load
+from pushsse.settings import Settings, load
 
 POSTGRES = "postgres://u:hunter2@db/pushsse"
 
@@ -97,6 +99,23 @@ def test_outboxes_are_tables_of_the_file_or_names_in_a_variable(tmp_path: Path) 
         {"PUSHSSE_OUTBOX": '[{"table": "one", "batch": 7}]', "PUSHSSE_DATABASE_URL": POSTGRES}
     ).outbox
     assert [(each.table, each.batch) for each in listed] == [("one", 7)]
+
+
+def test_the_start_says_which_tables_are_read_and_no_password() -> None:
+    settings = load({"PUSHSSE_OUTBOX": "one, shop.two", "PUSHSSE_DATABASE_URL": POSTGRES})
+    said = parts(settings, 8000)["outbox"]
+    assert "one in postgres://" in said
+    assert "shop.two in postgres://" in said
+    assert "hunter2" not in said
+    assert "outbox" not in parts(load({}), 8000)
+
+
+def test_workers_get_the_outboxes_of_their_supervisor(tmp_path: Path) -> None:
+    file = tmp_path / "pushsse.toml"
+    file.write_text(f'database_url = "{POSTGRES}"\n[[outbox]]\ntable = "shop.outbox"\nbatch = 7')
+    settings = load({}, file=file)
+    # As the link between them carries settings.
+    assert msgspec.json.decode(msgspec.json.encode(settings), type=Settings) == settings
 
 
 @pytest.mark.parametrize(
