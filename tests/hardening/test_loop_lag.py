@@ -25,6 +25,7 @@ from pushsse.backplane import Entry, Head
 from pushsse.errors import InvalidInput
 from pushsse.event import encode
 from pushsse.hub.log_tail import LogTail
+from pushsse.hub.newest import Ahead, Newest
 from pushsse.intake import Drafter, PushsseFormat
 from pushsse.metrics import Metrics
 from pushsse.questions.answerers.kafka import AnswerRecord
@@ -269,6 +270,8 @@ async def test_no_other_call_holds_the_loop(
     made = [
         *requests(odd(64 * KIB), "/v1/preferences"),
         *requests((b'{"types":' + each + b"}" for each in odd(64 * KIB - 20)), "/v1/preferences"),
+        *requests(odd(64 * KIB), "/v1/acks"),
+        *requests((b'{"state":"read","ids":' + each + b"}" for each in odd(64 * KIB - 30)), "/v1/acks"),
         *requests((ask + each + b"}" for each in odd(64 * KIB - 100)), "/v1/questions"),
         *requests((ask + b'{"a":' + each + b"}}" for each in odd(16 * KIB - 100)), "/v1/questions"),
         *requests((b'{"text":' + each + b"}" for each in odd(64 * KIB - 20)), "/v1/questions"),
@@ -382,6 +385,11 @@ async def test_a_call_goes_through_a_bounded_part_of_a_large_log(
     assert not any(page["events"] or page["gap"] for page in pages)
     scan = (httpx.Request("GET", f"http://127.0.0.1{url}&since=1d") for _ in range(3))
     await assert_none_holds_the_loop(node, turns, scan, record_property)
+    counted = (await node.http.get("/v1/unread?user=ann")).json()
+    assert not counted["complete"]
+    assert 20_000 <= counted["unread"] <= 60_000
+    count = (httpx.Request("GET", "http://127.0.0.1/v1/unread?user=ann") for _ in range(3))
+    await assert_none_holds_the_loop(node, turns, count, record_property)
     streams = [node.stream("ann", "types=zzz&since=1d") for _ in range(4)]
     turns.longest_s = 0.0
     for stream in streams:
@@ -423,6 +431,22 @@ def test_no_record_of_kafka_holds_the_loop(what: str, record_property: Callable[
         longest_s = max(longest_s, least_s)
         assert least_s < LIMIT_S_A_TURN, body[:80]
     record_property(TOLD, f"the longest record of {what}: {longest_s * 1000:.0f} ms")
+
+
+def test_keys_of_events_for_very_many_people_are_looked_at_for_a_bounded_time() -> None:
+    people = tuple(f"u{number}" for number in range(10_000))
+    made = encode("t", {}, users=people, switchable=True, collapse="k")
+    entries = [Entry("0", number, number, 0, made) for number in range(1, 501)]
+    began = time.thread_time()
+    for each in entries:
+        Newest(most=10).note(each)
+    for place in range(0, 500, 100):
+        # Somebody who has none of them: each entry is gone through to its end.
+        Ahead(entries[place:], "nobody", lambda _: True)
+    assert time.thread_time() - began < 10 * LIMIT_S_A_TURN
+    began = time.thread_time()
+    Ahead(entries, "nobody", lambda _: True)
+    assert time.thread_time() - began < LIMIT_S_A_TURN
 
 
 def test_an_entry_for_many_people_is_counted_by_its_names() -> None:

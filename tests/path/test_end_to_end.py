@@ -220,6 +220,18 @@ async def test_events_posted_to_a_node_go_through_kafka_and_come_out_on_the_othe
         reply = await pair.nodes[0].http.post("/v1/events", content=lines)
         assert reply.json()["accepted"] == 20
         assert await stream.messages(20) == list(range(20))
+        start = stream.last_id
+        # What an event replaces, and what it takes away, come through the topic with it.
+        person1 = {"users": ["person1"]}
+        for more in ({"message": 1, "collapse": "a"}, {"message": 2, "collapse": "b"}, {"withdraw": "a"}):
+            reply = await pair.nodes[0].http.post("/v1/events", json={"type": "chat", "to": person1, **more})
+            assert reply.status_code == 202, reply.text
+        await stream.until("pushsse.withdraw")
+    for node in pair.nodes:
+        found = (await node.http.get(f"/v1/events?user=person1&after={start}&wait_s=20")).json()["events"]
+        assert [(each["event"], each["data"].get("message")) for each in found] == [
+            ("chat", 2), ("pushsse.withdraw", None),
+        ]  # fmt: skip
 
 
 async def test_a_question_asked_on_one_node_is_answered_on_the_streams_of_the_other(pair: Pair) -> None:
