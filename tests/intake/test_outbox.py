@@ -9,6 +9,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from functools import partial
 
 import asyncpg
 import pytest
@@ -194,6 +195,26 @@ async def test_services_that_end_at_any_moment_lose_repeat_and_reorder_nothing(b
     for key, n in await box.messages():
         found[key].append(n)
     assert found == {key: list(range(40)) for key in keys}
+
+
+@pytest.mark.long
+async def test_connections_that_are_cut_at_any_moment_lose_repeat_and_reorder_nothing(box: OutboxKit) -> None:
+    cut = """SELECT count(pg_terminate_backend(pid)) FROM (
+        SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'pushsse'
+         ORDER BY random() LIMIT 2) victims"""
+    cuts = 0
+    async with box.running(node="one", batch=5), box.running(node="two", batch=5):
+        for n in range(300):
+            await box.insert([n % 6, n // 6], key=f"key{n % 6}")
+            if n % 20 == 0:
+                await eventually(partial(box.has, max(0, n - 40)))
+                cuts += await box.application.fetchval(cut)
+        await eventually(box.is_empty)
+    assert cuts > 10
+    found = defaultdict(list)
+    for key, n in await box.messages():
+        found[key].append(n)
+    assert found == {key: list(range(50)) for key in range(6)}
 
 
 async def test_buckets_are_shared_and_given_back(box: OutboxKit) -> None:
