@@ -23,6 +23,8 @@ from pushsse.cli.client import ListsByDefault, Target, answered, with_target
 from pushsse.event import is_user
 
 _PAGE = 500
+# nginx lets bodies of 64 KiB through.
+_PAGE_BYTES = 48 * 1024
 _COLUMNS = ("user", "type", "category", "enabled")
 _NEEDED = ("user", "enabled")
 _WORDS = {
@@ -197,12 +199,14 @@ def import_(target: Target, file: Path, skip_bad: bool) -> None:
 
 def _send(client: httpx.Client, rows: Iterator[_Row]) -> int:
     """Imports rows in pages; for how many people, page by page, that changed something."""
-    changed, page, last = 0, [], 0
+    changed, last, size = 0, 0, 0
+    page: list[Mapping[str, Any]] = []
     for row in rows:
         page.append(row.said)
-        if len(page) == _PAGE:
+        size += len(one_line(row.said).encode()) + 1
+        if len(page) == _PAGE or size > _PAGE_BYTES:
             changed += _send_page(client, page, last)
-            page, last = [], row.line
+            page, last, size = [], row.line, 0
     return changed + (_send_page(client, page, last) if page else 0)
 
 

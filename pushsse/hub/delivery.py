@@ -471,22 +471,29 @@ class Chosen(NamedTuple):
 class Broadcasts:
     """A batch's broadcasts for one shard, joined once for each set of its types that somebody has off."""
 
-    __slots__ = ("_items", "_made", "_types")
+    __slots__ = ("_items", "_last", "_last_off", "_made", "_types")
 
     def __init__(self, items: Sequence[Item]) -> None:
         self._items = items
         self._types = frozenset(i.publication.name for i in items if i.publication.switchable)
-        self._made: dict[frozenset[str], Chosen] = {}
+        self._last_off = NOTHING_OFF
+        self._last = self._joined(NOTHING_OFF)
+        self._made: dict[frozenset[str], Chosen] = {NOTHING_OFF: self._last}
 
     def without(self, off: frozenset[str]) -> Chosen:
         """What somebody gets who has these types off."""
-        off = off & self._types
-        chosen = self._made.get(off)
+        # What is off by default, most have off, and share the set.
+        if off is self._last_off:
+            return self._last
+        here = off & self._types
+        chosen = self._made.get(here)
         if chosen is None:
-            frames = [
-                i.frame()
-                for i in self._items
-                if not i.publication.switchable or i.publication.name not in off
-            ]
-            chosen = self._made[off] = Chosen(len(frames), chunk(b"".join(frames)))
+            chosen = self._made[here] = self._joined(here)
+        self._last_off, self._last = off, chosen
         return chosen
+
+    def _joined(self, off: frozenset[str]) -> Chosen:
+        frames = [
+            i.frame() for i in self._items if not i.publication.switchable or i.publication.name not in off
+        ]
+        return Chosen(len(frames), chunk(b"".join(frames)))

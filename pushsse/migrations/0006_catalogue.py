@@ -23,7 +23,7 @@ class Migration(migrations.Migration):
                 "table": "pushsse_catalogue",
                 "app": "pushsse",
                 "pk_attr": "id",
-                "table_description": "The one row of the catalogue: how often its rules have changed.",
+                "table_description": "The one row of the catalogue: how often its rules have changed, and when a type was last removed.",
             },
             bases=["Model"],
         ),

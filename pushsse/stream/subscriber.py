@@ -21,6 +21,7 @@ position.
 
 import asyncio
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
 from pushsse.errors import CloseReason
@@ -109,7 +110,7 @@ class Person:
         if version > self.version or (version == self.version and revision > self.revision):
             self.version = version
             self.revision = revision
-            self.off = off or NOTHING_OFF
+            self.off = _shared(off) if off else NOTHING_OFF
             if quiet is not None:
                 self.quiet = quiet
             for subscriber in self.subscribers:
@@ -119,6 +120,12 @@ class Person:
     def switches(self) -> Off:
         """The types that are off now, for a cursor that begins here."""
         return Off(self.off, self.revision)
+
+
+@lru_cache(maxsize=64)
+def _shared(off: frozenset[str]) -> frozenset[str]:
+    """The same set for all who have the same off: what is off by default, thousands have, at 10 KB each."""
+    return off
 
 
 def selects(types: frozenset[str] | None, publication: Publication) -> bool:

@@ -100,6 +100,22 @@ async def test_everybody_on_a_node_is_read_again_and_who_is_there_already_isn_t(
         assert len({log_of(user, SHARDS) for user in people}) == SHARDS
 
 
+async def test_what_is_off_by_default_is_in_memory_once_however_many_people_there_are() -> None:
+    async with running_hub() as w:
+        names = [f"t{number}" for number in range(200)]
+        for user in ("p1", "p2", "p3"):
+            # As each statement of the database makes it.
+            w.people.known[user] = PersonState(0, frozenset(names), False, None, False)
+        one, other, third = [(await w.open(user)).subscriber.person for user in ("p1", "p2", "p3")]
+        assert one.off is other.off is third.off
+        third.learn(1, frozenset(names[1:]))
+        await w.publish("t0", 1)
+        await w.publish("t1", 2)
+        await w.publish("other", 3)
+        await w.settled()
+        assert [sink.data() for sink in w.sinks] == [["3"], ["3"], ["1", "3"]]
+
+
 async def test_an_older_state_that_comes_late_changes_nothing() -> None:
     async with running_hub() as w:
         person = (await w.open("p1")).subscriber.person
