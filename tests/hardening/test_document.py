@@ -48,6 +48,7 @@ def without_security() -> dict[str, Any]:
 
 SCHEMA: Any = schemathesis.openapi.from_dict(without_security())
 CALLS: list[Any] = [found.ok() for found in SCHEMA.get_all_operations()]
+LONG_WAITS = frozenset(map(str, range(2, 31)))
 # A node's address, and who may do everything on it.
 Api = tuple[str, requests.Session]
 
@@ -91,6 +92,9 @@ def try_out(api: Api, call: Any, mode: GenerationMode, outcomes: Counter[tuple[s
     @fuzz(12)
     @given(call.as_strategy(generation_mode=mode))
     def check(case: Case[Any]) -> None:
+        if case.query and str(case.query.get("wait_s", "")).strip() in LONG_WAITS:
+            # One that is as right, and doesn't take half a minute.
+            case.query["wait_s"] = "1"
         response, is_stream = answered(api, case)
         # The document has a stream as one text, not as objects. White space around a parameter is ignored,
         # which JSON Schema can't say.
