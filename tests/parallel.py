@@ -20,6 +20,11 @@ TOGETHER = {
         "tests/deployed/test_make_stack.py",
         "tests/faults/test_fast_faults.py",
     ),
+    # Each file has a browser of its own.
+    "client's line": ("tests/client/test_line.py",),
+    "client's tabs": ("tests/client/test_tabs.py",),
+    "client's questions": ("tests/client/test_asking.py",),
+    "client elsewhere": ("tests/client/test_places.py",),
     # One wheel and one environment for all; installations load the machine.
     "package": ("tests/package/test_package.py", "tests/package/test_first_minute.py"),
 }

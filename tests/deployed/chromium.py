@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -13,9 +14,9 @@ from typing import Any
 
 from deploy.parts import PartMissing, packages
 from tests.parts import missing
-from tests.waiting import eventually
 
 LIMIT_S = 60.0
+_PAUSE_S = 0.03
 # A name of this machine that browsers take for another one, over plain HTTP without a secure context.
 INSECURE_HOST = "phone.test"
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
@@ -76,11 +77,11 @@ class Browser:
         return result["result"].get("value")
 
     async def until(self, script: str) -> None:
-        """Until an expression is true."""
-        try:
-            await eventually(lambda: self.run(script))
-        except AssertionError:
-            raise AssertionError(f"not so: {script}; {await self.run('document.body.innerText')}") from None
+        """Until an expression is true. Each look costs the browser more than it costs a test."""
+        end = time.monotonic() + LIMIT_S
+        while not await self.run(script):
+            assert time.monotonic() < end, f"not so: {script}; {await self.run('document.body.innerText')}"
+            await asyncio.sleep(_PAUSE_S)
 
 
 @asynccontextmanager
