@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import attacks, outbox, polls, questions, report, workers
+from bench import attacks, formats, outbox, polls, questions, report, workers
 from bench.contestants import BenchNode, Contestant, Floor, Nchan, floor_program, nchan_module
 from bench.fanout import one_round
 from bench.generator import LoadFailed
@@ -63,6 +63,7 @@ class Run:
         self.guarded("idle", self.idle)
         self.guarded("polls", self.polls)
         self.guarded("attacks", self.attacks)
+        self.guarded("formats", self.formats)
         with parts(self.folder) as found:
             for missing in found.missing:
                 self.progress(f"missing: {missing}")
@@ -115,6 +116,11 @@ class Run:
         self.seen.polls = polls.measure(node, self.progress)
         if not self.seen.polls.complete:
             self.seen.incomplete.append("node: polls that waited weren't answered")
+
+    def formats(self) -> None:
+        """Formats of Kafka sources."""
+        self.progress("formats: records decoded")
+        self.seen.formats = formats.measure()
 
     def attacks(self) -> None:
         """Streams beside clients that mean harm."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from bench.attacks import Pair
 from bench.fanout import Round, median
+from bench.formats import FormatRates
 from bench.generator import Figures
 from bench.outbox import OutboxCosts
 from bench.path import Throughput
@@ -32,6 +33,7 @@ class Measured:
     accept_us: dict[str, float] = field(default_factory=dict)
     throughput: list[Throughput] = field(default_factory=list)
     latency: list[tuple[Figures, Figures]] = field(default_factory=list)
+    formats: FormatRates | None = None
     outbox: list[OutboxCosts] = field(default_factory=list)
     workers: WorkerCosts | None = None
     questions: QuestionCosts | None = None

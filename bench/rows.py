@@ -53,6 +53,7 @@ def rows(seen: Measured) -> Sequence[Row]:
         *_fanout(seen),
         *_streams(seen),
         *_path(seen),
+        *_formats(seen),
         *_outbox(seen),
         *_workers(seen),
         *people,
@@ -114,6 +115,22 @@ def _path(seen: Measured) -> list[Row]:
         ),
         Row("Kafka to client, 1,000 streams, 500/s: p99 / a bare loop's", 3.0, 1.5, ratio),
     ]
+
+
+def _formats(seen: Measured) -> list[Row]:
+    rates = seen.formats
+    named = {
+        "structured": "CloudEvents, structured",
+        "binary": "CloudEvents, binary",
+        "mapped": "JMESPath, five expressions",
+    }
+    found = [
+        Row("records of format pushsse decoded", None, None, rates.per_s("pushsse") if rates else 0.0, "/s")
+    ]
+    for name, words in named.items():
+        ratio = rates.ratio(name) if rates else 0.0
+        found.append(Row(f"{words}: records decoded / format pushsse's", 0.5, 0.6, ratio, rising=True))
+    return found
 
 
 def _outbox(seen: Measured) -> list[Row]:

@@ -153,14 +153,18 @@ class _Read(NamedTuple):
     attributes: _Attributes
     place: Place
     media: str = ""
-    headers: Mapping[str, bytes] | None = None
+    headers: Sequence[tuple[str, bytes]] | None = None
     trace: str = ""
 
     def whole(self, value: bytes) -> object:
         """The CloudEvent as JSON, with its extensions. Raises InvalidInput."""
         if self.headers is None:
             return loaded(value)
-        texts = {name[3:]: _utf8(name, content) for name, content in self.headers.items()}
+        texts = {
+            name[3:].lower(): _utf8(name, content or b"")
+            for name, content in self.headers
+            if name[:3].lower() == "ce_"
+        }
         media = {"datacontenttype": self.media} if self.media else {}
         data = self.attributes.data
         return {**texts, **media, **({} if data is UNSET else {"data": loaded(bytes(data))})}
@@ -169,30 +173,25 @@ class _Read(NamedTuple):
 def _read(record: Record, value: bytes) -> _Read:
     """A record in whichever mode it is. Raises InvalidInput, NotJson."""
     media = trace = ""
-    headers: dict[str, bytes] = {}
+    texts: dict[str, str] = {}
     for name, content in record.headers:
-        if name[:3] == "ce_":
-            headers[name] = content or b""
-        elif name.lower() == "content-type":
+        attribute = _HEADERS.get(name)
+        if attribute is not None:
+            texts[attribute] = _utf8(name, content or b"")
+        elif name == "content-type" or (lower := name.lower()) == "content-type":
             media = (content or b"").decode("latin-1").strip()
-        elif name[:3].lower() == "ce_":
-            headers[name.lower()] = content or b""
         elif name == "traceparent":
             trace = (content or b"").decode("latin-1")
+        elif (attribute := _HEADERS.get(lower)) is not None:
+            texts[attribute] = _utf8(name, content or b"")
     if media[: len(_MEDIA)].lower() == _MEDIA:
         kind = media.partition(";")[0].strip().lower()
         if kind not in (STRUCTURED, _MEDIA):
             text = f"is {media[:80]!r}; over Kafka only {STRUCTURED} is read"
             raise InvalidInput(Violation("content-type", text))
         return _Read(_structured(value), _in_json, trace=trace)
-    if headers:
-        try:
-            texts = {
-                attribute: headers[name].decode() for name, attribute in _HEADERS.items() if name in headers
-            }
-        except UnicodeDecodeError:
-            texts = {attribute: _utf8(name, headers.get(name, b"")) for name, attribute in _HEADERS.items()}
-        return _Read(_binary(texts, media, value), _in_kafka, media, headers, trace)
+    if texts:
+        return _Read(_binary(texts, media, value), _in_kafka, media, record.headers, trace)
     if value[:1] == b"\0":
         raise NotJson(Violation("value", SCHEMA_REGISTRY))
     if b'"specversion"' not in value:
@@ -299,7 +298,8 @@ def _cloud_event(
     expires_ms = None
     if found.expirytime:
         expires_ms = _expiring(found, place, at, members)
-    members |= said
+    if said:
+        members |= said
     if message is None:
         message = _message(found, place)
     try:

@@ -90,9 +90,8 @@ class PythonFormat:
                 raise InvalidInput(
                     Violation(where, f"{self._said} a dict with a key that is {type(name).__name__}")
                 )
-        if "message" not in members:
-            raise InvalidInput(Violation(f"{where}.message", "is required"))
-        message = _json(members.pop("message"), f"{where}.message")
+        # One that only takes others away needs none.
+        message = _json(members.pop("message"), f"{where}.message") if "message" in members else b""
         try:
             return event.of_members(members, message)
         except InvalidInput as error:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bench import formats
 from bench.attacks import Pair, of_allowed
 from bench.contestants import Floor, floor_program
 from bench.generator import Figures, Generator, LoadFailed
@@ -119,3 +120,10 @@ def test_what_an_attack_costs_is_told_by_what_it_may_cost() -> None:
     # 0 would say that nothing was measured.
     assert 0 < of_allowed([Pair(figures(9), figures(4))]) < 0.01
     assert of_allowed([]) == 0
+
+
+def test_formats_of_sources_have_half_the_throughput_of_our_own() -> None:
+    rates = formats.measure(turns=20)
+    for name in ("structured", "binary", "mapped"):
+        # What `make bench` asks for is 0.5; a busy machine isn't to fail a test.
+        assert rates.ratio(name) > 0.4, (name, rates.ratio(name))

@@ -39,6 +39,12 @@ def test_a_dict_is_an_event() -> None:
     assert (body(draft)["id"], body(draft)["message"], draft.once) == ("orders-2-5", {"n": 1}, "")
 
 
+def test_a_dict_may_only_take_others_away() -> None:
+    draft = told("{'type': 'order', 'to': 'all', 'withdraw': 'order-981'}")
+    assert isinstance(draft, Draft)
+    assert (draft.publication.name, draft.publication.collapse) == ("pushsse.withdraw", "order-981")
+
+
 def test_none_and_nothing_skip_a_record_and_one_without_a_value_is_the_functions_to_skip() -> None:
     assert told("None") is None
     assert told("[]") is None
@@ -62,7 +68,12 @@ def test_several_events_of_a_record_have_ids_of_their_own() -> None:
         ("'text'", "python", "returned str"),
         ("[7]", "python[0]", "returned int"),
         ("{7: 1}", "python", "a key that is int"),
-        ("{}", "python.message", "is required"),
+        ("{'type': 'a', 'to': 'all'}", "python.message", "is required"),
+        (
+            "{'message': 1, 'type': 'a', 'to': 'all', 'collapse': 'k', 'withdraw': 'k'}",
+            "python.withdraw",
+            "beside",
+        ),
         ("{'message': 1, 'to': 'all'}", "python.type", "is required"),
         ("{'message': {1, 2}.__class__, 'to': 'all', 'type': 'a'}", "python.message", "isn't JSON"),
         ("{'message': '\\ud800', 'to': 'all', 'type': 'a'}", "python.message", "isn't JSON"),
