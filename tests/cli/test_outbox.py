@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from deploy.parts import Postgres
+from deploy.parts.ports import free_port
 from pushsse.build import check
 from pushsse.cli import cli
 from pushsse.cli.serve import parts
@@ -189,6 +190,16 @@ def test_doctor_says_what_an_outbox_lacks(tmp_path: Path, url: str, monkeypatch:
         (True, False),
         (False, True),
     ]
+
+
+def test_doctor_says_that_the_database_of_an_outbox_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    [(verdict, text)] = lines(tmp_path, f"postgres://u:hunter2@127.0.0.1:{free_port()}/shop?sslmode=disable")
+    assert verdict == "fault"
+    assert text.startswith("pushsse_outbox in postgres://")
+    assert "hunter2" not in text
 
 
 @pytest.mark.real
