@@ -11,6 +11,7 @@ import pytest
 from deploy.parts import Redis
 from pushsse.api import acks
 from tests.serving import Running, serving
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -224,9 +225,9 @@ async def test_a_page_rendered_after_a_position_and_a_stream_from_it_have_no_hol
 
         writers = [asyncio.create_task(write(start)) for start in (0, 60, 120)]
         pages: list[asyncio.Task[None]] = []
-        while not all(writer.done() for writer in writers):
-            pages.append(asyncio.create_task(page("ticket" if len(pages) % 2 else "events")))
-            await asyncio.sleep(0.03)
+        for number in range(10):
+            # Each in the middle of the writing, at another place.
+            await eventually(lambda least=number * 17: len(table) > least)  # type: ignore[misc]
+            pages.append(asyncio.create_task(page("ticket" if number % 2 else "events")))
         await asyncio.gather(*writers, *pages)
-        assert len(pages) > 2
         assert table == set(range(180))

@@ -81,7 +81,7 @@ async def publish(hub: RunningHub, number: int, each: Given) -> None:
 
 
 @pytest.mark.parametrize("source", ["tail", "log", "log before the node's time"])
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(events=EVENTS, data=st.data())
 def test_a_replay_has_the_newest_of_each_key_in_order_whatever_it_is_read_from(
     source: str, events: list[Given], data: st.DataObject
