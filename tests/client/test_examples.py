@@ -47,6 +47,7 @@ async def publish(node: Running, message: str, user: str) -> None:
     assert (await node.http.post("/v1/events", json=event, headers=headers)).status_code == 202
 
 
+@pytest.mark.long
 async def test_a_site_of_another_origin_gets_its_page_tickets(tmp_path: Path) -> None:
     port = free_port()
     async with (

@@ -9,7 +9,7 @@ import pytest
 from pushsse.errors import CloseReason
 from tests.client.conftest import APP, LOSES, LOSES_NOTHING, PAGE, SECRET, World, token
 from tests.client.gate import gate
-from tests.deployed.chromium import Browser, chromium
+from tests.deployed.chromium import Browser
 from tests.serving import serving
 from tests.waiting import eventually
 
@@ -43,18 +43,16 @@ class Elsewhere:
 
 
 @pytest.fixture(scope="module")
-async def elsewhere(
-    tmp_path_factory: pytest.TempPathFactory, anyio_backend: str
-) -> AsyncIterator["Elsewhere"]:
+async def elsewhere(tmp_path_factory: pytest.TempPathFactory, shared: World) -> AsyncIterator["Elsewhere"]:
     """A page of another origin: what it loads from the node, and calls there, is named in its policy."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    async with gate(0) as site, chromium(folder / "chromium") as browser:
+    async with gate(0) as site:
         origin = f"http://localhost:{site.port}"
         async with (
             serving(folder, jwt_secret=SECRET, heartbeat_s=1.0, allowed_origins=(origin,)) as node,
             gate(node.port) as made,
         ):
-            world = World(node, made, browser)
+            world = World(node, made, shared.browser)
             policy = f"default-src 'none'; script-src 'self' {made.url}; connect-src 'self' {made.url}"
             site.pages["/app"] = (PAGE, "text/html", policy)
             site.pages["/app.js"] = (
