@@ -181,6 +181,7 @@ class Catalogue:
         self._known: Revised | None = None
         self._new: dict[str, None] = {}
         self._noticed = asyncio.Event()
+        self._refreshing = asyncio.Lock()
         self._on_revision: Callable[[], None] = _nobody
         backplane.hear_notices(Topic.CATALOGUE, self._hear)
 
@@ -222,8 +223,17 @@ class Catalogue:
                 self._overflow(name)
 
     async def announce(self) -> None:
-        """Has all nodes read the catalogue, which was just changed; those that miss this find it by 5 s."""
-        self._noticed.set()
+        """Has all nodes read the catalogue, which was just changed: this one before it returns.
+
+        Other nodes that miss the notice find the change within 5 s.
+        """
+        await self._tell()
+        try:
+            await self.refresh()
+        except Unavailable:
+            self._noticed.set()
+
+    async def _tell(self) -> None:
         try:
             await self._backplane.notify(Topic.CATALOGUE, "changed")
         except BackplaneUnavailable as error:
@@ -231,12 +241,17 @@ class Catalogue:
 
     async def refresh(self) -> None:
         """Adds the new types and reads the catalogue. Raises DatabaseUnavailable."""
+        # One after the other: what was read first must not be taken for the newest.
+        async with self._refreshing:
+            await self._refresh()
+
+    async def _refresh(self) -> None:
         # Before the names are read: one that is noticed from here on sets it again.
         self._noticed.clear()
         if self._declares:
             if changed := await self._catalogue.declare(self._declared):
                 logger.info("types of the settings file that were set: %s", ", ".join(changed))
-                await self.announce()
+                await self._tell()
             self._declares = False
         if self._new:
             # A copy, removed after the write: what is noticed during the write waits for the next round, and

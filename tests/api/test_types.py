@@ -271,3 +271,18 @@ async def test_an_import_that_cannot_be_used_is_refused_as_a_whole(node: Running
     for wrong in ("after=x", "after=bm9uZQ==", "after=%C3%A9", "after=WyJraW5kIl0=", "limit=0", "limit=1001"):
         reply = await node.http.get(f"/v1/preferences/export?user=root&{wrong}")
         assert (reply.status_code, reply.json()["code"]) == (400, "parameter_invalid"), wrong
+
+
+async def test_where_new_types_are_refused_one_that_is_set_is_accepted_at_once(tmp_path: Path) -> None:
+    async with serving(tmp_path, new_types="refuse", types=[{"name": "law"}]) as node:
+        event = {"type": "news", "message": 1, "to": "all"}
+
+        async def refused() -> bool:
+            return (await node.http.post("/v1/events?user=ops", json=event)).status_code == 422
+
+        await eventually(refused)
+        for _ in range(5):
+            assert (await put(node, "news")).status_code == 201
+            assert (await node.http.post("/v1/events?user=ops", json=event)).status_code == 202
+            assert (await node.http.delete("/v1/types/news?user=root")).status_code == 204
+            assert await refused()
