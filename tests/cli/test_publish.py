@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from pushsse.cli.publish import Line, portions
@@ -262,12 +263,14 @@ def test_a_key_is_published_and_shown_and_so_is_what_takes_it_away(node: Served)
     shown = node.run("listen", "--user", "keys", "--since", "1h", "--count", "1").stdout
     assert shown.endswith("  order  sent  [order-981]\n")
     node.run("publish", "order", "--to", "keys", "--withdraw", "order-981")
+    acks = ({"ids": ["one", "two"], "state": "clicked"}, {"up_to": "aaaa-1.bbbb-2", "state": "read"})
+    for ack in acks:
+        assert httpx.post(f"{node.url}/v1/acks?user=keys", json=ack, trust_env=False).status_code == 204
     node.run("publish", "order", "over", "--to", "keys")
     shown = node.run("listen", "--user", "keys", "--since", "1h", "--count", "1").stdout
-    assert [line.split("  ", 1)[1] for line in shown.splitlines()] == [
-        "withdrawn: [order-981]",
-        "order  over",
-    ]
+    assert [line.rpartition("Z  ")[2] for line in shown.splitlines()] == [
+        "withdrawn: [order-981]", "clicked: one, two", "read: all up to aaaa-1.bbbb-2", "order  over",
+    ]  # fmt: skip
     refused = piped(node, b"", "order", "why", "--to", "keys", "--withdraw", "order-981")
     assert refused.returncode == 2
     assert "--withdraw takes no MESSAGE" in refused.stderr
