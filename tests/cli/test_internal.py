@@ -80,7 +80,9 @@ def test_what_is_internal_is_on_the_internal_address_alone(service: Apart) -> No
             assert (outside.status_code, outside.json()["code"]) == (404, "not_found")
             assert "allow" not in outside.headers
         inside = service.internal.request(call.method, path(call.path), headers=ROOT)
-        assert inside.status_code == 200, (call.path, inside.text)
+        # Those that need a body say that there is none.
+        wanted = 400 if call.bodies and call.needs_body else 200
+        assert inside.status_code == wanted, (call.path, inside.text)
 
 
 @pytest.mark.parametrize("odd", ["/metrics/", "//metrics", "/%6detrics", "/v1/../metrics", "/readyz?x=1"])
