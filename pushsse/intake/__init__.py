@@ -190,13 +190,13 @@ class HeadersFormat:
         is_text = False
         for name, content in record.headers:
             if name.lower() == "content-type":
-                is_text = content.startswith(b"text/")
+                is_text = (content or b"").startswith(b"text/")
             elif name.startswith(_OWN):
                 member = _MEMBERS.get(name)
                 if member is None:
                     self.metrics.unknown_members += 1
                 else:
-                    members[member] = _header(name, content)
+                    members[member] = _header(name, content or b"")
         for name in ("pushsse-type", "pushsse-to"):
             if _MEMBERS[name] not in members:
                 raise InvalidInput(Violation(f"header {name}", "is required"))

@@ -21,6 +21,8 @@ from pushsse.kafka import Record
 from pushsse.settings import KafkaMap, KafkaSource
 
 _MOST_DEPTH = 3
+# A member of the value itself: ("value", NAME).
+_TOP_LEVEL = 2
 # How members are called, without marks and capitals, the likeliest first: whom it is for, what it is, …
 _WHO = [
     *("userid", "user", "username", "users", "userids", "recipient", "recipients", "recipientid", "to"),
@@ -36,6 +38,7 @@ _WHEN = [
 ]
 _TITLE = ["title", "subject", "summary", "description"]
 _IF = ["notify", "push"]
+_OF_SOMETHING = ("id", "name", "no", "number")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLAIN = re.compile(r"[^A-Za-z0-9_.-]+")
 _MAGIC_BYTES = 5
@@ -199,9 +202,11 @@ class _Members:
         """A member that every value has, called one of the names, the first of them first."""
         for name in names:
             for path, values in self.found.items():
-                # user.id and user.name are called as userId and userName are.
-                calls = (_bare(path[-1]), _bare("".join(path[-2:])))
-                if name in calls[: 1 if len(path) <= 2 else 2] and self._all(values, fits):
+                call = _bare(path[-1])
+                if call in _OF_SOMETHING and len(path) > _TOP_LEVEL:
+                    # user.id and user.name are called as userId and userName are.
+                    call = _bare("".join(path[-2:]))
+                if name == call and self._all(values, fits):
                     return path
         return None
 

@@ -1,5 +1,6 @@
 """The shop of examples/: three sources with three formats at once, from a real Kafka to people's streams."""
 
+import asyncio
 import importlib.util
 import json
 import secrets
@@ -14,6 +15,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from deploy.parts import Kafka
+from tests.cli.running import pushsse
 from tests.serving import serving
 from tests.waiting import eventually
 
@@ -63,6 +65,32 @@ async def test_three_sources_in_three_formats_reach_their_people(bootstrap: str,
         "kafka_group": f"shop-{secrets.token_hex(4)}",
         "kafka_start": "earliest",
     }
+    tried = await asyncio.to_thread(
+        pushsse,
+        tmp_path,
+        "try",
+        "--kafka",
+        bootstrap,
+        "--config",
+        str(SHOP / "pushsse.toml"),
+        "--limit",
+        "12",
+    )
+    assert tried.returncode == 0, tried.stderr
+    for line in (
+        "shop.orders: 6 records: 3 events, 2 skipped, 1 dead letters",
+        "shop.alarms.hamburg: 3 records: 2 events, 1 dead letters",
+        "shop.alarms.lyon: 1 records: 1 events",
+        "shop.chat: 2 records: 2 events",
+    ):
+        assert line in tried.stderr
+    named = [word for topic in TOPICS for word in ("--topic", topic)]
+    proposed = await asyncio.to_thread(pushsse, tmp_path, "try", "--kafka", bootstrap, *named)
+    assert proposed.returncode == 0, proposed.stderr
+    assert 'to = "value.buyer.id"' in proposed.stdout
+    assert "shop.orders: 5 records: 4 events, 1 skipped" in proposed.stderr
+    assert 'format = "cloudevents"' in proposed.stdout
+    assert 'format = "headers"' in proposed.stdout
     async with serving(tmp_path, **options) as node:
         counts = node.node.metrics.sources
 
