@@ -23,7 +23,7 @@ from bench.fanout import one_round
 from bench.generator import LoadFailed
 from bench.measured import Idle, Measured
 from bench.parts import Parts, parts
-from bench.path import Whole, accept_us, database, latency, throughput
+from bench.path import Whole, accept_us, database, latency, throughput, with_outcomes
 from bench.rows import rows, text
 from deploy.parts import PartFailed, Postgres, Redis
 
@@ -150,6 +150,7 @@ class Run:
         for number in range(self.rounds):
             self.guarded("throughput", partial(self.throughput, whole, number))
             self.guarded("latency", partial(self.latency, whole, number))
+            self.guarded("outcomes", partial(self.outcomes, whole, number))
         self.guarded("accept", partial(self.accept, whole))
 
     def workers(self, redis: Redis) -> None:
@@ -187,6 +188,14 @@ class Run:
         ours, bare = latency(whole, f"latency{number}", 3)
         self.seen.latency.append((ours, bare))
         self.progress(f"Kafka to client: p99 {ours.p99_ms:.1f} ms, the bare loop {bare.p99_ms:.1f} ms")
+
+    def outcomes(self, whole: Whole, number: int) -> None:
+        """Kafka to client, with and without what became of each event."""
+        on, off = with_outcomes(whole, f"outcomes{number}", self.events)
+        self.seen.outcomes.append((on, off))
+        self.progress(f"outcomes: {on.us_each:.0f} µs of CPU an event, {off.us_each:.0f} without")
+        if not (on.complete and off.complete):
+            self.seen.incomplete.append("node: deliveries lost or repeated with outcomes")
 
     def accept(self, whole: Whole) -> None:
         """Accepting with PostgreSQL and Redis."""

@@ -34,6 +34,8 @@ class Measured:
     throughput: list[Throughput] = field(default_factory=list)
     latency: list[tuple[Figures, Figures]] = field(default_factory=list)
     formats: FormatRates | None = None
+    # With outcomes, and without.
+    outcomes: list[tuple[Figures, Figures]] = field(default_factory=list)
     outbox: list[OutboxCosts] = field(default_factory=list)
     workers: WorkerCosts | None = None
     questions: QuestionCosts | None = None

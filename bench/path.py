@@ -32,6 +32,7 @@ _PRODUCER = Path(__file__).with_name("producer.py")
 LIMIT_S = 120
 _SAMPLE_S = 0.1
 _TURNS = 3
+_WRITTEN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,12 @@ class Whole:
         self.kafka.create_topic(f"{name}.dlq")
         return name
 
-    def node(self, name: str, topic: str, database_url: str, start: str) -> BenchNode:
-        """A node on all parts."""
+    def node(self, name: str, topic: str, database_url: str, start: str, **settings: str) -> BenchNode:
+        """A node on all parts; `settings` are variables beside theirs."""
         return BenchNode(
             self.folder / name,
             {
+                **settings,
                 "PUSHSSE_KAFKA_BOOTSTRAP": self.kafka.url,
                 "PUSHSSE_KAFKA_TOPIC": topic,
                 "PUSHSSE_KAFKA_GROUP": name,
@@ -185,6 +187,36 @@ def _steady(path: Whole, topic: str, load: Generator, seconds: float) -> Figures
         figures = load.arrived()
         producer.wait(LIMIT_S)
     assert figures is not None
+    return figures
+
+
+def with_outcomes(path: Whole, name: str, events: int) -> tuple[Figures, Figures]:
+    """Kafka to client as fast as it goes, on a node with outcomes, and on one without."""
+    found = []
+    for way in ("on", "off"):
+        topic, database_url = path.topic(f"{name}-{way}"), path.database(f"{name}_{way}")
+        path.kafka.create_topic(f"{name}-{way}.outcomes", PARTITIONS)
+        settings = {"PUSHSSE_OUTCOMES": way, "PUSHSSE_OUTCOMES_TOPIC": f"{name}-{way}.outcomes"}
+        with (
+            path.node(f"{name}-{way}", topic, database_url, "earliest", **settings) as node,
+            node.generator(STREAMS) as load,
+        ):
+            load.open(STREAMS)
+            _at_once(path, topic, load, STREAMS)
+            before = usage(node.pid)
+            figures = _at_once(path, topic, load, events)
+            # What became of the last ones is written a moment later.
+            time.sleep(_WRITTEN_S)
+            found.append(figures._replace(spent=usage(node.pid).since(before)))
+    with_them, without = found
+    return with_them, without
+
+
+def _at_once(path: Whole, topic: str, load: Generator, events: int) -> Figures:
+    load.expect(events)
+    producer = path.produce(topic, events, STREAMS, 0)
+    figures = load.arrived()
+    producer.wait(LIMIT_S)
     return figures
 
 
