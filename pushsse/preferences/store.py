@@ -136,13 +136,18 @@ SWITCHES = f"""
     UNION ALL
     SELECT 'chosen', c."user", t.name, c.enabled, 0, 0, '', 0, ''
       FROM pushsse_category_switch c CROSS JOIN pushsse_event_type t {_BY_CATEGORY}"""  # nosec B608
+# With the person's switches of types that were removed: they count, and nobody sees them, as of hidden types.
 _PREFERENCES = Statement("""
     SELECT t.name, t.title, t.titles, t.description, t.descriptions, t.category, t.default_on, t.mandatory,
-           t.hidden, t.urgent, s.enabled, c.enabled
+           t.hidden, t.urgent, s.enabled, c.enabled, t.place, t.id
       FROM pushsse_event_type t
       LEFT JOIN pushsse_switch s ON s.type = t.name AND s."user" = {value[1]}
       LEFT JOIN pushsse_category_switch c ON c.category = t.category AND c."user" = {value[1]}
-     ORDER BY t.place, t.id""")
+    UNION ALL
+    SELECT s.type, '', '', '', '', '', true, false, true, false, s.enabled, NULL, 0, s.id
+      FROM pushsse_switch s
+     WHERE s."user" = {value[1]} AND NOT EXISTS (SELECT 1 FROM pushsse_event_type t WHERE t.name = s.type)
+     ORDER BY 13, 14""")
 _QUIET = Statement('SELECT quiet FROM pushsse_person WHERE "user" = {value[1]}')
 REVISION = Statement("SELECT revision FROM pushsse_catalogue")
 REMOVED_REVISION = Statement("SELECT removed_revision FROM pushsse_catalogue")
@@ -201,6 +206,8 @@ class _Choice(NamedTuple):
     urgent: bool
     chosen: bool | None
     by_category: bool | None
+    place: int
+    id: int
 
     @property
     def enabled(self) -> bool:

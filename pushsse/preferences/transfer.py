@@ -121,13 +121,14 @@ class _Rules:
         self.categories = {rule.category for rule in self.by_name.values() if not rule.hidden}
 
     def off(self, choices: _Choices) -> set[str]:
-        """The types of the catalogue that are off by somebody's choices."""
+        """The types that are off by somebody's choices."""
         off = set(self._default_off)
         for category, on in choices.categories.items():
             (off.difference_update if on else off.update)(self.by_category.get(category, ()))
         for name, on in choices.types.items():
             rule = self.by_name.get(name)
-            if rule is not None and not rule.mandatory:
+            # That of a type which was removed counts, too.
+            if rule is None or not rule.mandatory:
                 (off.discard if on else off.add)(name)
         return off
 

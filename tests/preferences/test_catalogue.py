@@ -74,6 +74,16 @@ async def test_what_people_chose_outlasts_a_type_that_goes_and_comes_back(
     await store.change("bo", {"news": False})
     await catalogue.remove("news")
     assert await store.off_among(["ann", "bo"], ["news"]) == {("bo", "news")}
+    # It counts, and nobody sees it; another change keeps it.
+    await store.join(["alarm"], hidden=False)
+    *_, change = await store.change("bo", {"alarm": False})
+    assert (change.before, change.after) == (("news",), ("alarm", "news"))
+    assert await off(states, "bo") == {"alarm", "news"}
+    assert [p.name for p in (await store.preferences("bo")).types] == ["alarm"]
+    with pytest.raises(InvalidInput):
+        await store.change("bo", {"news": True})
+    await store.change("bo", {"alarm": True})
+    await catalogue.remove("alarm")
     await store.join(["news"], hidden=False)
     assert [p.enabled for p in (await store.preferences("bo")).types] == [False]
 

@@ -84,6 +84,17 @@ async def test_an_import_is_as_if_each_person_had_switched(
     assert await store.pending("ann", "bo", "cy", "dee") == []
 
 
+async def test_what_was_off_of_a_type_that_is_gone_stays_off(
+    transfer: Transfer, store: PreferenceStore, database: Database, states: StateTable
+) -> None:
+    await store.change("ann", {"news": False})
+    await CatalogueStore(database).remove("news")
+    await transfer.import_page([SwitchLine("ann", False, type="promo")])
+    assert set((await states.read(["ann"]))["ann"].off) == {"news", "promo", "tips"}
+    *_, change = await store.change("ann", {"promo": True})
+    assert (change.before, change.after) == (("news", "promo", "tips"), ("news", "tips"))
+
+
 async def test_every_line_that_cannot_be_used_is_named_and_nothing_is_imported(
     transfer: Transfer, store: PreferenceStore
 ) -> None:
