@@ -24,7 +24,7 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 @pytest.mark.parametrize("server", COMMANDS)
 def test_an_event_reaches_a_stream_and_a_signal_ends_it(
     tmp_path: Path, server: str, number: signal.Signals
