@@ -16,8 +16,8 @@ AUDIT_SERVICE ?= pypi
 # A version with known advisories.
 CANARY := jinja2==2.10
 STAMP := $(VENV)/.installed
-# Minifies the browser client.
-TERSER := terser@5.51.4
+# Minify the browser client, one after the other: a tenth smaller than what either makes of it.
+MINIFIERS := esbuild@0.28.2 terser@5.51.4
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(PYTHON) -m pip --disable-pip-version-check
 PINNING := --universal --generate-hashes --no-annotate --no-header --python-version 3.11
@@ -83,10 +83,11 @@ format: $(DEV_STAMP) ## formats, and repairs what lint can
 	$(VENV)/bin/ruff check --fix .
 
 client: ## minifies the browser client, which the service then serves, and packs it for npm into dist/; needs npm
-	@cd pushsse/client && npm exec --yes --package=$(TERSER) -- terser pushsse.js --module --ecma 2022 \
-	  --compress passes=3 --mangle \
-	  --format "preamble='/* pushsse.js; SHA-256 of the source: $$(sha256sum pushsse.js | cut -c1-16) */'" \
-	  --output pushsse.min.js
+	@cd pushsse/client && npm exec --yes $(MINIFIERS:%=--package=%) -- sh -c 'set -e; \
+	  esbuild pushsse.js --minify --format=esm --target=es2022 --log-level=warning >pushsse.tmp; \
+	  terser pushsse.tmp --module --ecma 2022 --compress passes=3 --mangle --output pushsse.tmp; \
+	  { echo "/* pushsse.js; SHA-256 of the source: $$(sha256sum pushsse.js | cut -c1-16) */"; cat pushsse.tmp; } \
+	    >pushsse.min.js; rm pushsse.tmp'
 	@mkdir -p dist && npm pack --silent ./pushsse/client --pack-destination dist
 
 stack: $(DEV_STAMP) ## the whole deployment on this machine: Kafka, Redis, PostgreSQL, two nodes, nginx

@@ -17,6 +17,8 @@ const READY_MS = 5_000;
 // The wait until the service says how long it is to be, and the longest that grows from it.
 const RETRY_MS = 3_000;
 const MOST_WAIT_MS = 60_000;
+// What a call, or the app's own function for tokens, may take.
+const CALL_MS = 30_000;
 const POLL_S = 25;
 // From long polling back to a stream: after this time first, and after this time at the most.
 const TRY_BACK_MS = 60_000;
@@ -163,7 +165,7 @@ class Connection {
   async #identify(signal) {
     while (!signal.aborted) {
       try {
-        this.user = recognized(this.user, await this.#access.who(signal, this.#budget));
+        this.user = recognized(this.user, await this.#access.who(this.#budget));
         return !signal.aborted;
       } catch (error) {
         if (signal.aborted) break;
@@ -383,14 +385,14 @@ class Access {
   /** Takes a new token, or asks the app for one. Returns what tabs may share: a token, never a ticket. */
   async renew(token) {
     this.#proof = token ? Promise.resolve(token) : null;
-    const proof = await this.#prove();
+    const proof = await this.prove();
     return this.polls && proof;
   }
 
   /** Who asks; empty for a ticket that doesn't say it. Raises Ending, PushError. */
-  async who(signal, budget) {
-    if (!this.polls) return (await this.#prove()).user ?? "";
-    const response = await this.fetch(this.at("v1/me"), { signal });
+  async who(budget) {
+    if (!this.polls) return (await this.prove()).user ?? "";
+    const response = await this.fetch(this.at("v1/me"), { signal: AbortSignal.timeout(READY_MS) });
     await refuse(response, budget);
     return (await response.json()).user;
   }
@@ -416,7 +418,8 @@ class Access {
   /** A call with JSON both ways. Raises PushError. */
   async call(method, path, body, headers) {
     const json = { "Content-Type": "application/json", ...headers };
-    const init = body ? { method, headers: json, body: JSON.stringify(body) } : { method };
+    const signal = AbortSignal.timeout(CALL_MS);
+    const init = body ? { method, signal, headers: json, body: JSON.stringify(body) } : { signal };
     const response = await this.fetch(path instanceof URL ? path : this.at(path), init);
     if (!response.ok) throw new PushError(response.status, await problem(response));
     return response.status === 204 ? undefined : response.json();
@@ -424,7 +427,7 @@ class Access {
 
   /** Sends a request, and after a 401 once more, with what the app then gives. */
   async #send(send, again = true) {
-    const proof = await this.#prove();
+    const proof = await this.prove();
     const response = await send(proof);
     if (response.status !== 401 || !again || !this.renews) return response;
     // Unless another request has asked meanwhile.
@@ -433,9 +436,9 @@ class Access {
   }
 
   /** What the app gives; requests at the same time ask for it once. Raises Ending where it gives nothing. */
-  async #prove() {
+  async prove() {
     if (!this.renews) return this.#source;
-    const asked = (this.#proof ??= (async () => this.#source())());
+    const asked = (this.#proof ??= inTime(async () => this.#source()));
     let proof;
     try {
       proof = await asked;
@@ -553,7 +556,9 @@ class Line {
   }
 
   async #stream(signal) {
-    // The second mute one leads to polling, which may begin at once.
+    // A slow login is no sign of a proxy.
+    await this.#access.prove();
+    // The second mute stream leads to polling, which may begin at once.
     this.#watch(READY_MS, () => (this.#atOnce = this.#mute++ > 0 && this.#access.polls));
     const { position, query } = this.#begin();
     const response = await this.#access.stream({ named: 0, ...query }, position, signal);
@@ -620,7 +625,7 @@ class Line {
     // From here one mute stream is enough to come back.
     this.#mute = 1;
     this.#watch(READY_MS);
-    const user = recognized(this.#app.user, await this.#access.who(signal, this.#budget));
+    const user = recognized(this.#app.user, await this.#access.who(this.#budget));
     const until = Date.now() + this.#tryBack_ms;
     // The first answer comes at once, and says from where to go on.
     for (let wait_s = 0; !wait_s || Date.now() < until; wait_s = POLL_S) {
@@ -981,6 +986,14 @@ async function refuse(response, budget) {
 /** The body of an error (RFC 9457), if a proxy hasn't put its own in its place. */
 async function problem(response) {
   return response.json().catch(() => ({}));
+}
+
+/** What a function of the app's own returns. Raises what it raises, or that it takes too long. */
+function inTime(act) {
+  return new Promise((resolve, reject) => {
+    const limit = setTimeout(() => reject(new Error("no token in time")), CALL_MS);
+    act().then(resolve, reject).then(() => clearTimeout(limit));
+  });
 }
 
 function sleep(ms, signal, offer = () => {}) {

@@ -1,4 +1,4 @@
-// pushsse.js in Node.js: prints what it hears as JSON lines, and does what it is told on standard input: an expression a line.
+// pushsse.js in Node.js: prints what it hears as JSON lines, and does what it is told on standard input, a line each.
 // `fast` makes its waits that many times as short, and tells them; limits of time stay as they are.
 import { createInterface } from "node:readline";
 
@@ -19,7 +19,7 @@ const { connect } = await import(module);
 tell("imported", Object.keys(globalThis).filter((name) => name.startsWith("push")));
 const push = url && connect({ url });
 for (const name of url ? ["event", "state", "ready", "gap", "answer"] : []) push.on(name, (data) => tell(name, data));
-const run = (text) => Object.getPrototypeOf(async () => {}).constructor("push", "tell", text)(push, tell);
+const run = (text) => Object.getPrototypeOf(async () => {}).constructor("push", "tell", "connect", text)(push, tell, connect);
 for await (const line of createInterface({ input: process.stdin })) await run(line);
 push?.close?.();
 tell("closed", null);

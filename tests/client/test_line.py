@@ -51,6 +51,16 @@ async def test_a_silent_line_is_left_after_three_heartbeats(world: World) -> Non
     assert await tab.run("told.gaps") == 0
 
 
+async def test_a_call_that_hangs_at_the_beginning_is_made_again(world: World) -> None:
+    tab = await world.tab(listens=False)
+    world.gate.hangs = True
+    await tab.run("void listen()")
+    await eventually(lambda: world.gate.count("/v1/me") == 1)
+    world.gate.hangs = False
+    await tab.until("push.state === 'live'")
+    assert world.gate.count("/v1/me") == 2
+
+
 @pytest.mark.parametrize(
     "happens",
     [

@@ -120,3 +120,19 @@ async def test_waits_grow_are_random_and_bounded_and_end_when_the_service_is_the
         after = [ms for name, ms in node.told[node.told.index(live) :] if name == "wait"]
         assert after[0] <= 5_000
         assert after[1] <= 5_000
+
+
+async def test_a_login_that_never_answers_is_asked_again(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service, client("", "200") as node:
+        await node.run(
+            "globalThis.asked = 0;"
+            "const token = () => ++asked > 1 ? 'a token' : new Promise(() => {});"
+            f"globalThis.own = connect({{ url: '{service.url}/?user=ann', token }});"
+            "own.on('state', (state) => tell('state', state));"
+        )
+        await eventually(lambda: {"state": "live", "reason": ""} in node.all("state"))
+        # After half a minute, and a pause.
+        assert node.all("wait")[0] == 30_000
+        await node.run("own.close(); tell('asked', asked)")
+        await eventually(lambda: node.all("asked") == [2])
+        assert await node.leave() == 0
