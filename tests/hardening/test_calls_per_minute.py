@@ -159,5 +159,5 @@ async def test_nodes_count_together_and_go_on_without_redis(
         assert (await flip(one)).status_code == 503
 
 
-async def _away(*_: object) -> None:
+async def _away(*_: object, **__: object) -> None:
     raise DatabaseUnavailable("away")
