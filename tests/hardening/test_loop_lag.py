@@ -231,6 +231,51 @@ async def test_a_full_catalogue_does_not_hold_the_loop(
     assert least_s < LIMIT_S_A_TURN / 2
 
 
+def about_switches() -> Iterator[httpx.Request]:
+    """Calls about a catalogue of 1,000 types, each in two languages and one of two categories."""
+    names = [f"t{number}" for number in range(1_000)]
+    for language in ("zh", "fr", ",".join(f"a{letter}-b{number}" for letter in "xyz" for number in range(9))):
+        for path in ("/v1/preferences", "/v1/types"):
+            yield httpx.Request("GET", f"http://127.0.0.1{path}", headers={"Accept-Language": language})
+    bodies: list[dict[str, Any]] = [{"categories": {"c0": False}}, {"types": dict.fromkeys(names, False)}]
+    bodies += [{"categories": {"c0": None, "c1": False}}, {"types": dict.fromkeys(names)}]
+    yield from requests((json.dumps(body).encode() for body in bodies), "/v1/preferences")
+    for part in ('"categories":', '"zone":"UTC","quiet":', '"paused_until":'):
+        made = (b"{" + part.encode() + each + b"}" for each in odd(64 * KIB - 40))
+        yield from requests(made, "/v1/preferences")
+    for each in odd(64 * KIB - 40):
+        body = b'{"title":' + each + b"}"
+        yield httpx.Request("PUT", "http://127.0.0.1/v1/types/t1", content=body)
+    made = (b'{"rows":' + each + b"}" for each in odd(384 * KIB - 20))
+    yield from requests(made, "/v1/preferences/import")
+    for enabled in (False, True):
+        rows = [{"user": f"u{n}", "type": "t1", "enabled": enabled} for n in range(250)]
+        rows += [{"user": f"u{n}", "category": "c1", "enabled": enabled} for n in range(250)]
+        yield from requests(iter([json.dumps({"rows": rows}).encode()]), "/v1/preferences/import")
+    yield httpx.Request("GET", "http://127.0.0.1/v1/preferences/export")
+
+
+async def test_no_call_about_a_full_catalogue_holds_the_loop(
+    tmp_path: Path, turns: Turns, record_property: Callable[[str, object], None]
+) -> None:
+    types = [
+        {
+            "name": f"t{number}",
+            "title": {"en": f"Type {number}", "zh": f"类型 {number}"},
+            "description": {"en": "x" * 100, "zh": "很" * 100},
+            "category": f"c{number % 2}",
+        }
+        for number in range(1_000)
+    ]
+    # So many changes by one person in a minute are more than are allowed.
+    async with serving(tmp_path, types=types, switches_per_minute=0) as node:
+        await eventually(lambda: node.node.catalogue.size == 1_000)
+        await assert_none_holds_the_loop(node, turns, about_switches(), record_property)
+        # Those that can be used were.
+        rows = (await node.http.get("/v1/preferences/export?user=root")).json()["rows"]
+        assert {"user": "u0", "type": "t1", "enabled": True} in rows
+
+
 async def test_a_million_lines_of_nothing_are_refused_in_few_words(node: Running) -> None:
     for size in (MIB, 2 * 29_000):
         headers = {"Content-Type": "application/x-ndjson"}
