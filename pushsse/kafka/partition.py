@@ -27,6 +27,7 @@ _REVOKE_S = 2.0
 _COMMIT_EVERY_S = 0.25
 _COMMIT_LIMIT_S = 3.0
 _PREPARE_LIMIT_S = 20.0
+_PREPARED_AT_ONCE = 100
 _NOT_OURS_S = 2.0
 _LOOK_S = 2.0
 _TOPICS_EVERY_S = 4.0
@@ -153,7 +154,10 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
             pass
 
     async def prepare(self) -> None:
-        """Gets ready what was assigned or suspended, within 20 s; what can't be now is tried again later."""
+        """Gets up to 100 ready of what was assigned or suspended, within 20 s.
+
+        The others, and what can't be got ready now, are tried again later.
+        """
         now = time.monotonic()
         waiting = [
             partition
@@ -162,6 +166,9 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         ]
         if not waiting:
             return
+        # Each takes some calls to Kafka and to the backplane, and all of them share one limit of time. The
+        # others have their turn in the next round.
+        waiting = waiting[:_PREPARED_AT_ONCE]
         try:
             async with asyncio.timeout(_PREPARE_LIMIT_S):
                 await self._prepare(waiting)

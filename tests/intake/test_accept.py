@@ -10,6 +10,7 @@ from deploy.parts.ports import free_port
 from pushsse import event
 from pushsse.backplane import Draft, Receipt
 from pushsse.errors import EventTooLarge, KafkaUnavailable
+from pushsse.intake import cloudevents
 from pushsse.intake.http import EmbeddedIntake, KafkaProducerIntake, Submitted
 from pushsse.kafka import Connection
 from pushsse.kafka.producer import Producer
@@ -40,6 +41,28 @@ async def test_events_go_into_the_topic_with_their_id_under_the_key_that_keeps_t
         records = await kit.read_all(kit.topic)
     assert [record.key for record in records] == [b"all", b"k", b"ann", b"all"]
     assert [json.loads(record.value or b"")["id"] for record in records] == list("abcd")
+
+
+async def test_a_cloudevent_goes_into_the_topic_under_its_partitionkey_with_its_trace(kit: Kit) -> None:
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    whole = {
+        "specversion": "1.0",
+        "type": "order",
+        "source": "/shop",
+        "id": "1",
+        "pushsseto": "ann",
+        "data": 1,
+    }
+    body = json.dumps(whole | {"partitionkey": "A-981", "traceparent": trace}).encode()
+    at = datetime.now(UTC)
+    cloud = cloudevents.of_json(body, at=at, to=None)
+    made = drafter().draft(cloud.event, event_id="/shop|1", at=at, once=cloud.once, trace=cloud.trace)
+    await kit.create(kit.topic)
+    async with Producer(kit.connection) as producer:
+        await KafkaProducerIntake(producer, topic=kit.topic).accept([Submitted(cloud.event, "/shop|1", made)])
+        [record] = await kit.read_all(kit.topic)
+    assert (record.key, tuple(record.headers)) == (b"A-981", (("traceparent", trace.encode()),))
+    assert json.loads(record.value or b"")["id"] == "/shop|1"
 
 
 async def test_a_message_goes_into_the_topic_as_it_was_sent(kit: Kit) -> None:

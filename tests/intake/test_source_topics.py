@@ -59,3 +59,15 @@ async def test_topics_are_read_by_name_and_by_pattern_and_new_ones_from_their_be
     found = dict(letter.headers)
     assert (letter.value, found["topic"], found["offset"]) == (b"no json", named.encode(), b"1")
     assert json.loads((await kit.recorder.bodies())[0].removeprefix(b"data: "))["type"]
+
+
+async def test_more_partitions_than_are_prepared_at_once_are_all_read(kit: Kit) -> None:
+    await kit.create(kit.topic, partitions=130)
+    for partition in (0, 70, 129):
+        await kit.produce([value(partition)], partition=partition)
+    async with kit.running():
+
+        async def all_there() -> bool:
+            return sorted(await kit.recorder.numbers()) == [0, 70, 129]
+
+        await eventually(all_there, what="records of all partitions")

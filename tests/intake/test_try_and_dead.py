@@ -162,6 +162,18 @@ async def test_dead_letters_are_sent_again_once_and_in_order_after_a_fix(kit: Ki
     ]
 
 
+async def test_doctor_says_which_topics_of_sources_are_there(kit: Kit, tmp_path: Path) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    tables = [{"topics": [kit.topic, f"{kit.topic}-more-.*"], "format": "headers"}]
+    environment = {"PUSHSSE_KAFKA_BOOTSTRAP": kit.bootstrap, "PUSHSSE_KAFKA": json.dumps(tables)}
+    found = await asyncio.to_thread(pushsse, tmp_path, "doctor", **environment)
+    assert f"ok      kafka     the topic {kit.topic} has 1 partitions" in found.stdout
+    assert f"ok      kafka     the topic {kit.dlq} has 1 partitions" in found.stdout
+    assert f"warning kafka     the topic {kit.topic}-more-.* isn't there yet" in found.stdout
+    assert "warning kafka     the topic push.events isn't there yet" in found.stdout
+    assert "fault   kafka" not in found.stdout
+
+
 async def test_a_letter_that_was_cut_is_shown_and_not_sent(kit: Kit, tmp_path: Path) -> None:
     await kit.create(kit.topic, kit.dlq)
     headers = [("error", b"too long"), ("topic", kit.topic.encode()), ("partition", b"0"), ("offset", b"7")]
