@@ -26,7 +26,7 @@ from pushsse.stream.frame import BUSY_RETRY_MS, Resume
 from pushsse.stream.handover import offered
 from pushsse.stream.immediate import ANSWER_HEADERS, TAKEN_OVER, Answer, Reply
 from pushsse.stream.poll import Events, EventView, PollAnswers, PollSink, nothing
-from pushsse.stream.portable import QueueStream, WakeQueue, head_bytes, start, start_nowait
+from pushsse.stream.portable import CLOSE, QueueStream, WakeQueue, head_bytes, start, start_nowait
 from pushsse.stream.subscriber import Sink, Subscriber
 
 # Entries of the log that one call goes through; then its answer says `more`, also where it holds no event.
@@ -37,13 +37,11 @@ SCAN_WAIT_S = 5.0
 MAX_WAIT_S = 30
 RETRY_AFTER = {"retry-after": "5"}
 _DATA = len(b"data: ")
-# Closed after the answer: whoever has taken a connection over parses no further request on it.
 _HEAD = [
     (b"content-type", b"application/json"),
     *((name.encode(), value.encode()) for name, value in ANSWER_HEADERS.items()),
-    (b"connection", b"close"),
 ]
-_HEAD_BYTES = head_bytes(_HEAD)
+_HEAD_BYTES = head_bytes((*_HEAD, CLOSE))
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,9 @@ _HEAD = [
     (b"x-accel-buffering", b"no"),
 ]
 
+# Of a body that isn't a stream, on a connection that was handed over: nobody parses a further request on it.
+CLOSE = (b"connection", b"close")
+
 
 def head_bytes(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
     """The head of a response to a call that is answered without ASGI."""
@@ -204,7 +207,7 @@ async def start(
         queued.attach(begin(queued))
         return queued
     offer.hold_head()
-    await send({"type": "http.response.start", "status": 200, "headers": head or _HEAD})
+    await send({"type": "http.response.start", "status": 200, "headers": [*head, CLOSE] if head else _HEAD})
     stream = offer.take(backlog_bytes)
     if stream is None:
         # The client has left, or has sent another request behind this one: it gets an empty stream and comes
