@@ -40,11 +40,19 @@ def test_an_event_reaches_a_stream_and_a_signal_ends_it(
         with out.open("wb") as body:
             stream = subprocess.Popen(["curl", "-sN", f"{url}/v1/stream?user=ann"], stdout=body)
         until(lambda: b"event: ready" in out.read_bytes(), "ready")
+        poll = f"{url}/v1/events?user=ann&wait_s=30"
+        answered = subprocess.Popen(["curl", "-sN", poll], stdout=subprocess.PIPE)
+        connections = f"{url}/metrics"
+        until(lambda: "pushsse_connections 2.0" in httpx.get(connections, trust_env=False).text, "poll")
         event = {"type": "news", "message": "hello", "to": {"users": ["ann"]}}
         assert httpx.post(f"{url}/v1/events?user=ops", json=event).status_code == 202
         until(lambda: b'"message":"hello"' in out.read_bytes(), "event")
+        assert b'"message":"hello"' in answered.communicate(timeout=LIMIT_S)[0]
+        waits = subprocess.Popen(["curl", "-sN", poll], stdout=subprocess.PIPE)
+        until(lambda: "pushsse_connections 2.0" in httpx.get(connections, trust_env=False).text, "poll")
         serving.send_signal(number)
         # 0: curl has the end of the body.
         assert stream.wait(LIMIT_S) == 0
+        assert b'"events":[],"position":' in waits.communicate(timeout=LIMIT_S)[0]
         serving.wait(LIMIT_S)
     assert b'"code":"shutdown"' in out.read_bytes()
