@@ -31,12 +31,14 @@ _CONNECTIONS = 64
 
 @dataclass
 class QuestionCosts:
-    """Milliseconds at the 99th percentile; CPU and runs of Redis's scripts of a delta; what waiting costs.
+    """Milliseconds at the 99th percentile; CPU of a question with its answer, of one delta; CPU and runs of
+    Redis's scripts of a delta among many; what waiting costs.
 
     `complete`: no answer had a gap among its deltas.
     """
 
     accepted_p99_ms: float = 0.0
+    accepted_us: float = 0.0
     first_p99_ms: float = 0.0
     delta_p99_ms: float = 0.0
     delta_us: float = 0.0
@@ -147,8 +149,9 @@ def measure(
     with BenchNode(folder / "questions", settings) as node:
         costs = asyncio.run(_all(node, redis, seconds))
     progress(
-        f"questions: accepted p99 {costs.accepted_p99_ms:.1f} ms, first delta p99 {costs.first_p99_ms:.1f}"
-        f" ms, {costs.delta_us:.0f} µs and {costs.calls_per_delta:.2f} calls a delta"
+        f"questions: accepted p99 {costs.accepted_p99_ms:.1f} ms, {costs.accepted_us:.0f} µs each, first"
+        f" delta p99 {costs.first_p99_ms:.1f} ms, {costs.delta_us:.0f} µs and {costs.calls_per_delta:.2f}"
+        " calls a delta"
     )
     return costs
 
@@ -158,7 +161,11 @@ async def _all(node: BenchNode, redis: Redis, seconds: int) -> QuestionCosts:
     async with Asker(node.port) as client:
         # Connections, statements and caches warm up.
         await _ask(client, ACCEPT_RATE, ACCEPT_RATE, "once")
+        spent = usage(node.pid)
         costs.accepted_p99_ms = _p99(await _ask(client, ACCEPT_RATE * seconds, ACCEPT_RATE, "once"))
+        # The last ones are answered, too.
+        await asyncio.sleep(1)
+        costs.accepted_us = usage(node.pid).since(spent).cpu_s / (ACCEPT_RATE * seconds) * 1e6
         first = await _heard(client, node, _FIRST_RATE * seconds, _FIRST_RATE, "once")
         costs.first_p99_ms = _p99([first.first_ms[each] for each in first.asked])
         await _talk(client, node, redis, seconds, costs)

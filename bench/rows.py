@@ -179,6 +179,7 @@ def _questions(seen: Measured) -> list[Row]:
     many = f"{ANSWERS} answers at once, {PER_S} deltas/s each"
     found = [
         Row(f"question accepted, {ACCEPT_RATE}/s: p99", 20, 10, costs.accepted_p99_ms, "ms"),
+        Row(f"question accepted and answered, {ACCEPT_RATE}/s: CPU", 2_000, 1_500, costs.accepted_us, "µs"),
         Row("first delta, from answerer to client: p99", 20, 10, costs.first_p99_ms, "ms"),
         Row(f"{many}: deltas that arrive", 1_600, 1_900, costs.deltas_per_s, "/s", rising=True),
         Row(f"{many}: CPU of a delta", None, None, costs.delta_us, "µs"),
