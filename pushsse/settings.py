@@ -85,8 +85,7 @@ class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def at(self, key: str) -> str:
         """How an error names one of its keys: the table, the key and, where it came from a file, the line."""
-        line = self.lines.get(key) or self.lines.get("")
-        return f"{self.where}: {key}" + (f" (line {line})" if line else "")
+        return f"{self.where}: {key}{_line(self.lines, key)}"
 
 
 class KafkaSource(Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -515,6 +514,8 @@ def _lines(text: str, name: str) -> list[dict[str, int]]:
             within = re.sub(r"[\s\"']", "", table[1])
             if within == f"[{name}]":
                 found.append({"": number})
+            elif found and within.startswith(f"{name}."):
+                found[-1].setdefault(within.removeprefix(f"{name}."), number)
         elif found and (key := _KEY.match(line)) is not None and within.strip("[]").split(".")[0] == name:
             prefix = ".".join([*within.strip("[]").split(".")[1:], ""])
             found[-1].setdefault(f"{prefix}{key[1]}", number)
@@ -557,11 +558,15 @@ def _table_error(where: str, lines: object, error: msgspec.ValidationError) -> s
     key = at.rstrip("`").lstrip(".")
     if found := re.search(r"field `(\w+)`", text):
         key = f"{key}.{found[1]}".lstrip(".")
+    text = f"{text[:1].lower()}{text[1:]}".replace("object ", "table ", 1).replace("`object`", "a table", 1)
+    return f"{where}: {key}{_line(lines, key.partition('[')[0])}: {text}"
+
+
+def _line(lines: object, key: str) -> str:
+    """Where a key of a table stands; where what holds it stands, if nobody knows better."""
     known = lines if isinstance(lines, dict) else {}
-    line = known.get(key.partition("[")[0]) or known.get("")
-    return f"{where}: {key}{f' (line {line})' if line else ''}: {text[:1].lower()}{text[1:]}".replace(
-        "object", "table"
-    )
+    line = known.get(key) or known.get(key.partition(".")[0]) or known.get("")
+    return f" (line {line})" if line else ""
 
 
 def _converted(name: str, source: str, value: object) -> object:

@@ -261,7 +261,8 @@ def _is_false(value: object) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].removeprefix("Invalid jmespath expression: ")
+    text = str(error).partition("\n")[0].removeprefix("Invalid jmespath expression: ")
+    return text.removesuffix(", for expression:").removesuffix(":")
 
 
 def _check_function(where: str, text: str, node: Node) -> None:

@@ -67,7 +67,19 @@ def test_a_variable_has_the_tables_as_a_json_list() -> None:
         ('topics = ["push.events"]', "'push.events' is PUSHSSE_KAFKA_TOPIC"),
         ('topics = ["push.answers"]', "'push.answers' has the questions or answers"),
         ('topics = ["a"]\nname = "orders"', "name \\(line 7\\): there is another source called 'orders'"),
-        ('topics = ["a"]\n[kafka.map]\ntype = "x"', "map .*: format 'pushsse' has no map"),
+        ('topics = ["a"]\n[kafka.map]\ntype = "x"', "map \\(line 7\\): format 'pushsse' has no map"),
+        (
+            'topics = ["a"]\nformat = "mapped"\nmap = {type = "x(", to = "key"}',
+            "map.type \\(line 8\\): 'x\\('",
+        ),
+        (
+            'topics = ["a"]\nformat = "mapped"\nmap = 7',
+            "map \\(line 8\\): expected `a table|map .*: expected",
+        ),
+        (
+            'topics = ["a"]\nformat = "python:no_such_module:f"',
+            "format \\(line 7\\): python:no_such_module:f: there is",
+        ),
         ('topics = ["a"]\nformat = "headers:x"', "'headers:x' is none of"),
     ],
 )
