@@ -20,9 +20,8 @@ const MOST_WAIT_MS = 60_000;
 // What a call, or the app's own function for tokens, may take.
 const CALL_MS = 30_000;
 const POLL_S = 25;
-// From long polling back to a stream: after this time first, and after this time at the most.
-const TRY_BACK_MS = 60_000;
-const MOST_TRY_BACK_MS = 600_000;
+// How long events are polled for before a stream is tried again.
+const TRY_BACK_MS = 180_000;
 // How often a tab looks after its leader; one that misses two questions is lost.
 const TICK_MS = 400;
 const UNANSWERED = 2;
@@ -46,10 +45,10 @@ export class PushError extends Error {
 }
 
 /** The connection has come to an end that no new attempt can change by itself. */
-class Ending extends Error {
-  constructor(state, reason) {
-    super(reason);
-    Object.assign(this, { state, reason });
+class Ending extends PushError {
+  constructor(state, code) {
+    super(401, { code });
+    this.state = state;
   }
 }
 
@@ -70,12 +69,15 @@ class Connection {
   #line = null;
   // What was told while this tab catches up.
   #held = null;
+  // How far back this tab begins, if it joins others and has no position.
+  #since;
 
   constructor(options) {
     this.#options = options;
     this.#access = new Access(options);
     // How far everything was handled.
     this.position = options.position ?? "";
+    this.#since = options.since;
     const call = (...request) => this.#access.call(...request);
     const ack = (state, member = "ids") => (events) => call("POST", "v1/acks", { [member]: events, state });
     this.preferences = {
@@ -156,7 +158,7 @@ class Connection {
       follow: () => this.#follow(),
       again: () => this.#again(),
       told: (message) => this.#told(message),
-      snapshot: () => this.#snapshot(),
+      snapshot: (joins) => this.#snapshot(joins),
       here: (snapshot) => this.#learn(snapshot),
     });
   }
@@ -166,18 +168,17 @@ class Connection {
     while (!signal.aborted) {
       try {
         this.user = recognized(this.user, await this.#access.who(this.#budget));
-        return !signal.aborted;
+        break;
       } catch (error) {
-        if (signal.aborted) break;
-        if (error instanceof Ending) {
+        if (error instanceof Ending && !signal.aborted) {
           this.#present = null;
-          this.#become(error);
-          break;
+          this.#become({ state: error.state, reason: error.code });
+          return false;
         }
         await this.#budget.pause(signal);
       }
     }
-    return false;
+    return !signal.aborted;
   }
 
   #leave() {
@@ -203,8 +204,9 @@ class Connection {
 
   #again() {
     this.#budget.wake();
-    if (this.#line) this.#line.again();
-    else if (!this.#tabs) this.#join();
+    if (!this.#tabs) this.#join();
+    this.#line?.check();
+    this.#line?.run();
   }
 
   /** From the line: to the other tabs, and to this one. */
@@ -217,13 +219,13 @@ class Connection {
   /** From the tab that leads. */
   #told(message) {
     if (this.#held) this.#held.push(message);
-    else if (!this.position || covers(this.position, message.before)) this.#take(message);
-    else this.#catchUp([message]);
+    else if (this.#lacks(message.before)) this.#catchUp([message]);
+    else this.#take(message);
   }
 
-  #snapshot() {
+  #snapshot(joins) {
     const { state, reason, position } = this;
-    return { state, reason, position, growing: this.#answers.growing() };
+    return { state, reason, position, growing: joins ? this.#answers.growing() : [] };
   }
 
   /** The state of the tab that leads. */
@@ -234,17 +236,26 @@ class Connection {
     for (const { question, text } of growing) {
       if (!this.#answers.has(question)) this.#hear("answer.delta", { question, seq: 0, from: 0, text });
     }
-    this.position ||= position;
-    if (!this.#held && !covers(this.position, position)) this.#catchUp([]);
+    if (this.#held) return;
+    if (this.#lacks(position)) this.#catchUp([]);
+    else this.position ||= position;
+  }
+
+  /** Whether there may be something between this tab's position, or where it begins, and that of the others. */
+  #lacks(position) {
+    return this.position ? !covers(this.position, position) : this.#since;
   }
 
   /** Reads what this tab lacks: it came with a position of its own, or slept, or its leader died. */
   async #catchUp(held) {
+    const { types } = this.#options;
+    let since = this.position ? "" : this.#since;
     this.#held = held;
+    this.#since = "";
     try {
-      for (let more = true; more; ) {
-        const { types } = this.#options;
-        const page = await this.#access.call("GET", this.#access.at("v1/events", { after: this.position, types }));
+      for (let more = true; more; since = "") {
+        const query = { after: this.position, since, types };
+        const page = await this.#access.call("GET", this.#access.at("v1/events", query));
         if (this.#held !== held) return;
         if (page.gap) this.#gap();
         for (const { event, data, id } of page.events) this.#take({ kind: kindOf(event, data), data, id });
@@ -375,8 +386,7 @@ class Access {
   /** The address of a call. What is in the query of the service's url, such as `user=ann`, stays there. */
   at(path, query = {}) {
     const url = new URL(path, this.base);
-    url.search = this.base.search;
-    for (const [name, value] of Object.entries(query)) {
+    for (const [name, value] of [...this.base.searchParams, ...Object.entries(query)]) {
       if (value !== undefined && value !== "") url.searchParams.set(name, value);
     }
     return url;
@@ -397,22 +407,26 @@ class Access {
     return (await response.json()).user;
   }
 
-  async fetch(url, init = {}) {
-    return this.#send((proof) => {
-      const headers = this.polls && proof ? { ...init.headers, Authorization: `Bearer ${proof}` } : init.headers;
-      return fetch(url, { credentials: this.#options.credentials, ...init, headers, cache: "no-store" });
-    }, this.polls);
-  }
-
-  /** The response of a stream. A ticket opens it again for as long as the ticket lasts. */
-  async stream(query, position, signal) {
-    const url = this.at("v1/stream", query);
-    const init = (from) => ({ headers: from ? { "Last-Event-ID": from } : {}, signal });
-    if (this.polls) return this.fetch(url, init(position));
-    return this.#send((proof) => {
+  /**
+   * A request, and after a 401 once more, with what the app then gives. Those of streams have a `position`, which may
+   * be empty; a ticket goes with them alone, and opens a stream again for as long as it lasts.
+   */
+  async fetch(url, { headers, position, ...init }, again = this.renews) {
+    const proves = this.polls || position !== undefined;
+    const proof = proves && (await this.prove());
+    const own = { ...headers };
+    if (this.polls && proof) own.Authorization = `Bearer ${proof}`;
+    else if (proof) {
       url.searchParams.set("ticket", proof.ticket ?? proof);
-      return fetch(url, { ...init(position || proof.position), cache: "no-store" });
-    });
+      position ||= proof.position;
+    }
+    if (position) own["Last-Event-ID"] = position;
+    const { credentials } = this.#options;
+    const response = await fetch(url, { credentials, ...init, headers: own, cache: "no-store" });
+    if (response.status !== 401 || !again || !proves) return response;
+    // Unless another request has asked meanwhile.
+    if (proof === (await this.#proof)) this.#proof = null;
+    return this.fetch(url, { headers, position, ...init }, false);
   }
 
   /** A call with JSON both ways. Raises PushError. */
@@ -420,19 +434,9 @@ class Access {
     const json = { "Content-Type": "application/json", ...headers };
     const signal = AbortSignal.timeout(CALL_MS);
     const init = body ? { method, signal, headers: json, body: JSON.stringify(body) } : { signal };
-    const response = await this.fetch(path instanceof URL ? path : this.at(path), init);
+    const response = await this.fetch(this.at(path), init);
     if (!response.ok) throw new PushError(response.status, await problem(response));
     return response.status === 204 ? undefined : response.json();
-  }
-
-  /** Sends a request, and after a 401 once more, with what the app then gives. */
-  async #send(send, again = true) {
-    const proof = await this.prove();
-    const response = await send(proof);
-    if (response.status !== 401 || !again || !this.renews) return response;
-    // Unless another request has asked meanwhile.
-    if (proof === (await this.#proof)) this.#proof = null;
-    return this.#send(send, false);
   }
 
   /** What the app gives; requests at the same time ask for it once. Raises Ending where it gives nothing. */
@@ -468,7 +472,6 @@ class Line {
   #renewing = 0;
   // Streams in a row of which nothing was heard.
   #mute = 0;
-  #tryBack_ms = TRY_BACK_MS;
 
   constructor(connection, access, options, budget, tell) {
     this.#app = connection;
@@ -478,6 +481,7 @@ class Line {
     this.#tell = tell;
   }
 
+  /** Begins, also where it had come to its end. */
   async run() {
     if (this.#present) return;
     const { signal } = (this.#present = new AbortController());
@@ -489,7 +493,7 @@ class Line {
         if (signal.aborted) return;
         if (error instanceof Ending) {
           this.#present = null;
-          this.#become(error.state, error.reason);
+          this.#become(error.state, error.code);
           return;
         }
       }
@@ -507,12 +511,6 @@ class Line {
   /** Makes sure of the line: no pause goes on, and what may be dead is opened anew. */
   check() {
     if (!this.#budget.wake() && Date.now() - this.#triedAt > 1_000) this.#reopen();
-  }
-
-  /** The same, also where it had come to its end. */
-  again() {
-    this.check();
-    this.run();
   }
 
   #reopen() {
@@ -561,7 +559,8 @@ class Line {
     // The second mute stream leads to polling, which may begin at once.
     this.#watch(READY_MS, () => (this.#atOnce = this.#mute++ > 0 && this.#access.polls));
     const { position, query } = this.#begin();
-    const response = await this.#access.stream({ named: 0, ...query }, position, signal);
+    const url = this.#access.at("v1/stream", { named: 0, ...query });
+    const response = await this.#access.fetch(url, { position, signal });
     await refuse(response, this.#budget);
     // A page of whoever runs the network, say.
     if (!/^text\/event-stream/.test(response.headers.get("content-type"))) throw new Error("no event stream");
@@ -599,7 +598,6 @@ class Line {
     this.#budget.reset();
     this.#budget.retry = wait;
     this.#mute = 0;
-    this.#tryBack_ms = TRY_BACK_MS;
     this.#silence_ms = 3_000 * heartbeat_s;
     if (this.#access.renews && expires_in_s) this.#renewIn(1_000 * Math.max(0.8 * expires_in_s, expires_in_s - 60));
     return Date.now();
@@ -624,15 +622,14 @@ class Line {
   async #poll(signal) {
     // From here one mute stream is enough to come back.
     this.#mute = 1;
-    this.#watch(READY_MS);
     const user = recognized(this.#app.user, await this.#access.who(this.#budget));
-    const until = Date.now() + this.#tryBack_ms;
+    const until = Date.now() + TRY_BACK_MS;
     // The first answer comes at once, and says from where to go on.
     for (let wait_s = 0; !wait_s || Date.now() < until; wait_s = POLL_S) {
-      const askedAt = Date.now();
       const { position: after, query } = this.#begin();
       this.#watch(READY_MS + 1_000 * wait_s);
-      const response = await this.#access.fetch(this.#access.at("v1/events", { after, ...query, wait_s }), { signal });
+      const url = this.#access.at("v1/events", { after, ...query, wait_s });
+      const response = await this.#access.fetch(url, { signal });
       await refuse(response, this.#budget);
       const { events, position, gap } = await response.json();
       this.#budget.reset();
@@ -640,10 +637,9 @@ class Line {
       this.#become("polling");
       for (const { event, data, id } of events) this.#tell(kindOf(event, data), data, id);
       this.#tell("ping", {}, position);
-      // A node that is about to stop doesn't wait.
-      if (wait_s && !events.length && Date.now() - askedAt < 1_000) await sleep(READY_MS * Math.random(), signal);
+      // A node that is about to stop answers without a wait.
+      if (wait_s && !events.length) await sleep(RETRY_MS * Math.random(), signal);
     }
-    this.#tryBack_ms = Math.min(2 * this.#tryBack_ms, MOST_TRY_BACK_MS);
     this.#atOnce = true;
     return {};
   }
@@ -680,7 +676,8 @@ class Tabs {
     this.#app = app;
     this.#channel = new BroadcastChannel(name);
     this.#channel.onmessage = ({ data }) => this.#hear(data);
-    this.say("here?");
+    // true: it joins, and lacks everything.
+    this.say("here?", true);
     if (navigator.locks) this.#queue();
     else this.#lease();
   }
@@ -716,7 +713,7 @@ class Tabs {
 
   #hear({ kind, content }) {
     if (this.#leads) {
-      if (kind === "here?") this.say("here", this.#app.snapshot());
+      if (kind === "here?") this.say("here", this.#app.snapshot(content));
       if (kind !== "again") return;
     }
     if (kind === "bye") this.#claim();
@@ -737,7 +734,7 @@ class Tabs {
   }
 
   /** Waits for the lock, or takes it from a leader that is lost. */
-  #queue({ steal = false } = {}) {
+  #queue(how) {
     this.#waiting?.abort();
     this.#waiting = new AbortController();
     let held = false;
@@ -747,7 +744,7 @@ class Tabs {
       this.#release = release;
       this.#lead();
     });
-    navigator.locks.request(this.#name, steal ? { steal } : { signal: this.#waiting.signal }, hold).catch(() => {
+    navigator.locks.request(this.#name, how ?? { signal: this.#waiting.signal }, hold).catch(() => {
       if (!held || this.#left.signal.aborted) return;
       // Another tab thought that this one was lost.
       this.#follow();

@@ -111,7 +111,7 @@ async def test_where_a_proxy_withholds_streams_events_are_polled_for_until_it_do
     # Later, in a page that nobody looks at, so that nothing but the time makes it try.
     await tab.run(
         "Object.defineProperty(document, 'visibilityState', { value: 'hidden' });"
-        "(now => { Date.now = () => now() + 60000 })(Date.now)"
+        "(now => { Date.now = () => now() + 200000 })(Date.now)"
     )
     await world.publish("polled or streamed")
     await tab.until("push.state === 'live'")
@@ -181,6 +181,8 @@ async def test_a_refused_token_makes_it_ask_once_and_then_it_is_signed_out(world
     await tab.run(give.format("null"))
     await tab.until("push.state === 'signed_out'")
     assert await tab.run("[asked, push.reason]") == [1, "no_token"]
+    refused = "push.preferences.get().catch(({ name, status, code }) => [name, status, code])"
+    assert await tab.run(refused) == ["PushError", 401, "no_token"]
     # Somebody signs in.
     await tab.run(f"push.close(); void listen({{ token: () => globalThis.given }}); given = '{good}'")
     await tab.until("push.state === 'live' || void push.reconnect()")

@@ -98,6 +98,17 @@ async def test_a_tab_that_comes_with_a_snapshot_has_what_the_others_had_before(w
     await world.until_streams(1)
 
 
+async def test_a_tab_that_begins_in_the_past_has_it_though_another_leads(world: World) -> None:
+    first = await world.tab(user="'pat'")
+    for number in range(3):
+        await world.publish(number, "pat")
+    await seen_by(world, [first], [0, 1, 2])
+    second = await world.tab(user="'pat'", since="'1h'")
+    await world.publish(3, "pat")
+    await seen_by(world, [second], [0, 1, 2, 3])
+    await world.until_streams(1)
+
+
 async def test_a_tab_that_missed_what_the_others_heard_reads_it_by_itself(world: World) -> None:
     first, second = await world.tab(), await world.tab()
     await first.run(LOSES)
