@@ -188,7 +188,7 @@ class HeadersFormat:
             return None
         members: dict[str, object] = {}
         is_text = False
-        for name, content in record.headers:
+        for name, content in headers_of(record):
             if name.lower() == "content-type":
                 is_text = (content or b"").startswith(b"text/")
             elif name.startswith(_OWN):
@@ -239,13 +239,18 @@ SCHEMA_REGISTRY = (
 )
 
 
+def headers_of(record: Record) -> Sequence[tuple[str, bytes | None]]:
+    """A record's headers. Raises InvalidInput for more than a format reads."""
+    if len(record.headers) > MAX_HEADERS:
+        raise InvalidInput(Violation("headers", f"there are {len(record.headers)}, over {MAX_HEADERS}"))
+    return record.headers
+
+
 def seen_of(record: Record, value: object, *, with_headers: bool) -> dict[str, object]:
     """What expressions see of a record. Raises InvalidInput for more headers than they may see."""
     headers: dict[str, str] = {}
     if with_headers:
-        if len(record.headers) > MAX_HEADERS:
-            raise InvalidInput(Violation("headers", f"there are {len(record.headers)}, over {MAX_HEADERS}"))
-        headers = {name: (content or b"").decode("utf-8", "replace") for name, content in record.headers}
+        headers = {name: (content or b"").decode("utf-8", "replace") for name, content in headers_of(record)}
     return {
         "key": None if record.key is None else record.key.decode("utf-8", "replace"),
         "value": value,
@@ -261,10 +266,11 @@ def audience(text: str, where: str) -> object:
     """`to` of an event, from a text: all, names parted by commas, or as JSON. Raises InvalidInput."""
     if text in ("all", '"all"'):
         return event.ALL
+    # Before anything is made of them: so many would take long.
+    if (count := text.count(",") + 1) > event.MAX_USERS:
+        raise InvalidInput(Violation(where, f"has {count} people, over {event.MAX_USERS}"))
     text = text.strip()
     if text[:1] not in ("[", "{", '"'):
-        if (count := text.count(",") + 1) > event.MAX_USERS:
-            raise InvalidInput(Violation(where, f"has {count} people, over {event.MAX_USERS}"))
         if count == 1:
             return {"users": [text] if text else []}
         return {"users": [name for part in text.split(",") if (name := part.strip())]}

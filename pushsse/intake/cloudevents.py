@@ -28,6 +28,7 @@ from pushsse.intake import (
     SCHEMA_REGISTRY,
     Drafter,
     audience,
+    headers_of,
     loaded,
     seen_of,
     text_as_json,
@@ -174,7 +175,7 @@ def _read(record: Record, value: bytes) -> _Read:
     """A record in whichever mode it is. Raises InvalidInput, NotJson."""
     media = trace = ""
     texts: dict[str, str] = {}
-    for name, content in record.headers:
+    for name, content in headers_of(record):
         attribute = _HEADERS.get(name)
         if attribute is not None:
             texts[attribute] = _utf8(name, content or b"")

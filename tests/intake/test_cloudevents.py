@@ -160,6 +160,7 @@ def test_a_required_attribute_that_is_missing_is_named(name: str, value: str | N
         (binary(b"{", content_type=b"application/json"), "data", "isn't JSON"),
         (binary(content_type=b"application/avro"), "datacontenttype", "python:PACKAGE:FUNCTION"),
         (binary(ce_id=b"\xff"), "header ce_id", "isn't UTF-8"),
+        (Given(b"1", headers=[("ce_x", b"1")] * 101), "headers", "there are 101, over 100"),
         (Given(b"{}"), "$", "neither a header ce_specversion nor"),
         (
             Given(b"[]", headers=[("content-type", b"application/cloudevents-batch+json")]),

@@ -57,6 +57,8 @@ def test_a_text_of_that_content_type_is_a_json_string() -> None:
         (Given(b"1", headers=[("pushsse-to", b"all")]), "header pushsse-type"),
         (Given(b"1", headers=[("pushsse-type", b"a")]), "header pushsse-to"),
         (headers(to='["ann"'), "header pushsse-to"),
+        (headers(to="[" + '"a",' * 200_000 + '"a"]'), "header pushsse-to"),
+        (Given(b"1", headers=[*HEADERS, *[("x", b"")] * 100]), "headers"),
         (headers(to=""), "$.to.users"),
         (headers(ttl_s="soon"), "header pushsse-ttl-s"),
         (headers(ttl_s="0"), "$.ttl_s"),
