@@ -20,13 +20,14 @@ from pushsse.api.access import AccessEndpoint
 from pushsse.api.acks import AcksEndpoint
 from pushsse.api.agui import AguiEndpoint
 from pushsse.api.asked import Asked
-from pushsse.api.calls import DocumentEndpoint, Endpoints, direct_calls, immediate_calls, routes
+from pushsse.api.calls import Endpoints, direct_calls, immediate_calls, routes
 from pushsse.api.chat import ChatEndpoint
 from pushsse.api.completions import CompletionsEndpoint
 from pushsse.api.conversations import ConversationsEndpoint
 from pushsse.api.direct import Application, Direct
+from pushsse.api.document import encoded_document
 from pushsse.api.events import EventsEndpoint
-from pushsse.api.files import ClientEndpoint, PageEndpoint
+from pushsse.api.files import ClientEndpoint, DocsEndpoint, PageEndpoint
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.limits import CallLimit
 from pushsse.api.polls import PollEndpoint
@@ -190,7 +191,7 @@ def _endpoints(node: Node) -> Endpoints:
         health=HealthEndpoint(node),
         page=PageEndpoint(development=settings.development),
         client=ClientEndpoint(),
-        document=DocumentEndpoint(),
+        docs=DocsEndpoint(encoded_document),
     )
 
 

@@ -1,26 +1,20 @@
-"""The interface: a table of its calls, the routes made from it, and the document made from it.
+"""The interface: a table of its calls, and the routes made from it.
 
-`app` asks for `routes` and `direct_calls` with the endpoints of a node. `/openapi.json` is the same table,
-with the types that validate what calls take and give. A new call is an entry here and an endpoint's method.
+`app` asks for `routes` and `direct_calls` with the endpoints of a node. `document` makes `/openapi.json` of
+the same table. A new call is an entry here, an endpoint's method, and examples of its types in `examples`.
 """
 
-import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from http import HTTPStatus
 from typing import Any, Literal
 
-import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pushsse import __version__
 from pushsse.api import (
-    MEDIA_TYPE,
     Retold,
     agui,
     chat,
@@ -31,27 +25,23 @@ from pushsse.api import (
     retell,
 )
 from pushsse.api.access import AccessEndpoint, Me, TicketRequest, TicketView
-from pushsse.api.acks import NAME as ACK
 from pushsse.api.acks import AckRequest, AcksEndpoint, Unread
 from pushsse.api.direct import answered, audited, inside, refuse_outside
-from pushsse.api.files import CLIENT, PAGE, ClientEndpoint, PageEndpoint
+from pushsse.api.files import CLIENT, DOCS, PAGE, ClientEndpoint, DocsEndpoint, PageEndpoint
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.identity import ADMIN, ANSWER, ASK, PREFERENCES, PUBLISH, STREAM
-from pushsse.api.limits import FIELDS
 from pushsse.api.polls import MAX_WAIT_S, PollEndpoint
 from pushsse.api.preferences import ChangeRequest, PreferenceList, PreferencesEndpoint
 from pushsse.api.stream import StreamEndpoint
 from pushsse.api.transfer import ExportView, ImportRequest, TransferEndpoint
 from pushsse.api.types import TypeList, TypesEndpoint
 from pushsse.api.users import KickView, PersonView, PresenceRequest, PresenceView, UsersEndpoint
-from pushsse.event import EVENT_SCHEMA, WITHDRAW, Event, Withdrawn
+from pushsse.event import Event
 from pushsse.explain import Explanation
 from pushsse.intake.cloudevents import BATCH, STRUCTURED
 from pushsse.preferences.catalogue import TypeRules, TypeView
 from pushsse.preferences.transfer import Imported
-from pushsse.questions.life import AnswerErrorEvent, AnswerEvent, DeltaEvent, QuestionEvent
 from pushsse.retention import Forgotten
-from pushsse.stream.immediate import ANSWER_HEADERS
 from pushsse.stream.immediate import Call as ImmediateCall
 from pushsse.stream.immediate import Calls as ImmediateCalls
 from pushsse.stream.poll import Events
@@ -63,14 +53,6 @@ NDJSON = "application/x-ndjson"
 # A stream, or a poll that waits, may take the connection over: its endpoint is an ASGI application. All
 # others return a response.
 Handler = Callable[[Request], Awaitable[Response]]
-
-
-class DocumentEndpoint:
-    """`/openapi.json`."""
-
-    async def get(self, _: Request) -> Response:
-        """The interface, for tools that make clients and for people."""
-        return Response(encoded_document(), headers=ANSWER_HEADERS, media_type="application/json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,29 +76,7 @@ class Endpoints:
     health: HealthEndpoint
     page: PageEndpoint
     client: ClientEndpoint
-    document: DocumentEndpoint
-
-
-class ProblemError(msgspec.Struct, frozen=True):
-    """One thing that is wrong with the body."""
-
-    at: str
-    detail: str
-
-
-class Problem(msgspec.Struct, frozen=True):
-    """What is wrong with a request (RFC 9457); `code` is for programs, `detail` for people.
-
-    `request` is what the log calls the request, with status 500 and above.
-    """
-
-    type: str
-    title: str
-    status: int
-    code: str
-    detail: str
-    errors: tuple[ProblemError, ...] = ()
-    request: str = ""
+    docs: DocsEndpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,19 +142,7 @@ class Call:
 
 
 # What is on the internal address beside the calls of administrators.
-_INTERNAL = ("/metrics", "/readyz", "/docs")
-_DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_REF = "#/components/schemas/{name}"
-_PATH_PARAMETER = re.compile(r"{(\w+)(?::path)?}")
-# What the events about questions hold, on a stream and in the reply to a question.
-QUESTION_EVENTS: Mapping[str, type] = {
-    "question": QuestionEvent,
-    "answer.delta": DeltaEvent,
-    "answer": AnswerEvent,
-    "answer.error": AnswerErrorEvent,
-}
-# And what else a stream has, under names that no event of a person's has.
-STREAM_EVENTS: Mapping[str, type] = {**QUESTION_EVENTS, ACK: AckRequest, WITHDRAW: Withdrawn}
+_INTERNAL = ("/metrics", "/readyz", *DOCS)
 # Whatever else it is counts as a place that is gone: a 400 would end a browser's EventSource for good.
 _POSITION = {"type": "string", "description": "an id of this stream's; any other text: a gap"}
 _AGE = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)?$", "examples": ["30m"]}
@@ -874,11 +822,21 @@ CALLS = (
     Call(
         method="GET",
         path="/openapi.json",
-        handler=lambda at: at.document.get,
+        handler=lambda at: at.docs.document,
         name="openapi",
-        summary="This",
+        summary="This document",
         answers={(200, JSON): dict},
     ),
+    Call(
+        method="GET",
+        path="/docs",
+        handler=lambda at: at.docs.get,
+        name="docs",
+        summary="This document as a page",
+        text="Where there is an internal address, it is there alone.",
+        answers={(200, "text/html"): None},
+    ),
+    *(Call(method="GET", path=path, handler=lambda at: at.docs.get) for path in DOCS if path != "/docs"),
     *(Call(method="GET", path=path, handler=lambda at: at.page.get) for path in PAGE if path != "/"),
     *(Call(method="GET", path=path, handler=lambda at: at.client.get) for path in CLIENT),
 )
@@ -936,110 +894,3 @@ def immediate_calls(endpoints: Endpoints) -> ImmediateCalls:
         for call in CALLS
         if call.immediate is not None
     }
-
-
-@cache
-def encoded_document() -> bytes:
-    """`document` as JSON, made once, when somebody asks."""
-    return msgspec.json.encode(document())
-
-
-def document() -> dict[str, Any]:
-    """The interface as OpenAPI 3.1."""
-    calls = [call for call in CALLS if call.name]
-    kinds = {
-        kind for call in calls for kind in (*call.bodies.values(), *call.answers.values()) if kind is not None
-    }
-    kinds |= {Problem, *STREAM_EVENTS.values()}
-    kinds |= {call.foreign.body for call in calls if call.foreign is not None}
-    ordered = sorted(kinds, key=lambda kind: (kind.__name__, kind.__module__))
-    refs, components = msgspec.json.schema_components(ordered, ref_template=_REF)
-    components["Event"] |= EVENT_SCHEMA
-    schema = dict(zip(ordered, refs, strict=True))
-    paths: dict[str, dict[str, Any]] = {}
-    for call in calls:
-        paths.setdefault(_PATH_PARAMETER.sub(r"{\1}", call.path), {})[call.method.lower()] = _operation(
-            call, schema
-        )
-    found: dict[str, Any] = {
-        "openapi": "3.1.0",
-        "jsonSchemaDialect": _DIALECT,
-        "info": {
-            "title": "pushsse",
-            "version": __version__,
-            "description": "Events to people over Server-Sent Events, their switches, their questions.",
-            "license": {"name": "MIT", "identifier": "MIT"},
-        },
-        "paths": paths,
-        "components": {
-            "schemas": _ecma(components),
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
-        },
-    }
-    return found
-
-
-def _operation(call: Call, schema: Mapping[type, Any]) -> dict[str, Any]:
-    operation: dict[str, Any] = {"operationId": call.name, "summary": call.summary, "responses": {}}
-    if call.scope:
-        operation["description"] = f"Needs the scope `pushsse:{call.scope}`. {call.text}".strip()
-    elif call.text:
-        operation["description"] = call.text
-    if call.scope or 401 in call.problems:
-        operation["security"] = [{"bearer": []}]
-    path_parameters = [
-        Parameter(name, "path", "", {"type": "string"}) for name in _PATH_PARAMETER.findall(call.path)
-    ]
-    if parameters := [*path_parameters, *call.parameters]:
-        operation["parameters"] = [_parameter(parameter) for parameter in parameters]
-    if call.bodies:
-        content = _content(call.bodies.items(), schema)
-        operation["requestBody"] = {"required": call.needs_body, "content": content}
-    responses = operation["responses"]
-    for (status, media), kind in call.answers.items():
-        response = responses.setdefault(str(status), {"description": HTTPStatus(status).phrase})
-        if media:
-            response.setdefault("content", {}).update(_content([(media, kind)], schema))
-            if media == SSE and call.streams:
-                # OpenAPI 3.1 has no word for a stream of events.
-                told = STREAM_EVENTS if call.name == "stream" else QUESTION_EVENTS
-                response["content"][media]["x-events"] = {name: schema[event] for name, event in told.items()}
-    # What a path's parameter can't be is no path.
-    media, kind = (MEDIA_TYPE, Problem) if call.foreign is None else (JSON, call.foreign.body)
-    for status in sorted({*call.problems, *([404] if path_parameters else [])}):
-        problem = {"description": HTTPStatus(status).phrase, "content": {media: {"schema": schema[kind]}}}
-        responses[str(status)] = problem
-    if call.counted:
-        headers = {name: {"description": text, "schema": {"type": "string"}} for name, text in FIELDS.items()}
-        for counted in (*(status for status, _ in call.answers), 429):
-            responses[str(counted)]["headers"] = headers
-    return operation
-
-
-def _parameter(parameter: Parameter) -> dict[str, Any]:
-    made = {
-        "name": parameter.name,
-        "in": parameter.place,
-        "required": parameter.place == "path",
-        "schema": parameter.schema,
-    }
-    if parameter.place == "query":
-        # A blank one counts as not given.
-        made["allowEmptyValue"] = True
-    return made | ({"description": parameter.text} if parameter.text else {})
-
-
-def _content(media: Iterable[tuple[str, type | None]], schema: Mapping[type, Any]) -> dict[str, Any]:
-    return {
-        name: {"schema": schema[kind] if kind is not None else {"type": "string"}} for name, kind in media
-    }
-
-
-def _ecma(schema: Any) -> Any:
-    r"""Patterns as JSON Schema means them: ECMA-262 has no \Z, and its $ is just that."""
-    if isinstance(schema, dict):
-        return {
-            name: inner.replace(r"\Z", "$") if name == "pattern" and isinstance(inner, str) else _ecma(inner)
-            for name, inner in schema.items()
-        }
-    return [_ecma(inner) for inner in schema] if isinstance(schema, list | tuple) else schema

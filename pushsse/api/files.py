@@ -1,4 +1,4 @@
-"""The files that browsers load: the H5 page of `GET /`, and the client, `/pushsse.js`, with its types.
+"""The files that browsers load: the H5 page of `GET /`, the client with its types, and the page of `/docs`.
 
 The page is for people of this service alone: its own origin, and in development this machine. The client is a
 public script, which a page of any site may import; what a page may call with it is decided by each call.
@@ -8,6 +8,7 @@ Node.js; `make client` makes it anew from `client/pushsse.js`, which is what peo
 
 import gzip
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,12 +18,18 @@ from starlette.responses import Response
 
 from pushsse.api import HttpProblem
 from pushsse.api.identity.origins import refuse_strangers
+from pushsse.stream.immediate import ANSWER_HEADERS
 
 PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/publish.js": ("publish.js", "text/javascript; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
+}
+DOCS = {
+    "/docs": ("index.html", "text/html; charset=utf-8"),
+    "/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
+    "/docs.css": ("docs.css", "text/css; charset=utf-8"),
 }
 CLIENT = {
     "/pushsse.js": ("pushsse.min.js", "text/javascript; charset=utf-8"),
@@ -82,6 +89,27 @@ class PageEndpoint:
         if path not in self._contents:
             raise HttpProblem(404, "not_found", "there is no such path")
         return Response(self._contents[path], headers=_PAGE_HEADERS, media_type=PAGE[path][1])
+
+
+class DocsEndpoint:
+    """The interface: `/openapi.json`, and the page that draws it for people.
+
+    `document` is asked for the first when somebody wants it.
+    """
+
+    def __init__(self, document: Callable[[], bytes]) -> None:
+        folder = Path(__file__).with_name("docs")
+        self._document = document
+        self._contents = {path: (folder / name).read_bytes() for path, (name, _) in DOCS.items()}
+
+    async def get(self, request: Request) -> Response:
+        """One of the page's files."""
+        path = _name(request)
+        return Response(self._contents[path], headers=_PAGE_HEADERS, media_type=DOCS[path][1])
+
+    async def document(self, _: Request) -> Response:
+        """The interface, for tools that make clients."""
+        return Response(self._document(), headers=ANSWER_HEADERS, media_type="application/json")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from pushsse.api.calls import document
+from pushsse.api.document import document
 from tests.cli.running import served
 from tests.hardening.fuzz import fuzz
 

@@ -17,7 +17,7 @@ import jwt
 import pytest
 
 from deploy.parts import Nginx, Node, Postgres
-from pushsse.api.calls import document
+from pushsse.api.document import document
 from tests.backplane.redis_server import RedisServer
 from tests.cli.running import pushsse
 from tests.deployed.conftest import run_nginx

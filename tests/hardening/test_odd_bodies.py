@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pushsse.api.calls import document
+from pushsse.api.document import document
 from tests.hardening.fuzz import TIMES, fuzz, texts, values
 from tests.serving import Running, serving
 
