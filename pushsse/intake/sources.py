@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 
+from pushsse.backplane import Draft
 from pushsse.errors import SettingsError
+from pushsse.event import Publication
 from pushsse.intake import Decode, Drafter, HeadersFormat, Made, PushsseFormat
 from pushsse.kafka import Record
 from pushsse.kafka.topics import TopicGroup, Topics
@@ -38,19 +40,20 @@ class Sources:
     def __call__(self, record: Record, owner: str) -> Made | None:
         """As the format of the record's topic has it."""
         source = self._by_topic.get(record.topic) or self.of(record.topic)
-        counts = source.counts
         try:
             made = source.decode(record, owner)
         except Exception:
-            counts.dead += 1
+            source.counts.dead += 1
             raise
         if made is None:
-            counts.skipped += 1
-        elif self._is_expired(made):
-            # The log drops it, by the same clock.
-            counts.expired += 1
+            source.counts.skipped += 1
+            return None
+        last = _last(made) if isinstance(made, list) else made.publication
+        # The log drops what has expired, by the same clock.
+        if last.expires_ms <= self.now_ms():
+            source.counts.expired += 1
         else:
-            counts.mapped += 1
+            source.counts.mapped += 1
         return made
 
     def of(self, topic: str) -> Source:
@@ -60,11 +63,10 @@ class Sources:
         self._by_topic[topic] = self.sources[place]
         return self.sources[place]
 
-    def _is_expired(self, made: Made) -> bool:
-        now_ms = self.now_ms()
-        if isinstance(made, list):
-            return all(each.publication.expires_ms <= now_ms for each in made)
-        return made.publication.expires_ms <= now_ms
+
+def _last(drafts: Sequence[Draft]) -> Publication:
+    """The one that expires last."""
+    return max((each.publication for each in drafts), key=lambda publication: publication.expires_ms)
 
 
 def topics(settings: Settings) -> Topics:

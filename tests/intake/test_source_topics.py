@@ -4,6 +4,8 @@ import json
 from typing import Any
 
 import pytest
+from cloudevents.core.bindings import kafka
+from cloudevents.core.v1.event import CloudEvent
 
 from pushsse.intake.sources import Sources, sources
 from pushsse.settings import KafkaSource, Settings
@@ -71,3 +73,29 @@ async def test_more_partitions_than_are_prepared_at_once_are_all_read(kit: Kit) 
             return sorted(await kit.recorder.numbers()) == [0, 70, 129]
 
         await eventually(all_there, what="records of all partitions")
+
+
+async def test_what_the_sdk_of_cloudevents_writes_into_kafka_is_read_in_both_modes(kit: Kit) -> None:
+    topic = f"{kit.topic}-clouds"
+    decode = configured(kit, KafkaSource(topics=(topic,), format="cloudevents", start="earliest"))
+    await kit.create(topic, f"{topic}.dlq")
+    for number, to_message in enumerate((kafka.to_structured_event, kafka.to_binary_event), 1):
+        attributes = {
+            "type": "order",
+            "source": "/shop",
+            "id": str(number),
+            "pushsseto": "all",
+            "partitionkey": "k",
+        }
+        message = to_message(CloudEvent(attributes, {"n": number}))
+        assert message.key == "k"
+        await kit.produce([message.value], topic=topic, key=b"k", headers=list(message.headers.items()))
+    async with kit.running(topics=decode.topics, decode=decode):
+
+        async def both() -> bool:
+            return await kit.recorder.numbers() == [1, 2]
+
+        await eventually(both, what="both events")
+    assert [json.loads(body.removeprefix(b"data: "))["id"] for body in await kit.recorder.bodies()] == [
+        "/shop|1", "/shop|2"
+    ]  # fmt: skip
