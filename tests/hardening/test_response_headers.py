@@ -49,8 +49,9 @@ async def test_every_answer_but_a_stream_forbids_guessing_its_type_and_the_api_s
 
 @BOTH
 async def test_the_page_runs_its_own_files_alone_and_in_no_frame(node: Running) -> None:
-    pages = [call.path for call in CALLS if call.path == "/" or call.path.startswith(("/page", "/publish"))]
-    assert len(pages) == 4
+    own = ("/page", "/publish", "/docs")
+    pages = [call.path for call in CALLS if call.path == "/" or call.path.startswith(own)]
+    assert len(pages) == 7
     for each in pages:
         headers = (await node.http.get(each)).headers
         policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
@@ -65,6 +66,7 @@ async def test_the_page_runs_its_own_files_alone_and_in_no_frame(node: Running) 
 
 @BOTH
 async def test_the_page_has_no_script_or_style_of_its_own_within(node: Running) -> None:
-    text = (await node.http.get("/")).text
-    assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", text)
-    assert all("src=" in tag for tag in re.findall(r"<script[^>]*>", text))
+    for page in ("/", "/docs"):
+        text = (await node.http.get(page)).text
+        assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", text)
+        assert all("src=" in tag for tag in re.findall(r"<script[^>]*>", text))
