@@ -1,5 +1,5 @@
 /**
- * The browser client of pushsse: one stream for all tabs, which is never deaf, never mute, and tells of every hole.
+ * The browser client of pushsse: one stream for all tabs, never deaf, never mute, which tells of every hole.
  *
  *     import { connect } from "https://push.example.com/pushsse.js";
  *     const push = connect({ token: () => fetch("/our-backend/token").then((reply) => reply.text()) });
@@ -9,7 +9,7 @@
  * `Connection` is what an app has. In each tab it takes part in `Tabs`, which finds the one that leads. The leader
  * runs a `Line`: a stream or, where a proxy withholds that, long polling. What the line hears goes to all tabs.
  * `Access` knows who asks, `Answers` what grows. Types and all options are in pushsse.d.ts, examples in
- * docs/browser.md. The service serves this file without its comments, so a comment has lines of its own.
+ * docs/browser.md. What the service serves is pushsse.min.js, which `make client` makes of this file.
  */
 
 // A stream has to begin in this time, or a proxy may be withholding it.

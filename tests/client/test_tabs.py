@@ -1,7 +1,9 @@
 """pushsse.js in several tabs of Chromium: one stream for all, whichever of them goes."""
 
+import asyncio
 import json
 import time
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -73,6 +75,46 @@ async def test_another_tab_leads_when_one_has_crashed(world: World) -> None:
     await world.publish(1)
     await seen_by(world, [second], [1])
     assert time.monotonic() - began < TAKEOVER_S
+
+
+async def test_nothing_is_lost_or_comes_twice_while_events_flow_and_tabs_come_and_go(world: World) -> None:
+    tabs = [await world.tab(user="'flo'") for _ in range(3)]
+    published = 0
+
+    async def publish(count: int) -> None:
+        nonlocal published
+        for _ in range(count):
+            published += 1
+            await world.publish(published - 1, "flo")
+
+    async def close_first() -> None:
+        closed = tabs.pop(0)
+        world.tabs.remove(closed)
+        await closed.close()
+
+    async with asyncio.TaskGroup() as group:
+        for disturb in (close_first, close_first, cut(world)):
+            group.create_task(publish(20))
+            await asyncio.sleep(0.02)
+            await disturb()
+            tabs.append(await world.tab(user="'flo'"))
+    last = tabs[0]
+    await last.until(f"told.seen.length >= {published}")
+    assert sorted(await last.run("told.seen")) == list(range(published))
+    for tab in tabs[1:]:
+        # From where it joined, and each once.
+        await tab.until(f"push.position === {json.dumps(await last.run('push.position'))}")
+        seen = await tab.run("told.seen")
+        assert len(set(seen)) == len(seen)
+        assert await tab.run("told.gaps") == 0
+    await world.until_streams(1)
+
+
+def cut(world: World) -> Callable[[], Awaitable[None]]:
+    async def cuts() -> None:
+        world.gate.cut()
+
+    return cuts
 
 
 async def test_tabs_of_different_people_never_share(world: World) -> None:
