@@ -386,6 +386,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.kafka_dlq_topic or f"{topic}{DLQ_SUFFIX}"
 
     @property
+    def own_topics(self) -> frozenset[str]:
+        """The topics of questions, answers and outcomes, which hold no events."""
+        return frozenset(
+            (self.questions_topic, self.answers_topic, self.answers_dlq_topic, self.outcomes_topic)
+        )
+
+    @property
     def answers_dlq_topic(self) -> str:
         """The topic for answers that can't be used."""
         return f"{self.answers_topic}{DLQ_SUFFIX}"
@@ -655,12 +662,7 @@ def _check_start(where: str, start: str) -> None:
 
 def _check_sources(settings: Settings) -> None:
     """Raises SettingsError for a table of topics that can't be; its format tells what only that can."""
-    own = {
-        settings.questions_topic,
-        settings.answers_topic,
-        settings.answers_dlq_topic,
-        settings.outcomes_topic,
-    }
+    own = settings.own_topics
     named = [settings.kafka_topic, *(t for s in settings.kafka for t in s.topics if is_topic_name(t))]
     dead = {settings.answers_dlq_topic, *map(settings.dlq_topic_of, named)}
     labels: set[str] = set()

@@ -72,11 +72,10 @@ def _last(drafts: Sequence[Draft]) -> Publication:
 def topics(settings: Settings) -> Topics:
     """All topics of events."""
     tables = [TopicGroup(each.topics, each.start or settings.kafka_start) for each in settings.kafka]
-    own = (settings.questions_topic, settings.answers_topic, settings.answers_dlq_topic)
     return Topics(
         (TopicGroup((settings.kafka_topic,), settings.kafka_start), *tables),
         settings.kafka_dlq_topic,
-        frozenset(own),
+        settings.own_topics,
     )
 
 

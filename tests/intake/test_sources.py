@@ -104,6 +104,7 @@ def test_no_pattern_matches_a_dead_letter_topic_or_one_of_our_own() -> None:
             "an-alarm-",
             "push.events",
             "push.answers",
+            "push.outcomes",
             "push.events.dlq",
             "push.x",
         ]
