@@ -21,7 +21,8 @@ from tests.serving import Running
 
 __all__ = ["own_redis"]
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
-ROOT = bearer("root", scope="pushsse:admin")
+# Made before the first test runs.
+ROOT = bearer("root", scope="pushsse:admin", exp=time.time() + 36_000)
 
 
 async def switch(node: Running, headers: dict[str, str], **types: bool) -> None:
