@@ -19,7 +19,8 @@ from tests.waiting import eventually
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 # Within less than a minute on a busy machine, too: after that there is room for more.
 FLIPS = 144
-AT_ONCE = 50
+# More at a time, and a busy machine has no time for all of them: they get a 503.
+AT_ONCE = 12
 LEFT = re.compile(r'"(\w+)";r=(\d+);t=(\d+)')
 
 
@@ -61,7 +62,7 @@ async def test_a_flood_of_flips_is_refused_above_the_limit_and_others_go_on(tmp_
         for start in range(0, FLIPS, AT_ONCE):
             numbers = range(start, min(start + AT_ONCE, FLIPS))
             replies += await asyncio.gather(*(flip(node, number) for number in numbers))
-            if start == AT_ONCE * 2:
+            if start == AT_ONCE * 8:
                 other = await flip(node, user="bo")
         taken = [reply for reply in replies if reply.status_code == 200]
         refused = [reply for reply in replies if reply.status_code == 429]
