@@ -189,7 +189,7 @@ def _endpoints(node: Node) -> Endpoints:
         ),
         users=UsersEndpoint(identifier, node.presence, node.kicks, node.forgetting, node.explaining),
         health=HealthEndpoint(node),
-        page=PageEndpoint(development=settings.development),
+        page=PageEndpoint(development=settings.development, login_url=settings.login_url),
         client=ClientEndpoint(),
         docs=DocsEndpoint(encoded_document),
     )

@@ -168,6 +168,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     auth_url: Annotated[
         str, describe("URL of the company's own sessions, asked with a request's Cookie who that is")
     ] = ""
+    login_url: Annotated[
+        str,
+        describe("where the page sends who isn't signed in; {page} in it is the page, to come back to"),
+    ] = ""
     auth_cookie: Annotated[str, describe("cookie that may carry the token")] = "__Host-pushsse"
     auth_user_claim: Annotated[str, describe("claim that names the user")] = "sub"
     token_leeway_s: Annotated[
@@ -637,6 +641,8 @@ def _check(settings: Settings) -> None:
         raise SettingsError("PUSHSSE_JWT_SECRET_OLD: needs PUSHSSE_JWT_SECRET, which has taken its place")
     if settings.auth_url:
         _check_url("PUSHSSE_AUTH_URL", settings.auth_url)
+    if settings.login_url:
+        _check_url("PUSHSSE_LOGIN_URL", settings.login_url)
     if settings.jwks_url:
         _check_url("PUSHSSE_JWKS_URL", settings.jwks_url)
         if not settings.jwt_audience or not settings.jwt_issuer:

@@ -27,7 +27,15 @@ from pushsse.api import (
 from pushsse.api.access import AccessEndpoint, Me, TicketRequest, TicketView
 from pushsse.api.acks import AckRequest, AcksEndpoint, Unread
 from pushsse.api.direct import answered, audited, inside, refuse_outside
-from pushsse.api.files import CLIENT, DOCS, PAGE, ClientEndpoint, DocsEndpoint, PageEndpoint
+from pushsse.api.files import (
+    CLIENT,
+    DEVELOPMENT_PAGE,
+    DOCS,
+    PAGE,
+    ClientEndpoint,
+    DocsEndpoint,
+    PageEndpoint,
+)
 from pushsse.api.health import HealthEndpoint
 from pushsse.api.identity import ADMIN, ANSWER, ASK, PREFERENCES, PUBLISH, STREAM
 from pushsse.api.polls import MAX_WAIT_S, PollEndpoint
@@ -837,7 +845,11 @@ CALLS = (
         answers={(200, "text/html"): None},
     ),
     *(Call(method="GET", path=path, handler=lambda at: at.docs.get) for path in DOCS if path != "/docs"),
-    *(Call(method="GET", path=path, handler=lambda at: at.page.get) for path in PAGE if path != "/"),
+    *(
+        Call(method="GET", path=path, handler=lambda at: at.page.get)
+        for path in PAGE | DEVELOPMENT_PAGE
+        if path != "/"
+    ),
     *(Call(method="GET", path=path, handler=lambda at: at.client.get) for path in CLIENT),
 )
 

@@ -7,6 +7,7 @@ Node.js; `make client` makes it anew from `client/pushsse.js`, which is what peo
 """
 
 import gzip
+import html
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +21,31 @@ from pushsse.api import HttpProblem
 from pushsse.api.identity.origins import refuse_strangers
 from pushsse.stream.immediate import ANSWER_HEADERS
 
+_HTML, _SCRIPT, _STYLE = (f"text/{kind}; charset=utf-8" for kind in ("html", "javascript", "css"))
+# Paths, each with the name of its file and its type.
 PAGE = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/publish.js": ("publish.js", "text/javascript; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/": ("index.html", _HTML),
+    "/page/page.css": ("page.css", _STYLE),
+    **{
+        f"/page/{name}.js": (f"{name}.js", _SCRIPT)
+        for name in (
+            "card",
+            "dom",
+            "exchange",
+            "feed",
+            "main",
+            "questions",
+            "quiet",
+            "reading",
+            "session",
+            "state",
+            "switches",
+            "words",
+        )
+    },
 }
+# What is there where identity is that of development, and nowhere else.
+DEVELOPMENT_PAGE = {f"/page/{name}.js": (f"{name}.js", _SCRIPT) for name in ("demo", "development", "plug")}
 DOCS = {
     "/docs": ("index.html", "text/html; charset=utf-8"),
     "/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
@@ -57,9 +77,9 @@ _CLIENT_HEADERS = {
     "x-typescript-types": "./pushsse.d.ts",
     "vary": "Accept-Encoding",
 }
-# What is in the page, and a file of its own, where identity is that of development.
+# What is in the page where identity is that of development.
 _DEVELOPMENT = re.compile(rb" *<!-- development -->.*?<!-- /development -->\n", re.DOTALL)
-_DEVELOPMENT_FILE = "/publish.js"
+_LOGIN = b'<meta name="login" content="">'
 
 
 def _name(request: Request) -> str:
@@ -68,27 +88,34 @@ def _name(request: Request) -> str:
 
 
 class PageEndpoint:
-    """The H5 page, which shows the stream, the switches and a question box, and its files.
+    """The H5 page, which shows the stream, the switches and a conversation, and its files.
 
-    In development, and only there, it can publish, too.
+    In development, and only there, it can publish, too. `login_url` is where it sends who isn't signed in.
     """
 
-    def __init__(self, *, development: bool) -> None:
+    def __init__(self, *, development: bool, login_url: str = "") -> None:
         folder = Path(__file__).with_name("page")
         self._development = development
-        self._contents = {path: (folder / name).read_bytes() for path, (name, _) in PAGE.items()}
+        files = PAGE | DEVELOPMENT_PAGE if development else PAGE
+        self._files = {
+            "/" + path.rpartition("/")[2]: ((folder / name).read_bytes(), kind)
+            for path, (name, kind) in files.items()
+        }
+        page, kind = self._files["/"]
         if not development:
-            self._contents["/"] = _DEVELOPMENT.sub(b"", self._contents["/"])
-            del self._contents[_DEVELOPMENT_FILE]
+            page = _DEVELOPMENT.sub(b"", page)
+        login = _LOGIN.replace(b'""', f'"{html.escape(login_url)}"'.encode())
+        self._files["/"] = page.replace(_LOGIN, login), kind
 
     async def get(self, request: Request) -> Response:
         """One of the files. Raises HttpProblem 403 in development for what comes from elsewhere."""
         if self._development:
             refuse_strangers(request)
-        path = _name(request)
-        if path not in self._contents:
+        found = self._files.get(_name(request))
+        if found is None:
             raise HttpProblem(404, "not_found", "there is no such path")
-        return Response(self._contents[path], headers=_PAGE_HEADERS, media_type=PAGE[path][1])
+        content, kind = found
+        return Response(content, headers=_PAGE_HEADERS, media_type=kind)
 
 
 class DocsEndpoint:

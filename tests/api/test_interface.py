@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ from pathlib import Path
 import jwt
 import pytest
 
+from pushsse.api.files import DEVELOPMENT_PAGE, PAGE
 from tests.serving import Running, serving
 from tests.waiting import eventually
 
@@ -419,9 +421,14 @@ async def test_health_and_metrics(node: Running) -> None:
 async def test_the_page_and_its_files_are_served(node: Running) -> None:
     page = await node.http.get("/")
     assert page.headers["content-type"].startswith("text/html")
-    for name in ("page.js", "publish.js", "page.css"):
-        assert name in page.text
-        assert (await node.http.get(f"/{name}")).status_code == 200
+    for name in ("main.js", "development.js", "page.css"):
+        assert f'"page/{name}"' in page.text
+    for path in PAGE | DEVELOPMENT_PAGE:
+        reply = await node.http.get(path)
+        assert reply.status_code == 200
+        # What a script imports is there, too.
+        for imported in re.findall(r'from "\./([a-z]+\.js)"', reply.text):
+            assert f"/page/{imported}" in PAGE | DEVELOPMENT_PAGE
 
 
 @pytest.mark.anyio

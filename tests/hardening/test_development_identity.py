@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pushsse.api.files import DEVELOPMENT_PAGE
 from pushsse.errors import SettingsError
 from pushsse.settings import load, variable
 from tests.serving import Running, serving
@@ -70,7 +71,7 @@ async def test_without_a_key_no_address_but_this_machine_own_is_listened_to(host
 
 async def test_the_page_is_for_this_machine_alone_in_development(node: Running) -> None:
     for headers in ({"Host": "evil.example"}, {"Host": "127.0.0.1.evil.example"}):
-        for path in ("/", "/page.js", "/publish.js"):
+        for path in ("/", "/page/main.js", "/page/plug.js"):
             assert (await node.http.get(path, headers=headers)).json()["code"] == "development_only"
 
 
@@ -79,13 +80,15 @@ async def test_the_page_publishes_in_development_alone(node: Running, tmp_path: 
     (tmp_path / "other").mkdir()
     async with serving(tmp_path / "other", jwt_secret="a secret of thirty-two bytes and more") as other:
         for each in (node, other):
-            page, script = await each.http.get("/"), await each.http.get("/page.js")
+            page, script = await each.http.get("/"), await each.http.get("/page/main.js")
             pages.append(page.text + script.text)
             assert 'id="ask"' in pages[-1]
-        assert (await other.http.get("/publish.js")).status_code == 404
-    assert (await node.http.get("/publish.js")).status_code == 200
+        for path in DEVELOPMENT_PAGE:
+            assert (await other.http.get(path)).status_code == 404
+    for path in DEVELOPMENT_PAGE:
+        assert (await node.http.get(path)).status_code == 200
     in_development, outside = pages
-    assert "publish.js" in in_development
+    assert "development.js" in in_development
     assert 'id="publish"' in in_development
-    for word in ("publish.js", 'id="publish', "v1/events", "development"):
+    for word in ('id="publish', 'id="plug', "v1/events", "development"):
         assert word not in outside

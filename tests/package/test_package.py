@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from pushsse.api.files import DEVELOPMENT_PAGE, PAGE
 from tests.cli.running import served
 
 pytestmark = pytest.mark.real
@@ -18,13 +19,10 @@ pytestmark = pytest.mark.real
 ROOT = Path(__file__).parents[2]
 INSIDE = (
     "pushsse/py.typed",
-    "pushsse/api/page/index.html",
-    "pushsse/api/page/page.js",
-    "pushsse/api/page/publish.js",
-    "pushsse/api/page/page.css",
     "pushsse/api/docs/index.html",
     "pushsse/api/docs/docs.js",
     "pushsse/api/docs/docs.css",
+    *(f"pushsse/api/page/{name}" for name, _ in (PAGE | DEVELOPMENT_PAGE).values()),
     "pushsse/client/pushsse.min.js",
     "pushsse/client/pushsse.d.ts",
     "pushsse/migrations/0001_initial.py",
@@ -114,7 +112,7 @@ def test_installed_package_serves_page_and_answers(
         httpx.Client(base_url=node.url, trust_env=False) as client,
     ):
         assert "<title>pushsse</title>" in client.get("/").text
-        assert client.get("/page.js").status_code == 200
+        assert client.get("/page/main.js").status_code == 200
         assert client.get("/pushsse.js").status_code == 200
         assert client.get("/v1/preferences?user=ann").status_code == 200
         question = {"text": "How do I switch an event type off?"}

@@ -1,0 +1,384 @@
+"""The page of `GET /` in Chromium: what people see, what the keyboard does, and who may come in."""
+
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import jwt
+import pytest
+
+from pushsse.api.files import DEVELOPMENT_PAGE, PAGE
+from tests.client import answering
+from tests.deployed.chromium import Browser, chromium
+from tests.serving import Running, serving
+from tests.waiting import eventually
+
+pytestmark = [pytest.mark.real, pytest.mark.anyio]
+SECRET = "a secret of more than thirty-two bytes, as it has to be"
+# What a strict policy has refused, and what has thrown.
+WATCH = """
+globalThis.faults = [];
+addEventListener("securitypolicyviolation", (event) => faults.push(event.violatedDirective));
+addEventListener("error", (event) => faults.push(event.message));
+addEventListener("unhandledrejection", (event) => faults.push(String(event.reason)));
+"""
+LIVE = "document.getElementById('state')?.dataset.state === 'live'"
+CARDS = "[...document.querySelectorAll('#events > li')]"
+
+
+@dataclass
+class World:
+    """A node in development, one that asks for a token, and a browser."""
+
+    node: Running
+    secured: Running
+    browser: Browser
+    tabs: list[Browser] = field(default_factory=list)
+
+    async def clear(self) -> None:
+        """Closes all tabs: over HTTP/1.1 a browser has six connections to a node, and streams hold them."""
+        for each in self.tabs:
+            await each.close()
+        self.tabs.clear()
+
+    async def tab(self, url: str, *, language: str = "en-GB", width: int = 390) -> Browser:
+        """A phone's page."""
+        opened = await self.browser.another()
+        self.tabs.append(opened)
+        await opened.call("Page.enable")
+        await opened.call("Page.addScriptToEvaluateOnNewDocument", source=WATCH)
+        agent = {"userAgent": "a test", "acceptLanguage": language}
+        await opened.call("Emulation.setUserAgentOverride", **agent)
+        metrics = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
+        await opened.call("Emulation.setDeviceMetricsOverride", **metrics)
+        await opened.open(url)
+        return opened
+
+    async def live(self, user: str, **options: object) -> Browser:
+        opened = await self.tab(f"{self.node.url}/?user={user}", **options)  # type: ignore[arg-type]
+        await opened.until(LIVE)
+        # All that is there by then is shown.
+        await opened.until(f"{CARDS}.length > 0 || !document.getElementById('empty').hidden")
+        return opened
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> AsyncIterator[World]:
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "secured").mkdir()
+    async with (
+        serving(folder, answerer="python:tests.client.answering:answer") as node,
+        serving(
+            folder / "secured", jwt_secret=SECRET, login_url="https://login.example/?next={page}"
+        ) as secured,
+        chromium(folder / "chromium") as browser,
+    ):
+        yield World(node, secured, browser)
+
+
+@pytest.fixture
+async def world(shared: World) -> AsyncIterator[World]:
+    yield shared
+    await shared.clear()
+
+
+async def press(tab: Browser, key: str, **more: object) -> None:
+    """A key, as a keyboard sends it."""
+    text = {"Enter": "\r", " ": " "}.get(key, "")
+    await tab.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, text=text, **more)
+    await tab.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, **more)
+
+
+async def no_faults(tab: Browser) -> None:
+    assert await tab.run("faults") == []
+
+
+async def test_events_show_and_what_is_read_here_is_read_in_another_tab(world: World) -> None:
+    # The first one is hidden from then on.
+    first, second = await world.live("ann"), await world.live("ann")
+    await world.node.publish("order", {"number": 7, "lines": ["a", "b"]}, "ann", desc="Order 7")
+    await first.until(f"{CARDS}.length === 1")
+    assert await first.run(f"{CARDS}[0].querySelector('.desc').textContent") == "Order 7"
+    assert await first.run("[...document.querySelectorAll('dt, dd')].map((each) => each.textContent)") == [
+        "number",
+        "7",
+        "lines",
+        '["a","b"]',
+    ]
+    assert await first.run("Date.parse(document.querySelector('#events time').dateTime)") > 0
+    await first.run("document.querySelector('#events summary').click(); 0")
+    await first.until("document.querySelector('#events pre')?.textContent.includes('Order 7')")
+    for tab in (first, second):
+        await tab.until(f"{CARDS}[0]?.classList.contains('read')")
+        await tab.until("document.getElementById('unread').textContent === ''")
+
+    async def unread() -> bool:
+        return (await world.node.http.get("/v1/unread?user=ann")).json()["unread"] == 0
+
+    await eventually(unread)
+    await no_faults(first)
+
+
+async def test_a_later_event_takes_the_place_of_a_card_and_a_withdrawn_one_is_gone(world: World) -> None:
+    tab = await world.live("bo")
+    await world.node.publish("order", "paid", "bo", collapse="order-1")
+    await tab.until(f"{CARDS}.length === 1")
+    await world.node.publish("order", "sent", "bo", collapse="order-1")
+    await tab.until(f"{CARDS}.map((each) => each.querySelector('.text').textContent).join() === 'sent'")
+    await world.node.publish("order", None, "bo", withdraw="order-1")
+    await tab.until(f"{CARDS}.length === 0")
+
+
+async def test_a_switch_keeps_the_focus_and_goes_back_where_it_fails(world: World) -> None:
+    await world.node.publish("news", "hello", "carol")
+    await world.node.until_known("news")
+    tab = await world.live("carol")
+    await tab.run("document.getElementById('settings').focus(); 0")
+    await press(tab, "Enter")
+    await tab.until("document.activeElement.id === 'switches-title'")
+    box = "document.querySelector('[aria-describedby=about-news]')"
+    await tab.until(f"{box} !== null")
+    await tab.run(f"globalThis.before = {box}; before.focus(); 0")
+    await press(tab, " ")
+    await tab.until("document.getElementById('switch-note').textContent === 'news is off'")
+    assert await tab.run(f"document.activeElement === {box} && before === {box} && !before.checked")
+    reply = await world.node.http.get("/v1/preferences?user=carol")
+    assert {each["name"]: each["enabled"] for each in reply.json()["types"]}["news"] is False
+    # Another device's change comes to this one, and takes no focus either.
+    await world.node.switch("carol", news=True)
+    await tab.until(f"before.checked && document.activeElement === {box}")
+    await tab.run(
+        "globalThis.real = fetch; globalThis.fetch = () => Promise.reject(new TypeError('no network')); 0"
+    )
+    await press(tab, " ")
+    await tab.until("document.getElementById('switch-note').textContent.includes('no network')")
+    assert await tab.run("before.checked && document.activeElement === before")
+    await press(tab, "Escape")
+    assert await tab.run("document.activeElement.id") == "settings"
+    await no_faults(tab)
+
+
+async def test_enter_asks_and_the_answer_streams(world: World) -> None:
+    answering.go_on.clear()
+    tab = await world.live("dora")
+    box = "document.getElementById('question')"
+    await tab.run(f"{box}.focus(); {box}.value = 'wait: one two'; 0")
+    # A word is being composed: this Enter ends it, and asks nothing.
+    composing = (
+        "new KeyboardEvent('keydown', {key: 'Enter', isComposing: true, bubbles: true, cancelable: true})"
+    )
+    assert await tab.run(f"{box}.dispatchEvent({composing})") is True
+    await press(tab, "Enter", modifiers=8)
+    assert await tab.run(f"{box}.value") == "wait: one two\n"
+    await tab.run(f"{box}.value = 'wait: one two'; 0")
+    await press(tab, "Enter")
+    await tab.until("document.querySelector('.answer')?.textContent === 'one '")
+    await tab.until("document.querySelector('.doing').textContent === 'thinking'")
+    assert await tab.run(f"{box}.value") == ""
+    assert await tab.run(
+        "[...document.querySelectorAll('.acts button')].map((each) => each.textContent)"
+    ) == ["Stop"]
+    answering.go_on.set()
+    await tab.until("document.querySelector('.answer').textContent === 'one two '")
+    await tab.until("document.querySelector('.more a')?.textContent === 'A book'")
+    await tab.run("document.querySelector('[aria-label=\"This helped\"]').click(); 0")
+    await tab.until("document.querySelector('[aria-label=\"This helped\"]')?.ariaPressed === 'true'")
+    found = (await world.node.http.get("/v1/questions?user=dora")).json()["questions"]
+    assert [each["status"] for each in found] == ["answered"]
+
+    async def rated() -> bool:
+        reply = await world.node.http.get("/v1/questions?user=dora")
+        return (reply.json()["questions"][0]["feedback"] or {}).get("rating") == "up"
+
+    await eventually(rated)
+    # Again; and the conversation is there after a reload, on any device.
+    await tab.run("[...document.querySelectorAll('.acts button')][0].click(); 0")
+    await tab.until("document.querySelector('.exchange').dataset.status === 'answered'")
+    await no_faults(tab)
+    await tab.open(f"{world.node.url}/?user=dora")
+    await tab.until("document.querySelector('.answer')?.textContent === 'one two '")
+
+
+async def test_two_thousand_events_stay_bounded_and_move_nothing_that_is_read(world: World) -> None:
+    tab = await world.live("eve")
+    events = [{"type": "many", "to": {"users": ["eve"]}, "message": f"number {n}"} for n in range(2_000)]
+
+    async def publish(some: list[dict[str, object]]) -> None:
+        body = "\n".join(map(json.dumps, some))
+        headers = {"Content-Type": "application/x-ndjson"}
+        reply = await world.node.http.post("/v1/events", content=body, headers=headers)
+        assert reply.json()["accepted"] == len(some), reply.text
+
+    await publish(events[:1_000])
+    await publish(events[1_000:1_990])
+    first = "document.querySelector('#events .text')"
+    await tab.until(f"{first}?.textContent === 'number 1989'")
+    assert await tab.run(f"{CARDS}.length") == 300
+    # Further down nothing moves; what came waits.
+    await tab.run("scrollTo(0, 2000); 0")
+    await tab.until("scrollY > 1900")
+    place = await tab.run(f"{CARDS}[30].getBoundingClientRect().top")
+    await publish(events[1_990:])
+    await tab.until("document.getElementById('new').textContent === 'Show 10 new'")
+    assert await tab.run(f"{CARDS}[30].getBoundingClientRect().top") == place
+    assert await tab.run(f"{first}.textContent") == "number 1989"
+    # The question's box is in reach, wherever one is.
+    assert await tab.run("document.getElementById('question').getBoundingClientRect().bottom <= innerHeight")
+    await tab.run("document.getElementById('new').click(); 0")
+    await tab.until(f"{first}.textContent === 'number 1999' && scrollY === 0")
+    assert await tab.run(f"{CARDS}.length") == 300
+    await tab.run("document.getElementById('read-all').click(); 0")
+    await tab.until("document.getElementById('unread').textContent === ''")
+    await no_faults(tab)
+
+
+async def test_it_speaks_chinese(world: World) -> None:
+    rules = {"title": {"en": "Offers", "zh": "优惠"}}
+    assert (await world.node.http.put("/v1/types/offer?user=dev", json=rules)).status_code in (200, 201)
+    await world.node.publish("offer", "八折", "fang")
+    tab = await world.live("fang", language="zh-CN")
+    assert await tab.run("document.documentElement.lang") == "zh-CN"
+    assert await tab.run("document.getElementById('state').textContent") == "实时"
+    await tab.until("document.querySelector('#events h3')?.textContent === '优惠'")
+    await tab.run("document.getElementById('language').click(); 0")
+    await tab.until("document.getElementById('state')?.textContent === 'Live'")
+    await tab.until("document.querySelector('#events h3')?.textContent === 'Offers'")
+    await tab.run("localStorage.clear(); 0")
+
+
+async def test_every_word_is_there_in_both_languages(world: World) -> None:
+    words = (await world.node.http.get("/page/words.js")).text
+    parts = words.partition("\n};")[0].split("\n  zh: {")
+    english, chinese = (set(re.findall(r"(\w+):\s+\"", part)) for part in parts)
+    assert english == chinese
+    assert len(english) > 100
+    pages = [(await world.node.http.get(path)).text for path in PAGE | DEVELOPMENT_PAGE]
+    used = {name for page in pages for name in re.findall(r"\bt\(\"(\w+)\"|data-t(?:-\w+)?=\"(\w+)\"", page)}
+    assert {one or other for one, other in used} <= english
+
+
+async def test_with_a_key_it_asks_for_a_token_and_says_so_when_that_has_expired(world: World) -> None:
+    def token(lives_s: float) -> str:
+        now = time.time()
+        return jwt.encode({"sub": "gil", "iat": int(now), "exp": now + lives_s}, SECRET)
+
+    tab = await world.tab(f"{world.secured.url}/")
+    # Where a login is set, one is sent there first; here there is none to be found.
+    await tab.run("sessionStorage.setItem('pushsse.went', String(Date.now())); 0")
+    await tab.open(f"{world.secured.url}/")
+    await tab.until("document.getElementById('state')?.dataset.state === 'signed_out'")
+    await tab.until("document.activeElement.id === 'token'")
+    link = await tab.run("document.querySelector('#login a').href")
+    page = f"{world.secured.url}/".replace(":", "%3A").replace("/", "%2F")
+    assert link == f"https://login.example/?next={page}"
+    for wrong in ("not a token", ""):
+        await tab.run(f"document.getElementById('token').value = '{wrong}'; 0")
+        await press(tab, "Enter")
+        assert await tab.run("document.getElementById('state').dataset.state") != "live"
+    await tab.until("document.getElementById('why-out').textContent === 'the token isn\\'t valid'")
+    await tab.run(f"document.getElementById('token').value = '{token(4)}'; 0")
+    await press(tab, "Enter")
+    await tab.until(LIVE)
+    assert await tab.run("document.getElementById('person').textContent") == "gil"
+    assert await tab.run("document.getElementById('way-in').hidden")
+    await tab.until("document.getElementById('state').dataset.state === 'signed_out'")
+    assert "expired" in await tab.run("document.getElementById('state').textContent")
+    assert not await tab.run("document.getElementById('way-in').hidden")
+    # Nothing of it is kept beyond the tab.
+    assert await tab.run("localStorage.length") == 0
+    await no_faults(tab)
+
+
+async def test_the_plug_loses_nothing(world: World) -> None:
+    tab = await world.live("hal")
+    await tab.run("document.getElementById('plug').click(); 0")
+    await tab.until("document.getElementById('state').dataset.state === 'connecting'")
+    await tab.until("document.getElementById('plugged').textContent.includes('recovered')")
+    assert (
+        await tab.run("document.getElementById('plugged').textContent")
+        == "20 missed, 20 recovered, 0 lost, 0 twice"
+    )
+    await tab.until(LIVE)
+    assert await tab.run(f"{CARDS}.length") == 20
+    await no_faults(tab)
+
+
+async def test_the_demo_ends_with_the_first_real_event(world: World) -> None:
+    tab = await world.live("ida")
+    await tab.run("document.getElementById('demo').click(); 0")
+    await tab.until(f"{CARDS}.length > 0")
+    await tab.until("document.querySelector('#events h3').textContent === 'Orders'")
+    await world.node.publish("own", "mine", "ida")
+    await tab.until("document.getElementById('demo').textContent === 'Start a demo'")
+    await no_faults(tab)
+
+
+async def test_only_development_has_what_publishes(world: World) -> None:
+    for path in DEVELOPMENT_PAGE:
+        assert (await world.node.http.get(path)).status_code == 200
+        assert (await world.secured.http.get(path)).status_code == 404
+    for path in PAGE:
+        assert (await world.secured.http.get(path)).status_code == 200
+
+
+# What has no name for a screen reader, and what has too little contrast on what lies behind it.
+ACCESS = """
+(() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => numbers(colour).slice(0, 3).map((each) => each / 255)
+    .map((each) => (each <= 0.03928 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, each, index) => sum + each * [0.2126, 0.7152, 0.0722][index], 0);
+  const behind = (each) => {
+    for (; each; each = each.parentElement) {
+      const { backgroundColor } = getComputedStyle(each);
+      if ((numbers(backgroundColor)[3] ?? 1) > 0) return backgroundColor;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  const found = [];
+  for (const each of document.querySelectorAll("body *")) {
+    if (!each.checkVisibility() || each.closest(".unseen, .skip")) continue;
+    const ownText = [...each.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (ownText && !each.disabled) {
+      const both = [light(getComputedStyle(each).color), light(behind(each))];
+      const contrast = (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+      if (contrast < 4.5) found.push(`contrast ${contrast} ${each.outerHTML.slice(0, 80)}`);
+    }
+    if (/^(INPUT|TEXTAREA|BUTTON)$/.test(each.tagName)) {
+      const name = each.ariaLabel || each.labels?.[0]?.textContent || each.textContent;
+      if (!name.trim()) found.push(`no name ${each.outerHTML.slice(0, 80)}`);
+    }
+  }
+  const { scrollWidth } = document.documentElement;
+  if (scrollWidth > innerWidth) found.push(`${scrollWidth} px wide`);
+  return found;
+})()
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_everything_can_be_read_and_has_a_name(world: World, scheme: str) -> None:
+    await world.node.publish("news", {"a": 1}, "jo", desc="A line")
+    await world.node.publish("alarm", "A text", "jo")
+    await world.node.until_known("news", "alarm")
+    tab = await world.live("jo", width=1280)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    await tab.call("Emulation.setEmulatedMedia", features=features)
+    await tab.run("document.getElementById('question').value = 'say: yes'; 0")
+    await tab.run("document.getElementById('ask').requestSubmit(); 0")
+    await tab.until("document.querySelector('.more .by') !== null")
+    await tab.run("document.getElementById('quiet-add').click(); 0")
+    await tab.until("document.querySelector('#switches input') !== null")
+    assert await tab.run(ACCESS) == []
+    metrics = {"width": 360, "height": 640, "deviceScaleFactor": 1, "mobile": True}
+    await tab.call("Emulation.setDeviceMetricsOverride", **metrics)
+    assert await tab.run(ACCESS) == []
+    await tab.run("document.getElementById('settings').click(); 0")
+    assert await tab.run(ACCESS) == []
