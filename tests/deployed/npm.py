@@ -16,6 +16,7 @@ from deploy.parts.java import parts_folder
 EVENTSOURCE = ("eventsource", "3.0.7")
 FETCH_EVENT_SOURCE = ("@microsoft/fetch-event-source", "2.0.1")
 POLYFILL = ("event-source-polyfill", "1.0.31")
+AXE = ("axe-core", "4.14.1")
 _LIMIT_S = 120
 
 
@@ -34,6 +35,11 @@ def package(name: str, version: str) -> Path:
         if done.returncode:
             raise PartMissing(f"npm can't install {name}: {done.stderr[-500:].strip()}")
     return folder
+
+
+def axe() -> str:
+    """The script that looks for what keeps people out of a page. Raises PartMissing."""
+    return (package(*AXE) / "node_modules/axe-core/axe.min.js").read_text()
 
 
 def eventsource() -> Path:

@@ -22,6 +22,18 @@ export function button(text, act, { label, ...attributes } = {}) {
   return el("button", { type: "button", "aria-label": label, ...attributes, on: { click: act } }, text);
 }
 
+const SVG = "http://www.w3.org/2000/svg";
+
+/** A drawing of one line, in the colour of the text around it: emojis need a font that not every machine has. */
+export function icon(path) {
+  const drawn = document.createElementNS(SVG, "svg");
+  for (const [name, value] of [["viewBox", "0 0 24 24"], ["class", "icon"], ["aria-hidden", "true"]]) drawn.setAttribute(name, value);
+  const line = document.createElementNS(SVG, "path");
+  line.setAttribute("d", path);
+  drawn.append(line);
+  return drawn;
+}
+
 /** A link to http(s) alone. A path that begins with a slash is one of the service, which is where the page is. */
 export function link(title, address) {
   const line = el("a", {}, title);

@@ -1,8 +1,10 @@
 // One question and its answer, in the conversation: both as far as they have come.
 
-import { button, el, link } from "./dom.js";
+import { button, el, icon, link } from "./dom.js";
 import { t } from "./words.js";
 
+const UP = "M7 11v9H3v-9zM7 11l4-8c2 0 3 1 3 3l-1 4h6c2 0 2 2 2 3l-2 6c0 1-1 1-2 1H7";
+const DOWN = "M7 13V4H3v9zM7 13l4 8c2 0 3-1 3-3l-1-4h6c2 0 2-2 2-3l-2-6c0-1-1-1-2-1H7";
 const UNDER_WAY = ["pending", "answering"];
 
 /** What a question of `GET /v1/questions` is in the words of the stream's events. */
@@ -76,12 +78,12 @@ export class Exchange {
 
   #drawButtons({ id, text, status, rating }) {
     const hadFocus = this.#buttons.contains(document.activeElement);
-    const rate = (value, sign) => button(sign, () => this.#acts.rate(id, value),
+    const rate = (value, path) => button(icon(path), () => this.#acts.rate(id, value),
       { label: t(value), title: t(value), "aria-pressed": String(rating === value) });
     const made = [];
     if (UNDER_WAY.includes(status)) made.push(button(t("stop"), () => this.#acts.stop(id)));
     else if (text && status !== "handed_over") made.push(button(t("regenerate"), () => this.#acts.again(id)));
-    if (status === "answered") made.push(rate("up", "👍"), rate("down", "👎"));
+    if (status === "answered") made.push(rate("up", UP), rate("down", DOWN));
     const place = [...this.#buttons.children].indexOf(document.activeElement);
     this.#buttons.replaceChildren(...made);
     if (hadFocus) (made[place] ?? made[0])?.focus();
