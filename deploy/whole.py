@@ -75,7 +75,7 @@ class Stack:
     @property
     def env(self) -> Mapping[str, str]:
         """What a client, a producer or a test wants to know; also in the file `env`."""
-        urls = {"PUSHSSE_URL": self.nginx.url, "PUSHSSE_TLS_URL": self.nginx.tls_url}
+        urls = {"PUSHSSE_URL": self.nginx.url, "TLS_URL": self.nginx.tls_url}
         nodes = {f"{node.name.upper()}_URL": node.url for node in self.nodes}
         return {**urls, **self.settings, **nodes}
 

@@ -18,6 +18,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from pushsse.backplane import BROADCAST, Backplane, Entry, log_of
 from pushsse.errors import KafkaUnavailable
+from pushsse.event import Publication
 from pushsse.hub.catch_up import Scans
 from pushsse.kafka import Connection
 from pushsse.kafka.producer import partition_of
@@ -36,6 +37,7 @@ _TOPIC_S = 10.0
 _BEFORE_MS = 10_000
 _ACK = "ack"
 _DATA = b"data: "
+_WORDS = {True: "on", False: "off", None: "by default"}
 
 Verdict = Literal[
     "clicked", "read", "received", "written", "offline", "switched_off", "expired", "published", "unknown"
@@ -76,6 +78,14 @@ class _Acked(Struct):
     up_to: str | UnsetType = UNSET
 
 
+class _Switched(Struct):
+    """The data of a `preferences` event, as far as it is needed."""
+
+    types: dict[str, bool] = {}
+    categories: dict[str, bool | None] = {}
+    quiet: msgspec.Raw | UnsetType = UNSET
+
+
 @dataclass(slots=True)
 class _Seen:
     """What the log says."""
@@ -99,10 +109,7 @@ class _Seen:
                 continue
             at = _time(entry.at_ms)
             if publication.change is not None:
-                change = publication.change
-                changed = sorted({*change.before} ^ {*change.after})
-                says = ", ".join(f"{name} {'off' if name in change.after else 'on'}" for name in changed)
-                self.steps.append(Step(at, "switched", says or "no type"))
+                self.steps.append(Step(at, "switched", _switched(publication)))
             elif publication.name == _ACK:
                 self._take_ack(entry)
             elif publication.body.startswith(self._begin):
@@ -253,6 +260,22 @@ def _outcome(value: bytes, event: str) -> list[Outcome]:
     except msgspec.DecodeError:
         return []
     return [found] if found.event == event else []
+
+
+def _switched(publication: Publication) -> str:
+    """What the `preferences` event tells of: types and categories by name, and whether quiet hours changed.
+
+    The body is read, not the change: a change knows no categories, and a large one has several bodies.
+    """
+    try:
+        data = msgspec.json.decode(publication.body[len(_DATA) :], type=_Switched)
+    except msgspec.DecodeError:
+        return "in a way that this release doesn't know"
+    says = [f"{name} {'on' if on else 'off'}" for name, on in sorted(data.types.items())]
+    says += [f"category {name} {_WORDS[on]}" for name, on in sorted(data.categories.items())]
+    if data.quiet is not UNSET:
+        says.append("quiet hours")
+    return ", ".join(says) or "nothing"
 
 
 def _time(at_ms: int) -> datetime:

@@ -1,6 +1,8 @@
 """Writes the records of a shop to Kafka: orders, alarms of its warehouses, and a chat.
 
-python produce.py [HOST:PORT]        (127.0.0.1:9092, or PUSHSSE_KAFKA_BOOTSTRAP)
+python produce.py [HOST:PORT]        (default: PUSHSSE_KAFKA_BOOTSTRAP, or 127.0.0.1:9092)
+
+It makes the topics that aren't there, and their dead-letter topics, with one partition each.
 """
 
 import asyncio
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 RECORDS = Path(__file__).with_name("records.ndjson")
 
@@ -33,14 +36,26 @@ def records(now: datetime) -> Iterator[dict[str, Any]]:
         }
 
 
+async def make_topics(bootstrap: str, topics: set[str]) -> None:
+    """Makes those of the topics that aren't there."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    try:
+        await admin.start()
+        missing = topics - set(await admin.list_topics())
+        if missing:
+            await admin.create_topics([NewTopic(name, 1, 1) for name in sorted(missing)])
+    finally:
+        await admin.close()
+
+
 async def produce(bootstrap: str) -> int:
     """Sends them all; how many they were."""
-    count = 0
+    sent = list(records(datetime.now(UTC)))
+    await make_topics(bootstrap, {name for r in sent for name in (r["topic"], f"{r['topic']}.dlq")})
     async with AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=True) as producer:
-        for record in records(datetime.now(UTC)):
+        for record in sent:
             await producer.send_and_wait(**record)
-            count += 1
-    return count
+    return len(sent)
 
 
 if __name__ == "__main__":

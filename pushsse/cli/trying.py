@@ -109,9 +109,13 @@ async def _try(
 ) -> None:
     async with reader(connection(settings)) as kafka:
         there = await kafka.topics()
-        wanted = list(names) or sorted(topics(settings).among(there))
+        configured = topics(settings)
+        wanted = list(names) or sorted(configured.among(there))
         if not wanted:
             raise Failed("none of the sources' topics is there: name one by --topic")
+        if not names:
+            for topic in configured.missing(there):
+                say(f"{topic}: isn't there yet", err=True)
         for topic in wanted:
             if topic not in there:
                 listed = ", ".join(there[:20]) or "there is none"

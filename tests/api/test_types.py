@@ -286,3 +286,22 @@ async def test_where_new_types_are_refused_one_that_is_set_is_accepted_at_once(t
             assert (await node.http.post("/v1/events?user=ops", json=event)).status_code == 202
             assert (await node.http.delete("/v1/types/news?user=root")).status_code == 204
             assert await refused()
+
+
+async def test_an_explanation_names_each_switch_of_the_person(node: Running) -> None:
+    await put(node, "promo", category="marketing")
+    await change(node, "ann", types={"promo": False})
+    await change(node, "ann", categories={"marketing": False})
+    await change(node, "ann", types={"promo": None}, categories={"marketing": None})
+    await change(node, "ann", paused_until="2126-12-01T08:00:00Z")
+
+    async def switched() -> list[str]:
+        found = (await node.http.get("/v1/users/ann/explain/none?user=root")).json()
+        return [step["detail"] for step in found["timeline"] if step["what"] == "switched"]
+
+    assert await switched() == [
+        "promo off",
+        "category marketing off",
+        "promo on, category marketing by default",
+        "quiet hours",
+    ]

@@ -113,7 +113,7 @@ def test_shells_can_read_where_everything_is(command: Command) -> None:
     if shutil.which("curl") is None:
         missing("curl isn't installed")
     script = '. "$0/env"; curl -fsS "$PUSHSSE_URL/livez" "$NODE1_URL/readyz" "$NODE2_URL/readyz"'
-    script += ' && curl -fsS --cacert "$0/ca.pem" "$PUSHSSE_TLS_URL/livez"'
+    script += ' && curl -fsS --cacert "$0/ca.pem" "$TLS_URL/livez"'
     script += (
         ' && echo " $PUSHSSE_KAFKA_BOOTSTRAP $PUSHSSE_KAFKA_TOPIC $PUSHSSE_REDIS_URL $PUSHSSE_DATABASE_URL"'
     )

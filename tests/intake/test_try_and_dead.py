@@ -162,7 +162,7 @@ async def test_dead_letters_are_sent_again_once_and_in_order_after_a_fix(kit: Ki
     ]
 
 
-async def test_doctor_says_which_topics_of_sources_are_there(kit: Kit, tmp_path: Path) -> None:
+async def test_doctor_and_try_say_which_topics_of_sources_are_there(kit: Kit, tmp_path: Path) -> None:
     await kit.create(kit.topic, kit.dlq)
     tables = [{"topics": [kit.topic, f"{kit.topic}-more-.*"], "format": "headers"}]
     environment = {"PUSHSSE_KAFKA_BOOTSTRAP": kit.bootstrap, "PUSHSSE_KAFKA": json.dumps(tables)}
@@ -172,6 +172,12 @@ async def test_doctor_says_which_topics_of_sources_are_there(kit: Kit, tmp_path:
     assert f"warning kafka     the topic {kit.topic}-more-.* isn't there yet" in found.stdout
     assert "warning kafka     the topic push.events isn't there yet" in found.stdout
     assert "fault   kafka" not in found.stdout
+    tried = await asyncio.to_thread(pushsse, tmp_path, "try", **environment)
+    assert tried.returncode == 0, tried.stderr
+    assert f"{kit.topic}-more-.*: isn't there yet" in tried.stderr
+    assert "push.events: isn't there yet" in tried.stderr
+    assert f"{kit.topic}: 0 records" in tried.stderr
+    assert f"{kit.topic}: isn't there" not in tried.stderr
 
 
 async def test_a_letter_that_was_cut_is_shown_and_not_sent(kit: Kit, tmp_path: Path) -> None:
