@@ -38,7 +38,7 @@ class Cut {
 export async function pull(session, tell) {
   const run = crypto.randomUUID().slice(0, 8);
   const came = new Map();
-  session.on("event", ({ type, id }) => type === TYPE && id.startsWith(run) && came.set(id, (came.get(id) ?? 0) + 1));
+  const off = session.on("event", ({ type, id }) => type === TYPE && id.startsWith(run) && came.set(id, (came.get(id) ?? 0) + 1));
   const cut = new Cut();
   cut.begin();
   try {
@@ -57,6 +57,7 @@ export async function pull(session, tell) {
     const twice = [...came.values()].filter((count) => count > 1).length;
     tell(t("plug_done", { missed: missed.length, recovered, lost: missed.length - recovered, twice }));
   } finally {
+    off();
     cut.end();
     session.reopen();
   }

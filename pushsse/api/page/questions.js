@@ -24,8 +24,10 @@ export class Questions {
     session.on("gap", () => this.#load());
     session.on("question", (question) => this.#heardQuestion(question));
     session.on("answer.delta", (delta) => this.#heardDelta(delta));
-    session.on("answer", ({ question, ...answer }) =>
-      this.#change(question, { status: "answered", error: null, answer: { ...NO_ANSWER, ...answer } }));
+    session.on("answer", ({ question, ...answer }) => {
+      this.#change(question, { status: "answered", error: null, answer: { ...NO_ANSWER, ...answer } });
+      if (answer.truncated) this.#loadWhole(question);
+    });
     session.on("answer.error", ({ question, ...error }) =>
       this.#change(question, { status: error.code === "cancelled" ? "cancelled" : "failed", error }, { doing: "" }));
     this.#listen();
@@ -44,6 +46,8 @@ export class Questions {
       event.preventDefault();
       at("ask").requestSubmit();
     });
+    // Where a browser can't size it by its content.
+    box.addEventListener("input", () => (box.rows = Math.min(6, box.value.split("\n").length)));
     at("talk-toggle").addEventListener("click", () => this.#show(at("talk").hidden));
     at("fresh").addEventListener("click", () => {
       this.#conversation = "";
@@ -67,6 +71,7 @@ export class Questions {
         const question = fromCall(each);
         // What has come by the stream meanwhile may be newer.
         if (!this.#known.has(question.id) || question.status === "answered") this.#change(question.id, question);
+        if (question.answer.truncated) this.#loadWhole(question.id);
       }
       const newest = questions.at(-1);
       this.#conversation ||= newest?.conversation ?? "";
@@ -74,6 +79,16 @@ export class Questions {
       this.#drawTools();
     } catch {
       this.#loaded = false;
+    }
+  }
+
+  /** An event, and a list, have the beginning of a long answer. */
+  async #loadWhole(id) {
+    try {
+      const { answer, status } = await this.#session.call("GET", `v1/questions/${id}`);
+      if (status === "answered") this.#change(id, { answer: { ...NO_ANSWER, ...answer } });
+    } catch {
+      // It says that it is cut.
     }
   }
 
@@ -143,7 +158,7 @@ export class Questions {
     if (!text.trim()) return;
     const asked = this.#session.push.ask(text, this.#conversation ? { conversation: this.#conversation } : {});
     const isWritten = box.value === text;
-    if (isWritten) box.value = "";
+    if (isWritten) Object.assign(box, { value: "", rows: 1 });
     this.#say("");
     this.#show(true);
     try {

@@ -7,8 +7,11 @@ const TOKEN = "pushsse.token";
 const WENT = "pushsse.went";
 // Whoever comes back from the login without a session within this time isn't sent there again.
 const AWAY_MS = 60_000;
-const HISTORY = { since: "1h", limit: 500 };
-const MOST_PAGES = 40;
+const HISTORY = { since: "1h", limit: 1_000 };
+const MOST_PAGES = 400;
+// Of the last hour: more than what can be shown.
+const MOST_LOADED = 3_000;
+const RETRY_MS = 5_000;
 const REMEMBERED = 2_000;
 
 const meta = (name) => document.querySelector(`meta[name="${name}"]`)?.content;
@@ -20,7 +23,6 @@ export class Session {
   named = meta("user") === undefined ? "" : new URLSearchParams(location.search).get("user") || meta("user");
   #handlers = [];
   #attached = [];
-  #options = {};
 
   get token() {
     return sessionStorage.getItem(TOKEN) ?? "";
@@ -30,21 +32,25 @@ export class Session {
     return this.push?.user || this.named;
   }
 
-  /** Calls `handler` with each event of this name, whichever connection it comes by. */
+  /** Calls `handler` with each event of this name, whichever connection it comes by. Returns what ends that. */
   on(name, handler) {
-    this.#handlers.push([name, handler]);
-    if (this.push) this.#attach(name, handler);
+    const mine = [name, handler];
+    this.#handlers.push(mine);
+    if (this.push) this.#attach(...mine);
+    return () => {
+      this.#handlers = this.#handlers.filter((each) => each !== mine);
+      this.#attached.filter(({ of }) => of === handler).forEach(({ off }) => off());
+    };
   }
 
   #attach(name, handler) {
-    this.#attached.push(this.push.on(name, handler));
+    this.#attached.push({ of: handler, off: this.push.on(name, handler) });
   }
 
   /** Opens the connection, in place of the one before. */
   open(options = {}) {
-    for (const off of this.#attached.splice(0)) off();
+    for (const { off } of this.#attached.splice(0)) off();
     this.push?.close();
-    this.#options = options;
     this.push = connect({ url: this.#url("").href, ...(this.token && { token: this.token }), ...options });
     for (const each of this.#handlers) this.#attach(...each);
     for (const [name, handler] of this.#handlers) if (name === "state") handler(this.push);
@@ -56,13 +62,19 @@ export class Session {
     this.open(position ? { ...options, position } : options);
   }
 
+  /** Another person begins with an empty page. */
   signIn(token) {
     sessionStorage.setItem(TOKEN, token);
-    this.open();
+    location.reload();
+  }
+
+  /** The token is good for nothing any more; after a reload there may be a cookie. */
+  forgetToken() {
+    sessionStorage.removeItem(TOKEN);
   }
 
   signOut() {
-    sessionStorage.removeItem(TOKEN);
+    this.forgetToken();
     location.reload();
   }
 
@@ -126,8 +138,12 @@ export class Timeline {
     this.#show = show;
     this.#restart = restart;
     for (const kind of kinds) session.on(kind, (data) => (this.#held ? this.#held.push([kind, data]) : this.#take(kind, data)));
-    session.on("state", ({ state }) => (state === "live" || state === "polling") && !this.#loaded && this.load());
+    session.on("state", () => this.#loadIfLive());
     session.on("gap", () => this.load());
+  }
+
+  #loadIfLive() {
+    if (["live", "polling"].includes(this.#session.push.state) && !this.#loaded) this.load();
   }
 
   async load() {
@@ -135,15 +151,17 @@ export class Timeline {
     const held = (this.#held = this.#held ?? []);
     this.#loaded = true;
     try {
-      const found = [];
-      for await (const page of this.#session.history()) found.push(...page);
+      let found = [];
+      for await (const page of this.#session.history()) found = [...found, ...page].slice(-MOST_LOADED);
       if (asked !== this.#asked) return;
       this.#seen.clear();
       this.#restart();
       for (const each of found) this.#take(...each);
     } catch {
-      // What is new is shown anyway. The next time that the line is there it is tried again.
+      // What is new is shown anyway.
+      if (asked !== this.#asked) return;
       this.#loaded = false;
+      setTimeout(() => this.#loadIfLive(), RETRY_MS * (1 + Math.random()));
     }
     if (asked !== this.#asked) return;
     this.#held = null;

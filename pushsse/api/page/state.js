@@ -54,13 +54,15 @@ export class StateLine {
     at("way-in").hidden = !isOut;
     at("sign-out").hidden = isOut || !this.#session.token;
     document.body.classList.toggle("signed-out", isOut);
-    at("retry").replaceChildren(...(state === "ended" || (isOut && reason === "revoked")
-      ? [button(t("try_again"), () => this.#session.push.reconnect())] : []));
+    const again = { revoked: () => this.#session.push.reconnect(), user_changed: () => location.reload() };
+    const retry = state === "ended" ? again.revoked : isOut && again[reason];
+    at("retry").replaceChildren(...(retry ? [button(t("try_again"), retry)] : []));
     if (!isOut) return;
     at("why-out").textContent = why;
     // Nobody is interrupted who writes somewhere.
     if (document.activeElement === document.body) at("token").focus();
     if (!this.#wasLive) this.#session.goToLogin();
+    this.#session.forgetToken();
   }
 
   #person(user) {

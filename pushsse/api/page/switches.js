@@ -53,7 +53,7 @@ export class Switches {
     try {
       this.#draw(await this.#session.call("GET", "v1/preferences"));
     } catch (error) {
-      this.#say(t("not_saved", { why: error.message }));
+      this.#say(error.message);
     }
   }
 
@@ -155,7 +155,10 @@ export class Switches {
 
 /** The panel, which covers a phone's page while it is open. On a wide page it is always there. */
 export class Panel {
+  #wide = matchMedia("(min-width: 60rem)");
+
   constructor() {
+    this.#wide.addEventListener("change", () => this.#isOpen && this.#open(true));
     at("settings").addEventListener("click", () => this.#open(!this.#isOpen));
     at("panel-close").addEventListener("click", () => this.#open(false));
     at("panel").addEventListener("keydown", ({ key }) => key === "Escape" && this.#isOpen && this.#open(false));
@@ -170,6 +173,8 @@ export class Panel {
 
   #open(isOpen) {
     at("panel").classList.toggle("open", isOpen);
+    // What it covers can't be reached meanwhile.
+    for (const each of document.querySelectorAll(".top, main")) each.inert = isOpen && !this.#wide.matches;
     at("settings").setAttribute("aria-expanded", String(isOpen));
     at(isOpen ? "switches-title" : "settings").focus();
     if (!isOpen && location.hash === "#switches") history.replaceState(null, "", location.pathname + location.search);

@@ -29,14 +29,14 @@ const WORDS = {
     answering: "Answering…", cancelled: "Stopped.", expired: "Nobody has answered in time.", failed: "No answer: {why}",
     handed_over: "A person will answer. You can go on meanwhile.", stop: "Stop", regenerate: "Again", up: "This helped",
     down: "This didn't help", hand_over: "Talk to a person", release: "Back to automatic answers", sources: "Sources",
-    truncated: "The answer is longer than what is shown.", you: "You", not_asked: "Not sent: {why}", staff: "staff", message: "A message",
+    truncated: "The answer is longer than what is shown.", not_asked: "Not sent: {why}", staff: "staff", message: "A message",
     development: "Development", user: "Person", change: "Change", publish: "Publish", type: "Type", audience: "To",
-    text: "Message", published: "Published: {id}", everybody: "all", plug: "Pull the plug", plug_help:
+    text: "Message", published: "Published: {id}", plug: "Pull the plug", plug_help:
       "Cuts this page's line for 5 seconds, while 20 events are published for you.",
     plug_out: "The line is cut. {n} of 20 are published…", plug_in: "The line is back…", plug_done:
       "{missed} missed, {recovered} recovered, {lost} lost, {twice} twice", plug_failed: "That didn't work: {why}",
     demo: "Start a demo", demo_stop: "Stop the demo", demo_help: "Four types and a trickle of events, until your first own event.",
-    now: "now", offline: "The service can't be reached", none: "none", empty_message: "(no message)",
+    now: "now", none: "none", empty_message: "(no message)",
   },
   zh: {
     title: "pushsse", skip: "跳到事件", language: "English", language_label: "Switch to English",
@@ -66,14 +66,14 @@ const WORDS = {
     answering: "正在回答……", cancelled: "已停止。", expired: "没有人及时回答。", failed: "没有答案：{why}",
     handed_over: "将由人工回答，您可以先做别的事。", stop: "停止", regenerate: "重新回答", up: "有帮助",
     down: "没有帮助", hand_over: "转人工", release: "恢复自动回答", sources: "来源",
-    truncated: "完整的答案比显示的更长。", you: "您", not_asked: "未发送：{why}", staff: "人工", message: "一条消息",
+    truncated: "完整的答案比显示的更长。", not_asked: "未发送：{why}", staff: "人工", message: "一条消息",
     development: "开发", user: "用户", change: "切换", publish: "发布", type: "类型", audience: "发给",
-    text: "消息", published: "已发布：{id}", everybody: "all", plug: "拔掉网线", plug_help:
+    text: "消息", published: "已发布：{id}", plug: "拔掉网线", plug_help:
       "切断本页连接 5 秒，同时向您发布 20 条事件。",
     plug_out: "连接已切断，已发布 {n}/20 条……", plug_in: "连接已恢复……", plug_done:
       "错过 {missed} 条，补收 {recovered} 条，丢失 {lost} 条，重复 {twice} 条", plug_failed: "没有成功：{why}",
     demo: "开始演示", demo_stop: "停止演示", demo_help: "四种类型和陆续到来的事件，直到您发布第一条自己的事件。",
-    now: "刚刚", offline: "无法连接服务", none: "无", empty_message: "（无内容）",
+    now: "刚刚", none: "无", empty_message: "（无内容）",
   },
 };
 const KEPT = "pushsse.language";
