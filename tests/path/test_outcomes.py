@@ -16,6 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from pushsse.backplane import Stay
 from tests.backplane.redis_server import RedisServer
 from tests.migrated import migrated
+from tests.path.asyncapi import Described
 from tests.serving import Running, serving
 from tests.waiting import eventually
 
@@ -130,6 +131,8 @@ async def test_each_person_of_an_event_has_an_outcome(told: Told) -> None:
         about = [each for each in told.records if each["event"] == "second"]
         assert sorted(each["node"] for each in about if each["user"] == "ann") == ["one", "two"]
         assert len(about) == 5
+        for each in told.records:
+            Described("outcomes").validate_any(each)
         assert {each["campaign"] for each in about} == {"autumn"}
         assert {each["type"] for each in about} == {"news"}
         [cy] = [each for each in about if each["user"] == "cy"]
