@@ -2,12 +2,13 @@
 
 `app` makes an `Application` with the table of `Direct` calls. Routing and two layers of error handling cost
 as much as a small call itself. Errors become responses by the same handlers. A request that isn't exactly one
-of these calls goes through Starlette. `respond_later` sends a response
-that lasts as long as its client after all layers have returned, since it would keep a dozen of their frames.
+of these calls goes through Starlette. `respond_later` sends a response that lasts as long as its client after
+all layers have returned, since it would keep a dozen of their frames.
 """
 
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from ipaddress import ip_address
 from typing import Any
 
 from starlette.applications import Starlette
@@ -27,6 +28,8 @@ _KEY = "pushsse.direct"
 _OUTSIDE = "pushsse.outside"
 # It answers for itself, with a 200: a browser's EventSource gives up for good on any other status.
 _STREAM = "/v1/stream"
+# Characters of X-Forwarded-For that are looked at.
+_MOST_FORWARDED = 500
 _LINE_END = re.compile("[\r\n]")
 ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
 
@@ -197,8 +200,7 @@ def _audit(scope: Scope, request: Served | None, status: int | None) -> None:
         request.about if request is not None else ""
     )
     call = f"{scope['method']} {scope['path']}"
-    # nginx puts its client's address there, and nothing else. Without a proxy anybody may write it.
-    forwarded = Headers(scope=scope).get("x-forwarded-for", "")
+    forwarded = _forwarded(scope)
     audit.info(
         "%s for %s from %s%s: %s%s",
         "no answer" if status is None else status,
@@ -209,6 +211,20 @@ def _audit(scope: Scope, request: Served | None, status: int | None) -> None:
         f" about {short(about)}" if about else "",
         extra={"status": status, "address": address, "forwarded": forwarded, "call": call, "about": about},
     )
+
+
+def _forwarded(scope: Scope) -> str:
+    """The addresses in X-Forwarded-For; empty if anything else is in it.
+
+    nginx puts its client's address there, and nothing else. Without a proxy anybody may write it.
+    """
+    given = Headers(scope=scope).get("x-forwarded-for", "")[:_MOST_FORWARDED]
+    try:
+        for part in given.split(","):
+            ip_address(part.strip())
+    except ValueError:
+        return ""
+    return given
 
 
 def _given_id(scope: Scope) -> str:

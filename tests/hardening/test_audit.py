@@ -112,6 +112,17 @@ async def test_a_ticket_for_somebody_else_leaves_a_line_and_ones_own_none(
     assert not lines(written)
 
 
+@pytest.mark.parametrize("forwarded", ["unknown", "203.0.113.7, evil", "203.0.113.7\t,", "[::1]", ""])
+async def test_a_forwarded_address_is_one_or_not_in_the_log(
+    forwarded: str, node: Running, written: io.StringIO
+) -> None:
+    headers = {**ROOT, "x-forwarded-for": forwarded}
+    assert (await node.http.post("/v1/users/ann/kick", headers=headers)).status_code == 200
+    [line] = lines(written)
+    assert "forwarded" not in line
+    assert line["message"] == "200 for root from 127.0.0.1: POST /v1/users/ann/kick about ann"
+
+
 async def test_what_a_stranger_writes_stays_within_its_member(node: Running, written: io.StringIO) -> None:
     headers = {**ROOT, "x-forwarded-for": "z" * 5_000}
     reply = await node.http.post(f"/v1/users/%E2%80%AE%1B{'y' * 5_000}/kick", headers=headers)

@@ -108,7 +108,7 @@ async def abuse(url: str) -> None:
     """Every call, with every field, query and body; not all of them together."""
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
         for path, calls in document()["paths"].items():
-            place = path.replace("{id}", "0" * 26).replace("{user}", "bo")
+            place = path.replace("{id}", "0" * 26).replace("{user}", "bo").replace("{event}", "e1")
             for method in (*calls, *(("put", "options") if path == "/v1/stream" else ())):
                 if method == "delete" or path.endswith("kick"):
                     continue
