@@ -13,7 +13,12 @@ from xdist.workermanage import WorkerController
 
 TOGETHER = {
     # Kafka is the only shared part whose start is expensive: a second one costs more than it saves.
-    "kafka": ("tests/intake/", "tests/questions/test_kafka.py", "tests/path/test_end_to_end.py"),
+    "kafka": (
+        "tests/intake/",
+        "tests/questions/test_kafka.py",
+        "tests/path/test_end_to_end.py",
+        "tests/path/test_asyncapi.py",
+    ),
     # Each starts a whole deployment, and two at once are too much for two cores; some depend on their order.
     "deployment": (
         "tests/deployed/test_stack.py",
