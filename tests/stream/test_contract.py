@@ -248,12 +248,18 @@ async def test_a_slow_reader_is_cut_told_so_and_resumes(serve: Serve, http: Http
             await bo.ready()
             await eventually(lambda: len(node.node.hub.subscribers) == 2)
             reading = asyncio.create_task(bo.messages(400))
+
+            async def read_once_cut() -> bytes:
+                await eventually(lambda: node.node.metrics.endings["slow"] == 1)
+                return await asyncio.to_thread(_everything, slow)
+
+            # While others are still being written to: the end of the stream isn't kept for long.
+            told = asyncio.create_task(read_once_cut())
             for number in range(400):
                 await node.publish("news", [number, "x" * 4000])
             assert [m[0] for m in await reading] == list(range(400))
-            await eventually(lambda: node.node.metrics.endings["slow"] == 1)
+            raw = await told
             assert len(node.node.hub.subscribers) == 1
-        raw = await asyncio.to_thread(_everything, slow)
         body = re.sub(rb"\r\n[0-9a-f]+\r\n", b"", raw)
         ids = re.findall(rb"id: (\S+)", body)
         seen = [int(n) for n in re.findall(rb'"message":\[(\d+)', body)]
