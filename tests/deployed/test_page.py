@@ -142,6 +142,17 @@ async def test_a_later_event_takes_the_place_of_a_card_and_a_withdrawn_one_is_go
     await tab.until(f"{CARDS}.length === 0")
 
 
+async def test_seven_tabs_have_one_stream_and_each_has_the_events(world: World) -> None:
+    # Over HTTP/1.1 a browser has six connections to a node; with a stream in each tab the seventh would hang.
+    tabs = [await world.live("kim") for _ in range(7)]
+    assert len(world.node.node.hub.subscribers) == 1
+    await world.node.publish("news", "to all tabs", "kim")
+    for tab in tabs:
+        await tab.until(
+            "document.title === '(1) pushsse' || document.querySelector('#events .read') !== null"
+        )
+
+
 async def test_a_switch_keeps_the_focus_and_goes_back_where_it_fails(world: World) -> None:
     await world.node.publish("news", "hello", "carol")
     await world.node.until_known("news")
@@ -242,6 +253,23 @@ async def test_two_thousand_events_stay_bounded_and_move_nothing_that_is_read(wo
     assert await tab.run(f"{CARDS}.length") == 300
     await tab.run("document.getElementById('read-all').click(); 0")
     await tab.until("document.getElementById('unread').textContent === ''")
+    await no_faults(tab)
+
+
+async def test_a_gap_is_told_and_what_is_there_is_loaded_anew(world: World) -> None:
+    tab = await world.live("lea")
+    await world.node.publish("news", "before", "lea")
+    await tab.until(f"{CARDS}.length === 1")
+    # A place in a log that has gone.
+    opening = "session.open({ position: 'none1-1.none2-1', share: false })"
+    await tab.run(f"import('./page/main.js').then(({{ session }}) => {{ {opening}; return 0 }})")
+    await tab.until("document.getElementById('notes').textContent.includes('missing')")
+    await tab.until(LIVE)
+    assert await tab.run(
+        "[...document.querySelectorAll('#events .text')].map((each) => each.textContent)"
+    ) == ["before"]
+    await world.node.publish("news", "after", "lea")
+    await tab.until(f"{CARDS}.length === 2")
     await no_faults(tab)
 
 

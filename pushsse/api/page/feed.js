@@ -7,6 +7,8 @@ import { Timeline } from "./session.js";
 import { t } from "./words.js";
 
 const MOST = 300;
+// In one frame: making all of them at once would hold up the page.
+const MOST_A_FRAME = 30;
 const AGE_MS = 30_000;
 // Whoever has scrolled further down reads there.
 const AT_TOP_PX = 80;
@@ -116,32 +118,34 @@ export class Feed {
     this.#isDue = true;
     soon(() => {
       this.#isDue = false;
-      if (!this.#isBusy()) this.#draw();
+      if (!this.#isBusy()) this.#draw(MOST_A_FRAME);
       this.#count();
+      if (this.#waiting.size && !this.#isBusy()) this.#later();
     });
   }
 
   #showAll() {
-    this.#draw();
+    this.#draw(MOST);
     this.#count();
     scrollTo({ top: 0 });
     // The button is gone; the first card is what was asked for.
     at("events-title").focus({ preventScroll: true });
   }
 
-  #draw() {
+  /** Makes cards of the oldest that wait. */
+  #draw(most) {
     if (!this.#waiting.size) return;
     const made = [];
-    for (const [id, data] of this.#waiting) {
+    for (const [id, data] of [...this.#waiting].slice(0, most)) {
+      this.#waiting.delete(id);
       const isRead = this.#reading.isRead(data.id);
       const one = card(data, { title: this.#titleOf(data.type), isRead });
       this.#shown.set(id, { data, made: one });
       if (!isRead) this.#reading.watch(one, data.id);
       made.unshift(one);
     }
-    if (this.#isNew) announce(t("came", { n: made.length, title: made[0].querySelector("h3").textContent }));
+    if (this.#isNew) announce(t("came", { title: made[0].querySelector("h3").textContent }));
     this.#isNew = true;
-    this.#waiting.clear();
     this.#list.prepend(...made);
     while (this.#shown.size > MOST) this.#forget(this.#shown);
   }
@@ -160,7 +164,7 @@ export class Feed {
     const { count } = this.#reading;
     at("unread").textContent = count ? t("unread", { n: count }) : "";
     at("read-all").hidden = !count;
-    at("new").hidden = !this.#waiting.size;
+    at("new").hidden = !this.#waiting.size || !this.#isBusy();
     at("new").textContent = t("new", { n: this.#waiting.size });
     at("empty").hidden = this.#shown.size + this.#waiting.size > 0;
     document.title = count ? `(${count}) ${t("title")}` : t("title");

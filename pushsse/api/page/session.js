@@ -9,8 +9,8 @@ const WENT = "pushsse.went";
 const AWAY_MS = 60_000;
 const HISTORY = { since: "1h", limit: 1_000 };
 const MOST_PAGES = 400;
-// Of the last hour: more than what can be shown.
-const MOST_LOADED = 3_000;
+// Of the last hour: more than what can be shown, so that what is unread is counted.
+const MOST_LOADED = 10_000;
 const RETRY_MS = 5_000;
 const REMEMBERED = 2_000;
 
