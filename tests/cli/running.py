@@ -87,7 +87,7 @@ def process(folder: Path, *arguments: str, program: Sequence[str] = (), **settin
 def served(folder: Path, *arguments: str, program: Sequence[str] = (), **settings: str) -> Iterator[Served]:
     """`pushsse serve` on a free port, ready. It finds its tables: making them takes half of a start."""
     database = folder / "pushsse.db"
-    if not database.exists():
+    if "PUSHSSE_DATABASE_URL" not in settings and not database.exists():
         migrated(database)
     with process(folder, "serve", "--port", "0", *arguments, program=program, **settings) as started:
         log = folder / "out.log"
