@@ -9,8 +9,10 @@ from pushsse.backplane import codec
 from pushsse.backplane.growing import LiveDelta
 from pushsse.event import Change, Publication
 
+# With every member, so that what follows one is new to this release.
+TEXTS = ("autumn", "00-1-2-01", "order-7", "push.events/0/5")
 FULL = Publication(
-    "note", b"data: {}\n", ("ann", "b\u00f6"), True, 2**42, "q", Change("ann", 1, (), ("news",)), 2
+    "note", b"data: {}\n", ("ann", "b\u00f6"), True, 2**42, "q", Change("ann", 1, (), ("news",)), 2, *TEXTS
 )
 
 
@@ -46,8 +48,9 @@ def test_a_change_comes_back_as_it_was() -> None:
 def test_the_versions_next_to_ours_are_read_with_items_that_we_do_not_know(version: int) -> None:
     change = ["ann", 1, [], ["news"], 0, None, "newer"]
     entry = of_version(
-        version, "note", b"data: {}\n", ["ann", "b\u00f6"], True, 2**42, "q", change, 2, "newer"
+        version, "note", b"data: {}\n", ["ann", "b\u00f6"], True, 2**42, "q", change, 2, *TEXTS, "newer"
     )
+    assert len(Publication.__struct_fields__) == len(msgspec.msgpack.decode(entry[1:])) - 1
     assert codec.decode(entry) == FULL
 
 
