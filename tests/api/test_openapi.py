@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from contextvars import copy_context
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any, NamedTuple
 
 import jsonschema_rs
 import pytest
+from starlette.requests import Request
 from starlette.routing import Route
 
 from pushsse.api.calls import CALLS
 from pushsse.api.document import document
+from pushsse.api.files import DocsEndpoint
 from pushsse.app import create_app
 from pushsse.logs import serving as serving_request
 from pushsse.settings import load
@@ -195,6 +198,21 @@ def test_a_document_that_is_asked_for_by_http_has_no_id_of_that_request() -> Non
         return json.dumps(document())
 
     assert "01-mine" not in copy_context().run(asked)
+
+
+@pytest.mark.anyio
+async def test_the_document_is_made_once_and_not_on_the_event_loop() -> None:
+    threads = []
+
+    def make() -> bytes:
+        threads.append(threading.current_thread())
+        return b"{}"
+
+    docs = DocsEndpoint(make)
+    for _ in range(2):
+        assert (await docs.document(Request({"type": "http"}))).body == b"{}"
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()
 
 
 # What a call needs that was there before it: staff, a question, a type of the catalogue.
