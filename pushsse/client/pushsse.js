@@ -20,8 +20,8 @@ const MOST_WAIT_MS = 60_000;
 // What a call, or the app's own function for tokens, may take.
 const CALL_MS = 30_000;
 const POLL_S = 25;
-// How long events are polled for before a stream is tried again.
-const TRY_BACK_MS = 180_000;
+// How long events are polled for before a stream is tried again, the first time; then twice as long each time.
+const TRY_BACK_MS = 15_000;
 // How often a tab looks after its leader; one that misses two questions is lost.
 const TICK_MS = 400;
 const UNANSWERED = 2;
@@ -472,6 +472,7 @@ class Line {
   #renewing = 0;
   // Streams in a row of which nothing was heard.
   #mute = 0;
+  #tryBack_ms = TRY_BACK_MS;
 
   constructor(connection, access, options, budget, tell) {
     this.#app = connection;
@@ -598,6 +599,7 @@ class Line {
     this.#budget.reset();
     this.#budget.retry = wait;
     this.#mute = 0;
+    this.#tryBack_ms = TRY_BACK_MS;
     this.#silence_ms = 3_000 * heartbeat_s;
     if (this.#access.renews && expires_in_s) this.#renewIn(1_000 * Math.max(0.8 * expires_in_s, expires_in_s - 60));
     return Date.now();
@@ -623,7 +625,7 @@ class Line {
     // From here one mute stream is enough to come back.
     this.#mute = 1;
     const user = recognized(this.#app.user, await this.#access.who(this.#budget));
-    const until = Date.now() + TRY_BACK_MS;
+    const until = Date.now() + this.#tryBack_ms;
     // The first answer comes at once, and says from where to go on.
     for (let wait_s = 0; !wait_s || Date.now() < until; wait_s = POLL_S) {
       const { position: after, query } = this.#begin();
@@ -640,6 +642,7 @@ class Line {
       // A node that is about to stop answers without a wait.
       if (wait_s && !events.length) await sleep(RETRY_MS * Math.random(), signal);
     }
+    this.#tryBack_ms *= 2;
     this.#atOnce = true;
     return {};
   }
