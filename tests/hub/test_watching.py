@@ -168,15 +168,94 @@ def test_the_dashboard_has_no_two_panels_in_one_place() -> None:
     assert len(set(numbers)) == len(numbers)
 
 
+# What makes each alert fire: series, a sample a minute, in the notation of promtool.
+FIRING: dict[str, dict[str, str]] = {
+    "PushsseNodeDown": {"up": "0x60"},
+    "PushsseRedisAway": {"pushsse_backplane_available": "0x60"},
+    "PushsseNodeIsolated": {"pushsse_isolated": "1x60"},
+    "PushsseDatabaseAway": {"pushsse_database_available": "0x60"},
+    "PushsseDatabaseFails": {"pushsse_database_failures_total": "0+2x60"},
+    "PushsseUnfiltered": {"pushsse_unfiltered_total": "0+1x60"},
+    "PushsseLogLost": {"pushsse_logs_lost_total": "0x40 1x20"},
+    "PushsseLogNotKept": {"pushsse_log_kept": "0x60"},
+    "PushsseRedisCuts": {
+        "pushsse_backplane_reconnects_total": "0+1x60",
+        "pushsse_gaps_filled_total": "0+1x60",
+    },
+    "PushsseStreamsFell": {"pushsse_connections": "1000x37 100x23"},
+    "PushsseStreamsReopen": {"pushsse_streams_opened_total": "0+2000x60", "pushsse_connections": "1000x60"},
+    "PushsseStreamsBehind": {"pushsse_streams_behind": "300x60", "pushsse_connections": "1000x60"},
+    "PushsseNodeOverloaded": {"pushsse_hearings_waiting": "9000x60"},
+    "PushsseStreamsCut": {'pushsse_endings_total{reason="slow"}': "0+120x60"},
+    "PushsseNodeFull": {'pushsse_limited_total{limit="streams"}': "0+1x60"},
+    "PushsseGaps": {
+        'pushsse_resumes_total{outcome="gap"}': "0+10x60",
+        'pushsse_resumes_total{outcome="complete"}': "0+100x60",
+    },
+    "PushsseExpired": {"pushsse_expired_total": "0+120x60"},
+    "PushsseKafkaLag": {
+        'pushsse_kafka_lag{topic="push.events", partition="0"}': "600x60",
+        'pushsse_kafka_lag{topic="push.events", partition="1"}': "600x60",
+    },
+    "PushssePartitionHeld": {"pushsse_kafka_held_partitions": "1x60"},
+    "PushsseDeadLetters": {"pushsse_dead_letters_total": "0x40 1x20"},
+    "PushsseDeadLettersRefused": {"pushsse_dead_letters_refused_total": "0x40 1x20"},
+    "PushsseFenced": {"pushsse_fenced_total": "0+120x60"},
+    "PushsseOutboxStuck": {'pushsse_outbox_lag_seconds{table="outbox"}': "400x60"},
+    "PushsseOutboxDead": {'pushsse_outbox_dead_total{table="outbox"}': "0x40 1x20"},
+    "PushsseOutcomesLost": {"pushsse_outcomes_lost_total": "0x40 1x20"},
+    "PushsseCatalogueFull": {"pushsse_types": "990x60"},
+    "PushsseQuestionsFail": {
+        'pushsse_questions_total{status="failed"}': "0+30x60",
+        'pushsse_questions_total{status="answered"}': "0+60x60",
+    },
+    "PushsseKeysAway": {"pushsse_keys_available": "0x60"},
+    "PushsseSessionsAway": {"pushsse_sessions_available": "0x60"},
+    "PushsseOriginRefused": {'pushsse_refusals_total{code="origin_refused"}': "0+30x60"},
+    "PushsseKicksFull": {"pushsse_kicked": "95000x60"},
+    "PushsseWorkersDie": {"pushsse_worker_restarts_total": "0+1x60"},
+}
+# A node that is well: counters stand still, or grow where that is what they are for.
+WELL = {
+    "up": "1x60",
+    "pushsse_backplane_available": "1x60",
+    "pushsse_database_available": "1x60",
+    "pushsse_isolated": "0x60",
+    "pushsse_connections": "1000+1x60",
+    "pushsse_streams_opened_total": "1000+20x60",
+    "pushsse_streams_behind": "5x60",
+    "pushsse_hearings_waiting": "40x60",
+    'pushsse_endings_total{reason="disconnected"}': "0+19x60",
+    'pushsse_endings_total{reason="slow"}': "0+1x60",
+    'pushsse_resumes_total{outcome="complete"}': "0+100x60",
+    'pushsse_resumes_total{outcome="gap"}': "0+1x60",
+    'pushsse_questions_total{status="answered"}': "0+100x60",
+    'pushsse_questions_total{status="failed"}': "0+2x60",
+    'pushsse_kafka_lag{topic="push.events", partition="0"}': "20x60",
+    "pushsse_dead_letters_total": "7x60",
+    "pushsse_types": "40x60",
+    "pushsse_kicked": "3x60",
+}
+
+
+def test_each_alert_has_series_that_make_it_fire() -> None:
+    assert set(FIRING) == {rule["alert"] for rule in RULES}
+
+
+def promtool(*arguments: str) -> None:
+    """Runs it; skips the test where it can't be had, also in CI: nothing else of it needs Prometheus."""
+    try:
+        found = program("promtool", "prometheus")
+    except PartMissing as reason:
+        pytest.skip(str(reason))
+    done = subprocess.run([found, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# `long`, since Debian's package is large.
 @pytest.mark.real
 @pytest.mark.long
-def test_promtool_takes_the_rules(tmp_path: Path) -> None:
-    """And the queries of the dashboard, as rules that record them. `long`: Debian's package is large."""
-    try:
-        promtool = program("promtool", "prometheus")
-    except PartMissing as reason:
-        # Also in CI: nothing else of it needs Prometheus.
-        pytest.skip(str(reason))
+def test_promtool_takes_the_rules_and_the_queries_of_the_dashboard(tmp_path: Path) -> None:
     recorded = [
         {"record": f"panel:{number}", "expr": query.text.replace("$__rate_interval", "5m")}
         for number, query in enumerate(queries())
@@ -184,8 +263,31 @@ def test_promtool_takes_the_rules(tmp_path: Path) -> None:
     ]
     panels = tmp_path / "panels.yaml"
     panels.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": recorded}]}))
-    for file in (REPOSITORY / "deploy" / "alerts.yaml", panels):
-        done = subprocess.run(
-            [promtool, "check", "rules", str(file)], capture_output=True, text=True, timeout=60, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+    promtool("check", "rules", str(REPOSITORY / "deploy" / "alerts.yaml"), str(panels))
+
+
+@pytest.mark.real
+@pytest.mark.long
+def test_each_alert_fires_when_it_should_and_none_for_a_node_that_is_well(tmp_path: Path) -> None:
+    def series(given: dict[str, str]) -> list[dict[str, str]]:
+        made = []
+        for name, values in given.items():
+            metric, _, inner = name.rstrip("}").partition("{")
+            labels = ", ".join(filter(None, (inner, 'job="pushsse", instance="one:9000"')))
+            made.append({"series": f"{metric}{{{labels}}}", "values": values})
+        return made
+
+    def case(given: dict[str, str], expr: str, expected: list[dict[str, object]]) -> dict[str, object]:
+        tested = {"expr": expr, "eval_time": "45m", "exp_samples": expected}
+        return {"interval": "1m", "input_series": series(given), "promql_expr_test": [tested]}
+
+    def firing(alert: str) -> str:
+        return f'count(ALERTS{{alertname="{alert}", alertstate="firing"}})'
+
+    one: list[dict[str, object]] = [{"labels": "{}", "value": 1}]
+    tests = [case(given, firing(alert), one) for alert, given in FIRING.items()]
+    tests.append(case(WELL, "count(ALERTS)", []))
+    file = tmp_path / "tests.yaml"
+    rules = str(REPOSITORY / "deploy" / "alerts.yaml")
+    file.write_text(yaml.safe_dump({"rule_files": [rules], "evaluation_interval": "1m", "tests": tests}))
+    promtool("test", "rules", str(file))
