@@ -81,7 +81,10 @@ async def shared(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -
     async with (
         serving(folder, answerer="python:tests.client.answering:answer") as node,
         serving(
-            folder / "secured", jwt_secret=SECRET, login_url=f"{node.url}/livez?next={{page}}"
+            folder / "secured",
+            auth_cookie="session",
+            jwt_secret=SECRET,
+            login_url=f"{node.url}/livez?next={{page}}",
         ) as secured,
         chromium(folder / "chromium") as browser,
     ):
@@ -92,6 +95,11 @@ async def shared(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -
 async def world(shared: World) -> AsyncIterator[World]:
     yield shared
     await shared.clear()
+
+
+def token(user: str, lives_s: float) -> str:
+    now = time.time()
+    return jwt.encode({"sub": user, "iat": int(now), "exp": now + lives_s}, SECRET)
 
 
 async def press(tab: Browser, key: str, **more: object) -> None:
@@ -223,6 +231,75 @@ async def test_enter_asks_and_the_answer_streams(world: World) -> None:
     await tab.until("document.querySelector('.answer')?.textContent === 'one two '")
 
 
+async def test_people_answer_where_one_asks_for_them(world: World) -> None:
+    tab = await world.live("mia")
+    await tab.run("document.getElementById('question').value = 'say: no'; 0")
+    await tab.run("document.getElementById('ask').requestSubmit(); 0")
+    await tab.until("document.querySelector('.exchange')?.dataset.status === 'answered'")
+    await tab.run("document.getElementById('hand-over').click(); 0")
+    await tab.until("!document.getElementById('release').hidden")
+    await tab.run("document.getElementById('question').value = 'Where is it?'; 0")
+    await tab.run("document.getElementById('ask').requestSubmit(); 0")
+    await tab.until("[...document.querySelectorAll('.doing')].at(-1).textContent.startsWith('A person will')")
+    waiting = (await world.node.http.get("/v1/questions?user=mia")).json()["questions"][0]
+    assert waiting["text"] == "Where is it?"
+    said = {"text": "It is on its way.", "name": "Sam"}
+    reply = await world.node.http.post(f"/v1/questions/{waiting['id']}/answer?user=staff", json=said)
+    assert reply.status_code in (200, 202), reply.text
+    await tab.until("[...document.querySelectorAll('.answer')].at(-1).textContent === 'It is on its way.'")
+    await tab.until("[...document.querySelectorAll('.by')].at(-1).textContent === 'Sam · staff'")
+    await tab.run("document.getElementById('release').click(); 0")
+    await tab.until("document.getElementById('release').hidden")
+    await no_faults(tab)
+
+
+async def test_an_answer_that_is_stopped_and_one_that_fails_say_so(world: World) -> None:
+    answering.go_on.clear()
+    tab = await world.live("ned")
+    await tab.run("document.getElementById('question').value = 'wait: one two'; 0")
+    await tab.run("document.getElementById('ask').requestSubmit(); 0")
+    await tab.until("document.querySelector('.answer')?.textContent === 'one '")
+    await tab.run("document.querySelector('.acts button').click(); 0")
+    await tab.until("document.querySelector('.doing').textContent === 'Stopped.'")
+    answering.go_on.set()
+    await tab.run("document.getElementById('question').value = 'fail: now'; 0")
+    await tab.run("document.getElementById('ask').requestSubmit(); 0")
+    await tab.until("[...document.querySelectorAll('.doing')].at(-1).textContent === 'No answer: no idea'")
+    assert await tab.run("document.querySelector('.answer').textContent") == "one "
+    await no_faults(tab)
+
+
+async def test_quiet_hours_and_a_whole_category_are_switched(world: World) -> None:
+    rules = {"title": "Tips", "category": "marketing"}
+    assert (await world.node.http.put("/v1/types/tips?user=dev", json=rules)).status_code in (200, 201)
+    tab = await world.live("ola", width=1280)
+    await tab.run("document.getElementById('quiet-add').click(); 0")
+    await tab.run("document.querySelector('#windows [name=sun]').click(); 0")
+    await tab.run("document.getElementById('zone').value = 'Asia/Shanghai'; 0")
+    await tab.run("document.getElementById('quiet-form').requestSubmit(); 0")
+    await tab.until("document.getElementById('quiet-note').textContent === 'Saved'")
+    await tab.run("document.getElementById('pause-8').click(); 0")
+    await tab.until("document.getElementById('paused').textContent.startsWith('Quiet until')")
+    whole = "document.querySelector('#switches [aria-label=marketing] input')"
+    await tab.run(f"{whole}.click(); 0")
+    await tab.until("document.getElementById('switch-note').textContent === 'marketing is off'")
+    found = (await world.node.http.get("/v1/preferences?user=ola")).json()
+    days = ["mon", "tue", "wed", "thu", "fri", "sat"]
+    assert (found["quiet"], found["zone"]) == (
+        [{"from": "22:00", "to": "07:00", "days": days}],
+        "Asia/Shanghai",
+    )
+    assert found["paused_until"] is not None
+    assert found["categories"] == {"marketing": False}
+    assert not await tab.run("document.querySelector('[aria-describedby=about-tips]').checked")
+    # A zone that there isn't is refused, and what was written stays.
+    await tab.run("document.getElementById('zone').value = 'Nowhere'; 0")
+    await tab.run("document.getElementById('quiet-form').requestSubmit(); 0")
+    await tab.until("document.getElementById('quiet-note').textContent.startsWith('Not saved')")
+    assert await tab.run("document.getElementById('zone').value") == "Nowhere"
+    await no_faults(tab)
+
+
 async def test_two_thousand_events_stay_bounded_and_move_nothing_that_is_read(world: World) -> None:
     tab = await world.live("eve")
     events = [{"type": "many", "to": {"users": ["eve"]}, "message": f"number {n}"} for n in range(2_000)]
@@ -298,11 +375,22 @@ async def test_every_word_is_there_in_both_languages(world: World) -> None:
     assert {one or other for one, other in used} <= english
 
 
-async def test_with_a_key_it_asks_for_a_token_and_says_so_when_that_has_expired(world: World) -> None:
-    def token(lives_s: float) -> str:
-        now = time.time()
-        return jwt.encode({"sub": "gil", "iat": int(now), "exp": now + lives_s}, SECRET)
+async def test_with_a_key_a_cookie_is_enough(world: World) -> None:
+    tab = await world.tab("about:blank")
+    await tab.call("Network.setCookie", name="session", value=token("pat", 600), url=world.secured.url)
+    await tab.open(f"{world.secured.url}/")
+    await tab.until(LIVE)
+    assert await tab.run("document.getElementById('person').textContent") == "pat"
+    assert await tab.run("document.getElementById('way-in').hidden")
+    # What changes something passes, too.
+    await tab.run("document.getElementById('question').value = 'How do I switch an event type off?'; 0")
+    await tab.run("document.getElementById('ask').requestSubmit(); 0")
+    await tab.until("document.querySelector('.exchange')?.dataset.status === 'answered'")
+    await tab.call("Network.deleteCookies", name="session", url=world.secured.url)
+    await no_faults(tab)
 
+
+async def test_with_a_key_it_asks_for_a_token_and_says_so_when_that_has_expired(world: World) -> None:
     # It goes to the login first, which here does nothing but be there, and comes back without a session.
     page = f"{world.secured.url}/"
     login = f"{world.node.url}/livez?next={quote(page, safe='')}"
@@ -316,7 +404,7 @@ async def test_with_a_key_it_asks_for_a_token_and_says_so_when_that_has_expired(
     await press(tab, "Enter")
     await tab.until("document.getElementById('why-out')?.textContent === 'the token isn\\'t valid'")
     await tab.until("document.activeElement.id === 'token'")
-    await tab.run(f"document.getElementById('token').value = '{token(4)}'; 0")
+    await tab.run(f"document.getElementById('token').value = '{token('gil', 3)}'; 0")
     await press(tab, "Enter")
     await tab.until(LIVE)
     assert await tab.run("document.getElementById('person').textContent") == "gil"

@@ -20,6 +20,7 @@ PASSWORD = "hunter2"
         ("PUSHSSE_TOKEN_LEEWAY_S", "61"),
         ("PUSHSSE_JWKS_URL", "https://login.example/keys"),
         ("PUSHSSE_AUTH_URL", "app.example/session"),
+        ("PUSHSSE_LOGIN_URL", "javascript:alert(1)"),
         ("PUSHSSE_AUTH_URL", f"http://ann:{PASSWORD}@app.example/session"),
         ("PUSHSSE_JWKS_URL", "file:///etc/keys"),
         ("PUSHSSE_JWKS_URL", "https://"),
