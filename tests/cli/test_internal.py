@@ -73,7 +73,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
 
 
 def test_what_is_internal_is_on_the_internal_address_alone(service: Apart) -> None:
-    assert {call.path for call in INTERNAL} >= {"/metrics", "/readyz", "/v1/users/{user:path}/kick"}
+    assert {call.path for call in INTERNAL} >= {"/metrics", "/docs", "/readyz", "/v1/users/{user:path}/kick"}
     for call in INTERNAL:
         for method in (call.method, "PUT"):
             outside = service.public.request(method, path(call.path), headers=ROOT)
