@@ -433,7 +433,7 @@ async def test_the_plug_loses_nothing(world: World) -> None:
 
 async def test_the_demo_ends_with_the_first_real_event(world: World) -> None:
     tab = await world.live("ida")
-    await tab.run("document.getElementById('demo').click(); 0")
+    await tab.run("document.getElementById('demo-here').click(); 0")
     await tab.until(f"{CARDS}.length > 0")
     await tab.until("document.querySelector('#events h3').textContent === 'Orders'")
     await world.node.publish("own", "mine", "ida")

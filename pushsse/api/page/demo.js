@@ -37,6 +37,10 @@ export class Demo {
   constructor(session) {
     this.#session = session;
     at("demo").addEventListener("click", () => (this.#timer ? this.#stop() : this.#start()));
+    at("demo-here").addEventListener("click", () => {
+      at("events-title").focus();
+      if (!this.#timer) this.#start();
+    });
     session.on("event", ({ type }) => !type.startsWith(PREFIX) && this.#stop());
   }
 

@@ -26,6 +26,7 @@ export class Feed {
   #byKey = new Map();
   #isDue = false;
   #isNew = false;
+  #isLoaded = false;
 
   /** `titleOf` says what a type is called; `loaded` is called when the last hour is there. */
   constructor(session, { titleOf, loaded }) {
@@ -56,6 +57,7 @@ export class Feed {
     for (const each of [this.#shown, this.#waiting, this.#byKey]) each.clear();
     this.#reading.restart();
     this.#isNew = false;
+    this.#isLoaded = true;
     this.#later();
     loaded();
   }
@@ -166,7 +168,7 @@ export class Feed {
     at("read-all").hidden = !count;
     at("new").hidden = !this.#waiting.size || !this.#isBusy();
     at("new").textContent = t("new", { n: this.#waiting.size });
-    at("empty").hidden = this.#shown.size + this.#waiting.size > 0;
+    at("empty").hidden = !this.#isLoaded || this.#shown.size + this.#waiting.size > 0;
     document.title = count ? `(${count}) ${t("title")}` : t("title");
   }
 }
