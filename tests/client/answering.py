@@ -5,8 +5,27 @@ from collections.abc import AsyncIterator
 
 from pushsse.questions.answerers.python import Asked
 
-# Set by a test: no word comes before that.
-go_on = asyncio.Event()
+
+class Gate:
+    """Opened by a test: no word comes before that. Each test has a loop of its own."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+
+    def clear(self) -> None:
+        """Closes it."""
+        self._open = asyncio.Event()
+
+    def set(self) -> None:
+        """Opens it."""
+        self._open.set()
+
+    async def wait(self) -> None:
+        """Waits until it is open."""
+        await self._open.wait()
+
+
+go_on = Gate()
 
 
 async def answer(question: Asked) -> AsyncIterator[object]:
