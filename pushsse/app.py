@@ -161,7 +161,7 @@ def _endpoints(node: Node) -> Endpoints:
             backplane=node.backplane,
             limit=CallLimit("acks", settings.acks_per_minute, "send acks", node.backplane, limited),
             window_s=settings.log_keep_s,
-            outcomes=node.outcomes,
+            outcomes=node.hub.outcomes,
         ),
         polls=PollEndpoint(
             identifier=identifier,
@@ -179,7 +179,9 @@ def _endpoints(node: Node) -> Endpoints:
         chat=ChatEndpoint(asked),
         agui=AguiEndpoint(asked),
         completions=CompletionsEndpoint(asked),
-        questions=QuestionsEndpoint(identifier, node.questions, reply, asking, rating, desk, node.outcomes),
+        questions=QuestionsEndpoint(
+            identifier, node.questions, reply, asking, rating, desk, node.hub.outcomes
+        ),
         conversations=ConversationsEndpoint(identifier, node.questions, desk, asking),
         access=AccessEndpoint(
             identifier,

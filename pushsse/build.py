@@ -70,12 +70,13 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
     )
     preferences = Preferences(store, backplane)
     outcomes = _outcomes(settings, backplane, metrics)
+    noted = outcomes.outcomes if outcomes is not None else None
     dispatcher = Dispatcher(
         backplane=backplane,
         switches=store,
         types=catalogue,
         metrics=metrics,
-        outcomes=outcomes.outcomes if outcomes is not None else None,
+        outcomes=noted,
     )
     answerer_parts = configured(settings, metrics)
     question_store = QuestionStore(database)
@@ -97,7 +98,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         limits=_limits(settings),
         metrics=metrics,
         revocations=kicked,
-        outcomes=outcomes.outcomes if outcomes is not None else None,
+        outcomes=noted,
         rules=catalogue,
     )
     catalogue.on_revision(lambda: hub_parts.opener.refresh(hub_parts.hub.people_before(catalogue.revision)))
@@ -153,7 +154,6 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
             OutcomeTopic(connection(settings), settings.outcomes_topic) if outcomes is not None else None,
             window_s=settings.log_keep_s,
         ),
-        outcomes=outcomes.outcomes if outcomes is not None else None,
         outcome_services=outcomes.services(backplane, presence, store) if outcomes is not None else {},
         tickets=Tickets(backplane, kicked),
         questions=questions,

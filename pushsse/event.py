@@ -21,6 +21,8 @@ MAX_USERS = 10_000
 # Longer bodies are looked at before they are decoded: most of what they hold can't be right.
 _SHORT_BYTES = 64 * 1024
 _ID_LINE_BYTES = 72
+_LABEL = b"data: "
+_LABEL_BYTES = len(_LABEL)
 _FEW_COLONS = 5_000
 _FEW_NAMES = 20
 _RESERVED = (
@@ -164,9 +166,26 @@ class Publication(Struct, frozen=True, array_like=True):
     collapse: str = ""
     origin: str = ""
 
+    @property
+    def data(self) -> bytes:
+        """The data as JSON."""
+        return self.body[_LABEL_BYTES:-1]
+
+    @property
+    def event_id(self) -> str:
+        """The id that a person's event has for clients; empty for other publications."""
+        try:
+            return _identified.decode(self.data).id
+        except msgspec.DecodeError:
+            return ""
+
     def frame(self, *, named: bool = True) -> bytes:
         """The SSE event without its `id` line and the blank line (WHATWG HTML, 9.2.5)."""
         return f"event: {self.name}\n".encode() + self.body if named or not self.switchable else self.body
+
+
+class _Identified(Struct):
+    id: str
 
 
 class _Delivered(Struct):
@@ -225,6 +244,7 @@ _NULL = msgspec.Raw(b"null")
 _FIELDS = frozenset(Event.__struct_fields__)
 _json = msgspec.json.Encoder()
 _event = msgspec.json.Decoder(Event)
+_identified = msgspec.json.Decoder(_Identified)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _bounded_members = msgspec.json.Decoder(_Members)
 _bounded_members_alone = msgspec.json.Decoder(_MembersAlone)
@@ -556,7 +576,7 @@ def encode(
     if b"\n" in line or b"\r" in line:
         # A message as it was sent may have them between its values, where a blank is the same (RFC 8259, 2).
         line = line.translate(_BLANKS)
-    body = b"data: " + line + b"\n"
+    body = _LABEL + line + b"\n"
     if len(name) + len(body) + _ID_LINE_BYTES > MAX_FRAME_BYTES:
         raise _too_large(len(body))
     to = None if users is None else tuple(users)

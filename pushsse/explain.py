@@ -17,12 +17,11 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from pushsse.backplane import BROADCAST, Backplane, Entry, log_of
-from pushsse.errors import KafkaUnavailable
 from pushsse.event import Publication
 from pushsse.hub.catch_up import Scans
 from pushsse.kafka import Connection
 from pushsse.kafka.producer import partition_of
-from pushsse.kafka.stretch import stretch
+from pushsse.kafka.reading import reader
 from pushsse.outcomes import Outcome
 from pushsse.position import parse
 
@@ -36,7 +35,6 @@ _TOPIC_S = 10.0
 # Before the event's place in the log, for clocks that differ.
 _BEFORE_MS = 10_000
 _ACK = "ack"
-_DATA = b"data: "
 _WORDS = {True: "on", False: "off", None: "by default"}
 
 Verdict = Literal[
@@ -99,7 +97,7 @@ class _Seen:
     _begin: bytes = b""
 
     def __post_init__(self) -> None:
-        self._begin = _DATA + b'{"id":' + msgspec.json.encode(self.event) + b","
+        self._begin = b'{"id":' + msgspec.json.encode(self.event) + b","
 
     def take(self, entries: Iterable[Entry]) -> None:
         """Takes entries of one log after another, in order."""
@@ -112,7 +110,7 @@ class _Seen:
                 self.steps.append(Step(at, "switched", _switched(publication)))
             elif publication.name == _ACK:
                 self._take_ack(entry)
-            elif publication.body.startswith(self._begin):
+            elif publication.data.startswith(self._begin):
                 self._take_event(entry)
             elif self.published is not None and publication.collapse:
                 first = self.published.publication
@@ -142,7 +140,7 @@ class _Seen:
 
     def _take_ack(self, entry: Entry) -> None:
         try:
-            acked = msgspec.json.decode(entry.publication.body[len(_DATA) :], type=_Acked)
+            acked = msgspec.json.decode(entry.publication.data, type=_Acked)
         except msgspec.DecodeError:
             return
         if acked.ids and self.event in acked.ids:
@@ -231,25 +229,29 @@ class Explaining:
         else:
             from_ms = self.backplane.now_ms() - int(self.window_s * 1000)
         found: list[Outcome] = []
-        looked_at = 0
+        looked_at, topic = 0, outcomes.topic
+        # As it is written there: a name may have quotes in it.
+        named = msgspec.json.encode(seen.event)
         try:
-            async with asyncio.timeout(_TOPIC_S):
-                async for record in stretch(
-                    outcomes.connection,
-                    outcomes.topic,
-                    partition=lambda partitions: partition_of(key, partitions),
-                    from_ms=from_ms,
-                ):
+            async with asyncio.timeout(_TOPIC_S), reader(outcomes.connection) as kafka:
+                there = await kafka.ranges(topic)
+                if not there:
+                    raise OSError(f"the topic {topic} isn't there, or may not be read")
+                partition = partition_of(key, list(there))
+                start = await kafka.since(topic, partition, from_ms)
+                if start is None:
+                    return ()
+                async for record in kafka.forward(topic, partition, start, there[partition].end):
                     looked_at += 1
-                    if record.key == key and record.value and seen.event.encode() in record.value:
+                    if record.key == key and record.value and named in record.value:
                         found += _outcome(record.value, seen.event)
                     if looked_at >= _MOST_RECORDS:
-                        incomplete.append(f"{outcomes.topic}: only {looked_at} records were looked at")
+                        incomplete.append(f"{topic}: only {looked_at} records were looked at")
                         break
         except TimeoutError:
-            incomplete.append(f"{outcomes.topic}: only what could be read within {_TOPIC_S:.0f} s")
-        except KafkaUnavailable as error:
-            incomplete.append(f"{outcomes.topic} can't be read")
+            incomplete.append(f"{topic}: only what could be read within {_TOPIC_S:.0f} s")
+        except OSError as error:
+            incomplete.append(f"{topic} can't be read")
             logger.warning("what became of events can't be read: %s", error)
         return found
 
@@ -268,7 +270,7 @@ def _switched(publication: Publication) -> str:
     The body is read, not the change: a change knows no categories, and a large one has several bodies.
     """
     try:
-        data = msgspec.json.decode(publication.body[len(_DATA) :], type=_Switched)
+        data = msgspec.json.decode(publication.data, type=_Switched)
     except msgspec.DecodeError:
         return "in a way that this release doesn't know"
     says = [f"{name} {'on' if on else 'off'}" for name, on in sorted(data.types.items())]

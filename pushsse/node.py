@@ -27,7 +27,6 @@ from pushsse.intake.http import Intake
 from pushsse.kafka.producer import Producer
 from pushsse.kicks import Kicked, Kicks
 from pushsse.metrics import Metrics
-from pushsse.outcomes import Outcomes
 from pushsse.people import StoredPeople
 from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.catalogue import CatalogueStore
@@ -75,7 +74,6 @@ class Node:
     presence: Presence
     explaining: Explaining
     # None where it isn't noted what became of events.
-    outcomes: Outcomes | None
     outcome_services: Mapping[str, Service]
     tickets: Tickets
     questions: Questions

@@ -28,7 +28,8 @@ WRITTEN, SWITCHED_OFF, EXPIRED, OFFLINE = "written", "switched_off", "expired", 
 RATED = "rated"
 _FLUSH_S = 0.1
 _TOTALS_S = 1.0
-# What has been noted and isn't a record yet.
+_LAST_S = 1.0
+# What has been noted and isn't a record yet: that of a tenth of a second.
 MOST_NOTED = 200_000
 MOST_BYTES = 32 * 1024 * 1024
 _MOST_TOTALS = 10_000
@@ -80,22 +81,6 @@ class _Total:
         self.counts: dict[str, int] = {}
 
 
-class _EventId(Struct):
-    id: str
-
-
-_event_id = msgspec.json.Decoder(_EventId)
-_DATA = b"data: "
-
-
-def event_id(publication: Publication) -> str:
-    """The id of a person's event; empty for a publication that isn't one."""
-    try:
-        return _event_id.decode(memoryview(publication.body)[len(_DATA) :]).id
-    except msgspec.DecodeError:
-        return ""
-
-
 class Outcomes:
     """Notes what becomes of people's events, and sends it.
 
@@ -121,8 +106,12 @@ class Outcomes:
 
     def note(self, publication: Publication, user: str, outcome: str) -> None:
         """Notes what became of a publication for one person; of one that isn't a person's event, nothing."""
-        if publication.switchable:
+        if not publication.switchable:
+            return
+        if len(self._noted) < MOST_NOTED:
             self._noted.append(Noted(publication, user, outcome, self._now_ms()))
+        else:
+            self._lose(1)
 
     def note_all(self, publication: Publication, users: Iterable[str], outcome: str) -> None:
         """The same for several people."""
@@ -167,33 +156,46 @@ class Outcomes:
     # The service
 
     async def run(self) -> None:
-        """Makes records and sends them, for ever; at its end what there is."""
-        outage = Outage("what became of events can't be written", logger, Backoff())
-        loop = asyncio.get_running_loop()
-        totals_at = 0.0
+        """Makes records and sends them, for ever; at its end what there is, for a second."""
         try:
-            while True:
-                await asyncio.sleep(_FLUSH_S)
-                if loop.time() >= totals_at:
-                    self._take_totals()
-                    totals_at = loop.time() + _TOTALS_S
-                await self._make_records()
-                try:
-                    await self._send()
-                except KafkaUnavailable as error:
-                    # Records go on being made meanwhile: they are smaller than what they are made of.
-                    await self._rest(outage.failed(error))
-                else:
-                    outage.over()
+            async with asyncio.TaskGroup() as tasks:
+                # Beside each other: a Kafka that doesn't answer may not keep publications in memory, which
+                # are larger than their records.
+                tasks.create_task(self._make_all(), name="records of outcomes")
+                tasks.create_task(self._send_all(), name="outcomes")
         finally:
             self._take_totals()
             await self._make_records()
             try:
+                async with asyncio.timeout(_LAST_S):
+                    await self._send()
+            except (KafkaUnavailable, TimeoutError) as error:
+                logger.warning(
+                    "what became of events: %d records are lost at the end: %s",
+                    len(self._waiting),
+                    str(error) or "no answer in time",
+                )
+
+    async def _make_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        totals_at = 0.0
+        while True:
+            await asyncio.sleep(_FLUSH_S)
+            if loop.time() >= totals_at:
+                self._take_totals()
+                totals_at = loop.time() + _TOTALS_S
+            await self._make_records()
+
+    async def _send_all(self) -> None:
+        outage = Outage("what became of events can't be written", logger, Backoff())
+        while True:
+            await asyncio.sleep(_FLUSH_S)
+            try:
                 await self._send()
             except KafkaUnavailable as error:
-                logger.warning(
-                    "what became of events: %d records are lost at the end: %s", len(self._waiting), error
-                )
+                await asyncio.sleep(outage.failed(error))
+            else:
+                outage.over()
 
     async def send(self, noted: Sequence[Noted]) -> None:
         """Sends these outcomes, and returns when Kafka has them. Raises KafkaUnavailable."""
@@ -204,17 +206,8 @@ class Outcomes:
         for start in range(0, len(records), _SENT_AT_ONCE):
             await self._send_each(records[start : start + _SENT_AT_ONCE])
 
-    async def _rest(self, wait_s: float) -> None:
-        until = asyncio.get_running_loop().time() + wait_s
-        while asyncio.get_running_loop().time() < until:
-            await asyncio.sleep(_FLUSH_S)
-            await self._make_records()
-
     async def _make_records(self) -> None:
         noted, self._noted = self._noted, []
-        if len(noted) > MOST_NOTED:
-            self._lose(len(noted) - MOST_NOTED)
-            noted = noted[-MOST_NOTED:]
         for start in range(0, len(noted), _AT_ONCE):
             for record in self._records(noted[start : start + _AT_ONCE]):
                 self._keep(record)
@@ -227,7 +220,7 @@ class Outcomes:
 
     def _lose(self, count: int) -> None:
         if count and not self.lost:
-            logger.warning("what became of events: more than can be kept, the oldest records are lost")
+            logger.warning("what became of events: more than can be kept, some records are lost")
         self.lost += count
 
     async def _send(self) -> None:
@@ -255,12 +248,12 @@ class Outcomes:
     def _records(self, noted: Iterable[Noted]) -> list[Outgoing]:
         made = []
         for publication, user, outcome, at_ms in noted:
-            name = event_id(publication)
+            name = publication.event_id
             if not self._is_chosen(name):
                 continue
             data: Raw | UnsetType = UNSET
             if outcome == OFFLINE:
-                data = Raw(publication.body[len(_DATA) : -1])
+                data = Raw(publication.data)
             made.append(
                 Outgoing(user.encode(), self._record(name, publication, outcome, at_ms, user=user, data=data))
             )
@@ -270,7 +263,7 @@ class Outcomes:
         totals, self._totals = self._totals, {}
         now_ms = self._now_ms()
         for total in totals.values():
-            name = event_id(total.publication)
+            name = total.publication.event_id
             for outcome, count in total.counts.items() if self._is_chosen(name) else ():
                 record = self._record(name, total.publication, outcome, now_ms, count=count)
                 self._keep(Outgoing(None, record))

@@ -37,7 +37,6 @@ MAX_IDS_BYTES = 8 * 1024
 MAX_COUNTED = SCAN_ENTRIES
 # Of what is read in one turn of the event loop: an ack takes longer than an event.
 _STEP_BYTES = 256 * 1024
-_DATA = len(b"data: ")
 _READ = frozenset({"read", "clicked"})
 
 
@@ -160,12 +159,6 @@ class AcksEndpoint:
         return self.replay.is_current(cursor)
 
 
-class _Event(Struct):
-    """What is read of an event's data."""
-
-    id: str = ""
-
-
 class _Ack(Struct):
     """What is read of an ack's data, which a newer release may have written."""
 
@@ -174,7 +167,6 @@ class _Ack(Struct):
     up_to: str = ""
 
 
-_event = msgspec.json.Decoder(_Event)
 _ack = msgspec.json.Decoder(_Ack)
 
 
@@ -205,7 +197,7 @@ class _Counted:
             replaced = self._keys.pop((everyone, publication.collapse), None)
             self._unread[everyone].pop(replaced or "", None)
         if publication.switchable:
-            event_id = _event.decode(publication.body[_DATA:]).id
+            event_id = publication.event_id
             # At the end also where it comes again: `_read_up_to` takes from the front.
             self._unread[everyone].pop(event_id, None)
             mark = place.broadcast if everyone else place.shard
@@ -213,7 +205,7 @@ class _Counted:
             if publication.collapse:
                 self._keys[everyone, publication.collapse] = event_id
         elif publication.name == NAME:
-            self._read(_ack.decode(publication.body[_DATA:]), place)
+            self._read(_ack.decode(publication.data), place)
 
     def _read(self, ack: _Ack, place: Position) -> None:
         if ack.state not in _READ:

@@ -36,7 +36,6 @@ SCAN_WAIT_S = 5.0
 # Below what proxies wait for an answer by themselves: nginx 60 s, others 30 s.
 MAX_WAIT_S = 30
 RETRY_AFTER = {"retry-after": "5"}
-_DATA = len(b"data: ")
 _HEAD = [
     (b"content-type", b"application/json"),
     *((name.encode(), value.encode()) for name, value in ANSWER_HEADERS.items()),
@@ -218,7 +217,7 @@ class _Reading:
         self.looked_at += passed.looked_at
         self.more = bool(entries) and not self.replay.is_current(cursor)
         for publication, position in passed.found:
-            data = msgspec.Raw(publication.body[_DATA:-1])
+            data = msgspec.Raw(publication.data)
             self.found.append((publication.expires_ms, EventView(publication.name, data, str(position))))
 
     def answer(self) -> Events:

@@ -32,7 +32,6 @@ from pushsse.settings import FORMATS, KafkaMap, KafkaSource, Settings
 
 _MOST = 1000
 _SHOWN = 2_000
-_DATA = len(b"data: ")
 
 
 @dataclass(slots=True)
@@ -222,7 +221,7 @@ def _show_event(draft: Draft, outcomes: Outcomes) -> None:
     word = "expired" if is_expired else "event"
     outcomes.expired += is_expired
     outcomes.events += not is_expired
-    say(f"  {word:<12} {publication.name} to {to}{more}: {_text(publication.body[_DATA:-1])}")
+    say(f"  {word:<12} {publication.name} to {to}{more}: {_text(publication.data)}")
 
 
 def _text(content: bytes) -> str:

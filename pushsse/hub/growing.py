@@ -95,7 +95,7 @@ class Answer:
             self.place = Place(so_far.attempt, parts=len(so_far.parts)).after(whole, kept=False)
         early, self.early = self.early, []
         for delta in early:
-            data = _data.decode(json_of(delta))
+            data = _data.decode(delta.data)
             if self.is_news(delta, data) and self.take(delta, data) is None:
                 self.early.append(delta)
 
@@ -151,7 +151,7 @@ class GrowingAnswers:
         if delta.attempt == 0 or not delta.users:
             # Of a release without attempts, whose deltas reach back: any client can take them as they are.
             return delta
-        data = _data.decode(json_of(delta))
+        data = _data.decode(delta.data)
         if delta.attempt <= self._ended.get(delta.subject, (0.0, -1))[1]:
             return None
         answer = self._answer(delta.subject, delta.users[0])
@@ -248,8 +248,3 @@ class GrowingAnswers:
     def _forget_some(self) -> None:
         while self._characters > MOST_CHARACTERS and len(self._answers) > 1:
             self.forget(next(iter(self._answers)))
-
-
-def json_of(delta: Publication) -> bytes:
-    """The data of a publication."""
-    return delta.body.removeprefix(b"data: ")

@@ -1,6 +1,7 @@
 """Reads what a topic holds, without a group: nothing is committed, and no member of one notices.
 
-Called by `pushsse try` (the last records of a topic) and by `pushsse dead` (a topic from some offset on).
+Called by `pushsse try` (the last records of a topic), by `pushsse dead` (a topic from some offset on) and by
+`explain` (a partition from some time on).
 """
 
 import asyncio
@@ -57,6 +58,14 @@ class Reader:
             found += records[-count:]
         found.sort(key=lambda record: (record.timestamp, record.partition, record.offset))
         return found[-count:]
+
+    async def since(self, topic: str, partition: int, at_ms: int) -> int | None:
+        """The first offset of a partition with a record from a time on (ms since 1970); None without any."""
+        at = TopicPartition(topic, partition)
+        with _as_os_error():
+            self.consumer.assign([at])
+            found = (await self.consumer.offsets_for_times({at: max(0, at_ms)}))[at]
+        return None if found is None else int(found.offset)
 
     async def forward(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Record]:
         """A partition's records from `start` up to, and without, `end`."""

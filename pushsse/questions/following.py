@@ -171,7 +171,7 @@ class Following:
                 if isinstance(heard, (Idle, Interrupted)):
                     yield heard
                 elif heard.name == "answer.delta":
-                    for update in answer.grow(_delta.decode(_json_of(heard))):
+                    for update in answer.grow(_delta.decode(heard.data)):
                         yield update
                 elif heard.name in ENDINGS:
                     last = await _end(question, heard, looks, joined)
@@ -341,7 +341,7 @@ async def _end(question: Question, heard: Publication, looks: _Looks, joined: fl
             return found
         await asyncio.sleep(_END_LOOK_S * again)
     if heard.name == "answer":
-        said = _answer.decode(_json_of(heard))
+        said = _answer.decode(heard.data)
         return replace(
             question,
             status="answered",
@@ -351,7 +351,7 @@ async def _end(question: Question, heard: Publication, looks: _Looks, joined: fl
             suggestions=said.suggestions,
             parts=said.parts,
         )
-    error = _error.decode(_json_of(heard))
+    error = _error.decode(heard.data)
     return replace(question, status="failed", error_code=error.code, error_detail=error.detail)
 
 
@@ -411,11 +411,7 @@ class _Answer:
 
 def _is_handed_over(publication: Publication) -> bool:
     """Whether people answer from now on, which may take days."""
-    return publication.name == "question" and _question.decode(_json_of(publication)).status == "handed_over"
-
-
-def _json_of(publication: Publication) -> bytes:
-    return publication.body.removeprefix(b"data: ")
+    return publication.name == "question" and _question.decode(publication.data).status == "handed_over"
 
 
 def _first_units(text: str, count: int) -> str:
