@@ -6,12 +6,13 @@ import weakref
 
 # Below the range that the kernel takes for outgoing connections (32768 and up), or a client's connection
 # could sit on the port of a part that is just being restarted.
-_FIRST, _LAST = 20_000, 32_000
+# Apart from each other: a port that is free, and not yet listened on, may not become a part's.
+_FREE, _TAKEN = range(20_000, 23_000), range(23_000, 32_000)
 
 
 def free_port() -> int:
     """A port that nobody listens on, and no part has taken."""
-    for port in random.sample(range(_FIRST, _LAST), 200):
+    for port in random.sample(_FREE, 200):
         if (claim := _claim(port)) is not None:
             claim.close()
             return port
@@ -23,7 +24,7 @@ def take_port(holder: object) -> int:
 
     A part draws its port long before it listens, and doesn't listen while it is being restarted.
     """
-    for port in random.sample(range(_FIRST, _LAST), 200):
+    for port in random.sample(_TAKEN, 200):
         if (claim := _claim(port)) is not None:
             weakref.finalize(holder, claim.close)
             return port

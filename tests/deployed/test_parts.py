@@ -68,6 +68,13 @@ def test_a_port_that_is_taken_is_nobody_elses_until_its_holder_is_gone(
     assert free_port() == first
 
 
+def test_no_part_takes_a_port_that_was_found_free_and_is_not_listened_on_yet() -> None:
+    holders = [Holder() for _ in range(50)]
+    taken = {take_port(holder) for holder in holders}
+    found = {free_port() for _ in range(50)}
+    assert max(found) < min(taken)
+
+
 def kill(part: Part) -> None:
     """Ends it, and checks that nothing of it is left at that moment."""
     family = [part.pid, *descendants(part.pid)]
