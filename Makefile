@@ -10,6 +10,11 @@ DEV_LOCK := requirements-dev.lock
 AUDIT_LOCK := requirements-audit.lock
 AUDIT_VENV := $(VENV)-audit
 AUDIT_STAMP := $(AUDIT_VENV)/.installed
+# So has `make docs`.
+DOCS_LOCK := requirements-docs.lock
+DOCS_VENV := $(VENV)-docs
+DOCS_STAMP := $(DOCS_VENV)/.installed
+DOCS_OUT := build/docs
 AUDIT ?= $(AUDIT_VENV)/bin/pip-audit
 # Where advisories come from: pypi or osv.
 AUDIT_SERVICE ?= pypi
@@ -31,7 +36,7 @@ COVERAGE ?=
 MEASURED = $(if $(ARGS),,$(if $(COVERAGE),--cov=pushsse --cov-branch --cov-report=term:skip-covered --cov-fail-under=90))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick long lowest newest check audit advisories format client stack faults bench lock clean
+.PHONY: help run test quick long lowest newest check audit advisories format client docs stack faults bench lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -76,7 +81,8 @@ advisories: $(AUDIT_STAMP)
 	  echo "the source of advisories ($(AUDIT_SERVICE)) can't be reached, or has none about $(CANARY): nothing was audited" >&2; \
 	  exit 1; \
 	fi
-	$(AUDIT) --progress-spinner off -s $(AUDIT_SERVICE) --strict --disable-pip --require-hashes -r $(DEV_LOCK) -r $(AUDIT_LOCK)
+	$(AUDIT) --progress-spinner off -s $(AUDIT_SERVICE) --strict --disable-pip --require-hashes \
+	  -r $(DEV_LOCK) -r $(AUDIT_LOCK) -r $(DOCS_LOCK)
 
 format: $(DEV_STAMP) ## formats, and repairs what lint can
 	$(VENV)/bin/ruff format .
@@ -89,6 +95,10 @@ client: ## minifies the browser client, which the service then serves, and packs
 	  { echo "/* pushsse.js; SHA-256 of the source: $$(sha256sum pushsse.js | cut -c1-16) */"; cat pushsse.tmp; } \
 	    >pushsse.min.js; rm pushsse.tmp'
 	@mkdir -p dist && npm pack --silent ./pushsse/client --pack-destination dist
+
+docs: $(DOCS_STAMP) ## renders the docs into build/docs; fails where a link, an anchor or an image leads nowhere
+	@$(DOCS_VENV)/bin/python -m sphinx -q -W --keep-going -E -a -c docs -d $(DOCS_OUT)/.doctrees . $(DOCS_OUT)
+	@echo "open $(DOCS_OUT)/index.html"
 
 stack: $(DEV_STAMP) ## the whole deployment on this machine: Kafka, Redis, PostgreSQL, two nodes, nginx
 	@exec $(PYTHON) -m deploy.stack $(ARGS)
@@ -103,10 +113,11 @@ lock: ## pins the newest versions that pyproject.toml allows; needs uv
 	uv pip compile -q $(LOCKING) --upgrade --group dev pyproject.toml -o $(DEV_LOCK)
 	uv pip compile -q $(LOCKING) --constraint $(DEV_LOCK) pyproject.toml -o $(LOCK)
 	uv pip compile -q $(PINNING) --upgrade --group audit -o $(AUDIT_LOCK)
-	@! grep -nE '://|--(extra-)?index-url|--find-links' $(LOCK) $(DEV_LOCK) $(AUDIT_LOCK)
+	uv pip compile -q $(PINNING) --upgrade --group docs -o $(DOCS_LOCK)
+	@! grep -nE '://|--(extra-)?index-url|--find-links' $(LOCK) $(DEV_LOCK) $(AUDIT_LOCK) $(DOCS_LOCK)
 
 clean: ## removes the venv, caches and what was built
-	rm -rf $(VENV) $(AUDIT_VENV) $(VENV)-lowest $(VENV)-newest .parts .stack dist build htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(AUDIT_VENV) $(DOCS_VENV) $(VENV)-lowest $(VENV)-newest .parts .stack dist build htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The second time this is instant. The locks hold binary packages for Python 3.11 to 3.13, with their hashes.
@@ -122,15 +133,23 @@ $(DEV_STAMP): pyproject.toml $(DEV_LOCK)
 	@touch $@ $(STAMP)
 
 $(AUDIT_STAMP): $(AUDIT_LOCK)
-	@set -e; if command -v uv >/dev/null 2>&1; then \
-	  [ -x $(AUDIT_VENV)/bin/python ] || uv venv -q --python '>=3.11,<3.14' $(AUDIT_VENV); \
-	  uv pip install -q --python $(AUDIT_VENV) --no-deps --require-hashes --only-binary :all: -r $(AUDIT_LOCK); \
-	else \
-	  [ -x $(AUDIT_VENV)/bin/python ] || $(PYTHON3) -m venv $(AUDIT_VENV); \
-	  $(AUDIT_VENV)/bin/python -m pip --disable-pip-version-check install -q --no-deps --require-hashes \
-	    --only-binary :all: -r $(AUDIT_LOCK); \
-	fi
+	@$(call tools,$(AUDIT_LOCK),$(AUDIT_VENV))
 	@touch $@
+
+$(DOCS_STAMP): $(DOCS_LOCK)
+	@$(call tools,$(DOCS_LOCK),$(DOCS_VENV))
+	@touch $@
+
+# tools LOCK VENV: makes an environment beside, and installs what LOCK lists.
+define tools
+set -e; if command -v uv >/dev/null 2>&1; then \
+  [ -x $(2)/bin/python ] || uv venv -q --python '>=3.11,<3.14' $(2); \
+  uv pip install -q --python $(2) --no-deps --require-hashes --only-binary :all: -r $(1); \
+else \
+  [ -x $(2)/bin/python ] || $(PYTHON3) -m venv $(2); \
+  $(2)/bin/python -m pip --disable-pip-version-check install -q --no-deps --require-hashes --only-binary :all: -r $(1); \
+fi
+endef
 
 # install LOCK: makes the environment, installs what LOCK lists and this source, and checks that the set is whole.
 define install

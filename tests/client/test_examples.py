@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -60,17 +59,6 @@ async def test_a_site_of_another_origin_gets_its_page_tickets(tmp_path: Path) ->
             await publish(node, "for bo", "bo")
             await publish(node, "for ann", "ann")
             await browser.until("document.getElementById('events').innerText === 'news: for ann'")
-
-
-def test_the_page_in_the_docs_is_the_one_of_the_example() -> None:
-    """Somebody copies it from there."""
-    docs = (ROOT / "docs/browser.md").read_text()
-    page = (ROOT / "examples/ticket/index.html").read_text()
-    imported = 'import { connect } from "http://127.0.0.1:8000/pushsse.js";'
-    assert imported in docs
-    assert imported in page
-    assert re.search(r"ticket: \(\) => fetch\(\"/ticket\"\)", docs)
-    assert re.search(r"ticket: \(\) => fetch\(\"/ticket\"\)", page)
 
 
 def bundled(name: str) -> Path:

@@ -55,6 +55,7 @@ def test_what_is_locked_is_asked_about_once_the_canary_is_found(tmp_path: Path) 
     assert "--strict" in asked
     assert "requirements-dev.lock" in asked
     assert "requirements-audit.lock" in asked
+    assert "requirements-docs.lock" in asked
 
 
 def test_a_finding_fails_the_audit(tmp_path: Path) -> None:

@@ -57,6 +57,25 @@ def test_relative_links_and_anchors_lead_somewhere(name: str) -> None:
     assert not dead, f"{name} has links that lead nowhere: {dead}"
 
 
+def test_every_page_is_in_the_navigation_once() -> None:
+    index = ROOT / "docs" / "index.md"
+    entries = re.findall(r"^- \[[^\]]+\]\(([^)#\s]+\.md)\)", index.read_text(), re.MULTILINE)
+    listed = [(index.parent / entry).resolve().relative_to(ROOT).as_posix() for entry in entries]
+    assert sorted(listed) == sorted(name for name in PAGES if not name.startswith("examples/"))
+
+
+def test_every_picture_is_shown_by_a_page() -> None:
+    shown = {
+        (ROOT / name).parent.joinpath(link).resolve()
+        for name in PAGES
+        for link in _LINK.findall(text(ROOT / name))
+        if not re.match(r"[a-z]+:", link)
+    }
+    made = {file for folder in ("images", "plots") for file in (ROOT / "docs" / folder).iterdir()}
+    assert made
+    assert not {file.name for file in made - shown}
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_files_that_a_page_names_exist(name: str) -> None:
     page = ROOT / name

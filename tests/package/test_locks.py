@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-RUNTIME, TOOLS, AUDIT = "requirements.lock", "requirements-dev.lock", "requirements-audit.lock"
+RUNTIME, TOOLS = "requirements.lock", "requirements-dev.lock"
+# Of environments of their own, by their group in pyproject.toml.
+BESIDE = {"audit": "requirements-audit.lock", "docs": "requirements-docs.lock"}
 
 
 def _locked(name: str) -> dict[str, str]:
@@ -20,7 +22,7 @@ def _names(requirements: list[str]) -> set[str]:
     return {re.split(r"[\[<>=; ]", requirement)[0].lower() for requirement in requirements}
 
 
-@pytest.mark.parametrize("name", [RUNTIME, TOOLS, AUDIT])
+@pytest.mark.parametrize("name", [RUNTIME, TOOLS, *BESIDE.values()])
 def test_every_line_of_a_lock_pins_one_version_with_its_hashes(name: str) -> None:
     text = (ROOT / name).read_text().replace("\\\n", " ")
     for line in text.splitlines():
@@ -41,6 +43,7 @@ def test_the_runtime_lock_has_what_the_package_asks_for_and_no_tools() -> None:
     assert not (_names(asked["dependency-groups"]["dev"]) - {"httpx"}) & locked
 
 
-def test_the_audit_lock_has_what_its_group_asks_for() -> None:
+@pytest.mark.parametrize("group", BESIDE)
+def test_a_lock_beside_has_what_its_group_asks_for(group: str) -> None:
     asked = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert _names(asked["dependency-groups"]["audit"]) <= _locked(AUDIT).keys()
+    assert _names(asked["dependency-groups"][group]) <= _locked(BESIDE[group]).keys()
