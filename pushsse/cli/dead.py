@@ -10,9 +10,9 @@ import click
 from pushsse.cli import BadSetting, Failed, read_settings, say, with_settings
 from pushsse.errors import SettingsError, Unavailable
 from pushsse.kafka import connection
+from pushsse.kafka.dead_letters import RESEND_BATCH, DeadLetter, DeadLetterTopic, Sent
 from pushsse.kafka.producer import Producer
 from pushsse.kafka.reading import reader
-from pushsse.kafka.resending import BATCH, DeadLetter, DeadLetterTopic, Sent
 from pushsse.logs import shown
 from pushsse.settings import DLQ_SUFFIX, Settings
 
@@ -137,7 +137,9 @@ async def _send(letters: DeadLetterTopic, sent: dict[int, Sent], wanted: Wanted,
                     left += 1
                     _show(letter)
                     continue
-                if batch and (len(batch) == BATCH or batch[0].record.partition != letter.record.partition):
+                if batch and (
+                    len(batch) == RESEND_BATCH or batch[0].record.partition != letter.record.partition
+                ):
                     await letters.send(batch, sent, producer)
                     count += len(batch)
                     batch = []

@@ -19,8 +19,7 @@ from pushsse.backplane import BROADCAST, Backplane, Entry
 from pushsse.errors import CloseReason, PushsseError, Unavailable
 from pushsse.event import WITHDRAW, Publication
 from pushsse.hub.hub import Hub
-from pushsse.hub.log_tail import LogTail
-from pushsse.hub.newest import Ahead
+from pushsse.hub.log_tail import Ahead, LogTail
 from pushsse.hub.opening import Opener
 from pushsse.outcomes import EXPIRED, SWITCHED_OFF, WRITTEN
 from pushsse.position import Mark, Position

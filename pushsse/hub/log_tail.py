@@ -1,18 +1,21 @@
 """One log that this node follows: how far the node has heard it, and its tail, which is kept in memory.
 
 Delivery writes it as the node hears the log; the opening and catch-up read it, so that a storm of clients
-that reconnect is served from memory and not by Redis.
+that reconnect is served from memory and not by Redis. Each tail has a `Newest`: which entries a newer one has
+taken the place of (`collapse`, `withdraw`). It is written as the node hears entries that have a key, and
+asked by replays; entries without a key cost nothing. A replay also looks ahead in the piece that it has read
+(`Ahead`), for what came before the node listened.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 from pushsse.backplane import Entry, Head
 from pushsse.errors import BackplaneUnavailable
 from pushsse.event import Publication
-from pushsse.hub.newest import Newest
 from pushsse.position import Mark
 
 # Long enough for a storm of clients that come back after a node, or the way to it, was away.
@@ -24,6 +27,14 @@ WAIT_LIMIT_S = 5.0
 # Besides the body: the entry, the publication, their numbers and names, and a recipient (CPython 3.11).
 _ENTRY_BYTES = 520
 _RECIPIENT_BYTES = 64
+# An entry for more people isn't noted: each of them costs a microsecond.
+MOST_NOTED = 1_000
+_MOST_TYPES = 8
+# To look whether one of 10,000 people has an entry takes 0.1 ms.
+_LOOK_S = 0.005
+_CLOCK_EVERY = 32
+# Whether somebody gets the publications of a name.
+Gets = Callable[[str], bool]
 
 
 class LogTail:
@@ -31,8 +42,8 @@ class LogTail:
 
     `ready` is set once the log is followed, `advanced` whenever the mark moves. `changes` are the tail's
     entries that change somebody's switches. `newest` knows the entries with a key, also older ones than those
-    of the tail. Guarantee 2: the backplane yields numbers without a hole, so the
-    tail has none, and an entry's place in the list follows from its number.
+    of the tail. Guarantee 2: the backplane yields numbers without a hole, so the tail has none, and an entry
+    is found in the list by its number.
     """
 
     __slots__ = (
@@ -155,3 +166,76 @@ def _size(publication: Publication) -> int:
     if users is not None and len(users) > 1:
         size += _RECIPIENT_BYTES * len(users) + sum(map(len, users))
     return size
+
+
+class Newest:
+    """The newest number of each key in one log, for each person (everybody is ""), by the event's name.
+
+    At most `most` of them; those that were noted first are forgotten first.
+    """
+
+    __slots__ = ("_most", "_numbers")
+
+    def __init__(self, *, most: int) -> None:
+        self._most = most
+        self._numbers: OrderedDict[tuple[str, str], dict[str, int]] = OrderedDict()
+
+    def clear(self) -> None:
+        """The log goes on in another epoch."""
+        self._numbers.clear()
+
+    def note(self, entry: Entry) -> None:
+        """Takes an entry with a key."""
+        publication = entry.publication
+        users = ("",) if publication.users is None else publication.users
+        if len(users) > MOST_NOTED:
+            return
+        for user in users:
+            place = publication.collapse, user
+            by_name = self._numbers.setdefault(place, {})
+            # A tail that is read once more brings older entries again.
+            by_name[publication.name] = max(entry.number, by_name.get(publication.name, 0))
+            self._numbers.move_to_end(place)
+            if len(by_name) > _MOST_TYPES:
+                del by_name[min(by_name, key=by_name.__getitem__)]
+        while len(self._numbers) > self._most:
+            self._numbers.popitem(last=False)
+
+    def is_replaced(self, entry: Entry, user: str, gets: Gets) -> bool:
+        """Whether a newer one is known that this person gets."""
+        publication = entry.publication
+        place = publication.collapse, "" if publication.users is None else user
+        by_name = self._numbers.get(place)
+        return by_name is not None and any(
+            number > entry.number and gets(name) for name, number in by_name.items()
+        )
+
+
+class Ahead:
+    """Where in a piece of the log the last entry of each key is that a person gets; looks for 5 ms."""
+
+    __slots__ = ("_last",)
+
+    def __init__(self, entries: Sequence[Entry], user: str, gets: Gets) -> None:
+        self._last: dict[tuple[bool, str], int] = {}
+        until = time.perf_counter() + _LOOK_S
+        # From the end: where the time isn't enough, what counts for most of the others is known.
+        for index in range(len(entries) - 1, -1, -1):
+            publication = entries[index].publication
+            if not publication.collapse:
+                continue
+            if not index % _CLOCK_EVERY and time.perf_counter() > until:
+                return
+            place = _place(publication)
+            if place not in self._last and gets(publication.name):
+                users = publication.users
+                if users is None or user in users:
+                    self._last[place] = index
+
+    def replaces(self, index: int, publication: Publication) -> bool:
+        """Whether there is a newer one than the publication at an index."""
+        return self._last.get(_place(publication), -1) > index
+
+
+def _place(publication: Publication) -> tuple[bool, str]:
+    return publication.users is None, publication.collapse

@@ -13,8 +13,7 @@ from pushsse.backplane import Draft
 from pushsse.errors import SettingsError
 from pushsse.event import Publication
 from pushsse.intake import Decode, Drafter, HeadersFormat, Made, PushsseFormat
-from pushsse.kafka import Record
-from pushsse.kafka.topics import TopicGroup, Topics
+from pushsse.kafka import Record, TopicGroup, Topics
 from pushsse.metrics import Metrics, SourceCounts
 from pushsse.settings import KafkaSource, Settings
 

@@ -16,12 +16,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from pushsse.errors import InvalidInput, KafkaUnavailable, NotOwner, Unavailable
-from pushsse.kafka import Connection, Record, cancellation_is_ours, stop
+from pushsse.kafka import Connection, Record, Topics, cancellation_is_ours, stop
 from pushsse.kafka.dead_letters import DeadLetters, Refused
 from pushsse.kafka.fences import Fenced, Fences, Ownership, Unfenced
 from pushsse.kafka.partition import Assignment, Partition, Progress, Watchdog
 from pushsse.kafka.producer import Producer
-from pushsse.kafka.topics import Topics
 from pushsse.metrics import Metrics
 from pushsse.retry import Backoff, Outage
 

@@ -1,16 +1,30 @@
-"""The dead-letter topic: records that can't be used, with their bytes as they were and the reason.
+"""Dead letters: records that can't be used, written with their bytes as they were and the reason, and sent
+again.
 
-Called by `consumer`, which waits for it before it commits. At least once: after a failure a letter may be
-there twice. A record that the topic refuses is written in smaller and smaller forms, down to its headers.
+`consumer` waits for `DeadLetters` before it commits. At least once: after a failure a letter may be there
+twice. A record that the topic refuses is written in smaller and smaller forms, down to its headers.
+
+`pushsse dead` looks through a `DeadLetterTopic`, and sends its letters again to where they come from. What
+was sent is marked in a consumer group of its own, whose committed offset is the first letter that wasn't, and
+whose metadata has the ranges after it that were. At least once, too: the mark follows the letters, so a
+process that is killed in between sends up to RESEND_BATCH of them a second time.
 """
 
+import asyncio
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import NamedTuple
 
-from pushsse.kafka import Record
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
+from aiokafka.structs import OffsetAndMetadata
+
+from pushsse.kafka import Connection, Record, Topics, stop
 from pushsse.kafka.producer import Outgoing, Producer, RecordRefused
-from pushsse.kafka.topics import Topics
+from pushsse.kafka.reading import Reader
 from pushsse.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -20,6 +34,13 @@ MAX_LETTER_BYTES = 960 * 1024
 _MAX_ERROR_BYTES = 2048
 _SMALL_ERROR_BYTES = 200
 _MAX_HEADER_BYTES = 16 * 1024
+RESEND_BATCH = 100
+_OURS = frozenset({"error", "topic", "partition", "offset", "truncated"})
+_MARK = "pushsse-sent="
+# Kafka takes metadata of 4,096 bytes (offset.metadata.max.bytes).
+_MAX_RANGES = 150
+_RANGE = re.compile(r"(\d{1,18})-(\d{1,18})")
+_ASK_S = 10.0
 
 
 class Refused(NamedTuple):
@@ -142,3 +163,157 @@ def about_dead_letters(found: dict[str, str], topic: str) -> list[str]:
             " cleanup.policy=delete"
         )
     return lines
+
+
+class DeadLetter(NamedTuple):
+    """A record of a dead-letter topic; `topic` is "" where no consumer of ours has written it."""
+
+    record: Record
+    topic: str
+    partition: int
+    offset: int
+    error: str
+    truncated: bool
+
+    @property
+    def place(self) -> str:
+        """Where the record was that couldn't be used."""
+        return f"{self.topic}-{self.partition}-{self.offset}" if self.topic else "no dead letter of pushsse"
+
+    @property
+    def can_be_sent(self) -> bool:
+        """Whether it is the whole record."""
+        return bool(self.topic) and not self.truncated
+
+    def again(self, partitions: int) -> Outgoing:
+        """The record as it was, for the partition that it was in, if there is such a one."""
+        headers = list(self.record.headers)
+        while headers and headers[-1][0] in _OURS:
+            headers.pop()
+        # One without a key was given its place for one, which a compacted topic wants.
+        key = None if self.record.key == self.place.encode() else self.record.key
+        partition = self.partition if self.partition < partitions else None
+        return Outgoing(key, self.record.value, tuple(headers), partition)
+
+
+def dead_letter(record: Record) -> DeadLetter:
+    """What a dead letter says of itself. The last header of a name counts, as it was written."""
+    found = {name: content or b"" for name, content in record.headers}
+    partition, offset = (found.get(name, b"").decode("latin-1") for name in ("partition", "offset"))
+    topic = found.get("topic", b"").decode("utf-8", "replace")
+    error = found.get("error", b"").decode("utf-8", "replace")
+    if not (partition.isdecimal() and offset.isdecimal() and "error" in found):
+        return DeadLetter(record, "", 0, 0, error, truncated=False)
+    return DeadLetter(record, topic, int(partition), int(offset), error, truncated="truncated" in found)
+
+
+@dataclass(slots=True)
+class Sent:
+    """The letters of one partition that were sent: all below `below`, and some after it."""
+
+    below: int = 0
+    ranges: list[tuple[int, int]] = field(default_factory=list)
+
+    def __contains__(self, offset: int) -> bool:
+        return offset < self.below or any(first <= offset <= last for first, last in self.ranges)
+
+    def add(self, offset: int) -> None:
+        """One more. Raises OSError where the gaps between those sent are too many to remember."""
+        merged: list[tuple[int, int]] = []
+        for first, last in sorted([*self.ranges, (offset, offset)]):
+            if merged and first <= merged[-1][1] + 1:
+                merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+            else:
+                merged.append((first, last))
+        if len(merged) > _MAX_RANGES:
+            raise OSError(
+                f"more than {_MAX_RANGES} gaps between the letters sent: send those in between first"
+            )
+        self.ranges = merged
+
+    def begin(self, first: int) -> None:
+        """Moves up to the first letter that wasn't sent; the topic holds none before `first`."""
+        self.below = max(self.below, first)
+        while self.ranges and self.ranges[0][0] <= self.below:
+            self.below = max(self.below, self.ranges.pop(0)[1] + 1)
+
+    @property
+    def metadata(self) -> str:
+        """The ranges, as they are committed."""
+        return _MARK + ",".join(f"{first}-{last}" for first, last in self.ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterTopic:
+    """One dead-letter topic; `source` alone, where it is that of several. Its calls raise OSError."""
+
+    connection: Connection
+    reader: Reader
+    topic: str
+    group: str
+    source: str | None = None
+
+    async def sent(self) -> dict[int, Sent]:
+        """What was sent before, by partition."""
+        try:
+            async with asyncio.timeout(_ASK_S), self.connection.admin() as admin:
+                committed = await admin.list_consumer_group_offsets(self.group)
+        except (KafkaError, TimeoutError) as error:
+            raise OSError(f"the group {self.group} can't be asked: {error}") from error
+        found: dict[int, Sent] = {}
+        for partition, available in (await self.reader.ranges(self.topic)).items():
+            mark = committed.get(TopicPartition(self.topic, partition))
+            sent = Sent()
+            if mark is not None and mark.offset >= 0:
+                sent = Sent(mark.offset, [(int(a), int(b)) for a, b in _RANGE.findall(mark.metadata or "")])
+            sent.begin(available.first)
+            found[partition] = sent
+        return found
+
+    async def letters(
+        self, sent: dict[int, Sent], *, partition: int | None = None, offset: int | None = None
+    ) -> AsyncIterator[DeadLetter]:
+        """Those that weren't sent, partition by partition, each in its order."""
+        for number, available in (await self.reader.ranges(self.topic)).items():
+            if partition not in (None, number):
+                continue
+            start = max(available.first, sent[number].below, offset or 0)
+            async for record in self.reader.forward(self.topic, number, start, available.end):
+                if record.offset in sent[number]:
+                    continue
+                letter = dead_letter(record)
+                if self.source in (None, letter.topic):
+                    yield letter
+
+    async def send(self, letters: Sequence[DeadLetter], sent: dict[int, Sent], producer: Producer) -> None:
+        """Sends letters of one partition again, in their order, and marks them. Raises Unavailable, too."""
+        sizes: dict[str, int] = {}
+        for letter in letters:
+            if letter.topic not in sizes:
+                sizes[letter.topic] = len(await self.reader.ranges(letter.topic))
+                if not sizes[letter.topic]:
+                    raise OSError(f"there is no topic {letter.topic!r}, from which {letter.place} comes")
+        number = letters[0].record.partition
+        for letter in letters:
+            sent[number].add(letter.record.offset)
+        # Order: what is next to each other goes to one topic in one call, and each call is waited for.
+        for topic, run in groupby(letters, key=lambda letter: letter.topic):
+            await producer.send(topic, [letter.again(sizes[topic]) for letter in run])
+        await self._mark(number, sent[number])
+
+    async def _mark(self, partition: int, sent: Sent) -> None:
+        sent.begin(sent.below)
+        at = TopicPartition(self.topic, partition)
+        consumer = self.connection.consumer(self.group)
+        try:
+            async with asyncio.timeout(_ASK_S):
+                consumer.assign([at])
+                await consumer.start()
+                await consumer.commit({at: OffsetAndMetadata(sent.below, sent.metadata)})
+        except (KafkaError, TimeoutError) as error:
+            raise OSError(
+                f"what was sent of {self.topic}-{partition} can't be marked in the group {self.group}:"
+                f" {error}. If it is sent again, it comes a second time"
+            ) from error
+        finally:
+            await stop(consumer)

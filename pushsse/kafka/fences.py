@@ -17,8 +17,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaTimeoutError
 
 from pushsse.errors import SettingsError
-from pushsse.kafka import Connection, Record, stop
-from pushsse.kafka.topics import Topics
+from pushsse.kafka import Connection, Record, Topics, stop
 from pushsse.settings import seconds
 
 logger = logging.getLogger(__name__)

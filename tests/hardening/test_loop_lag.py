@@ -24,8 +24,7 @@ from pushsse import strictjson
 from pushsse.backplane import Entry, Head
 from pushsse.errors import InvalidInput
 from pushsse.event import encode
-from pushsse.hub.log_tail import LogTail
-from pushsse.hub.newest import Ahead, Newest
+from pushsse.hub.log_tail import Ahead, LogTail, Newest
 from pushsse.intake import Drafter, PushsseFormat
 from pushsse.metrics import Metrics
 from pushsse.questions.answerers.kafka import AnswerRecord

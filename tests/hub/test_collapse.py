@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from pushsse import event
 from pushsse.backplane import BROADCAST, Entry
 from pushsse.event import WITHDRAW, Publication
-from pushsse.hub import newest
-from pushsse.hub.newest import Ahead, Newest
+from pushsse.hub import log_tail
+from pushsse.hub.log_tail import Ahead, Newest
 from tests.hub.running_hub import ListSink, RunningHub, appends, running_hub
 
 pytestmark = pytest.mark.anyio
@@ -195,7 +195,7 @@ def test_the_newest_are_bounded_and_the_oldest_forgotten_first() -> None:
 
 
 def test_what_is_for_very_many_people_is_looked_for_in_the_piece_that_was_read() -> None:
-    known, many = Newest(most=10_000), tuple(f"p{n}" for n in range(newest.MOST_NOTED + 1))
+    known, many = Newest(most=10_000), tuple(f"p{n}" for n in range(log_tail.MOST_NOTED + 1))
     entries = [entry(1, "p1"), entry(2, *many), entry(3, "p2")]
     for each in entries:
         known.note(each)

@@ -18,10 +18,9 @@ from pushsse.backplane import Append, Draft, Receipt
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.errors import BackplaneUnavailable, Unavailable
 from pushsse.intake import Decode, Drafter, EventHandler, Made, PushsseFormat
-from pushsse.kafka import Connection
+from pushsse.kafka import Connection, Topics, one_topic
 from pushsse.kafka.consumer import Consumer, ConsumerPace, Handler
 from pushsse.kafka.fences import Fences
-from pushsse.kafka.topics import Topics, one_topic
 from pushsse.metrics import Metrics
 from pushsse.node import Interruptible
 from tests.waiting import eventually

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pushsse.backplane import Draft, Receipt
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.intake import EventHandler, Made, PushsseFormat
-from pushsse.kafka import Connection
+from pushsse.kafka import Connection, one_topic
 from pushsse.kafka.consumer import Consumer, Handler
-from pushsse.kafka.topics import one_topic
 from pushsse.metrics import Metrics
 from tests.intake.kit import drafter
 

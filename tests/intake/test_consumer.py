@@ -8,10 +8,9 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 
 from pushsse.errors import InvalidInput, Unavailable, Violation
-from pushsse.kafka import Connection, Record, TopicPartition
+from pushsse.kafka import Connection, Record, TopicPartition, one_topic
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.dead_letters import Refused
-from pushsse.kafka.topics import one_topic
 from tests.waiting import eventually
 
 from .kit import Kit

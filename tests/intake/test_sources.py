@@ -6,7 +6,7 @@ import pytest
 
 from pushsse.errors import InvalidInput
 from pushsse.intake.sources import Sources, sources, topics
-from pushsse.kafka.topics import TopicGroup, Topics
+from pushsse.kafka import TopicGroup, Topics
 from pushsse.metrics import Metrics
 from pushsse.settings import KafkaSource, Settings
 from tests.intake.kit import drafter

@@ -22,10 +22,9 @@ from ulid import ULID
 
 from deploy.parts import Kafka
 from pushsse.errors import DatabaseUnavailable, InvalidInput
-from pushsse.kafka import Connection
+from pushsse.kafka import Connection, one_topic
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.producer import Producer
-from pushsse.kafka.topics import one_topic
 from pushsse.metrics import Metrics
 from pushsse.questions import Answered, By, Ending, Part, Question
 from pushsse.questions.answerers import Answers, Delta, Piece, SentOff

@@ -16,10 +16,9 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 
 from pushsse.errors import SettingsError
-from pushsse.kafka import connection
+from pushsse.kafka import connection, one_topic
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.producer import Producer
-from pushsse.kafka.topics import one_topic
 from pushsse.logs import shown
 from pushsse.metrics import Metrics
 from pushsse.questions.answerers import Answerer
