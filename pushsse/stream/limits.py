@@ -48,6 +48,8 @@ _TURN_S = 0.005
 # A body that arrives at this rate may take longer than its limit, up to the largest body that any call takes.
 BODY_BYTES_PER_S = 32 * 1024
 _LARGEST_BODY = 1024 * 1024
+# So many requests begin in one turn of the event loop.
+STARTS_PER_TURN = 4
 # A chunked body has at most so many bytes around each of its own.
 _AROUND = 8
 # How long a refused client may go on sending before its connection is cut: closed at once, it would be reset,
@@ -128,6 +130,35 @@ def _network(address: str) -> bytes:
     return found.packed
 
 
+class Starts:
+    """Begins STARTS_PER_TURN requests in one turn of the event loop, and the others in the next, in order.
+
+    A hundred clients that ask at the same moment would otherwise be answered in one turn, which all streams
+    would wait for.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._begun = 0
+
+    def start(self, loop: asyncio.AbstractEventLoop, begin: Callable[[], None]) -> None:
+        """Calls `begin`, now or in a later turn."""
+        if self._begun == STARTS_PER_TURN:
+            self._waiting.append(begin)
+            return
+        if not self._begun:
+            loop.call_soon(self._turn, loop)
+        self._begun += 1
+        begin()
+
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._begun = min(STARTS_PER_TURN, len(self._waiting))
+        if self._begun:
+            loop.call_soon(self._turn, loop)
+        for _ in range(self._begun):
+            self._waiting.popleft()()
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a client may send, and how long it may take. `refusals` counts by the code of the answer.
@@ -144,6 +175,7 @@ class Limits:
     refusals: Counter[str] = field(default_factory=Counter)
     admission: Admission | None = None
     own_address: bool = False
+    starts: Starts = field(default_factory=Starts)
 
 
 DEFAULT_LIMITS = Limits()
@@ -407,7 +439,7 @@ class LimitedHttp(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
-        super()._start_asgi_task(cycle, app)
+        self.limits.starts.start(self.loop, partial(super()._start_asgi_task, cycle, app))
 
     def _feed(self, data: bytes) -> None:
         """As uvicorn's `data_received`, which leaves lines in the log for whatever a stranger sends."""
