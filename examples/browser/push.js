@@ -1,6 +1,7 @@
 // A person's stream in a page: reconnects and resumes by itself, reopens the stream after three silent heartbeats,
 // drops repeats, and closes the stream while the page is in the back/forward cache. What is shown for an event is
 // replaced, withdrawn or marked as read with it: `keyOf` says which events take each other's place.
+// `ticket`, a function that fetches one from the page's own backend, is for pages that send neither cookie nor header.
 
 const REMEMBERED = 1000;
 
@@ -10,12 +11,14 @@ export function keyOf(data) {
   return key === undefined ? data.id : `${data.to ?? "me"} ${key}`;
 }
 
-export function push(url, { onOpen = () => {}, onEvent, onWithdraw = () => {}, onAck = () => {}, onGap, onEnd }) {
+export function push(url, { ticket, onOpen = () => {}, onEvent, onWithdraw = () => {}, onAck = () => {}, onGap, onEnd }) {
   const seen = new Set();
   let source = null;
   let lastId = "";
   let heartbeat = 15;
   let watch = 0;
+  let failures = 0;
+  let opening = false;
   let ended = false;
 
   function fresh(id) {
@@ -33,10 +36,23 @@ export function push(url, { onOpen = () => {}, onEvent, onWithdraw = () => {}, o
     watch = setTimeout(() => { close(); open(); }, (3 + Math.random() / 2) * heartbeat * 1000);
   }
 
-  function open() {
-    if (source || ended) return;
+  async function open() {
+    if (source || opening || ended) return;
     const address = new URL(url, location.href);
     address.searchParams.set("named", "0");
+    if (ticket) {
+      opening = true;
+      try {
+        const made = await ticket();
+        address.searchParams.set("ticket", made.ticket);
+        lastId ||= made.position;
+      } catch {
+        return again();
+      } finally {
+        opening = false;
+      }
+      if (ended) return;
+    }
     // EventSource resumes by itself when it reconnects. A new EventSource has to be told the position.
     if (lastId) address.searchParams.set("last_event_id", lastId);
     source = new EventSource(address, { withCredentials: true });
@@ -59,21 +75,25 @@ export function push(url, { onOpen = () => {}, onEvent, onWithdraw = () => {}, o
       source.addEventListener(name, alive);
     }
     source.addEventListener("ready", (event) => {
-      const { resume, heartbeat_s } = JSON.parse(event.data);
-      heartbeat = heartbeat_s;
+      const ready = JSON.parse(event.data);
+      heartbeat = ready.heartbeat_s;
+      failures = 0;
       alive(event);
-      onOpen();
+      onOpen(ready);
       // Something is missing that the service no longer has: reload what the page shows.
-      if (resume === "gap") onGap();
+      if (ready.resume === "gap") onGap();
     });
     source.addEventListener("exception", (event) => {
       alive(event);
       const { code, retry } = JSON.parse(event.data);
-      if (!retry) end(code);
+      if (code === "token_expired" && ticket) again();
+      else if (!retry) end(code);
     });
     source.addEventListener("error", () => {
-      // The status wasn't 200: EventSource doesn't reconnect.
-      if (source?.readyState === EventSource.CLOSED) end("refused");
+      // The status wasn't 200: EventSource doesn't reconnect. The ticket may have lapsed; the next one is a new one.
+      if (source?.readyState !== EventSource.CLOSED) return;
+      if (ticket && failures < 5) again();
+      else end("refused");
     });
   }
 
@@ -81,6 +101,12 @@ export function push(url, { onOpen = () => {}, onEvent, onWithdraw = () => {}, o
     clearTimeout(watch);
     if (source) source.close();
     source = null;
+  }
+
+  function again() {
+    close();
+    const wait = Math.min(60_000, 2000 * 2 ** failures++);
+    watch = setTimeout(open, wait * (0.5 + Math.random()));
   }
 
   function end(code) {
