@@ -18,6 +18,7 @@ from pushsse import settings as configuration
 from pushsse.api import counted
 from pushsse.api.access import AccessEndpoint
 from pushsse.api.acks import AcksEndpoint
+from pushsse.api.admin import HealthEndpoint, TransferEndpoint, TypesEndpoint, UsersEndpoint
 from pushsse.api.agui import AguiEndpoint
 from pushsse.api.asked import Asked
 from pushsse.api.calls import Endpoints, direct_calls, immediate_calls, routes
@@ -28,15 +29,11 @@ from pushsse.api.direct import Application, Direct
 from pushsse.api.document import encoded_document
 from pushsse.api.events import EventsEndpoint
 from pushsse.api.files import ClientEndpoint, DocsEndpoint, PageEndpoint
-from pushsse.api.health import HealthEndpoint
 from pushsse.api.limits import CallLimit
 from pushsse.api.polls import PollEndpoint
 from pushsse.api.preferences import PreferencesEndpoint
 from pushsse.api.questions import QuestionsEndpoint, StreamedReply
 from pushsse.api.stream import StreamEndpoint
-from pushsse.api.transfer import TransferEndpoint
-from pushsse.api.types import TypesEndpoint
-from pushsse.api.users import UsersEndpoint
 from pushsse.build import build
 from pushsse.node import Node, Service
 from pushsse.preferences.transfer import Transfer

@@ -1,6 +1,6 @@
 """Counters of the path as plain integers, and their exposition for Prometheus.
 
-Every hop counts, and `api/health` answers a scrape. Deliberate: the hot path adds to plain integers, and
+Every hop counts, and `api/admin` answers a scrape. Deliberate: the hot path adds to plain integers, and
 prometheus_client's objects are made at a scrape alone.
 """
 

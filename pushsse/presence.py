@@ -1,7 +1,7 @@
 """Who is there: which people have streams, on which nodes, since when, and when they were last seen.
 
 Each node tells the backplane who has streams on it, once a second as far as that has changed, under a lease:
-of a node that dies, nobody is there 12 s later. `api/users` asks `Presence`, a service; `offline` asks it
+of a node that dies, nobody is there 12 s later. `api/admin` asks `Presence`, a service; `offline` asks it
 whether all is told. When somebody's last stream on a node has ended, the database gets the time. Deliberate:
 no event and no stream costs a call of its own; a stream that opens and closes within a second may not be told
 of at all.

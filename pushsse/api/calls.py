@@ -26,6 +26,19 @@ from pushsse.api import (
 )
 from pushsse.api.access import AccessEndpoint, Me, TicketRequest, TicketView
 from pushsse.api.acks import AckRequest, AcksEndpoint, Unread
+from pushsse.api.admin import (
+    ExportView,
+    HealthEndpoint,
+    ImportRequest,
+    KickView,
+    PersonView,
+    PresenceRequest,
+    PresenceView,
+    TransferEndpoint,
+    TypeList,
+    TypesEndpoint,
+    UsersEndpoint,
+)
 from pushsse.api.direct import answered, audited, inside, refuse_outside
 from pushsse.api.files import (
     CLIENT,
@@ -36,14 +49,10 @@ from pushsse.api.files import (
     DocsEndpoint,
     PageEndpoint,
 )
-from pushsse.api.health import HealthEndpoint
 from pushsse.api.identity import ADMIN, ANSWER, ASK, PREFERENCES, PUBLISH, STREAM
-from pushsse.api.polls import MAX_WAIT_S, PollEndpoint
+from pushsse.api.polls import MAX_WAIT_S, Events, PollEndpoint
 from pushsse.api.preferences import ChangeRequest, PreferenceList, PreferencesEndpoint
 from pushsse.api.stream import StreamEndpoint
-from pushsse.api.transfer import ExportView, ImportRequest, TransferEndpoint
-from pushsse.api.types import TypeList, TypesEndpoint
-from pushsse.api.users import KickView, PersonView, PresenceRequest, PresenceView, UsersEndpoint
 from pushsse.event import Event
 from pushsse.explain import Explanation
 from pushsse.intake.cloudevents import BATCH, STRUCTURED
@@ -52,7 +61,6 @@ from pushsse.preferences.transfer import Imported
 from pushsse.retention import Forgotten
 from pushsse.stream.immediate import Call as ImmediateCall
 from pushsse.stream.immediate import Calls as ImmediateCalls
-from pushsse.stream.poll import Events
 
 JSON = "application/json"
 SSE = "text/event-stream"

@@ -9,16 +9,22 @@ from typing import Any, NamedTuple
 from pushsse.api import agui, chat, completions, conversations, events, questions
 from pushsse.api.access import Me, TicketRequest, TicketView
 from pushsse.api.acks import AckRequest, Unread
+from pushsse.api.admin import (
+    ExportView,
+    ImportRequest,
+    KickView,
+    PersonView,
+    PresenceRequest,
+    PresenceView,
+    TypeList,
+)
+from pushsse.api.polls import Events
 from pushsse.api.preferences import ChangeRequest, PreferenceList
-from pushsse.api.transfer import ExportView, ImportRequest
-from pushsse.api.types import TypeList
-from pushsse.api.users import KickView, PersonView, PresenceRequest, PresenceView
 from pushsse.event import Event
 from pushsse.explain import Explanation
 from pushsse.preferences.catalogue import TypeRules, TypeView
 from pushsse.preferences.transfer import Imported
 from pushsse.retention import Forgotten
-from pushsse.stream.poll import Events
 
 
 class ProblemExample(NamedTuple):

@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse.api import json_response, read_json
+from pushsse.api.admin import named_person
 from pushsse.api.identity import PREFERENCES, Identifier
 from pushsse.api.limits import CallLimit
-from pushsse.api.users import named_person
 from pushsse.errors import InvalidInput, Violation
 from pushsse.preferences import Preferences
 from pushsse.preferences.languages import Languages, accepted

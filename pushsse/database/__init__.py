@@ -3,8 +3,11 @@
 Called by the stores of preferences and questions, by `people` and `witness`, and by the command line.
 `session` and `transaction` give a block one connection, which Tortoise's models use by themselves; `rows`,
 `read` and `write` run one statement. Every error that means that the database is away is raised as
-DatabaseUnavailable.
-Deliberate: blocks don't nest, since SQLite has one connection.
+DatabaseUnavailable. Deliberate: blocks don't nest, since SQLite has one connection.
+
+`listen` hears PostgreSQL's notifications (LISTEN, NOTIFY) over a connection of its own, for the outbox. A
+notification may get lost, and a pooler such as pgbouncer in transaction mode passes none on, so whoever
+listens looks by himself from time to time.
 """
 
 import asyncio
@@ -17,7 +20,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self, TypeVar
 
+import asyncpg
+
 from pushsse.database.connection import (
+    AWAY,
     ERRORS,
     Connections,
     Reader,
@@ -31,7 +37,7 @@ from pushsse.database.connection import (
     time_of,
     verdict,
 )
-from pushsse.database.url import TORTOISE, configuration
+from pushsse.database.url import APP, TORTOISE, configuration, credentials
 from pushsse.database.writer import ThreadSession, Work, Writer
 from pushsse.errors import DatabaseConflict, DatabaseUnavailable, StatementFailed
 
@@ -62,6 +68,10 @@ _MISSING_RIGHTS = Statement("""
        AND NOT has_table_privilege(c.oid, r.name) ORDER BY 1, 2""")
 _TRY_TO_WRITE = Statement("""INSERT INTO pushsse_person ("user") VALUES ('pushsse doctor')
     ON CONFLICT ("user") DO UPDATE SET version = pushsse_person.version""")
+# How long it may take to open and to close a connection that listens.
+_LISTEN_OPEN_S, _LISTEN_CLOSE_S = 5.0, 1.0
+# What the pool's keywords have, and a single connection's haven't.
+_POOL_ALONE = ("minsize", "maxsize", "min_size", "max_size", "max_inactive_connection_lifetime", "schema")
 
 
 class _TakenBackError(Exception):
@@ -393,3 +403,48 @@ class Breaker:
         self.failed, self.reason = True, reason
         self._refuse_until = time.monotonic() + self.cool_s
         return True
+
+
+class Listening:
+    """One connection that listens, as `listen` yields it."""
+
+    def __init__(self, ended: asyncio.Event) -> None:
+        self._ended = ended
+
+    async def until_ended(self) -> None:
+        """Returns when the server has closed the connection. One that vanished may be noticed much later."""
+        await self._ended.wait()
+
+
+@asynccontextmanager
+async def listen(url: str, channel: str, heard: Callable[[str], None]) -> AsyncIterator[Listening]:
+    """Calls `heard` with the text of each notification of a channel, while the context lasts.
+
+    `heard` must not wait. Raises DatabaseUnavailable where there is no connection.
+    """
+    given = {name: value for name, value in credentials(url).items() if name not in _POOL_ALONE}
+    given = {"timeout": _LISTEN_OPEN_S, "server_settings": {"application_name": APP}, **given}
+    given.pop("application_name", None)
+    ended = asyncio.Event()
+
+    def received(_connection: object, _process: int, _channel: str, text: object) -> None:
+        heard(str(text))
+
+    try:
+        # No statement is kept prepared: a pooler would take its next run elsewhere.
+        connection = await asyncpg.connect(**{**given, "statement_cache_size": 0})
+    except (*AWAY, asyncpg.PostgresError) as error:
+        raise DatabaseUnavailable(f"no connection to listen over: {error}") from error
+    try:
+        connection.add_termination_listener(lambda _connection: ended.set())
+        try:
+            async with asyncio.timeout(_LISTEN_OPEN_S):
+                await connection.add_listener(channel, received)
+        except (*AWAY, asyncpg.PostgresError) as error:
+            raise DatabaseUnavailable(f"LISTEN failed: {error}") from error
+        yield Listening(ended)
+    finally:
+        try:
+            await connection.close(timeout=_LISTEN_CLOSE_S)
+        except (*AWAY, asyncpg.PostgresError):
+            connection.terminate()

@@ -13,7 +13,7 @@ from pushsse.backplane.memory import MemoryBackplane
 from pushsse.dispatcher import Dispatcher, Off
 from pushsse.errors import InvalidInput, SettingsError
 from pushsse.intake import EventHandler, Made
-from pushsse.intake.python import PythonFormat, python_format
+from pushsse.intake.sources import PythonFormat, python_format
 from pushsse.metrics import Metrics
 from tests.intake.kit import drafter
 from tests.intake.test_decode import Given, body

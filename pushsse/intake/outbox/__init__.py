@@ -32,7 +32,7 @@ import msgspec
 
 from pushsse import event
 from pushsse.backplane import Draft, Source
-from pushsse.database.listening import Listening, listen
+from pushsse.database import Listening, listen
 from pushsse.errors import DatabaseUnavailable, InvalidInput, NotOwner, Unavailable, Violation
 from pushsse.intake import Dispatches, Drafter
 from pushsse.intake.outbox.tables import (
