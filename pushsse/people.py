@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Protocol
 
-from pushsse.backplane.growing import SoFar
+from pushsse.backplane.answers import SoFar
 from pushsse.database import Database, Statement
 from pushsse.errors import DatabaseUnavailable
 from pushsse.hub.opening import GATHER_S, OPENED_AT_ONCE, PersonState

@@ -17,7 +17,7 @@ from hashlib import blake2b
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
-from pushsse.backplane.growing import Grew, Growth, SoFar
+from pushsse.backplane.answers import Grew, Growth, SoFar
 from pushsse.event import Change, Publication
 from pushsse.metrics import Metrics
 from pushsse.position import Mark

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from pushsse.backplane import Topic
-from pushsse.backplane.growing import LiveDelta
+from pushsse.backplane.answers import LiveDelta
 from pushsse.event import Change, Publication
 
 VERSION = 1

@@ -1,8 +1,9 @@
-"""For whoever runs the service: `doctor`, `migrate` and `token`.
+"""For whoever runs the service: `doctor`, `migrate`, `token` and `outbox sql`.
 
 `doctor` tries each dependency that is configured, one line each, with what to do: each check yields Findings,
 a fault makes the exit status 1, and nothing is changed anywhere. `migrate` brings the database's tables to
-this version. `token` signs a JWT with this machine's PUSHSSE_JWT_SECRET (HS256).
+this version. `token` signs a JWT with this machine's PUSHSSE_JWT_SECRET (HS256). `outbox sql` prints the
+table that an application writes into, as SQL for psql or a migration.
 """
 
 import asyncio
@@ -34,12 +35,22 @@ from pushsse.errors import DatabaseUnavailable, SettingsError, Unavailable
 from pushsse.event import is_user
 from pushsse.intake import sources
 from pushsse.intake.outbox.tables import OutboxTables
+from pushsse.intake.outbox.tables import sql as sql_of
 from pushsse.kafka import configuration, existing_topics
 from pushsse.kafka.dead_letters import about_dead_letters
 from pushsse.logs import shown
 from pushsse.metrics import Metrics
 from pushsse.questions.answerers.configured import made
-from pushsse.settings import PREFIX, AnswererSetting, Settings, is_loopback, seconds, unknown, variable
+from pushsse.settings import (
+    PREFIX,
+    AnswererSetting,
+    OutboxSource,
+    Settings,
+    is_loopback,
+    seconds,
+    unknown,
+    variable,
+)
 
 _REDIS_S = 3.0
 _CHECK_S = 20.0
@@ -433,3 +444,23 @@ def _named(scopes: tuple[str, ...]) -> list[str]:
         if word not in SCOPES:
             raise click.UsageError(f"--scope {word!r} is none of {', '.join(SCOPES)}")
     return [SCOPE_PREFIX + word for word in words]
+
+
+@click.group()
+def outbox() -> None:
+    """Tables of PostgreSQL whose rows become events."""
+
+
+@outbox.command()
+@click.option("--table", help="the table, of those in the settings or any  [default: those in the settings]")
+@with_settings("outbox", "database_url")
+def sql(table: str | None, config: Path | None, **options: object) -> None:
+    """Print the SQL of the outbox: its tables, the index, the trigger that tells nodes of new rows."""
+    if table is not None:
+        options["outbox"] = table
+        # Any will do: nothing is opened.
+        options["database_url"] = "postgres://"
+    tables = [each.table for each in read_settings(config, options).outbox] or [OutboxSource().table]
+    if len(tables) > 1:
+        raise Failed(f"there are {len(tables)} outboxes: say which by --table: {', '.join(tables)}")
+    say(sql_of(tables[0]), nl=False, lines=True)

@@ -15,7 +15,7 @@ from heapq import merge
 from typing import NamedTuple
 
 from pushsse.backplane import BROADCAST, Backplane, Entry, Followed, Gap, Heard, HeardLive, Hearing
-from pushsse.backplane.growing import LiveDelta
+from pushsse.backplane.answers import LiveDelta
 from pushsse.event import Change, Publication
 from pushsse.hub.growing import Step
 from pushsse.hub.hub import Hub, Shard

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 from msgspec import UNSET, Struct
 
-from pushsse.backplane.growing import DeltaData, LiveDelta, Place, SoFar, deltas_since
+from pushsse.backplane.answers import DeltaData, LiveDelta, Place, SoFar, deltas_since
 from pushsse.event import Publication
 
 # Together, in characters: where there are more, the one that grew least lately is forgotten, and is read when

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 
 from pushsse.backplane import BROADCAST, Backplane, log_of
-from pushsse.backplane.growing import SoFar
+from pushsse.backplane.answers import SoFar
 from pushsse.errors import CloseReason
 from pushsse.event import Publication
 from pushsse.hub.growing import GrowingAnswers, Step

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from pushsse.backplane import BROADCAST, Backplane
-from pushsse.backplane.growing import SoFar
+from pushsse.backplane.answers import SoFar
 from pushsse.errors import (
     BackplaneUnavailable,
     CloseReason,

@@ -34,8 +34,8 @@ from pushsse.questions import (
     Unanswered,
 )
 from pushsse.questions.answerers import Answerer, Delta, HandOver, HearsStops, NotSure, SentOff
-from pushsse.questions.growing import Growing
 from pushsse.questions.life import Life
+from pushsse.questions.pieces import Growing
 
 logger = logging.getLogger(__name__)
 _FAILED = Unanswered("failed", "answerer_failed", "the answerer failed")

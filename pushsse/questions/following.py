@@ -18,7 +18,7 @@ import msgspec
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
-from pushsse.backplane.growing import Place, SoFar, deltas_since, units
+from pushsse.backplane.answers import Place, SoFar, deltas_since, units
 from pushsse.errors import CloseReason, DatabaseUnavailable, Unavailable
 from pushsse.event import Publication
 from pushsse.questions import KeptPart, Part, Question, StatusPart

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from pushsse.backplane import Append, Backplane, Draft, Topic, log_of
-from pushsse.backplane.growing import Grew, Growth, SoFar
+from pushsse.backplane.answers import Grew, Growth, SoFar
 from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable, Unavailable
 from pushsse.event import Publication, encode
 from pushsse.metrics import Metrics
@@ -44,7 +44,7 @@ from pushsse.questions import (
 )
 from pushsse.questions.answerers import Delta
 from pushsse.questions.conversations import ConversationStore, HandedOverBy
-from pushsse.questions.growing import MAX_PARTS, Growing, Pieces
+from pushsse.questions.pieces import MAX_PARTS, Growing, Pieces
 from pushsse.questions.store import ANY_NUMBER, QuestionStore, Unended
 
 logger = logging.getLogger(__name__)

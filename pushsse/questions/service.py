@@ -16,7 +16,7 @@ import msgspec
 from ulid import ULID
 
 from pushsse.backplane import Backplane, Topic, Uses
-from pushsse.backplane.growing import SoFar
+from pushsse.backplane.answers import SoFar
 from pushsse.errors import DatabaseUnavailable, InvalidInput, Overloaded, Violation
 from pushsse.metrics import Metrics
 from pushsse.questions import (

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from pushsse.backplane import codec
-from pushsse.backplane.growing import LiveDelta
+from pushsse.backplane.answers import LiveDelta
 from pushsse.event import Change, Publication
 
 # With every member, so that what follows one is new to this release.

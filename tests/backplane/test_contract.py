@@ -26,11 +26,11 @@ from pushsse.backplane import (
     TicketRefusal,
     Topic,
     Windows,
-    growing,
+    answers,
     memory,
     redis,
 )
-from pushsse.backplane.growing import Grew, Growth, LiveDelta, SoFar
+from pushsse.backplane.answers import Grew, Growth, LiveDelta, SoFar
 from pushsse.errors import NotOwner
 from pushsse.event import Change, Publication
 from pushsse.position import Mark
@@ -517,7 +517,7 @@ async def test_an_answer_that_has_ended_is_dropped_and_grows_no_more(backplane: 
 async def test_an_answer_that_nothing_is_said_of_any_more_is_forgotten(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (growing, redis, redis.growths):
+    for module in (answers, redis, redis.growths):
         monkeypatch.setattr(module, "ANSWER_KEEP_MS", 300)
     async with make() as backplane:
         await backplane.grow(growth(1, "one"))
@@ -530,11 +530,11 @@ async def test_an_answer_that_nothing_is_said_of_any_more_is_forgotten(
 
 
 async def test_no_more_answers_are_kept_in_memory_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growing, "MOST_ANSWERS", 3)
-    answers = growing.AnswersSoFar()
+    monkeypatch.setattr(answers, "MOST_ANSWERS", 3)
+    kept = answers.AnswersSoFar()
     for number in range(10):
-        answers.grow(msgspec.structs.replace(growth(1, "one"), question=f"q-{number}"), 1)
-    assert sorted(answers.read([f"q-{number}" for number in range(10)], 1)) == ["q-7", "q-8", "q-9"]
+        kept.grow(msgspec.structs.replace(growth(1, "one"), question=f"q-{number}"), 1)
+    assert sorted(kept.read([f"q-{number}" for number in range(10)], 1)) == ["q-7", "q-8", "q-9"]
 
 
 async def test_a_slow_listener_gets_everything(backplane: Backplane) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pushsse.backplane import BROADCAST, Append, Draft, Topic
-from pushsse.backplane.growing import Growth, LiveDelta
+from pushsse.backplane.answers import Growth, LiveDelta
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.errors import BackplaneUnavailable
 from pushsse.metrics import Metrics

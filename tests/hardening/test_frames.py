@@ -23,7 +23,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pushsse import event
-from pushsse.backplane.growing import Place, SoFar, deltas_since, units
+from pushsse.backplane.answers import Place, SoFar, deltas_since, units
 from pushsse.errors import InvalidInput
 from pushsse.event import MAX_FRAME_BYTES, Publication
 from pushsse.position import Mark, Position

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from pushsse.backplane import Append, Draft, Gap, Head, Page, log_of
-from pushsse.backplane.growing import SoFar
+from pushsse.backplane.answers import SoFar
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.errors import BackplaneUnavailable
 from pushsse.event import Change, encode

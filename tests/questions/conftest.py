@@ -15,7 +15,7 @@ import pytest
 
 from deploy.parts import Postgres
 from pushsse.backplane import Backplane, HeardLive, log_of
-from pushsse.backplane.growing import SoFar
+from pushsse.backplane.answers import SoFar
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database, Statement
 from pushsse.errors import BackplaneUnavailable

@@ -21,9 +21,9 @@ from pushsse.errors import Unavailable
 from pushsse.metrics import Metrics
 from pushsse.questions import MAX_ANSWER_CHARACTERS, Question
 from pushsse.questions.answerers import Answerer, Delta, HandOver, NotSure, SentOff, faq
+from pushsse.questions.answerers.configured import Several
 from pushsse.questions.answerers.openai import OpenaiAnswerer, OpenaiOptions, tls_for
 from pushsse.questions.answerers.python import Asked, PythonAnswerer
-from pushsse.questions.answerers.several import Several
 from pushsse.questions.service import Asking, Questions
 from tests.migrated import migrated
 from tests.questions.conftest import NoAnswers, Nodes, running

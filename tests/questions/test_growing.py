@@ -13,7 +13,7 @@ import pytest
 
 from pushsse.api.identity import EVERY_SCOPE, Identity
 from pushsse.backplane import Draft, HeardLive
-from pushsse.backplane.growing import Grew, Growth
+from pushsse.backplane.answers import Grew, Growth
 from pushsse.errors import BackplaneUnavailable
 from pushsse.event import MAX_FRAME_BYTES
 from pushsse.hub import HubParts
@@ -22,8 +22,8 @@ from pushsse.kicks import Kicked
 from pushsse.questions import Answered, By, DataPart, Part, Question, SourcePart, StatusPart, fit, is_url
 from pushsse.questions.answerers import Delta, Piece
 from pushsse.questions.following import Ended, Following, Grown, Parted, Restarted, Update
-from pushsse.questions.growing import MAX_PARTS, Pieces
 from pushsse.questions.life import ended
+from pushsse.questions.pieces import MAX_PARTS, Pieces
 from pushsse.questions.service import Asking, Questions
 from tests.hub.running_hub import ListSink
 from tests.questions.conftest import Nodes, Scripted, data, grown_text, running, running_hub

@@ -42,7 +42,7 @@ from pushsse.backplane import (
     machine_ms,
     part_of,
 )
-from pushsse.backplane.growing import AnswersSoFar, Grew, Growth, SoFar
+from pushsse.backplane.answers import AnswersSoFar, Grew, Growth, SoFar
 from pushsse.backplane.memory.logs import (
     LogSnapshot,
     LogUpdate,

@@ -42,7 +42,7 @@ from pushsse.backplane import (
     fresh_word,
     log_of,
 )
-from pushsse.backplane.growing import ANSWER_KEEP_MS, Grew, Growth, SoFar
+from pushsse.backplane.answers import ANSWER_KEEP_MS, Grew, Growth, SoFar
 from pushsse.backplane.redis.canary import Canary
 from pushsse.backplane.redis.connection import Connector, RedisConnection, script
 from pushsse.backplane.redis.growths import Growths

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import cast
 
 from pushsse.backplane import codec
-from pushsse.backplane.growing import ANSWER_KEEP_MS, Grew, Growth
+from pushsse.backplane.answers import ANSWER_KEEP_MS, Grew, Growth
 from pushsse.backplane.redis.connection import Argument, RedisConnection, script
 from pushsse.errors import BackplaneUnavailable
 

@@ -75,7 +75,7 @@ class Answerer(Protocol):
     def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
         """Yields Delta and parts any number of times, then exactly one of the others, which ends it.
 
-        A NotSure comes before any Delta: `several` asks the next answerer then, and nobody has read anything.
+        A NotSure comes before any Delta: `Several` asks the next answerer then, and nobody has read anything.
         Is closed or cancelled at any point when the question is cancelled or its time is over. Raises
         Unavailable where it can't be reached, after tries that have an end; any exception makes the question
         fail.

@@ -1,12 +1,18 @@
-"""The answerers that the settings name, made. Called by `build` and by `pushsse doctor`.
+"""The answerers that the settings name, made, and asked in order. Called by `build` and by `pushsse doctor`.
+
+`Several` is what `answering` asks: the first that is sure answers. The next one is asked where one isn't
+sure, or can't be reached, and has said nothing yet. Where nobody is sure, neither are they together: what the
+last one that had something to say instead would say is passed on.
 
 Deliberate: the module of an answerer is imported only where it is configured, since `openai` brings an HTTP
 client with it that most nodes don't need. Errors name the setting, or the table of `pushsse.toml`.
 """
 
+import asyncio
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,14 +21,14 @@ from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
-from pushsse.errors import SettingsError
+from pushsse.errors import SettingsError, Unavailable
 from pushsse.kafka import connection, one_topic
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.producer import Producer
 from pushsse.logs import shown
 from pushsse.metrics import Metrics
-from pushsse.questions.answerers import Answerer
-from pushsse.questions.answerers.several import Several
+from pushsse.questions import Answered, Question, StatusPart
+from pushsse.questions.answerers import Answerer, Answers, HearsStops, NotSure, Piece
 from pushsse.settings import PREFIX, AnswererSetting, Option, Settings, seconds, variable
 
 _MOST_PROMPT_BYTES = 256 * 1024
@@ -169,3 +175,53 @@ def _check_url(where: str, url: str) -> None:
         raise SettingsError(
             f"{where}: {shown(url)!r} isn't http://HOST/PATH or https://HOST/PATH, as in {example}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """One or more answerers that are one."""
+
+    answerers: Sequence[Answerer]
+
+    async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
+        """What the first that is sure says. Raises Unavailable where one is away and no other has a word."""
+        instead: Answered | None = None
+        away: Unavailable | None = None
+        for answerer in self.answerers:
+            said = False
+            try:
+                async with aclosing(answerer.answer(question)) as pieces:
+                    async for piece in pieces:
+                        if isinstance(piece, NotSure):
+                            instead = piece.instead or instead
+                            break
+                        # Where another goes on, nobody has to take back what a status has said.
+                        said = said or not isinstance(piece, StatusPart)
+                        yield piece
+                    else:
+                        return
+            except Unavailable as error:
+                if said:
+                    raise
+                away = error
+            if said:
+                break
+        if away is not None and instead is None:
+            raise away
+        yield NotSure(instead)
+
+    async def stop(self, question: Question, code: str) -> None:
+        """Told to those whose answers come from elsewhere: one of them has it. Raises Unavailable."""
+        for answerer in self.answerers:
+            if isinstance(answerer, HearsStops):
+                await answerer.stop(question, code)
+
+    async def run(self, answers: Answers) -> None:
+        """What they do besides."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for answerer in self.answerers:
+                    group.create_task(answerer.run(answers))
+        except ExceptionGroup as failed:
+            # The others were cancelled because of it.
+            raise failed.exceptions[0] from None

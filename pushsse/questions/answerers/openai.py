@@ -29,7 +29,7 @@ from pushsse.logs import shown
 from pushsse.metrics import Metrics
 from pushsse.questions import CUT_SHORT, DECLINED, Answered, By, Question, StatusPart, Unanswered
 from pushsse.questions.answerers import Answers, Delta, Piece, Turns
-from pushsse.questions.answerers.completions import Completion, ErrorInStream
+from pushsse.questions.answerers.openai_stream import Completion, ErrorInStream
 from pushsse.retry import Backoff
 from pushsse.settings import is_loopback
 

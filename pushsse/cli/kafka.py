@@ -1,8 +1,10 @@
-"""`pushsse try`: the last records of a topic beside the events that they become, or would.
+"""What is in topics, and becomes of it: `pushsse try`, and `pushsse dead` for what couldn't be used.
 
-It reads without a group, commits nothing and publishes nothing; it needs no configuration. What is configured
-for the topic is used; for any other a table [[kafka]] is proposed, tried on the records, and on request
-written to a file.
+`try` shows the last records of a topic beside the events that they become, or would. It reads without a
+group, commits nothing and publishes nothing; it needs no configuration. What is configured for the topic is
+used; for any other a table [[kafka]] is proposed, tried on the records, and on request written to a file.
+
+`dead` looks through the dead letters of a topic, and sends them again after a fix.
 """
 
 import asyncio
@@ -19,19 +21,21 @@ import msgspec
 from pushsse import settings as settings_of
 from pushsse.backplane import Draft
 from pushsse.cli import BadSetting, Failed, read_settings, say, with_settings
-from pushsse.errors import InvalidInput, SettingsError
+from pushsse.errors import InvalidInput, SettingsError, Unavailable
 from pushsse.intake import AllTypes, Decode, Drafter
 from pushsse.intake.proposing import Proposal, proposal, registry_id
 from pushsse.intake.sources import format_of, sources, topics
 from pushsse.kafka import Record, connection
-from pushsse.kafka.dead_letters import place_of
+from pushsse.kafka.dead_letters import RESEND_BATCH, DeadLetter, DeadLetterTopic, Sent, place_of
+from pushsse.kafka.producer import Producer
 from pushsse.kafka.reading import Reader, reader
 from pushsse.logs import shown
 from pushsse.metrics import Metrics
-from pushsse.settings import FORMATS, KafkaMap, KafkaSource, Settings
+from pushsse.settings import DLQ_SUFFIX, FORMATS, KafkaMap, KafkaSource, Settings
 
 _MOST = 1000
 _SHOWN = 2_000
+_TIMEOUT_S = 20.0
 
 
 @dataclass(slots=True)
@@ -266,3 +270,138 @@ def _write(file: Path, proposed: Proposal, topic: str, bootstrap: str) -> None:
     except OSError as error:
         raise Failed(f"{file} can't be written: {error.strerror}") from None
     say(f"written to {file}", err=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which letters."""
+
+    topic: str
+    limit: int
+    partition: int | None
+    offset: int | None
+
+
+@click.command()
+@click.option("--kafka", metavar="HOST:PORT,…", help="the same as --kafka-bootstrap")
+@click.option("--topic", required=True, help="the topic whose records they are, or a dead-letter topic")
+@click.option(
+    "--limit", type=click.IntRange(1), default=None, help="so many letters  [default: 20, or all with --send]"
+)
+@click.option(
+    "--partition", type=click.IntRange(0), default=None, help="of this partition of the dead-letter topic"
+)
+@click.option("--offset", type=click.IntRange(0), default=None, help="from this offset on; needs --partition")
+@click.option("--send", is_flag=True, help="send them again to the topic that they come from")
+@with_settings(
+    "kafka_bootstrap",
+    "kafka_dlq_topic",
+    "kafka_group",
+    "kafka_security_protocol",
+    "kafka_sasl_mechanism",
+    "kafka_sasl_username",
+    "kafka_sasl_password",
+    "kafka_ssl_cafile",
+)
+def dead(
+    kafka: str | None,
+    topic: str,
+    limit: int | None,
+    partition: int | None,
+    offset: int | None,
+    *,
+    send: bool,
+    config: Path | None,
+    **options: object,
+) -> None:
+    """Look through the dead letters of a topic; with --send, send them again after a fix."""
+    if kafka is not None:
+        options["kafka_bootstrap"] = kafka
+    settings = read_settings(config, options)
+    if not settings.kafka_bootstrap:
+        raise click.UsageError("--kafka HOST:PORT is missing, and PUSHSSE_KAFKA_BOOTSTRAP isn't set")
+    if offset is not None and partition is None:
+        raise click.UsageError("--offset needs --partition")
+    if limit is None:
+        limit = 20 if not send else 1_000_000_000
+    # What the libraries log, the errors say.
+    logging.disable()
+    try:
+        asyncio.run(_dead(settings, Wanted(topic, limit, partition, offset), send=send))
+    except SettingsError as error:
+        raise BadSetting(str(error)) from None
+    except (OSError, Unavailable) as error:
+        raise Failed(f"Kafka at {shown(settings.kafka_bootstrap)}: {error}") from None
+
+
+async def _dead(settings: Settings, wanted: Wanted, *, send: bool) -> None:
+    is_theirs = wanted.topic.endswith(DLQ_SUFFIX) or wanted.topic == settings.kafka_dlq_topic
+    topic = wanted.topic if is_theirs else settings.dlq_topic_of(wanted.topic)
+    where = connection(settings)
+    async with reader(where) as kafka:
+        if topic not in await kafka.topics():
+            raise Failed(
+                f"there is no topic {topic!r}, or it may not be read: no record of it was ever a dead letter"
+            )
+        letters = DeadLetterTopic(
+            where,
+            kafka,
+            topic,
+            group=f"{settings.kafka_group}.dead",
+            source=None if is_theirs else wanted.topic,
+        )
+        sent = await letters.sent()
+        if wanted.partition is not None and wanted.partition not in sent:
+            raise Failed(f"{topic} has no partition {wanted.partition}, it has {len(sent)}")
+        if send:
+            await _send_letters(letters, sent, wanted, Producer(where, timeout_s=_TIMEOUT_S))
+        else:
+            await _list_letters(letters, sent, wanted)
+
+
+async def _list_letters(letters: DeadLetterTopic, sent: dict[int, Sent], wanted: Wanted) -> None:
+    count = 0
+    async for letter in letters.letters(sent, partition=wanted.partition, offset=wanted.offset):
+        if count == wanted.limit:
+            say(f"{letters.topic}: there are more; --limit shows them", err=True)
+            break
+        count += 1
+        _show_letter(letter)
+    say(f"{letters.topic}: {count} dead letters that weren't sent again", err=True)
+
+
+def _show_letter(letter: DeadLetter) -> None:
+    record = letter.record
+    size = len(record.value or b"")
+    cut = ", cut: it can't be sent again" if letter.truncated else ""
+    say(f"{record.topic}-{record.partition}-{record.offset}  {letter.place}, {size} bytes{cut}")
+    say(f"  {letter.error or 'without a reason'}")
+
+
+async def _send_letters(
+    letters: DeadLetterTopic, sent: dict[int, Sent], wanted: Wanted, producer: Producer
+) -> None:
+    count = left = 0
+    batch: list[DeadLetter] = []
+    try:
+        async with producer:
+            async for letter in letters.letters(sent, partition=wanted.partition, offset=wanted.offset):
+                if count + len(batch) == wanted.limit:
+                    break
+                if not letter.can_be_sent:
+                    left += 1
+                    _show_letter(letter)
+                    continue
+                if batch and (
+                    len(batch) == RESEND_BATCH or batch[0].record.partition != letter.record.partition
+                ):
+                    await letters.send(batch, sent, producer)
+                    count += len(batch)
+                    batch = []
+                batch.append(letter)
+            if batch:
+                await letters.send(batch, sent, producer)
+                count += len(batch)
+    finally:
+        more = f", {left} can't be" if left else ""
+        say(f"{letters.topic}: {count} dead letters were sent again{more}", err=True)

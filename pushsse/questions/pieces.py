@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 from msgspec import Raw
 
-from pushsse.backplane.growing import DeltaData, Grew, Growth, LiveDelta, delta_of, framed, units
+from pushsse.backplane.answers import DeltaData, Grew, Growth, LiveDelta, delta_of, framed, units
 from pushsse.errors import DatabaseUnavailable, Unavailable
 from pushsse.questions import MAX_ANSWER_CHARACTERS, KeptPart, Lost, Part, Question, StatusPart, clean, fit
 from pushsse.questions.answerers import Delta
