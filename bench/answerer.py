@@ -1,7 +1,7 @@
 """Who answers in the benchmark, within the node: what it says is told by the question's text.
 
 "once": one delta with the time, then the end. "talk 5": twenty deltas a second for so many seconds, each with
-the time. "wait": nothing, for ever.
+the time. "silent": an empty answer. "wait": nothing, for ever.
 """
 
 import asyncio

@@ -1,17 +1,18 @@
 """Questions: how long one takes to be accepted, its first delta to the client, and what a delta costs.
 
 The node runs on the servers' processor, with Redis and, where it is there, PostgreSQL; `bench.answerer`
-answers within it, so its cost is in the figures. The client checks that no delta is missing.
+answers within it, so its cost is in the figures. The client checks each answer: its deltas are numbered from
+1 without a gap, and together they are its text.
 """
 
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from redis import Redis as Client
 
@@ -25,16 +26,20 @@ WAITING = 1_000
 _FIRST_RATE = 50
 # Of each a few questions are answered at once, and twenty may be open.
 _PEOPLE = 500
+# Counted as in any installation, and never reached.
+_PER_MINUTE = 10_000
 _LIMIT_S = 60
 _CONNECTIONS = 64
+T = TypeVar("T")
 
 
 @dataclass
 class QuestionCosts:
-    """Milliseconds at the 99th percentile; CPU of a question with its answer, of one delta; CPU and runs of
-    Redis's scripts of a delta among many; what waiting costs.
+    """Milliseconds at the 99th percentile; CPU of a question with its answer, of one delta; runs of Redis's
+    scripts of a delta among many, and of a question's own steps; what waiting costs.
 
-    `complete`: no answer had a gap among its deltas.
+    Of `answers` that were heard, `gaps` had a gap among the numbers of their deltas, and `unequal` another
+    text than their deltas together. A delta may hold several pieces of an answer, which isn't a gap.
     """
 
     accepted_p99_ms: float = 0.0
@@ -43,10 +48,24 @@ class QuestionCosts:
     delta_p99_ms: float = 0.0
     delta_us: float = 0.0
     calls_per_delta: float = 0.0
+    calls_per_question: float = 0.0
     deltas_per_s: float = 0.0
     waiting_threads: int = 0
     waiting_percent: float = 0.0
-    complete: bool = True
+    answers: int = 0
+    gaps: int = 0
+    unequal: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether all answers that were heard came whole."""
+        return not self.gaps and not self.unequal
+
+    def count(self, heard: "Heard") -> None:
+        """Adds the answers that some streams have heard."""
+        self.answers += len(heard.asked)
+        self.gaps += len(heard.gaps)
+        self.unequal += len(heard.unequal)
 
 
 @dataclass
@@ -70,13 +89,15 @@ class Heard:
         return sum(len(self.seqs.get(each, ())) for each in self.asked)
 
     @property
-    def complete(self) -> bool:
-        """Whether each answer's deltas are numbered without a gap and together are its text."""
-        return all(
-            self.texts.get(each) == self.whole.get(each)
-            and self.seqs.get(each) == list(range(1, len(self.seqs.get(each, ())) + 1))
-            for each in self.asked
-        )
+    def gaps(self) -> Sequence[str]:
+        """The questions among whose deltas a number is missing, repeated or out of order."""
+        numbers = {each: self.seqs.get(each, []) for each in self.asked}
+        return [each for each, seqs in numbers.items() if seqs != list(range(1, len(seqs) + 1))]
+
+    @property
+    def unequal(self) -> Sequence[str]:
+        """The questions whose deltas together aren't the answer's text; those without any among them."""
+        return [each for each in self.asked if self.texts.get(each, "") != self.whole.get(each)]
 
     async def ended(self) -> None:
         """Waits until all answers have ended."""
@@ -101,11 +122,15 @@ class Heard:
         else:
             self.first_ms[question] = age_ms
         self.seqs.setdefault(question, []).append(body["seq"])
-        self.texts[question] = self.texts.get(question, "") + text
+        # What is there beyond `from` is void. The texts are ASCII, so that places are characters.
+        self.texts[question] = self.texts.get(question, "")[: body["from"]] + text
 
 
 class Asker:
-    """Asks over connections that are kept. By hand: httpx takes more CPU for a request than the node."""
+    """Asks over connections that are kept. By hand: httpx takes more CPU for a request than the node.
+
+    Entered for each load: a node closes connections on which nothing is asked for some seconds.
+    """
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -144,62 +169,71 @@ def measure(
         "PUSHSSE_REDIS_PREFIX": "questions:",
         "PUSHSSE_DATABASE_URL": database_url,
         "PUSHSSE_ANSWERER": "python:bench.answerer:answer",
-        "PUSHSSE_QUESTIONS_PER_MINUTE": "0",
+        "PUSHSSE_QUESTIONS_PER_MINUTE": str(_PER_MINUTE),
     }
     with BenchNode(folder / "questions", settings) as node:
         costs = asyncio.run(_all(node, redis, seconds))
     progress(
         f"questions: accepted p99 {costs.accepted_p99_ms:.1f} ms, {costs.accepted_us:.0f} µs each, first"
-        f" delta p99 {costs.first_p99_ms:.1f} ms, {costs.delta_us:.0f} µs and {costs.calls_per_delta:.2f}"
-        " calls a delta"
+        f" delta p99 {costs.first_p99_ms:.1f} ms, {costs.delta_us:.0f} µs and {costs.calls_per_delta:.3f}"
+        f" calls a delta, {costs.calls_per_question:.2f} a question besides; of {costs.answers} answers"
+        f" {costs.gaps} with a gap, {costs.unequal} with another text than their deltas"
     )
     return costs
 
 
 async def _all(node: BenchNode, redis: Redis, seconds: int) -> QuestionCosts:
     costs = QuestionCosts()
-    async with Asker(node.port) as client:
-        # Connections, statements and caches warm up.
-        await _ask(client, ACCEPT_RATE, ACCEPT_RATE, "once")
-        spent = usage(node.pid)
-        costs.accepted_p99_ms = _p99(await _ask(client, ACCEPT_RATE * seconds, ACCEPT_RATE, "once"))
-        # The last ones are answered, too.
-        await asyncio.sleep(1)
-        costs.accepted_us = usage(node.pid).since(spent).cpu_s / (ACCEPT_RATE * seconds) * 1e6
-        first = await _heard(client, node, _FIRST_RATE * seconds, _FIRST_RATE, "once")
-        costs.first_p99_ms = _p99([first.first_ms[each] for each in first.asked])
-        await _talk(client, node, redis, seconds, costs)
-        costs.complete &= first.complete
-        await _wait(client, node, seconds, costs)
+    # Statements and caches warm up.
+    await _ask(node, ACCEPT_RATE, ACCEPT_RATE, "once")
+    spent = usage(node.pid)
+    costs.accepted_p99_ms = _p99(await _ask(node, ACCEPT_RATE * seconds, ACCEPT_RATE, "once"))
+    # The last ones are answered, too.
+    await asyncio.sleep(1)
+    costs.accepted_us = usage(node.pid).since(spent).cpu_s / (ACCEPT_RATE * seconds) * 1e6
+    first = await _heard(node, _FIRST_RATE * seconds, _FIRST_RATE, "once")
+    costs.first_p99_ms = _p99([first.first_ms[each] for each in first.asked if each in first.first_ms])
+    costs.count(first)
+    await _talk(node, redis, seconds, costs)
+    await _wait(node, seconds, costs)
     return costs
 
 
-async def _talk(client: Asker, node: BenchNode, redis: Redis, seconds: int, costs: QuestionCosts) -> None:
+async def _talk(node: BenchNode, redis: Redis, seconds: int, costs: QuestionCosts) -> None:
     """Many answers that grow at once."""
-    calls, spent, began = _script_calls(redis), usage(node.pid), time.monotonic()
-    heard = await _heard(client, node, ANSWERS, ANSWERS * 4, f"talk {seconds}")
-    took_s = time.monotonic() - began
+    # What isn't for deltas: questions whose answers don't grow, and a node that does nothing.
+    own, silent_s, _ = await _calls(redis, _heard(node, ANSWERS, ANSWERS * 4, "silent"))
+    idle, idle_s, _ = await _calls(redis, asyncio.sleep(seconds))
+    spent = usage(node.pid)
+    calls, took_s, heard = await _calls(redis, _heard(node, ANSWERS, ANSWERS * 4, f"talk {seconds}"))
     spent = usage(node.pid).since(spent)
-    costs.complete &= heard.complete
+    costs.count(heard)
     costs.delta_p99_ms = _p99(heard.ages_ms)
     costs.delta_us = spent.cpu_s / heard.deltas * 1e6
     # They begin within a quarter of a second. Where the node is busy, deltas are joined.
     costs.deltas_per_s = heard.deltas / (took_s - 1 / 4)
-    # Each question has a few calls of its own, to tell its steps.
-    costs.calls_per_delta = (_script_calls(redis) - calls) / heard.deltas
+    costs.calls_per_question = (own - idle / idle_s * silent_s) / ANSWERS
+    costs.calls_per_delta = (calls - own - idle / idle_s * (took_s - silent_s)) / heard.deltas
 
 
-async def _wait(client: Asker, node: BenchNode, seconds: int, costs: QuestionCosts) -> None:
+async def _calls(redis: Redis, work: Awaitable[T]) -> tuple[int, float, T]:
+    """How many runs of scripts Redis counts while something is done, how long that takes, and its result."""
+    calls, began = _script_calls(redis), time.monotonic()
+    done = await work
+    return _script_calls(redis) - calls, time.monotonic() - began, done
+
+
+async def _wait(node: BenchNode, seconds: int, costs: QuestionCosts) -> None:
     """Many questions that nobody answers."""
     before, threads = await _percent(node, seconds), _threads(node.pid)
-    await _ask(client, WAITING, ACCEPT_RATE, "wait")
+    await _ask(node, WAITING, ACCEPT_RATE, "wait")
     await asyncio.sleep(1)
     costs.waiting_threads = _threads(node.pid) - threads
     costs.waiting_percent = await _percent(node, seconds) - before
 
 
 async def _ask(
-    client: Asker, count: int, rate: float, text: str, asked: set[str] | None = None
+    node: BenchNode, count: int, rate: float, text: str, asked: set[str] | None = None
 ) -> list[float]:
     """Asks at a rate, whatever the answers take; how long each took in ms."""
     took_ms: list[float] = []
@@ -212,14 +246,15 @@ async def _ask(
             asked.add(question)
         took_ms.append((time.monotonic() - due) * 1e3)
 
-    began = time.monotonic() + 0.05
-    async with asyncio.TaskGroup() as tasks:
-        for number in range(count):
-            tasks.create_task(one(number, began + number / rate))
+    async with Asker(node.port) as client:
+        began = time.monotonic() + 0.05
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(count):
+                tasks.create_task(one(number, began + number / rate))
     return took_ms
 
 
-async def _heard(client: Asker, node: BenchNode, count: int, rate: float, text: str) -> Heard:
+async def _heard(node: BenchNode, count: int, rate: float, text: str) -> Heard:
     """Asks, and hears all answers on a stream of each person."""
     heard = Heard()
     people = {number % _PEOPLE for number in range(count)}
@@ -231,7 +266,7 @@ async def _heard(client: Asker, node: BenchNode, count: int, rate: float, text: 
             writer.write(get("/v1/stream", bearer(user(number))).encode())
             await reader.readuntil(b"event: ready\n")
             listening.append(asyncio.create_task(_listen(reader, heard)))
-        asked = asyncio.create_task(_ask(client, count, rate, text, heard.asked))
+        asked = asyncio.create_task(_ask(node, count, rate, text, heard.asked))
         try:
             async with asyncio.timeout(_LIMIT_S):
                 await asked

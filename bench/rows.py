@@ -177,15 +177,15 @@ def _people(seen: Measured) -> list[Row]:
 def _questions(seen: Measured) -> list[Row]:
     costs = seen.questions or QuestionCosts()
     many = f"{ANSWERS} answers at once, {PER_S} deltas/s each"
+    whole = 100 * (1 - (costs.gaps + costs.unequal) / costs.answers) if costs.answers else 0.0
     found = [
         Row(f"question accepted, {ACCEPT_RATE}/s: p99", 20, 10, costs.accepted_p99_ms, "ms"),
         Row(f"question accepted and answered, {ACCEPT_RATE}/s: CPU", 2_000, 1_500, costs.accepted_us, "µs"),
         Row("first delta, from answerer to client: p99", 20, 10, costs.first_p99_ms, "ms"),
-        Row(f"{many}: deltas that arrive", 1_600, 1_900, costs.deltas_per_s, "/s", rising=True),
+        Row(f"{many}: answers without a gap that are their deltas", 100, 100, whole, "%", rising=True),
+        Row(f"{many}: deltas that arrive, some joined", None, None, costs.deltas_per_s, "/s"),
         Row(f"{many}: CPU of a delta", None, None, costs.delta_us, "µs"),
-        Row(
-            f"{many}: calls of Redis a delta, the questions' own among them", 1.3, 1.1, costs.calls_per_delta
-        ),
+        Row(f"{many}: calls of Redis a delta", 1, 1, costs.calls_per_delta),
     ]
     if seen.questions is not None:
         what = f"{WAITING:,} questions that wait: further threads"

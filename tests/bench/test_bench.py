@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
+import msgspec
 import pytest
 
 from bench import formats
@@ -15,6 +16,7 @@ from bench.contestants import Floor, floor_program
 from bench.generator import Figures, Generator, LoadFailed
 from bench.held import DIGITS, MARK, Held
 from bench.plots import lines
+from bench.questions import Heard, QuestionCosts
 from bench.rows import Row, markdown
 from bench.usage import Usage
 
@@ -127,3 +129,33 @@ def test_formats_of_sources_have_half_the_throughput_of_our_own() -> None:
     for name in ("structured", "binary", "mapped"):
         # What `make bench` asks for is 0.5; a busy machine isn't to fail a test.
         assert rates.ratio(name) > 0.4, (name, rates.ratio(name))
+
+
+def heard(*deltas: tuple[int, int, str], whole: str) -> Heard:
+    """What a stream has heard of one answer: the number, place and text of each delta, and its end."""
+    found = Heard(asked={"q"})
+    for seq, start, text in deltas:
+        data = msgspec.json.encode({"question": "q", "seq": seq, "from": start, "text": text})
+        found.take("answer.delta", data)
+    found.take("answer", msgspec.json.encode({"question": "q", "text": whole}))
+    return found
+
+
+def test_joined_deltas_are_no_gap_but_missing_repeated_and_lost_ones_are() -> None:
+    one, two = "1 a; ", "2 b; "
+    both = one + two
+    apart, joined = heard((1, 0, one), (2, 5, two), whole=both), heard((1, 0, both), whole=both)
+    for whole in (apart, joined):
+        assert (whole.gaps, whole.unequal) == ([], [])
+    assert heard((1, 0, one), (3, 5, two), whole=both).gaps == ["q"]
+    assert heard((1, 0, one), (1, 0, one), (2, 5, two), whole=both).gaps == ["q"]
+    assert heard((2, 0, both), whole=both).gaps == ["q"]
+    assert heard((1, 0, one), whole=both).unequal == ["q"]
+    # An answer of which no delta was heard is counted, and has no time of a first one.
+    silent = heard(whole=both)
+    assert (silent.unequal, silent.first_ms) == (["q"], {})
+    costs = QuestionCosts()
+    costs.count(apart)
+    assert costs.complete
+    costs.count(silent)
+    assert (costs.answers, costs.unequal, costs.complete) == (2, 1, False)
