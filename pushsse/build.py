@@ -87,7 +87,11 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         node=settings.node,
         timeout_s=settings.answer_timeout_s,
         metrics=metrics,
-        pace=QuestionPace(keep_s=settings.handover_keep_s, stall_s=settings.answer_stall_s),
+        pace=QuestionPace(
+            keep_s=settings.handover_keep_s,
+            stall_s=settings.answer_stall_s,
+            longest_s=settings.answer_longest_s,
+        ),
         unsure_hands_over=settings.handover_unsure == "on",
     )
     people = StoredPeople(StateTable(database), preferences, questions)

@@ -205,6 +205,7 @@ class Unanswered(Struct, frozen=True):
 Ending = Answered | Unanswered
 EXPIRED = Unanswered("expired", "expired", "no answer came in time")
 STALLED = Unanswered("expired", "stalled", "the answer stopped growing before its end")
+ENDLESS = Unanswered("expired", "endless", "the answer came to no end in the time that one may take")
 UNAVAILABLE = Unanswered("failed", "answerer_unavailable", "whoever answers can't be reached")
 CANCELLED = Unanswered("cancelled", "cancelled", "the question was cancelled")
 GIVEN_UP = Unanswered("failed", "gave_up", "answering was begun several times and never came to an end")
@@ -214,7 +215,9 @@ TOO_LONG = Unanswered("failed", "too_long", f"the answer has more than {MAX_ANSW
 # Not in an Ending: what whoever answers is told where people have taken the question over.
 HANDED_OVER = "handed_over"
 # Ends that whoever answers doesn't know of: it is told to stop. Any other it has said itself.
-STOPS = frozenset(each.code for each in (EXPIRED, STALLED, UNAVAILABLE, CANCELLED, GIVEN_UP, TOO_LONG))
+STOPS = frozenset(
+    each.code for each in (EXPIRED, STALLED, ENDLESS, UNAVAILABLE, CANCELLED, GIVEN_UP, TOO_LONG)
+)
 
 
 class TooManyQuestions(PushsseError):

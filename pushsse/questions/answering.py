@@ -18,6 +18,7 @@ import msgspec
 
 from pushsse.errors import Unavailable
 from pushsse.questions import (
+    ENDLESS,
     EXPIRED,
     HANDED_OVER,
     STALLED,
@@ -232,16 +233,19 @@ class Answering:
             turns = await self._life.store.turns(question.conversation, before=question.id)
             question = msgspec.structs.replace(question, turns=turns)
         left_s = (question.deadline_at - datetime.now(UTC)).total_seconds()
+        ends_at = asyncio.get_running_loop().time() + self._life.pace.longest_s
         limit = asyncio.timeout(left_s)
         growing = self._life.growing(question)
         ending: Ending | SentOff | HandOver
         try:
             async with limit:
-                ending = await self._grown(question, growing, limit)
+                ending = await self._grown(question, growing, limit, ends_at)
         except TimeoutError:
             if not limit.expired():
                 raise
             ending = STALLED if growing.has_begun else EXPIRED
+            if growing.has_begun and asyncio.get_running_loop().time() >= ends_at:
+                ending = ENDLESS
         # Only now: two tasks that tell would send the same growth twice.
         await growing.tell()
         if isinstance(ending, Answered):
@@ -264,12 +268,12 @@ class Answering:
             await self._life.end(question.id, ending, attempt=question.attempt, question=question)
 
     async def _grown(
-        self, question: Question, growing: Growing, limit: asyncio.Timeout
+        self, question: Question, growing: Growing, limit: asyncio.Timeout, ends_at: float
     ) -> Ending | SentOff | HandOver:
         try:
             async with asyncio.TaskGroup() as group:
                 telling = _Telling(growing, group)
-                ending = await self._ask(question, telling, limit)
+                ending = await self._ask(question, telling, limit, ends_at)
                 telling.end()
         except ExceptionGroup as failed:
             # Either task may fail, and the other is cancelled then: one exception says all.
@@ -277,7 +281,7 @@ class Answering:
         return ending
 
     async def _ask(
-        self, question: Question, telling: "_Telling", limit: asyncio.Timeout
+        self, question: Question, telling: "_Telling", limit: asyncio.Timeout, ends_at: float
     ) -> Ending | SentOff | HandOver:
         clock = asyncio.get_running_loop().time
         try:
@@ -291,8 +295,8 @@ class Answering:
                     if not isinstance(piece, (Delta, StatusPart, SourcePart, DataPart)):
                         return piece
                     telling.add(piece)
-                    # Whoever says something is alive.
-                    limit.reschedule(clock() + self._life.pace.stall_s)
+                    # Whoever says something is alive, but may not go on for ever.
+                    limit.reschedule(min(clock() + self._life.pace.stall_s, ends_at))
                     if telling.growing.pieces.too_long:
                         return TOO_LONG
         except Unavailable as error:

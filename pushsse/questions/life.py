@@ -69,8 +69,8 @@ class QuestionPace:
     A delta at most every `delta_s`; the answer so far stored every `store_s`. A node renews its leases of
     `lease_s` every `sweep_s`, so that what a dead node had is taken over within both and a quarter of the
     second. What isn't in the log after `announce_s`, a sweep publishes. An answer that has begun and doesn't
-    grow for `stall_s` is ended. People have a conversation that was handed over to them for `keep_s`; 0:
-    nothing is handed over.
+    grow for `stall_s` is ended, and so is one that a node has been answering for `longest_s`. People have a
+    conversation that was handed over to them for `keep_s`; 0: nothing is handed over.
     """
 
     delta_s: float = 0.05
@@ -80,6 +80,7 @@ class QuestionPace:
     announce_s: float = 10.0
     keep_s: float = 3 * 86_400.0
     stall_s: float = 60.0
+    longest_s: float = 3600.0
 
     @property
     def overdue_s(self) -> float:

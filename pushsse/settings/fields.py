@@ -315,6 +315,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     answer_stall_s: Annotated[
         float, describe("seconds in which an answer that has begun has to grow, or it is ended", ge=1)
     ] = 60.0
+    answer_longest_s: Annotated[
+        float, describe("seconds that an answer may grow for, however steadily; not one of kafka:", ge=1)
+    ] = 3600.0
     handover_keep_s: Annotated[
         float,
         describe("seconds for which people keep a conversation that is handed over; 0: none is", ge=0),

@@ -469,6 +469,31 @@ async def test_an_answer_that_stops_growing_is_ended_and_each_piece_gives_it_mor
     assert (found.status, found.error_code, found.answer) == ("expired", "stalled", "so far")
 
 
+async def test_an_answer_that_comes_steadily_ends_in_time_too(nodes: Nodes) -> None:
+    closed = asyncio.Event()
+
+    async def trickles(question: Question) -> AsyncGenerator[Piece, None]:
+        try:
+            while True:
+                yield StatusPart("thinking") if question.text == "think" else Delta(".")
+                await asyncio.sleep(0.05)
+        finally:
+            closed.set()
+
+    node = nodes.node(Scripted(trickles), pace=dataclasses.replace(FAST, stall_s=5.0, longest_s=0.5))
+    async with nodes.running(node):
+        for number, text in enumerate(("talk", "think"), 1):
+            closed.clear()
+            asked = await node.ask("ann", Asking(text))
+            errors = await nodes.until_told("ann", "answer.error", number)
+            assert errors[-1]["code"] == "endless"
+            assert closed.is_set()
+            found = await ended(nodes, asked)
+            assert (found.status, found.error_code) == ("expired", "endless")
+            # What has come of it is kept.
+            assert found.answer.startswith(".") is (text == "talk")
+
+
 async def test_an_answer_of_a_node_that_died_stalls_on_any_other(nodes: Nodes) -> None:
     pace = dataclasses.replace(FAST, stall_s=0.2)
     dead, other = (
