@@ -575,10 +575,11 @@ class Line {
     }, (ms) => (ended.wait = ms));
     const reader = response.body.getReader();
     for (let part; !(part = await reader.read()).done; ) {
-      if (ended.beganAt) this.#watch(this.#silence_ms);
       read(part.value);
       // The service is done with this stream, whether its end passes the proxies or not.
       if (ended.exception) break;
+      // Also after the piece with `ready`: nothing more may come for a heartbeat.
+      if (ended.beganAt) this.#watch(this.#silence_ms);
     }
     return this.#ended(ended);
   }

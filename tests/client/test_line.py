@@ -51,6 +51,19 @@ async def test_a_silent_line_is_left_after_three_heartbeats(world: World) -> Non
     assert await tab.run("told.gaps") == 0
 
 
+async def test_a_stream_that_says_nothing_after_ready_stays_until_three_heartbeats(world: World) -> None:
+    tab = await world.tab(listens=False)
+    # What `ready` has to come within is then shorter than a heartbeat, as it is in a deployment.
+    await tab.run(
+        "globalThis.setTimeout = (real => (run, ms, ...given) => real(run, ms === 5000 ? 500 : ms, ...given))"
+        "(setTimeout); 0"
+    )
+    await listen(tab)
+    await tab.run("new Promise((done) => push.on('ping', done)).then(() => 0)")
+    assert await tab.run("told.begun") == ["new"]
+    assert await tab.run("told.states") == ["live"]
+
+
 async def test_a_call_that_hangs_at_the_beginning_is_made_again(world: World) -> None:
     tab = await world.tab(listens=False)
     world.gate.hangs = True
