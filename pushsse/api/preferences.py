@@ -15,7 +15,7 @@ from pushsse.api.identity import PREFERENCES, Identifier
 from pushsse.api.limits import CallLimit
 from pushsse.errors import InvalidInput, Violation
 from pushsse.preferences import Preferences
-from pushsse.preferences.languages import Languages, accepted
+from pushsse.preferences.catalogue import Languages, accepted_languages
 from pushsse.preferences.quiet import MOST_WINDOWS, QuietWindow, Schedule
 from pushsse.preferences.store import Preference, PreferenceStore, Settled
 
@@ -130,4 +130,4 @@ async def _read(request: Request) -> ChangeRequest:
 
 def _languages(request: Request) -> Languages:
     # A header that comes twice is one list (RFC 9110, 5.3).
-    return accepted(",".join(request.headers.getlist("accept-language")))
+    return accepted_languages(",".join(request.headers.getlist("accept-language")))

@@ -20,7 +20,8 @@ APP = "pushsse"
 _MODELS = [
     "pushsse.kicks",
     "pushsse.presence",
-    "pushsse.preferences.rows",
+    "pushsse.preferences.catalogue",
+    "pushsse.preferences.store",
     "pushsse.questions.rows",
     "pushsse.witness",
 ]

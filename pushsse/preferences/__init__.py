@@ -18,9 +18,8 @@ from pushsse.backplane import Append, Backplane, Draft, Topic, log_of
 from pushsse.errors import BackplaneUnavailable, Unavailable
 from pushsse.metrics import Metrics
 from pushsse.preferences import quiet
-from pushsse.preferences.catalogue import CatalogueStore, NamedType, Revised
-from pushsse.preferences.languages import Languages
-from pushsse.preferences.store import MAX_TYPES, PendingChange, PreferenceStore, Reschedule, Settled
+from pushsse.preferences.catalogue import MAX_TYPES, CatalogueStore, Languages, NamedType, Revised
+from pushsse.preferences.store import PendingChange, PreferenceStore, Reschedule, Settled
 from pushsse.retry import Backoff, Outage
 
 logger = logging.getLogger(__name__)

@@ -1,27 +1,46 @@
-"""The catalogue of types as administrators set it: by calls, or in the settings file.
+"""The catalogue of types, as administrators set it by calls or in the settings file, with texts by language.
 
 `CatalogueStore` is asked by the API and by `Catalogue`, the node's view. What changes who gets events
 (default, mandatory, category) gets a new revision, by which nodes notice that they have to read people's
 switches again. A type of the settings file is the file's: calls neither change nor remove it.
+
+The API reads `Accept-Language` (RFC 9110, 12.5.4) with `accepted_languages`, and the stores choose a text
+with `in_language`. A text is looked up as RFC 4647 (3.4) has it: `zh-Hans-CN`, then `zh-Hans`, then `zh`; and
+where none of these is there, another kind of the same language (`zh-TW`). Who reads none of them gets the
+first one.
 """
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
+from tortoise import fields
+from tortoise.models import Model
 
 from pushsse import strictjson
 from pushsse.database import Database, Session, Statement
 from pushsse.errors import InvalidInput, PushsseError, SettingsError
 from pushsse.event import RESERVED_TYPES, TypeName
-from pushsse.preferences.languages import LanguageTag
-from pushsse.preferences.rows import EventType
-from pushsse.preferences.store import CATALOGUE_LOCK, MAX_TYPES, REMOVED_REVISION, YIELD_TYPES, known_types
 from pushsse.settings import TypeTable
 
+MAX_TYPES = 1_000
+# Types between two yields: to find a text in a new language takes 10 us.
+YIELD_TYPES = 200
+# "pushsse" and a digit in ASCII. Of two nodes that add types, one waits for the other, so that both together
+# stay within MAX_TYPES.
+CATALOGUE_LOCK = 0x7075736873736532
+REVISION = Statement("SELECT revision FROM pushsse_catalogue")
+REMOVED_REVISION = Statement("SELECT removed_revision FROM pushsse_catalogue")
 _MOST_LANGUAGES = 40
+# Of one header; browsers send up to six.
+_MOST_RANGES = 20
+_RANGE = re.compile(r"([A-Za-z]{1,8}(?:-[A-Za-z0-9]{1,8})*|\*)(?:\s*;\s*[qQ]\s*=\s*([01](?:\.[0-9]{0,3})?))?")
+# In lower case. What is refused (q=0) begins with an exclamation mark.
+Languages = tuple[str, ...]
 # A column of the table has this length.
 Title = Annotated[str, Meta(min_length=1, max_length=200)]
 Description = Annotated[str, Meta(min_length=1, max_length=2000)]
@@ -31,6 +50,14 @@ Category = Annotated[
         pattern=r"^[A-Za-z0-9_.-]{0,64}\Z",
         description="a category: up to 64 letters (a–z, A–Z), digits, dots, hyphens and underscores",
         examples=["marketing"],
+    ),
+]
+LanguageTag = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z]{1,8}(-[A-Za-z0-9]{1,8}){0,4}\Z",
+        description="a language such as en or zh-CN",
+        examples=["zh"],
     ),
 ]
 _Titles = Annotated[dict[LanguageTag, Title], Meta(min_length=1, max_length=_MOST_LANGUAGES)]
@@ -299,3 +326,94 @@ class _Writing:
 
 def _named(name: str, revision: int, removed: int) -> tuple[str, int, int]:
     return name, revision, removed
+
+
+async def known_types() -> frozenset[str]:
+    """The names of all types, in the session of the caller."""
+    # Names alone: to make a model of each of 1,000 rows holds the event loop for 30 ms.
+    return frozenset([str(name) for (name,) in await EventType.all().values_list("name")])
+
+
+@lru_cache(maxsize=256)
+def accepted_languages(header: str) -> Languages:
+    """The languages of a header, the preferred one first; what can't be read in it is passed over."""
+    found: list[tuple[float, str]] = []
+    for part in header[:1000].split(",")[:_MOST_RANGES]:
+        match = _RANGE.fullmatch(part.strip())
+        if match is not None:
+            found.append((float(match[2] or 1), match[1].lower()))
+    # Among those of one weight the order of the header stays.
+    wanted = [name for weight, name in sorted(found, key=lambda one: -one[0]) if weight > 0]
+    refused = [f"!{name}" for weight, name in found if weight == 0]
+    return tuple(dict.fromkeys([*wanted, *refused]))
+
+
+@lru_cache(maxsize=4096)
+def in_language(texts: str, otherwise: str, languages: Languages) -> str:
+    """The text of the preferred language, of JSON by language; `otherwise` without one."""
+    if not texts or not languages:
+        return otherwise
+    found = {name.lower(): text for name, text in _by_language.decode(texts).items()}
+    refused = {language[1:] for language in languages if language.startswith("!")}
+    usable = {name: text for name, text in found.items() if not _is_refused(name, refused)}
+    for language in languages:
+        if language == "*" and usable:
+            # Whatever is there: of all languages, the first one.
+            return otherwise if otherwise in usable.values() else next(iter(usable.values()))
+        if (name := _looked_up(language, usable)) is not None:
+            return usable[name]
+    return otherwise
+
+
+def _is_refused(name: str, refused: set[str]) -> bool:
+    return any(name == each or name.startswith(f"{each}-") for each in refused)
+
+
+def _looked_up(language: str, there: dict[str, str]) -> str | None:
+    """A language's name among those that are there: itself, its shorter forms, another kind of it."""
+    name = language
+    while name:
+        if name in there:
+            return name
+        name = name.rpartition("-")[0]
+    main = language.partition("-")[0] + "-"
+    return next((each for each in there if each.startswith(main)), None)
+
+
+class EventType(Model):
+    """One type of the catalogue, in the order in which they joined.
+
+    `titles` and `descriptions` are JSON by language, empty where there is one text for all; the text for
+    everybody else is in `title` and `description`. `place` comes before the order of joining. `revision` is
+    the catalogue's with which default, mandatory or category last changed.
+    """
+
+    id = fields.BigIntField(primary_key=True)
+    name = fields.CharField(max_length=64, unique=True)
+    title = fields.CharField(max_length=200, db_default="")
+    description = fields.TextField(db_default="")
+    default_on = fields.BooleanField(db_default=True)
+    mandatory = fields.BooleanField(db_default=False)
+    hidden = fields.BooleanField(db_default=False)
+    created_at = fields.DatetimeField(auto_now_add=True)
+    titles = fields.TextField(db_default="")
+    descriptions = fields.TextField(db_default="")
+    category = fields.CharField(max_length=64, db_default="")
+    place = fields.IntField(db_default=0)
+    urgent = fields.BooleanField(db_default=False)
+    from_file = fields.BooleanField(db_default=False)
+    revision = fields.BigIntField(db_default=0)
+
+    class Meta:
+        table = "pushsse_event_type"
+
+
+class CatalogueRow(Model):
+    """The one row of the catalogue: how often its rules have changed, and when a type was last removed."""
+
+    id = fields.SmallIntField(primary_key=True)
+    revision = fields.BigIntField(db_default=0)
+    removed_revision = fields.BigIntField(db_default=0)
+
+    class Meta:
+        table = "pushsse_catalogue"

@@ -15,15 +15,26 @@ from typing import NamedTuple
 
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
+from tortoise import fields
+from tortoise.models import Model
 
 from pushsse.database import Database, Session, Statement, repeated
 from pushsse.errors import InvalidInput, Violation
 from pushsse.event import Change
 from pushsse.position import Mark
 from pushsse.preferences import quiet
-from pushsse.preferences.languages import Languages, in_language
+from pushsse.preferences.catalogue import (
+    CATALOGUE_LOCK,
+    MAX_TYPES,
+    REMOVED_REVISION,
+    REVISION,
+    YIELD_TYPES,
+    EventType,
+    Languages,
+    in_language,
+    known_types,
+)
 from pushsse.preferences.quiet import Schedule
-from pushsse.preferences.rows import CategorySwitch, EventType, PersonRow, PreferenceChange, Switch
 
 _JOINED_AT_ONCE = 100
 # For some hundred people.
@@ -90,13 +101,6 @@ class PendingChange(Struct, frozen=True):
         return Change(self.user, self.version, self.before, self.after, self.revision, self.quiet)
 
 
-MAX_TYPES = 1_000
-# Types between two yields: to find a text in a new language takes 10 us.
-YIELD_TYPES = 200
-# "pushsse" and a digit in ASCII. Of two nodes that add types, one waits for the other, so that both together
-# stay within MAX_TYPES.
-CATALOGUE_LOCK = 0x7075736873736532
-
 # A type without a row of its own for somebody follows the switch of its category, if that isn't the default.
 # SQLite reads the tables of a cross join in this order, where it would go through all types for each person.
 _BY_CATEGORY = """
@@ -149,8 +153,6 @@ _PREFERENCES = Statement("""
      WHERE s."user" = {value[1]} AND NOT EXISTS (SELECT 1 FROM pushsse_event_type t WHERE t.name = s.type)
      ORDER BY 13, 14""")
 _QUIET = Statement('SELECT quiet FROM pushsse_person WHERE "user" = {value[1]}')
-REVISION = Statement("SELECT revision FROM pushsse_catalogue")
-REMOVED_REVISION = Statement("SELECT removed_revision FROM pushsse_catalogue")
 # Makes the person's row, or locks the one that is there: the update changes nothing.
 _LOCK_PERSON = Statement("""
     INSERT INTO pushsse_person ("user", version, logged_version) VALUES ({value[1]}, {value[2]}, {value[2]})
@@ -439,12 +441,6 @@ def _off(users: Sequence[str], rows: Sequence[tuple[str, str, bool]]) -> frozens
     return frozenset(off)
 
 
-async def known_types() -> frozenset[str]:
-    """The names of all types, in the session of the caller."""
-    # Names alone: to make a model of each of 1,000 rows holds the event loop for 30 ms.
-    return frozenset([str(name) for (name,) in await EventType.all().values_list("name")])
-
-
 def _categories(rows: Sequence[_Choice]) -> dict[str, bool]:
     """The categories that a person has switched."""
     return {row.category: bool(row.by_category) for row in rows if row.by_category is not None}
@@ -529,3 +525,69 @@ async def _pending(*users: str) -> list[PendingChange]:
         )
         for r in rows
     ]
+
+
+class Switch(Model):
+    """What a person chose for one type. Without a row the type's default holds."""
+
+    id = fields.BigIntField(primary_key=True)
+    user = fields.CharField(max_length=128)
+    type = fields.CharField(max_length=64)
+    enabled = fields.BooleanField()
+
+    class Meta:
+        table = "pushsse_switch"
+        unique_together = (("user", "type"),)
+
+
+class CategorySwitch(Model):
+    """What a person chose for the types of a category that have no switch of their own."""
+
+    id = fields.BigIntField(primary_key=True)
+    user = fields.CharField(max_length=128)
+    category = fields.CharField(max_length=64)
+    enabled = fields.BooleanField()
+
+    class Meta:
+        table = "pushsse_category_switch"
+        unique_together = (("user", "category"),)
+
+
+class PersonRow(Model):
+    """A person who has changed a switch: the number of the last change, and of the last one in the log.
+
+    `logged_epoch` and `logged_number` are the place in the person's shard log of the latter. `quiet` is the
+    schedule of quiet hours as text.
+    """
+
+    user = fields.CharField(max_length=128, primary_key=True)
+    version = fields.BigIntField(db_default=0)
+    logged_version = fields.BigIntField(db_default=0)
+    logged_epoch = fields.CharField(max_length=12, db_default="")
+    logged_number = fields.BigIntField(db_default=0)
+    quiet = fields.TextField(db_default="")
+
+    class Meta:
+        table = "pushsse_person"
+
+
+class PreferenceChange(Model):
+    """A change on its way into the log: written with the switches, removed once the log has it.
+
+    `told` are the categories that changed.
+    """
+
+    id = fields.BigIntField(primary_key=True)
+    user = fields.CharField(max_length=128)
+    version = fields.BigIntField()
+    changed: fields.JSONField[dict[str, bool]] = fields.JSONField()
+    before: fields.JSONField[list[str]] = fields.JSONField()
+    after: fields.JSONField[list[str]] = fields.JSONField()
+    created_at = fields.DatetimeField(auto_now_add=True)
+    revision = fields.BigIntField(db_default=0)
+    told: fields.JSONField[dict[str, bool | None]] = fields.JSONField(null=True)
+    quiet = fields.TextField(null=True)
+
+    class Meta:
+        table = "pushsse_preference_change"
+        unique_together = (("user", "version"),)

@@ -16,9 +16,8 @@ from pushsse.database import Database, Session, Statement, repeated
 from pushsse.errors import InvalidInput, Violation
 from pushsse.event import TypeName, UserName
 from pushsse.preferences import Preferences
-from pushsse.preferences.catalogue import Category
-from pushsse.preferences.rows import CategorySwitch, PersonRow, PreferenceChange, Switch
-from pushsse.preferences.store import REVISION, PreferenceStore
+from pushsse.preferences.catalogue import REVISION, Category
+from pushsse.preferences.store import CategorySwitch, PersonRow, PreferenceChange, PreferenceStore, Switch
 
 MOST_ROWS = 500
 # In one transaction, during which nobody else writes to SQLite.

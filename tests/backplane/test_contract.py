@@ -517,7 +517,7 @@ async def test_an_answer_that_has_ended_is_dropped_and_grows_no_more(backplane: 
 async def test_an_answer_that_nothing_is_said_of_any_more_is_forgotten(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (answers, redis, redis.growths):
+    for module in (answers, redis, redis.commands):
         monkeypatch.setattr(module, "ANSWER_KEEP_MS", 300)
     async with make() as backplane:
         await backplane.grow(growth(1, "one"))

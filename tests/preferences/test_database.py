@@ -15,7 +15,7 @@ from deploy.parts import Postgres
 from pushsse.database import Database, Statement
 from pushsse.errors import DatabaseUnavailable, SettingsError, StatementFailed
 from pushsse.people import StateTable
-from pushsse.preferences.rows import EventType
+from pushsse.preferences.catalogue import EventType
 from pushsse.preferences.store import PreferenceStore
 from pushsse.questions import Question
 from pushsse.questions.conversations import ConversationStore

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pushsse.preferences.languages import accepted, in_language
+from pushsse.preferences.catalogue import accepted_languages, in_language
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from pushsse.preferences.languages import accepted, in_language
     ],
 )
 def test_the_header_orders_languages_by_weight(header: str, languages: tuple[str, ...]) -> None:
-    assert accepted(header) == languages
+    assert accepted_languages(header) == languages
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_the_header_orders_languages_by_weight(header: str, languages: tuple[str
 )
 def test_a_text_is_found_by_prefix_and_the_first_is_for_all_others(header: str, text: str) -> None:
     texts = json.dumps({"en": "Alarms", "zh": "警报", "pt-BR": "Alarmes"})
-    assert in_language(texts, "Alarms", accepted(header)) == text
+    assert in_language(texts, "Alarms", accepted_languages(header)) == text
 
 
 def test_one_text_is_for_all() -> None:
-    assert in_language("", "Alarms", accepted("zh")) == "Alarms"
+    assert in_language("", "Alarms", accepted_languages("zh")) == "Alarms"

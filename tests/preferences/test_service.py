@@ -14,8 +14,7 @@ from pushsse.metrics import Metrics
 from pushsse.people import StateTable
 from pushsse.position import Mark
 from pushsse.preferences import Catalogue, Preferences
-from pushsse.preferences.catalogue import CatalogueStore
-from pushsse.preferences.rows import EventType
+from pushsse.preferences.catalogue import CatalogueStore, EventType
 from pushsse.preferences.store import PreferenceStore
 from tests.waiting import eventually
 

@@ -12,7 +12,7 @@ from pushsse.database.connection import Reader
 from pushsse.errors import InvalidInput
 from pushsse.people import StateTable
 from pushsse.position import Mark
-from pushsse.preferences.rows import EventType
+from pushsse.preferences.catalogue import EventType
 from pushsse.preferences.store import PreferenceStore
 
 pytestmark = pytest.mark.anyio

@@ -1,9 +1,8 @@
 """The backplane of many nodes: logs in Redis, written by one script and heard over pub/sub.
 
-`build` makes it; `Backplane` says who calls it and what it promises. The parts: `connection` runs commands,
-`listen` hears, `read` reads, `canary` watches, scripts/ is what runs inside Redis, and what each key holds is
-in its meta.lua. Deliberate: one connection publishes, so that appends keep the order in which they were asked
-for.
+`build` makes it; `Backplane` says who calls it and what it promises. The parts: `commands` runs scripts and
+reads, `listen` hears, `canary` watches, scripts/ is what runs inside Redis, and what each key holds is in its
+meta.lua. Deliberate: one connection publishes, so that appends keep the order in which they were asked for.
 """
 
 import asyncio
@@ -44,10 +43,16 @@ from pushsse.backplane import (
 )
 from pushsse.backplane.answers import ANSWER_KEEP_MS, Grew, Growth, SoFar
 from pushsse.backplane.redis.canary import Canary
-from pushsse.backplane.redis.connection import Connector, RedisConnection, script
-from pushsse.backplane.redis.growths import Growths
+from pushsse.backplane.redis.commands import (
+    Connector,
+    Growths,
+    LogReader,
+    RedisConnection,
+    Want,
+    merged,
+    script,
+)
 from pushsse.backplane.redis.listen import TIMEOUT_S, LogListener
-from pushsse.backplane.redis.read import LogReader, Want, merged
 from pushsse.errors import BackplaneUnavailable, NotOwner
 from pushsse.event import Change
 from pushsse.metrics import Metrics

@@ -21,7 +21,7 @@ from redis.exceptions import (
 )
 
 from pushsse.backplane import machine_ms
-from pushsse.backplane.redis.connection import RedisConnection, script
+from pushsse.backplane.redis.commands import RedisConnection, script
 from pushsse.backplane.redis.listen import LogListener
 from pushsse.errors import BackplaneUnavailable
 

@@ -27,8 +27,7 @@ from pushsse.backplane import (
     codec,
     part_of,
 )
-from pushsse.backplane.redis.connection import Connector, connect
-from pushsse.backplane.redis.read import LogReader, ReadResult, Want, merged, tail_of
+from pushsse.backplane.redis.commands import Connector, LogReader, ReadResult, Want, connect, merged, tail_of
 from pushsse.errors import BackplaneUnavailable
 from pushsse.metrics import Metrics
 from pushsse.position import Mark
