@@ -48,6 +48,7 @@ COMMANDS = {
     "try": ("kafka", "Show what becomes of a topic's last records."),
     "dead": ("kafka", "Look through dead letters, and send them again."),
     "doctor": ("admin", "Try each dependency and say what is wrong."),
+    "completion": ("completion", "Print what makes a shell complete commands and options."),
 }
 # The supervisor of workers calls it, people don't.
 HIDDEN = {"worker": "running"}
@@ -88,9 +89,9 @@ def cli() -> None:
 def main() -> None:
     """The console script."""
     try:
-        cli()
+        cli(prog_name="pushsse")
     except PushsseError as error:
-        say(f"pushsse: {error}", err=True)
+        _say_failed(str(error))
         sys.exit(1)
 
 
@@ -102,7 +103,7 @@ class Failed(click.ClickException):
 
     def show(self, file: object = None) -> None:
         """One line, in the program's name."""
-        say(f"pushsse: {self.message}", err=True)
+        _say_failed(self.message)
 
 
 class BadSetting(Failed):
@@ -182,6 +183,15 @@ def say_json(text: str) -> None:
 def one_line(value: object) -> str:
     """A value as JSON in one line."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _say_failed(text: str) -> None:
+    """The line that a command which failed ends with."""
+    name = "pushsse: "
+    if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        name = click.style(name, fg="red")
+    _write(name, sys.stderr, err=True, nl=False)
+    say(text, err=True)
 
 
 def _stream(*, err: bool) -> TextIO:

@@ -1,9 +1,9 @@
 """For whoever runs the service: `doctor`, `migrate`, `token` and `outbox sql`.
 
-`doctor` tries each dependency that is configured, one line each, with what to do: each check yields Findings,
-a fault makes the exit status 1, and nothing is changed anywhere. `migrate` brings the database's tables to
-this version. `token` signs a JWT with this machine's PUSHSSE_JWT_SECRET (HS256). `outbox sql` prints the
-table that an application writes into, as SQL for psql or a migration.
+`doctor` tries each dependency that is configured and says what it found, what weighs most first, with what
+to do: each check yields Findings, a fault makes the exit status 1, and nothing is changed anywhere. `migrate`
+brings the database's tables to this version. `token` signs a JWT with this machine's PUSHSSE_JWT_SECRET
+(HS256). `outbox sql` prints the table that an application writes into, as SQL for psql or a migration.
 """
 
 import asyncio
@@ -12,8 +12,9 @@ import os
 import resource
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +29,9 @@ from pushsse.api.identity import SCOPE_PREFIX, SCOPES
 from pushsse.api.identity.remote import KeyServer, Remote, RemoteUnavailable
 from pushsse.api.identity.tokens import SECRET_BYTES
 from pushsse.backplane.redis.canary import probe
-from pushsse.cli import BadSetting, Failed, read_settings, say, with_settings
+from pushsse.cli import BadSetting, Failed, one_line, read_settings, say, say_json, with_settings
 from pushsse.cli.serve import base_url, internal_url
+from pushsse.cli.terminal import Style, busy, is_terminal, print_grid, print_line
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable, SettingsError, Unavailable
 from pushsse.event import is_user
@@ -68,39 +70,57 @@ class Finding:
 
 
 Check = Callable[[Settings], AsyncIterator[Finding]]
+# By weight.
+_STYLES: Mapping[str, Style] = {"fault": "fault", "warning": "warning", "ok": "good"}
+_as_json = click.option("--json", "as_json", is_flag=True, help="as JSON, a line each")
 
 
 @click.command()
+@_as_json
 @with_settings()
-def doctor(config: Path | None, **options: object) -> None:
-    """Try each dependency and say what is wrong."""
+def doctor(config: Path | None, as_json: bool, **options: object) -> None:
+    """Try each dependency and say what is wrong, what weighs most first."""
     settings = read_settings(config, options)
     # What the libraries log, the findings say.
     logging.disable()
-    faulty = asyncio.run(_examine(settings))
-    sys.exit(1 if faulty else 0)
+    found = asyncio.run(_examine(settings))
+    weights = list(_STYLES)
+    found.sort(key=lambda finding: weights.index(finding.verdict))
+    if as_json:
+        for finding in found:
+            say_json(one_line(asdict(finding)))
+    else:
+        _print(found)
+    sys.exit(1 if any(finding.verdict == "fault" for finding in found) else 0)
 
 
-async def _examine(settings: Settings) -> bool:
-    faulty = False
+async def _examine(settings: Settings) -> list[Finding]:
+    found: list[Finding] = []
     for part, check in _CHECKS.items():
         try:
-            async with asyncio.timeout(_CHECK_S):
-                async for finding in check(settings):
-                    _print(finding)
-                    faulty = faulty or finding.verdict == "fault"
+            with busy(f"trying: {part}"):
+                async with asyncio.timeout(_CHECK_S):
+                    found += [finding async for finding in check(settings)]
         except SettingsError as error:
             raise BadSetting(str(error)) from None
         except TimeoutError:
-            _print(Finding(part, "fault", f"no answer within {_CHECK_S:.0f} s"))
-            faulty = True
-    return faulty
+            found.append(Finding(part, "fault", f"no answer within {_CHECK_S:.0f} s"))
+    return found
 
 
-def _print(finding: Finding) -> None:
-    colour = {"ok": "green", "warning": "yellow", "fault": "red"}[finding.verdict]
-    click.echo(click.style(f"{finding.verdict:<8}", fg=colour), nl=False)
-    say(f"{finding.part:<10}{finding.text}")
+def _print(found: Sequence[Finding]) -> None:
+    if is_terminal():
+        print_grid(
+            [((each.verdict, _STYLES[each.verdict]), (each.part, "bold"), each.text) for each in found]
+        )
+    else:
+        for each in found:
+            say(f"{each.verdict:<8}{each.part:<10}{each.text}")
+    counts = Counter(each.verdict for each in found)
+    wrong = [
+        f"{counts[each]} {each}{'s' * (counts[each] > 1)}" for each in ("fault", "warning") if counts[each]
+    ]
+    print_line((", ".join(wrong), "bold") if wrong else ("nothing is wrong", "good"), err=True)
 
 
 async def _settings(settings: Settings) -> AsyncIterator[Finding]:
@@ -120,7 +140,10 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
             pending = await database.pending_migrations()
             faults = [] if pending else await database.faults()
     except DatabaseUnavailable as error:
-        yield Finding("database", "fault", f"{where}: {error}")
+        look = "see whether PUSHSSE_DATABASE_URL is right" + (
+            "" if settings.is_sqlite else ", and it runs there"
+        )
+        yield Finding("database", "fault", f"{where}: {error}: {look}")
         return
     if pending and not settings.is_sqlite:
         yield Finding("database", "fault", f"{where} lacks {', '.join(pending)}: run `pushsse migrate`")
@@ -185,7 +208,8 @@ async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
     try:
         there = await existing_topics(settings)
     except OSError as error:
-        yield Finding("kafka", "fault", f"{where}: {error}")
+        text = f"{where}: {error}: see whether it runs there, and whether PUSHSSE_KAFKA_BOOTSTRAP is right"
+        yield Finding("kafka", "fault", text)
         return
     yield Finding("kafka", "ok", f"{where} answers")
     read = sources.topics(settings)
@@ -371,16 +395,21 @@ _CHECKS: Mapping[str, Check] = {
 
 
 @click.command()
+@_as_json
 @with_settings("database_url")
-def migrate(config: Path | None, **options: object) -> None:
+def migrate(config: Path | None, as_json: bool, **options: object) -> None:
     """Apply what is pending to the database, and say what."""
     url = read_settings(config, options).database_url
     try:
-        applied = asyncio.run(_migrate(url))
+        with busy("applying migrations"):
+            applied = asyncio.run(_migrate(url))
     except SettingsError as error:
         raise BadSetting(str(error)) from None
     except DatabaseUnavailable as error:
         raise Failed(f"{shown(url)}: {error}") from None
+    if as_json:
+        say_json(one_line({"applied": applied}))
+        return
     for name in applied:
         say(f"applied {name}")
     if not applied:
@@ -401,10 +430,18 @@ async def _migrate(url: str) -> tuple[str, ...]:
     help=f"what it allows, of {' '.join(SCOPES)}; several by spaces  [default: the first three]",
 )
 @click.option("--expires", default="1h", metavar="AGE", help="how long it holds  [default: 1h]")
+@click.option("--json", "as_json", is_flag=True, help="as JSON, with the claims")
 @with_settings(
     "jwt_secret", "jwks_url", "auth_url", "auth_user_claim", "jwt_audience", "jwt_issuer", "token_max_s"
 )
-def token(user: str, scopes: tuple[str, ...], expires: str, config: Path | None, **options: object) -> None:
+def token(
+    user: str,
+    scopes: tuple[str, ...],
+    expires: str,
+    as_json: bool,
+    config: Path | None,
+    **options: object,
+) -> None:
     """Make a token for --user."""
     settings = read_settings(config, options)
     if not settings.jwt_secret:
@@ -428,7 +465,11 @@ def token(user: str, scopes: tuple[str, ...], expires: str, config: Path | None,
     for name, values in (("aud", settings.jwt_audience), ("iss", settings.jwt_issuer)):
         if values:
             claims[name] = values[0]
-    click.echo(jwt.encode(claims, settings.jwt_secret, algorithm="HS256"))
+    made = jwt.encode(claims, settings.jwt_secret, algorithm="HS256")
+    if as_json:
+        say_json(one_line({"token": made, "claims": claims}))
+    else:
+        click.echo(made)
 
 
 def _age(text: str) -> float:

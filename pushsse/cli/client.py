@@ -17,6 +17,7 @@ import httpx
 from httpx_sse import connect_sse
 
 from pushsse.cli import Command, Failed, one_line, say, say_json
+from pushsse.cli.terminal import is_terminal, print_line
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _TIMEOUT_S = 30.0
@@ -122,6 +123,8 @@ def _reason(error: httpx.RequestError) -> str:
 _READ_TIMEOUT_S = 60.0
 _LOOK_S = 1.0
 _GIVE_UP_S = 300.0
+# What a question is while its answer is still to come, by itself.
+_GOES_ON = frozenset({"pending", "answering"})
 
 
 @dataclass(slots=True)
@@ -147,8 +150,9 @@ class Printed:
         """The whole answer."""
         self.become(answer["text"])
         say("")
-        for link in answer["links"]:
-            say(f"  {link['title']}: {link['url']}")
+        sources = [part for part in answer["parts"] if part["type"] == "source"]
+        for link in [*answer["links"], *sources]:
+            print_line(f"  {link['title']}: ", (link["url"], "name"))
         for suggestion in answer["suggestions"]:
             say(f"  - {suggestion}")
 
@@ -156,11 +160,12 @@ class Printed:
 @click.command()
 @click.argument("text", nargs=-1, required=True)
 @click.option("--conversation", default=None, help="go on in this conversation")
+@click.option("--json", "as_json", is_flag=True, help="the question with its answer, as one line of JSON")
 @with_target
-def ask(target: Target, text: tuple[str, ...], conversation: str | None) -> None:
+def ask(target: Target, text: tuple[str, ...], conversation: str | None, as_json: bool) -> None:
     """Ask a question and print the answer as it comes."""
     question = {"text": " ".join(text)} | ({"conversation": conversation} if conversation else {})
-    printed = Printed()
+    printed = None if as_json else Printed()
     with target.client(read_timeout_s=_READ_TIMEOUT_S) as client:
         with connect_sse(client, "POST", "/v1/questions", json=question) as source:
             if not source.response.is_success:
@@ -169,7 +174,7 @@ def ask(target: Target, text: tuple[str, ...], conversation: str | None) -> None
             location = source.response.headers.get("location", "")
             try:
                 for event in source.iter_sse():
-                    if _is_over(event.event, json.loads(event.data), printed):
+                    if printed is not None and _is_over(event.event, json.loads(event.data), printed):
                         return
             except httpx.TransportError:
                 say("\nthe connection was lost; the answer goes on without it", err=True, lines=True)
@@ -179,6 +184,9 @@ def ask(target: Target, text: tuple[str, ...], conversation: str | None) -> None
 def _is_over(name: str, data: Any, printed: Printed) -> bool:
     if name == "answer.delta":
         printed.grow(data["from"], data["text"])
+        part = data.get("part") or {}
+        if part.get("type") == "status" and is_terminal(err=True):
+            print_line((part["text"], "dim"), err=True)
     elif name == "answer" and not data["truncated"]:
         printed.end(data)
         return True
@@ -190,15 +198,21 @@ def _is_over(name: str, data: Any, printed: Printed) -> bool:
     return False
 
 
-def _wait(client: httpx.Client, location: str, printed: Printed) -> None:
-    """Asks for the rest of an answer whose reply ended early, or which is too long for an event."""
+def _wait(client: httpx.Client, location: str, printed: Printed | None) -> None:
+    """Asks for the rest of an answer whose reply ended early, or which is too long for an event.
+
+    Without `printed` it prints the question as JSON.
+    """
     until = time.monotonic() + _GIVE_UP_S
     while time.monotonic() < until:
         question = answered(client.get(quote(location)))
+        if printed is None and question["status"] not in _GOES_ON:
+            say_json(one_line(question))
         if question["error"] is not None:
             raise Failed(f"{question['error']['code']}: {question['error']['detail']}")
-        if question["status"] == "answered":
-            printed.end(question["answer"])
+        if question["status"] not in _GOES_ON:
+            if printed is not None and question["answer"] is not None:
+                printed.end(question["answer"])
             return
         time.sleep(_LOOK_S)
     raise Failed(f"there is no answer yet; it will be at {location}")
@@ -206,15 +220,19 @@ def _wait(client: httpx.Client, location: str, printed: Printed) -> None:
 
 @click.command()
 @click.argument("somebody", metavar="USER")
+@click.option("--json", "as_json", is_flag=True, help="the answer as JSON")
 @with_target
-def kick(target: Target, somebody: str) -> None:
+def kick(target: Target, somebody: str, as_json: bool) -> None:
     """End the streams of USER on all nodes, and revoke the tokens that were issued so far.
 
     Needs a token with the scope pushsse:admin.
     """
     with target.client() as client:
         done = answered(client.post(f"/v1/users/{quote(somebody, safe='')}/kick"))
-    say(f"{done['user']}: kicked; all nodes act on it within {done['within_s']} s")
+    if as_json:
+        say_json(one_line(done))
+    else:
+        say(f"{done['user']}: kicked; all nodes act on it within {done['within_s']} s")
 
 
 @click.command()
@@ -235,7 +253,10 @@ def explain(target: Target, somebody: str, event: str, as_json: bool) -> None:
         return
     for step in found["timeline"]:
         where = f"{step['node']}: " if step.get("node") else ""
-        say(f"{step['at']}  {step['what']:<12}  {where}{step.get('detail', '')}".rstrip())
+        detail = f"  {where}{step.get('detail', '')}".rstrip()
+        print_line(
+            (step["at"], "dim"), "  ", (f"{step['what']:<12}" if detail else step["what"], "name"), detail
+        )
     for each in found["incomplete"]:
-        say(f"({each})")
-    say(f"{found['user']}, {found['event']}: {found['verdict'].replace('_', ' ')}")
+        print_line((f"({each})", "warning"))
+    print_line(f"{found['user']}, {found['event']}: ", (found["verdict"].replace("_", " "), "bold"))

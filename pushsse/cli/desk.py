@@ -13,6 +13,7 @@ import click
 
 from pushsse.cli import one_line, say, say_json
 from pushsse.cli.client import ListsByDefault, Target, answered, with_target
+from pushsse.cli.terminal import Cell, is_terminal, plain, print_table
 
 _MOST_CONVERSATIONS = 100
 _MOST_QUESTIONS = 100
@@ -30,22 +31,37 @@ def desk() -> None:
 @desk.command("list")
 @click.option("--json", "as_json", is_flag=True, help="each conversation as one line of JSON")
 @with_target
-def waiting(target: Target, as_json: bool) -> None:
+def list_(target: Target, as_json: bool) -> None:
     """List the conversations that people have taken over, the newest question first."""
     params = {"status": "handed_over", "limit": str(_MOST_CONVERSATIONS)}
     with target.client() as client:
         found = answered(client.get("/v1/conversations", params=params))
-    for each in found["conversations"]:
-        if as_json:
+    waiting = found["conversations"]
+    if as_json:
+        for each in waiting:
             say_json(one_line(each))
-            continue
-        held = each["handed_over"]
-        reason = f"  ({held['reason']})" if held["reason"] else ""
-        say(f"{each['id']}  {held['waiting']} waiting  {each['user']}: {each['title']}{reason}")
-    if not found["conversations"] and not as_json:
+    elif not waiting:
         say("nothing waits", err=True)
+    elif is_terminal():
+        print_table(("CONVERSATION", "WAITING", "USER", "TITLE", "REASON"), [_row(each) for each in waiting])
+    else:
+        for each in waiting:
+            name, count, user, title, reason = map(plain, _row(each))
+            say(f"{name}  {count} waiting  {user}: {title}" + (f"  ({reason})" if reason else ""))
     if found["more"]:
         say(f"there are more than {_MOST_CONVERSATIONS}", err=True)
+
+
+def _row(conversation: Mapping[str, Any]) -> tuple[Cell, ...]:
+    held = conversation["handed_over"]
+    waiting: Cell = (str(held["waiting"]), "warning" if held["waiting"] else "dim")
+    return (
+        (conversation["id"], "name"),
+        waiting,
+        conversation["user"],
+        conversation["title"],
+        held["reason"] or "",
+    )
 
 
 @desk.command()

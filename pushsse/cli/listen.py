@@ -18,6 +18,7 @@ from httpx_sse import ServerSentEvent, SSEError, connect_sse
 
 from pushsse.cli import Failed, one_line, say, say_json
 from pushsse.cli.client import Target, problem, with_target
+from pushsse.cli.terminal import print_line
 from pushsse.event import RESERVED_TYPES, WITHDRAW
 
 _SERVICE = RESERVED_TYPES - {"exception"}
@@ -99,13 +100,13 @@ class Listener:
         if self.as_json and name != "ping":
             self._show_json(event)
         elif name == "ready" and data.get("resume") == "gap":
-            say("gap: events were missed that the server no longer has", err=True)
+            print_line(("gap", "fault"), ": events were missed that the server no longer has", err=True)
         elif name == "exception":
-            say(f"{data.get('code')}: {data.get('detail')}", err=True)
+            print_line((str(data.get("code")), "warning"), f": {data.get('detail')}", err=True)
         elif name == WITHDRAW:
-            say(f"{data.get('ts', '')}  withdrawn: [{data.get('withdraw')}]")
+            print_line((str(data.get("ts", "")), "dim"), f"  withdrawn: [{data.get('withdraw')}]")
         elif name == "ack":
-            say(f"{data.get('state')}: {_acked(data)}")
+            print_line((f"{data.get('state')}: {_acked(data)}", "dim"))
         if name == "exception" and not data.get("retry", True):
             raise Failed(f"the stream ended for good: {data.get('code')}")
 
@@ -129,7 +130,9 @@ class Listener:
         else:
             desc = f"  ({data['desc']})" if data.get("desc") else ""
             desc += f"  [{data['collapse']}]" if data.get("collapse") else ""
-            say(f"{data.get('ts', '')}  {data.get('type', event.event)}  {_message(event.data, data)}{desc}")
+            name = str(data.get("type", event.event))
+            message = _message(event.data, data)
+            print_line((str(data.get("ts", "")), "dim"), "  ", (name, "name"), f"  {message}", (desc, "dim"))
         if self.count is not None:
             self.count -= 1
             if self.count <= 0:

@@ -18,6 +18,7 @@ import msgspec
 
 from pushsse.cli import Failed, one_line, say
 from pushsse.cli.client import Target, answered, problem, with_target
+from pushsse.cli.terminal import progress
 
 _NDJSON = {"content-type": "application/x-ndjson"}
 # None of a call's events was accepted, because of what they are.
@@ -293,7 +294,7 @@ def _publish_all(target: Target, source: BinaryIO) -> None:
     count = Count()
     last = 0
     try:
-        with target.client() as client:
+        with target.client() as client, progress("publishing: lines", prints=True) as advance:
             for lines in portions(source):
                 sendable = [line for line in lines if line.body is not None]
                 for line in lines:
@@ -301,6 +302,7 @@ def _publish_all(target: Target, source: BinaryIO) -> None:
                         count.reject(line, f"has more than {MAX_BYTES} bytes")
                 if sendable:
                     _send(client, sendable, count)
+                advance(lines[-1].number - last)
                 last = lines[-1].number
     except NotLines as error:
         raise Failed(str(error)) from None

@@ -31,8 +31,10 @@ def test_answer_ends_with_links_and_suggestions(capsys: pytest.CaptureFixture[st
     printed = Printed()
     printed.grow(0, "Ye")
     link = {"title": "More", "url": "/more"}
-    printed.end({"text": "Yes", "links": [link], "suggestions": ["And no?"]})
-    assert capsys.readouterr().out == "Yes\n  More: /more\n  - And no?\n"
+    source = {"type": "source", "title": "Terms", "url": "https://example.com/terms"}
+    data = {"type": "data", "name": "order", "data": 7}
+    printed.end({"text": "Yes", "links": [link], "suggestions": ["And no?"], "parts": [source, data]})
+    assert capsys.readouterr().out == "Yes\n  More: /more\n  Terms: https://example.com/terms\n  - And no?\n"
 
 
 def test_a_conversation_shows_an_answer_that_is_still_growing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -212,7 +212,7 @@ def test_doctor_is_content_with_the_embedded_parts(tmp_path: Path) -> None:
     ended = pushsse(tmp_path, "doctor")
     assert ended.returncode == 0
     assert [line.split()[1] for line in ended.stdout.splitlines()] == [
-        "settings", "database", "redis", "kafka", "answerer", "identity", "addresses", "files",
+        "identity", "settings", "database", "redis", "kafka", "answerer", "addresses", "files",
     ]  # fmt: skip
 
 
@@ -288,3 +288,32 @@ def test_staff_list_read_answer_and_release_what_waits(node: Served) -> None:
     assert "  Sam (staff): I am.\n" in node.run("desk", "read", *staff, "order-1").stdout
     assert node.run("desk", "release", *staff, "order-1").stdout == "order-1: released\n"
     assert node.run("desk", "release", *staff, "order-1").returncode == 1
+
+
+def test_what_commands_did_is_also_told_as_json(node: Served, tmp_path: Path) -> None:
+    first, second = (json.loads(pushsse(tmp_path, "migrate", "--json").stdout)["applied"] for _ in range(2))
+    assert (first[0][:5], second) == ("0001_", [])
+    kicked = json.loads(node.run("kick", "--json", "somebody").stdout)
+    assert kicked["user"] == "somebody"
+    asked = node.run("ask", "--json", "--user", "jo", "How", "do", "I", "get", "a", "refund?")
+    question = json.loads(asked.stdout)
+    assert (question["status"], question["text"]) == ("answered", "How do I get a refund?")
+    assert question["answer"]["text"]
+    secret = "a secret of thirty-two bytes and more"
+    made = json.loads(pushsse(tmp_path, "token", "--json", "--user", "jo", PUSHSSE_JWT_SECRET=secret).stdout)
+    assert jwt.decode(made["token"], secret, ["HS256"]) == made["claims"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_and_options(shell: str, tmp_path: Path) -> None:
+    script = pushsse(tmp_path, "completion", shell)
+    assert (script.returncode, f"_PUSHSSE_COMPLETE={shell}_complete" in script.stdout) == (0, True)
+    asked = {"COMP_WORDS": "pushsse listen --si", "COMP_CWORD": "2" if shell != "fish" else "--si"}
+    found = pushsse(tmp_path, _PUSHSSE_COMPLETE=f"{shell}_complete", **asked).stdout
+    assert "--since" in found
+    assert "--types" not in found
+
+
+def test_a_shell_without_completion_is_named(tmp_path: Path) -> None:
+    ended = pushsse(tmp_path, "completion", SHELL="/bin/tcsh")
+    assert (ended.returncode, "'tcsh'" in ended.stderr) == (1, True)

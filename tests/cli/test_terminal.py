@@ -20,17 +20,23 @@ from httpx_sse import ServerSentEvent
 
 from pushsse.cli.listen import Listener
 from pushsse.logs import visible
-from tests.cli.running import LIMIT_S, Served, environment, served
+from tests.cli.running import LIMIT_S, Served, environment, pushsse, served
 from tests.starting import start
 
 pytestmark = pytest.mark.real
 
-# A title, the clipboard (OSC 52), the screen cleared, C1's CSI, an override of direction, a forged line.
-EVIL = "\x1b]0;title\x07 \x1b]52;c;cm0gLXJm\x07 \x1b[2J \x9b31m \u202egnp.exe\u202c\r\nforged  line \u2028end"
+# A title, the clipboard (OSC 52), the screen cleared, reverse video, C1's CSI, an override of direction, a
+# forged line.
+EVIL = (
+    "\x1b]0;title\x07 \x1b]52;c;cm0gLXJm\x07 \x1b[2J \x1b[7m \x9b31m"
+    " \u202egnp.exe\u202c\r\nforged  line \u2028end"
+)
 # What must never reach a terminal in what others say. CR LF at a line's end is the terminal's own.
 COMMANDS = re.compile(
     "[\x00-\x09\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]|\r(?!\n)"
 )
+# The commands' own colours, and what erases the line that says what they are at.
+OWN = re.compile("\x1b\\[(0|1|2|3[1236])m|\x1b\\[\\?25[lh]|(\r\x1b\\[1A)?\x1b\\[2K|[\u2800-\u28ff]")
 FAQ = {
     "nothing": {"en": EVIL},
     "entry": [
@@ -54,7 +60,12 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def on_terminal(folder: Path, *arguments: str, until: str = "", **settings: str) -> str:
-    """What a command writes to a terminal, to its end or until a word."""
+    """What a command writes to a terminal, to its end or until a word, without the command's own colours."""
+    return OWN.sub("", exactly(folder, *arguments, until=until, **settings))
+
+
+def exactly(folder: Path, *arguments: str, until: str = "", **settings: str) -> str:
+    """The same with them."""
     ours, theirs = pty.openpty()
     started = start(
         *arguments, cwd=folder, env=environment(settings), stdin=theirs, stdout=theirs, stderr=theirs
@@ -209,7 +220,6 @@ def test_doctor_shows_what_a_redis_says(tmp_path: Path) -> None:
         finally:
             server.shutdown(socket.SHUT_RDWR)
             thread.join()
-    written = re.sub("\x1b\\[(0|3[123])m", "", written)  # doctor's own colours
     assert r"\x1b]52" in written
     assert not COMMANDS.search(written), ascii(written)
 
@@ -235,3 +245,43 @@ def test_harmless_text_is_shown_as_it_is() -> None:
     assert visible(text) == text
     assert visible("a\tb\r\nc", lines=True) == "a\tb\nc"
     assert visible("\ud800") == "\\ud800"
+
+
+def test_a_terminal_has_colours_and_no_color_takes_them_away(published: Served) -> None:
+    command = ("listen", "--since", "1h", "--count", "1", "--user", "ann", "--url", published.url)
+    assert "\x1b[36mnews\x1b[0m" in exactly(published.folder, *command)
+    assert "\x1b[3" not in exactly(published.folder, *command, NO_COLOR="1")
+    failed = ("listen", "--url", "http://127.0.0.1:1")
+    assert "\x1b[31mpushsse: \x1b[0m" in exactly(published.folder, *failed)
+    assert exactly(published.folder, *failed, NO_COLOR="1").startswith("pushsse: http://127.0.0.1:1: ")
+    # What isn't a terminal has none, whatever is set.
+    assert "\x1b[36m" not in published.run(*command[:-2], FORCE_COLOR="1", CLICOLOR_FORCE="1").stdout
+
+
+def test_doctor_says_what_weighs_most_first(tmp_path: Path) -> None:
+    settings = {"PUSHSSE_REDIS_URL": "redis://127.0.0.1:1", "PUSHSSE_REDIS_URI": "redis://127.0.0.1"}
+    shown = on_terminal(tmp_path, "doctor", **settings).splitlines()
+    begins = [line.split()[:2] for line in shown if re.match("fault|warning|ok", line)]
+    verdicts = [verdict for verdict, _ in begins]
+    assert begins[0] == ["fault", "redis"]
+    assert verdicts == sorted(verdicts, key=["fault", "warning", "ok"].index)
+    assert shown[-1] == "1 fault, 2 warnings"
+    ended = pushsse(tmp_path, "doctor", "--json", **settings)
+    found = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert (ended.returncode, found[0]["verdict"], found[0]["part"]) == (1, "fault", "redis")
+    assert "PUSHSSE_REDIS_URL" in found[0]["text"]
+    assert [each["verdict"] for each in found] == verdicts
+
+
+def test_staff_see_what_waits_as_a_table(tmp_path: Path) -> None:
+    held = {"waiting": 2, "reason": "please"}
+    body = {
+        "conversations": [{"id": "order-1", "user": "ann", "title": "[red]Refund?", "handed_over": held}],
+        "more": False,
+    }
+    with answering(200, body) as url:
+        shown = on_terminal(tmp_path, "desk", "--url", url).splitlines()
+        piped = pushsse(tmp_path, "desk", "--url", url).stdout
+    assert shown[0].split() == ["CONVERSATION", "WAITING", "USER", "TITLE", "REASON"]
+    assert shown[2].split() == ["order-1", "2", "ann", "[red]Refund?", "please"]
+    assert piped == "order-1  2 waiting  ann: [red]Refund?  (please)\n"

@@ -104,6 +104,9 @@ class Canary:
             self._ahead_ms = time_ms - (asked + took / 2) * 1000
 
 
+_LOOK = "see whether it runs there, and whether PUSHSSE_REDIS_URL is right"
+
+
 async def probe(url: str, prefix: str) -> str:
     """Why Redis cannot do its work, and what to do about it; empty if it can."""
     try:
@@ -132,9 +135,9 @@ async def probe(url: str, prefix: str) -> str:
             return f"{error}. {_grant(url, prefix)}"
         return f"it refuses to work: {error}"
     except TimeoutError:
-        return f"no answer within {_PROBE_TIMEOUT_S:.0f} s"
+        return f"no answer within {_PROBE_TIMEOUT_S:.0f} s: {_LOOK}"
     except (RedisError, OSError) as error:
-        return str(error)
+        return f"{str(error).rstrip('.')}: {_LOOK}"
 
 
 async def _try(client: redis.Redis, prefix: str) -> str:
