@@ -23,6 +23,7 @@ import httpx
 
 from pushsse.cli import Failed, one_line, say, say_json
 from pushsse.cli.client import ListsByDefault, Target, answered, with_target
+from pushsse.cli.terminal import Cell, print_line, print_table, progress
 from pushsse.event import is_user
 
 _PAGE = 500
@@ -112,9 +113,9 @@ def _show(shown: Mapping[str, Any], *, as_json: bool) -> None:
     if not shown["types"]:
         say("there are no types yet; the first event of a type adds it", err=True)
     for each in shown["types"]:
-        say(_line(each))
+        print_line(*_switch(each))
     for name, enabled in shown.get("categories", {}).items():
-        say(f"{'on' if enabled else 'off':<10} category {name}")
+        print_line(_state(enabled), f" category {name}")
     for window in shown.get("quiet", ()):
         days = "" if len(window["days"]) == 7 else f"{','.join(window['days'])} "
         say(f"{'quiet':<10} {days}{window['from']}–{window['to']} {shown['zone']}")
@@ -122,29 +123,44 @@ def _show(shown: Mapping[str, Any], *, as_json: bool) -> None:
         say(f"{'paused':<10} until {shown['paused_until']}")
 
 
-def _line(preference: Mapping[str, Any]) -> str:
-    state = "always on" if preference["mandatory"] else "on" if preference["enabled"] else "off"
+def _switch(preference: Mapping[str, Any]) -> tuple[Cell, ...]:
     title = preference["title"]
-    return f"{state:<10} {preference['name']}" + (f"  {title}" if title != preference["name"] else "")
+    rest = f" {preference['name']}" + (f"  {title}" if title != preference["name"] else "")
+    return (_state(preference["enabled"], mandatory=preference["mandatory"]), rest)
+
+
+def _state(enabled: bool, *, mandatory: bool = False) -> Cell:
+    state = "always on" if mandatory else "on" if enabled else "off"
+    return (f"{state:<10}", "good" if enabled or mandatory else "dim")
 
 
 @prefs.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True), default="-")
+@click.option("--json", "as_json", is_flag=True, help="each row as one line of JSON, not as CSV")
 @with_target
-def export(target: Target, file: Path) -> None:
+def export(target: Target, file: Path, as_json: bool) -> None:
     """Write what everybody has chosen to FILE, as CSV; to standard output without one.
 
     Needs a token with the scope pushsse:admin. Quiet hours aren't in it.
     """
-    with target.client() as client, _written(file) as out:
+    with (
+        target.client() as client,
+        _written(file) as out,
+        progress("exported: rows", prints=str(file) == "-") as advance,
+    ):
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(_COLUMNS)
+        if not as_json:
+            writer.writerow(_COLUMNS)
         after: dict[str, str] = {}
         while True:
             page = answered(client.get("/v1/preferences/export", params=after))
             for row in page["rows"]:
+                if as_json:
+                    out.write(f"{one_line(row)}\n")
+                    continue
                 words = (row["user"], row.get("type", ""), row.get("category", ""))
                 writer.writerow((*words, "true" if row["enabled"] else "false"))
+            advance(len(page["rows"]))
             if page["next"] is None:
                 return
             after = {"after": page["next"]}
@@ -178,8 +194,9 @@ class _Row(NamedTuple):
 @prefs.command("import")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True), default="-")
 @click.option("--skip-bad", is_flag=True, help="import the rows that can be used, and leave out the others")
+@click.option("--json", "as_json", is_flag=True, help="the counts as JSON")
 @with_target
-def import_(target: Target, file: Path, skip_bad: bool) -> None:
+def import_(target: Target, file: Path, skip_bad: bool, as_json: bool) -> None:
     """Set switches as FILE says, a CSV with the columns user, type, category and enabled.
 
     Needs a token with the scope pushsse:admin. Each row is about a type or a category. Every row that can't
@@ -197,12 +214,16 @@ def import_(target: Target, file: Path, skip_bad: bool) -> None:
         if bad and not skip_bad:
             raise Failed(f"{bad} rows can't be used, and nothing was imported (--skip-bad leaves them out)")
         text.seek(0)
-        changed = _send(client, (row for row in _rows(text, check) if not row.fault))
+        with progress("imported: rows", good) as advance:
+            changed = _send(client, (row for row in _rows(text, check) if not row.fault), advance)
+    if as_json:
+        say_json(one_line({"imported": good, "left_out": bad, "changed": changed}))
+        return
     left_out = f", {bad} left out" if bad else ""
     say(f"{good} rows imported{left_out}; something changed for {changed} people")
 
 
-def _send(client: httpx.Client, rows: Iterator[_Row]) -> int:
+def _send(client: httpx.Client, rows: Iterator[_Row], advance: Callable[[int], None]) -> int:
     """Imports rows in pages; for how many people, page by page, that changed something."""
     changed, last, size = 0, 0, 0
     page: list[Mapping[str, Any]] = []
@@ -211,6 +232,7 @@ def _send(client: httpx.Client, rows: Iterator[_Row]) -> int:
         size += len(one_line(row.said).encode()) + 1
         if len(page) == _PAGE or size > _PAGE_BYTES:
             changed += _send_page(client, page, last)
+            advance(len(page))
             page, last, size = [], row.line, 0
     return changed + (_send_page(client, page, last) if page else 0)
 
@@ -331,19 +353,15 @@ def list_types(target: Target, as_json: bool) -> None:
     if not found:
         say("there are no types yet; the first event of a type adds it", err=True)
         return
-    rows = [("TYPE", "CATEGORY", "BY DEFAULT", "ORDER", "", "TITLE"), *map(_type_row, found)]
-    widths = [max(len(row[at]) for row in rows) for at in range(5)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        say("  ".join([*cells, row[5]]).rstrip())
+    print_table(("TYPE", "CATEGORY", "BY DEFAULT", "ORDER", "", "TITLE"), [_type_row(each) for each in found])
 
 
-def _type_row(each: Mapping[str, Any]) -> tuple[str, ...]:
+def _type_row(each: Mapping[str, Any]) -> tuple[Cell, ...]:
     marks = [mark for mark in ("urgent", "hidden", "in_file") if each[mark]]
     default = "always on" if each["mandatory"] else "on" if each["default"] else "off"
     texts = each["title"]
     title = texts if isinstance(texts, str) else " | ".join(f"{name}: {text}" for name, text in texts.items())
-    return (each["name"], each["category"], default, str(each["order"]), ", ".join(marks), title)
+    return ((each["name"], "name"), each["category"], default, str(each["order"]), ", ".join(marks), title)
 
 
 @types.command("set")
@@ -358,6 +376,7 @@ def _type_row(each: Mapping[str, Any]) -> tuple[str, ...]:
 @click.option("--urgent/--no-urgent", default=None, help="worth a sound in quiet hours, too")
 @click.option("--hidden/--no-hidden", default=None, help="people don't see it among their switches")
 @click.option("--order", type=int, help="its place among the types  [default: 0]")
+@click.option("--json", "as_json", is_flag=True, help="the type as JSON")
 @with_target
 def set_(
     target: Target,
@@ -365,6 +384,7 @@ def set_(
     title: Sequence[str],
     description: Sequence[str],
     default: str | None,
+    as_json: bool,
     **given: Any,
 ) -> None:
     """Set a type. What isn't given stays as it is; the first language is for everybody else."""
@@ -378,7 +398,10 @@ def set_(
         found = answered(client.get("/v1/types"))["types"]
         before: Mapping[str, Any] = next((each for each in found if each["name"] == name), {})
         kept = {member: value for member, value in before.items() if member not in ("name", "in_file")}
-        answered(client.put(f"/v1/types/{quote(name, safe='')}", json=kept | wanted))
+        done = answered(client.put(f"/v1/types/{quote(name, safe='')}", json=kept | wanted))
+    if as_json:
+        say_json(one_line(done))
+        return
     say(f"{name}: {'changed' if before else 'added'}; all nodes act on it within seconds")
 
 

@@ -9,6 +9,7 @@ import httpx
 import jwt
 import pytest
 
+from pushsse.cli import COMMANDS
 from tests.answering import answering_beside
 from tests.cli.running import LIMIT_S, Served, environment, pushsse, served
 from tests.cli.test_serve import SECRET
@@ -317,3 +318,8 @@ def test_a_shell_completes_commands_and_options(shell: str, tmp_path: Path) -> N
 def test_a_shell_without_completion_is_named(tmp_path: Path) -> None:
     ended = pushsse(tmp_path, "completion", SHELL="/bin/tcsh")
     assert (ended.returncode, "'tcsh'" in ended.stderr) == (1, True)
+
+
+def test_the_docs_have_every_command() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text()
+    assert {name for name in COMMANDS if f"| `{name}" not in page} == set()

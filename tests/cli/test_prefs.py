@@ -70,6 +70,8 @@ def test_types_are_listed_set_and_deleted(node: Served) -> None:
         "in_file": False,
     }
     assert "off        alarm  Alarms" in node.run("prefs", "--user", "ann").stdout
+    said = node.run("types", "set", "alarm", "--hidden", "--json")
+    assert json.loads(said.stdout)["hidden"] is True
     assert node.run("types", "delete", "alarm").stdout == "alarm: deleted\n"
     assert "type_unknown" in node.run("types", "delete", "alarm").stderr
     assert "type_in_file" in node.run("types", "set", "law", "--title", "x").stderr
@@ -106,6 +108,11 @@ def test_a_file_goes_in_and_comes_out(node: Served, tmp_path: Path) -> None:
     assert rows[0] == "user,type,category,enabled"
     assert {"ann,news,,false", "bo,,marketing,false", '"c,y",news,,true'} <= set(rows)
     assert node.run("prefs", "export").stdout == out.read_text()
+    exported = [json.loads(line) for line in node.run("prefs", "export", "--json").stdout.splitlines()]
+    assert {"user": "ann", "type": "news", "enabled": False} in exported
+    assert len(exported) == len(rows) - 1
+    said = json.loads(node.run("prefs", "import", str(out), "--json").stdout)
+    assert said == {"imported": len(rows) - 1, "left_out": 0, "changed": 0}
     again = node.run("prefs", "import", str(out))
     assert again.stdout == f"{len(rows) - 1} rows imported; something changed for 0 people\n"
 

@@ -36,7 +36,7 @@ COMMANDS = re.compile(
     "[\x00-\x09\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]|\r(?!\n)"
 )
 # The commands' own colours, and what erases the line that says what they are at.
-OWN = re.compile("\x1b\\[(0|1|2|3[1236])m|\x1b\\[\\?25[lh]|(\r\x1b\\[1A)?\x1b\\[2K|[\u2800-\u28ff]")
+OWN = re.compile("\x1b\\[(0|1|2|3[1236])m|\x1b\\[\\?25[lh]|\r?(\x1b\\[1A)?\x1b\\[2K|[\u2800-\u28ff]")
 FAQ = {
     "nothing": {"en": EVIL},
     "entry": [
