@@ -21,7 +21,7 @@ _HEADING = re.compile(r"^#+ +(.*?) *$", re.MULTILINE)
 _FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]*\.(?:py|lua|md|toml|c|conf|sql|js|yaml))`")
 
 # Variables that aren't settings of the service: those of its clients, and of the tests.
-_OTHERS = {"PUSHSSE_URL", "PUSHSSE_TOKEN", "PUSHSSE_CA", "PUSHSSE_PARTS_DIR"}
+_OTHERS = {"PUSHSSE_URL", "PUSHSSE_TOKEN", "PUSHSSE_TOKEN_FILE", "PUSHSSE_CA", "PUSHSSE_PARTS_DIR"}
 
 
 def text(page: Path) -> str:
