@@ -10,17 +10,20 @@ used; for any other a table [[kafka]] is proposed, tried on the records, and on 
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import click
 import msgspec
 
 from pushsse import settings as settings_of
 from pushsse.backplane import Draft
-from pushsse.cli import BadSetting, Failed, read_settings, say, with_settings
+from pushsse.cli import BadSetting, Failed, one_line, read_settings, say, say_json, with_settings
+from pushsse.cli.terminal import Cell, Style, busy, print_line, progress
 from pushsse.errors import InvalidInput, SettingsError, Unavailable
 from pushsse.intake import AllTypes, Decode, Drafter
 from pushsse.intake.proposing import Proposal, proposal, registry_id
@@ -35,26 +38,33 @@ from pushsse.settings import DLQ_SUFFIX, FORMATS, KafkaMap, KafkaSource, Setting
 
 _MOST = 1000
 _SHOWN = 2_000
+# The words that have a plural.
+_COUNTED = frozenset({"event", "dead letter"})
 _TIMEOUT_S = 20.0
 
 
-@dataclass(slots=True)
-class Outcomes:
-    """What became of the records that were shown."""
+Fate = Literal["event", "expired", "skipped", "dead letter"]
+_STYLES: Mapping[Fate, Style] = {
+    "event": "good",
+    "expired": "dim",
+    "skipped": "dim",
+    "dead letter": "fault",
+}
+_as_json = click.option("--json", "as_json", is_flag=True, help="each record as one line of JSON")
 
-    events: int = 0
-    skipped: int = 0
-    expired: int = 0
-    dead: int = 0
 
-    def __str__(self) -> str:
-        named = {
-            "events": self.events,
-            "skipped": self.skipped,
-            "expired": self.expired,
-            "dead letters": self.dead,
-        }
-        return ", ".join(f"{count} {name}" for name, count in named.items() if count) or "no records"
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What becomes of a record: its events, or why there are none."""
+
+    record: Record
+    fate: Fate
+    detail: str = ""
+    drafts: Sequence[Draft] = ()
+
+    def fates(self) -> list[Fate]:
+        """Of each of its events, or of the record itself."""
+        return [_fate(draft) for draft in self.drafts] or [self.fate]
 
 
 @click.command(name="try")
@@ -71,6 +81,7 @@ class Outcomes:
 @click.option(
     "--write", type=click.Path(path_type=Path, dir_okay=False), help="write the proposed table to this file"
 )
+@_as_json
 @with_settings(
     "kafka_bootstrap",
     "kafka_topic",
@@ -86,30 +97,50 @@ def try_(
     limit: int,
     format_: str | None,
     write: Path | None,
+    as_json: bool,
     config: Path | None,
     **options: object,
 ) -> None:
     """Show what becomes of a topic's last records. Nothing is published, nothing is committed."""
+    settings = _with_kafka(kafka, config, options)
+    if write is not None and len(names) != 1:
+        raise click.UsageError("--write needs --topic, once")
+    _run(settings, _try(settings, names, _How(limit, format_, write, as_json)))
+
+
+def _with_kafka(kafka: str | None, config: Path | None, options: dict[str, object]) -> Settings:
+    """The settings of a command that reads topics."""
     if kafka is not None:
         options["kafka_bootstrap"] = kafka
     settings = read_settings(config, options)
     if not settings.kafka_bootstrap:
         raise click.UsageError("--kafka HOST:PORT is missing, and PUSHSSE_KAFKA_BOOTSTRAP isn't set")
-    if write is not None and len(names) != 1:
-        raise click.UsageError("--write needs --topic, once")
+    return settings
+
+
+def _run(settings: Settings, work: Coroutine[None, None, None]) -> None:
+    """Runs what a command does with Kafka to its end. Raises BadSetting and Failed."""
     # What the libraries log, the errors say.
     logging.disable()
     try:
-        asyncio.run(_try(settings, names, limit=limit, format_=format_, write=write))
+        asyncio.run(work)
     except SettingsError as error:
         raise BadSetting(str(error)) from None
-    except OSError as error:
+    except (OSError, Unavailable) as error:
         raise Failed(f"Kafka at {shown(settings.kafka_bootstrap)}: {error}") from None
 
 
-async def _try(
-    settings: Settings, names: Sequence[str], *, limit: int, format_: str | None, write: Path | None
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _How:
+    """What `try` was asked for."""
+
+    limit: int
+    format: str | None
+    write: Path | None
+    as_json: bool
+
+
+async def _try(settings: Settings, names: Sequence[str], how: _How) -> None:
     async with reader(connection(settings)) as kafka:
         there = await kafka.topics()
         configured = topics(settings)
@@ -124,31 +155,45 @@ async def _try(
                 listed = ", ".join(there[:20]) or "there is none"
                 raise Failed(f"there is no topic {topic!r}, or it may not be read. Topics: {listed}")
         for topic in wanted:
-            await _try_topic(kafka, settings, topic, limit=limit, format_=format_, write=write)
+            await _try_topic(kafka, settings, topic, how)
 
 
-async def _try_topic(
-    kafka: Reader, settings: Settings, topic: str, *, limit: int, format_: str | None, write: Path | None
-) -> None:
-    records = await kafka.last(topic, limit)
-    decode, proposed = _decode(settings, topic, records, format_)
+async def _try_topic(kafka: Reader, settings: Settings, topic: str, how: _How) -> None:
+    with busy(f"reading {topic}"):
+        records = await kafka.last(topic, how.limit)
+    decode, proposed = _decode(settings, topic, records, how.format)
     if proposed is None:
         say(f"{topic}: as it is configured", err=True)
-    elif format_ is not None:
-        say(f"{topic}: as format {format_} reads it", err=True)
+    elif how.format is not None:
+        say(f"{topic}: as format {how.format} reads it", err=True)
     else:
         say(f"{topic}: no source has this topic, so this is how the table below would read it", err=True)
-    outcomes = Outcomes()
+    counts: Counter[Fate] = Counter()
     for record in records:
-        _show(record, decode, outcomes)
-    say(f"{topic}: {len(records)} records: {outcomes}", err=True)
-    if proposed is not None:
+        tried = _tried(record, decode)
+        counts.update(tried.fates())
+        _say_tried(tried, as_json=how.as_json)
+    say(f"{topic}: {len(records)} records: {_summary(counts)}", err=True)
+    if proposed is None:
+        if how.write is not None:
+            raise Failed(f"{topic} is configured already: there is nothing to write")
+        return
+    if how.as_json:
+        say_json(one_line({"topic": topic, "proposed": proposed.toml()}))
+    else:
         say("")
         say(proposed.toml(), nl=False, lines=True)
-        if write is not None:
-            _write(write, proposed, topic, settings.kafka_bootstrap)
-    elif write is not None:
-        raise Failed(f"{topic} is configured already: there is nothing to write")
+    if how.write is not None:
+        _write(how.write, proposed, topic, settings.kafka_bootstrap)
+
+
+def _summary(counts: Counter[Fate]) -> str:
+    told = []
+    for fate in _STYLES:
+        count = counts[fate]
+        if count:
+            told.append(f"{count} {fate}" + ("s" if fate in _COUNTED and count > 1 else ""))
+    return ", ".join(told) or "no records"
 
 
 def _decode(
@@ -177,55 +222,101 @@ def _decode(
     return format_of(table, metrics=metrics, drafter=drafter), proposed
 
 
-def _show(record: Record, decode: Decode | None, outcomes: Outcomes) -> None:
-    """One record, and what becomes of it."""
-    value = record.value
-    size = "no value" if value is None else f"{len(value)} bytes"
-    key = f", key {_text(record.key)}" if record.key is not None else ""
-    say(f"{place_of(record)}  {_at(record.timestamp)}{key}, {size}")
-    for name, content in record.headers:
-        say(f"  header       {name}: {_text(content or b'')}")
-    if value is not None:
-        say(f"  record       {_text(value)}")
-    number = registry_id(value)
-    if number is not None:
-        say(
-            f"  schema       the value begins with a schema registry's magic byte 0x00 and schema {number}:"
-            " Avro, Protobuf or JSON Schema. Write a function for format python:PACKAGE:FUNCTION,"
-            " which reads it with that registry's deserializer"
-        )
+def _tried(record: Record, decode: Decode | None) -> Tried:
     if decode is None:
-        say("  dead letter  no format reads this yet")
-        outcomes.dead += 1
-        return
+        return Tried(record, "dead letter", "no format reads this yet")
     try:
         made = decode(record, "")
     except InvalidInput as error:
-        outcomes.dead += 1
-        say(f"  dead letter  {error}")
-        return
+        return Tried(record, "dead letter", str(error))
     except Exception as error:  # noqa: BLE001 - as the consumer has it: a dead letter
-        outcomes.dead += 1
-        say(f"  dead letter  the decoder failed: {type(error).__name__}: {error}")
-        return
+        return Tried(record, "dead letter", f"the decoder failed: {type(error).__name__}: {error}")
     if made is None:
-        outcomes.skipped += 1
-        say("  skipped      " + ("it has no value" if value is None else "the source says so"))
+        return Tried(record, "skipped", "it has no value" if record.value is None else "the source says so")
+    drafts = made if isinstance(made, list) else [made]
+    return Tried(record, "event", drafts=drafts) if drafts else Tried(record, "skipped", "it has no events")
+
+
+def _fate(draft: Draft) -> Fate:
+    return "expired" if draft.publication.expires_ms <= time.time() * 1000 else "event"
+
+
+def _schema(record: Record) -> str:
+    """What to do about a value that a schema registry's serializer wrote; empty for any other."""
+    number = registry_id(record.value)
+    if number is None:
+        return ""
+    return (
+        f"the value begins with a schema registry's magic byte 0x00 and schema {number}: Avro, Protobuf or"
+        " JSON Schema. Write a function for format python:PACKAGE:FUNCTION, which reads it with that"
+        " registry's deserializer"
+    )
+
+
+def _say_tried(tried: Tried, *, as_json: bool) -> None:
+    """Prints one record, and what becomes of it."""
+    record, value = tried.record, tried.record.value
+    if as_json:
+        say_json(one_line(_members(tried)))
         return
-    for draft in made if isinstance(made, list) else [made]:
-        _show_event(draft, outcomes)
+    size = "no value" if value is None else f"{len(value)} bytes"
+    key = f", key {_text(record.key)}" if record.key is not None else ""
+    print_line((place_of(record), "bold"), f"  {_at(record.timestamp)}{key}, {size}")
+    for name, content in record.headers:
+        _say_member("header", f"{name}: {_text(content or b'')}")
+    if value is not None:
+        _say_member("record", _text(value))
+    if schema := _schema(record):
+        _say_member("schema", schema)
+    for draft in tried.drafts:
+        fate = _fate(draft)
+        _say_member(fate, _described(draft), _STYLES[fate])
+    if not tried.drafts:
+        _say_member(tried.fate, tried.detail, _STYLES[tried.fate])
 
 
-def _show_event(draft: Draft, outcomes: Outcomes) -> None:
+def _say_member(name: str, content: str, style: Style = "dim") -> None:
+    label: Cell = (f"  {name:<12} ", style)
+    print_line(label, content)
+
+
+def _described(draft: Draft) -> str:
     publication = draft.publication
     users = publication.users
     to = "everybody" if users is None else ", ".join(users[:5])
     more = f" and {len(users) - 5} more" if users is not None and len(users) > 5 else ""
-    is_expired = publication.expires_ms <= time.time() * 1000
-    word = "expired" if is_expired else "event"
-    outcomes.expired += is_expired
-    outcomes.events += not is_expired
-    say(f"  {word:<12} {publication.name} to {to}{more}: {_text(publication.data)}")
+    return f"{publication.name} to {to}{more}: {_text(publication.data)}"
+
+
+def _members(tried: Tried) -> dict[str, object]:
+    """A record and what becomes of it, for JSON; what isn't UTF-8 is escaped."""
+    record = tried.record
+    events = [
+        {
+            "type": draft.publication.name,
+            "to": "all" if draft.publication.users is None else list(draft.publication.users),
+            "expired": _fate(draft) == "expired",
+            "data": draft.publication.data.decode("utf-8", "backslashreplace"),
+        }
+        for draft in tried.drafts
+    ]
+    return {
+        "topic": record.topic,
+        "partition": record.partition,
+        "offset": record.offset,
+        "timestamp": _at(record.timestamp),
+        "key": _decoded(record.key),
+        "headers": [[name, _decoded(content)] for name, content in record.headers],
+        "value": _decoded(record.value),
+        "fate": tried.fate.replace(" ", "_"),
+        "detail": tried.detail,
+        "schema": registry_id(record.value),
+        "events": events,
+    }
+
+
+def _decoded(content: bytes | None) -> str | None:
+    return None if content is None else content.decode("utf-8", "backslashreplace")
 
 
 def _text(content: bytes) -> str:
@@ -280,6 +371,7 @@ class Wanted:
     limit: int
     partition: int | None
     offset: int | None
+    as_json: bool
 
 
 @click.command()
@@ -293,6 +385,7 @@ class Wanted:
 )
 @click.option("--offset", type=click.IntRange(0), default=None, help="from this offset on; needs --partition")
 @click.option("--send", is_flag=True, help="send them again to the topic that they come from")
+@click.option("--json", "as_json", is_flag=True, help="each letter as one line of JSON")
 @with_settings(
     "kafka_bootstrap",
     "kafka_dlq_topic",
@@ -311,27 +404,17 @@ def dead(
     offset: int | None,
     *,
     send: bool,
+    as_json: bool,
     config: Path | None,
     **options: object,
 ) -> None:
     """Look through the dead letters of a topic; with --send, send them again after a fix."""
-    if kafka is not None:
-        options["kafka_bootstrap"] = kafka
-    settings = read_settings(config, options)
-    if not settings.kafka_bootstrap:
-        raise click.UsageError("--kafka HOST:PORT is missing, and PUSHSSE_KAFKA_BOOTSTRAP isn't set")
+    settings = _with_kafka(kafka, config, options)
     if offset is not None and partition is None:
         raise click.UsageError("--offset needs --partition")
     if limit is None:
         limit = 20 if not send else 1_000_000_000
-    # What the libraries log, the errors say.
-    logging.disable()
-    try:
-        asyncio.run(_dead(settings, Wanted(topic, limit, partition, offset), send=send))
-    except SettingsError as error:
-        raise BadSetting(str(error)) from None
-    except (OSError, Unavailable) as error:
-        raise Failed(f"Kafka at {shown(settings.kafka_bootstrap)}: {error}") from None
+    _run(settings, _dead(settings, Wanted(topic, limit, partition, offset, as_json), send=send))
 
 
 async def _dead(settings: Settings, wanted: Wanted, *, send: bool) -> None:
@@ -366,16 +449,29 @@ async def _list_letters(letters: DeadLetterTopic, sent: dict[int, Sent], wanted:
             say(f"{letters.topic}: there are more; --limit shows them", err=True)
             break
         count += 1
-        _show_letter(letter)
+        _show_letter(letter, as_json=wanted.as_json)
     say(f"{letters.topic}: {count} dead letters that weren't sent again", err=True)
 
 
-def _show_letter(letter: DeadLetter) -> None:
+def _show_letter(letter: DeadLetter, *, as_json: bool) -> None:
     record = letter.record
     size = len(record.value or b"")
+    if as_json:
+        members = {
+            "topic": record.topic,
+            "partition": record.partition,
+            "offset": record.offset,
+            "place": letter.place,
+            "bytes": size,
+            "can_be_sent": letter.can_be_sent,
+            "error": letter.error,
+        }
+        say_json(one_line(members))
+        return
     cut = ", cut: it can't be sent again" if letter.truncated else ""
-    say(f"{record.topic}-{record.partition}-{record.offset}  {letter.place}, {size} bytes{cut}")
-    say(f"  {letter.error or 'without a reason'}")
+    place = f"{record.topic}-{record.partition}-{record.offset}"
+    print_line((place, "bold"), f"  {letter.place}, {size} bytes{cut}")
+    print_line(("  " + (letter.error or "without a reason"), "warning"))
 
 
 async def _send_letters(
@@ -383,25 +479,34 @@ async def _send_letters(
 ) -> None:
     count = left = 0
     batch: list[DeadLetter] = []
+
+    async def send() -> None:
+        nonlocal count
+        await letters.send(batch, sent, producer)
+        count += len(batch)
+        advance(len(batch))
+        batch.clear()
+
     try:
         async with producer:
-            async for letter in letters.letters(sent, partition=wanted.partition, offset=wanted.offset):
-                if count + len(batch) == wanted.limit:
-                    break
-                if not letter.can_be_sent:
-                    left += 1
-                    _show_letter(letter)
-                    continue
-                if batch and (
-                    len(batch) == RESEND_BATCH or batch[0].record.partition != letter.record.partition
-                ):
-                    await letters.send(batch, sent, producer)
-                    count += len(batch)
-                    batch = []
-                batch.append(letter)
-            if batch:
-                await letters.send(batch, sent, producer)
-                count += len(batch)
+            with progress("sent again: letters", prints=True) as advance:
+                async for letter in letters.letters(sent, partition=wanted.partition, offset=wanted.offset):
+                    if count + len(batch) == wanted.limit:
+                        break
+                    if not letter.can_be_sent:
+                        left += 1
+                        _show_letter(letter, as_json=wanted.as_json)
+                        continue
+                    if batch and _is_full(batch, letter):
+                        await send()
+                    batch.append(letter)
+                if batch:
+                    await send()
     finally:
         more = f", {left} can't be" if left else ""
         say(f"{letters.topic}: {count} dead letters were sent again{more}", err=True)
+
+
+def _is_full(batch: Sequence[DeadLetter], letter: DeadLetter) -> bool:
+    """Whether a batch goes before this letter: it has as many as one may, or those of another partition."""
+    return len(batch) == RESEND_BATCH or batch[0].record.partition != letter.record.partition

@@ -112,7 +112,18 @@ async def test_what_records_are_is_seen_and_said(kit: Kit, tmp_path: Path) -> No
     assert "dead letter  $: isn't JSON" in found.stdout
     configured = await run(kit, tmp_path, "try", "--topic", avro, PUSHSSE_KAFKA_TOPIC=avro)
     assert "schema registry" in configured.stdout
-    assert "1 dead letters" in configured.stderr
+    assert "1 dead letter\n" in configured.stderr
+    told = await run(kit, tmp_path, "try", "--topic", avro, "--topic", own, "--json")
+    *records, proposed = map(json.loads, told.stdout.splitlines())
+    [schema, table, event, bad] = records
+    assert (schema["fate"], schema["schema"]) == ("dead_letter", 7)
+    assert 'format = "python:' in table["proposed"]
+    assert (event["fate"], event["value"]) == ("event", value(1).decode())
+    [made] = event["events"]
+    assert json.loads(made["data"])["type"] == made["type"]
+    assert (bad["fate"], bad["events"]) == ("dead_letter", [])
+    assert bad["detail"].startswith("$: isn't JSON")
+    assert 'format = "pushsse"' in proposed["proposed"]
     missing = await run(kit, tmp_path, "try", "--topic", "nothing-here")
     assert missing.returncode == 1
     assert "there is no topic 'nothing-here'" in missing.stderr
@@ -139,6 +150,13 @@ async def test_dead_letters_are_sent_again_once_and_in_order_after_a_fix(kit: Ki
     assert f"{kit.topic}-1-0, {len(bodies[0])} bytes" in listed.stdout
     assert listed.stdout.count("header pushsse-type: is required") == 6
     assert "6 dead letters" in listed.stderr
+    told = await run(kit, tmp_path, "dead", "--topic", kit.topic, "--json", **group)
+    letters = [json.loads(line) for line in told.stdout.splitlines()]
+    assert {each["place"] for each in letters} == {
+        *(f"{kit.topic}-1-{number}" for number in numbers),
+        f"{kit.topic}-0-0",
+    }
+    assert all(each["can_be_sent"] and "pushsse-type" in each["error"] for each in letters)
     assert await kit.read_all(kit.topic, 1) == (await kit.read_all(kit.topic, 1))[:5]
 
     # One by its offset, then the others.
