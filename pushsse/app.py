@@ -18,7 +18,13 @@ from pushsse import settings as configuration
 from pushsse.api import counted
 from pushsse.api.access import AccessEndpoint
 from pushsse.api.acks import AcksEndpoint
-from pushsse.api.admin import HealthEndpoint, TransferEndpoint, TypesEndpoint, UsersEndpoint
+from pushsse.api.admin import (
+    HealthEndpoint,
+    OverviewEndpoint,
+    TransferEndpoint,
+    TypesEndpoint,
+    UsersEndpoint,
+)
 from pushsse.api.agui import AguiEndpoint
 from pushsse.api.asked import Asked
 from pushsse.api.calls import Endpoints, direct_calls, immediate_calls, routes
@@ -187,6 +193,7 @@ def _endpoints(node: Node) -> Endpoints:
             limit=ticketing,
         ),
         users=UsersEndpoint(identifier, node.presence, node.kicks, node.forgetting, node.explaining),
+        overview=OverviewEndpoint(identifier, node.overview),
         health=HealthEndpoint(node),
         page=PageEndpoint(development=settings.development, login_url=settings.login_url),
         client=ClientEndpoint(),

@@ -38,6 +38,7 @@ from pushsse.metrics import Metrics
 from pushsse.node import Interruptible, Node, Service, Work
 from pushsse.offline import Offline
 from pushsse.outcomes import Outcomes
+from pushsse.overview import Overview
 from pushsse.people import StateTable, StoredPeople
 from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.catalogue import CatalogueStore, declared
@@ -152,6 +153,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         ),
         retention=Retention(question_store, keep_days=settings.questions_keep_days, metrics=metrics),
         presence=presence,
+        overview=Overview(backplane, catalogue_store, metrics, node=settings.node),
         explaining=Explaining(
             backplane,
             hub_parts.replay.scans,

@@ -27,6 +27,7 @@ from pushsse.intake.http import Intake
 from pushsse.kafka.producer import Producer
 from pushsse.kicks import Kicked, Kicks
 from pushsse.metrics import Metrics
+from pushsse.overview import Overview
 from pushsse.people import StoredPeople
 from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.catalogue import CatalogueStore
@@ -72,6 +73,7 @@ class Node:
     forgetting: Forgetting
     retention: Retention
     presence: Presence
+    overview: Overview
     explaining: Explaining
     # None where it isn't noted what became of events.
     outcome_services: Mapping[str, Service]
@@ -142,6 +144,7 @@ class Node:
             "retention": self.retention.run,
             "tickets": self.tickets.run,
             "presence": self.presence.run,
+            "overview": lambda: self.overview.run(self),
             "questions": self.work.questions.run,
             "memory": trim_memory,
             **({"witness": self.witness.run} if self.witness is not None else {}),

@@ -2,8 +2,8 @@
 
 `/v1/users/USER` and `/v1/presence`: who is there, why somebody got an event or not, a kick, and to forget
 somebody; `/v1/types`: the catalogue of types; `/v1/preferences/export` and `/import`: many people's switches
-in pages. They raise what `problem` turns into responses, and each leaves an audit line. `/livez`, `/readyz`
-and `/metrics` are for balancers, orchestrators and Prometheus.
+in pages. They raise what `problem` turns into responses, and each leaves an audit line. `/v1/overview`: what
+all nodes do. `/livez`, `/readyz` and `/metrics` are for balancers, orchestrators and Prometheus.
 
 Deliberate: a node isn't ready only while it starts, while it drains, or for a fault of its own. A shared
 dependency that is away makes no node unready: all of them would leave together.
@@ -30,6 +30,7 @@ from pushsse.event import TypeName, UserName, is_id, is_user
 from pushsse.explain import Explaining
 from pushsse.hub.catch_up import ScansBusy
 from pushsse.kicks import Kicks, TooManyKicks
+from pushsse.overview import Overview
 from pushsse.preferences import Catalogue
 from pushsse.preferences.catalogue import (
     CatalogueFull,
@@ -241,6 +242,19 @@ class ImportRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """Rows of which each is about one type or one category."""
 
     rows: Annotated[tuple[SwitchLine, ...], Meta(min_length=1, max_length=MOST_ROWS)]
+
+
+@dataclass(frozen=True, slots=True)
+class OverviewEndpoint:
+    """What all nodes do."""
+
+    identifier: Identifier
+    overview: Overview
+
+    async def get(self, request: Request) -> Response:
+        """All of it."""
+        await self.identifier.identify(request, ADMIN)
+        return json_response(await self.overview.view())
 
 
 @dataclass(frozen=True, slots=True)

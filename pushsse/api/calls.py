@@ -31,6 +31,7 @@ from pushsse.api.admin import (
     HealthEndpoint,
     ImportRequest,
     KickView,
+    OverviewEndpoint,
     PersonView,
     PresenceRequest,
     PresenceView,
@@ -56,6 +57,7 @@ from pushsse.api.stream import StreamEndpoint
 from pushsse.event import Event
 from pushsse.explain import Explanation
 from pushsse.intake.cloudevents import BATCH, STRUCTURED
+from pushsse.overview import OverviewView
 from pushsse.preferences.catalogue import TypeRules, TypeView
 from pushsse.preferences.transfer import Imported
 from pushsse.retention import Forgotten
@@ -89,6 +91,7 @@ class Endpoints:
     conversations: conversations.ConversationsEndpoint
     access: AccessEndpoint
     users: UsersEndpoint
+    overview: OverviewEndpoint
     health: HealthEndpoint
     page: PageEndpoint
     client: ClientEndpoint
@@ -123,8 +126,9 @@ class Call:
 
     `direct` calls come by the thousand, and the application answers them past Starlette's layers. `immediate`
     answers those that need not wait in the HTTP protocol, without ASGI. `counted` calls say in each response
-    how many more a person may make. `for_others`: an administrator may make it in somebody's place. A call
-    without a name isn't in the document. `streams` of events about questions are described by their events.
+    how many more a person may make. `for_others`: an administrator may make it in somebody's place.
+    A `polled` call comes again and again, and leaves an audit line only where it is refused. A call without a
+    name isn't in the document. `streams` of events about questions are described by their events.
     """
 
     method: str
@@ -143,6 +147,7 @@ class Call:
     problems: tuple[int, ...] = ()
     counted: bool = False
     for_others: bool = False
+    polled: bool = False
     foreign: Foreign | None = None
     streams: bool = True
 
@@ -803,6 +808,19 @@ CALLS = (
     ),
     Call(
         method="GET",
+        path="/v1/overview",
+        handler=lambda at: at.overview.get,
+        name="overview",
+        summary="What all nodes do at present",
+        text="Each node says it of itself every two seconds, and any node answers for all. A node that died "
+        "is gone from it 8 s later. Rates are those of the last ten seconds.",
+        scope=ADMIN,
+        polled=True,
+        answers={(200, JSON): OverviewView},
+        problems=(*_REFUSED, 404, 503),
+    ),
+    Call(
+        method="GET",
         path="/livez",
         handler=lambda at: at.health.live,
         name="livez",
@@ -878,7 +896,8 @@ class CallRoute(Route):
         if scope["method"] not in (self.methods or ()):
             raise HTTPException(405, headers={"Allow": _METHODS[self.path]})
         if self._call.audited:
-            await audited(super().handle, scope, receive, send, always=self._call.scope == ADMIN)
+            polled, always = self._call.polled, self._call.scope == ADMIN
+            await audited(super().handle, scope, receive, send, always=always, polled=polled)
         else:
             await super().handle(scope, receive, send)
 

@@ -170,8 +170,10 @@ class Application(Starlette):
             await response()
 
 
-async def audited(endpoint: ASGIApp, scope: Scope, receive: Receive, send: Send, *, always: bool) -> None:
-    """Calls an endpoint, and logs what an administrator's call came to.
+async def audited(
+    endpoint: ASGIApp, scope: Scope, receive: Receive, send: Send, *, always: bool, polled: bool
+) -> None:
+    """Calls an endpoint, and logs what an administrator's call came to; of a `polled` one refusals alone.
 
     Without `always` the call is an administrator's if the endpoint has said whom it is about (`note_about`).
     """
@@ -189,7 +191,7 @@ async def audited(endpoint: ASGIApp, scope: Scope, receive: Receive, send: Send,
         raise
     finally:
         request = served()
-        if always or (request is not None and request.about):
+        if (always or (request is not None and request.about)) and not (polled and status == 200):
             _audit(scope, request, status)
 
 

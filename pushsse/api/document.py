@@ -45,7 +45,7 @@ _TAGS = (
         ("/v1/chat", "/v1/agui", "/v1/models"),
     ),
     ("Identity", "who is asking, and tickets", ("/v1/me", "/v1/tickets")),
-    (_ADMINISTRATION, "the catalogue, and people", ()),
+    (_ADMINISTRATION, "the catalogue, people, and all nodes", ()),
     ("Service", "the node itself", ("/",)),
 )
 

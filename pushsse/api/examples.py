@@ -22,6 +22,7 @@ from pushsse.api.polls import Events
 from pushsse.api.preferences import ChangeRequest, PreferenceList
 from pushsse.event import Event
 from pushsse.explain import Explanation
+from pushsse.overview import OverviewView
 from pushsse.preferences.catalogue import TypeRules, TypeView
 from pushsse.preferences.transfer import Imported
 from pushsse.retention import Forgotten
@@ -221,6 +222,42 @@ _OF_TYPES: Mapping[type, Any] = {
             {"at": "2026-11-23T08:00:00.012Z", "what": "written", "node": "push-1"},
         ],
         "incomplete": [],
+    },
+    OverviewView: {
+        "at": "2026-11-23T08:00:01.5Z",
+        "nodes": [
+            {
+                "node": "push-1",
+                "version": "1.0.0",
+                "started_at": "2026-11-23T07:00:00Z",
+                "at": "2026-11-23T08:00:00Z",
+                "state": "ready",
+                "streams": 15_210,
+                "people": 14_987,
+                "behind": 3,
+                "opened_per_s": 4.1,
+                "published_per_s": 120.5,
+                "delivered_per_s": 18_340.0,
+                "records_per_s": 118.2,
+                "lag": {"push.events": 12},
+                "held": 0,
+                "dead_letters": 2,
+                "backplane": True,
+                "database": True,
+                "cpu": 0.31,
+                "memory_bytes": 183_500_800,
+            }
+        ],
+        "totals": {
+            "streams": 15_210,
+            "people": 14_987,
+            "published_per_s": 120.5,
+            "delivered_per_s": 18_340.0,
+            "lag": 12,
+            "dead_letters": 2,
+        },
+        "lag": {"push.events": 12},
+        "chosen": [{"name": "news", "on": 12, "off": 431}],
     },
     ExportView: {"rows": _SWITCHES, "next": None},
     ImportRequest: {"rows": [{"user": "ann", "category": "orders", "enabled": True}]},

@@ -509,6 +509,23 @@ class Backplane(Protocol):
         """
         ...
 
+    # Reports
+
+    async def report(self, node: str, text: bytes, *, lease_ms: int) -> None:
+        """Keeps what a node says about itself until its next report, or for a lease. Not empty.
+
+        Raises BackplaneUnavailable.
+        """
+        ...
+
+    async def end_report(self, node: str) -> None:
+        """Forgets what a node has said about itself. Raises BackplaneUnavailable."""
+        ...
+
+    async def reports(self) -> Mapping[str, bytes]:
+        """What the nodes say about themselves, by node. Raises BackplaneUnavailable."""
+        ...
+
     # Duties
 
     async def duty(

@@ -934,6 +934,27 @@ async def test_who_was_away_at_a_time(backplane: Backplane) -> None:
     assert dict(zip(asked, away, strict=True)) == asked
 
 
+# Reports
+
+
+async def test_what_nodes_say_about_themselves_holds_for_a_lease(backplane: Backplane) -> None:
+    assert await backplane.reports() == {}
+    await backplane.report("one", b"first", lease_ms=60_000)
+    await backplane.report("zwei \u2014", "\u4e00 \x00".encode(), lease_ms=60_000)
+    await backplane.report("dead", b"soon gone", lease_ms=1)
+    await backplane.report("one", b"second", lease_ms=60_000)
+
+    async def without_the_dead() -> bool:
+        return "dead" not in await backplane.reports()
+
+    await eventually(without_the_dead)
+    # Of others a short lease takes nothing.
+    assert await backplane.reports() == {"one": b"second", "zwei \u2014": "\u4e00 \x00".encode()}
+    await backplane.end_report("one")
+    await backplane.end_report("nobody")
+    assert list(await backplane.reports()) == ["zwei \u2014"]
+
+
 # Duties
 
 

@@ -99,6 +99,8 @@ class MemoryBackplane(Backplane):
         self._notice_listeners: dict[Topic, NoticeListener] = {}
         self._windows = Windows()
         self._places = MemoryPlaces()
+        # By node: its report, and when its lease ends.
+        self._reports: dict[str, tuple[bytes, int]] = {}
         # By duty and log: how far it has got.
         self._duties: dict[str, dict[str, Mark]] = {}
         self._answers = AnswersSoFar()
@@ -427,6 +429,22 @@ class MemoryBackplane(Backplane):
             not any(stay.was_there(at_ms, away_ms) for stay in stays.get(user, {}).values())
             for user, at_ms in asked
         ]
+
+    # Reports
+
+    async def report(self, node: str, text: bytes, *, lease_ms: int) -> None:
+        """Keeps what a node says about itself."""
+        self._reports[node] = text, self.now_ms() + lease_ms
+
+    async def end_report(self, node: str) -> None:
+        """Forgets what a node has said about itself."""
+        self._reports.pop(node, None)
+
+    async def reports(self) -> Mapping[str, bytes]:
+        """What the nodes say about themselves."""
+        now_ms = self.now_ms()
+        self._reports = {node: told for node, told in self._reports.items() if told[1] > now_ms}
+        return {node: text for node, (text, _) in self._reports.items()}
 
     # Duties
 

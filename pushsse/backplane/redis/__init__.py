@@ -69,6 +69,7 @@ _PUBLISH, _KEEP_TICKET, _OPEN_TICKET = (script(name) for name in ("publish", "ke
 _USE = script("use")
 _TELL_PRESENCE, _END_PRESENCE = script("tell_presence"), script("end_presence")
 _PRESENCE, _ABSENT, _DUTY = (script(name) for name in ("presence", "absent", "duty"))
+_REPORT, _REPORTS = script("report"), script("reports")
 _SO_FAR, _END_ANSWER = (script(name) for name in ("so_far", "end_answer"))
 
 
@@ -345,6 +346,21 @@ class RedisBackplane(Backplane):
             )
             found += cast(bytes, reply)
         return [each == ord("1") for each in found]
+
+    # Reports
+
+    async def report(self, node: str, text: bytes, *, lease_ms: int) -> None:
+        """Keeps what a node says about itself. Raises BackplaneUnavailable."""
+        await self._checking.run(_REPORT, self._names, node, lease_ms, text)
+
+    async def end_report(self, node: str) -> None:
+        """Forgets what a node has said about itself. Raises BackplaneUnavailable."""
+        await self._checking.run(_REPORT, self._names, node, 0, b"")
+
+    async def reports(self) -> Mapping[str, bytes]:
+        """What the nodes say about themselves. Raises BackplaneUnavailable."""
+        found = cast(list[bytes], await self._reading.run(_REPORTS, self._names))
+        return {node.decode(): text for node, text in zip(found[::2], found[1::2], strict=True)}
 
     # Duties
 
