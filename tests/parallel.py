@@ -23,6 +23,7 @@ TOGETHER = {
     "deployment": (
         "tests/deployed/test_stack.py",
         "tests/deployed/test_make_stack.py",
+        "tests/deployed/test_asking.py",
         "tests/faults/test_fast_faults.py",
     ),
     # Each file has a browser of its own.
