@@ -94,6 +94,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
             longest_s=settings.answer_longest_s,
         ),
         unsure_hands_over=settings.handover_unsure == "on",
+        has_answerer=bool(settings.answerers) or settings.people_answer_all,
     )
     people = StoredPeople(StateTable(database), preferences, questions)
     kicked = Kicked()

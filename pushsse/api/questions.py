@@ -28,6 +28,7 @@ from pushsse.questions import (
     EarlierAnswer,
     KeptPart,
     Link,
+    NobodyAnswers,
     NotNow,
     Question,
     Rating,
@@ -44,6 +45,8 @@ from pushsse.strictjson import shown
 MAX_CONTEXT_BYTES = 16 * 1024
 LISTED_CHARACTERS = 4_000
 _RETRY_AFTER = {"retry-after": "5"}
+# Somebody has to change the settings first.
+_LONG_RETRY_AFTER = {"retry-after": "300"}
 QUESTION_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 # A key as it is, or as a string of structured fields (RFC 9651, 3.3.3), as the draft of the header has it.
 _KEY = re.compile(r"[\x21\x23-\x7e][\x21-\x7e]{0,127}")
@@ -357,6 +360,8 @@ def refusing(limit: CallLimit, fields: Mapping[str, str]) -> Iterator[None]:
         raise HttpProblem(404, "not_found", "you have no conversation with this name") from None
     except Overloaded as error:
         raise HttpProblem(503, "overloaded", str(error), _RETRY_AFTER) from None
+    except NobodyAnswers as error:
+        raise HttpProblem(503, "no_answerer", str(error), _LONG_RETRY_AFTER) from None
     except BeingTaken as error:
         headers = {**fields, "retry-after": str(error.after_s)}
         raise HttpProblem(409, "being_taken", str(error), headers) from None

@@ -278,6 +278,8 @@ async def _outboxes(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def _answerers(settings: Settings) -> AsyncIterator[Finding]:
+    if not settings.answerers:
+        yield Finding("answerer", "ok", "people alone" if settings.people_answer_all else "nobody answers")
     for each in settings.answerers:
         if each.kind == "kafka":
             yield Finding("answerer", "ok", "kafka: the service behind the topics above")

@@ -181,6 +181,8 @@ def _outboxes(settings: Settings) -> str:
 
 def _answerers(settings: Settings) -> str:
     """Who answers questions, in order."""
+    if not settings.answerers:
+        return "nobody: new questions are refused" if not settings.people_answer_all else "people alone"
     urls = [each.url for each in settings.answerers]
     return ", then ".join("faq: (the example file)" if url == "faq:" else shown(url) for url in urls)
 

@@ -224,6 +224,10 @@ class TooManyQuestions(PushsseError):
     """This person has as many questions without an end as one may have. HTTP 429."""
 
 
+class NobodyAnswers(PushsseError):
+    """Neither an answerer nor people are set up to answer questions. HTTP 503."""
+
+
 class UnknownConversation(PushsseError):
     """The conversation is somebody else's, which the asker isn't told. HTTP 404."""
 

@@ -24,6 +24,7 @@ from pushsse.questions import (
     GIVEN_UP,
     BeingTaken,
     Conversation,
+    NobodyAnswers,
     NotNow,
     Question,
     Rating,
@@ -92,6 +93,7 @@ class Questions:
     timeout_s: float
     most_open: int = 20
     most_handed_over: int = 100
+    has_answerer: bool = True
 
     async def run(self) -> None:
         """Answers and sweeps, for ever. Cancellation gives up this node's leases, and it may run again."""
@@ -104,7 +106,8 @@ class Questions:
 
         Where people have taken the conversation over, it is handed over from the beginning. Raises
         InvalidInput (the key was another question's), BeingTaken (another request with it is being served),
-        UnknownConversation (it is somebody else's), TooManyQuestions, Overloaded, DatabaseUnavailable.
+        UnknownConversation (it is somebody else's), TooManyQuestions, Overloaded, NobodyAnswers,
+        DatabaseUnavailable.
         """
         if idempotency_key is not None and (first := await self._first(user, idempotency_key, asking)):
             return first
@@ -157,7 +160,7 @@ class Questions:
         """Asks a person's ended question anew; None if there is no such one. The old answer is kept.
 
         Raises NotNow (it has no end yet, or is a message of staff), TooManyQuestions, Overloaded,
-        DatabaseUnavailable.
+        NobodyAnswers, DatabaseUnavailable.
         """
         question = await self.get(user, question_id)
         if question is None:
@@ -281,6 +284,8 @@ class Questions:
         raise BeingTaken(-(-left_ms // 1000))
 
     def _admit_waiting(self) -> None:
+        if not self.has_answerer:
+            raise NobodyAnswers("nobody answers questions here at present")
         if not self.answering.queue.room:
             raise Overloaded("too many questions wait for their turn")
 
@@ -354,13 +359,15 @@ def assemble_questions(
     metrics: Metrics,
     pace: QuestionPace | None = None,
     unsure_hands_over: bool = False,
+    has_answerer: bool = True,
 ) -> Questions:
     """The service of one node; `run` has to be supervised. A question expires after `timeout_s`."""
     life = Life(store, backplane, metrics, pace or QuestionPace())
     answering = Answering(life, answerer, node=node, unsure_hands_over=unsure_hands_over)
     life.hear_stops(answering.stop)
     backplane.hear_notices(Topic.ENDED, answering.hear_end)
-    return Questions(life, answering, Sweeper(life, answering, node), backplane, node, timeout_s)
+    sweeper = Sweeper(life, answering, node)
+    return Questions(life, answering, sweeper, backplane, node, timeout_s, has_answerer=has_answerer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from pushsse.settings.fields import (
     DLQ_SUFFIX,
     FIELDS,
     LINES,
+    NO_ANSWERER,
     PREFIX,
     TABLES,
     AnswererSetting,
@@ -306,12 +307,12 @@ def is_topic_name(text: str) -> bool:
 def _check_answerers(settings: Settings) -> None:
     """Raises SettingsError for what isn't an answerer; `build` tells what only the answerer itself can."""
     answerers = settings.answerers
-    if not answerers:
+    if not answerers and settings.answerer != NO_ANSWERER:
         raise SettingsError("answerer: is empty, and has to name who answers")
     for each in answerers:
         if each.kind not in ANSWERERS or ":" not in each.url:
             text = repr(shown(each.url)) if each.url else "the url, which is missing,"
-            kinds = "faq:FILE, kafka:, openai:BASE_URL?model=NAME or python:PACKAGE:FUNCTION"
+            kinds = "faq:FILE, kafka:, openai:BASE_URL?model=NAME, python:PACKAGE:FUNCTION or, alone, none:"
             raise SettingsError(f"{each.where}: {text} is none of {kinds}")
         if each.kind == "kafka" and not settings.kafka_bootstrap:
             raise SettingsError(f"{each.where}: kafka: needs PUSHSSE_KAFKA_BOOTSTRAP")

@@ -24,6 +24,7 @@ _KEY = re.compile(r"\s*[\"']?([A-Za-z0-9_-]+)[\"']?\s*[=.]")
 PREFIX = "PUSHSSE_"
 Option = str | int | float | bool
 DLQ_SUFFIX = ".dlq"
+NO_ANSWERER = "none:"
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -304,7 +305,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     answerer: Annotated[
         str | tuple[dict[str, Option], ...],
-        describe("who answers: faq:FILE, kafka:, openai:BASE_URL?model=NAME or python:PACKAGE:FUNCTION"),
+        describe(
+            "who answers: faq:FILE, kafka:, openai:BASE_URL?model=NAME, python:PACKAGE:FUNCTION or none:"
+        ),
     ] = "faq:"
     openai_key: Annotated[str, describe("key for openai:, sent as a bearer token")] = ""
     questions_topic: Annotated[str, describe("Kafka topic of the questions, for kafka:")] = "push.questions"
@@ -328,13 +331,20 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def answerers(self) -> "tuple[AnswererSetting, ...]":
-        """Who answers, in the order in which they are asked."""
+        """Who answers, in the order in which they are asked; empty for nobody."""
+        if self.answerer == NO_ANSWERER:
+            return ()
         if isinstance(self.answerer, str):
             return (AnswererSetting("PUSHSSE_ANSWERER", self.answerer, {}),)
         return tuple(
             AnswererSetting(f"answerer {number}", str(table.get("url", "")), _without_url(table))
             for number, table in enumerate(self.answerer, 1)
         )
+
+    @property
+    def people_answer_all(self) -> bool:
+        """Whether people answer what no answerer is sure of, which is all where there is none."""
+        return self.handover_unsure == "on" and self.handover_keep_s > 0
 
     @property
     def asks_kafka(self) -> bool:

@@ -150,6 +150,7 @@ async def fronts(
     origins: Collection[str] = (),
     per_user: int = 0,
     most: int = 0,
+    has_answerer: bool = True,
 ) -> AsyncIterator[Front]:
     """Runs so many nodes; the development identity says who is asking, also for pages of other origins."""
     gates, limited, refusals = Gates(), Counter[str](), Counter[str]()
@@ -163,7 +164,11 @@ async def fronts(
         client = await stack.enter_async_context(httpx.AsyncClient(timeout=20, trust_env=False, verify=False))
         front = Front(gates, [], limited, refusals, client, tasks, origins)
         for number in range(count):
-            service = replace(nodes.node(Scripted(gates.script), name=f"node-{number}"), most_open=most_open)
+            service = replace(
+                nodes.node(Scripted(gates.script), name=f"node-{number}"),
+                most_open=most_open,
+                has_answerer=has_answerer,
+            )
             replies = Replies(per_user=per_user, most=most, limited=limited)
             node = await _node(front, service, parts.hub, nodes, stack, quota=quota, replies=replies)
             node.runs = tasks.create_task(service.run())

@@ -127,3 +127,18 @@ def test_one_service_may_ask_another(tmp_path: Path) -> None:
             assert failed.stderr.startswith("pushsse: answerer_unavailable: ")
             assert "status 401" in node.logged
             assert token not in failed.stderr + node.logged
+
+
+def test_where_nobody_is_to_answer_questions_are_refused_or_go_to_people(tmp_path: Path) -> None:
+    nobody = {"PUSHSSE_ANSWERER": "none:"}
+    assert "nobody answers" in about_the_answerer(tmp_path, **nobody)
+    with served(tmp_path, **nobody) as node:
+        assert "answerer   nobody" in node.logged
+        said = node.run("ask", "Is anybody there?", "--user", "ann")
+        assert said.returncode == 1
+        assert "nobody answers questions here" in said.stderr
+    people = nobody | {"PUSHSSE_HANDOVER_UNSURE": "on"}
+    assert "people alone" in about_the_answerer(tmp_path, **people)
+    with served(tmp_path, **people) as node:
+        node.run("ask", "Is anybody there?", "--user", "ann")
+        assert "Is anybody there?" in node.run("desk", "list", "--user", "sam").stdout

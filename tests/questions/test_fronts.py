@@ -580,6 +580,14 @@ async def test_over_the_limits_it_is_429_in_each_protocol(nodes: Nodes) -> None:
         await waiting
 
 
+async def test_where_nobody_answers_it_is_503_in_each_protocol(nodes: Nodes) -> None:
+    async with fronts(nodes, has_answerer=False) as front:
+        for path, body in BODIES.items():
+            reply = await ask(front, path, body("+another"))
+            assert (reply.status_code, code(path, reply)) == (503, "no_answerer")
+            assert int(reply.headers["retry-after"]) > 0
+
+
 async def test_over_the_calls_of_a_minute_it_is_429_in_each_protocol(nodes: Nodes) -> None:
     async with fronts(nodes, quota=1) as front:
         reply = await ask(front, "/v1/chat", chat("+one"))
