@@ -41,6 +41,7 @@ COMMANDS = {
     "prefs": ("preferences", "List a person's switches, set some, import or export everybody's."),
     "types": ("preferences", "List the catalogue of types, set or delete one."),
     "explain": ("client", "Say why a person got an event, or didn't."),
+    "top": ("top", "Show what all nodes do, live."),
     "kick": ("client", "End a person's streams, and revoke their tokens."),
     "token": ("admin", "Make a token."),
     "outbox": ("admin", "Print the SQL of a table whose rows become events."),

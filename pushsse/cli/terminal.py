@@ -47,22 +47,26 @@ def print_line(*cells: Cell, err: bool = False, nl: bool = True) -> None:
     console.print(Text.assemble(*map(_styled, cells)), end="\n" if nl else "", soft_wrap=True)
 
 
-def print_table(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    """Prints rows below a head, in columns. At a terminal they wrap within it."""
+def print_table(head: Sequence[str], rows: Sequence[Sequence[Cell]], *, right: Sequence[str] = ()) -> None:
+    """Prints rows below a head, in columns, some aligned `right`. At a terminal they wrap within it."""
     if _console().is_terminal:
-        _console().print(drawn(head, rows))
+        _console().print(drawn(head, rows, right=right))
         return
     lines = [tuple(head), *(tuple(map(plain, row)) for row in rows)]
     widths = [max(len(each[at]) for each in lines) for at in range(len(head))]
     for each in lines:
-        say("  ".join(cell.ljust(width) for cell, width in zip(each, widths, strict=True)).rstrip())
+        cells = [
+            cell.rjust(width) if name in right else cell.ljust(width)
+            for cell, width, name in zip(each, widths, head, strict=True)
+        ]
+        say("  ".join(cells).rstrip())
 
 
-def drawn(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
-    """The table that `table` prints at a terminal."""
+def drawn(head: Sequence[str], rows: Sequence[Sequence[Cell]], *, right: Sequence[str] = ()) -> Table:
+    """The table that `print_table` prints at a terminal."""
     made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     for name in head:
-        made.add_column(Text(name), overflow="fold")
+        made.add_column(Text(name), overflow="fold", justify="right" if name in right else "left")
     for row in rows:
         made.add_row(*(Text.assemble(_styled(cell)) for cell in row))
     return made
@@ -121,6 +125,11 @@ def plain(cell: Cell) -> str:
 def is_terminal(*, err: bool = False) -> bool:
     """Whether people read what is printed."""
     return _console(err=err).is_terminal
+
+
+def width() -> int:
+    """How many columns the terminal has; 80 where that isn't known."""
+    return _console().width
 
 
 def text(*cells: Cell) -> Text:
