@@ -22,7 +22,7 @@ from pushsse.api.identity import ADMIN
 from pushsse.api.limits import FIELDS
 from pushsse.errors import Violation
 from pushsse.event import EVENT_SCHEMA, WITHDRAW, Withdrawn
-from pushsse.questions.life import DESK, AnswerErrorEvent, AnswerEvent, DeltaEvent, DeskEvent, QuestionEvent
+from pushsse.questions.events import DESK, AnswerErrorEvent, AnswerEvent, DeltaEvent, DeskEvent, QuestionEvent
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _REF = "#/components/schemas/{name}"

@@ -16,7 +16,8 @@ from ulid import ULID
 from pushsse.errors import InvalidInput, Unavailable, Violation
 from pushsse.questions import Answered, By, Conversation, Link, NotNow, Question, clean
 from pushsse.questions.conversations import Staff
-from pushsse.questions.life import DeskEvent, Life
+from pushsse.questions.events import DeskEvent
+from pushsse.questions.life import Life
 from pushsse.questions.service import key_since
 
 logger = logging.getLogger(__name__)

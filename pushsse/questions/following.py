@@ -22,7 +22,7 @@ from pushsse.backplane.answers import Place, SoFar, deltas_since, units
 from pushsse.errors import CloseReason, DatabaseUnavailable, Unavailable
 from pushsse.event import Publication
 from pushsse.questions import KeptPart, Part, Question, StatusPart
-from pushsse.questions.life import (
+from pushsse.questions.events import (
     AnswerErrorEvent,
     AnswerEvent,
     DeltaEvent,

@@ -1,15 +1,15 @@
 """The tables of questions, of the conversations that they belong to, and of the staff who look after those.
 
-Used by `store` and `conversations`, which own the SQL; a row becomes the value `Question` here.
+Used by `store` and `conversations`, which own the SQL; rows become values here.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 from tortoise import fields
 from tortoise.models import Model
 
-from pushsse.questions import By, KeptPart, Link, Question, Rating, Status
+from pushsse.questions import By, EarlierAnswer, KeptPart, Link, Question, Rating, Status, clean
 
 
 class QuestionRow(Model):
@@ -176,3 +176,65 @@ def question_of(row: QuestionRow) -> Question:
         rating=cast(Rating | None, row.rating or None),
         rating_comment=row.rating_comment,
     )
+
+
+def listed_of(row: Any) -> Question:
+    """A row as a list has it: the beginning of the answer in the answer's place."""
+    row.answer, row.parts, row.usage = row.beginning, None, None
+    return msgspec.structs.replace(question_of(row), cut=bool(row.is_cut))
+
+
+def replaced(row: QuestionRow) -> EarlierAnswerRow:
+    """What became of a question as the earlier answer that it will be."""
+    return EarlierAnswerRow(
+        question=row.id,
+        user=row.user,
+        number=row.regenerations + 1,
+        status=row.status,
+        answer=row.answer,
+        by_kind=row.by_kind,
+        by_name=row.by_name,
+        links=row.links,
+        suggestions=row.suggestions,
+        parts=row.parts,
+        usage=row.usage,
+        error_code=row.error_code,
+        error_detail=row.error_detail,
+        rating=row.rating,
+        rating_comment=row.rating_comment,
+        ended_at=row.updated_at,
+    )
+
+
+def earlier_of(row: EarlierAnswerRow) -> EarlierAnswer:
+    """A row as an earlier answer."""
+    return EarlierAnswer(
+        number=row.number,
+        status=cast(Status, row.status),
+        ended_at=row.ended_at,
+        answer=row.answer,
+        by=by_of(row.by_kind, row.by_name),
+        links=msgspec.convert(row.links or [], tuple[Link, ...]),
+        suggestions=tuple(row.suggestions or ()),
+        parts=msgspec.convert(row.parts or [], tuple[KeptPart, ...]),
+        error_code=row.error_code,
+        error_detail=row.error_detail,
+        rating=cast(Rating | None, row.rating or None),
+        rating_comment=row.rating_comment,
+    )
+
+
+def json_of(value: object) -> str | None:
+    """A value as JSON, as PostgreSQL can hold it."""
+    return None if value is None else msgspec.json.encode(holdable(msgspec.to_builtins(value))).decode()
+
+
+def holdable(value: Any) -> Any:
+    """A JSON value as PostgreSQL can hold it."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, list | tuple):
+        return [holdable(inner) for inner in value]
+    if isinstance(value, dict):
+        return {clean(name): holdable(inner) for name, inner in value.items()}
+    return value

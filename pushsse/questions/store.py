@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import msgspec
 from tortoise.expressions import RawSQL
@@ -21,15 +21,12 @@ from pushsse.questions import (
     Answered,
     EarlierAnswer,
     Ending,
-    KeptPart,
-    Link,
     NotNow,
     Question,
     Rating,
     Status,
     Turn,
     UnknownConversation,
-    clean,
 )
 from pushsse.questions.conversations import enter_in_thread, handed_over_until, title_of
 from pushsse.questions.rows import (
@@ -37,8 +34,12 @@ from pushsse.questions.rows import (
     ConversationRow,
     EarlierAnswerRow,
     QuestionRow,
-    by_of,
+    earlier_of,
+    holdable,
+    json_of,
+    listed_of,
     question_of,
+    replaced,
     value_of,
 )
 
@@ -300,7 +301,7 @@ class QuestionStore:
             is_cut = RawSQL(
                 f"CASE WHEN length(answer) > {characters:d} OR parts IS NOT NULL THEN 1 ELSE 0 END"
             )
-            return [_listed(row) for row in await listed.annotate(beginning=beginning, is_cut=is_cut)]
+            return [listed_of(row) for row in await listed.annotate(beginning=beginning, is_cut=is_cut)]
 
     async def whole_page(
         self, user: str, conversation: str, *, limit: int, before: str | None, most_characters: int
@@ -381,7 +382,7 @@ class QuestionStore:
                 answer_seq=question.seq,
                 answer_piece=question.piece,
                 answer_attempt=question.piece_attempt,
-                parts=_holdable(msgspec.to_builtins(question.parts)) or None,
+                parts=holdable(msgspec.to_builtins(question.parts)) or None,
                 updated_at=now,
                 **changes,
             )
@@ -413,11 +414,11 @@ class QuestionStore:
         answered = (
             ending.by.kind,
             ending.by.name,
-            _text(ending.links),
-            _text(ending.suggestions),
-            _text(ending.usage),
+            json_of(ending.links),
+            json_of(ending.suggestions),
+            json_of(ending.usage),
             # Where no part comes with the end, those stay that it has grown by.
-            _text(ending.parts or None),
+            json_of(ending.parts or None),
             ending.text,
         )
         return bool(await self.database.write(int, _END_ANSWERED, *found, *answered))
@@ -439,7 +440,11 @@ class QuestionStore:
                 return None
             if row.status not in ENDED:
                 raise NotNow("not_ended", "the question has no end yet, cancel it first")
-            await _keep_answer(row)
+            # What became of it is an earlier answer from now on; the newest few of these are kept.
+            kept = replaced(row)
+            await kept.save(force_create=True)
+            oldest = kept.number - _EARLIER_ANSWERS
+            await EarlierAnswerRow.filter(question=row.id, number__lte=oldest).delete()
             row.status = "pending" if keep_until is None else "handed_over"
             row.deadline_at = keep_until or now + timedelta(seconds=timeout_s)
             row.lease_until = None if keep_until else now + timedelta(seconds=lease_s)
@@ -460,7 +465,7 @@ class QuestionStore:
             return ()
         async with self.database.session():
             rows = await EarlierAnswerRow.filter(question=question.id).order_by("number")
-            return tuple(_earlier(row) for row in rows)
+            return tuple(earlier_of(row) for row in rows)
 
     async def rate(self, user: str, question_id: str, rating: Rating, comment: str) -> bool:
         """Stores what a person thinks of an answer, in place of what was there; False if it hasn't ended."""
@@ -573,54 +578,6 @@ def _handed_over(question: Question, until: datetime) -> Question:
     return msgspec.structs.replace(question, status="handed_over", deadline_at=until)
 
 
-def _listed(row: Any) -> Question:
-    """A row as a list has it: the beginning of the answer in the answer's place."""
-    row.answer, row.parts, row.usage = row.beginning, None, None
-    return msgspec.structs.replace(question_of(row), cut=bool(row.is_cut))
-
-
-async def _keep_answer(row: QuestionRow) -> None:
-    """Makes what became of a question an earlier answer; the newest few are kept."""
-    number = row.regenerations + 1
-    kept = EarlierAnswerRow(
-        question=row.id,
-        user=row.user,
-        number=number,
-        status=row.status,
-        answer=row.answer,
-        by_kind=row.by_kind,
-        by_name=row.by_name,
-        links=row.links,
-        suggestions=row.suggestions,
-        parts=row.parts,
-        usage=row.usage,
-        error_code=row.error_code,
-        error_detail=row.error_detail,
-        rating=row.rating,
-        rating_comment=row.rating_comment,
-        ended_at=row.updated_at,
-    )
-    await kept.save(force_create=True)
-    await EarlierAnswerRow.filter(question=row.id, number__lte=number - _EARLIER_ANSWERS).delete()
-
-
-def _earlier(row: EarlierAnswerRow) -> EarlierAnswer:
-    return EarlierAnswer(
-        number=row.number,
-        status=cast(Status, row.status),
-        ended_at=row.ended_at,
-        answer=row.answer,
-        by=by_of(row.by_kind, row.by_name),
-        links=msgspec.convert(row.links or [], tuple[Link, ...]),
-        suggestions=tuple(row.suggestions or ()),
-        parts=msgspec.convert(row.parts or [], tuple[KeptPart, ...]),
-        error_code=row.error_code,
-        error_detail=row.error_detail,
-        rating=cast(Rating | None, row.rating or None),
-        rating_comment=row.rating_comment,
-    )
-
-
 def _endable(ending: Ending) -> tuple[Status, ...]:
     """The statuses that an ending may follow."""
     if isinstance(ending, Answered):
@@ -631,19 +588,3 @@ def _endable(ending: Ending) -> tuple[Status, ...]:
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def _text(value: object) -> str | None:
-    """A value as JSON, as PostgreSQL can hold it."""
-    return None if value is None else msgspec.json.encode(_holdable(msgspec.to_builtins(value))).decode()
-
-
-def _holdable(value: Any) -> Any:
-    """A JSON value as PostgreSQL can hold it."""
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, list | tuple):
-        return [_holdable(inner) for inner in value]
-    if isinstance(value, dict):
-        return {clean(name): _holdable(inner) for name, inner in value.items()}
-    return value

@@ -19,7 +19,7 @@ from pushsse.api.acks import AckRequest
 from pushsse.errors import CloseReason
 from pushsse.event import RESERVED_TYPES, WITHDRAW
 from pushsse.questions.answerers.python import Asked
-from pushsse.questions.life import DESK
+from pushsse.questions.events import DESK
 from pushsse.settings import Settings
 from tests.path.asyncapi import DOCUMENT, Described
 from tests.serving import Running, Stream, serving

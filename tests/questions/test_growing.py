@@ -21,8 +21,8 @@ from pushsse.hub.opening import From, StreamOptions
 from pushsse.kicks import Kicked
 from pushsse.questions import Answered, By, DataPart, Part, Question, SourcePart, StatusPart, fit, is_url
 from pushsse.questions.answerers import Delta, Piece
+from pushsse.questions.events import ended
 from pushsse.questions.following import Ended, Following, Grown, Parted, Restarted, Update
-from pushsse.questions.life import ended
 from pushsse.questions.pieces import MAX_PARTS, Pieces
 from pushsse.questions.service import Asking, Questions
 from tests.hub.running_hub import ListSink
