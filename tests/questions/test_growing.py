@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -23,10 +23,11 @@ from pushsse.questions import Answered, By, DataPart, Part, Question, SourcePart
 from pushsse.questions.answerers import Delta, Piece
 from pushsse.questions.events import ended
 from pushsse.questions.following import Ended, Following, Grown, Parted, Restarted, Update
+from pushsse.questions.life import QuestionPace
 from pushsse.questions.pieces import MAX_PARTS, Pieces
 from pushsse.questions.service import Asking, Questions
 from tests.hub.running_hub import ListSink
-from tests.questions.conftest import Nodes, Scripted, data, grown_text, running, running_hub
+from tests.questions.conftest import FAST, Nodes, Scripted, data, grown_text, running, running_hub
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -82,9 +83,9 @@ class Place:
 
 
 @asynccontextmanager
-async def placed(nodes: Nodes) -> AsyncIterator[Place]:
+async def placed(nodes: Nodes, pace: QuestionPace = FAST) -> AsyncIterator[Place]:
     told = Told()
-    service = nodes.node(Scripted(lambda question: told.script(question)))
+    service = nodes.node(Scripted(lambda question: told.script(question)), pace=pace)
     async with running_hub(nodes, service) as parts, running(service.run()):
         yield Place(nodes, service, parts, told)
 
@@ -141,6 +142,30 @@ async def test_deltas_are_joined_to_so_many_a_second(place: Place) -> None:
     await until_ended(sink)
     # The pace of these tests is 0.02 s; the first and the last delta don't wait.
     assert len(deltas(sink)) <= (loop.time() - began) / 0.02 + 3
+
+
+@pytest.mark.parametrize(("store_s", "is_stored"), [(600.0, False), (0.01, True)])
+async def test_the_database_gets_an_answer_now_and_then_and_at_its_end_but_no_delta(
+    nodes: Nodes, store_s: float, is_stored: bool
+) -> None:
+    async with placed(nodes, replace(FAST, store_s=store_s)) as place:
+        sink = await place.open()
+        question = await place.ask()
+
+        async def stored() -> str:
+            found = await place.service.life.find(question.id)
+            return "" if found is None else found.answer
+
+        for at, word in enumerate(WORDS[:10]):
+            place.told.say(word)
+            await until_text(sink, "".join(WORDS[: at + 1]))
+        if is_stored:
+            await eventually(stored)
+        else:
+            assert await stored() == ""
+        place.told.say(Answered(BOT))
+        await until_ended(sink)
+        assert await stored() == "".join(WORDS[:10])
 
 
 async def test_a_device_that_joins_gets_one_delta_with_the_text_so_far_then_the_rest(place: Place) -> None:
