@@ -41,8 +41,8 @@ MEASURED = $(if $(ARGS),,$(if $(COVERAGE),--cov=pushsse --cov-branch --cov-repor
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-run: $(STAMP) ## serve on http://127.0.0.1:8000 with nothing else installed; ARGS="--port 9000"
-	@exec $(VENV)/bin/pushsse serve $(ARGS)
+run: $(STAMP) ## serve on http://127.0.0.1:8000 with nothing else installed; LAN=1 for a phone, too; ARGS="--port 9000"
+	@exec $(VENV)/bin/pushsse serve $(if $(LAN),--lan) $(ARGS)
 
 test: $(DEV_STAMP) ## the tests; COVERAGE=yes measures branch coverage; ARGS="tests/cli -k listen" narrows
 	$(PYTHON) $(PYTEST) $(MEASURED) $(if $(ARGS),$(ARGS),-m "not long")

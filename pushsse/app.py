@@ -195,7 +195,9 @@ def _endpoints(node: Node) -> Endpoints:
         users=UsersEndpoint(identifier, node.presence, node.kicks, node.forgetting, node.explaining),
         overview=OverviewEndpoint(identifier, node.overview),
         health=HealthEndpoint(node),
-        page=PageEndpoint(development=settings.development, login_url=settings.login_url),
+        page=PageEndpoint(
+            development=settings.development, login_url=settings.login_url, lan=settings.lan == "on"
+        ),
         client=ClientEndpoint(),
         docs=DocsEndpoint(encoded_document),
     )

@@ -78,8 +78,11 @@ _CLIENT_HEADERS = {
     "x-typescript-types": "./pushsse.d.ts",
     "vary": "Accept-Encoding",
 }
-# What is in the page where identity is that of development.
-_DEVELOPMENT = re.compile(rb" *<!-- development -->.*?<!-- /development -->\n", re.DOTALL)
+# What is in the page where identity is that of development, and where a link may bring a token along.
+_DEVELOPMENT, _LAN = (
+    re.compile(rb" *<!-- %b -->.*?<!-- /%b -->\n" % (name, name), re.DOTALL)
+    for name in (b"development", b"lan")
+)
 _LOGIN = b'<meta name="login" content="">'
 
 
@@ -92,9 +95,10 @@ class PageEndpoint:
     """The H5 page, which shows the stream, the switches and a conversation, and its files.
 
     In development, and only there, it can publish, too. `login_url` is where it sends who isn't signed in.
+    With `lan` it takes a token from its link: anywhere else a link could sign people in as somebody else.
     """
 
-    def __init__(self, *, development: bool, login_url: str = "") -> None:
+    def __init__(self, *, development: bool, login_url: str = "", lan: bool = False) -> None:
         folder = Path(__file__).with_name("page")
         self._development = development
         files = PAGE | DEVELOPMENT_PAGE if development else PAGE
@@ -105,6 +109,8 @@ class PageEndpoint:
         page, kind = self._files["/"]
         if not development:
             page = _DEVELOPMENT.sub(b"", page)
+        if not lan:
+            page = _LAN.sub(b"", page)
         login = _LOGIN.replace(b'""', f'"{html.escape(login_url)}"'.encode())
         self._files["/"] = page.replace(_LOGIN, login), kind
 

@@ -150,6 +150,9 @@ def _option(name: str) -> Callable[[Command], Command]:
         f"--{name.replace('_', '-')}",
         name,
         metavar="VALUE",
+        # `--lan` alone is `--lan on`.
+        is_flag=False,
+        flag_value="on" if set(get_args(kind)) == {"on", "off"} else None,
         help=f"{text}{choices}  [{settings.variable(name)}]  [default: {shown or 'none'}]",
     )
 

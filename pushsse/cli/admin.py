@@ -446,6 +446,8 @@ def token(
 ) -> None:
     """Make a token for --user."""
     settings = read_settings(config, options)
+    if settings.lan == "on":
+        raise Failed("PUSHSSE_LAN: only the running service has the key, and prints tokens when it starts")
     if not settings.jwt_secret:
         why = "the service has development identity, where --user is enough"
         if not settings.development:

@@ -17,6 +17,7 @@ import click
 from pushsse import __version__, build, logs, server
 from pushsse.backplane.redis.canary import probe
 from pushsse.cli import BadSetting, say
+from pushsse.cli.lan import invitation
 from pushsse.cli.serve import banner, listening_sockets, parts
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable, SettingsError
@@ -35,7 +36,11 @@ def run(settings: Settings, listeners: Sequence[socket.socket]) -> int:
     port = listeners[0].getsockname()[1]
 
     def ready() -> None:
-        say(banner(settings, port), lines=True)
+        if settings.lan == "on":
+            # Its own text alone, with colours.
+            click.echo(invitation(settings, port, colours=sys.stdout.isatty()))
+        else:
+            say(banner(settings, port), lines=True)
 
     try:
         # First of all: the file, key or certificate that a setting names may be unusable. Then nothing is

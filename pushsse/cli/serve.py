@@ -190,7 +190,8 @@ def _answerers(settings: Settings) -> str:
 def _proofs(settings: Settings) -> list[str]:
     """How people say who they are."""
     named = {
-        "JWT": settings.jwt_secret,
+        "JWT": settings.jwt_secret and settings.lan == "off",
+        "JWT with a key of this run": settings.lan == "on",
         f"JWT with keys of {shown(settings.jwks_url)}": settings.jwks_url,
         f"sessions of {shown(settings.auth_url)}": settings.auth_url,
     }

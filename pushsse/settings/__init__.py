@@ -88,13 +88,26 @@ def load(
         if value is not None:
             values[name] = (f"--{name.replace('_', '-')}", value)
     settings = Settings(**{name: _converted(name, *given) for name, given in values.items()})  # type: ignore[arg-type]
+    if settings.lan == "on":
+        settings = _for_lan(settings)
     _check(settings)
-    if settings.development:
+    if settings.development or settings.lan == "on":
         # There are no other nodes to wait for, and whoever pressed Ctrl-C is waiting.
         hurried = {name: value for name, value in _DEVELOPMENT.items() if name not in values}
         settings = msgspec.structs.replace(settings, **hurried)
     node = settings.node or f"{socket.gethostname()}-{secrets.token_hex(3)}"
     return msgspec.structs.replace(settings, node=node, host=settings.host.strip("[]"))
+
+
+def _for_lan(settings: Settings) -> Settings:
+    """With a key that nobody else knows, and on all addresses unless one is named. Raises SettingsError."""
+    if not settings.development or settings.auth == "none":
+        raise SettingsError(
+            f"{variable('lan')}: makes a key for this run, and can't be with PUSHSSE_JWT_SECRET,"
+            " PUSHSSE_JWKS_URL, PUSHSSE_AUTH_URL or PUSHSSE_AUTH=none"
+        )
+    host = "0.0.0.0" if is_loopback(settings.host) else settings.host  # nosec B104
+    return msgspec.structs.replace(settings, jwt_secret=secrets.token_hex(32), host=host)
 
 
 def unknown(environment: Mapping[str, str]) -> list[str]:

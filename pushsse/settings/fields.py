@@ -142,6 +142,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = "console"
 
     auth: Annotated[Literal["auto", "none"], describe("none: development identity, loopback only")] = "auto"
+    lan: Annotated[
+        Literal["off", "on"],
+        describe("on: for the local network, with a key made for this run, and a code that a phone reads"),
+    ] = "off"
     jwt_secret: Annotated[str, describe("key for HS256/384/512 tokens, 32 bytes or more")] = ""
     jwt_secret_old: Annotated[
         str, describe("the key before jwt_secret: its tokens are still good, new ones aren't made with it")

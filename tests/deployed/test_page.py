@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import quote
 
 import jwt
@@ -13,8 +14,10 @@ import pytest
 
 from deploy.parts import PartMissing
 from pushsse.api.files import DEVELOPMENT_PAGE, PAGE
+from pushsse.cli.lan import EVERYTHING, GUEST, OWNER
+from pushsse.cli.lan import token as token_of
 from tests.client import answering
-from tests.deployed.chromium import Browser, chromium
+from tests.deployed.chromium import INSECURE_HOST, Browser, chromium
 from tests.deployed.npm import axe
 from tests.parts import missing
 from tests.serving import Running, serving
@@ -415,6 +418,33 @@ async def test_with_a_key_it_asks_for_a_token_and_says_so_when_that_has_expired(
     # Nothing of it is kept beyond the tab.
     assert await tab.run("localStorage.length") == 0
     await no_faults(tab)
+
+
+async def test_a_phone_comes_in_by_the_code_in_the_terminal(world: World, tmp_path: Path) -> None:
+    async with serving(tmp_path, lan="on") as node:
+        settings = node.node.settings
+        url = f"http://{INSECURE_HOST}:{node.port}"
+        tab = await world.tab(f"{url}/#token={token_of(settings, GUEST)}")
+        await tab.until(LIVE)
+        assert await tab.run(
+            "[isSecureContext, location.hash, document.getElementById('person').textContent]"
+        ) == [
+            False,
+            "",
+            "phone",
+        ]
+        bearer = {"authorization": f"Bearer {token_of(settings, OWNER, EVERYTHING)}"}
+        reply = await node.http.post("/v1/events?type=news&to=all", content="hello", headers=bearer)
+        assert reply.status_code == 202, reply.text
+        await tab.until(f"{CARDS}[0]?.querySelector('.text').textContent === 'hello'")
+        await no_faults(tab)
+        await world.clear()
+    # Anywhere else a link signs nobody in.
+    tab = await world.tab(f"{world.secured.url}/?#token={token('eve', 600)}")
+    await tab.until(
+        "location.hash === '' || document.getElementById('state')?.dataset.state === 'signed_out'"
+    )
+    assert await tab.run("sessionStorage.getItem('pushsse.token')") is None
 
 
 async def test_the_plug_loses_nothing(world: World) -> None:

@@ -24,6 +24,14 @@ export class Session {
   #handlers = [];
   #attached = [];
 
+  constructor() {
+    // Where a link may sign one in, which is by the code in the terminal. It has done its duty then.
+    const [, token] = location.hash.match(/^#token=([\w.-]+)$/) ?? [];
+    if (!token || meta("lan") === undefined) return;
+    sessionStorage.setItem(TOKEN, token);
+    history.replaceState(null, "", location.pathname + location.search);
+  }
+
   get token() {
     return sessionStorage.getItem(TOKEN) ?? "";
   }
