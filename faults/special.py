@@ -35,7 +35,7 @@ if __name__ == "__main__":
     special = os.environ.get(VARIABLE, "").split(",")
     if NEXT_RELEASE in special:
         codec.VERSION += 1
-        codec._READABLE = range(codec.VERSION - 1, codec.VERSION + 2)
+        codec.READABLE = range(codec.VERSION - 1, codec.VERSION + 2)
         codec.encode = encode
     if PORTABLE in special:
         server.best_http = portable

@@ -37,7 +37,7 @@ from pushsse.kicks import Kicked, Kicks, KickTable
 from pushsse.metrics import Metrics
 from pushsse.node import Interruptible, Node, Service, Work
 from pushsse.offline import Offline
-from pushsse.outcomes import Outcomes
+from pushsse.outcomes import OUTCOME_BATCH_BYTES, Outcomes
 from pushsse.overview import Overview
 from pushsse.people import StateTable, StoredPeople
 from pushsse.preferences import Catalogue, Preferences
@@ -389,7 +389,7 @@ class _OutcomeParts:
 def _outcomes(settings: Settings, backplane: Backplane, metrics: Metrics) -> _OutcomeParts | None:
     if settings.outcomes == "off":
         return None
-    producer = Producer(connection(settings))
+    producer = Producer(connection(settings), batch_bytes=OUTCOME_BATCH_BYTES)
     outcomes = Outcomes(
         producer,
         topic=settings.outcomes_topic,

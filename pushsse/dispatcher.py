@@ -124,9 +124,10 @@ class Dispatcher:
                 if users is None:
                     outcomes.count(publication, EXPIRED)
                 else:
-                    outcomes.note_all(publication, users, EXPIRED)
+                    outcomes.note_all(publication, users, EXPIRED, now_ms)
             elif users is not None and off:
-                outcomes.note_all(publication, [user for user in users if (user, name) in off], SWITCHED_OFF)
+                without = [user for user in users if (user, name) in off]
+                outcomes.note_all(publication, without, SWITCHED_OFF, now_ms)
 
     async def _off(self, drafts: Sequence[Draft]) -> Off:
         """Who has what off; nobody, while the database is away.

@@ -23,6 +23,9 @@ _SHORT_BYTES = 64 * 1024
 _ID_LINE_BYTES = 72
 _LABEL = b"data: "
 _LABEL_BYTES = len(_LABEL)
+# As the data of a person's event begins.
+_ID_BEGINS = _LABEL + b'{"id":"'
+_ID_AT = len(_ID_BEGINS) - 1
 _FEW_COLONS = 5_000
 _FEW_NAMES = 20
 _RESERVED = (
@@ -178,6 +181,16 @@ class Publication(Struct, frozen=True, array_like=True):
             return _identified.decode(self.data).id
         except msgspec.DecodeError:
             return ""
+
+    @property
+    def event_id_json(self) -> bytes:
+        """The same as JSON, cut out of the data where that begins as a person's event does."""
+        body = self.body
+        if body.startswith(_ID_BEGINS):
+            name = body[_ID_AT : body.find(b'"', _ID_AT + 1) + 1]
+            if b"\\" not in name:
+                return name
+        return _json.encode(self.event_id)
 
     def frame(self, *, named: bool = True) -> bytes:
         """The SSE event without its `id` line and the blank line (WHATWG HTML, 9.2.5)."""

@@ -1,9 +1,10 @@
 """What became of events: written, switched off, expired, offline; for each person, to a topic of Kafka.
 
-Dispatcher and hub note outcomes as they come about, `offline` those of people who weren't there; `Outcomes`,
-a service, makes records of them and sends them, keyed by person. Of broadcasts there are totals, once a
-second. Deliberate: nothing on the path waits for it. While Kafka is away, the newest outcomes are kept, as
-far as 32 MiB hold them, and the others are counted as lost. A record may come twice.
+Dispatcher and hub note outcomes as they come about, `offline` those of people who weren't there; `Outcomes`
+makes a record of each at once, while what it is about is in the processor's cache, and, a service, sends
+them, keyed by person. Of broadcasts there are totals, once a second. Deliberate: nothing on the path waits
+for Kafka. While it is away, the newest outcomes are kept, as far as 32 MiB hold them, and the others are
+counted as lost. A record may come twice.
 """
 
 import asyncio
@@ -11,31 +12,34 @@ import logging
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
-from typing import NamedTuple
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec.structs import replace
 
 from pushsse.errors import KafkaUnavailable
 from pushsse.event import Publication
-from pushsse.kafka.producer import Outgoing, Producer, RecordRefused
+from pushsse.kafka.producer import Outgoing, Packed, Producer, RecordRefused
 from pushsse.retry import Backoff, Outage
 
 logger = logging.getLogger(__name__)
 WRITTEN, SWITCHED_OFF, EXPIRED, OFFLINE = "written", "switched_off", "expired", "offline"
 RATED = "rated"
-_FLUSH_S = 0.1
+_FLUSH_S = 0.2
 _TOTALS_S = 1.0
 _LAST_S = 1.0
-# What has been noted and isn't a record yet: that of a tenth of a second.
-MOST_NOTED = 200_000
 MOST_BYTES = 32 * 1024 * 1024
+# Of one partition, to Kafka at once: each batch has a price of its own.
+OUTCOME_BATCH_BYTES = 256 * 1024
 _MOST_TOTALS = 10_000
-# Records that are made in one turn of the event loop, some 2 ms, and that are sent together.
+# Records that are made in one turn of the event loop, where somebody waits for them; as many are a portion.
 _AT_ONCE = 500
-_SENT_AT_ONCE = 5_000
+_SENT_AT_ONCE = 10
+# What a record takes beside its value.
+_RECORD_BYTES = 250
+_MOST_TYPES = 1_000
 _SHARES = 10_000
 _json = msgspec.json.Encoder()
 
@@ -62,13 +66,12 @@ class Outcome(Struct, frozen=True, omit_defaults=True):
     comment: str = ""
 
 
-class Noted(NamedTuple):
-    """An outcome that is no record yet."""
+@dataclass(slots=True)
+class _Portion:
+    """Records that came one after the other, and how much they take."""
 
-    publication: Publication
-    user: str
-    outcome: str
-    at_ms: int
+    records: list[Packed]
+    size: int
 
 
 class _Total:
@@ -95,28 +98,40 @@ class Outcomes:
         self._node = node
         self._now_ms = now_ms
         self._limit = round(share * _SHARES)
-        self._noted: list[Noted] = []
         self._totals: dict[int, _Total] = {}
-        self._waiting: deque[Outgoing] = deque()
+        self._open: list[Packed] = []
+        self._waiting: deque[_Portion] = deque()
         self._waiting_bytes = 0
+        # What the last record said, since the next one mostly says much of the same.
+        self._publication: Publication | None = None
+        self._outcome, self._at_ms = "", 0
+        self._begin = self._event = self._end = b""
+        self._types: dict[str, bytes] = {}
+        self._place = f',"node":{_json.encode(node).decode()},"at":'.encode()
         self.sent = 0
         self.lost = 0
 
-    # Called on the path: each costs well under a microsecond.
+    # Called on the path: each costs half a microsecond. Who calls knows the time, `at_ms`.
 
-    def note(self, publication: Publication, user: str, outcome: str) -> None:
+    def note(self, publication: Publication, user: str, outcome: str, at_ms: int) -> None:
         """Notes what became of a publication for one person; of one that isn't a person's event, nothing."""
         if not publication.switchable:
             return
-        if len(self._noted) < MOST_NOTED:
-            self._noted.append(Noted(publication, user, outcome, self._now_ms()))
-        else:
-            self._lose(1)
+        if publication is not self._publication:
+            self._turn_to(publication)
+        if not self._event:
+            return
+        if at_ms != self._at_ms or outcome != self._outcome:
+            self._turn_to_time(at_ms, outcome)
+        records = self._open
+        records.append((user.encode(), b"".join((self._begin, self._event, _json.encode(user), self._end))))
+        if len(records) >= _AT_ONCE:
+            self._close()
 
-    def note_all(self, publication: Publication, users: Iterable[str], outcome: str) -> None:
+    def note_all(self, publication: Publication, users: Iterable[str], outcome: str, at_ms: int) -> None:
         """The same for several people."""
         for user in users:
-            self.note(publication, user, outcome)
+            self.note(publication, user, outcome, at_ms)
 
     def count(self, publication: Publication, outcome: str, count: int = 1) -> None:
         """Adds to what became of a broadcast."""
@@ -131,60 +146,55 @@ class Outcomes:
             total = self._totals[id(publication)] = _Total(publication)
         total.counts[outcome] = total.counts.get(outcome, 0) + count
 
-    def reached(self, publication: Publication, user: str, outcome: str) -> None:
+    def reached(self, publication: Publication, user: str, outcome: str, at_ms: int) -> None:
         """What became of a publication for one person who has streams, be it a broadcast or not."""
         if publication.users is None:
             self.count(publication, outcome)
         else:
-            self.note(publication, user, outcome)
+            self.note(publication, user, outcome, at_ms)
 
     # Called by calls
 
     def acked(self, user: str, events: Iterable[str], state: str) -> None:
         """A person has received, read or clicked events."""
-        at = datetime.now(UTC)
+        at, key = datetime.now(UTC), user.encode()
         for name in events:
             if self._is_chosen(name):
-                self._add(user.encode(), Outcome(state, self._node, at, event=name, user=user))
+                outcome = Outcome(state, self._node, at, event=name, user=user)
+                self._keep((key, _json.encode(outcome)))
 
     def rated(self, user: str, question: str, rating: str, comment: str) -> None:
         """A person has rated an answer."""
         at = datetime.now(UTC)
         record = Outcome(RATED, self._node, at, user=user, question=question, rating=rating, comment=comment)
-        self._add(user.encode(), record)
+        self._keep((user.encode(), _json.encode(record)))
 
     # The service
 
     async def run(self) -> None:
-        """Makes records and sends them, for ever; at its end what there is, for a second."""
+        """Sends records, for ever; at its end what there is, for a second."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                # Beside each other: a Kafka that doesn't answer may not keep publications in memory, which
-                # are larger than their records.
-                tasks.create_task(self._make_all(), name="records of outcomes")
+                # Beside each other: totals hold publications, and a Kafka that doesn't answer may not keep
+                # them in memory.
+                tasks.create_task(self._total_all(), name="totals of outcomes")
                 tasks.create_task(self._send_all(), name="outcomes")
         finally:
             self._take_totals()
-            await self._make_records()
             try:
                 async with asyncio.timeout(_LAST_S):
                     await self._send()
             except (KafkaUnavailable, TimeoutError) as error:
                 logger.warning(
                     "what became of events: %d records are lost at the end: %s",
-                    len(self._waiting),
+                    sum(len(portion.records) for portion in self._waiting),
                     str(error) or "no answer in time",
                 )
 
-    async def _make_all(self) -> None:
-        loop = asyncio.get_running_loop()
-        totals_at = 0.0
+    async def _total_all(self) -> None:
         while True:
-            await asyncio.sleep(_FLUSH_S)
-            if loop.time() >= totals_at:
-                self._take_totals()
-                totals_at = loop.time() + _TOTALS_S
-            await self._make_records()
+            await asyncio.sleep(_TOTALS_S)
+            self._take_totals()
 
     async def _send_all(self) -> None:
         outage = Outage("what became of events can't be written", logger, Backoff())
@@ -197,26 +207,23 @@ class Outcomes:
             else:
                 outage.over()
 
-    async def send(self, noted: Sequence[Noted]) -> None:
-        """Sends these outcomes, and returns when Kafka has them. Raises KafkaUnavailable."""
-        records: list[Outgoing] = []
-        for start in range(0, len(noted), _AT_ONCE):
-            records += self._records(noted[start : start + _AT_ONCE])
-            await asyncio.sleep(0)
-        for start in range(0, len(records), _SENT_AT_ONCE):
-            await self._send_each(records[start : start + _SENT_AT_ONCE])
+    async def send(self, noted: Sequence[tuple[Publication, str, str]], at_ms: int) -> None:
+        """Sends outcomes: of which publication, for whom, which. Returns when Kafka has them.
 
-    async def _make_records(self) -> None:
-        noted, self._noted = self._noted, []
-        for start in range(0, len(noted), _AT_ONCE):
-            for record in self._records(noted[start : start + _AT_ONCE]):
-                self._keep(record)
-            await asyncio.sleep(0)
-        lost = 0
-        while self._waiting_bytes > MOST_BYTES:
-            self._waiting_bytes -= _size(self._waiting.popleft())
-            lost += 1
-        self._lose(lost)
+        With `data` where somebody was offline. Raises KafkaUnavailable.
+        """
+        records: list[Packed] = []
+        for number, (publication, user, outcome) in enumerate(noted, 1):
+            self._turn_to(publication)
+            self._turn_to_time(at_ms, outcome)
+            if self._event:
+                data = b',"data":' + publication.data if outcome == OFFLINE else b""
+                value = (self._begin, self._event, _json.encode(user), self._end[:-1], data, b"}")
+                records.append((user.encode(), b"".join(value)))
+            if not number % _AT_ONCE:
+                await asyncio.sleep(0)
+        for start in range(0, len(records), _AT_ONCE * _SENT_AT_ONCE):
+            await self._send_each(records[start : start + _AT_ONCE * _SENT_AT_ONCE])
 
     def _lose(self, count: int) -> None:
         if count and not self.lost:
@@ -224,86 +231,103 @@ class Outcomes:
         self.lost += count
 
     async def _send(self) -> None:
+        self._close()
         while self._waiting:
-            records = list(islice(self._waiting, _SENT_AT_ONCE))
-            await self._send_each(records)
-            # Some may have been lost meanwhile, from the same end.
-            for record in records:
-                if self._waiting and self._waiting[0] is record:
-                    self._waiting_bytes -= _size(self._waiting.popleft())
+            portions = [self._waiting[at] for at in range(min(_SENT_AT_ONCE, len(self._waiting)))]
+            # A copy: the oldest may be lost meanwhile.
+            await self._send_each([record for each in portions for record in each.records])
+            for portion in portions:
+                if self._waiting and self._waiting[0] is portion:
+                    self._waiting_bytes -= self._waiting.popleft().size
 
-    async def _send_each(self, records: Sequence[Outgoing]) -> None:
+    async def _send_each(self, records: Sequence[Packed]) -> None:
         refused: Mapping[int, RecordRefused] = {}
         try:
             await self._producer.send_packed(self._topic, records)
         except RecordRefused:
             # One by one, since one that the topic never takes would hold the others for ever.
-            refused = await self._producer.send_each(self._topic, records)
+            refused = await self._producer.send_each(self._topic, [Outgoing(*each) for each in records])
             for error in refused.values():
                 logger.warning("a record of what became of an event is lost: %s", error)
                 break
         self.lost += len(refused)
         self.sent += len(records) - len(refused)
 
-    def _records(self, noted: Iterable[Noted]) -> list[Outgoing]:
-        made = []
-        for publication, user, outcome, at_ms in noted:
-            name = publication.event_id
-            if not self._is_chosen(name):
-                continue
-            data: Raw | UnsetType = UNSET
-            if outcome == OFFLINE:
-                data = Raw(publication.data)
-            made.append(
-                Outgoing(user.encode(), self._record(name, publication, outcome, at_ms, user=user, data=data))
-            )
-        return made
+    # Records are put together from bytes, as `Outcome` describes them: to encode one costs three times more.
+
+    def _turn_to(self, publication: Publication) -> None:
+        """Makes what records say of a publication; nothing for one that isn't in the sample."""
+        self._publication = publication
+        if self._limit < _SHARES and not self._is_chosen(publication.event_id):
+            self._event = b""
+            return
+        name = publication.name
+        about = self._types.get(name)
+        if about is None:
+            if len(self._types) >= _MOST_TYPES:
+                self._types.clear()
+            about = self._types[name] = b',"type":"%b","user":' % name.encode()
+        self._event, self._end = publication.event_id_json + about, b"}"
+        if publication.campaign or publication.trace:
+            self._end = _last_members(publication)
+
+    def _turn_to_time(self, at_ms: int, outcome: str) -> None:
+        self._at_ms, self._outcome = at_ms, outcome
+        at = _json.encode(datetime.fromtimestamp(at_ms / 1000, UTC))
+        self._begin = b'{"outcome":"%b"%b%b,"event":' % (outcome.encode(), self._place, at)
 
     def _take_totals(self) -> None:
         totals, self._totals = self._totals, {}
-        now_ms = self._now_ms()
-        for total in totals.values():
-            name = total.publication.event_id
-            for outcome, count in total.counts.items() if self._is_chosen(name) else ():
-                record = self._record(name, total.publication, outcome, now_ms, count=count)
-                self._keep(Outgoing(None, record))
+        at = datetime.fromtimestamp(self._now_ms() / 1000, UTC)
+        for publication, counts in [(total.publication, total.counts) for total in totals.values()]:
+            if self._is_chosen(name := publication.event_id):
+                about = Outcome("", self._node, at, event=name, type=publication.name)
+                about = replace(about, campaign=publication.campaign, traceparent=publication.trace)
+                for outcome, count in counts.items():
+                    self._keep((None, _json.encode(replace(about, outcome=outcome, count=count))))
 
-    def _add(self, key: bytes, outcome: Outcome) -> None:
-        self._keep(Outgoing(key, _json.encode(outcome)))
+    def _keep(self, record: Packed) -> None:
+        """Keeps a record until it is sent."""
+        self._open.append(record)
+        if len(self._open) >= _AT_ONCE:
+            self._close()
 
-    def _keep(self, record: Outgoing) -> None:
-        self._waiting.append(record)
-        self._waiting_bytes += _size(record)
+    def _close(self) -> None:
+        """Lets what has come be sent, and loses the oldest records where they are too many."""
+        if records := self._open:
+            self._open = []
+            self._waiting.append(_Portion(records, _size(records)))
+            self._waiting_bytes += self._waiting[-1].size
+        while self._waiting_bytes > MOST_BYTES:
+            self._waiting_bytes -= self._lose_of(self._waiting[0], self._waiting_bytes - MOST_BYTES)
 
-    def _record(
-        self,
-        name: str,
-        publication: Publication,
-        outcome: str,
-        at_ms: int,
-        *,
-        user: str = "",
-        count: int = 0,
-        data: Raw | UnsetType = UNSET,
-    ) -> bytes:
-        return _json.encode(
-            Outcome(
-                outcome,
-                self._node,
-                datetime.fromtimestamp(at_ms / 1000, UTC),
-                event=name,
-                type=publication.name,
-                user=user,
-                count=count,
-                campaign=publication.campaign,
-                traceparent=publication.trace,
-                data=data,
-            )
-        )
+    def _lose_of(self, portion: _Portion, size: int) -> int:
+        """Loses the oldest records of the oldest portion until they are so many bytes; how many they were."""
+        count = lost = 0
+        for record in portion.records:
+            if lost >= size:
+                break
+            lost += _size([record])
+            count += 1
+        self._lose(count)
+        self._waiting.popleft()
+        if count < len(portion.records):
+            # Another one: the one that is there may be on its way.
+            self._waiting.appendleft(_Portion(portion.records[count:], portion.size - lost))
+        return lost
 
     def _is_chosen(self, name: str) -> bool:
         return self._limit >= _SHARES or zlib.crc32(name.encode()) % _SHARES < self._limit
 
 
-def _size(record: Outgoing) -> int:
-    return len(record.key or b"") + len(record.value or b"") + 200
+def _last_members(publication: Publication) -> bytes:
+    end = b""
+    if publication.campaign:
+        end += b',"campaign":' + _json.encode(publication.campaign)
+    if publication.trace:
+        end += b',"traceparent":' + _json.encode(publication.trace)
+    return end + b"}"
+
+
+def _size(records: Sequence[Packed]) -> int:
+    return sum([len(value) for _, value in records]) + len(records) * _RECORD_BYTES

@@ -166,6 +166,21 @@ class Page(NamedTuple):
     more: bool
 
 
+class Missed(NamedTuple):
+    """An event, and those of its people who were away."""
+
+    entry: Entry
+    users: tuple[str, ...]
+
+
+class Search(NamedTuple):
+    """What `missed` has found, and up to where it has looked at each log; `more` if the limit ended it."""
+
+    missed: tuple[Missed, ...]
+    marks: Mapping[str, Mark]
+    more: bool
+
+
 class Heard(NamedTuple):
     """Entries, in order; within each log the numbers continue those heard before."""
 
@@ -501,11 +516,13 @@ class Backplane(Protocol):
         """
         ...
 
-    async def absent(self, asked: Sequence[tuple[str, int]], *, away_ms: int) -> Sequence[bool]:
-        """Of people and times (ms): who had no stream from then on for `away_ms`.
+    async def missed(self, after: Mapping[str, Mark], *, before_ms: int, away_ms: int, limit: int) -> Search:
+        """The events up to a time of whose people somebody had no stream from then on for `away_ms`.
 
-        Ask when that is over, and PRESENCE_LEASE_MS are: before, a node that has died may seem to live.
-        Raises BackplaneUnavailable.
+        It looks at what comes after these marks: where the log is in another epoch, after its base; an empty
+        epoch is any. `limit` is for entries and people together, but each log comes nearer to its end.
+        `before_ms` is longer ago than `away_ms` and PRESENCE_LEASE_MS: until then a node that has died may
+        seem to live. Raises BackplaneUnavailable.
         """
         ...
 

@@ -16,7 +16,7 @@ from pushsse.event import Change, Publication
 
 VERSION = 1
 UNREADABLE = Publication("pushsse.unreadable", b"", ())
-_READABLE = range(VERSION - 1, VERSION + 2)
+READABLE = range(VERSION - 1, VERSION + 2)
 _VERSION = bytes((VERSION,))
 _LIVE = b"0\n"
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def _decode(
     blob: bytes, decoder: "msgspec.msgpack.Decoder[Publication] | msgspec.msgpack.Decoder[LiveDelta]"
 ) -> Publication:
     try:
-        if blob[0] in _READABLE:
+        if blob[0] in READABLE:
             return decoder.decode(memoryview(blob)[1:])
     except (msgspec.DecodeError, IndexError) as error:
         logger.warning("an entry of the log can't be read, and nobody gets it: %s", error)

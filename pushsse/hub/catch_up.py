@@ -306,6 +306,7 @@ class Replay:
         found: list[Found] = []
         looked_at = size = 0
         outcomes = self._hub.outcomes if tells else None
+        at_ms = self._hub.backplane.now_ms()
         replaced = _Replaced(self._hub, cursor, entries, types)
         clock = asyncio.get_running_loop().time
         until = clock() + STEP_S
@@ -330,7 +331,7 @@ class Replay:
                 if self.expired(publication.expires_ms):
                     self._hub.metrics.expired += 1
                     if outcomes is not None:
-                        outcomes.reached(publication, name, EXPIRED)
+                        outcomes.reached(publication, name, EXPIRED, at_ms)
                 # Guarantee 3: on when it was published, and on now.
                 elif publication.switchable and (
                     publication.name in person.off
@@ -341,12 +342,12 @@ class Replay:
                 ):
                     self._hub.metrics.suppressed += 1
                     if outcomes is not None:
-                        outcomes.reached(publication, name, SWITCHED_OFF)
+                        outcomes.reached(publication, name, SWITCHED_OFF, at_ms)
                 elif publication.collapse and replaced.has(entry, looked_at - 1):
                     self._hub.metrics.replaced += 1
                 else:
                     if outcomes is not None:
-                        outcomes.reached(publication, name, WRITTEN)
+                        outcomes.reached(publication, name, WRITTEN, at_ms)
                     found.append(
                         Found(publication, Position(Mark(b_epoch, b_number), Mark(s_epoch, s_number)))
                     )

@@ -149,7 +149,7 @@ class Delivery:
         # The time of expiry is asked for here and not where the event was heard: it may have waited for long,
         # in the log while Redis was away, or in this process while it was stopped.
         now_ms = self._hub.backplane.now_ms()
-        batch = Batch(self._hub.broadcast.mark)
+        batch = Batch(self._hub.broadcast.mark, now_ms)
         for hearing in hearings:
             if isinstance(hearing, Heard):
                 for entry in hearing.entries:
@@ -160,7 +160,7 @@ class Delivery:
                 # Guarantee 2: what was heard before a log was lost is written before its streams are told.
                 self._write(batch)
                 self._follow_or_lose(hearing)
-                batch = Batch(self._hub.broadcast.mark)
+                batch = Batch(self._hub.broadcast.mark, now_ms)
         self._write(batch)
 
     def _deliver_one(self, entry: Entry) -> None:
@@ -172,8 +172,9 @@ class Delivery:
         # at a position that is past this entry.
         shard.log.append(entry)
         # As in `deliver`.
-        if 0 < publication.expires_ms <= self._hub.backplane.now_ms():
-            self._expired(publication, shard)
+        now_ms = self._hub.backplane.now_ms()
+        if 0 < publication.expires_ms <= now_ms:
+            self._expired(publication, shard, now_ms)
             return
         if publication.subject:
             self._hub.show(publication)
@@ -181,7 +182,7 @@ class Delivery:
         for user in publication.users or ():
             if (person := shard.people.get(user)) is not None:
                 item = item or Item(publication, Position(self._hub.broadcast.mark, shard.log.mark))
-                self._write_item(person, item)
+                self._write_item(person, item, now_ms)
 
     def _hear(self, entry: Entry, batch: "Batch", now_ms: int) -> None:
         """Puts an entry into its log's tail and into the batch; what has expired only into the tail."""
@@ -197,15 +198,15 @@ class Delivery:
             if not expired:
                 self._add(batch, shard, entry.publication, before)
         if expired:
-            self._expired(entry.publication, self._hub.shards.get(entry.log))
+            self._expired(entry.publication, self._hub.shards.get(entry.log), now_ms)
 
-    def _expired(self, publication: Publication, shard: Shard | None) -> None:
+    def _expired(self, publication: Publication, shard: Shard | None, now_ms: int) -> None:
         self._hub.metrics.expired += 1
         if (outcomes := self._hub.outcomes) is not None:
             if publication.users is None:
                 outcomes.count(publication, EXPIRED, len(self._hub.subscribers))
             elif shard is not None:
-                outcomes.note_all(publication, shard.people.keys() & publication.users, EXPIRED)
+                outcomes.note_all(publication, shard.people.keys() & publication.users, EXPIRED, now_ms)
 
     def _hear_live(self, hearing: HeardLive, batch: "Batch") -> None:
         """Puts a delta into the batch, if it continues what this node has of its answer."""
@@ -260,13 +261,13 @@ class Delivery:
         personal = self._personal(shard, items)
         if batch.broadcasts and shard.live:
             broadcasts = [item for item in items if item.publication.users is None]
-            self._write_broadcasts(shard, broadcasts, personal)
+            self._write_broadcasts(shard, broadcasts, personal, batch.at_ms)
         # Guarantee 2: whoever gets personal events gets the broadcasts in the same write, in the order of the
         # log.
         for person, own in personal.items():
             wanted = [item for item in items if item.publication.users is None or item in own]
             live = [subscriber for subscriber in person.subscribers if subscriber.state is LIVE]
-            self._write_items(person, live, wanted)
+            self._write_items(person, live, wanted, batch.at_ms)
 
     def _personal(self, shard: Shard, items: Sequence["Item"]) -> dict[Person, set["Item"]]:
         """The people of this node who get personal events, and which."""
@@ -278,7 +279,7 @@ class Delivery:
         return found
 
     def _write_broadcasts(
-        self, shard: Shard, items: Sequence["Item"], personal: Mapping[Person, set["Item"]]
+        self, shard: Shard, items: Sequence["Item"], personal: Mapping[Person, set["Item"]], at_ms: int
     ) -> None:
         """Writes broadcasts to all live streams but those of people who get personal events with them."""
         broadcasts = Broadcasts(items)
@@ -302,7 +303,7 @@ class Delivery:
                     subscriber.offer(chosen, now)
                     partly += count
             else:
-                self._write_items(subscriber.person, (subscriber,), items)
+                self._write_items(subscriber.person, (subscriber,), items, at_ms)
         self._hub.metrics.deliveries += whole * len(items) + partly
         self._hub.metrics.suppressed += suppressed
         if tally is not None:
@@ -318,7 +319,7 @@ class Delivery:
             outcomes.count(publication, SWITCHED_OFF, off)
             outcomes.count(publication, WRITTEN, sum(tally.values()) - off)
 
-    def _write_item(self, person: Person, item: "Item") -> None:
+    def _write_item(self, person: Person, item: "Item", at_ms: int) -> None:
         """As `_write_items`, of one item to all live streams of a person; its chunk is made once for them."""
         publication = item.publication
         # Guarantee 3: as in `_write_items`.
@@ -326,7 +327,7 @@ class Delivery:
         if publication.switchable and publication.name in person.off:
             self._hub.metrics.suppressed += 1
             if outcomes is not None:
-                outcomes.reached(publication, person.name, SWITCHED_OFF)
+                outcomes.note(publication, person.name, SWITCHED_OFF, at_ms)
             return
         if publication.change is not None:
             self._learn(person, publication.change)
@@ -336,12 +337,12 @@ class Delivery:
                 self._hub.metrics.deliveries += 1
                 subscriber.offer(item.chunk(named=subscriber.named), now)
                 if outcomes is not None:
-                    outcomes.reached(publication, person.name, WRITTEN)
+                    outcomes.note(publication, person.name, WRITTEN, at_ms)
                     # Once, however many streams the person has.
                     outcomes = None
 
     def _write_items(
-        self, person: Person, subscribers: Sequence[Subscriber], items: Sequence["Item"]
+        self, person: Person, subscribers: Sequence[Subscriber], items: Sequence["Item"], at_ms: int
     ) -> None:
         """Filters items by the person's switches and each stream's types, and writes what is left."""
         frames: list[list[bytes]] = [[] for _ in subscribers]
@@ -353,7 +354,7 @@ class Delivery:
             if publication.switchable and publication.name in person.off:
                 self._hub.metrics.suppressed += 1
                 if outcomes is not None:
-                    outcomes.reached(publication, person.name, SWITCHED_OFF)
+                    outcomes.reached(publication, person.name, SWITCHED_OFF, at_ms)
                 continue
             if publication.change is not None:
                 # Guarantee 3: what follows the change in this batch is filtered by it.
@@ -366,7 +367,7 @@ class Delivery:
                 if selects(subscriber.types, publication):
                     chosen.append(item.frame(named=subscriber.named))
             if outcomes is not None and any(selects(each.types, publication) for each in subscribers):
-                outcomes.reached(publication, person.name, WRITTEN)
+                outcomes.reached(publication, person.name, WRITTEN, at_ms)
         for subscriber, chosen in zip(subscribers, frames, strict=True):
             if chosen:
                 self._hub.metrics.deliveries += len(chosen)
@@ -417,11 +418,15 @@ class Item:
 
 
 class Batch:
-    """What was heard together: broadcasts, and each shard's own publications, in the order of hearing."""
+    """What was heard together: broadcasts, and each shard's own publications, in the order of hearing.
 
-    __slots__ = ("_before", "_count", "_start", "broadcasts", "personal")
+    `at_ms` is when it is delivered.
+    """
 
-    def __init__(self, start: Mark) -> None:
+    __slots__ = ("_before", "_count", "_start", "at_ms", "broadcasts", "personal")
+
+    def __init__(self, start: Mark, at_ms: int) -> None:
+        self.at_ms = at_ms
         self.broadcasts: list[tuple[int, Publication, Mark]] = []
         self.personal: dict[str, list[tuple[int, Publication, Mark]]] = {}
         self._before: dict[str, Mark] = {}

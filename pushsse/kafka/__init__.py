@@ -28,6 +28,8 @@ REQUEST_TIMEOUT_MS = 12_000
 SESSION_TIMEOUT_MS = 6_000
 PRODUCE_TIMEOUT_MS = 5_000
 MAX_REQUEST_BYTES = 1024 * 1024
+# aiokafka's own.
+BATCH_BYTES = 16 * 1024
 _STOP_S = 2.0
 _ASK_S = 10.0
 
@@ -93,8 +95,11 @@ class Connection:
             sasl_plain_password=self.sasl_password,
         )
 
-    def producer(self) -> AIOKafkaProducer:
-        """A producer that isn't started; what it acknowledged is on all in-sync replicas, once, in order."""
+    def producer(self, *, batch_bytes: int = BATCH_BYTES) -> AIOKafkaProducer:
+        """A producer that isn't started; what it acknowledged is on all in-sync replicas, once, in order.
+
+        `batch_bytes`: how much may go together to one partition.
+        """
         return AIOKafkaProducer(
             bootstrap_servers=self.bootstrap,
             client_id="pushsse",
@@ -103,6 +108,7 @@ class Connection:
             enable_idempotence=True,
             request_timeout_ms=PRODUCE_TIMEOUT_MS,
             max_request_size=MAX_REQUEST_BYTES,
+            max_batch_size=batch_bytes,
             security_protocol=self.security_protocol,
             ssl_context=self._ssl_context(),
             sasl_mechanism=self.sasl_mechanism,

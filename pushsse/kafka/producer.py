@@ -5,10 +5,10 @@ topic that fails stops only one of them.
 """
 
 import asyncio
-import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
+from zlib import crc32
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
@@ -22,9 +22,11 @@ from aiokafka.errors import (
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from pushsse.errors import KafkaUnavailable
-from pushsse.kafka import Connection, cancellation_is_ours, stop
+from pushsse.kafka import BATCH_BYTES, Connection, cancellation_is_ours, stop
 
 _PACKED_AT_ONCE = 500
+# A key, and a value.
+Packed = tuple[bytes | None, bytes]
 
 
 class Outgoing(NamedTuple):
@@ -34,6 +36,9 @@ class Outgoing(NamedTuple):
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
     partition: int | None = None
+
+
+_Sent = TypeVar("_Sent", Outgoing, Packed)
 
 
 class RecordRefused(KafkaUnavailable):
@@ -51,9 +56,13 @@ _REFUSALS = (CorruptRecordException, PolicyViolationError, UnknownError)
 class Producer:
     """Sends records and waits until all in-sync replicas have them. Leave it by `async with`."""
 
-    def __init__(self, connection: Connection, *, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self, connection: Connection, *, timeout_s: float = 5.0, batch_bytes: int = BATCH_BYTES
+    ) -> None:
+        """`batch_bytes`: how much goes to one partition at once; a topic that takes less gets BATCH_BYTES."""
         self._connection = connection
         self._timeout_s = timeout_s
+        self._batch_bytes = batch_bytes
         self._starting = asyncio.Lock()
         self._producer: AIOKafkaProducer | None = None
 
@@ -74,13 +83,20 @@ class Producer:
         """
         await self._sent(topic, records, self._send)
 
-    async def send_packed(self, topic: str, records: Sequence[Outgoing]) -> None:
+    async def send_packed(self, topic: str, records: Sequence[Packed]) -> None:
         """As `send`, at a tenth of its cost, for thousands of records of which one isn't missed.
 
         Within a key they stay in order, and those of a key are in one partition, which isn't the one that
         Kafka's own clients would choose. A record that is too large for the topic raises RecordTooLarge.
         """
-        await self._sent(topic, records, self._send_packed)
+        try:
+            await self._sent(topic, records, self._send_packed)
+        except RecordTooLarge:
+            if self._batch_bytes <= BATCH_BYTES:
+                raise
+            # What is too large may be what they are together.
+            self._batch_bytes = BATCH_BYTES
+            await self._sent(topic, records, self._send_packed)
 
     async def send_each(self, topic: str, records: Sequence[Outgoing]) -> Mapping[int, RecordRefused]:
         """As `send`, of as many as the topic takes: returns the others, by their place, and why each.
@@ -105,8 +121,8 @@ class Producer:
     async def _sent(
         self,
         topic: str,
-        records: Sequence[Outgoing],
-        send: Callable[[AIOKafkaProducer, str, Sequence[Outgoing]], Awaitable[None]],
+        records: Sequence[_Sent],
+        send: Callable[[AIOKafkaProducer, str, Sequence[_Sent]], Awaitable[None]],
     ) -> None:
         producer: AIOKafkaProducer | None = None
         try:
@@ -131,33 +147,32 @@ class Producer:
             # Another send failed and stopped the producer, with the records of this one in it.
             raise KafkaUnavailable(f"{topic} can't be written: the producer was stopped") from None
 
-    async def _send_packed(self, producer: AIOKafkaProducer, topic: str, records: Sequence[Outgoing]) -> None:
+    async def _send_packed(self, producer: AIOKafkaProducer, topic: str, records: Sequence[Packed]) -> None:
         partitions = sorted(await producer.partitions_for(topic))
+        count = len(partitions)
         builders: dict[int, BatchBuilder] = {}
         pending: list[asyncio.Future[object]] = []
         try:
-            for number, (key, value, headers, given) in enumerate(records):
+            for number, (key, value) in enumerate(records):
                 if not number % _PACKED_AT_ONCE:
                     await asyncio.sleep(0)
-                if given is not None:
-                    partition = given
-                elif key is not None:
-                    partition = partition_of(key, partitions)
+                if key is not None:
+                    # As `partition_of` has it, without a call for each.
+                    partition = partitions[crc32(key) % count]
                 else:
-                    partition = partitions[number // _PACKED_AT_ONCE % len(partitions)]
+                    partition = partitions[number // _PACKED_AT_ONCE % count]
                 builder = builders.get(partition)
                 if builder is None:
                     builder = builders[partition] = producer.create_batch()
-                if builder.append(timestamp=None, key=key, value=value, headers=list(headers)) is None:
+                if builder.append(timestamp=None, key=key, value=value) is None:
                     pending.append(await producer.send_batch(builder, topic, partition=partition))
                     builder = builders[partition] = producer.create_batch()
-                    builder.append(timestamp=None, key=key, value=value, headers=list(headers))
+                    builder.append(timestamp=None, key=key, value=value)
             for partition, builder in builders.items():
                 pending.append(await producer.send_batch(builder, topic, partition=partition))
-            await asyncio.gather(*pending)
+            await _taken(pending)
         finally:
-            for each in pending:
-                each.cancel()
+            _leave(pending)
 
     async def _send(self, producer: AIOKafkaProducer, topic: str, records: Sequence[Outgoing]) -> None:
         pending: list[asyncio.Future[object]] = []
@@ -166,15 +181,14 @@ class Producer:
                 pending.append(
                     await producer.send(topic, value, key=key, headers=list(headers), partition=partition)
                 )
-            await asyncio.gather(*pending)
+            await _taken(pending)
         finally:
-            for each in pending:
-                each.cancel()
+            _leave(pending)
 
     async def _ready(self) -> AIOKafkaProducer:
         async with self._starting:
             if self._producer is None:
-                producer = self._connection.producer()
+                producer = self._connection.producer(batch_bytes=self._batch_bytes)
                 try:
                     await producer.start()
                 except BaseException:
@@ -190,6 +204,26 @@ class Producer:
             await stop(producer)
 
 
+async def _taken(pending: Sequence[asyncio.Future[object]]) -> None:
+    """Waits until Kafka has what these are about. Raises what the first that fails was refused with."""
+    # Not `gather`: it would cancel them. aiokafka's own future behind one that was cancelled still fails,
+    # and asyncio reports an exception that nobody has looked at.
+    done = pending and (await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION))[0]
+    for each in done:
+        each.result()
+
+
+def _leave(pending: Sequence[asyncio.Future[object]]) -> None:
+    """Waits for none of these any longer."""
+    for each in pending:
+        each.add_done_callback(_look_at)
+
+
+def _look_at(done: asyncio.Future[object]) -> None:
+    if not done.cancelled():
+        done.exception()
+
+
 def partition_of(key: bytes, partitions: Sequence[int]) -> int:
     """Where `send_packed` puts a key; the partitions are in order."""
-    return partitions[zlib.crc32(key) % len(partitions)]
+    return partitions[crc32(key) % len(partitions)]

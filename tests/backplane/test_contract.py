@@ -897,41 +897,104 @@ async def test_a_thousand_people_are_asked_about_at_once(backplane: Backplane) -
     asked = [*people, *more, *(f"nobody-{i}" for i in range(200))]
     found = await backplane.presence(asked)
     assert found == {user: {"one": stay} for user, stay in (people | more).items()}
-    away = await backplane.absent([(user, 0) for user in asked], away_ms=10_000)
-    assert away == [False] * 1000 + [True] * 200
+    await publish_to_people(backplane, "1", *asked)
+    search = await backplane.missed(
+        {"1": Mark("", 0)}, before_ms=backplane.now_ms(), away_ms=10_000, limit=10_000
+    )
+    assert [each.users for each in search.missed] == [tuple(asked[1000:])]
+
+
+async def publish_to_people(backplane: Backplane, log: str, *users: str) -> int:
+    """Publishes an event that can be switched off; its number."""
+    event = Publication("news", b'data: {"id":"x","type":"news"}\n', users, switchable=True)
+    return (await backplane.publish([Append(log, (Draft(event),))])).marks[log].number
 
 
 async def test_who_was_away_at_a_time(backplane: Backplane) -> None:
-    now = backplane.now_ms()
+    people = (
+        "stays",
+        "came",
+        "came late",
+        "left",
+        "left before",
+        "back",
+        "back late",
+        "visited",
+        "visited late",
+    )
+    everybody = (*people, "on a dead node", "on one dead before", "nobody")
+    await publish_to_people(backplane, "1", *everybody)
+    [entry] = (await backplane.read({"1": 0}, limit=1)).entries
+    at = entry.at_ms
     tell = backplane.tell_presence
     here = {
-        "stays": Stay(1, now - 50_000),
-        "came": Stay(1, now - 15_000),
-        "left": Stay(0, now - 50_000, now - 25_000),
-        "came back": Stay(1, now - 3_000, now - 19_000),
-        "visited": Stay(0, now - 8_000, now - 2_000),
+        "stays": Stay(1, at - 30_000),
+        # Within the ten seconds, and after them.
+        "came": Stay(1, at + 10_000),
+        "came late": Stay(1, at + 10_001),
+        "left": Stay(0, at - 30_000, at),
+        "left before": Stay(0, at - 30_000, at - 1),
+        "back": Stay(1, at + 17_000, at),
+        "back late": Stay(1, at + 17_000, at - 1),
+        "visited": Stay(0, at + 10_000, at + 16_000),
+        "visited late": Stay(0, at + 10_001, at + 16_000),
     }
     assert await tell("alive", here, anew=True)
-    assert await tell("dead", {"was there": Stay(1, now - 50_000)}, anew=True)
+    # Its last word is as old as the event, or as old as a lease.
+    assert await tell("dead", {"on a dead node": Stay(0, at - 30_000, at)}, anew=True)
+    assert await tell("dead before", {"on one dead before": Stay(1, at - 30_000)}, anew=True)
     await backplane.end_presence("dead")
-    asked = {
-        ("stays", 20): False,
-        # Within the ten seconds, and after them.
-        ("came", 20): False,
-        ("came", 26): True,
-        ("left", 26): False,
-        ("left", 24): True,
-        ("came back", 20): False,
-        ("came back", 18): True,
-        ("visited", 20): True,
-        ("visited", 17): False,
-        # Its node was last heard of a lease ago.
-        ("was there", 20): False,
-        ("was there", 11): True,
-        ("nobody", 20): True,
-    }
-    away = await backplane.absent([(user, now - 1000 * ago) for user, ago in asked], away_ms=10_000)
-    assert dict(zip(asked, away, strict=True)) == asked
+    await backplane.end_presence("dead before")
+    search = await backplane.missed(
+        {"1": Mark("", 0)}, before_ms=backplane.now_ms(), away_ms=10_000, limit=100
+    )
+    [missed] = search.missed
+    assert missed.entry == entry
+    assert missed.users == (
+        "came late", "left before", "back late", "visited late", "on one dead before", "nobody",
+    )  # fmt: skip
+    assert not search.more
+
+
+async def test_a_search_looks_at_each_log_up_to_a_time_and_goes_on_where_it_was(backplane: Backplane) -> None:
+    assert await backplane.tell_presence("one", {"ann": Stay(1, 5)}, anew=True)
+    search = partial(backplane.missed, away_ms=10_000)
+    nothing = await search({"1": Mark("", 0), "2": Mark("", 0)}, before_ms=backplane.now_ms(), limit=10)
+    assert (nothing.missed, nothing.more) == ((), False)
+    assert {log: mark.number for log, mark in nothing.marks.items()} == {"1": 0, "2": 0}
+    for _ in range(30):
+        await publish_to_people(backplane, "1", "bo", "ann")
+    await publish_to_people(backplane, "2", "cy")
+    # What isn't an event, and one that is for somebody who is there.
+    await backplane.publish([append("2", "a switch")])
+    await publish_to_people(backplane, "2", "ann")
+    after, found, rounds, more = dict(nothing.marks), [], 0, True
+    while more:
+        portion = await search(after, before_ms=backplane.now_ms(), limit=12)
+        # The short log doesn't wait until the long one is done.
+        assert rounds or any(entry.log == "2" for entry, _ in portion.missed)
+        after, more, rounds = dict(portion.marks), portion.more, rounds + 1
+        found += [(entry.log, entry.number, users) for entry, users in portion.missed]
+    assert sorted(found) == [*(("1", number, ("bo",)) for number in range(1, 31)), ("2", 1, ("cy",))]
+    assert rounds > 5
+    assert {log: mark.number for log, mark in after.items()} == {"1": 30, "2": 3}
+    [last] = (await backplane.read({"1": 29}, limit=1)).entries
+    before = await search({"1": Mark("", 29)}, before_ms=last.at_ms - 1, limit=10)
+    assert (before.missed, before.marks["1"].number, before.more) == ((), 29, False)
+    # In another epoch its number says nothing.
+    again = await search({"1": Mark("another", 30)}, before_ms=backplane.now_ms(), limit=10_000)
+    assert len(again.missed) == 30
+
+
+async def test_an_event_for_thousands_is_searched_whole(backplane: Backplane) -> None:
+    people = [f"user-{number}" for number in range(10_000)]
+    assert await backplane.tell_presence("one", {user: Stay(1, 5) for user in people[:500]}, anew=True)
+    await publish_to_people(backplane, "1", *people)
+    search = await backplane.missed(
+        {"1": Mark("", 0)}, before_ms=backplane.now_ms(), away_ms=10_000, limit=10
+    )
+    assert [each.users for each in search.missed] == [tuple(people[500:])]
+    assert not search.more
 
 
 # Reports

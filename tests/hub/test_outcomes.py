@@ -1,16 +1,22 @@
-"""What is kept of outcomes while nobody takes them."""
+"""Records of outcomes, and what is kept of them while nobody takes them."""
 
 import asyncio
+import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import cast
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import UNSET, Raw
 
 from pushsse import outcomes
 from pushsse.errors import KafkaUnavailable
-from pushsse.event import Publication, encode
-from pushsse.kafka.producer import Outgoing, Producer
-from pushsse.outcomes import WRITTEN, Outcomes
+from pushsse.event import Publication, encode, is_id, is_user
+from pushsse.kafka.producer import Packed, Producer
+from pushsse.outcomes import EXPIRED, OFFLINE, SWITCHED_OFF, WRITTEN, Outcome, Outcomes
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -22,9 +28,9 @@ class Silent:
     def __init__(self) -> None:
         self.answers = asyncio.Event()
         self.calls = 0
-        self.taken: list[Outgoing] = []
+        self.taken: list[Packed] = []
 
-    async def send_packed(self, topic: str, records: Sequence[Outgoing]) -> None:
+    async def send_packed(self, topic: str, records: Sequence[Packed]) -> None:
         self.calls += 1
         await self.answers.wait()
         self.taken += records
@@ -47,35 +53,102 @@ async def test_a_kafka_that_does_not_answer_keeps_no_publication_and_few_records
     noting = made(kafka)
     running = asyncio.create_task(noting.run())
     try:
-        noting.note(published(0), "ann", WRITTEN)
+        first = published(0)
+        references = sys.getrefcount(first)
+        noting.note(first, "ann", WRITTEN, 5)
         await eventually(lambda: kafka.calls)
         # From here on a call is under way, and records are made all the same.
-        for number in range(1, 200):
-            noting.note(published(number), "ann", WRITTEN)
-        await eventually(lambda: noting.lost)
+        for number in range(1, 1200):
+            noting.note(published(number), "ann", WRITTEN, 5)
+        assert noting.lost
+        assert sys.getrefcount(first) == references
         kafka.answers.set()
-        await eventually(lambda: noting.sent + noting.lost >= 200)
-        assert noting.sent < 60
-        assert kafka.taken[-1].value is not None
-        assert b'"event":"e199"' in kafka.taken[-1].value
+        await eventually(lambda: noting.sent + noting.lost >= 1200)
+        assert noting.sent < 300
+        assert b'"event":"e1199"' in kafka.taken[-1][1]
     finally:
         running.cancel()
         await asyncio.wait((running,))
 
 
-async def test_what_is_noted_within_one_turn_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outcomes, "MOST_NOTED", 5)
-    noting = made(Silent())
-    for number in range(8):
-        noting.note(published(number), "ann", WRITTEN)
-    assert noting.lost == 3
+names = st.text(min_size=1, max_size=8).filter(is_id)
+people = st.text(min_size=1, max_size=8).filter(is_user)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+
+
+noted = st.tuples(
+    st.tuples(names, texts, texts),
+    people,
+    st.sampled_from([WRITTEN, SWITCHED_OFF, EXPIRED, OFFLINE]),
+    st.integers(0, 4_102_444_800_000),
+)
+
+
+@given(st.lists(noted, max_size=6))
+async def test_a_record_is_what_its_description_would_be_encoded_as(
+    given: list[tuple[tuple[str, str, str], str, str, int]],
+) -> None:
+    kafka = Silent()
+    kafka.answers.set()
+    noting = Outcomes(cast(Producer, kafka), topic="t", node='no"de', now_ms=lambda: 5)
+    expected = []
+    for (name, campaign, trace), user, outcome, at_ms in given:
+        data = {"id": name, "type": "news", "message": [name], "desc": campaign}
+        event = encode("news", data, users=(user,), switchable=True, campaign=campaign, trace=trace)
+        # More than one person, and time, for one event.
+        for at in (at_ms, at_ms, at_ms + 1):
+            if outcome == OFFLINE:
+                await noting.send([(event, user, outcome)], at)
+            else:
+                noting.note(event, user, outcome, at)
+                await noting._send()
+            record = Outcome(
+                outcome, 'no"de', datetime.fromtimestamp(at / 1000, UTC), event=name, type="news", user=user,
+                campaign=campaign, traceparent=trace,
+                data=Raw(event.data) if outcome == OFFLINE else UNSET,
+            )  # fmt: skip
+            expected.append((user.encode(), msgspec.json.encode(record)))
+    assert kafka.taken == expected
+
+
+def test_the_id_of_an_event_is_found_wherever_it_stands() -> None:
+    for data in (
+        {"id": "a", "type": "news"},
+        {"id": 'a",","type":', "type": "news"},
+        {"id": "a,", "type": "news"},
+        {"id": "a", "ts": 1, "type": "news"},
+        {"type": "news", "id": "a"},
+        {"id": "a"},
+        {"id": "a", "nested": {"id": "b", "type": "c"}},
+    ):
+        event = encode("news", data, users=("ann",))
+        assert event.event_id_json == msgspec.json.encode(data["id"]) == msgspec.json.encode(event.event_id)
+    assert encode("ready", {}, users=()).event_id_json == b'""'
+
+
+async def test_the_newest_of_the_records_that_were_made_together_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(outcomes, "MOST_BYTES", 3_000)
+    kafka = Silent()
+    kafka.answers.set()
+    noting = made(kafka)
+    for number in range(50):
+        noting.note(published(number), "ann", WRITTEN, 5)
+    running = asyncio.create_task(noting.run())
+    await eventually(lambda: noting.sent)
+    running.cancel()
+    await asyncio.wait((running,))
+    kept = [number for number in range(50) if any(b'"e%d"' % number in value for _, value in kafka.taken)]
+    assert kept == list(range(50 - len(kept), 50))
+    assert 5 < len(kept) == noting.sent == 50 - noting.lost
 
 
 async def test_a_node_that_stops_does_not_wait_for_a_silent_kafka() -> None:
     kafka = Silent()
     noting = made(kafka)
     running = asyncio.create_task(noting.run())
-    noting.note(published(1), "ann", WRITTEN)
+    noting.note(published(1), "ann", WRITTEN, 5)
     await eventually(lambda: kafka.calls)
     running.cancel()
     await asyncio.wait((running,), timeout=30)
@@ -84,7 +157,7 @@ async def test_a_node_that_stops_does_not_wait_for_a_silent_kafka() -> None:
 
 async def test_an_outage_is_waited_for_and_nothing_is_lost(caplog: pytest.LogCaptureFixture) -> None:
     class Refusing(Silent):
-        async def send_packed(self, topic: str, records: Sequence[Outgoing]) -> None:
+        async def send_packed(self, topic: str, records: Sequence[Packed]) -> None:
             self.calls += 1
             if self.calls < 3:
                 raise KafkaUnavailable("away")
@@ -93,7 +166,7 @@ async def test_an_outage_is_waited_for_and_nothing_is_lost(caplog: pytest.LogCap
     kafka = Refusing()
     noting = made(kafka)
     running = asyncio.create_task(noting.run())
-    noting.note(published(1), "ann", WRITTEN)
+    noting.note(published(1), "ann", WRITTEN, 5)
     await eventually(lambda: noting.sent == 1)
     assert (len(kafka.taken), noting.lost) == (1, 0)
     assert "away" in caplog.text

@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError
 
 from deploy.parts import Kafka
 from pushsse.errors import KafkaUnavailable
-from pushsse.kafka import Connection
+from pushsse.kafka import BATCH_BYTES, Connection
 from pushsse.kafka.producer import Outgoing, Producer, RecordRefused, RecordTooLarge
 from tests.parts import running
 from tests.waiting import eventually
@@ -44,7 +44,7 @@ class HeldConnection(Connection):
 
     made: list[Held] = field(default_factory=list)
 
-    def producer(self) -> Held:
+    def producer(self, *, batch_bytes: int = BATCH_BYTES) -> Held:
         self.made.append(Held())
         return self.made[-1]
 
@@ -112,3 +112,15 @@ async def test_what_a_topic_refuses_is_told_by_its_place_and_the_others_are_take
         assert await producer.send_each(kit.topic, records[:1]) == {}
     assert {at: type(reason) for at, reason in refused.items()} == {1: RecordRefused, 2: RecordTooLarge}
     assert {record.key for record in await kit.read_all(kit.topic)} == {b"a", b"c"}
+
+
+async def test_a_topic_that_takes_less_at_once_gets_what_is_packed_in_smaller_batches(kit: Kit) -> None:
+    await kit.create(kit.topic, config={"max.message.bytes": "20000"})
+    records = [(b"ann", b"%d" % number + b"x" * 500) for number in range(300)]
+    async with Producer(kit.connection, batch_bytes=128 * 1024) as producer:
+        await producer.send_packed(kit.topic, records)
+        await producer.send_packed(kit.topic, records[:1])
+        with pytest.raises(RecordTooLarge):
+            await producer.send_packed(kit.topic, [(b"ann", b"x" * 30_000)])
+    there = [(record.key, record.value) for record in await kit.read_all(kit.topic)]
+    assert there == records + records[:1]

@@ -25,11 +25,13 @@ from pushsse.backplane import (
     Heard,
     HeardLive,
     Hearing,
+    Missed,
     NoticeListener,
     NowaitListener,
     OpenedTicket,
     Page,
     Receipt,
+    Search,
     Stay,
     Ticket,
     TicketLife,
@@ -422,13 +424,39 @@ class MemoryBackplane(Backplane):
         """Where people are."""
         return self._places.presence(users, self.now_ms())
 
-    async def absent(self, asked: Sequence[tuple[str, int]], *, away_ms: int) -> Sequence[bool]:
-        """Who had no stream at a time."""
-        stays = self._places.presence({user for user, _ in asked}, self.now_ms())
-        return [
-            not any(stay.was_there(at_ms, away_ms) for stay in stays.get(user, {}).values())
-            for user, at_ms in asked
-        ]
+    async def missed(self, after: Mapping[str, Mark], *, before_ms: int, away_ms: int, limit: int) -> Search:
+        """Events of whose people somebody was away."""
+        found: list[Missed] = []
+        marks: dict[str, Mark] = {}
+        left, more = limit, False
+        for at, (name, mark) in enumerate(after.items()):
+            log = self._trimmed(name)
+            head = log.head
+            number = mark.number if mark.epoch in ("", head.epoch) else head.base
+            number = min(max(number, head.first - 1), head.number)
+            share = max(1, left // (len(after) - at))
+            for entry in log.after(number, share):
+                if entry.at_ms > before_ms or share <= 0:
+                    more = more or entry.at_ms <= before_ms
+                    break
+                number = entry.number
+                users = (entry.publication.users or ()) if entry.publication.switchable else ()
+                share, left = share - 1 - len(users), left - 1 - len(users)
+                if away := self._away(users, entry.at_ms, away_ms):
+                    found.append(Missed(entry, away))
+            else:
+                more = more or number < head.number
+            marks[name] = Mark(head.epoch, number)
+        return Search(tuple(found), marks, more)
+
+    def _away(self, users: Sequence[str], at_ms: int, away_ms: int) -> tuple[str, ...]:
+        """Who had no stream from a time on."""
+        stays = self._places.presence(users, self.now_ms()) if users else {}
+        return tuple(
+            user
+            for user in users
+            if not any(stay.was_there(at_ms, away_ms) for stay in stays.get(user, {}).values())
+        )
 
     # Reports
 

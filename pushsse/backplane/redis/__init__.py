@@ -30,6 +30,7 @@ from pushsse.backplane import (
     OpenedTicket,
     Page,
     Receipt,
+    Search,
     Stay,
     Ticket,
     TicketLife,
@@ -68,7 +69,7 @@ _FIRST_BLOB = 7  # of the script's arguments, which Lua counts from 1
 _PUBLISH, _KEEP_TICKET, _OPEN_TICKET = (script(name) for name in ("publish", "keep_ticket", "open_ticket"))
 _USE = script("use")
 _TELL_PRESENCE, _END_PRESENCE = script("tell_presence"), script("end_presence")
-_PRESENCE, _ABSENT, _DUTY = (script(name) for name in ("presence", "absent", "duty"))
+_PRESENCE, _DUTY = script("presence"), script("duty")
 _REPORT, _REPORTS = script("report"), script("reports")
 _SO_FAR, _END_ANSWER = (script(name) for name in ("so_far", "end_answer"))
 
@@ -336,16 +337,9 @@ class RedisBackplane(Backplane):
                         found.setdefault(user, {})[place] = stay
         return found
 
-    async def absent(self, asked: Sequence[tuple[str, int]], *, away_ms: int) -> Sequence[bool]:
-        """Who had no stream at a time. Raises BackplaneUnavailable."""
-        found = b""
-        for start in range(0, len(asked), PRESENCE_AT_ONCE):
-            flat = [each for pair in asked[start : start + PRESENCE_AT_ONCE] for each in pair]
-            reply = await self._reading.run(
-                _ABSENT, self._names, PRESENCE_LEASE_MS, away_ms, codec.pack(flat)
-            )
-            found += cast(bytes, reply)
-        return [each == ord("1") for each in found]
+    async def missed(self, after: Mapping[str, Mark], *, before_ms: int, away_ms: int, limit: int) -> Search:
+        """Events of whose people somebody was away, in one run of a script. Raises BackplaneUnavailable."""
+        return await self._reader.missed(after, before_ms=before_ms, away_ms=away_ms, limit=limit)
 
     # Reports
 

@@ -15,7 +15,7 @@ the next one, so a hundred answers that grow at once need a few round trips each
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import merge
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, cast
@@ -25,10 +25,21 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from pushsse.backplane import TAIL_BYTES, TAIL_ENTRIES, Entry, Head, codec, fresh_word
+from pushsse.backplane import (
+    PRESENCE_LEASE_MS,
+    TAIL_BYTES,
+    TAIL_ENTRIES,
+    Entry,
+    Head,
+    Missed,
+    Search,
+    codec,
+    fresh_word,
+)
 from pushsse.backplane.answers import ANSWER_KEEP_MS, Grew, Growth
 from pushsse.errors import BackplaneUnavailable
 from pushsse.event import Change
+from pushsse.position import Mark
 from pushsse.retry import Backoff, Outage
 
 Reply: TypeAlias = "int | bytes | list[Reply] | None"
@@ -57,7 +68,7 @@ def script(name: str) -> Script:
 
 
 _READ, _RENEW, _SINCE, _CHANGE = (script(name) for name in ("read", "renew", "since", "first_change"))
-_GROW = script("grow")
+_MISSED, _GROW = script("missed"), script("grow")
 
 
 class Connector:
@@ -269,6 +280,35 @@ class LogReader:
         """The first change of a person's switches in a log after a number."""
         blob = await self._connection.run(_CHANGE, self._names, log, user, after)
         return codec.decode_change(blob) if isinstance(blob, bytes) else None
+
+    async def missed(self, after: Mapping[str, Mark], *, before_ms: int, away_ms: int, limit: int) -> Search:
+        """Events of whose people somebody was away, as `Backplane.missed` has it."""
+        readable = codec.READABLE
+        more, looked_at, items = cast(
+            tuple[int, list[tuple[bytes, int]], list[tuple[int, list[Reply], list[bytes]]]],
+            await self._connection.run(
+                _MISSED,
+                self._names,
+                PRESENCE_LEASE_MS,
+                away_ms,
+                before_ms,
+                limit,
+                _READ_BYTES,
+                fresh_word(),
+                readable[0],
+                readable[-1],
+                codec.pack([(log, *mark) for log, mark in after.items()]),
+            ),
+        )
+        logs = tuple(after)
+        missed = [
+            Missed(_entry(logs[which - 1], item), tuple([user.decode() for user in users]))
+            for which, item, users in items
+        ]
+        marks = {
+            log: Mark(epoch.decode(), number) for log, (epoch, number) in zip(logs, looked_at, strict=True)
+        }
+        return Search(tuple(missed), marks, bool(more))
 
 
 def _result(want: Want, row: list[Reply]) -> ReadResult:
