@@ -299,6 +299,9 @@ class LimitedHttp(HttpToolsProtocol):
     # What ASGI is at, which isn't `cycle` while others wait behind it.
     _running: RequestResponseCycle | None = None
     _refused: Refusal | None = None
+    # Of a request that offers to upgrade: what its head says of its body, then what reads that.
+    _offered = b""
+    _offered_body: "_OfferedBody | None" = None
     # Which limit the connection itself exceeds, and its address as it was entered.
     exceeded = ""
     _entered: str | None = None
@@ -352,7 +355,7 @@ class LimitedHttp(HttpToolsProtocol):
             leave()
         # After a reset uvicorn leaves its timer, which would keep all of this for 75 s.
         self._unset_keepalive_if_required()
-        self.rest = b""
+        self.rest, self._offered_body = b"", None
         # The next requests are what `cycle` is: the one that runs would wait for its client for ever.
         running, self._running = self._running, None
         if running is not None and not running.response_complete:
@@ -412,6 +415,10 @@ class LimitedHttp(HttpToolsProtocol):
             self._refused = self._too_many()
             raise HeadRefused
         super().on_headers_complete()
+        if self.parser.should_upgrade() and (framing := _framing(self.headers)):
+            self._offered = framing
+            # What follows the body is left to another connection.
+            self.cycle.keep_alive = False
         self.stage = BODY
         self._bytes = 0
         # Trailers come through `on_header`, too; they aren't the head's, which the application has by now.
@@ -427,7 +434,9 @@ class LimitedHttp(HttpToolsProtocol):
         self._body_bytes += len(body)
 
     def on_message_complete(self) -> None:
-        """A request is whole."""
+        """A request is whole; or the head of one that offers to upgrade, whose body comes yet."""
+        if self._offered:
+            return
         self.stage = BETWEEN
         super().on_message_complete()
 
@@ -445,10 +454,17 @@ class LimitedHttp(HttpToolsProtocol):
         """As uvicorn's `data_received`, which leaves lines in the log for whatever a stranger sends."""
         self._unset_keepalive_if_required()
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # An offer that may be ignored (RFC 9110, 7.8): by now the request is served as any other.
-            pass
+            if self._offered_body is not None:
+                self._offered_body.feed(data)
+            else:
+                self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            # An offer that may be ignored (RFC 9110, 7.8): the request is served as any other. Java's
+            # HttpClient and `curl --http2` make it with each request.
+            if self._offered:
+                self._offered_body, self._offered = _OfferedBody(self, self._offered), b""
+                self.stage = BODY
+                self._feed(data[offer.args[0] :])
         except httptools.HttpParserError:
             # It can't be read, or a callback has refused it.
             if not self.has_let_go:
@@ -598,6 +614,44 @@ class LimitedHttp(HttpToolsProtocol):
         return Refusal("headers_too_large", _TOO_LARGE, detail)
 
 
+class _OfferedBody:
+    """
+    Reads the body of a request that offers to upgrade: its parser takes what follows the head for another
+    protocol, and finds no body. Another parser begins with what the head said of the body, and ends with it.
+    """
+
+    def __init__(self, connection: LimitedHttp, framing: bytes) -> None:
+        self._connection: LimitedHttp | None = connection
+        self._began = False
+        self._parser = httptools.HttpRequestParser(self)
+        self._parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
+        self._began = True
+
+    def feed(self, data: bytes) -> None:
+        """A piece of the body; what follows the body is dropped. Raises HttpParserError."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            if self._connection is not None:
+                raise
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One of the trailers."""
+        if self._began and self._connection is not None:
+            self._connection.on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body, without what is around it."""
+        if self._connection is not None:
+            self._connection.on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The body is whole."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.on_message_complete()
+
+
 class HeadRefused(Exception):
     """Stops the parser; the connection knows why."""
 
@@ -614,6 +668,14 @@ def drop(transport: asyncio.Transport) -> None:
     with suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
     transport.abort()
+
+
+def _framing(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """What a head says of the body, as it says it; empty where there is none."""
+    said = [each for each in headers if each[0] in (b"content-length", b"transfer-encoding")]
+    if all(name == b"content-length" and not value.strip(b" 0") for name, value in said):
+        return b""
+    return b"".join(name + b": " + value + b"\r\n" for name, value in said)
 
 
 def _nothing() -> None:

@@ -131,6 +131,57 @@ async def test_what_is_no_http_is_refused_counted_and_not_logged(
     await eventually(lambda: not node.connections)
 
 
+OFFER = "Connection: Upgrade, HTTP2-Settings\nUpgrade: h2c\nHTTP2-Settings: AAMAAABkAAQAAP__"
+CHUNKED = "Transfer-Encoding: chunked"
+CHUNK = b"%x\r\n%b\r\n0\r\n" % (len(EVENT), EVENT)
+BODIES = {
+    "a length": (f"Content-Length: {len(EVENT)}", EVENT),
+    "chunks": (CHUNKED, CHUNK + b"\r\n"),
+    "chunks and a trailer": (CHUNKED, CHUNK + b"A: 1\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000], ids=["byte by byte", "in pieces", "at once"])
+@pytest.mark.parametrize("name", BODIES)
+async def test_the_body_behind_an_offer_to_upgrade_is_read(node: Running, name: str, size: int) -> None:
+    framing, body = BODIES[name]
+    head = f"POST /v1/events?user=ops HTTP/1.1\nHost: 127.0.0.1\n{framing}\n{OFFER}\n"
+    head += "Content-Type: application/json\n\n"
+    # Were it a request, it would publish once more.
+    hidden = "POST /v1/events?user=ops&type=hidden&to=all HTTP/1.1\nHost: 127.0.0.1\nContent-Length: 1\n\nx"
+    sent = head.replace("\n", "\r\n").encode() + body
+    pieces = [sent[start : start + size] for start in range(0, len(sent), size)]
+    pieces[-1] += hidden.replace("\n", "\r\n").encode()
+    async with node.stream("ann") as stream:
+        await stream.ready()
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0)
+        async with asyncio.timeout(LIMIT_S):
+            answered = (await reader.read()).decode()
+        writer.close()
+        assert answered.startswith("HTTP/1.1 202"), answered
+        assert answered.count("HTTP/1.1") == 1
+        assert "connection: close" in answered.lower()
+        assert (await stream.messages(1)) == [1]
+        await node.publish("news", "the next")
+        assert (await stream.messages(1)) == ["the next"]
+
+
+@pytest.mark.parametrize("body", [b"5\r\nab", b"zz\r\n"], ids=["a piece", "nonsense"])
+async def test_a_body_behind_an_offer_that_ends_early_is_nobodys(node: Running, body: bytes) -> None:
+    head = f"POST /v1/events?user=ops&type=news&to=all HTTP/1.1\nHost: 127.0.0.1\n{CHUNKED}\n{OFFER}\n\n"
+    async with node.stream("ann") as stream:
+        await stream.ready()
+        _, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        writer.write(head.replace("\n", "\r\n").encode() + body)
+        await writer.drain()
+        writer.close()
+        await node.publish("news", "the next")
+        assert (await stream.messages(1)) == ["the next"]
+
+
 @pytest.mark.parametrize("to", ["h2c", "websocket", "TLS/1.0"])
 async def test_an_offer_to_upgrade_is_passed_over_and_not_logged(
     node: Running, to: str, caplog: pytest.LogCaptureFixture
