@@ -250,6 +250,7 @@ async def _outboxes(settings: Settings) -> AsyncIterator[Finding]:
                 await tables.database.check()
                 faults = await tables.faults()
                 triggered = not faults and await tables.is_triggered()
+                lacks = [] if faults else await tables.lacks()
                 pooled = tables.database.pooled
                 waiting = None if faults else await tables.waiting()
                 dead = 0 if faults else await tables.dead()
@@ -265,6 +266,11 @@ async def _outboxes(settings: Settings) -> AsyncIterator[Finding]:
                 f"{where}: no trigger tells of new rows, so they wait for up to {source.poll_s:g} s (poll_s)"
             )
             yield Finding("outbox", "warning", f"{text}; `pushsse outbox sql` has it")
+        if lacks:
+            text = f"{where}: an older release made it, without {' and '.join(lacks)}"
+            yield Finding(
+                "outbox", "warning", f"{text}; `pushsse outbox sql --table {source.table} | psql …` adds them"
+            )
         if pooled:
             text = (
                 f"{where}: through a pooler; in transaction mode it passes no notification on, and new rows"

@@ -15,8 +15,10 @@ import asyncpg
 import pytest
 
 from deploy.parts import Postgres
-from pushsse.intake.outbox.tables import sql
+from pushsse.event import WITHDRAW
+from pushsse.intake.outbox.tables import OutboxTables, sql
 from pushsse.metrics import Metrics
+from pushsse.settings import OutboxSource
 from tests.pooler import pgbouncer
 from tests.waiting import eventually
 
@@ -85,6 +87,68 @@ async def test_all_columns_are_the_members_of_an_event(box: OutboxKit) -> None:
     }
     assert third.publication.users is None
     assert b'"ts":"2000-12-31T23:00:00.500000Z"' in third.publication.body
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+async def test_a_row_collapses_withdraws_and_is_traced(box: OutboxKit) -> None:
+    await box.application.execute(
+        """INSERT INTO pushsse_outbox (type, message, recipients, key, collapse, withdraw, traceparent)
+           VALUES ('order.paid', '1', '{"users": ["ann"]}', 'a', 'order-981', NULL, $1),
+                  ('order.paid', NULL, '{"users": ["ann"]}', 'a', NULL, 'order-981', NULL),
+                  ('order.paid', '2', '{"users": ["ann"]}', 'a', 'order-982', 'order-981', 'no trace'),
+                  ('order.paid', '3', '{"users": ["ann"]}', 'a', NULL, NULL, 'no trace')""",
+        TRACE,
+    )
+    async with box.running():
+        await eventually(lambda: box.has(3))
+    paid, gone, last = [draft.publication for call in box.dispatch.calls for draft in call]
+    assert (paid.collapse, paid.trace, paid.switchable) == ("order-981", TRACE, True)
+    assert (gone.name, gone.collapse) == (WITHDRAW, "order-981")
+    assert json.loads(gone.data)["withdraw"] == "order-981"
+    assert last.trace == ""
+    [(id_, error)] = await box.application.fetch("SELECT id, error FROM pushsse_outbox")
+    assert (id_, error) == (3, 'withdraw: can\'t stand beside collapse, got "order-981"')
+
+
+async def test_a_row_that_says_nothing_is_refused(box: OutboxKit) -> None:
+    with pytest.raises(asyncpg.CheckViolationError):
+        await box.application.execute(
+            """INSERT INTO pushsse_outbox (type, recipients) VALUES ('order.paid', '"all"')"""
+        )
+
+
+@pytest.mark.parametrize("table", ["pushsse_outbox", "shop.outbox"])
+async def test_a_table_of_an_older_release_works_and_gets_what_it_lacks_beside_a_running_node(
+    box: OutboxKit, table: str
+) -> None:
+    await box.application.execute("CREATE SCHEMA shop")
+    box.table = table
+    await box.make()
+    await box.application.execute(
+        f"""ALTER TABLE {table} DROP CONSTRAINT {table.rpartition(".")[2]}_says, DROP COLUMN withdraw,
+            DROP COLUMN traceparent, ALTER COLUMN message SET NOT NULL"""
+    )
+    tables = OutboxTables(OutboxSource(table=table), box.url)
+    async with tables.database:
+        assert (await tables.faults(), await tables.lacks()) == ([], ["withdraw", "traceparent"])
+    async with box.running():
+        await box.insert("before")
+        await eventually(lambda: box.has(1))
+        # Twice: the second time there is nothing to do.
+        await box.make()
+        await box.make()
+        await box.application.execute(
+            f"""INSERT INTO {table} (type, recipients, withdraw) VALUES ('alarm', '"all"', 'key')"""
+        )
+        await box.insert("after")
+        await eventually(lambda: box.has(3))
+    assert box.metrics.outbox_dead.get(table, 0) == 0
+    names = [draft.publication.name for call in box.dispatch.calls for draft in call]
+    assert names == ["alarm", WITHDRAW, "alarm"]
+    async with tables.database:
+        assert (await tables.faults(), await tables.lacks()) == ([], [])
 
 
 async def test_what_is_rolled_back_is_never_delivered(box: OutboxKit) -> None:

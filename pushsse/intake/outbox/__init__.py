@@ -34,7 +34,7 @@ from pushsse import event
 from pushsse.backplane import Draft, Source
 from pushsse.database import Listening, listen
 from pushsse.errors import DatabaseUnavailable, InvalidInput, NotOwner, Unavailable, Violation
-from pushsse.intake import Dispatches, Drafter
+from pushsse.intake import Dispatches, Drafter, traceparent
 from pushsse.intake.outbox.tables import (
     BUCKETS,
     CHANNEL,
@@ -412,6 +412,7 @@ class _Taker:
             event_id=found.id or f"{self._source.table}-{row.id}",
             at=row.created_at,
             source=source,
+            trace=traceparent(row.traceparent) if row.traceparent else "",
         )
 
     def _ignored(self, count: int) -> None:
@@ -509,6 +510,8 @@ def _body(row: Row) -> bytes:
     members: dict[str, object] = {"type": row.type}
     for name, text in (("message", row.message), ("to", row.recipients)):
         if text is None:
+            if name == "message" and row.withdraw is not None:
+                continue
             raise InvalidInput(Violation(f"$.{name}", "has far too many bytes for an event"))
         try:
             # By itself: beside others it could end its own member and begin another.
@@ -525,6 +528,7 @@ def _body(row: Row) -> bytes:
         "ttl_s": row.ttl_s,
         "campaign": row.campaign,
         "collapse": row.collapse,
+        "withdraw": row.withdraw,
     }
     members |= {name: value for name, value in optional.items() if value is not None}
     return _json.encode(members)

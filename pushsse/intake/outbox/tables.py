@@ -59,6 +59,8 @@ class Row(NamedTuple):
     ttl_s: int | None
     campaign: str | None
     collapse: str | None
+    withdraw: str | None
+    traceparent: str | None
     created_at: datetime
 
 
@@ -86,6 +88,7 @@ def names(table: str) -> Mapping[str, str]:
         "buckets": f'{prefix}"{name}_bucket"',
         "takers": f'{prefix}"{name}_taker"',
         "notify": f'{prefix}"{name}_notify"',
+        "check": f'"{name}_says"',
         "index": f'"{name}_waiting"',
         "dead_index": f'"{name}_dead"',
         "trigger": f'"{name}_notify"',
@@ -93,7 +96,8 @@ def names(table: str) -> Mapping[str, str]:
 
 
 _SCHEMA = """\
--- The outbox {table} of pushsse. Run it once, as the owner of the schema; it changes nothing that is there.
+-- The outbox {table} of pushsse. Run it as the owner of the schema; where the table is there, it adds what an
+-- older release didn't have.
 -- An application needs INSERT on {rows} alone; pushsse needs what the GRANTs at the end say.
 BEGIN;
 
@@ -101,14 +105,16 @@ CREATE TABLE IF NOT EXISTS {rows} (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     key         text,                       -- rows with the same key are delivered in the order of their ids
     type        text NOT NULL,              -- 'order.paid'
-    message     json NOT NULL,              -- json, not jsonb: the client gets these very bytes
+    message     json,                       -- json, not jsonb: the client gets these very bytes
     description text NOT NULL DEFAULT '',   -- one line for people
     recipients  json NOT NULL,              -- '"all"', or '{{"users": ["ann", "bo"]}}'
     event_id    text,                       -- the event's id; without one TABLE-ID
     ts          timestamptz,                -- when it happened; without one created_at
     ttl_s       integer,                    -- seconds that it is worth from then on
     campaign    text,
-    collapse    text,
+    collapse    text,                       -- takes the place of earlier events with this key
+    withdraw    text,                       -- takes events with this key away; such a row needs no message
+    traceparent text,
     created_at  timestamptz NOT NULL DEFAULT now(),
     -- What follows is pushsse's.
     status      text NOT NULL DEFAULT 'waiting' CHECK (status IN ('waiting', 'done', 'dead')),
@@ -121,6 +127,18 @@ CREATE TABLE IF NOT EXISTS {rows} (
 )
 -- Rows come and go: without frequent vacuuming each look passes over those that have gone.
 WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
+DO $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_constraint WHERE conrelid = '{rows}'::regclass AND conname = '{check_name}'
+    ) THEN
+        ALTER TABLE {rows}
+            ADD COLUMN IF NOT EXISTS withdraw text,
+            ADD COLUMN IF NOT EXISTS traceparent text,
+            ALTER COLUMN message DROP NOT NULL,
+            ADD CONSTRAINT {check} CHECK (message IS NOT NULL OR withdraw IS NOT NULL) NOT VALID;
+    END IF;
+END $$;
 CREATE INDEX IF NOT EXISTS {index} ON {rows} (bucket, id) WHERE status = 'waiting';
 CREATE INDEX IF NOT EXISTS {dead_index} ON {rows} (id) WHERE status = 'dead';
 
@@ -162,7 +180,9 @@ COMMIT;
 
 def sql(table: str) -> str:
     """What `pushsse outbox sql` prints: the tables, the index and the trigger of one outbox."""
-    return _SCHEMA.format(table=table, mask=BUCKETS - 1, channel=CHANNEL, **names(table))
+    named = names(table)
+    check_name = named["check"].strip('"')
+    return _SCHEMA.format(table=table, mask=BUCKETS - 1, channel=CHANNEL, check_name=check_name, **named)
 
 
 # For the length of a transaction. PostgreSQL keeps the plan that it made while the table was empty.
@@ -232,10 +252,10 @@ _TAKE = """
     found AS MATERIALIZED (
         SELECT * FROM (
             SELECT %(columns)s,
-                   sum(octet_length(r.message::text) + octet_length(r.recipients::text))
+                   sum(coalesce(octet_length(r.message::text), 0) + octet_length(r.recipients::text))
                    OVER (ORDER BY first.place, r.id)
-                   - octet_length(r.message::text) - octet_length(r.recipients::text) AS before
-              FROM first JOIN %(rows)s r ON r.id = first.id) sized
+                   - coalesce(octet_length(r.message::text), 0) - octet_length(r.recipients::text) AS before
+              FROM first JOIN %(rows)s r ON r.id = first.id %(later)s) sized
          WHERE before < %(batch_bytes)s),
     taken AS MATERIALIZED (SELECT bucket, array_agg(id ORDER BY id) AS ids FROM found GROUP BY bucket),
     kept AS (
@@ -254,10 +274,15 @@ _COLUMNS = f"""r.id, r.bucket, r.type,
     CASE WHEN r.ts >= '1970-01-01' AND r.ts < '10000-01-01'
          THEN to_char(r.ts AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') ELSE r.ts::text END AS ts,
     r.ttl_s, r.campaign, r.collapse,
+    (SELECT withdraw FROM (SELECT r.*) AS o) AS withdraw,
+    (SELECT traceparent FROM (SELECT r.*) AS o) AS traceparent,
     CASE WHEN r.created_at >= '1970-01-01' AND r.created_at < '9999-01-01' THEN r.created_at ELSE now() END
         AS created_at"""
+# A table of an older release lacks these columns: their names, looked for in the row first, are found here.
+_LATER = "CROSS JOIN (SELECT NULL::text AS withdraw, NULL::text AS traceparent) AS later"
 _READ = """
-    SELECT %(columns)s FROM %(rows)s r WHERE r.id = ANY (CAST({value[1]}::text AS bigint[])) ORDER BY r.id"""
+    SELECT %(columns)s FROM %(rows)s r %(later)s
+     WHERE r.id = ANY (CAST({value[1]}::text AS bigint[])) ORDER BY r.id"""
 _WAITING = """
     SELECT (SELECT count(*) FROM (SELECT FROM %(rows)s WHERE status = 'waiting' LIMIT %(counted)s) w),
            coalesce(extract(epoch FROM clock_timestamp() - (
@@ -295,12 +320,16 @@ _WANTED = {
     "ttl_s": "integer",
     "campaign": "text",
     "collapse": "text",
+    "withdraw": "text",
+    "traceparent": "text",
     "created_at": "timestamp with time zone",
     "status": "text",
     "error": "text",
     "ended_at": "timestamp with time zone",
     "bucket": "smallint",
 }
+# What an older release's tables don't have.
+LATER = ("withdraw", "traceparent")
 _json = msgspec.json.Encoder()
 
 
@@ -311,6 +340,7 @@ class _Statements:
         given = {
             **names(source.table),
             "columns": _COLUMNS,
+            "later": _LATER,
             "found": ", ".join(f"found.{name}" for name in Row._fields),
             "batch_bytes": _BATCH_BYTES,
             "counted": _MOST_COUNTED,
@@ -443,12 +473,18 @@ class OutboxTables:
         columns = dict(await rows(_two, self._sql.columns))
         for name, kind in _WANTED.items():
             if name not in columns:
-                found.append(f"has no column {name}: {make} into an empty schema, and compare")
+                if name not in LATER:
+                    found.append(f"has no column {name}: {make} into an empty schema, and compare")
             elif columns[name] != kind:
                 found.append(f"{name} is {columns[name]}, and has to be {kind}")
         if not found and (count := (await rows(int, self._sql.buckets))[0]) != BUCKETS:
             found.append(f"has {count} of {BUCKETS} rows in its table of buckets: {make}")
         return found
+
+    async def lacks(self) -> list[str]:
+        """The columns that a table of an older release doesn't have, and can do without."""
+        columns = dict(await self.database.rows(_two, self._sql.columns))
+        return [name for name in LATER if name not in columns]
 
     async def is_triggered(self) -> bool:
         """Whether an INSERT wakes the nodes."""
