@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy import reference
 from pushsse.settings import FIELDS, variable
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +56,10 @@ def test_relative_links_and_anchors_lead_somewhere(name: str) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target)):
             dead.append(link)
     assert not dead, f"{name} has links that lead nowhere: {dead}"
+
+
+def test_the_page_of_all_settings_is_current() -> None:
+    assert reference.PAGE.read_text() == reference.page(), "run python -m deploy.reference"
 
 
 def test_every_page_is_in_the_navigation_once() -> None:
