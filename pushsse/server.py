@@ -242,12 +242,12 @@ class Server(uvicorn.Server):
             if connection.transport.is_closing():
                 connection.transport.abort()
 
-    def _connections(self) -> "list[Connection]":
+    def _connections(self) -> "list[HttpConnection]":
         """Those that are open: each is a protocol of uvicorn's, or a stream that was handed over."""
-        return list(cast(set[Connection], self.server_state.connections))
+        return list(cast(set[HttpConnection], self.server_state.connections))
 
 
-class Connection(Protocol):
+class HttpConnection(Protocol):
     """What the server needs of the protocol of a connection."""
 
     transport: asyncio.Transport

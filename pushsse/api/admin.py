@@ -40,7 +40,7 @@ from pushsse.preferences.catalogue import (
     TypeView,
     is_reserved,
 )
-from pushsse.preferences.transfer import MOST_ROWS, Place, SwitchLine, Transfer
+from pushsse.preferences.transfer import MOST_ROWS, ExportPlace, SwitchLine, Transfer
 from pushsse.presence import Presence, Whereabouts
 from pushsse.retention import Forgetting
 from pushsse.stream.immediate import ANSWER_HEADERS
@@ -50,7 +50,7 @@ MOST_ASKED = 1_000
 _MOST_EXPORTED = 1000
 # For 500 rows with the longest names; reading far more rows would hold the event loop.
 _MOST_BYTES = 384 * 1024
-_place = msgspec.json.Decoder(Place)
+_place = msgspec.json.Decoder(ExportPlace)
 
 
 class KickView(Struct, frozen=True):
@@ -279,13 +279,13 @@ class TransferEndpoint:
         return json_response(await self.transfer.import_page(wanted.rows))
 
 
-def _written(place: Place) -> str:
+def _written(place: ExportPlace) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode(place)).decode()
 
 
-def _read_place(text: str | None) -> Place:
+def _read_place(text: str | None) -> ExportPlace:
     if text is None:
-        return Place()
+        return ExportPlace()
     try:
         return _place.decode(base64.urlsafe_b64decode(text))
     except (ValueError, binascii.Error, msgspec.DecodeError):

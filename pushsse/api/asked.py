@@ -20,7 +20,7 @@ from starlette.responses import Response
 from pushsse import strictjson
 from pushsse.api import HttpProblem, ProblemResponse, read_body
 from pushsse.api.identity import ASK, Identifier, Identity
-from pushsse.api.limits import CallLimit, FollowedReply, Place, Replies
+from pushsse.api.limits import CallLimit, FollowedReply, Replies, ReplyPlace
 from pushsse.api.questions import CONVERSATION, MAX_CONTEXT_BYTES, QUESTION_ID, QuestionRequest, refusing
 from pushsse.errors import CloseReason, InvalidInput, Violation
 from pushsse.questions import DataPart, KeptPart, Part, Question, SourcePart, StatusPart
@@ -108,7 +108,7 @@ class Asked:
         """Who is asking. Raises HttpProblem, Unavailable."""
         return await self.identifier.identify(request, ASK)
 
-    def holding(self, who: Identity) -> AbstractContextManager[Place]:
+    def holding(self, who: Identity) -> AbstractContextManager[ReplyPlace]:
         """Room for one more followed answer, to be asked for first. Raises HttpProblem 429 and 503."""
         return self.replies.hold(who.user)
 
@@ -182,7 +182,7 @@ class Asked:
                 await self.questions.cancel(who.user, question.id)
 
     def stream(
-        self, question: Question, who: Identity, teller: Teller, place: Place, headers: Mapping[str, str]
+        self, question: Question, who: Identity, teller: Teller, place: ReplyPlace, headers: Mapping[str, str]
     ) -> Response:
         """The response that follows a question to its end."""
         return FollowedReply(self.frames(question, who, teller), place, headers)

@@ -2,7 +2,7 @@
 answers one may follow in replies at a time.
 
 The endpoints of questions and switches call `CallLimit.spend`; the backplane counts, for all nodes together.
-Whoever answers with an answer that grows holds a `Place` of `Replies` meanwhile, which this process counts.
+Whoever answers with an answer that grows holds a place among `Replies` meanwhile, which this process counts.
 The fields are those of draft-ietf-httpapi-ratelimit-headers-10: structured fields (RFC 9651), in which `q` is
 the quota, `w` the window in seconds, `r` what remains, and `t` the seconds until the quota is whole again.
 """
@@ -12,13 +12,12 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from pushsse.api import HttpProblem
-from pushsse.backplane import Uses
+from pushsse.backplane import Backplane
 from pushsse.errors import CloseReason
 from pushsse.stream.frame import BUSY_RETRY_MS, STREAM_HEADERS
 
@@ -32,14 +31,6 @@ FIELDS = {
 }
 
 
-class CountsUses(Protocol):
-    """Counts what is used, for all nodes together; the backplane does it."""
-
-    async def use(self, name: str, *, window_ms: int) -> Uses:
-        """Counts one use, in a window that begins with the first."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class CallLimit:
     """At most `quota` calls a minute by one person; 0: no limit. `limited` counts those above it."""
@@ -47,7 +38,7 @@ class CallLimit:
     name: str
     quota: int
     what: str
-    uses: CountsUses
+    uses: Backplane
     limited: Counter[str]
 
     async def spend(self, user: str) -> Mapping[str, str]:
@@ -95,7 +86,7 @@ class Replies:
         self.count = 0
 
     @contextmanager
-    def hold(self, user: str) -> "Iterator[Place]":
+    def hold(self, user: str) -> "Iterator[ReplyPlace]":
         """Room for one more while the context lasts, or longer where a `FollowedReply` is made of it.
 
         Enter it before anything is looked up or asked. Raises HttpProblem 429 and 503.
@@ -113,7 +104,7 @@ class Replies:
             raise HttpProblem(429, CloseReason.TOO_MANY_STREAMS.code, detail, headers)
         self._held[user] += 1
         self.count += 1
-        place = Place(self, user)
+        place = ReplyPlace(self, user)
         try:
             yield place
         finally:
@@ -121,14 +112,14 @@ class Replies:
                 place.free()
 
     def free(self, user: str) -> None:
-        """One of this person's has ended; `Place` says so, once."""
+        """One of this person's has ended; `ReplyPlace` says so, once."""
         self.count -= 1
         self._held[user] -= 1
         if not self._held[user]:
             del self._held[user]
 
 
-class Place:
+class ReplyPlace:
     """The room that one reply has."""
 
     def __init__(self, replies: Replies, user: str) -> None:
@@ -148,7 +139,9 @@ class Place:
 class FollowedReply(EventSourceResponse):
     """A reply that streams an answer, and frees its place when it has ended or its client has left."""
 
-    def __init__(self, frames: AsyncGenerator[bytes, None], place: Place, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, frames: AsyncGenerator[bytes, None], place: ReplyPlace, headers: Mapping[str, str]
+    ) -> None:
         super().__init__(frames, headers={**STREAM_HEADERS, **headers}, ping=0, send_timeout=_SEND_TIMEOUT_S)
         self._place = place
         place.streams = True

@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from pushsse.api import HttpProblem, Query, json_response, parameter_problem, read_json
 from pushsse.api.identity import ADMIN, ANSWER, ANY, ASK, EVERY_SCOPE, Identifier, Identity
-from pushsse.api.limits import CallLimit, FollowedReply, Place, Replies
+from pushsse.api.limits import CallLimit, FollowedReply, Replies, ReplyPlace
 from pushsse.errors import InvalidInput, Overloaded, Violation
 from pushsse.event import Publication, encode
 from pushsse.outcomes import Outcomes
@@ -327,12 +327,12 @@ class QuestionsEndpoint:
         """Turns what asking raises into problems; their responses get `fields`, too."""
         return refusing(self.limit, fields)
 
-    def _holding(self, request: Request, who: Identity) -> "AbstractContextManager[Place | None]":
+    def _holding(self, request: Request, who: Identity) -> "AbstractContextManager[ReplyPlace | None]":
         """Room for the answer in the reply, where it is wanted there. Raises HttpProblem 429 and 503."""
         return self.reply.replies.hold(who.user) if _wants_stream(request) else nullcontext()
 
     def _accepted(
-        self, question: Question, who: Identity, fields: Mapping[str, str], place: Place | None
+        self, question: Question, who: Identity, fields: Mapping[str, str], place: ReplyPlace | None
     ) -> Response:
         headers = {"location": f"/v1/questions/{question.id}", **fields}
         if place is not None:
@@ -485,7 +485,7 @@ class StreamedReply:
     heartbeat_s: float = 15.0
 
     def response(
-        self, question: Question, who: Identity, place: Place, headers: Mapping[str, str]
+        self, question: Question, who: Identity, place: ReplyPlace, headers: Mapping[str, str]
     ) -> Response:
         """The response; when its client leaves, the answer goes on without it."""
         return FollowedReply(self.frames(question, who), place, headers)

@@ -19,6 +19,8 @@ from pushsse.event import MAX_FRAME_BYTES, Publication, encode
 # that a node that was paused meanwhile can't begin it again.
 ANSWER_KEEP_MS = 600_000
 MOST_ANSWERS = 20_000
+# The events with which an answer ends.
+ENDINGS = frozenset({"answer", "answer.error"})
 # The text of one delta, as JSON: beside it the frame has names, ids and its position.
 _MOST_TEXT_BYTES = MAX_FRAME_BYTES - 1024
 _json = msgspec.json.Encoder()

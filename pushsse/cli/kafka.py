@@ -31,7 +31,7 @@ from pushsse.intake.sources import format_of, sources, topics
 from pushsse.kafka import Record, connection
 from pushsse.kafka.dead_letters import RESEND_BATCH, DeadLetter, DeadLetterTopic, Sent, place_of
 from pushsse.kafka.producer import Producer
-from pushsse.kafka.reading import Reader, reader
+from pushsse.kafka.reading import TopicReader, reader
 from pushsse.logs import shown
 from pushsse.metrics import Metrics
 from pushsse.settings import DLQ_SUFFIX, FORMATS, KafkaMap, KafkaSource, Settings
@@ -158,7 +158,7 @@ async def _try(settings: Settings, names: Sequence[str], how: _How) -> None:
             await _try_topic(kafka, settings, topic, how)
 
 
-async def _try_topic(kafka: Reader, settings: Settings, topic: str, how: _How) -> None:
+async def _try_topic(kafka: TopicReader, settings: Settings, topic: str, how: _How) -> None:
     with busy(f"reading {topic}"):
         records = await kafka.last(topic, how.limit)
     decode, proposed = _decode(settings, topic, records, how.format)

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 
 from pushsse.backplane import BROADCAST, Backplane, log_of
-from pushsse.backplane.answers import SoFar
+from pushsse.backplane.answers import ENDINGS, SoFar
 from pushsse.errors import CloseReason
 from pushsse.event import Publication
 from pushsse.hub.growing import GrowingAnswers, Step
@@ -57,9 +57,6 @@ class NoRules:
     def changed_since(self, name: str, revision: int) -> bool:
         """Never."""
         return False
-
-
-ENDINGS = frozenset({"answer", "answer.error"})
 
 
 class Shard:

@@ -133,7 +133,7 @@ class CloudEventsFormat:
         return draft if cloud.expires_ms is None else cloud.ending(draft)
 
 
-Place = Callable[[str], str]
+PlaceOf = Callable[[str], str]
 
 
 def _in_json(name: str) -> str:
@@ -152,7 +152,7 @@ class _Read(NamedTuple):
     """The attributes and data of a record, how errors name them, and the headers of a binary one."""
 
     attributes: _Attributes
-    place: Place
+    place: PlaceOf
     media: str = ""
     headers: Sequence[tuple[str, bytes]] | None = None
     trace: str = ""
@@ -254,7 +254,7 @@ def _utf8(name: str, content: bytes) -> str:
         ) from None
 
 
-def _check_required(found: _Attributes, place: Place) -> None:
+def _check_required(found: _Attributes, place: PlaceOf) -> None:
     if found.specversion == "1.0" and found.id and found.source and found.type:
         return
     for name in _REQUIRED:
@@ -268,7 +268,7 @@ def _check_required(found: _Attributes, place: Place) -> None:
 
 def _cloud_event(
     found: _Attributes,
-    place: Place,
+    place: PlaceOf,
     *,
     at: datetime,
     said: Mapping[str, object],
@@ -323,7 +323,7 @@ _MEMBERS = {
 }
 
 
-def _renamed(violation: Violation, place: Place, said: Mapping[str, object]) -> Violation:
+def _renamed(violation: Violation, place: PlaceOf, said: Mapping[str, object]) -> Violation:
     """The attribute in the place of the member that it became."""
     member, rest = violation.at.removeprefix("$.").partition(".")[0].partition("[")[0], violation.at
     if member in said or member not in _MEMBERS or not rest.startswith("$."):
@@ -340,14 +340,14 @@ def _visible_id(source: str, event_id: str) -> str:
     return sha256(f"{len(source)}|{name}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _audience(given: str | Sequence[str] | None, place: Place) -> object:
+def _audience(given: str | Sequence[str] | None, place: PlaceOf) -> object:
     if not given:
         detail = "is missing, and so is a map with `to`: nothing says for whom the event is"
         raise InvalidInput(Violation(place("pushsseto"), detail))
     return audience(given, place("pushsseto")) if isinstance(given, str) else {"users": list(given)}
 
 
-def _expiring(found: _Attributes, place: Place, at: datetime, members: dict[str, object]) -> int:
+def _expiring(found: _Attributes, place: PlaceOf, at: datetime, members: dict[str, object]) -> int:
     """Sets how long the event is worth anything; its end in milliseconds."""
     end = _time(found.expirytime, place("expirytime"))
     begin = _time(found.time, place("time")) if found.time else at
@@ -372,7 +372,7 @@ def _time(text: object, where: str) -> datetime:
         ) from None
 
 
-def _message(found: _Attributes, place: Place) -> bytes:
+def _message(found: _Attributes, place: PlaceOf) -> bytes:
     """The data as JSON; null without any."""
     if found.data_base64:
         try:

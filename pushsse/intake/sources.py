@@ -38,7 +38,7 @@ Function = Callable[[Record], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class TopicSource:
     """Topics that are read alike."""
 
     name: str
@@ -51,9 +51,9 @@ class Sources:
     """A format for each topic; counts what becomes of the records. `now_ms` is the log's clock."""
 
     topics: Topics
-    sources: Sequence[Source]
+    sources: Sequence[TopicSource]
     now_ms: Callable[[], int]
-    _by_topic: dict[str, Source] = field(default_factory=dict, init=False)
+    _by_topic: dict[str, TopicSource] = field(default_factory=dict, init=False)
 
     def __call__(self, record: Record, owner: str) -> Made | None:
         """As the format of the record's topic has it."""
@@ -74,7 +74,7 @@ class Sources:
             source.counts.mapped += 1
         return made
 
-    def of(self, topic: str) -> Source:
+    def of(self, topic: str) -> TopicSource:
         """The source of a topic that is read."""
         place = self.topics.group_of(topic)
         assert place is not None, topic
@@ -99,9 +99,11 @@ def topics(settings: Settings) -> Topics:
 
 def sources(settings: Settings, *, metrics: Metrics, drafter: Drafter, now_ms: Callable[[], int]) -> Sources:
     """Raises SettingsError for a table whose format can't be made; it names the table and the key."""
-    made = [Source(settings.kafka_topic, PushsseFormat(metrics=metrics, drafter=drafter), SourceCounts())]
+    made = [
+        TopicSource(settings.kafka_topic, PushsseFormat(metrics=metrics, drafter=drafter), SourceCounts())
+    ]
     made += [
-        Source(each.label, format_of(each, metrics=metrics, drafter=drafter), SourceCounts())
+        TopicSource(each.label, format_of(each, metrics=metrics, drafter=drafter), SourceCounts())
         for each in settings.kafka
     ]
     metrics.sources = {each.name: each.counts for each in made}

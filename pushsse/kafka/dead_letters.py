@@ -24,7 +24,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from pushsse.kafka import Connection, Record, Topics, stop
 from pushsse.kafka.producer import Outgoing, Producer, RecordRefused
-from pushsse.kafka.reading import Reader
+from pushsse.kafka.reading import TopicReader
 from pushsse.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -248,7 +248,7 @@ class DeadLetterTopic:
     """One dead-letter topic; `source` alone, where it is that of several. Its calls raise OSError."""
 
     connection: Connection
-    reader: Reader
+    reader: TopicReader
     topic: str
     group: str
     source: str | None = None

@@ -25,7 +25,7 @@ _FARTHER = (1, 10, 100)
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class TopicReader:
     """A consumer without a group. What it does raises OSError where Kafka can't be asked."""
 
     consumer: AIOKafkaConsumer
@@ -90,7 +90,7 @@ class Reader:
 
 
 @asynccontextmanager
-async def reader(connection: Connection) -> AsyncIterator[Reader]:
+async def reader(connection: Connection) -> AsyncIterator[TopicReader]:
     """A reader that is connected. Raises OSError."""
     consumer = connection.consumer(None)
     try:
@@ -98,7 +98,7 @@ async def reader(connection: Connection) -> AsyncIterator[Reader]:
             async with asyncio.timeout(_START_S):
                 await consumer.start()
         async with connection.admin() as admin:
-            yield Reader(consumer, admin)
+            yield TopicReader(consumer, admin)
     finally:
         await stop(consumer)
 

@@ -36,7 +36,7 @@ class SwitchLine(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     category: Category = ""
 
 
-class Place(NamedTuple):
+class ExportPlace(NamedTuple):
     """Where an export goes on: after one line of the types', or of the categories'."""
 
     kind: Literal["type", "category"] = "type"
@@ -48,7 +48,7 @@ class ExportPage(NamedTuple):
     """Some lines, in the order of people's names, and where the rest begins."""
 
     lines: tuple[SwitchLine, ...]
-    next: Place | None
+    next: ExportPlace | None
 
 
 class Imported(Struct, frozen=True):
@@ -156,7 +156,7 @@ class Transfer:
         self._store = store
         self._preferences = preferences
 
-    async def export(self, after: Place, *, limit: int) -> ExportPage:
+    async def export(self, after: ExportPlace, *, limit: int) -> ExportPage:
         """The lines after a place: all of types, then all of categories."""
         is_type = after.kind == "type"
         statement = _TYPES if is_type else _CATEGORIES
@@ -166,8 +166,8 @@ class Transfer:
             for user, name, on in found
         )
         if len(found) == limit:
-            return ExportPage(lines, Place(after.kind, found[-1].user, found[-1].name))
-        return ExportPage(lines, Place("category") if is_type else None)
+            return ExportPage(lines, ExportPlace(after.kind, found[-1].user, found[-1].name))
+        return ExportPage(lines, ExportPlace("category") if is_type else None)
 
     async def import_page(self, lines: Sequence[SwitchLine]) -> Imported:
         """Imports some lines, of which the last one counts where several are about the same.

@@ -77,7 +77,7 @@ class Answering:
         return True
 
     @contextmanager
-    def turn(self, user: str) -> "Iterator[Turn | None]":
+    def slot(self, user: str) -> "Iterator[Slot | None]":
         """Room to answer a question of a person at once, kept while it is being stored; None: no room.
 
         It overtakes no other question: one that waits is over a limit that leaves no room here either.
@@ -85,15 +85,15 @@ class Answering:
         if self._group is None or not self.queue.take(user):
             yield None
             return
-        turn = Turn(self, user)
+        slot = Slot(self, user)
         try:
-            yield turn
+            yield slot
         finally:
-            if not turn.has_begun:
+            if not slot.has_begun:
                 self._over(user)
 
     def begin(self, question: Question) -> None:
-        """Answers a question that has its turn; `Turn` calls it."""
+        """Answers a question that has a slot; `Slot` calls it."""
         if self._group is None:
             # It has stopped meanwhile: as any other question it waits until this node runs again.
             self.queue.done(question.user)
@@ -359,7 +359,7 @@ class _Telling:
             self._task.cancel()
 
 
-class Turn:
+class Slot:
     """Room for one question of a person to be answered."""
 
     def __init__(self, answering: Answering, user: str) -> None:

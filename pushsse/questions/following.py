@@ -18,7 +18,7 @@ import msgspec
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
-from pushsse.backplane.answers import Place, SoFar, deltas_since, units
+from pushsse.backplane.answers import ENDINGS, Place, SoFar, deltas_since, units
 from pushsse.errors import CloseReason, DatabaseUnavailable, Unavailable
 from pushsse.event import Publication
 from pushsse.questions import KeptPart, Part, Question, StatusPart
@@ -32,7 +32,6 @@ from pushsse.questions.events import (
 )
 from pushsse.questions.service import Questions
 
-ENDINGS = frozenset({"answer", "answer.error"})
 _LOOK_S = 2.0
 _TICK_S = 0.5
 # How often, and for how long, the end is looked for that was heard: the database may be away just then.

@@ -10,12 +10,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Protocol
 
 import msgspec
 from ulid import ULID
 
-from pushsse.backplane import Backplane, Topic, Uses
+from pushsse.backplane import Backplane, Topic
 from pushsse.backplane.answers import SoFar
 from pushsse.errors import DatabaseUnavailable, InvalidInput, Overloaded, Violation
 from pushsse.metrics import Metrics
@@ -73,14 +72,6 @@ class Asking:
         return sha256(msgspec.json.encode(said, order="deterministic")).hexdigest()
 
 
-class CountsUses(Protocol):
-    """Counts what is used, for all nodes together; the backplane does it."""
-
-    async def use(self, name: str, *, window_ms: int) -> Uses:
-        """Counts one use, in a window that begins with the first."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Questions:
     """The questions of all people, from this node."""
@@ -88,7 +79,7 @@ class Questions:
     life: Life
     answering: Answering
     sweeper: "Sweeper"
-    uses: CountsUses
+    uses: Backplane
     node: str
     timeout_s: float
     most_open: int = 20
@@ -123,14 +114,14 @@ class Questions:
         question = self._new(user, asking, conversation)
         # An isolated node stores the question without a lease: another node answers it.
         ours = not self.answering.resting
-        with self.answering.turn(user) as turn:
-            if turn is not None:
+        with self.answering.slot(user) as slot:
+            if slot is not None:
                 question = msgspec.structs.replace(question, status="answering")
             stored = await self._stored(question, asking, idempotency_key, leased=ours)
             if stored.id != question.id:
                 return stored
-            if turn is not None and stored.is_open:
-                turn.begin(stored)
+            if slot is not None and stored.is_open:
+                slot.begin(stored)
             elif ours and stored.is_open:
                 # Without room for it now, a sweep takes it over when its lease has lapsed.
                 self.answering.put(stored)

@@ -14,7 +14,7 @@ from pushsse.people import StateTable
 from pushsse.preferences import Preferences
 from pushsse.preferences.catalogue import CatalogueStore, TypeRules
 from pushsse.preferences.store import PreferenceStore
-from pushsse.preferences.transfer import Imported, Place, SwitchLine, Transfer
+from pushsse.preferences.transfer import ExportPlace, Imported, SwitchLine, Transfer
 
 pytestmark = pytest.mark.anyio
 SHARDS = 4
@@ -38,7 +38,7 @@ async def transfer(database: Database, store: PreferenceStore, log: MemoryBackpl
 
 async def everything(transfer: Transfer, *, limit: int) -> list[SwitchLine]:
     found: list[SwitchLine] = []
-    place: Place | None = Place()
+    place: ExportPlace | None = ExportPlace()
     while place is not None:
         page = await transfer.export(place, limit=limit)
         assert len(page.lines) <= limit

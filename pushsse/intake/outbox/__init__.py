@@ -39,7 +39,7 @@ from pushsse.intake.outbox.tables import (
     BUCKETS,
     CHANNEL,
     Bucket,
-    Ended,
+    EndedRows,
     Holding,
     OutboxTables,
     Row,
@@ -72,7 +72,7 @@ _json = msgspec.json.Encoder()
 _raw = msgspec.json.Decoder(msgspec.Raw)
 
 
-class Fences(Protocol):
+class BucketFences(Protocol):
     """The part of `pushsse.backplane.Backplane` that knows partitions, which buckets are here."""
 
     async def claim(self, topic: str, partition: int, owner: str) -> None: ...
@@ -115,7 +115,7 @@ class Outbox:
         node: str,
         drafter: Drafter,
         dispatcher: Dispatches,
-        fences: Fences,
+        fences: BucketFences,
         metrics: Metrics,
         pace: OutboxPace | None = None,
     ) -> None:
@@ -171,7 +171,7 @@ class _Taker:
         *,
         drafter: Drafter,
         dispatcher: Dispatches,
-        fences: Fences,
+        fences: BucketFences,
         metrics: Metrics,
         pace: OutboxPace,
         woken: asyncio.Event,
@@ -333,10 +333,10 @@ class _Taker:
 
     async def _take(self) -> Sequence[Row]:
         """Ends what is in hand, and takes the next rows."""
-        ended: dict[int, Ended] = {}
+        ended: dict[int, EndedRows] = {}
         for held in self._held.values():
             if held.done or held.dead:
-                ended[held.number] = Ended(held.done, held.dead)
+                ended[held.number] = EndedRows(held.done, held.dead)
         # Which comes first among buckets with as many rows doesn't matter: each gets its turn in each round.
         busy = sum(held.has_rows for held in self._held.values())
         most = self._source.batch

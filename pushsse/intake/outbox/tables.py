@@ -359,7 +359,7 @@ class _Statements:
         self.rights, self.triggered, self.buckets = map(made, (_RIGHTS, _TRIGGERED, _BUCKETS))
 
 
-class Ended(NamedTuple):
+class EndedRows(NamedTuple):
     """What became of the rows in hand: those that the log has, and those that can't be events, and why."""
 
     done: Sequence[int] = ()
@@ -404,7 +404,7 @@ class OutboxTables:
         self,
         taker: str,
         holdings: Sequence[Holding],
-        ended: Mapping[int, Ended],
+        ended: Mapping[int, EndedRows],
         *,
         most: int,
         most_of_one: int,
