@@ -44,9 +44,10 @@ from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.catalogue import CatalogueStore, declared
 from pushsse.preferences.store import PreferenceStore
 from pushsse.presence import Presence, SeenTable
+from pushsse.questions.answerers import Answerer
 from pushsse.questions.answerers.configured import configured
 from pushsse.questions.life import QuestionPace
-from pushsse.questions.service import assemble_questions
+from pushsse.questions.service import Questions, assemble_questions
 from pushsse.questions.store import QuestionStore
 from pushsse.retention import Forgetting, Retention
 from pushsse.settings import OutboxSource, Settings, variable
@@ -81,21 +82,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
     )
     answerer_parts = configured(settings, metrics)
     question_store = QuestionStore(database)
-    questions = assemble_questions(
-        question_store,
-        backplane,
-        answerer_parts.answerer,
-        node=settings.node,
-        timeout_s=settings.answer_timeout_s,
-        metrics=metrics,
-        pace=QuestionPace(
-            keep_s=settings.handover_keep_s,
-            stall_s=settings.answer_stall_s,
-            longest_s=settings.answer_longest_s,
-        ),
-        unsure_hands_over=settings.handover_unsure == "on",
-        has_answerer=bool(settings.answerers) or settings.people_answer_all,
-    )
+    questions = _questions(settings, question_store, backplane, answerer_parts.answerer, metrics)
     people = StoredPeople(StateTable(database), preferences, questions)
     kicked = Kicked()
     hub_parts = assemble_hub(
@@ -228,6 +215,27 @@ def _log_file(database_url: str) -> Path | None:
     scheme, _, rest = database_url.partition("://")
     name = rest.partition("?")[0]
     return Path(f"{name}-log") if scheme == "sqlite" and name and name != ":memory:" else None
+
+
+def _questions(
+    settings: Settings, store: QuestionStore, backplane: Backplane, answerer: Answerer, metrics: Metrics
+) -> Questions:
+    """Questions, answered by what the settings name."""
+    return assemble_questions(
+        store,
+        backplane,
+        answerer,
+        node=settings.node,
+        timeout_s=settings.answer_timeout_s,
+        metrics=metrics,
+        pace=QuestionPace(
+            keep_s=settings.handover_keep_s,
+            stall_s=settings.answer_stall_s,
+            longest_s=settings.answer_longest_s,
+        ),
+        unsure_hands_over=settings.handover_unsure == "on",
+        has_answerer=bool(settings.answerers) or settings.people_answer_all,
+    )
 
 
 def _limits(settings: Settings) -> StreamLimits:

@@ -147,7 +147,13 @@ def _operation(call: Call, schema: Mapping[type, Any]) -> dict[str, Any]:
     if call.bodies:
         content = _content(call, call.bodies.items(), schema)
         operation["requestBody"] = {"required": call.needs_body, "content": content}
-    responses = operation["responses"]
+    operation["responses"] = _responses(call, schema, has_parameters=bool(path_parameters))
+    return operation
+
+
+def _responses(call: Call, schema: Mapping[type, Any], *, has_parameters: bool) -> dict[str, Any]:
+    """By status; with parameters in the path, a 404 is one of them: what a parameter can't be is no path."""
+    responses: dict[str, Any] = {}
     for (status, media), kind in call.answers.items():
         response = responses.setdefault(str(status), {"description": HTTPStatus(status).phrase})
         if media:
@@ -156,16 +162,15 @@ def _operation(call: Call, schema: Mapping[type, Any]) -> dict[str, Any]:
                 # OpenAPI 3.1 has no word for a stream of events.
                 told = STREAM_EVENTS if call.name == "stream" else QUESTION_EVENTS
                 response["content"][media]["x-events"] = {name: schema[event] for name, event in told.items()}
-    # What a path's parameter can't be is no path.
     media, kind = (MEDIA_TYPE, Problem) if call.foreign is None else (JSON, call.foreign.body)
-    for status in sorted({*call.problems, *([404] if path_parameters else [])}):
+    for status in sorted({*call.problems, *([404] if has_parameters else [])}):
         content = {media: {"schema": schema[kind], "example": _problem(call, status)}}
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": content}
     if call.counted:
         headers = {name: {"description": text, "schema": {"type": "string"}} for name, text in FIELDS.items()}
         for counted in (*(status for status, _ in call.answers), 429):
             responses[str(counted)]["headers"] = headers
-    return operation
+    return responses
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:

@@ -301,7 +301,7 @@ class Replay:
         among these entries, or the node has heard it and remembers. Stops at `most` found ones, and where
         they have `most_bytes` (0: any). With `tells`, the person gets what is found.
         """
-        person, name = cursor.person, cursor.person.name
+        name = cursor.person.name
         (b_epoch, b_number), (s_epoch, s_number) = cursor.position
         found: list[Found] = []
         looked_at = size = 0
@@ -328,26 +328,10 @@ class Replay:
                 if publication.change is not None:
                     cursor.switched(Off(frozenset(publication.change.after), publication.change.revision))
                     replaced.forget()
-                if self.expired(publication.expires_ms):
-                    self._hub.metrics.expired += 1
-                    if outcomes is not None:
-                        outcomes.reached(publication, name, EXPIRED, at_ms)
-                # Guarantee 3: on when it was published, and on now.
-                elif publication.switchable and (
-                    publication.name in person.off
-                    or (
-                        publication.name in cursor.off.types
-                        and self._hub.was_off(publication.name, cursor.off)
-                    )
-                ):
-                    self._hub.metrics.suppressed += 1
-                    if outcomes is not None:
-                        outcomes.reached(publication, name, SWITCHED_OFF, at_ms)
-                elif publication.collapse and replaced.has(entry, looked_at - 1):
-                    self._hub.metrics.replaced += 1
-                else:
-                    if outcomes is not None:
-                        outcomes.reached(publication, name, WRITTEN, at_ms)
+                became = self._became(cursor, entry, replaced, looked_at - 1)
+                if outcomes is not None and became:
+                    outcomes.reached(publication, name, became, at_ms)
+                if became == WRITTEN:
                     found.append(
                         Found(publication, Position(Mark(b_epoch, b_number), Mark(s_epoch, s_number)))
                     )
@@ -358,6 +342,24 @@ class Replay:
                 break
         cursor.position = Position(Mark(b_epoch, b_number), Mark(s_epoch, s_number))
         return Passed(found, looked_at)
+
+    def _became(self, cursor: Cursor, entry: Entry, replaced: "_Replaced", index: int) -> str:
+        """What becomes of an entry for the cursor's person, and counts it; "" if a newer one replaces it."""
+        publication, metrics = entry.publication, self._hub.metrics
+        if self.expired(publication.expires_ms):
+            metrics.expired += 1
+            return EXPIRED
+        # Guarantee 3: on when it was published, and on now.
+        if publication.switchable and (
+            publication.name in cursor.person.off
+            or (publication.name in cursor.off.types and self._hub.was_off(publication.name, cursor.off))
+        ):
+            metrics.suppressed += 1
+            return SWITCHED_OFF
+        if publication.collapse and replaced.has(entry, index):
+            metrics.replaced += 1
+            return ""
+        return WRITTEN
 
     def is_current(self, cursor: Cursor) -> bool:
         """Whether a cursor is where the node is, so that nothing is left to read."""

@@ -317,27 +317,20 @@ class PreferenceStore:
             quiet_hours = await _new_schedule(session, user, schedule)
             chosen = [row.wish(wanted) for row in rows]
             await _choose(user, rows, wanted)
-            changed = {
-                new.name: new.enabled
-                for old, new in zip(rows, chosen, strict=True)
-                if old.enabled != new.enabled
-            }
-            hidden = {row.name for row in rows if row.hidden}
             categories = _categories(rows)
-            changed_categories = {
-                name: on for name, on in wanted.categories.items() if categories.get(name) != on
-            }
-            if changed or changed_categories or quiet_hours is not None:
-                change = PendingChange(
-                    user,
-                    version + 1,
-                    {name: on for name, on in changed.items() if name not in hidden},
-                    tuple(sorted(row.name for row in rows if not row.enabled)),
-                    tuple(sorted(row.name for row in chosen if not row.enabled)),
-                    revision,
-                    changed_categories,
-                    quiet_hours,
-                )
+            switched = {name: on for name, on in wanted.categories.items() if categories.get(name) != on}
+            changed = (new for old, new in zip(rows, chosen, strict=True) if old.enabled != new.enabled)
+            change = PendingChange(
+                user,
+                version + 1,
+                {row.name: row.enabled for row in changed if not row.hidden},
+                tuple(sorted(row.name for row in rows if not row.enabled)),
+                tuple(sorted(row.name for row in chosen if not row.enabled)),
+                revision,
+                switched,
+                quiet_hours,
+            )
+            if change.before != change.after or switched or quiet_hours is not None:
                 await _number(change)
             return await _pending(user)
 

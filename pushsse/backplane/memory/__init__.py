@@ -257,6 +257,8 @@ class MemoryBackplane(Backplane):
         # Also without a file, or they would pile up.
         dropped = log.take_dropped()
         if self._writer is not None and append.drafts:
+            fences = self._partitions.fences_of(append) if sourced else ()
+            remembered = self._seen.times_of(seen) if seen else ()
             self._writer.add(
                 LogUpdate(
                     append.log,
@@ -265,8 +267,8 @@ class MemoryBackplane(Backplane):
                     head.trimmed_ms,
                     appended,
                     dropped,
-                    self._partitions.fences_of(append) if sourced else (),
-                    self._seen.times_of(seen) if seen else (),
+                    fences,
+                    remembered,
                 )
             )
         return appended
