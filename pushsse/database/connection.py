@@ -10,9 +10,10 @@ import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager, suppress
 from datetime import UTC, datetime
 from enum import Enum
+from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
@@ -345,23 +346,12 @@ class Connections:
             self._client._pool = None
         await self._context.close_connections()
 
-    @asynccontextmanager
-    async def connected(self) -> AsyncIterator[Any]:
+    def connected(self) -> AbstractAsyncContextManager[Any]:
         """A driver's connection (aiosqlite's or asyncpg's) for the length of a block."""
         if self.sqlite:
-            async with self._client.acquire_connection() as raw:
-                yield raw
-            return
-        if self.route is not None and not self.route.known:
-            await self.route.recognise()
-        pool = self._client._pool
-        raw = await pool.acquire()
-        try:
-            yield raw
-        finally:
-            # After a cancelled query asyncpg waits here for the server to confirm; without a limit, for ever.
-            with suppress(asyncpg.InternalClientError):  # raised when `renew` cut it in the meantime
-                await pool.release(raw, timeout=_RELEASE_S)
+            found: AbstractAsyncContextManager[Any] = self._client.acquire_connection()
+            return found
+        return _Pooled(self._client, self.route)
 
     @asynccontextmanager
     async def begun(self, raw: Any) -> AsyncIterator[None]:
@@ -411,6 +401,32 @@ class Connections:
     @property
     def _migrated(self) -> BaseDBAsyncClient:
         return self._context.connections.get(self._client.connection_name)
+
+
+class _Pooled:
+    """A connection of asyncpg's pool. A class, since each statement takes one: see `database._Guard`."""
+
+    __slots__ = ("_client", "_pool", "_raw", "_route")
+
+    def __init__(self, client: Any, route: Route | None) -> None:
+        self._client = client
+        self._route = route
+        self._pool: Any = None
+        self._raw: Any = None
+
+    async def __aenter__(self) -> Any:
+        if self._route is not None and not self._route.known:
+            await self._route.recognise()
+        self._pool = self._client._pool
+        self._raw = await self._pool.acquire()
+        return self._raw
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After a cancelled query asyncpg waits here for the server to confirm; without a limit, for ever.
+        with suppress(asyncpg.InternalClientError):  # raised when `renew` cut it in the meantime
+            await self._pool.release(self._raw, timeout=_RELEASE_S)
 
 
 def _try_file(name: str, journal_mode: str) -> None:

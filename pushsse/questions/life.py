@@ -7,10 +7,10 @@ keeps them from being there twice. While an answer grows the backplane has it, a
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import TracebackType
 
 import msgspec
 
@@ -222,7 +222,7 @@ class Life:
             for log, users in by_log.items()
         ]
         if appends:
-            async with _in_time():
+            async with _InTime():
                 await self._backplane.publish(appends)
 
     async def begin(self, question: Question) -> Question:
@@ -331,7 +331,7 @@ class Life:
         try:
             # Memory has nothing to wait for as a rule, and then no time has to be limited.
             if self._backplane.publish_nowait((append,)) is None:
-                async with _in_time():
+                async with _InTime():
                     await self._backplane.publish((append,))
             if question.status == "handed_over":
                 waits = DeskEvent(question.conversation, "waiting", question.id)
@@ -362,14 +362,14 @@ class Life:
         """Drops the answers so far of questions that have ended since the last call."""
         over, self._over = self._over, {}
         try:
-            async with _in_time():
+            async with _InTime():
                 await self._backplane.end_answers(over)
         except BackplaneUnavailable as error:
             logger.info("%d answers so far are kept until they expire: %s", len(over), error)
 
     async def grow(self, growth: Growth) -> Grew:
         """Lets an answer grow in the backplane, which tells its person. Raises BackplaneUnavailable."""
-        async with _in_time():
+        async with _InTime():
             return await self._backplane.grow(growth)
 
     async def so_far(self, questions: Sequence[Question]) -> dict[str, SoFar]:
@@ -379,7 +379,7 @@ class Life:
         """
         found = {each.id: stored_so_far(each) for each in questions if each.status == "answering"}
         try:
-            async with _in_time():
+            async with _InTime():
                 kept = await self._backplane.so_far(list(found)) if found else {}
         except BackplaneUnavailable as error:
             logger.info("%d answers so far are read as they were last stored: %s", len(found), error)
@@ -408,7 +408,7 @@ class Life:
     async def _stop(self, question: Question) -> bool:
         """Tells the node that answers a question which has ended elsewhere; False if it can't be told."""
         try:
-            async with _in_time():
+            async with _InTime():
                 await self._backplane.notify(Topic.ENDED, f"{question.id} {question.attempt}")
         except BackplaneUnavailable as error:
             logger.info(
@@ -466,13 +466,29 @@ class Life:
         await self.store.lease(question_ids, owner=node, lease_s=0)
 
 
-@asynccontextmanager
-async def _in_time() -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(_PUBLISH_S):
-            yield
-    except TimeoutError:
-        raise BackplaneUnavailable(f"no answer within {_PUBLISH_S} s") from None
+class _InTime:
+    """The time limit of a call of the backplane. Raises BackplaneUnavailable.
+
+    A class, since each question takes it three times: a generator as a context costs as much again.
+    """
+
+    __slots__ = ("_limit",)
+
+    def __init__(self) -> None:
+        self._limit = asyncio.timeout(_PUBLISH_S)
+
+    async def __aenter__(self) -> None:
+        await self._limit.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._limit.__aexit__(kind, error, trace)
+        except TimeoutError as late:
+            error = late
+        if isinstance(error, TimeoutError):
+            raise BackplaneUnavailable(f"no answer within {_PUBLISH_S} s") from None
 
 
 def _nobody_hears(question: Question, code: str) -> None:

@@ -291,8 +291,11 @@ class Growing:
         at = [self._next_store] if self._unstored else []
         if self._untold is not None:
             at.append(time.monotonic() + _RETRY_S)
+        if not at:
+            await self._more.wait()
+            return
         try:
-            async with asyncio.timeout(max(0.0, min(at) - time.monotonic()) if at else None):
+            async with asyncio.timeout(max(0.0, min(at) - time.monotonic())):
                 await self._more.wait()
         except TimeoutError:
             pass

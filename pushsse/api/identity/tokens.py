@@ -30,7 +30,7 @@ from pushsse.hub.opening import Revocations
 
 # RFC 7518, 3.2: no shorter than the hash of HS256.
 SECRET_BYTES = 32
-REMEMBERED = 256
+REMEMBERED = 1_024
 # The end of the year 9999: what lies beyond it is no time for most libraries.
 _LAST_TIME = 253_402_300_799
 _HASHES = {"HS256": sha256, "HS384": sha384, "HS512": sha512}

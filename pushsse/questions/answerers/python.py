@@ -115,12 +115,13 @@ class PythonAnswerer:
             attempt=question.attempt,
         )
         answered = Answered(By("bot", self.name))
-        steps, turns = self.function(asked).__aiter__(), Turns()
+        steps, turns, has_ended = self.function(asked).__aiter__(), Turns(), False
         try:
             while True:
                 try:
                     yielded = await self._watch.step(steps.__anext__())
                 except StopAsyncIteration:
+                    has_ended = True
                     break
                 await turns.give_way()
                 piece = _understood(yielded, answered)
@@ -131,7 +132,8 @@ class PythonAnswerer:
                 if isinstance(piece, Unanswered | NotSure | HandOver):
                     return
         finally:
-            await self._close(steps)
+            if not has_ended:
+                await self._close(steps)
         yield answered
 
     async def run(self, answers: Answers) -> None:
