@@ -21,6 +21,9 @@ _HEADING = re.compile(r"^#+ +(.*?) *$", re.MULTILINE)
 # A path of this repository as docs write it: `hub/delivery.py`, `tests/questions/asked.toml`.
 _FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]*\.(?:py|lua|md|toml|c|conf|sql|js|yaml))`")
 
+# A module as docstrings and comments write it: `hub/delivery`, `kafka.consumer`.
+_MODULE = re.compile(r"`([a-z_]+)[/.]([a-z_]+)(?:\.\w+)?`")
+
 # Variables that aren't settings of the service: those of its clients, and of the tests.
 _OTHERS = {"PUSHSSE_URL", "PUSHSSE_TOKEN", "PUSHSSE_TOKEN_FILE", "PUSHSSE_CA", "PUSHSSE_PARTS_DIR"}
 
@@ -89,6 +92,35 @@ def test_files_that_a_page_names_exist(name: str) -> None:
     named = set(_FILE.findall(text(page)))
     missing = sorted(file for file in named if not any((place / file).is_file() for place in places))
     assert not missing, f"{name} names files that don't exist: {missing}"
+
+
+def test_modules_that_the_package_names_exist() -> None:
+    package = ROOT / "pushsse"
+    named = {
+        (file.relative_to(package).as_posix(), folder, name)
+        for file in package.rglob("*.py")
+        for folder, name in _MODULE.findall(file.read_text())
+        if (package / folder).is_dir()
+    }
+    assert len(named) > 10
+    missing = [each for each in named if not _is_in(package / each[1], each[2])]
+    assert not missing
+
+
+def _is_in(folder: Path, name: str) -> bool:
+    """Whether a package has a module or a folder of this name, or defines or imports it itself."""
+    face = folder / "__init__.py"
+    return any(folder.glob(f"{name}.*")) or (folder / name).is_dir() or f" {name}" in face.read_text()
+
+
+@pytest.mark.parametrize("name", ["docs/architecture.md", "docs/contributing.md"])
+def test_names_of_code_that_a_page_for_engineers_names_exist(name: str) -> None:
+    files = [*ROOT.glob("pushsse/**/*.py"), *ROOT.glob("tests/**/*.py"), ROOT / "pyproject.toml"]
+    code = {word for file in files if file != Path(__file__) for word in re.findall(r"\w+", file.read_text())}
+    named = set(re.findall(r"`([A-Za-z_]\w*)(?:\(\))?`", text(ROOT / name)))
+    assert len(named) > 20
+    missing = sorted(word for word in named if "_" in word or not word.islower() if word not in code)
+    assert not missing, f"{name} names what isn't in the code: {missing}"
 
 
 @pytest.mark.parametrize("name", PAGES)
