@@ -16,9 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from httpx_sse import ServerSentEvent
 
-from pushsse.cli.listen import Listener
 from pushsse.logs import visible
 from tests.cli.running import LIMIT_S, Served, environment, pushsse, served
 from tests.starting import start
@@ -96,12 +94,14 @@ def _written(terminal: int, until: str) -> str:
 
 @contextmanager
 def answering(status: int, body: object) -> Iterator[str]:
-    """A service that gives one answer to everything."""
+    """A service that gives one answer to everything; bytes are an event stream."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            content = json.dumps(body).encode()
+            content = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
+            if content is body:
+                self.send_header("content-type", "text/event-stream")
             self.send_header("content-length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -161,16 +161,14 @@ def test_a_pipe_gets_it_exact(published: Served) -> None:
     assert json.loads(lines[-2])["data"]["message"] == EVIL
 
 
-def test_numbers_keep_their_digits(capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_keep_their_digits(node: Served) -> None:
     message = '{"n":[0.1000,12345678901234567890.5,1e3,-0],"long":' + "9" * 5000 + "}"
-    event = ServerSentEvent("n", f'{{"id":"x","type":"n",\n"message":{message}}}', "p-1", None)
-    Listener({}, None, as_json=True)._hear(event)
-    assert (
-        capsys.readouterr().out
-        == f'{{"event":"n","data":{{"id":"x","type":"n", "message":{message}}},"id":"p-1"}}\n'
-    )
-    Listener({}, None, as_json=False)._hear(event)
-    assert message in capsys.readouterr().out
+    event = f'event: n\ndata: {{"id":"x","type":"n",\ndata: "message":{message}}}\nid: p-1\n\n'
+    with answering(200, event.encode()) as url:
+        as_json = node.run("listen", "--json", "--count", "1", "--url", url).stdout
+        text = node.run("listen", "--count", "1", "--url", url).stdout
+    assert as_json == f'{{"event":"n","data":{{"id":"x","type":"n", "message":{message}}},"id":"p-1"}}\n'
+    assert message in text
 
 
 def test_an_answer_keeps_its_lines_and_nothing_else(node: Served) -> None:
