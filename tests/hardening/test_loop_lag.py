@@ -52,7 +52,7 @@ class Turns:
 
 
 @pytest.fixture
-def turns(monkeypatch: pytest.MonkeyPatch) -> Iterator[Turns]:
+def turns(monkeypatch: pytest.MonkeyPatch) -> Turns:
     found = Turns()
     run: Callable[[Handle], None] = Handle._run  # every turn goes this way
 
@@ -65,8 +65,7 @@ def turns(monkeypatch: pytest.MonkeyPatch) -> Iterator[Turns]:
     # What the tests themselves hold isn't for the collector to walk.
     gc.collect()
     gc.freeze()
-    yield found
-    gc.unfreeze()
+    return found
 
 
 @pytest.fixture
