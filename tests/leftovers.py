@@ -7,8 +7,8 @@ from typing import Any
 class Leftovers:
     """Tells objects that are made from now on from what earlier tests left.
 
-    An earlier test may have failed or logged an error, and pytest keeps its frames. What is alive now is frozen:
-    the collector shows it no longer, and neither a collection nor a look goes through it.
+    An earlier test may have failed or logged an error, and pytest keeps its frames. What is alive now is
+    frozen: the collector shows it no longer, and neither a collection nor a look goes through it.
     """
 
     def __init__(self, *kinds: type) -> None:

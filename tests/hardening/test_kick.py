@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,7 +15,6 @@ import pytest
 
 from deploy.parts import Postgres
 from pushsse import api
-from pushsse.database import Database
 from pushsse.errors import CloseReason
 from pushsse.hub.opening import PersonState
 from pushsse.kicks import Kicked, KickedRow, KickTable
@@ -24,6 +22,7 @@ from pushsse.people import StoredPeople
 from pushsse.server import Http
 from pushsse.stream.immediate import ImmediateHttp
 from tests.backplane.redis_server import RedisServer
+from tests.migrated import migrated_in
 from tests.serving import Running, Stream, serving
 
 pytestmark = pytest.mark.anyio
@@ -264,8 +263,7 @@ async def test_all_nodes_end_the_streams_within_five_seconds(own_redis: RedisSer
 async def test_without_redis_the_other_node_learns_of_it_within_a_minute(
     own_redis: RedisServer, postgres_part: Postgres
 ) -> None:
-    url = await asyncio.to_thread(postgres_part.create_database, f"kick_{secrets.token_hex(6)}")
-    await migrate(url)
+    url = await asyncio.to_thread(migrated_in, postgres_part)
     async with two_nodes(own_redis, url) as (one, two):
         before = issued_now("ann")
         async with stream(one, before) as here, stream(two, before) as there:
@@ -285,11 +283,6 @@ async def test_without_redis_the_other_node_learns_of_it_within_a_minute(
                 assert [s.is_open for s in one.node.hub.subscribers] == [True]
             assert await status(one, before) == (401, "token_revoked")
             own_redis.thaw()
-
-
-async def migrate(url: str) -> None:
-    async with Database(url) as database:
-        await database.migrate()
 
 
 async def test_a_node_that_starts_knows_the_kicks_before_it_takes_streams(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """When a node takes itself for the only one that has lost Redis."""
 
 import asyncio
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from pushsse.node import Interruptible
 from pushsse.questions.service import Asking
 from pushsse.settings import load
 from pushsse.witness import AFTER_S, Isolation, Witness, WitnessTable
+from tests.migrated import migrated_in
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -119,9 +119,8 @@ async def test_the_service_leaves_and_comes_back(monkeypatch: pytest.MonkeyPatch
 async def test_nodes_hear_of_each_other_by_the_databases_clock(
     postgres_part: Postgres, anyio_backend: str
 ) -> None:
-    url = await asyncio.to_thread(postgres_part.create_database, f"test_{secrets.token_hex(6)}")
+    url = await asyncio.to_thread(migrated_in, postgres_part)
     async with Database(url, timeout_s=10) as database:
-        await database.migrate()
         one, other = WitnessTable(database, node="one"), WitnessTable(database, node="other")
         await one.report()
         await one.report()

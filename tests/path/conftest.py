@@ -8,6 +8,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from deploy.parts import Kafka, Postgres
 from tests.backplane.redis_server import RedisServer
+from tests.migrated import migrated_in
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +27,8 @@ def redis_url(redis_server: RedisServer) -> str:
 
 @pytest.fixture
 def postgres_url(postgres_part: Postgres) -> str:
-    return postgres_part.create_database(f"path_{secrets.token_hex(6)}")
+    """A database that has all tables."""
+    return migrated_in(postgres_part)
 
 
 @pytest.fixture

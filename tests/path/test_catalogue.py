@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from pushsse.database import Database
 from tests.serving import Running, serving
 from tests.waiting import eventually
 
@@ -18,8 +17,6 @@ FILE = [{"name": "law", "mandatory": True}, {"name": "promo", "category": "marke
 
 @pytest.fixture
 async def nodes(redis_url: str, postgres_url: str, tmp_path: Path) -> AsyncIterator[tuple[Running, Running]]:
-    async with Database(postgres_url) as database:
-        await database.migrate()
     given: dict[str, Any] = {"redis_url": redis_url, "database_url": postgres_url, "types": FILE}
     async with serving(tmp_path, node="one", **given) as one, serving(tmp_path, node="two", **given) as two:
         await one.until_known("law", "promo")

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from pushsse.database import Database
 from tests.serving import LIMIT_S, Running, Stream, serving
 from tests.waiting import eventually
 
@@ -89,8 +88,6 @@ async def pair(
         "kafka_group": topic,
         "kafka_start": "earliest",
     }
-    async with Database(postgres_url) as database:
-        await database.migrate()
     async with AsyncExitStack() as stack:
         nodes = [
             await stack.enter_async_context(serving(tmp_path, node=name, **shared))

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
@@ -14,10 +13,10 @@ import asyncpg
 import pytest
 
 from deploy.parts import Postgres
-from pushsse.database import Database
 from pushsse.intake.outbox.tables import sql
 from tests.backplane.redis_server import RedisServer
 from tests.cli.running import process
+from tests.migrated import migrated_in
 from tests.parts import running
 from tests.serving import Running, Stream, serving
 from tests.waiting import eventually
@@ -35,9 +34,7 @@ def own_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]
 @pytest.fixture
 async def shared(own_postgres: Postgres, redis_url: str, anyio_backend: str) -> dict[str, Any]:
     """The settings of all nodes, over a database that has all tables."""
-    url = await asyncio.to_thread(own_postgres.create_database, f"outbox_{secrets.token_hex(6)}")
-    async with Database(url) as database:
-        await database.migrate()
+    url = await asyncio.to_thread(migrated_in, own_postgres)
     application = await asyncpg.connect(url)
     await application.execute(sql("pushsse_outbox"))
     await application.close()

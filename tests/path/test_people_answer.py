@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from pushsse.database import Database
 from tests.serving import Running, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
@@ -17,8 +16,6 @@ TEXT = "How do I get a refund?"
 
 @pytest.fixture
 async def nodes(tmp_path: Path, redis_url: str, postgres_url: str) -> AsyncIterator[tuple[Running, Running]]:
-    async with Database(postgres_url) as database:
-        await database.migrate()
     node = partial(serving, tmp_path, redis_url=redis_url, database_url=postgres_url)
     async with node(node="one") as one, node(node="two") as two:
         yield one, two

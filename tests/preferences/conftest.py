@@ -1,4 +1,3 @@
-import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from deploy.parts import Postgres
 from pushsse.database import Database
 from pushsse.people import StateTable
 from pushsse.preferences.store import PreferenceStore
+from tests.migrated import migrated, migrated_in
 
 
 @pytest.fixture
@@ -17,19 +17,30 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.real)])
-async def url(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: str) -> str:
-    """The URL of a new, empty database, of either kind."""
-    if request.param == "sqlite":
-        return f"sqlite://{tmp_path}/test.db"
-    server: Postgres = request.getfixturevalue("postgres_part")
-    return await asyncio.to_thread(server.create_database, f"test_{secrets.token_hex(6)}")
+def server(request: pytest.FixtureRequest) -> Postgres | None:
+    """The server of a test's database; None for SQLite, which has none."""
+    return request.getfixturevalue("postgres_part") if request.param == "postgres" else None
 
 
 @pytest.fixture
-async def database(url: str) -> AsyncIterator[Database]:
+def url(server: Postgres | None, tmp_path: Path) -> str:
+    """The URL of a new, empty database, of either kind."""
+    if server is None:
+        return f"sqlite://{tmp_path}/test.db"
+    return server.create_database(f"test_{secrets.token_hex(6)}")
+
+
+@pytest.fixture
+def migrated_url(server: Postgres | None, tmp_path: Path) -> str:
+    """The URL of one that has all tables, with nothing in them."""
+    return migrated(tmp_path / "migrated.db") if server is None else migrated_in(server)
+
+
+@pytest.fixture
+async def database(migrated_url: str, anyio_backend: str) -> AsyncIterator[Database]:
+    """The same, open."""
     # A busy machine may stand still for longer than people are to wait.
-    async with Database(url, timeout_s=10) as database:
-        await database.migrate()
+    async with Database(migrated_url, timeout_s=10) as database:
         yield database
 
 

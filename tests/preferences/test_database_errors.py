@@ -25,6 +25,7 @@ from pushsse.preferences import Catalogue
 from pushsse.preferences.catalogue import CatalogueStore
 from pushsse.preferences.store import PreferenceStore
 from tests.cli.running import pushsse, served
+from tests.migrated import migrated_in
 from tests.waiting import eventually, until
 
 pytestmark = pytest.mark.anyio
@@ -32,7 +33,8 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def postgres_url(postgres_part: Postgres, anyio_backend: str) -> str:
-    return postgres_part.create_database(f"test_{secrets.token_hex(6)}")
+    """A database that has all tables."""
+    return migrated_in(postgres_part)
 
 
 @asynccontextmanager

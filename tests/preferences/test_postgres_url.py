@@ -18,6 +18,7 @@ from pushsse.database.url import credentials
 from pushsse.errors import DatabaseUnavailable, SettingsError
 from pushsse.preferences.store import PreferenceStore
 from tests.cli.running import pushsse
+from tests.migrated import migrated_in
 from tests.pooler import pgbouncer
 
 pytestmark = pytest.mark.anyio
@@ -144,10 +145,7 @@ def pooler(postgres_part: Postgres, tmp_path_factory: pytest.TempPathFactory) ->
 async def test_a_pooler_in_transaction_mode_is_recognized(
     postgres_part: Postgres, pooler: int, anyio_backend: str
 ) -> None:
-    name = f"test_{secrets.token_hex(6)}"
-    url = await asyncio.to_thread(postgres_part.create_database, name)
-    async with Database(url, timeout_s=10) as direct:
-        await direct.migrate()
+    name = urlsplit(await asyncio.to_thread(migrated_in, postgres_part)).path.lstrip("/")
     failed = 0
     async with Database(
         f"postgres://any@127.0.0.1:{pooler}/{name}?sslmode=disable", timeout_s=10

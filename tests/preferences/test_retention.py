@@ -168,9 +168,9 @@ class Column:
         return f"'{secrets.token_hex(5)}'"
 
 
-async def tables(database: Database, url: str) -> dict[str, list[Column]]:
+async def tables(database: Database, migrated_url: str) -> dict[str, list[Column]]:
     """All tables that have a column which may name a person."""
-    sqlite = url.startswith("sqlite")
+    sqlite = migrated_url.startswith("sqlite")
     found = {}
     for table in await database.rows(str, NAMES if sqlite else PG_NAMES):
         if sqlite:
@@ -227,8 +227,8 @@ def forgetting(
     return Forgetting(kicks, keepers, settings or load({}), ask, backplane_s=4_200, settle_s=settle_s)
 
 
-async def test_nothing_of_a_forgotten_person_is_in_any_table(database: Database, url: str) -> None:
-    every = await tables(database, url)
+async def test_nothing_of_a_forgotten_person_is_in_any_table(database: Database, migrated_url: str) -> None:
+    every = await tables(database, migrated_url)
     # As far as they are known here; one more is filled and looked at, too.
     assert set(every) >= {
         "pushsse_category_switch",
@@ -284,11 +284,13 @@ async def test_what_a_call_writes_that_was_let_in_before_the_kick_is_deleted_too
     assert await left(database) == []
 
 
-async def test_a_message_to_somebody_who_was_forgotten_leaves_no_row(database: Database, url: str) -> None:
+async def test_a_message_to_somebody_who_was_forgotten_leaves_no_row(
+    database: Database, migrated_url: str
+) -> None:
     conversations = ConversationStore(database)
     message = replace(asked("ann", datetime.now(UTC)), text="", by=By("staff", "Bo"))
     assert not await conversations.write(message, key=None, announce_s=1)
-    assert set((await rows_about(database, await tables(database, url), "ann")).values()) == {0}
+    assert set((await rows_about(database, await tables(database, migrated_url), "ann")).values()) == {0}
 
 
 async def test_somebody_with_many_questions_is_forgotten_whole(database: Database) -> None:

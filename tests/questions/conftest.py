@@ -29,7 +29,7 @@ from pushsse.questions.life import QuestionPace
 from pushsse.questions.rows import QuestionRow
 from pushsse.questions.service import Questions, assemble_questions
 from pushsse.questions.store import QuestionStore
-from tests.migrated import migrated
+from tests.migrated import migrated, migrated_in
 from tests.waiting import eventually
 
 SHARDS = 8
@@ -56,7 +56,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def postgres_url(postgres_part: Postgres) -> str:
     """A database of their own for all tests of questions."""
-    return postgres_part.create_database("questions")
+    return migrated_in(postgres_part)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.real)])
@@ -65,8 +65,6 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
     is_postgres = request.param == "postgres"
     url = request.getfixturevalue("postgres_url") if is_postgres else migrated(tmp_path / "questions.db")
     async with Database(url, timeout_s=LIMIT_S) as opened:
-        if is_postgres:
-            await opened.migrate()
         yield opened
         if is_postgres:
             for table in ("question", "conversation", "earlier_answer", "staff", "kick"):
