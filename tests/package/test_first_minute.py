@@ -64,7 +64,10 @@ def _without_uv(tmp_path: Path, folder: Path) -> Path:
     if not (folder / "uv").exists():
         return folder
     shadow = tmp_path / f"path{abs(hash(folder))}"
-    shadow.mkdir(exist_ok=True)
+    if shadow.exists():
+        # PATH names it twice.
+        return shadow
+    shadow.mkdir()
     for entry in folder.iterdir():
         if entry.name not in ("uv", "uvx"):
             (shadow / entry.name).symlink_to(entry)
