@@ -103,7 +103,9 @@ class Dispatcher:
             off = self._switches.off_among_nowait(users, (publication.name,))
             if off is None:
                 return None
-            appends = [Append(name, (part,)) for name, part in self._parts(draft, users, off)]
+            appends = []
+            for name, part in self._parts(draft, users, off):
+                appends.append(Append(name, (part,)))
         receipt = self._backplane.publish_nowait(appends) if appends else Receipt()
         if receipt is not None:
             if publication.switchable:
@@ -197,7 +199,7 @@ class Dispatcher:
         for name, wanted in shards.items():
             if len(wanted) != len(users):
                 publication = msgspec.structs.replace(draft.publication, users=tuple(wanted))
-                yield name, draft._replace(publication=publication)
+                yield name, msgspec.structs.replace(draft, publication=publication)
             else:
                 yield name, draft
 

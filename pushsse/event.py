@@ -88,13 +88,13 @@ _NOT_IN_IDS = re.compile(rf"[{_CONTROL}{_UNSEEN}]")
 _PRINTABLE = bytes(range(0x21, 0x7F))
 
 
-class Users(Struct, frozen=True, forbid_unknown_fields=True):
+class Users(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """People by name."""
 
     users: Annotated[tuple[UserName, ...], Meta(min_length=1, max_length=MAX_USERS)]
 
 
-class Event(Struct, frozen=True, forbid_unknown_fields=True):
+class Event(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """What a producer sent. `ts` is when it happened, `ttl_s` how many seconds it is worth from then on.
 
     `message` is the JSON that was sent, byte for byte: its numbers are never read. An event with `collapse`
@@ -130,7 +130,7 @@ EVENT_SCHEMA: Mapping[str, object] = {
 }
 
 
-class Change(Struct, frozen=True, array_like=True):
+class Change(Struct, frozen=True, array_like=True, gc=False):
     """One change of a person's switches: its number in the database, and the types off before and after.
 
     `revision` is the catalogue's that both follow from, 0 where it has none or the change comes from a
@@ -145,7 +145,7 @@ class Change(Struct, frozen=True, array_like=True):
     quiet: str | None = None
 
 
-class Publication(Struct, frozen=True, array_like=True):
+class Publication(Struct, frozen=True, array_like=True, gc=False):
     """An event with its recipients, encoded for the wire: what the log keeps and every node writes.
 
     `body` is the `data:` line; `users` None means everybody; a `switchable` one is held back from people
@@ -462,7 +462,7 @@ def _checked(event: Event, body: bytes) -> Event:
     except InvalidInput:
         strictjson.loads(body)
         raise
-    if b"\\u0000" in body and "\x00" in f"{event.desc}{event.campaign}{event.key or ''}":
+    if b"\\" in body and "\x00" in f"{event.desc}{event.campaign}{event.key or ''}":
         strictjson.loads(body)
     return event
 

@@ -5,20 +5,21 @@ A position names a place, not a person: whoever brings it gets only his own even
 """
 
 import re
-from typing import NamedTuple
+
+from msgspec import Struct
 
 MAX_LENGTH = 64
 _POSITION = re.compile(r"([a-z0-9]{4,12})-([0-9]{1,15})\.([a-z0-9]{4,12})-([0-9]{1,15})")
 
 
-class Mark(NamedTuple):
+class Mark(Struct, frozen=True, gc=False):
     """A place in one log: the number of the last publication seen, within an epoch."""
 
     epoch: str
     number: int
 
 
-class Position(NamedTuple):
+class Position(Struct, frozen=True, gc=False):
     """A place in the two logs that make up one stream."""
 
     broadcast: Mark

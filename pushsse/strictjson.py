@@ -42,7 +42,7 @@ def loads(body: bytes) -> object:
     except REFUSALS as error:
         refuse(body, error)
     # In the bytes, since what a member's later twin hides isn't in the value, and may be passed on.
-    if _has_nul(body) or _is_deep(body):
+    if _has_nul(body) or (not isinstance(value, str) and _is_deep(body)):
         _check(value)
         hidden = f"a member that is given twice has a NUL character, or is nested deeper than {MAX_DEPTH}"
         raise InvalidInput(Violation("$", hidden))
@@ -226,6 +226,9 @@ def _count(body: bytes) -> int:
 
 def _has_nul(body: bytes) -> bool:
     """Whether JSON has the escape of a NUL character, which isn't itself escaped."""
+    # One byte is found thirty times as fast as six, and few texts have it.
+    if b"\\" not in body:
+        return False
     return b"\\u0000" in body and b"\\u0000" in body.replace(b"\\\\", b"  ")
 
 

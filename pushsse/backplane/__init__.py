@@ -11,11 +11,12 @@ import time
 import zlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import blake2b
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
+
+from msgspec import Struct
 
 from pushsse.backplane.answers import Grew, Growth, SoFar
 from pushsse.event import Change, Publication
@@ -65,7 +66,7 @@ def machine_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class Source(NamedTuple):
+class Source(Struct, frozen=True, gc=False):
     """The Kafka record that a draft comes from; `owner` is the word by which its reader claimed it."""
 
     topic: str
@@ -75,7 +76,7 @@ class Source(NamedTuple):
     owner: str
 
 
-class Draft(NamedTuple):
+class Draft(Struct, frozen=True, gc=False):
     """A publication on its way into the log.
 
     `once` is its name, "" for none. Each recipient gets a name once, and so does a broadcast as a whole: a
@@ -98,15 +99,14 @@ class Draft(NamedTuple):
         ]
 
 
-class Append(NamedTuple):
+class Append(Struct, frozen=True, gc=False):
     """Drafts for one log that are appended together, in order."""
 
     log: str
     drafts: tuple[Draft, ...]
 
 
-@dataclass(slots=True)
-class Receipt:
+class Receipt(Struct):
     """What became of the drafts of one publish, and the end of each log after it.
 
     `repeated` counts recipients who have had a draft's name before, and a repeated broadcast as one.
@@ -116,7 +116,7 @@ class Receipt:
     fenced: int = 0
     repeated: int = 0
     expired: int = 0
-    marks: dict[str, Mark] = field(default_factory=dict)
+    marks: dict[str, Mark] = {}
 
     def count(self, metrics: Metrics) -> None:
         """Adds it to the metrics; every backplane does so before it returns a receipt."""
@@ -126,7 +126,7 @@ class Receipt:
         metrics.expired += self.expired
 
 
-class Entry(NamedTuple):
+class Entry(Struct, frozen=True, gc=False):
     """A publication in its log.
 
     `order` comes from one counter for all logs, so that a reader can merge them. `at_ms` is the log's clock.
@@ -139,7 +139,7 @@ class Entry(NamedTuple):
     publication: Publication
 
 
-class Head(NamedTuple):
+class Head(Struct, frozen=True, gc=False):
     """The state of a log: its last number, and the first that it still holds (`number + 1` if it is empty).
 
     `base` is the number before the first of this epoch. `trimmed_ms` is the time of the newest entry that was
@@ -181,20 +181,20 @@ class Search(NamedTuple):
     more: bool
 
 
-class Heard(NamedTuple):
+class Heard(Struct, frozen=True, gc=False):
     """Entries, in order; within each log the numbers continue those heard before."""
 
     entries: tuple[Entry, ...]
 
 
-class HeardLive(NamedTuple):
+class HeardLive(Struct, frozen=True, gc=False):
     """A publication that the log does not hold (a growing answer)."""
 
     log: str
     publication: Publication
 
 
-class Followed(NamedTuple):
+class Followed(Struct, frozen=True, gc=False):
     """What comes after `head` is heard from now on; `tail` is the newest of what came before."""
 
     log: str
@@ -202,7 +202,7 @@ class Followed(NamedTuple):
     tail: tuple[Entry, ...]
 
 
-class Gap(NamedTuple):
+class Gap(Struct, frozen=True, gc=False):
     """What followed the last entry heard of a log is lost. What comes after `head.base` is heard next.
 
     The epoch is another one, or the same if the missing entries were trimmed away.

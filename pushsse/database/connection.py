@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager, suppress
 from datetime import UTC, datetime
 from enum import Enum
+from operator import itemgetter
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -58,7 +59,7 @@ class Statement:
     compares is used: to unpack a list costs either database more than all the rest.
     """
 
-    __slots__ = ("_of_lists", "_of_ones", "_order")
+    __slots__ = ("_of_lists", "_of_ones", "_placed")
 
     def __init__(self, text: str) -> None:
         postgres = _each("${}")
@@ -74,8 +75,7 @@ class Statement:
                 value=mark, among=_Mark("IN (SELECT value FROM json_each(?))", order), time=mark, json=mark
             ),
         )
-        # Which value goes to which place.
-        self._order = tuple(order)
+        self._placed = _picker(tuple(order))
         self._of_ones = (
             text.format(value=postgres, among=_each("= ${}"), **typed),
             text.format(value=mark, among=_Mark("= ?", order), time=mark, json=mark),
@@ -90,14 +90,14 @@ class Statement:
     def for_sqlite(self, values: Sequence[Value]) -> tuple[str, Sequence[Value]]:
         """The text and its parameters."""
         if (ones := _ones(values)) is not None:
-            return self._of_ones[1], [ones[at] for at in self._order]
+            return self._of_ones[1], self._placed(ones)
         packed = [_json.encode(value).decode() if isinstance(value, list) else value for value in values]
-        return self._of_lists[1], [packed[at] for at in self._order]
+        return self._of_lists[1], self._placed(packed)
 
     def small_for_sqlite(self, values: Sequence[Value]) -> tuple[str, Sequence[Value]] | None:
         """The same; None where it is about too many people and types to be run without waiting."""
         if (ones := _ones(values)) is not None:
-            return self._of_ones[1], [ones[at] for at in self._order]
+            return self._of_ones[1], self._placed(ones)
         items = sum(len(value) for value in values if isinstance(value, list))
         return self.for_sqlite(values) if items <= _MOST_SMALL else None
 
@@ -129,6 +129,14 @@ class _Mark:
 def _each(form: str) -> dict[int, str]:
     """A parameter's text by its number."""
     return {number: form.format(number) for number in range(1, _MOST_VALUES + 1)}
+
+
+def _picker(order: Sequence[int]) -> Callable[[Sequence[Value]], Sequence[Value]]:
+    """Puts each value into its place, or places, in a text."""
+    if len(order) < 2:
+        # `itemgetter` would return the value itself.
+        return lambda values: [values[at] for at in order]
+    return itemgetter(*order)
 
 
 def _ones(values: Sequence[Value]) -> list[Value] | None:
@@ -238,9 +246,11 @@ class Reader:
             return None
         self._until = time.monotonic() + MOST_S
         try:
-            return [make(*row) for row in self._cursor.execute(*small).fetchall()]
+            found = self._cursor.execute(*small).fetchall()
         except sqlite3.Error:
             return None
+        # Most people have no row of their own.
+        return [make(*row) for row in found] if found else []
 
     def _is_late(self) -> bool:
         return time.monotonic() > self._until

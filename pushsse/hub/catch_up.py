@@ -302,7 +302,8 @@ class Replay:
         they have `most_bytes` (0: any). With `tells`, the person gets what is found.
         """
         name = cursor.person.name
-        (b_epoch, b_number), (s_epoch, s_number) = cursor.position
+        broadcast, shard = cursor.position.broadcast, cursor.position.shard
+        b_number, s_number = broadcast.number, shard.number
         found: list[Found] = []
         looked_at = size = 0
         outcomes = self._hub.outcomes if tells else None
@@ -332,15 +333,14 @@ class Replay:
                 if outcomes is not None and became:
                     outcomes.reached(publication, name, became, at_ms)
                 if became == WRITTEN:
-                    found.append(
-                        Found(publication, Position(Mark(b_epoch, b_number), Mark(s_epoch, s_number)))
-                    )
+                    at = Position(Mark(broadcast.epoch, b_number), Mark(shard.epoch, s_number))
+                    found.append(Found(publication, at))
                     size += len(publication.body)
                     if 0 < most_bytes <= size:
                         break
             if len(found) >= most:
                 break
-        cursor.position = Position(Mark(b_epoch, b_number), Mark(s_epoch, s_number))
+        cursor.position = Position(Mark(broadcast.epoch, b_number), Mark(shard.epoch, s_number))
         return Passed(found, looked_at)
 
     def _became(self, cursor: Cursor, entry: Entry, replaced: "_Replaced", index: int) -> str:

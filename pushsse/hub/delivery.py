@@ -14,6 +14,8 @@ from contextlib import aclosing
 from heapq import merge
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from pushsse.backplane import BROADCAST, Backplane, Entry, Followed, Gap, Heard, HeardLive, Hearing
 from pushsse.backplane.answers import LiveDelta
 from pushsse.event import Change, Publication
@@ -236,7 +238,7 @@ class Delivery:
             return
         self._hub.metrics.logs_lost += 1
         # Guarantee 2: before the streams are told. A live one takes the node's position when it falls behind.
-        tail.begin(hearing.head._replace(number=hearing.head.base), ())
+        tail.begin(replace(hearing.head, number=hearing.head.base), ())
         # Guarantee 2: every stream of the log is told, live or behind, before anything that follows the gap.
         for concerned in (shard,) if shard is not None else tuple(self._hub.shards.values()):
             for person in concerned.people.values():
@@ -332,8 +334,9 @@ class Delivery:
         if publication.change is not None:
             self._learn(person, publication.change)
         now = self._hub.heartbeat.now
-        for subscriber in [each for each in person.subscribers if each.state is LIVE]:
-            if selects(subscriber.types, publication):
+        # A copy: a sink may end its stream within a write.
+        for subscriber in tuple(person.subscribers):
+            if subscriber.state is LIVE and selects(subscriber.types, publication):
                 self._hub.metrics.deliveries += 1
                 subscriber.offer(item.chunk(named=subscriber.named), now)
                 if outcomes is not None:

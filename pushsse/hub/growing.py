@@ -112,7 +112,7 @@ class Answer:
         return tuple(deltas_since(sent, self.so_far, question=self.question, user=self.user))
 
 
-class Step(Publication, frozen=True, array_like=True):
+class Step(Publication, frozen=True, array_like=True, gc=True):
     """A delta on its way to the listeners: of which answer, and what they need to have before it."""
 
     answer: Answer | None = None

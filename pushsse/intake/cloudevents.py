@@ -96,7 +96,7 @@ class CloudEvent(NamedTuple):
         if self.expires_ms is None or self.expires_ms >= draft.publication.expires_ms:
             return draft
         publication = msgspec.structs.replace(draft.publication, expires_ms=self.expires_ms)
-        return draft._replace(publication=publication)
+        return msgspec.structs.replace(draft, publication=publication)
 
 
 @dataclass(frozen=True, slots=True)

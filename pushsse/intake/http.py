@@ -6,9 +6,10 @@ into the topic, keyed so that one person's events stay in order, and come back t
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
+from msgspec import Struct
 
 from pushsse.backplane import Draft, Receipt
 from pushsse.errors import EventTooLarge
@@ -22,7 +23,7 @@ _MOST_EVENTS = 500
 _MOST_RECIPIENTS = 2_000
 
 
-class Submitted(NamedTuple):
+class Submitted(Struct, frozen=True, gc=False):
     """An event that came by HTTP: checked, named, and encoded (so it is known to fit into a frame)."""
 
     event: Event

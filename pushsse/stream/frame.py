@@ -7,9 +7,9 @@ on its own line, and a blank line (WHATWG HTML, 9.2.5).
 import random
 from collections.abc import Iterator
 from enum import Enum
-from typing import NamedTuple
 
 import msgspec
+from msgspec import Struct
 
 from pushsse.errors import CloseReason
 from pushsse.event import Publication
@@ -35,7 +35,7 @@ class Resume(Enum):
     GAP = "gap"
 
 
-class Chunk(NamedTuple):
+class Chunk(Struct, frozen=True, gc=False):
     """Bytes on their way to a stream: as they are, and framed for HTTP/1.1 (RFC 9112, 7.1)."""
 
     raw: bytes

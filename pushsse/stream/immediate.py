@@ -23,6 +23,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self, cast
 
+from msgspec import Struct
 from starlette.requests import Request
 from starlette.types import Scope
 from uvicorn import Config
@@ -45,7 +46,7 @@ _ANSWER_HEADERS = "".join(f"{name}: {value}\r\n" for name, value in ANSWER_HEADE
 _UNUSUAL = frozenset({b"expect", b"upgrade", b"transfer-encoding", b"content-encoding"})
 
 
-class Reply(NamedTuple):
+class Reply(Struct, frozen=True, gc=False):
     """An answer, with the headers that Starlette gives a response of this type."""
 
     status: int
@@ -173,7 +174,8 @@ class ImmediateHttp(HandoverHttp):
             and self.stage is BETWEEN
             and not self.rest
             and not self.flow.write_paused
-            and not self.is_answering
+            # `is_answering`, after the first line above.
+            and ((running := self._running) is None or running.response_complete)
         ):
             body = head.body(data)
             if body is not None and self.reply(head.answer, body, keep_alive=True):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import pytest
 
 from pushsse.backplane import Page
@@ -88,7 +89,7 @@ async def test_entries_of_an_epoch_that_the_node_has_not_heard_of_wait_until_it_
 
             async def read(self, after: Mapping[str, int], *, limit: int) -> Page:
                 page = await w.backplane.read(after, limit=limit)
-                lost = page.heads["all"]._replace(epoch="another1")
+                lost = msgspec.structs.replace(page.heads["all"], epoch="another1")
                 return page._replace(heads={**page.heads, "all": lost})
 
         flushed: Any = Flushed()

@@ -165,6 +165,7 @@ class MemoryBackplane(Backplane):
         heard: list[Entry] = []
         refused: list[Append] = []
         weight = 0
+        has_sources = False
         for append in appends:
             if self._partitions.is_foreign(append):
                 refused.append(append)
@@ -174,13 +175,15 @@ class MemoryBackplane(Backplane):
                 self._queue_entries(heard)
                 heard, weight = [], 0
                 await asyncio.sleep(0)
-            appended = self._append(append, receipt)
+            sourced = any(draft.source is not None for draft in append.drafts)
+            has_sources = has_sources or sourced
+            appended = self._append(append, receipt, sourced=sourced)
             weight += sum(recipients(draft.publication) for draft in append.drafts)
             if self._listening and append.log in self._asked:
                 heard += appended
         self._queue_entries(heard)
         receipt.count(self._metrics)
-        if self._writer is not None and any(d.source is not None for one in appends for d in one.drafts):
+        if self._writer is not None and has_sources:
             # Guarantee 1: the caller commits their offsets next, and then Kafka never sends them again.
             await self._writer.flush()
         if refused:
@@ -196,7 +199,7 @@ class MemoryBackplane(Backplane):
         receipt = Receipt()
         heard: list[Entry] = []
         for append in appends:
-            appended = self._append(append, receipt)
+            appended = self._append(append, receipt, sourced=False)
             if self._listening and append.log in self._asked:
                 heard += appended
         receipt.count(self._metrics)
@@ -226,12 +229,14 @@ class MemoryBackplane(Backplane):
         for question, attempt in ended.items():
             self._answers.end(question, attempt, self.now_ms())
 
-    def _append(self, append: Append, receipt: Receipt) -> list[Entry]:
-        """Appends the drafts that are neither fenced, expired nor repeated; returns their entries."""
+    def _append(self, append: Append, receipt: Receipt, *, sourced: bool) -> list[Entry]:
+        """Appends the drafts that are neither fenced, expired nor repeated; returns their entries.
+
+        `sourced` says whether any of them has a source.
+        """
         log = self._log(append.log)
         now_ms = self.now_ms()
         drafts: Sequence[Draft] = append.drafts
-        sourced = [draft for draft in drafts if draft.source is not None]
         if sourced:
             drafts = self._partitions.unfenced(append)
             receipt.fenced += len(append.drafts) - len(drafts)

@@ -477,7 +477,7 @@ class ScriptRun:
         self.appends.append((append.log, known.epoch, known.number, keep_bytes, tuple(sources), drafts))
 
     def _draft(self, log: str, draft: Draft, sources: dict[tuple[str, str], int]) -> tuple[object, ...]:
-        publication, source, _ = draft
+        publication, source = draft.publication, draft.source
         which, offset, at_ms = 0, 0, 0
         if source is not None:
             partition = (f"{source.topic}/{source.partition}", source.owner)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias, cast
 
 import hiredis
+from msgspec.structs import replace
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -302,7 +303,7 @@ class LogReader:
                 fresh_word(),
                 readable[0],
                 readable[-1],
-                codec.pack([(log, *mark) for log, mark in after.items()]),
+                codec.pack([(log, mark.epoch, mark.number) for log, mark in after.items()]),
             ),
         )
         logs = tuple(after)
@@ -326,7 +327,7 @@ def _result(want: Want, row: list[Reply]) -> ReadResult:
     # Guarantee 2: whatever is not there although the log should hold it (somebody deleted it) moves `start`,
     # and is told as a gap.
     if not entries:
-        return ReadResult(want.log, head._replace(first=number + 1), at_ms, number, bool(back), ())
+        return ReadResult(want.log, replace(head, first=number + 1), at_ms, number, bool(back), ())
     if entries[-1].number - start != len(entries):
         last = entries[-1].number
         entries = tuple(e for i, e in enumerate(reversed(entries)) if e.number == last - i)[::-1]

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from msgspec.structs import replace
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
@@ -340,7 +341,7 @@ class LogCursors:
             mark = self.mark(log)
             # Guarantee 2: a lower number counts, too. Redis has an older state, and nothing else would show
             # it.
-            if mark is not None and mark != (epoch, int(number)):
+            if mark is not None and mark != Mark(epoch, int(number)):
                 self.incomplete = True
 
     # What is missing
@@ -385,7 +386,7 @@ class LogCursors:
                 cursor.number,
             )
             cursor.epoch, cursor.number, cursor.at_ms = one.head.epoch, one.start, 0
-            yield Gap(one.log, one.head._replace(base=one.start))
+            yield Gap(one.log, replace(one.head, base=one.start))
 
     def _is_current(self, log: str, cursor: LogCursor) -> bool:
         """Whether a log still has this cursor; it gets another when it is left and followed anew."""
