@@ -46,7 +46,8 @@ from pushsse.preferences.transfer import Transfer
 from pushsse.questions.desk import Desk
 from pushsse.questions.following import Following
 from pushsse.settings import Settings
-from pushsse.stream.limits import Admission, Limits
+from pushsse.stream.admission import Admission
+from pushsse.stream.limits import Limits
 
 logger = logging.getLogger(__name__)
 

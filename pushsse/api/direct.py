@@ -21,8 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pushsse.api import problem_response
 from pushsse.api.identity.origins import CrossOrigin
 from pushsse.logs import Served, audit, served, serving, short
+from pushsse.stream.admission import over_limit
 from pushsse.stream.immediate import NO_CALLS, Answer, Call, Calls
-from pushsse.stream.limits import DEFAULT_LIMITS, Limits, over_limit
+from pushsse.stream.limits import DEFAULT_LIMITS, Limits
 
 _KEY = "pushsse.direct"
 _OUTSIDE = "pushsse.outside"

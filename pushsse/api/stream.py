@@ -23,10 +23,10 @@ from pushsse.api.access import Tickets, has_ticket, ticket_of
 from pushsse.api.identity import STREAM, Identifier, Identity
 from pushsse.errors import CloseReason, Overloaded, Unavailable
 from pushsse.hub.opening import GATHER_S, Begin, From, Opener, StreamOptions
+from pushsse.stream.admission import over_limit
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy
 from pushsse.stream.handover import offered
 from pushsse.stream.immediate import TAKEN_OVER, Answer, Later, Reply, WaitingRequest
-from pushsse.stream.limits import over_limit
 from pushsse.stream.portable import QueueStream, WakeQueue, start, start_nowait
 from pushsse.stream.subscriber import Sink, Subscriber
 

@@ -22,12 +22,7 @@ from msgspec import Struct
 
 from pushsse.backplane import BROADCAST, Backplane
 from pushsse.backplane.answers import SoFar
-from pushsse.errors import (
-    BackplaneUnavailable,
-    CloseReason,
-    DatabaseUnavailable,
-    Unavailable,
-)
+from pushsse.errors import BackplaneUnavailable, CloseReason, DatabaseUnavailable, Unavailable
 from pushsse.hub.heartbeat import Renew
 from pushsse.hub.hub import Hub
 from pushsse.hub.log_tail import WAIT_LIMIT_S, LogTail, limited_wait

@@ -1,8 +1,8 @@
 """uvicorn's HTTP protocol with bounds, so that no client takes memory, the event loop or a file without end.
 
 `handover` and `immediate` build on `LimitedHttp`; the server calls `check` once a second for each connection.
-A refusal is counted by its code, answered where an answer is due, and ends the connection. `Admission` says
-which connections are too many; the application answers their first request, and so a browser comes back.
+A refusal is counted by its code, answered where an answer is due, and ends the connection. `admission` says
+which connections are too many.
 
 Deliberate:
 - No timer for a connection or a request: `check` remembers what a client owed when it last looked, so a
@@ -16,7 +16,6 @@ import asyncio
 import logging
 import socket
 import struct
-import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,7 +23,6 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
 from http import HTTPStatus
-from ipaddress import IPv6Address, ip_address
 from typing import Any, Literal, NamedTuple, cast
 
 import httptools
@@ -37,8 +35,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
-# In a scope's extensions: which limit the connection exceeds.
-EXCEEDED = "pushsse.exceeded"
+from pushsse.stream.admission import EXCEEDED, Admission, Starts
+
 # What is parsed at once: a hundred of the smallest requests.
 PIECE_BYTES = 2 * 1024
 # What may wait behind an unanswered request before nothing more is read.
@@ -48,8 +46,6 @@ _TURN_S = 0.005
 # A body that arrives at this rate may take longer than its limit, up to the largest body that any call takes.
 BODY_BYTES_PER_S = 32 * 1024
 _LARGEST_BODY = 1024 * 1024
-# So many requests begin in one turn of the event loop.
-STARTS_PER_TURN = 4
 # A chunked body has at most so many bytes around each of its own.
 _AROUND = 8
 # How long a refused client may go on sending before its connection is cut: closed at once, it would be reset,
@@ -57,106 +53,6 @@ _AROUND = 8
 _LINGER_S = 2.0
 # struct linger: on, 0 seconds. Closing sends a reset (socket(7)).
 _DROP = struct.pack("ii", 1, 0)
-
-
-class Exceeded(NamedTuple):
-    """Which limit a connection exceeds. One that is far over it isn't worth an answer."""
-
-    limit: str
-    is_far: bool
-
-
-class Admission:
-    """How many connections an address may have, and how many are accepted in a second; 0 is no limit.
-
-    The address is the socket's, whatever a header says; of IPv6, the first 64 bits, which one customer has.
-    `limited` counts the connections over a limit by the limit.
-    """
-
-    def __init__(self, *, per_address: int, per_second: float, limited: Counter[str]) -> None:
-        self._per_address = per_address
-        self._accepts = _Bucket(per_second) if per_second else None
-        self._answers = _Bucket(per_second)
-        self._limited = limited
-        self._open: dict[bytes, int] = {}
-
-    def enter(self, address: str) -> Exceeded | None:
-        """Counts a new connection; None if it is within the limits."""
-        key, exceeded = _network(address), None
-        count = self._open[key] = self._open.get(key, 0) + 1
-        if 0 < self._per_address < count:
-            exceeded = Exceeded("connections_per_address", is_far=count > 2 * self._per_address)
-        elif self._accepts is not None and not self._accepts.take():
-            exceeded = Exceeded("accepts_per_second", is_far=not self._answers.take())
-        if exceeded is not None:
-            self._limited[exceeded.limit] += 1
-        return exceeded
-
-    def leave(self, address: str) -> None:
-        """A connection that was entered is gone."""
-        key = _network(address)
-        self._open[key] -= 1
-        if not self._open[key]:
-            del self._open[key]
-
-
-class _Bucket:
-    """Fills at a rate; holds as much as a second brings, and one at least."""
-
-    def __init__(self, per_second: float) -> None:
-        self._per_second = per_second
-        self._most = self._left = max(1.0, per_second)
-        self._at = time.monotonic()
-
-    def take(self) -> bool:
-        """Takes one; False if there is none."""
-        now = time.monotonic()
-        self._left = min(self._most, self._left + (now - self._at) * self._per_second)
-        self._at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
-
-
-def _network(address: str) -> bytes:
-    """What an address counts as."""
-    try:
-        found = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address.encode()
-    if isinstance(found, IPv6Address):
-        return found.ipv4_mapped.packed if found.ipv4_mapped else found.packed[:8]
-    return found.packed
-
-
-class Starts:
-    """Begins STARTS_PER_TURN requests in one turn of the event loop, and the others in the next, in order.
-
-    A hundred clients that ask at the same moment would otherwise be answered in one turn, which all streams
-    would wait for.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: deque[Callable[[], None]] = deque()
-        self._begun = 0
-
-    def start(self, loop: asyncio.AbstractEventLoop, begin: Callable[[], None]) -> None:
-        """Calls `begin`, now or in a later turn."""
-        if self._begun == STARTS_PER_TURN:
-            self._waiting.append(begin)
-            return
-        if not self._begun:
-            loop.call_soon(self._turn, loop)
-        self._begun += 1
-        begin()
-
-    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._begun = min(STARTS_PER_TURN, len(self._waiting))
-        if self._begun:
-            loop.call_soon(self._turn, loop)
-        for _ in range(self._begun):
-            self._waiting.popleft()()
 
 
 @dataclass(frozen=True, slots=True)
@@ -654,12 +550,6 @@ class _OfferedBody:
 
 class HeadRefused(Exception):
     """Stops the parser; the connection knows why."""
-
-
-def over_limit(scope: Scope) -> str:
-    """Which limit the connection of a request is over; empty for none."""
-    found: str = scope.get("extensions", {}).get(EXCEEDED, "")
-    return found
 
 
 def drop(transport: asyncio.Transport) -> None:

@@ -12,8 +12,8 @@ from starlette.types import Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.server import Server
 
+from pushsse.stream.admission import STARTS_PER_TURN
 from pushsse.stream.immediate import ImmediateHttp
-from pushsse.stream.limits import STARTS_PER_TURN
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
