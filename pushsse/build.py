@@ -29,8 +29,8 @@ from pushsse.hub.opening import StreamLimits
 from pushsse.intake import AllTypes, Drafter, EventHandler, Made
 from pushsse.intake.http import EmbeddedIntake, Intake, KafkaProducerIntake
 from pushsse.intake.outbox import Outbox
-from pushsse.intake.sources import sources
-from pushsse.kafka import configuration, connection
+from pushsse.intake.sources import sources, topics
+from pushsse.kafka import configuration, connection, existing_topics
 from pushsse.kafka.consumer import Consumer, Handler
 from pushsse.kafka.producer import Producer
 from pushsse.kicks import Kicked, Kicks, KickTable
@@ -137,6 +137,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
             (store, question_store, seen),
             settings,
             partial(configuration, settings),
+            partial(_topics_of_events, settings),
             backplane_s=LIVES_S + ENDED_MS / 1000,
         ),
         retention=Retention(question_store, keep_days=settings.questions_keep_days, metrics=metrics),
@@ -408,6 +409,11 @@ def _outcomes(settings: Settings, backplane: Backplane, metrics: Metrics) -> _Ou
     metrics.counter("outcomes", "Records about what became of events", lambda: outcomes.sent)
     metrics.counter("outcomes_lost", "Such records that Kafka didn't get", lambda: outcomes.lost)
     return _OutcomeParts(outcomes, producer, settings.node)
+
+
+async def _topics_of_events(settings: Settings) -> frozenset[str]:
+    """Those that are there, also by a pattern. Raises OSError."""
+    return topics(settings).among(await existing_topics(settings))
 
 
 def _witness(settings: Settings, database: Database, work: Work) -> Witness | None:

@@ -8,7 +8,7 @@ about once an hour; of two that look together, the second finds nothing left.
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -111,6 +111,8 @@ class Forgotten(Struct, frozen=True):
 
 # What a topic is set to, by Kafka's names. Raises OSError.
 AskTopic = Callable[[str], Awaitable[Mapping[str, str]]]
+# The topics of events that are there, those that a pattern stands for, too. Raises OSError.
+FindTopics = Callable[[], Awaitable[Collection[str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,7 @@ class Forgetting:
     keepers: Sequence[Keeper]
     settings: Settings
     ask_topic: AskTopic
+    find_topics: FindTopics
     backplane_s: float
     settle_s: float = SETTLE_S
 
@@ -152,7 +155,9 @@ class Forgetting:
             return (now + timedelta(seconds=seconds)).isoformat(timespec="seconds")
 
         kick = after(self.kicks.remembered_s)
-        topics = await asyncio.gather(*(self._topic(*each, now) for each in _topics(settings)))
+        matched, unknown = await self._matched()
+        wanted = (*_topics(settings), *matched)
+        topics = (*await asyncio.gather(*(self._topic(*each, now) for each in wanted)), *unknown)
         return (
             Remainder("log", _IN_LOG, after(settings.log_keep_s)),
             Remainder("backplane", "tickets, counts of calls, ids of events", after(self.backplane_s)),
@@ -164,6 +169,20 @@ class Forgetting:
             Remainder("backups", "of the database and the backplane, as long as you keep them", None),
             Remainder("logs", "names and ids in this service's lines, as long as you keep them", None),
         )
+
+    async def _matched(self) -> tuple[Sequence[tuple[str, str]], Sequence[Remainder]]:
+        """The topics that patterns stand for, and the patterns of which that can't be known."""
+        settings = self.settings
+        patterns = [each for source in settings.kafka for each in source.topics if not is_topic_name(each)]
+        if not settings.kafka_bootstrap or not patterns:
+            return (), ()
+        try:
+            there = await self.find_topics()
+        except OSError:
+            detail = "events and dead letters, in each topic that this pattern stands for"
+            return (), [Remainder("kafka", detail, None, each) for each in patterns]
+        named = {topic for topic, _ in _topics(settings)}
+        return [each for topic in sorted(set(there) - named) for each in _of_events(settings, topic)], ()
 
     async def _topic(self, topic: str, detail: str, now: datetime) -> Remainder:
         try:
@@ -185,12 +204,16 @@ def _topics(settings: Settings) -> Iterator[tuple[str, str]]:
         yield settings.kafka_topic, "events"
         yield settings.dlq_topic, "dead letters: events that can't be used"
         for topic in (each for source in settings.kafka for each in source.topics if is_topic_name(each)):
-            yield topic, "events"
-            if not settings.kafka_dlq_topic:
-                yield settings.dlq_topic_of(topic), "dead letters: events that can't be used"
+            yield from _of_events(settings, topic)
         if settings.outcomes != "off":
             yield settings.outcomes_topic, "what became of events"
         if settings.asks_kafka:
             yield settings.questions_topic, "questions"
             yield settings.answers_topic, "answers"
             yield settings.answers_dlq_topic, "dead letters: answers that can't be used"
+
+
+def _of_events(settings: Settings, topic: str) -> Iterator[tuple[str, str]]:
+    yield topic, "events"
+    if not settings.kafka_dlq_topic:
+        yield settings.dlq_topic_of(topic), "dead letters: events that can't be used"

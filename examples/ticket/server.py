@@ -10,19 +10,24 @@ trying it out alone.
 
 import json
 import os
+import sys
 import urllib.request
+from http.client import HTTPException
 from http.cookies import SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 PUSHSSE = os.environ.get("PUSHSSE_URL", "http://127.0.0.1:8000")
-TOKEN = os.environ["PUSHSSE_TOKEN"]
+TOKEN = os.environ.get("PUSHSSE_TOKEN", "")
 PAGE = Path(__file__).with_name("index.html").read_text().replace("http://127.0.0.1:8000", PUSHSSE)
 
 
 def ticket(user: str) -> bytes:
-    """What pushsse answers: `{"ticket", "expires_in_s", "position", "user"}`, for the page as it is."""
+    """What pushsse answers: `{"ticket", "expires_in_s", "position", "user"}`, for the page as it is.
+
+    Raises OSError, HTTPException where it doesn't answer, or refuses.
+    """
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
     body = json.dumps({"user": user}).encode()
     request = urllib.request.Request(f"{PUSHSSE}/v1/tickets", body, headers, method="POST")
@@ -48,9 +53,19 @@ class Site(BaseHTTPRequestHandler):
             if session is None:
                 self.send_error(401)
             else:
-                self.answer(ticket(unquote(session.value)), "application/json")
+                self.answer_ticket(unquote(session.value))
         else:
             self.send_error(404)
+
+    def answer_ticket(self, user: str) -> None:
+        try:
+            body = ticket(user)
+        except (OSError, HTTPException) as error:
+            # The page asks again by itself.
+            self.log_error("no ticket from %s: %s", PUSHSSE, error)
+            self.send_error(502)
+        else:
+            self.answer(body, "application/json")
 
     def answer(self, body: bytes, kind: str, cookie: str = "") -> None:
         self.send_response(200)
@@ -63,6 +78,8 @@ class Site(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
+    if not TOKEN:
+        sys.exit("PUSHSSE_TOKEN is missing: a token with the scope pushsse:admin, from `pushsse token`")
     server = ThreadingHTTPServer(("127.0.0.1", int(os.environ.get("PORT", "8080"))), Site)
     print(f"http://127.0.0.1:{server.server_port}/?user=ann", flush=True)
     server.serve_forever()

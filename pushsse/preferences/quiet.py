@@ -28,6 +28,8 @@ _CLOCK = r"([01][0-9]|2[0-3]):[0-5][0-9]"
 _ZONE = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,2}")
 # Of the same database with other seconds: browsers know none of these.
 _OTHER_SECONDS = ("posix/", "right/")
+# Files beside its zones: the machine's own, one for rules that are left out, one that stands for no place.
+_NO_PLACES = frozenset(("localtime", "posixrules", "factory"))
 _LAST_YEAR = 9000
 # A schedule whose windows leave nothing out never ends: a week shows all of it.
 _LOOK_AHEAD = timedelta(days=8)
@@ -165,7 +167,7 @@ def _jump(zone: ZoneInfo, low: datetime, high: datetime) -> datetime:
 
 
 def _is_zone(name: str) -> bool:
-    if not _ZONE.fullmatch(name) or name.startswith(_OTHER_SECONDS):
+    if not _ZONE.fullmatch(name) or name.startswith(_OTHER_SECONDS) or name.lower() in _NO_PLACES:
         return False
     try:
         ZoneInfo(name)

@@ -1,5 +1,6 @@
 """The examples with pushsse.js in a browser: a site with tickets, a hook for React, a composable for Vue."""
 
+import asyncio
 import hashlib
 import os
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from deploy.parts.java import parts_folder
@@ -44,6 +46,33 @@ async def publish(node: Running, message: str, user: str) -> None:
     headers = {"Authorization": f"Bearer {token('sender', scope='pushsse:publish')}"}
     event = {"type": "news", "message": message, "to": {"users": [user]}}
     assert (await node.http.post("/v1/events", json=event, headers=headers)).status_code == 202
+
+
+async def test_a_site_whose_service_is_down_says_so_in_one_line_and_its_page_may_ask_again() -> None:
+    port = free_port()
+    command = [sys.executable, str(ROOT / "examples/ticket/server.py")]
+    environment = {**os.environ, "PORT": str(port), "PUSHSSE_URL": f"http://127.0.0.1:{free_port()}"}
+    unset = await asyncio.create_subprocess_exec(
+        *command, env={**environment, "PUSHSSE_TOKEN": ""}, stderr=subprocess.PIPE
+    )
+    assert (await unset.communicate())[1].decode().count("\n") == 1
+    site = await asyncio.create_subprocess_exec(
+        *command,
+        env={**environment, "PUSHSSE_TOKEN": "any"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert site.stdout is not None
+    try:
+        await site.stdout.readline()
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as browser:
+            assert (await browser.get("/ticket")).status_code == 401
+            assert (await browser.get("/ticket", headers={"Cookie": "user=ann"})).status_code == 502
+    finally:
+        site.terminate()
+    said = (await site.communicate())[1].decode()
+    assert "Traceback" not in said
+    assert [line for line in said.splitlines() if "no ticket from" in line]
 
 
 @pytest.mark.long

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -12,6 +12,7 @@ from ulid import ULID
 
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database, Statement
+from pushsse.intake.sources import topics as topics_of
 from pushsse.kicks import Kicked, Kicks, KickTable
 from pushsse.metrics import Metrics
 from pushsse.people import StateTable
@@ -216,6 +217,11 @@ def forgetting(
             raise OSError("away")
         return topics[topic]
 
+    async def find() -> Collection[str]:
+        if topics is None:
+            raise OSError("away")
+        return topics_of(settings or load({})).among(topics)
+
     kicks = Kicks(
         KickTable(database),
         MemoryBackplane(shards=4, keep_s=60, keep_bytes=65_536, metrics=Metrics()),
@@ -224,7 +230,7 @@ def forgetting(
         keep_s=86_430,
     )
     keepers = (PreferenceStore(database), QuestionStore(database), SeenTable(database))
-    return Forgetting(kicks, keepers, settings or load({}), ask, backplane_s=4_200, settle_s=settle_s)
+    return Forgetting(kicks, keepers, settings or load({}), ask, find, backplane_s=4_200, settle_s=settle_s)
 
 
 async def test_nothing_of_a_forgotten_person_is_in_any_table(database: Database, migrated_url: str) -> None:
@@ -357,6 +363,24 @@ async def test_the_answer_says_what_runs_out_elsewhere_and_when(database: Databa
         ("backups", None),
         ("logs", None),
     ]
+
+
+async def test_topics_of_a_pattern_are_named_each(database: Database) -> None:
+    sources = '[{"topics": ["orders", "alarm-.*"], "format": "headers"}]'
+    settings = load({}, {"kafka_bootstrap": "k:9092", "kafka": sources})
+    config = {"retention.ms": "604800000"}
+    names = ("push.events", "orders", "alarm-1", "alarm-2", "alarm-2.dlq", "other")
+    remaining = (await forgetting(database, settings, dict.fromkeys(names, config)).forget("ann")).remaining
+    found = [(entry.topic, entry.until is not None) for entry in remaining if entry.where == "kafka"]
+    assert found == [
+        ("push.events", True), ("push.events.dlq", False), ("orders", True), ("orders.dlq", False),
+        ("alarm-1", True), ("alarm-1.dlq", False), ("alarm-2", True), ("alarm-2.dlq", True),
+    ]  # fmt: skip
+    # Kafka is away.
+    remaining = (await forgetting(database, settings).forget("ann")).remaining
+    [pattern] = [entry for entry in remaining if entry.topic == "alarm-.*"]
+    assert (pattern.where, pattern.until) == ("kafka", None)
+    assert "pattern" in pattern.detail
 
 
 async def test_old_times_are_forgotten_in_portions(database: Database) -> None:
