@@ -94,6 +94,14 @@ def test_files_that_a_page_names_exist(name: str) -> None:
     assert not missing, f"{name} names files that don't exist: {missing}"
 
 
+def test_each_part_of_the_package_has_its_place_in_the_architecture() -> None:
+    table = (ROOT / "docs" / "architecture.md").read_text().partition("## The files that")[0]
+    parts = {file.name for file in (ROOT / "pushsse").glob("*.py") if not file.name.startswith("__")}
+    parts |= {f"{file.parent.name}/" for file in (ROOT / "pushsse").glob("*/__init__.py")}
+    missing = sorted(part for part in parts if f"`{part}`" not in table)
+    assert not missing, f"docs/architecture.md doesn't say what these are: {missing}"
+
+
 def test_modules_that_the_package_names_exist() -> None:
     package = ROOT / "pushsse"
     named = {
