@@ -290,7 +290,12 @@ class Route:
             if pool is None:
                 raise ConnectionError("the database is closed")
             async with pool.acquire() as connection:
-                process = await connection.fetchval("SELECT pg_backend_pid()")
+                try:
+                    process = await connection.fetchval("SELECT pg_backend_pid()")
+                except AttributeError as error:
+                    if not _is_cut(connection):
+                        raise
+                    raise _cut() from error
                 # A pooler makes up the number that cancels, since its connections to the server change.
                 self.pooled = process != connection.get_server_pid()
             if not self.pooled:
@@ -434,9 +439,28 @@ class _Pooled:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        is_cut = isinstance(error, AttributeError) and _is_cut(self._raw)
         # After a cancelled query asyncpg waits here for the server to confirm; without a limit, for ever.
         with suppress(asyncpg.InternalClientError):  # raised when `renew` cut it in the meantime
             await self._pool.release(self._raw, timeout=_RELEASE_S)
+        if is_cut:
+            raise _cut() from error
+
+
+def _is_cut(raw: Any) -> bool:
+    """Whether `renew` has cut a connection. Then asyncpg's next step may be an AttributeError.
+
+    It goes on with a protocol that isn't there, since it looks for that at the beginning of a call alone.
+    """
+    try:
+        return bool(raw.is_closed())
+    except asyncpg.InterfaceError:
+        # The pool has taken it back.
+        return True
+
+
+def _cut() -> asyncpg.InterfaceError:
+    return asyncpg.InterfaceError("the connection was cut, since others had failed")
 
 
 def _try_file(name: str, journal_mode: str) -> None:

@@ -2,10 +2,12 @@ import asyncio
 import sqlite3
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib import import_module
+from itertools import count, product
 from pathlib import Path
 
 import pytest
@@ -320,6 +322,63 @@ async def test_a_connection_that_postgres_is_just_ending_means_unavailable(
                 await StateTable(database).read(["ann"])
             await asyncio.to_thread(own_server.start)
             await until_back(database, within_s=4)
+
+
+async def in_a_gap(task: asyncio.Task[object], number: int) -> bool:
+    """Returns where what a task waits for is there, and it hasn't gone on yet, for the n-th time.
+
+    False if it ends before.
+    """
+    seen: set[int] = set()
+    kept = []
+    while not task.done():
+        waiter = task._fut_waiter  # type: ignore[attr-defined]
+        if waiter is not None and waiter.done() and id(waiter) not in seen:
+            seen.add(id(waiter))
+            kept.append(waiter)
+            if len(seen) == number:
+                return True
+        await asyncio.sleep(0)
+    return False
+
+
+async def test_connections_that_are_cut_between_two_steps_of_a_call_mean_unavailable(
+    postgres_part: Postgres, anyio_backend: str
+) -> None:
+    url = await asyncio.to_thread(postgres_part.create_database, "cut")
+    async with Database(url, cool_s=0.01) as database:
+        await database.migrate()
+        store = QuestionStore(database)
+
+        async def in_a_transaction() -> None:
+            async with database.transaction() as session:
+                await session.rows(int, Statement("SELECT 1"))
+
+        calls: list[Callable[[], Awaitable[object]]] = [
+            database.check,
+            partial(store.attempts, ["none"]),
+            in_a_transaction,
+        ]
+        cuts = unavailable = 0
+        # A new connection is looked at first.
+        for call, is_new in product(calls, (False, True)):
+            for number in count(1):
+                await until_back(database, within_s=4)
+                connections = database._connections
+                if is_new and connections.route is not None:
+                    connections.route.forget()
+                task = asyncio.ensure_future(call())
+                if not await in_a_gap(task, number):
+                    await task
+                    break
+                # As after a failure of another call.
+                await connections.renew()
+                cuts += 1
+                try:
+                    await task
+                except DatabaseUnavailable:
+                    unavailable += 1
+        assert cuts > unavailable > 10
 
 
 async def test_a_slow_postgres_is_unavailable_within_two_seconds_and_recovers(
