@@ -134,7 +134,7 @@ def _commands(page: str, url: str) -> list[str]:
     return [re.sub(r"^curl -N", "curl -N --max-time 1", call) for call in calls]
 
 
-@pytest.mark.parametrize("page", ["README.md", "examples/curl/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md", "examples/curl/README.md"])
 def test_the_curl_calls_of_a_page_are_answered(node: Served, page: str) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl isn't installed")

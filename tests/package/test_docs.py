@@ -84,6 +84,41 @@ def test_every_picture_is_shown_by_a_page() -> None:
     assert not {file.name for file in made - shown}
 
 
+READMES = ("README.md", "README.zh-CN.md")
+
+
+def test_both_readmes_name_the_same_commands_figures_and_pages() -> None:
+    def said(name: str) -> list[list[str]]:
+        page = (ROOT / name).read_text()
+        blocks = re.findall(r"```(?:sh|json)\n(.*?)```", page, re.DOTALL)
+        figures = re.findall(r"^\|.*\|$", page, re.MULTILINE)
+        links = set(re.findall(r"(?<!!)\[[^\]]+\]\((?:docs|examples)/([^)]*)\)", page))
+        return [blocks, figures, sorted(links)]
+
+    english, chinese = map(said, READMES)
+    assert len(english[0]) > 4
+    assert english == chinese
+    for name, other in zip(READMES, reversed(READMES), strict=True):
+        assert f"]({other})" in (ROOT / name).read_text()
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_figures_of_a_readme_are_those_of_the_last_measurement(name: str) -> None:
+    measured = (ROOT / "docs/performance.md").read_text()
+    page = (ROOT / name).read_text()
+    rows = re.findall(r"^\| [\d,]+ streams.*\|$", page, re.MULTILINE)
+    assert len(rows) == 3
+    assert [row for row in rows if row not in measured] == []
+    for figure, row in {
+        "2.5": r"^\| memory per stream, .* \*\*([\d.]+)\*\* kB",
+        "120": r"^\| 2 \| \*\*pushsse .* \*\*(\d+) µs",
+        "66": r"^\| 1 \| Centrifugo \| (\d+) µs",
+        "60": r"^\| 1 \| nchan \| (\d+) µs",
+    }.items():
+        assert re.findall(row, measured, re.MULTILINE) == [figure]
+        assert re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.]\d)", page)
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_files_that_a_page_names_exist(name: str) -> None:
     page = ROOT / name
