@@ -7,6 +7,7 @@ what deletes. Every call raises DatabaseUnavailable.
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -28,7 +29,13 @@ from pushsse.questions import (
     Turn,
     UnknownConversation,
 )
-from pushsse.questions.conversations import enter_in_thread, handed_over_until, title_of
+from pushsse.questions.conversations import (
+    delete_old_conversations,
+    enter_in_thread,
+    forget_conversations,
+    handed_over_until,
+    title_of,
+)
 from pushsse.questions.rows import (
     LISTED,
     ConversationRow,
@@ -142,16 +149,6 @@ _TURNS = Statement("""
     SELECT text, substr(answer, 1, {value[3]}) FROM pushsse_question
      WHERE conversation = {value[1]} AND id < {value[2]} AND status = 'answered' AND answer <> ''
      ORDER BY id DESC LIMIT {value[4]}""")
-# None of its questions is left: the newest one was asked before all that are kept.
-_DELETE_OLD_CONVERSATIONS = Statement("""
-    DELETE FROM pushsse_conversation WHERE id IN (
-        SELECT id FROM pushsse_conversation c WHERE newest < {value[1]}
-           AND NOT EXISTS (SELECT 1 FROM pushsse_question q WHERE q.conversation = c.id)
-         ORDER BY newest LIMIT {value[2]}) RETURNING 1""")
-_FORGET_CONVERSATIONS = Statement("""
-    DELETE FROM pushsse_conversation WHERE id IN (
-        SELECT id FROM pushsse_conversation WHERE "user" = {value[1]} LIMIT {value[2]}) RETURNING 1""")
-_FORGET_STAFF = Statement("""DELETE FROM pushsse_staff WHERE "user" = {value[1]} RETURNING 1""")
 _DELETE_OLD_ANSWERS = Statement("""
     DELETE FROM pushsse_earlier_answer WHERE id IN (
         SELECT id FROM pushsse_earlier_answer WHERE question < {value[1]} LIMIT {value[2]}) RETURNING 1""")
@@ -186,6 +183,26 @@ class _Asked(NamedTuple):
     handed_over: int
     user: str | None
     kept_until: datetime | None
+
+
+class _New(NamedTuple):
+    """A question that is to be written, and what is written beside it."""
+
+    question: Question
+    key: str | None
+    digest: str
+    owner: str
+    lease_until: str
+    announce_by: str
+
+    def values(self, asked: Question, lease: str | None) -> tuple[Value, ...]:
+        """The values of `_CREATE`, for the question as it is written."""
+        context = None if asked.context is None else msgspec.json.encode(asked.context).decode()
+        return (
+            *(asked.id, asked.user, asked.conversation, asked.text, context, asked.status),
+            *(self.key, self.digest, self.owner, asked.attempt, lease, self.announce_by),
+            *(instant(asked.asked_at), instant(asked.updated_at), instant(asked.deadline_at)),
+        )
 
 
 class _Size(NamedTuple):
@@ -231,33 +248,18 @@ class QuestionStore:
         constraint decides when two ask together.
         """
         now = _now()
-        lease_until = instant(now + timedelta(seconds=lease_s))
-        announce_by = instant(now + timedelta(seconds=announce_s))
-        context = None if question.context is None else msgspec.json.encode(question.context).decode()
-
-        def values(asked: Question, lease: str | None) -> tuple[Value, ...]:
-            return (
-                *(asked.id, asked.user, asked.conversation, asked.text, context, asked.status, key, digest),
-                *(owner, asked.attempt, lease, announce_by, instant(asked.asked_at)),
-                *(instant(asked.updated_at), instant(asked.deadline_at)),
-            )
-
-        def write(session: ThreadSession) -> Question:
-            unended = session.rows(Unended, _COUNT_UNENDED, question.user)[0]
-            if not unended.leaves_room(most):
-                raise NoRoom(unended)
-            asked: Question = question
-            lease: str | None = lease_until
-            if (until := enter_in_thread(session, question).handed_over_until) is not None:
-                asked, lease = _handed_over(question, until), None
-            if not session.rows(int, _CREATE, *values(asked, lease)):
-                raise KeyTaken
-            return asked
-
+        new = _New(
+            question,
+            key,
+            digest,
+            owner,
+            instant(now + timedelta(seconds=lease_s)),
+            instant(now + timedelta(seconds=announce_s)),
+        )
         if self.database.writes_together:
-            return await self.database.together(write)
+            return await self.database.together(partial(_write, new, most))
         limits = title_of(question), most.open, most.handed_over, instant(now)
-        [asked] = await self.database.rows(_Asked, _ASK, *values(question, lease_until), *limits)
+        [asked] = await self.database.rows(_Asked, _ASK, *new.values(question, new.lease_until), *limits)
         if not (unended := Unended(asked.open, asked.handed_over)).leaves_room(most):
             raise NoRoom(unended)
         if asked.user is None:
@@ -550,22 +552,33 @@ class QuestionStore:
             pass
         deleted = len(await self.database.rows(int, _DELETE_OLD, oldest_kept, _AT_ONCE))
         # At the end, when none of their questions is left.
-        while not deleted and await self.database.rows(int, _DELETE_OLD_CONVERSATIONS, oldest_kept, _AT_ONCE):
-            pass
+        if not deleted:
+            await delete_old_conversations(self.database, oldest_kept)
         return deleted
 
     async def forget(self, user: str) -> dict[str, int]:
         """Deletes a person's questions and their answers; how many. Open ones get no further answer."""
-        deleted = conversations = 0
+        deleted = 0
         while found := await self.database.rows(int, _FORGET, user, _AT_ONCE):
             deleted += len(found)
         # After the questions: none of them can be answered anew, so no earlier answer comes any more.
         while await self.database.rows(int, _FORGET_ANSWERS, user, _AT_ONCE):
             pass
-        while found := await self.database.rows(int, _FORGET_CONVERSATIONS, user, _AT_ONCE):
-            conversations += len(found)
-        await self.database.rows(int, _FORGET_STAFF, user)
-        return {"questions": deleted, "conversations": conversations}
+        return {"questions": deleted, "conversations": await forget_conversations(self.database, user)}
+
+
+def _write(new: _New, most: Unended, session: ThreadSession) -> Question:
+    """Counts and writes in the thread of SQLite's connection, in one transaction with others."""
+    asked: Question = new.question
+    lease: str | None = new.lease_until
+    unended = session.rows(Unended, _COUNT_UNENDED, asked.user)[0]
+    if not unended.leaves_room(most):
+        raise NoRoom(unended)
+    if (until := enter_in_thread(session, asked).handed_over_until) is not None:
+        asked, lease = _handed_over(asked, until), None
+    if not session.rows(int, _CREATE, *new.values(asked, lease)):
+        raise KeyTaken
+    return asked
 
 
 def _some_of(ids: Collection[str]) -> Iterator[list[str]]:
