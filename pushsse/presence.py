@@ -1,8 +1,8 @@
 """Who is there: which people have streams, on which nodes, since when, and when they were last seen.
 
-Each node tells the backplane who has streams on it, once a second as far as that has changed, under a lease:
-of a node that dies, nobody is there 12 s later. `api/admin` asks `Presence`, a service; `offline` asks it
-whether all is told. When somebody's last stream on a node has ended, the database gets the time. Deliberate:
+Each node tells the backplane once a second who has come and left, under a lease: of a node that dies, nobody
+is there 12 s later. `api/admin` asks `Presence`, a service; `offline` asks it whether all is told. When
+somebody's last stream on a node has ended, the database gets the time. Deliberate:
 no event and no stream costs a call of its own; a stream that opens and closes within a second may not be told
 of at all.
 """
@@ -28,9 +28,9 @@ from pushsse.hub.opening import Revocations
 from pushsse.retry import Backoff, Outage
 
 logger = logging.getLogger(__name__)
+# Also where nobody has come or left: when a node dies, it isn't known who was there since it last told.
 TELL_EVERY_S = 1.0
-# Three times in the length of a lease.
-RENEW_EVERY_S = 4.0
+SEEN_EVERY_S = 4.0
 # A person without a stream for less than this was never away.
 AWAY_AFTER_S = 10.0
 # How long a node says that somebody was there. Longer than whoever asks about a moment may be late.
@@ -115,7 +115,6 @@ class Presence:
         # People without a stream here who had one a moment ago, in the order in which they left.
         self._left: dict[str, Left] = {}
         self._untold: set[str] = set()
-        self._told_at = 0.0
         # When people left whom the database has not been told of yet.
         self._unwritten: dict[str, Left] = {}
         self._outage = Outage("nobody can be told who is at this node", logger, Backoff())
@@ -181,25 +180,22 @@ class Presence:
         self._note(moved, now_ms)
         # What a call that failed was to tell is told by the next one.
         self._untold |= moved.keys() | self._over(now_ms)
-        if self.known_since is not None and await self._told(list(self._untold), now):
+        if self.known_since is not None and await self._told(list(self._untold)):
             self._untold.clear()
             return
         # The backplane has lost it, or hasn't been told anything for so long that the lease has ended. At a
         # new place, since what was told of the old one says who was there until then.
         self.known_since, self._place = None, f"{self._node}~{fresh_word()}"
-        if await self._told([*self._hub.users(), *self._left], now, anew=True):
+        if await self._told([*self._hub.users(), *self._left], anew=True):
             self.known_since = now
             self._untold.clear()
 
-    async def _told(self, users: Sequence[str], now: float, *, anew: bool = False) -> bool:
-        """Whether the backplane has taken it. With nothing to tell, it is called when the lease is due."""
-        if not users and not anew and now - self._told_at < RENEW_EVERY_S:
-            return True
+    async def _told(self, users: Sequence[str], *, anew: bool = False) -> bool:
+        """Whether the backplane has taken it, with which the lease begins again."""
         for start in range(0, max(1, len(users)), PRESENCE_AT_ONCE):
             stays = {user: self._stay(user) for user in users[start : start + PRESENCE_AT_ONCE]}
             if not await self._backplane.tell_presence(self._place, stays, anew=anew and start == 0):
                 return False
-        self._told_at = now
         return True
 
     def _stay(self, user: str) -> Stay | None:
@@ -255,7 +251,7 @@ class Presence:
         loop = asyncio.get_running_loop()
         while True:
             # A moment later: most who leave come back at once.
-            await asyncio.sleep(RENEW_EVERY_S * random.uniform(0.8, 1.2))
+            await asyncio.sleep(SEEN_EVERY_S * random.uniform(0.8, 1.2))
             try:
                 await self._write()
                 if loop.time() >= forgets_at:

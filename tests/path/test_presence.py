@@ -74,7 +74,7 @@ async def test_of_somebody_who_is_forgotten_no_stream_that_ends_leaves_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(presence, "TELL_EVERY_S", 0.05)
-    monkeypatch.setattr(presence, "RENEW_EVERY_S", 0.1)
+    monkeypatch.setattr(presence, "SEEN_EVERY_S", 0.1)
     async with serving(tmp_path) as node:
         seen = SeenTable(node.node.database)
         async with node.stream("ann") as ann:
