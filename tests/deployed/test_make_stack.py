@@ -5,19 +5,20 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from deploy.parts import Kafka, Nginx, PartMissing, Postgres, Redis
+from deploy.parts import Nginx, Part, PartMissing, Postgres, Redis
+from deploy.parts.java import java, kafka_jars
 from deploy.parts.part import is_alive
 from deploy.parts.ports import free_port
 from tests.parts import missing
 from tests.waiting import until
 
-# Two starts of everything, and the tests around may have the machine busy.
+# A start of everything, and the tests around may have the machine busy.
 pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 120.0
@@ -27,12 +28,12 @@ NAMES = {"kafka", "redis", "postgres", "nginx", "node1", "node2"}
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """It runs; `output` is what it printed. `left` are the processes of one before it that was killed."""
+    """It runs; `output` is what it printed. `left` are the parts of one before it that was killed."""
 
     process: "subprocess.Popen[bytes]"
     folder: Path
     output: Path
-    left: list[int]
+    left: Sequence[Part]
 
     def said(self, words: str) -> bool:
         return words in self.output.read_text()
@@ -44,24 +45,46 @@ class Command:
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    """The second of two: the first was killed in the middle of its start, with the same ports and folder."""
+    """It runs where another one was killed, which has left a Redis and a PostgreSQL."""
     folder = tmp_path_factory.mktemp("make-stack")
     parts_are_there(folder / "tried")
     ports = {"STACK_PORT": str(free_port()), "STACK_TLS_PORT": str(free_port())}
-    environment = {**os.environ, **ports, "STACK_DIR": str(folder / "a b é's stack")}
-    first = begin(folder / "first.log", environment, [])
+    place = folder / "a b é's stack"
+    (place / "pids").mkdir(parents=True)
+    left: list[Part] = [Redis(place / "redis"), Postgres(place / "postgres")]
+    for part in left:
+        part.start()
+        (place / "pids" / part.name).write_text(f"{part.pid}\n")
+    started = begin(folder / "log", {**os.environ, **ports, "STACK_DIR": str(place)}, left)
+    try:
+        until(lambda: started.said("Ctrl-C stops everything") or ended(started), within_s=START_LIMIT_S)
+        assert not ended(started), started.output.read_text()
+        yield started
+    finally:
+        started.process.terminate()
+        started.process.wait(LIMIT_S)
+        for part in left:
+            part.remove()
+
+
+@pytest.mark.long
+def test_one_that_is_killed_in_the_middle_of_its_start_is_ended_by_the_next(tmp_path: Path) -> None:
+    parts_are_there(tmp_path / "tried")
+    ports = {"STACK_PORT": str(free_port()), "STACK_TLS_PORT": str(free_port())}
+    environment = {**os.environ, **ports, "STACK_DIR": str(tmp_path / "stack")}
+    first = begin(tmp_path / "first.log", environment)
     try:
         # Kafka takes longest: while it begins, the others are up and the nodes aren't.
         until(lambda: {"kafka", "redis", "nginx"} <= set(first.pids()), within_s=START_LIMIT_S)
     finally:
-        left = list(first.pids().values())
+        left = first.pids().values()
         first.process.kill()
         first.process.wait(LIMIT_S)
-    second = begin(folder / "second.log", environment, left)
+    second = begin(tmp_path / "second.log", environment)
     try:
         until(lambda: second.said("Ctrl-C stops everything") or ended(second), within_s=START_LIMIT_S)
-        assert not ended(second), second.output.read_text()
-        yield second
+        assert not [pid for pid in left if is_alive(pid)]
+        assert all(is_alive(pid) for pid in second.pids().values())
     finally:
         second.process.terminate()
         second.process.wait(LIMIT_S)
@@ -70,12 +93,9 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
 def parts_are_there(folder: Path) -> None:
     """The command itself would only fail where a part can't be had."""
     try:
-        for part in (
-            Kafka(folder / "kafka"),
-            Redis(folder),
-            Postgres(folder),
-            Nginx(folder, ["127.0.0.1:1"]),
-        ):
+        java()
+        kafka_jars()
+        for part in (Redis(folder), Postgres(folder), Nginx(folder, ["127.0.0.1:1"])):
             part.folder.mkdir(parents=True, exist_ok=True)
             part.prepare()
             part.command()
@@ -84,7 +104,7 @@ def parts_are_there(folder: Path) -> None:
         missing(error)
 
 
-def begin(output: Path, environment: dict[str, str], left: list[int]) -> Command:
+def begin(output: Path, environment: dict[str, str], left: Sequence[Part] = ()) -> Command:
     with output.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "deploy.stack"],
@@ -103,7 +123,7 @@ def ended(command: Command) -> bool:
 
 def test_what_a_stack_that_was_killed_has_left_is_ended_by_the_next(command: Command) -> None:
     assert command.left
-    assert not [pid for pid in command.left if is_alive(pid)]
+    assert not [part.name for part in command.left if part.running]
     pids = command.pids()
     assert set(pids) == NAMES
     assert all(is_alive(pid) for pid in pids.values())

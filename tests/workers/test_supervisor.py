@@ -37,6 +37,18 @@ def two_workers(folder: Path, redis_url: str) -> Iterator[Served]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Served]:
+    """A service of two workers, for the tests that leave it with two."""
+    with two_workers(tmp_path_factory.mktemp("shared"), redis_url) as running:
+        yield running
+
+
+def _a_worker(node: Served) -> int:
+    """The process of the one that was started last."""
+    return int(SERVED.findall(node.logged)[-1])
+
+
 def _scraped(node: Served) -> dict[str, float]:
     text = httpx.get(f"{node.url}/metrics", trust_env=False).text
     lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
@@ -64,37 +76,36 @@ def _nodes(node: Served, wanted: int) -> set[str]:
     return found
 
 
-def test_workers_share_the_port_and_hear_each_other(tmp_path: Path, redis_url: str) -> None:
-    with two_workers(tmp_path, redis_url) as node:
-        assert "2 workers" in node.logged
-        assert len(_nodes(node, 2)) == 2
-        streams = [httpx.stream("GET", f"{node.url}/v1/stream?user=u{n}", trust_env=False) for n in range(8)]
-        opened = [stream.__enter__() for stream in streams]
-        try:
-            lines = [response.iter_lines() for response in opened]
-            for each in lines:
-                assert any("event: ready" in line for line in each)
-            assert _scraped(node)["pushsse_connections"] == len(opened)
-            _publish(node, 1)
-            for each in lines:
-                assert any(line == "event: news" for line in each)
-        finally:
-            for stream in streams:
-                stream.__exit__(None, None, None)
+def test_workers_share_the_port_and_hear_each_other(shared: Served) -> None:
+    assert "2 workers" in shared.logged
+    assert len(_nodes(shared, 2)) == 2
+    streams = [httpx.stream("GET", f"{shared.url}/v1/stream?user=u{n}", trust_env=False) for n in range(8)]
+    opened = [stream.__enter__() for stream in streams]
+    try:
+        lines = [response.iter_lines() for response in opened]
+        for each in lines:
+            assert any("event: ready" in line for line in each)
+        until(lambda: _scraped(shared)["pushsse_connections"] == len(opened), "end of the streams before")
+        _publish(shared, 1)
+        for each in lines:
+            assert any(line == "event: news" for line in each)
+    finally:
+        for stream in streams:
+            stream.__exit__(None, None, None)
 
 
-def test_counters_of_a_dead_worker_are_kept(tmp_path: Path, redis_url: str) -> None:
-    with two_workers(tmp_path, redis_url) as node:
-        _publish(node, 20)
-        before = _scraped(node)
-        assert before["pushsse_workers"] == 2
-        assert before["pushsse_appended_total"] >= 20
-        os.kill(int(SERVED.findall(node.logged)[0]), signal.SIGKILL)
-        until(lambda: _scraped(node)["pushsse_worker_restarts_total"] == 1, "restart")
-        until(lambda: _scraped(node)["pushsse_workers"] == 2, "second worker")
-        after = _scraped(node)
-        assert all(after[name] >= value for name, value in before.items() if name.endswith("_total"))
-        assert len(_nodes(node, 2)) == 2
+def test_counters_of_a_dead_worker_are_kept(shared: Served) -> None:
+    _publish(shared, 20)
+    before = _scraped(shared)
+    assert before["pushsse_workers"] == 2
+    assert before["pushsse_appended_total"] >= 20
+    os.kill(_a_worker(shared), signal.SIGKILL)
+    restarts = before["pushsse_worker_restarts_total"] + 1
+    until(lambda: _scraped(shared)["pushsse_worker_restarts_total"] == restarts, "restart")
+    until(lambda: _scraped(shared)["pushsse_workers"] == 2, "second worker")
+    after = _scraped(shared)
+    assert all(after[name] >= value for name, value in before.items() if name.endswith("_total"))
+    assert len(_nodes(shared, 2)) == 2
 
 
 @pytest.mark.long
@@ -121,21 +132,27 @@ def test_worker_that_does_not_answer_is_left_out_and_counted(tmp_path: Path, red
             os.kill(stopped, signal.SIGCONT)
 
 
-def test_a_scrape_that_the_supervisor_does_not_answer_is_refused(tmp_path: Path, redis_url: str) -> None:
-    with two_workers(tmp_path, redis_url) as node:
-        _publish(node, 10)
-        node.process.send_signal(signal.SIGSTOP)
-        try:
-            reply = httpx.get(f"{node.url}/metrics", trust_env=False, timeout=LIMIT_S)
-        finally:
-            node.process.send_signal(signal.SIGCONT)
-        # One worker's own counts would look like a restart of all of them.
-        assert (reply.status_code, reply.json()["code"]) == (503, "unavailable")
-        assert int(reply.headers["retry-after"]) > 0
-        assert _scraped(node)["pushsse_appended_total"] >= 10
+def test_a_scrape_that_the_supervisor_does_not_answer_is_refused(shared: Served) -> None:
+    _publish(shared, 10)
+    shared.process.send_signal(signal.SIGSTOP)
+    try:
+        reply = httpx.get(f"{shared.url}/metrics", trust_env=False, timeout=LIMIT_S)
+    finally:
+        shared.process.send_signal(signal.SIGCONT)
+    # One worker's own counts would look like a restart of all of them.
+    assert (reply.status_code, reply.json()["code"]) == (503, "unavailable")
+    assert int(reply.headers["retry-after"]) > 0
+    assert _scraped(shared)["pushsse_appended_total"] >= 10
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, marks=pytest.mark.long),
+    ],
+)
 def test_a_signal_ends_all_of_them_cleanly(tmp_path: Path, redis_url: str, number: signal.Signals) -> None:
     with two_workers(tmp_path, redis_url) as node:
         workers = [int(found) for found in SERVED.findall(node.logged)]
@@ -163,26 +180,20 @@ def test_a_second_signal_ends_all_of_them_at_once(tmp_path: Path, redis_url: str
         assert "killed" not in node.logged
 
 
-def test_the_streams_of_an_orphaned_worker_end_in_band(tmp_path: Path, redis_url: str) -> None:
+def test_workers_do_not_outlive_their_supervisor_and_end_their_streams_in_band(
+    tmp_path: Path, redis_url: str
+) -> None:
     with (
         two_workers(tmp_path, redis_url) as node,
         httpx.stream("GET", f"{node.url}/v1/stream?user=ann", trust_env=False) as stream,
     ):
+        workers = [int(found) for found in SERVED.findall(node.logged)]
         lines = stream.iter_lines()
         assert any(line == "event: ready" for line in lines)
         node.process.kill()
         node.process.wait()
         assert any('"code":"shutdown"' in line for line in lines)
-
-
-@pytest.mark.parametrize("folder", ["x" * 120, "missing"])
-def test_workers_start_where_tmpdir_cannot_hold_a_socket(tmp_path: Path, redis_url: str, folder: str) -> None:
-    place = tmp_path / folder
-    if folder != "missing":
-        place.mkdir()
-    settings = {"PUSHSSE_REDIS_URL": redis_url, "TMPDIR": str(place)}
-    with served(tmp_path, "--workers", "2", **settings) as node:
-        assert httpx.get(f"{node.url}/readyz", trust_env=False).status_code == 200
+        until(lambda: not any(map(_runs, workers)), "end of the workers")
 
 
 def _runs(pid: int) -> bool:
@@ -193,16 +204,14 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_workers_do_not_outlive_their_supervisor(tmp_path: Path, redis_url: str) -> None:
-    with two_workers(tmp_path, redis_url) as node:
-        workers = [int(found) for found in SERVED.findall(node.logged)]
-        node.process.kill()
-        node.process.wait()
-
-        def gone() -> bool:
-            return not any(_runs(worker) for worker in workers)
-
-        until(gone, "end of the workers")
+@pytest.mark.parametrize("folder", ["x" * 120, pytest.param("missing", marks=pytest.mark.long)])
+def test_workers_start_where_tmpdir_cannot_hold_a_socket(tmp_path: Path, redis_url: str, folder: str) -> None:
+    place = tmp_path / folder
+    if folder != "missing":
+        place.mkdir()
+    settings = {"PUSHSSE_REDIS_URL": redis_url, "TMPDIR": str(place)}
+    with served(tmp_path, "--workers", "2", **settings) as node:
+        assert httpx.get(f"{node.url}/readyz", trust_env=False).status_code == 200
 
 
 def test_worker_that_cannot_start_ends_the_service(tmp_path: Path, redis_url: str) -> None:
@@ -226,16 +235,16 @@ def no_more_files(process: Started) -> Iterator[None]:
             resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_dead_worker_is_replaced_as_soon_as_the_system_has_room(tmp_path: Path, redis_url: str) -> None:
-    with two_workers(tmp_path, redis_url) as node:
-        with no_more_files(node.process):
-            os.kill(int(SERVED.findall(node.logged)[0]), signal.SIGKILL)
-            until(lambda: "couldn't be started" in node.logged, "failed start")
-        until(lambda: _scraped(node)["pushsse_workers"] == 2, "second worker")
-        assert _scraped(node)["pushsse_worker_restarts_total"] == 1
-        assert "Traceback" not in node.logged
-        [line, *_] = [line for line in node.logged.splitlines() if "couldn't be started" in line]
-        assert "Too many open files" in line
+def test_a_dead_worker_is_replaced_as_soon_as_the_system_has_room(shared: Served) -> None:
+    restarts = _scraped(shared)["pushsse_worker_restarts_total"] + 1
+    with no_more_files(shared.process):
+        os.kill(_a_worker(shared), signal.SIGKILL)
+        until(lambda: "couldn't be started" in shared.logged, "failed start")
+    until(lambda: _scraped(shared)["pushsse_workers"] == 2, "second worker")
+    assert _scraped(shared)["pushsse_worker_restarts_total"] == restarts
+    assert "Traceback" not in shared.logged
+    [line, *_] = [line for line in shared.logged.splitlines() if "couldn't be started" in line]
+    assert "Too many open files" in line
 
 
 def test_a_worker_that_can_not_be_started_for_long_ends_the_service_in_order(
@@ -258,11 +267,8 @@ def test_a_worker_that_can_not_be_started_for_long_ends_the_service_in_order(
         assert "Traceback" not in node.logged
 
 
-def test_port_of_another_service_is_not_shared(tmp_path: Path, redis_url: str) -> None:
-    with two_workers(tmp_path, redis_url) as node:
-        other = tmp_path / "other"
-        other.mkdir()
-        port = node.url.rpartition(":")[2]
-        with process(other, "serve", "--port", port, "--workers", "2", PUSHSSE_REDIS_URL=redis_url) as second:
-            assert second.wait(LIMIT_S) == 1
-        assert "Address already in use" in (other / "err.log").read_text()
+def test_port_of_another_service_is_not_shared(shared: Served, tmp_path: Path, redis_url: str) -> None:
+    port = shared.url.rpartition(":")[2]
+    with process(tmp_path, "serve", "--port", port, "--workers", "2", PUSHSSE_REDIS_URL=redis_url) as second:
+        assert second.wait(LIMIT_S) == 1
+    assert "Address already in use" in (tmp_path / "err.log").read_text()
