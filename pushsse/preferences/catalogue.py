@@ -158,7 +158,7 @@ _REVISED = Statement("""
 # Of all switches, or of MOST_COUNTED, so that it takes a tenth of a second at most.
 _CHOSEN = Statement("""
     SELECT type, sum(CASE WHEN enabled THEN 1 ELSE 0 END), sum(CASE WHEN enabled THEN 0 ELSE 1 END)
-      FROM (SELECT type, enabled FROM pushsse_switch LIMIT {value[1]}) AS some GROUP BY type ORDER BY type""")
+      FROM (SELECT type, enabled FROM pushsse_switch LIMIT {value[1]}) AS one GROUP BY type ORDER BY type""")
 _NEXT_REVISION = Statement("""
     INSERT INTO pushsse_catalogue (id, revision, removed_revision) VALUES (1, 1, 0)
     ON CONFLICT (id) DO UPDATE SET revision = pushsse_catalogue.revision + 1 RETURNING revision""")

@@ -16,6 +16,7 @@ from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.catalogue import (
     CatalogueFull,
     CatalogueStore,
+    Chosen,
     NamedType,
     TypeInFile,
     TypeRules,
@@ -109,6 +110,15 @@ async def test_only_what_changes_who_gets_events_has_a_revision(catalogue: Catal
     assert await catalogue.revised() == (4, 4, {"news": 4})
     await catalogue.remove("news")
     assert await revision() == 4
+
+
+async def test_what_people_chose_is_counted(catalogue: CatalogueStore, store: PreferenceStore) -> None:
+    assert await catalogue.chosen() == ()
+    for name in ("alarm", "news", "promo"):
+        await catalogue.put(name, TypeRules())
+    await store.change("ann", {"alarm": False, "news": True})
+    await store.change("bo", {"alarm": False, "news": False})
+    assert await catalogue.chosen() == (Chosen("alarm", 0, 2), Chosen("news", 1, 1))
 
 
 async def test_a_full_catalogue_takes_no_more(catalogue: CatalogueStore, store: PreferenceStore) -> None:
