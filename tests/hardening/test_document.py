@@ -89,7 +89,7 @@ def try_out(api: Api, call: Any, mode: GenerationMode, outcomes: Counter[tuple[s
     """Makes one call in many ways. It is a 5xx only where the document has that for a node that is well."""
     required = CHECKS if call.path == "/readyz" else [*CHECKS, not_a_server_error]
 
-    @fuzz(6)
+    @fuzz(4)
     @given(call.as_strategy(generation_mode=mode))
     def check(case: Case[Any]) -> None:
         if case.query and str(case.query.get("wait_s", "")).strip() in LONG_WAITS:
