@@ -63,7 +63,7 @@ def test_the_limits_that_are_counted_are_those_of_the_docs() -> None:
 
 
 def test_the_docs_have_every_metric_and_no_other() -> None:
-    table = OPERATIONS.split("\n## What to watch\n")[1].split("\n\nThe catalogue")[0]
+    table = OPERATIONS.split("\n## What to watch\n")[1].split("\n\nThe [catalogue]")[0]
     rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
     documented = {name for row in rows for name in re.findall(r"`(pushsse_\w+)(?:\{[\w,]+\})?`", row)}
     node = build(load({}, {"database_url": "sqlite://:memory:"}))

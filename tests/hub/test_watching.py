@@ -77,7 +77,7 @@ def anyio_backend() -> str:
 async def labels(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> dict[str, set[str]]:
     """The labels of each metric, by a real scrape; those of parts that this node hasn't, by the docs."""
     found: dict[str, set[str]] = {UP: set()}
-    table = OPERATIONS.split("\n## What to watch\n")[1].split("\n\nThe catalogue")[0]
+    table = OPERATIONS.split("\n## What to watch\n")[1].split("\n\nThe [catalogue]")[0]
     for name, inner in re.findall(r"`(pushsse_\w+)(?:\{([\w,]+)\})?`", table):
         found.setdefault(name, set()).update(inner.split(",") if inner else ())
     async with serving(tmp_path_factory.mktemp("node")) as node:
@@ -142,6 +142,7 @@ def test_every_alert_says_what_to_do() -> None:
         page, _, anchor = rule["annotations"]["runbook"].partition("#")
         assert page == "docs/operations.md"
         assert anchor in headings, rule["alert"]
+        assert anchor == rule["alert"].lower()
         led.add(anchor)
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"]["summary"]
@@ -149,7 +150,7 @@ def test_every_alert_says_what_to_do() -> None:
 
 
 def test_what_the_docs_say_to_look_at_is_on_the_dashboard_or_in_an_alert() -> None:
-    table = OPERATIONS.split("\n## What to watch\n")[1].split("\n\nThe catalogue")[0]
+    table = OPERATIONS.split("\n## What to watch\n")[1].split("\n\nThe [catalogue]")[0]
     rows = [row.split("|") for row in table.splitlines() if row.startswith("| `")]
     asked = {selector.metric for query in queries() for selector in selectors(query.text)}
     watched = [set(re.findall(r"`(pushsse_\w+)", row[1])) for row in rows if row[3].strip() != "–"]
