@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, cast
+from uuid import uuid4
 
 from redis import Redis as Client
 
@@ -149,7 +150,8 @@ class Asker:
         """One question, and its id; raises RuntimeError for any answer but 202."""
         reader, writer = connection = await self._free.get()
         body = json.dumps({"text": text})
-        head = post("/v1/questions", bearer(who))
+        # As the browser client asks.
+        head = post("/v1/questions", bearer(who), f"Idempotency-Key: {uuid4().hex}")
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
         answer = await reader.readuntil(b"\r\n\r\n")
         length = int(answer.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])

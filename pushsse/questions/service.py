@@ -100,12 +100,16 @@ class Questions:
         UnknownConversation (it is somebody else's), TooManyQuestions, Overloaded, NobodyAnswers,
         DatabaseUnavailable.
         """
-        if idempotency_key is not None and (first := await self._first(user, idempotency_key, asking)):
-            return first
+        unended: Unended | None = None
+        if idempotency_key is not None:
+            # In one statement, since most keys are new.
+            unended = await self.life.store.unended_unless_keyed(user, idempotency_key)
+            if unended is None and (first := await self._first(user, idempotency_key, asking)):
+                return first
         self._admit_waiting()
         if idempotency_key is not None:
             # Before the key is claimed: who has no room may come again with it at once.
-            await self._admit(user)
+            self._admit(unended if unended is not None else await self.life.store.count_unended(user))
             if first := await self._claim(user, idempotency_key, asking):
                 return first
         conversation = asking.conversation
@@ -161,7 +165,7 @@ class Questions:
         if not question.has_ended:
             raise NotNow("not_ended", "the question has no end yet, cancel it first")
         self._admit_waiting()
-        await self._admit(user)
+        self._admit(await self.life.store.count_unended(user))
         ours = not self.answering.resting
         again = await self.life.ask_again(question, node=self.node, leased=ours, timeout_s=self.timeout_s)
         if again is not None and ours and again.is_open:
@@ -280,8 +284,7 @@ class Questions:
         if not self.answering.queue.room:
             raise Overloaded("too many questions wait for their turn")
 
-    async def _admit(self, user: str) -> None:
-        unended = await self.life.store.count_unended(user)
+    def _admit(self, unended: Unended) -> None:
         if not unended.leaves_room(self._most):
             raise self._too_many(unended)
 

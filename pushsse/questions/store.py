@@ -77,6 +77,13 @@ _COUNT_UNENDED = Statement("""
     SELECT count(CASE WHEN status <> 'handed_over' THEN 1 END),
            count(CASE WHEN status = 'handed_over' THEN 1 END) FROM pushsse_question
      WHERE "user" = {value[1]} AND status IN ('pending', 'answering', 'handed_over')""")
+# With it, the question that the person has asked with an idempotency key, however long ago.
+_COUNT_AND_FIND = Statement("""
+    SELECT count(CASE WHEN status <> 'handed_over' THEN 1 END),
+           count(CASE WHEN status = 'handed_over' THEN 1 END),
+           (SELECT id FROM pushsse_question WHERE "user" = {value[1]} AND idempotency_key = {value[2]})
+      FROM pushsse_question
+     WHERE "user" = {value[1]} AND status IN ('pending', 'answering', 'handed_over')""")
 # All of it in one, for PostgreSQL: the count, the conversation, the question. A question that isn't written
 # leaves no conversation behind. Of two with one key that come together, the second breaks the constraint, is
 # undone as a whole, runs again, and then sees the first.
@@ -205,6 +212,12 @@ class _New(NamedTuple):
         )
 
 
+class _Keyed(NamedTuple):
+    open: int
+    handed_over: int
+    question: str | None
+
+
 class _Size(NamedTuple):
     question: str
     characters: int
@@ -267,6 +280,11 @@ class QuestionStore:
         if asked.user != question.user:
             raise UnknownConversation(question.conversation)
         return question if asked.kept_until is None else _handed_over(question, asked.kept_until)
+
+    async def unended_unless_keyed(self, user: str, key: str) -> "Unended | None":
+        """As `count_unended`; None where an idempotency key has been used, of which `by_key` tells more."""
+        [found] = await self.database.read(_Keyed, _COUNT_AND_FIND, user, key)
+        return Unended(found.open, found.handed_over) if found.question is None else None
 
     async def by_key(self, user: str, key: str, *, since: datetime) -> tuple[Question, str] | None:
         """The question that a person has asked with an idempotency key since a time, and its digest."""

@@ -20,6 +20,7 @@ from pushsse.questions import (
     NotNow,
     Question,
     SourcePart,
+    TooManyQuestions,
     Turn,
     UnknownConversation,
 )
@@ -107,6 +108,18 @@ async def test_a_key_is_free_after_a_day(nodes: Nodes) -> None:
         assert (again.id == first.id) is same
     with pytest.raises(InvalidInput):
         await node.ask("ann", Asking("two"), idempotency_key="k")
+
+
+async def test_who_has_no_room_comes_again_with_the_same_key_at_once_and_a_repeat_needs_none(
+    nodes: Nodes,
+) -> None:
+    node = dataclasses.replace(nodes.node(Scripted(repeats)), most_open=1)
+    first = await node.ask("ann", Asking("one"), idempotency_key="k")
+    with pytest.raises(TooManyQuestions):
+        await node.ask("ann", Asking("two"), idempotency_key="l")
+    assert (await node.ask("ann", Asking("one"), idempotency_key="k")).id == first.id
+    await node.cancel("ann", first.id)
+    assert (await node.ask("ann", Asking("two"), idempotency_key="l")).id != first.id
 
 
 async def test_a_repeat_while_the_first_is_being_taken_has_to_come_later_on_any_node(
