@@ -30,7 +30,7 @@ from pushsse.event import TypeName, UserName, is_id, is_user
 from pushsse.explain import Explaining
 from pushsse.hub.catch_up import ScansBusy
 from pushsse.kicks import Kicks, TooManyKicks
-from pushsse.overview import Overview
+from pushsse.overview import Health, Overview
 from pushsse.preferences import Catalogue
 from pushsse.preferences.catalogue import (
     CatalogueFull,
@@ -292,16 +292,8 @@ def _read_place(text: str | None) -> ExportPlace:
         raise HttpProblem(400, "parameter_invalid", "after= is no place of an export") from None
 
 
-class Health(Protocol):
-    """What a node says about itself."""
-
-    def unready(self) -> str:
-        """Why it takes no streams; empty when it does."""
-        ...
-
-    def available(self) -> dict[str, bool]:
-        """Which of its parts answered a moment ago."""
-        ...
+class ServesHealth(Health, Protocol):
+    """The same, and its metrics."""
 
     async def exposition(self) -> bytes:
         """Its metrics, or those of all workers, in Prometheus' text format 0.0.4.
@@ -315,7 +307,7 @@ class Health(Protocol):
 class HealthEndpoint:
     """The calls about the node itself."""
 
-    node: Health
+    node: ServesHealth
 
     async def live(self, _: Request) -> Response:
         """The event loop runs."""

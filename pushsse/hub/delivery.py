@@ -469,7 +469,7 @@ def _order(item: tuple[int, Publication, Mark, bool]) -> int:
     return item[0]
 
 
-class Chosen(NamedTuple):
+class JoinedFrames(NamedTuple):
     """Those of a batch's broadcasts that one person gets: how many, and their frames as one chunk."""
 
     many: int
@@ -486,9 +486,9 @@ class Broadcasts:
         self._types = frozenset(i.publication.name for i in items if i.publication.switchable)
         self._last_off = NOTHING_OFF
         self._last = self._joined(NOTHING_OFF)
-        self._made: dict[frozenset[str], Chosen] = {NOTHING_OFF: self._last}
+        self._made: dict[frozenset[str], JoinedFrames] = {NOTHING_OFF: self._last}
 
-    def without(self, off: frozenset[str]) -> Chosen:
+    def without(self, off: frozenset[str]) -> JoinedFrames:
         """What somebody gets who has these types off."""
         # What is off by default, most have off, and share the set.
         if off is self._last_off:
@@ -500,8 +500,8 @@ class Broadcasts:
         self._last_off, self._last = off, chosen
         return chosen
 
-    def _joined(self, off: frozenset[str]) -> Chosen:
+    def _joined(self, off: frozenset[str]) -> JoinedFrames:
         frames = [
             i.frame() for i in self._items if not i.publication.switchable or i.publication.name not in off
         ]
-        return Chosen(len(frames), chunk(b"".join(frames)))
+        return JoinedFrames(len(frames), chunk(b"".join(frames)))

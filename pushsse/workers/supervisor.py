@@ -29,6 +29,7 @@ from pushsse.workers.worker import (
     Begin,
     Collect,
     Collected,
+    CombinedMetrics,
     Exposition,
     Family,
     Hello,
@@ -36,7 +37,6 @@ from pushsse.workers.worker import (
     Rounds,
     Scrape,
     Scraped,
-    Totals,
     decode,
     encode,
 )
@@ -254,7 +254,7 @@ class Scraper:
         self._workers = workers
         self._ready: Callable[[], None] | None = ready
         self._links: set[WorkerLink] = set()
-        self._gone = Totals()
+        self._gone = CombinedMetrics()
         self._scrape = 0
         self._rounds = Rounds()
 
@@ -292,7 +292,7 @@ class Scraper:
         return Exposition(self._total()).text()
 
     def _total(self) -> tuple[Family, ...]:
-        total, unanswered = Totals(), 0
+        total, unanswered = CombinedMetrics(), 0
         total.add(self._gone.families())
         for link in self._links:
             silent = link.scrape != self._scrape

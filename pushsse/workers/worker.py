@@ -1,8 +1,9 @@
 """A worker's side of `serve --workers`: its link to the supervisor, and the messages that both sides send.
 
 `cli/running` makes the `Worker`, `node` runs it. It gets its settings over the link, says when it serves, and
-reports its metrics. `Totals` adds the metrics of several processes up; `Rounds` keeps scrapes, which anybody
-may ask for, from queueing. The end of the link means that the supervisor is gone; then the worker ends, too.
+reports its metrics. `CombinedMetrics` adds the metrics of several processes up; `Rounds` keeps scrapes, which
+anybody may ask for, from queueing. The end of the link means that the supervisor is gone; then the worker
+ends, too.
 """
 
 import asyncio
@@ -56,7 +57,7 @@ def families(metrics: Iterable[Metric]) -> tuple[Family, ...]:
 
 
 @dataclass(slots=True)
-class Totals:
+class CombinedMetrics:
     """Metrics of several processes, combined by name and labels."""
 
     _families: dict[str, Family] = field(default_factory=dict)
