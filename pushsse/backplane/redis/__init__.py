@@ -104,8 +104,9 @@ class RedisBackplane(Backplane):
         self._publishing = RedisConnection(connector, "publishing", timeout_s=TIMEOUT_S)
         self._reading = RedisConnection(connector, "reading", timeout_s=_READ_TIMEOUT_S)
         # Of its own: a count must not wait for a replay, and a publication not for a count.
-        self._growths = Growths(self._publishing, names=self._names, channel=self._channel_of)
         self._counting = RedisConnection(connector, "counting", timeout_s=_COUNT_TIMEOUT_S)
+        # Over the connection that publishes: a delta stays between the events before and after it.
+        self._growths = Growths(self._publishing, names=self._names, channel=self._channel_of)
         self._windows = Windows()
         self._checking = RedisConnection(connector, "canary", timeout_s=TIMEOUT_S)
         self._reader = LogReader(self._reading, names=self._names)
