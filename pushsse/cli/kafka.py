@@ -173,7 +173,8 @@ async def _try_topic(kafka: TopicReader, settings: Settings, topic: str, how: _H
         tried = _tried(record, decode)
         counts.update(tried.fates())
         _say_tried(tried, as_json=how.as_json)
-    say(f"{topic}: {len(records)} records: {_summary(counts)}", err=True)
+    one = "record" if len(records) == 1 else "records"
+    say(f"{topic}: {len(records)} {one}: {_summary(counts)}", err=True)
     if proposed is None:
         if how.write is not None:
             raise Failed(f"{topic} is configured already: there is nothing to write")
@@ -193,7 +194,7 @@ def _summary(counts: Counter[Fate]) -> str:
         count = counts[fate]
         if count:
             told.append(f"{count} {fate}" + ("s" if fate in _COUNTED and count > 1 else ""))
-    return ", ".join(told) or "no records"
+    return ", ".join(told) or "nothing to show"
 
 
 def _decode(

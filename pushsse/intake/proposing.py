@@ -121,23 +121,21 @@ def _of_clouds(topic: str, records: Sequence[Record]) -> Proposal:
     # What the map calls value.data is the data of both modes.
     samples = [value if value in structured else {"data": value} for value in values]
     members = _Members([{"value": sample} for sample in samples])
-    to, note = _audience(members)
-    return Proposal(msgspec.structs.replace(table, map=KafkaMap(to=to)), note)
+    to, when, notes = _audience(members)
+    return Proposal(msgspec.structs.replace(table, map=KafkaMap(to=to, when=_all_of(when))), notes)
 
 
 def _mapped(topic: str, records: Sequence[Record]) -> Proposal:
     seen = [seen_of(record, _loaded(record), with_headers=False) for record in records]
     members = _Members(seen)
-    constant = _PLAIN.sub("-", topic).strip("-.")[:64] or "event"
-    type_ = f"'{constant}'"
-    if (path := members.called(_WHAT, _is_type)) is not None:
-        type_ = _expression(path)
-    elif (path := members.called(_STATE, _is_type)) is not None:
-        type_ = f"join('.', ['{constant.removesuffix('s')[:40]}', {_expression(path)}])"
-    to, notes = _audience(members)
-    said = {"type": type_, "to": to}
+    to, conditions, notes = _audience(members)
+    type_, more, others = _type(topic, members)
+    # A record without what most have is skipped: a guess at whom it is for would be worse.
+    conditions, notes = [*conditions, *more], [*notes, *others]
+    if (path := members.called(_IF, lambda value: isinstance(value, bool))) is not None:
+        conditions.insert(0, path)
+    said = {"type": type_, "to": to} | ({"when": _all_of(conditions)} if conditions else {})
     optional = {
-        "when": members.called(_IF, lambda value: isinstance(value, bool)),
         "id": members.called(_WHICH, _is_name)
         or members.ending(("No", "_no", "Number", "_number", "Id", "_id")),
         "ts": members.called(_WHEN, lambda value: isinstance(value, str | int | float)),
@@ -146,19 +144,42 @@ def _mapped(topic: str, records: Sequence[Record]) -> Proposal:
     for name, path in optional.items():
         if path is None or (name == "id" and _expression(path) == to):
             continue
-        more = said | {name: _expression(path)}
-        if _works(more, records) and (name != "id" or _tells_apart(more, records)):
-            said = more
+        with_it = said | {name: _expression(path)}
+        if not _works(with_it, records):
+            continue
+        if name == "id" and not _tells_apart(with_it, records):
+            notes.append(f"{_expression(path)} isn't the id: several of these records have the same")
+            continue
+        said = with_it
+    if "id" not in said:
+        notes.append("without an id a record that the producer sends twice is two events")
     ordered = {name: said[name] for name in KafkaMap.__struct_fields__ if name in said}
     return Proposal(KafkaSource(topics=(topic,), format="mapped", map=KafkaMap(**ordered)), notes)
 
 
-def _audience(members: "_Members") -> tuple[str, tuple[str, ...]]:
-    path = members.called(_WHO, _are_names)
+def _type(topic: str, members: "_Members") -> tuple[str, list[Path], list[str]]:
+    """An expression for the type, what a record must have for it, and what is to be known about that."""
+    constant = _PLAIN.sub("-", topic).strip("-.")[:64] or "event"
+    state = f"'{constant.removesuffix('s')[:40]}'"
+    for find in (members.called, members.mostly):
+        for names, begin in ((_WHAT, ""), (_STATE, state)):
+            if (path := find(names, _is_type)) is not None:
+                found = _expression(path)
+                return f"join('.', [{begin}, {found}])" if begin else found, *members.needs(path)
+    return f"'{constant}'", [], []
+
+
+def _audience(members: "_Members") -> tuple[str, list[Path], list[str]]:
+    path = members.mostly(_WHO, _are_names)
     if path is None:
         note = "no member of these records looks like a person's name: everybody gets them. Is that meant?"
-        return "'all'", (note,)
-    return _expression(path), ()
+        return "'all'", [], [note]
+    return _expression(path), *members.needs(path)
+
+
+def _all_of(conditions: Sequence[Path]) -> str:
+    """An expression that is false where one of these is missing, or is false itself."""
+    return " && ".join(dict.fromkeys(map(_expression, conditions)))
 
 
 def _works(said: Mapping[str, str], records: Sequence[Record]) -> bool:
@@ -195,31 +216,41 @@ class _Members:
         self.found = {}
         for each in self.seen:
             for path, value in _walk(("value",), each["value"]):
-                self.found.setdefault(path, []).append(value)
+                if value is not None:
+                    self.found.setdefault(path, []).append(value)
         self.found = dict(sorted(self.found.items(), key=lambda item: len(item[0])))
 
-    def called(self, names: Sequence[str], fits: Fits) -> Path | None:
-        """A member that every value has, called one of the names, the first of them first."""
+    def called(self, names: Sequence[str], fits: Fits, *, least: int | None = None) -> Path | None:
+        """A member called one of the names, the first of them first, that every value has, or so many."""
         for name in names:
             for path, values in self.found.items():
                 call = _bare(path[-1])
                 if call in _OF_SOMETHING and len(path) > _TOP_LEVEL:
                     # user.id and user.name are called as userId and userName are.
                     call = _bare("".join(path[-2:]))
-                if name == call and self._all(values, fits):
+                if name == call and len(values) >= (least or len(self.seen)) and all(map(fits, values)):
                     return path
         return None
+
+    def mostly(self, names: Sequence[str], fits: Fits) -> Path | None:
+        """A member called one of the names that every value has, or else more than half of them."""
+        return self.called(names, fits) or self.called(names, fits, least=len(self.seen) // 2 + 1)
+
+    def needs(self, path: Path) -> tuple[list[Path], list[str]]:
+        """A member if it isn't in every value, and what is to be said then."""
+        count, of = len(self.found[path]), len(self.seen)
+        if count == of:
+            return [], []
+        name = _expression(path)
+        return [path], [f"{name} is in {count} of these {of} records only: `when` skips those without it"]
 
     def ending(self, ends: Sequence[str]) -> Path | None:
         """A member that every value has, and whose name ends like this."""
         for path, values in self.found.items():
-            fits = path[-1].endswith(tuple(ends)) and _bare(path[-1]) not in _WHO
-            if fits and self._all(values, _is_name):
+            ends_so = path[-1].endswith(tuple(ends)) and _bare(path[-1]) not in _WHO
+            if ends_so and len(values) == len(self.seen) and all(map(_is_name, values)):
                 return path
         return None
-
-    def _all(self, values: Sequence[object], fits: Fits) -> bool:
-        return len(values) == len(self.seen) and all(fits(value) for value in values)
 
 
 def _walk(path: Path, value: object) -> Iterator[tuple[Path, object]]:
