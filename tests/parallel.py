@@ -12,12 +12,16 @@ from xdist.scheduler.loadscope import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
 TOGETHER = {
-    # Kafka is the only shared part whose start is expensive: a second one costs more than it saves.
-    "kafka": (
-        "tests/intake/",
+    # Kafka is the only shared part whose start is expensive: two processes have one. With one for all of
+    # these, everything else would be done long before them.
+    "kafka's consumers": ("tests/intake/",),
+    "kafka's users": (
         "tests/questions/test_kafka.py",
         "tests/path/test_end_to_end.py",
         "tests/path/test_asyncapi.py",
+        "tests/path/test_outcomes.py",
+        "tests/path/test_death.py",
+        "tests/path/test_shop.py",
     ),
     # Each starts a whole deployment, and two at once are too much for two cores; some depend on their order.
     "deployment": (
@@ -37,14 +41,20 @@ TOGETHER = {
 # What takes longest begins first, or it would be what the others have to wait for at the end.
 FIRST = (
     "deployment",
-    "kafka",
+    "kafka's consumers",
+    "kafka's users",
     "package",
+    "tests/stream/test_contract.py",
+    "tests/hardening/test_half_open.py",
     "tests/questions/",
     "tests/cli/",
     "tests/hardening/",
     "tests/workers/",
-    "tests/stream/test_contract.py",
     "tests/deployed/",
+    "tests/preferences/",
+    "tests/path/",
+    "client",
+    "tests/client/",
 )
 
 
@@ -54,7 +64,7 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith("tests/questions/") and "kafka" in nodeid.partition("[")[2]:
             # One answerer of several, with the same Kafka.
-            return "kafka"
+            return "kafka's users"
         file = nodeid.partition("::")[0]
         return next((name for name, files in TOGETHER.items() if nodeid.startswith(files)), file)
 
