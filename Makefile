@@ -36,7 +36,7 @@ COVERAGE ?=
 MEASURED = $(if $(ARGS),,$(if $(COVERAGE),--cov=pushsse --cov-branch --cov-report=term:skip-covered --cov-fail-under=90))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick long lowest newest check audit advisories format client docs stack faults bench lock clean
+.PHONY: help run test quick long lowest newest check audit advisories format client shots docs stack faults bench lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -95,6 +95,9 @@ client: ## minifies the browser client, which the service then serves, and packs
 	  { echo "/* pushsse.js; SHA-256 of the source: $$(sha256sum pushsse.js | cut -c1-16) */"; cat pushsse.tmp; } \
 	    >pushsse.min.js; rm pushsse.tmp'
 	@mkdir -p dist && npm pack --silent ./pushsse/client --pack-destination dist
+
+shots: $(DEV_STAMP) ## makes the pictures of the page in docs/images anew, with Chromium
+	SHOTS=$(CURDIR)/docs/images $(PYTHON) -m pytest -q -n 0 tests/deployed/page/test_shots.py
 
 docs: $(DOCS_STAMP) ## renders the docs into build/docs; fails where a link, an anchor or an image leads nowhere
 	@$(DOCS_VENV)/bin/python -m sphinx -q -W --keep-going -E -a -c docs -d $(DOCS_OUT)/.doctrees . $(DOCS_OUT)

@@ -30,6 +30,8 @@ TOGETHER = {
         "tests/deployed/test_asking.py",
         "tests/faults/test_fast_faults.py",
     ),
+    # They share a browser.
+    "page": ("tests/deployed/page/",),
     # Each file has a browser of its own.
     "client's line": ("tests/client/test_line.py",),
     "client's tabs": ("tests/client/test_tabs.py",),

@@ -31,16 +31,19 @@ PAGE = {
         f"/page/{name}.js": (f"{name}.js", _SCRIPT)
         for name in (
             "card",
+            "desk",
             "dom",
             "exchange",
             "feed",
             "main",
+            "overview",
             "questions",
             "quiet",
             "reading",
             "session",
             "state",
             "switches",
+            "views",
             "words",
         )
     },

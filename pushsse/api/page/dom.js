@@ -61,6 +61,21 @@ export function soon(act) {
   const timer = setTimeout(run, HIDDEN_MS);
 }
 
+const IME_KEY = 229;
+
+/** Enter sends a form, Shift-Enter breaks the line. */
+export function sendOnEnter(box, form) {
+  box.addEventListener("keydown", (event) => {
+    // Enter may end the composition of a word; older Safari tells that by the key's number alone.
+    const isComposing = event.isComposing || event.keyCode === IME_KEY;
+    if (event.key !== "Enter" || event.shiftKey || isComposing) return;
+    event.preventDefault();
+    form.requestSubmit();
+  });
+  // Where a browser can't size it by its content.
+  box.addEventListener("input", () => (box.rows = Math.min(6, box.value.split("\n").length)));
+}
+
 let said = 0;
 
 /** Tells a screen reader, once it has time. Of many in a short time it hears the last. */

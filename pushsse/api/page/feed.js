@@ -4,6 +4,7 @@ import { age, card, markRead } from "./card.js";
 import { announce, at, soon } from "./dom.js";
 import { Reading } from "./reading.js";
 import { Timeline } from "./session.js";
+import { count as countInView } from "./views.js";
 import { t } from "./words.js";
 
 const MOST = 300;
@@ -164,6 +165,7 @@ export class Feed {
 
   #count() {
     const { count } = this.#reading;
+    countInView("events", count, t("unread", { n: count }));
     at("unread").textContent = count ? t("unread", { n: count }) : "";
     at("read-all").hidden = !count;
     at("new").hidden = !this.#waiting.size || !this.#isBusy();

@@ -6,6 +6,7 @@ import { Questions } from "./questions.js";
 import { Session } from "./session.js";
 import { StateLine } from "./state.js";
 import { Panel, Switches } from "./switches.js";
+import { Views } from "./views.js";
 import { switchLanguage, translate } from "./words.js";
 
 translate();
@@ -14,6 +15,7 @@ const stateLine = new StateLine(session);
 const switches = new Switches(session, () => feed.retitle());
 const feed = new Feed(session, { titleOf: (type) => switches.titleOf(type), loaded: () => stateLine.loaded() });
 new Questions(session);
+new Views(session);
 new Panel();
 at("language").addEventListener("click", switchLanguage);
 session.open();

@@ -1,6 +1,6 @@
 // Questions and answers as a conversation, in a dock that stays in reach. It shows what any device of the person asked.
 
-import { announce, at, soon } from "./dom.js";
+import { announce, at, sendOnEnter, soon } from "./dom.js";
 import { Exchange, fromCall, NO_ANSWER } from "./exchange.js";
 import { t } from "./words.js";
 
@@ -8,7 +8,6 @@ const SHOWN = 50;
 const LOADED = 20;
 // Further up in the conversation somebody reads, and isn't moved.
 const AT_END_PX = 60;
-const IME_KEY = 229;
 
 export class Questions {
   #session;
@@ -39,15 +38,7 @@ export class Questions {
       event.preventDefault();
       this.#ask(box.value);
     });
-    box.addEventListener("keydown", (event) => {
-      // Enter may end the composition of a word; older Safari tells that by the key's number alone.
-      const isComposing = event.isComposing || event.keyCode === IME_KEY;
-      if (event.key !== "Enter" || event.shiftKey || isComposing) return;
-      event.preventDefault();
-      at("ask").requestSubmit();
-    });
-    // Where a browser can't size it by its content.
-    box.addEventListener("input", () => (box.rows = Math.min(6, box.value.split("\n").length)));
+    sendOnEnter(box, at("ask"));
     at("talk-toggle").addEventListener("click", () => this.#show(at("talk").hidden));
     at("fresh").addEventListener("click", () => {
       this.#conversation = "";

@@ -108,8 +108,8 @@ export class Session {
   }
 
   /** A call with JSON both ways, with texts in the page's language. Raises PushError. */
-  async call(method, path, body, query) {
-    const headers = { "Accept-Language": locale, "Content-Type": "application/json" };
+  async call(method, path, body, query, more = {}) {
+    const headers = { ...more, "Accept-Language": locale, "Content-Type": "application/json" };
     if (this.token) headers.Authorization = `Bearer ${this.token}`;
     const init = { method, headers, cache: "no-store", body: body === undefined ? undefined : JSON.stringify(body) };
     const response = await fetch(this.#url(path, query), init);

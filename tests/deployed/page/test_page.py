@@ -1,119 +1,23 @@
 """The page of `GET /` in Chromium: what people see, what the keyboard does, and who may come in."""
 
-import asyncio
 import json
 import re
-import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-import jwt
 import pytest
 
-from deploy.parts import PartMissing
 from pushsse.api.files import DEVELOPMENT_PAGE, PAGE
 from pushsse.cli.lan import EVERYTHING, GUEST, OWNER
 from pushsse.cli.lan import token as token_of
 from tests.client import answering
-from tests.deployed.chromium import INSECURE_HOST, Browser, chromium
-from tests.deployed.npm import axe
-from tests.parts import missing
-from tests.serving import Running, serving
+from tests.deployed.chromium import INSECURE_HOST
+from tests.deployed.page.conftest import CARDS, FOUND, LIVE, World, load_axe, no_faults, press, resize, token
+from tests.serving import serving
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.real, pytest.mark.anyio]
-SECRET = "a secret of more than thirty-two bytes, as it has to be"
-# What a strict policy has refused, and what has thrown.
-WATCH = """
-globalThis.faults = [];
-addEventListener("securitypolicyviolation", (event) => faults.push(event.violatedDirective));
-addEventListener("error", (event) => faults.push(event.message));
-addEventListener("unhandledrejection", (event) => faults.push(String(event.reason)));
-"""
-LIVE = "document.getElementById('state')?.dataset.state === 'live'"
-CARDS = "[...document.querySelectorAll('#events > li')]"
-
-
-@dataclass
-class World:
-    """A node in development, one that asks for a token, and a browser."""
-
-    node: Running
-    secured: Running
-    browser: Browser
-    tabs: list[Browser] = field(default_factory=list)
-
-    async def clear(self) -> None:
-        """Closes all tabs: over HTTP/1.1 a browser has six connections to a node, and streams hold them."""
-        for each in self.tabs:
-            await each.close()
-        self.tabs.clear()
-
-    async def tab(self, url: str, *, language: str = "en-GB", width: int = 390) -> Browser:
-        """A phone's page."""
-        opened = await self.browser.another()
-        self.tabs.append(opened)
-        await opened.call("Page.enable")
-        await opened.call("Page.addScriptToEvaluateOnNewDocument", source=WATCH)
-        agent = {"userAgent": "a test", "acceptLanguage": language}
-        await opened.call("Emulation.setUserAgentOverride", **agent)
-        metrics = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
-        await opened.call("Emulation.setDeviceMetricsOverride", **metrics)
-        await opened.open(url)
-        return opened
-
-    async def live(self, user: str, **options: object) -> Browser:
-        opened = await self.tab(f"{self.node.url}/?user={user}", **options)  # type: ignore[arg-type]
-        await opened.until(LIVE)
-        # All that is there by then is shown.
-        await opened.until(f"{CARDS}.length > 0 || !document.getElementById('empty').hidden")
-        return opened
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> AsyncIterator[World]:
-    folder = tmp_path_factory.mktemp("page")
-    (folder / "secured").mkdir()
-    async with (
-        serving(folder, answerer="python:tests.client.answering:answer") as node,
-        serving(
-            folder / "secured",
-            auth_cookie="session",
-            jwt_secret=SECRET,
-            login_url=f"{node.url}/livez?next={{page}}",
-        ) as secured,
-        chromium(folder / "chromium") as browser,
-    ):
-        yield World(node, secured, browser)
-
-
-@pytest.fixture
-async def world(shared: World) -> AsyncIterator[World]:
-    yield shared
-    await shared.clear()
-
-
-def token(user: str, lives_s: float) -> str:
-    now = time.time()
-    return jwt.encode({"sub": user, "iat": int(now), "exp": now + lives_s}, SECRET)
-
-
-async def press(tab: Browser, key: str, **more: object) -> None:
-    """A key, as a keyboard sends it."""
-    text = {"Enter": "\r", " ": " "}.get(key, "")
-    await tab.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, text=text, **more)
-    await tab.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, **more)
-
-
-async def no_faults(tab: Browser) -> None:
-    assert await tab.run("faults") == []
 
 
 async def test_events_show_and_what_is_read_here_is_read_in_another_tab(world: World) -> None:
@@ -479,36 +383,21 @@ async def test_only_development_has_what_publishes(world: World) -> None:
         assert (await world.secured.http.get(path)).status_code == 200
 
 
-# What axe finds; and a page that is wider than its window.
-FOUND = """
-axe.run(document, { resultTypes: ["violations"] }).then(({ violations }) => [
-  ...violations.flatMap(({ id, nodes }) => nodes.map((each) => `${id} ${each.html} ${each.failureSummary}`)),
-  ...(document.documentElement.scrollWidth > innerWidth ? ["wider than the window"] : []),
-])
-"""
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_axe_finds_nothing(world: World, scheme: str) -> None:
-    try:
-        script = await asyncio.to_thread(axe)
-    except PartMissing as error:
-        missing(error)
     await world.node.publish("news", {"a": 1}, "jo", desc="A line")
     await world.node.publish("alarm", "A text", "jo")
     await world.node.until_known("news", "alarm")
     tab = await world.live("jo", width=1280)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    await tab.call("Emulation.setEmulatedMedia", features=features)
+    await resize(tab, 1280, 844, scheme)
     await tab.run("document.getElementById('question').value = 'say: yes'; 0")
     await tab.run("document.getElementById('ask').requestSubmit(); 0")
     await tab.until("document.querySelector('.more .by') !== null")
     await tab.run("document.getElementById('quiet-add').click(); 0")
     await tab.until("document.querySelector('#switches input') !== null")
-    await tab.run(f"{script}; 0")
+    await load_axe(tab)
     assert await tab.run(FOUND) == []
-    metrics = {"width": 360, "height": 640, "deviceScaleFactor": 1, "mobile": True}
-    await tab.call("Emulation.setDeviceMetricsOverride", **metrics)
+    await resize(tab, 360, 640, scheme)
     assert await tab.run(FOUND) == []
     await tab.run("document.getElementById('settings').click(); 0")
     assert await tab.run(FOUND) == []
