@@ -29,6 +29,12 @@ SLOW = {
     "a head behind an answer": (LIVE + b"GET /livez HTTP/1.1\r\nX: ", b"", b"408", "head_timeout"),
     "a body": (POST, b"x", b"408", "body_timeout"),
     "a body that never begins": (POST, b"", b"408", "body_timeout"),
+    "a body behind an offer to upgrade": (
+        POST[:-2] + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"x",
+        b"408",
+        "body_timeout",
+    ),
     "a chunk": (
         b"POST /v1/events" + HOST + b"Transfer-Encoding: chunked\r\n\r\n",
         b"1\r\nx\r\n",
