@@ -42,7 +42,8 @@ def main() -> int:
         except ValueError as error:
             return _fail(str(error))
         _empty(folder)
-        stack = Stack(folder, port=ports[0], tls_port=ports[1])
+        # So that `pushsse explain` knows what became of events.
+        stack = Stack(folder, port=ports[0], tls_port=ports[1], settings={"PUSHSSE_OUTCOMES": "on"})
         return _run(stack)
 
 

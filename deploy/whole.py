@@ -20,7 +20,7 @@ from deploy.parts.node import environment, pushsse
 
 TOPIC = "push.events"
 PARTITIONS = 4
-_OTHER_TOPICS = (f"{TOPIC}.dlq", "push.questions", "push.answers", "push.answers.dlq")
+_OTHER_TOPICS = (f"{TOPIC}.dlq", "push.questions", "push.answers", "push.answers.dlq", "push.outcomes")
 _COMMAND_LIMIT_S = 60
 
 

@@ -30,6 +30,8 @@ import httpx
 import msgspec
 import uvicorn
 from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from py_vapid import Vapid02
 from pywebpush import WebPushException, webpush
@@ -63,6 +65,7 @@ HOSTS = tuple(
     ).split(",")
 )
 _CALL_S = 10.0
+_LOOK_S = 2.0
 _TRIES = 5
 _KEEP_S = 86_400
 _MOST_SUBSCRIPTIONS = 20
@@ -190,6 +193,7 @@ class Gateway:
             enable_auto_commit=False,
             auto_offset_reset="latest",
         )
+        await until_there()
         await consumer.start()
         logger.info("reading %s at %s", TOPIC, KAFKA)
         try:
@@ -391,6 +395,26 @@ def _is_push_service(endpoint: str) -> bool:
     local = host in ("127.0.0.1", "localhost") and host in HOSTS
     allowed = any(host == each or host.endswith(f".{each}") for each in HOSTS if each)
     return allowed and (found.scheme == "https" or local)
+
+
+async def until_there() -> None:
+    """Waits for the topic. A consumer that began before would skip what is written first."""
+    told = ""
+    while True:
+        admin = AIOKafkaAdminClient(bootstrap_servers=KAFKA)
+        try:
+            await admin.start()
+            if TOPIC in await admin.list_topics():
+                return
+            why = f"{TOPIC} isn't there: make it, and run nodes with PUSHSSE_OUTCOMES=on"
+        except KafkaError as error:
+            why = f"{KAFKA} can't be reached: {error}"
+        finally:
+            await admin.close()
+        if why != told:
+            logger.warning("%s; trying again until it works", why)
+            told = why
+        await asyncio.sleep(_LOOK_S)
 
 
 def public_key() -> str:

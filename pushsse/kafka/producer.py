@@ -136,10 +136,12 @@ class Producer:
             await self._drop(producer)
             raise RecordRefused(f"{topic} refuses a record: {error}") from error
         except (KafkaError, TimeoutError) as error:
+            why = str(error) or f"no answer within {self._timeout_s:g} s"
+            if isinstance(error, TimeoutError) and producer is not None and _is_missing(producer, topic):
+                why = "it isn't there, or may not be written: make it"
             # An idempotent producer that has lost a record can't go on, since its sequence has a hole. The
             # next try gets a new one.
             await self._drop(producer)
-            why = str(error) or f"no answer within {self._timeout_s:g} s"
             raise KafkaUnavailable(f"{topic} can't be written: {why}") from error
         except asyncio.CancelledError:
             if cancellation_is_ours():
@@ -202,6 +204,12 @@ class Producer:
         if producer is not None and producer is self._producer:
             self._producer = None
             await stop(producer)
+
+
+def _is_missing(producer: AIOKafkaProducer, topic: str) -> bool:
+    """Whether brokers have answered, and none has the topic."""
+    cluster = producer.client.cluster
+    return bool(cluster.brokers()) and not cluster.partitions_for_topic(topic)
 
 
 async def _taken(pending: Sequence[asyncio.Future[object]]) -> None:
