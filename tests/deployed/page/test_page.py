@@ -120,6 +120,7 @@ async def test_enter_asks_and_the_answer_streams(world: World) -> None:
     answering.go_on.set()
     await tab.until("document.querySelector('.answer').textContent === 'one two '")
     await tab.until("document.querySelector('.more a')?.textContent === 'A book'")
+    await tab.until("document.querySelector('[aria-label=\"This helped\"]') !== null")
     await tab.run("document.querySelector('[aria-label=\"This helped\"]').click(); 0")
     await tab.until("document.querySelector('[aria-label=\"This helped\"]')?.ariaPressed === 'true'")
     found = (await world.node.http.get("/v1/questions?user=dora")).json()["questions"]

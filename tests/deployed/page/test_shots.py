@@ -1,6 +1,7 @@
 """Pictures of the page for the docs: they can be made, and nothing overflows. `make shots` keeps them."""
 
 import base64
+import json
 import os
 import struct
 from collections.abc import AsyncIterator
@@ -47,6 +48,22 @@ EVENTS = {
     ),
 }
 PERSON = {"en": "ann", "zh": "李雷"}
+FAQ = """
+name = "the shop's answers"
+[nothing]
+en = "I'll ask somebody who knows."
+zh = "我请同事来看一下。"
+[[entry]]
+id = "off"
+[entry.en]
+ask = ["How do I switch an event type off?"]
+answer = "Open the list of switches, and switch it off: it takes effect at once, on all of your devices."
+links = [{title = "Your switches", url = "/#switches"}]
+[entry.zh]
+ask = ["怎么关闭一种事件类型？"]
+answer = "打开开关列表，把它关掉即可，立即在您的所有设备上生效。"
+links = [{title = "我的开关", url = "/#switches"}]
+"""
 QUESTION = {"en": "How do I switch an event type off?", "zh": "怎么关闭一种事件类型？"}
 TALKS = {
     "en": (
@@ -123,7 +140,9 @@ async def scenes(
         found = {}
         for language in TALKS:
             folder = tmp_path_factory.mktemp(language)
-            found[language] = await stack.enter_async_context(serving(folder, node="push-1"))
+            (folder / "faq.toml").write_text(FAQ)
+            node = serving(folder, node="push-1", answerer=f"faq:{folder}/faq.toml")
+            found[language] = await stack.enter_async_context(node)
             await play(found[language], language)
         yield found
 
@@ -192,7 +211,8 @@ async def shown(world: World, scene: Running, shot: Shot) -> Browser:
     here = {
         "events": "all('#events .card').length === 4 && all('#switches input').length > 4",
         "desk": "all('#desk-list button').length === 2",
-        "overview": "all('#tiles dd')[0]?.textContent > 1 && all('#catalogue td').length > 0",
+        "overview": "all('#tiles dd')[0]?.textContent > 1 && all('#tiles dd')[3].textContent > 0"
+        " && all('#catalogue td').length > 0",
     }
     await tab.until(here[shot.view])
     for script, then in shot.steps:
@@ -213,6 +233,14 @@ async def test_a_picture_can_be_made_and_nothing_overflows(
             return bool((await scene.http.get("/v1/users/ann?user=dev")).json()["online"])
 
         await eventually(told)
+        if shot.view == "overview":
+            event = {"type": "order", "to": {"users": ["zoe"]}, "message": "one of many"}
+            lines = "\n".join([json.dumps(event)] * 240)
+            headers = {"content-type": "application/x-ndjson"}
+            async with scene.stream("zoe") as another:
+                await another.ready()
+                await scene.http.post("/v1/events", content=lines, headers=headers)
+                await another.messages(240)
         tab = await shown(world, scene, shot)
         # What is seen for a second is read, and looks so.
         if shot.view == "events":
