@@ -1,5 +1,6 @@
 """EventSource with a ticket, in a real browser, by the code of docs/clients.md."""
 
+import asyncio
 import json
 import re
 import time
@@ -83,6 +84,8 @@ async def test_it_comes_back_by_itself_and_misses_nothing(
                 nonlocal number
                 await publish(node, number)
                 number += 1
+                # A pace: each look costs the browser more than it costs a test.
+                await asyncio.sleep(0.1)
                 return len(await browser.run("ended")) >= 3
 
             await eventually(three_streams_have_ended)

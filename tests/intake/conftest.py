@@ -1,9 +1,10 @@
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
 from deploy.parts import Kafka
+from tests.parts import running
 
 from .kit import Kit
 
@@ -17,6 +18,12 @@ def anyio_backend() -> str:
 def bootstrap(kafka_part: Kafka) -> str:
     """The address of a Kafka."""
     return kafka_part.url
+
+
+@pytest.fixture(scope="session")
+def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+    """A Kafka for the tests that pause or kill it; they leave it running."""
+    yield from running(Kafka(tmp_path_factory.mktemp("own_kafka")))
 
 
 @pytest.fixture

@@ -1,13 +1,10 @@
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
 from deploy.parts import Kafka
 from pushsse.kafka.consumer import ConsumerPace
-from tests.parts import running
 from tests.waiting import eventually
 
 from .kit import Kit, value
@@ -16,35 +13,29 @@ STUCK_S = 8.0
 pytestmark = [pytest.mark.anyio, pytest.mark.real, pytest.mark.timeout(180)]
 
 
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Kafka]:
-    """A Kafka of the test's own, since it is killed."""
-    yield from running(Kafka(tmp_path))
-
-
 @pytest.mark.parametrize(
     "long",
     [pytest.param(False, marks=pytest.mark.long, id="for a moment"), pytest.param(True, id="for long")],
 )
 async def test_a_kafka_that_crashes_and_comes_back_is_read_on(
-    broker: Kafka, long: bool, caplog: pytest.LogCaptureFixture
+    own_broker: Kafka, long: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once shorter and once longer than it takes until the consumer is given up and replaced."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=broker.url)
+    admin = AIOKafkaAdminClient(bootstrap_servers=own_broker.url)
     await admin.start()
     try:
-        kit = Kit(broker.url, admin)
+        kit = Kit(own_broker.url, admin)
         await kit.create(kit.topic, kit.dlq)
         await kit.produce([value(n) for n in range(100)])
         async with kit.running(pace=ConsumerPace(stuck_s=STUCK_S)):
             await kit.until_committed(100)
-            broker.kill()
+            own_broker.kill()
             if long:
                 await eventually(lambda: "the consumer is replaced" in caplog.text, 60)
             else:
                 await asyncio.sleep(1)
             assert ("the consumer is replaced" in caplog.text) == long
-            await asyncio.to_thread(broker.start)
+            await asyncio.to_thread(own_broker.start)
             await kit.produce([value(n) for n in range(100, 200)])
             await eventually(lambda: kit.recorder.appended == 200, 60)
             await kit.until_committed(200)

@@ -2,9 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +13,6 @@ from deploy.parts import Kafka
 from pushsse.errors import KafkaUnavailable
 from pushsse.kafka import BATCH_BYTES, Connection
 from pushsse.kafka.producer import Outgoing, Producer, RecordRefused, RecordTooLarge
-from tests.parts import running
 from tests.waiting import eventually
 
 from .kit import Kit
@@ -73,28 +70,22 @@ async def test_a_send_that_fails_late_leaves_the_producer_alone_that_others_use_
     assert len(made) == 2
 
 
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Kafka]:
-    """A Kafka of the test's own, since it is paused."""
-    yield from running(Kafka(tmp_path))
-
-
 @pytest.mark.real
 @pytest.mark.timeout(180)
 async def test_nothing_of_a_producer_goes_on_once_it_was_dropped_in_front_of_a_silent_kafka(
-    broker: Kafka,
+    own_broker: Kafka,
 ) -> None:
-    broker.create_topic("t")
+    own_broker.create_topic("t")
     before = asyncio.all_tasks()
-    async with Producer(Connection(bootstrap=broker.url)) as producer:
+    async with Producer(Connection(bootstrap=own_broker.url)) as producer:
         await producer.send("t", [Outgoing(None, b"1")])
-        broker.pause()
+        own_broker.pause()
         began = time.monotonic()
         try:
             with pytest.raises(KafkaUnavailable):
                 await producer.send("t", [Outgoing(None, b"2")])
         finally:
-            broker.resume()
+            own_broker.resume()
         assert time.monotonic() - began < 12
         assert asyncio.all_tasks() == before
 

@@ -38,7 +38,13 @@ LIMIT_S = 10.0
 
 
 # What these are about is the protocol or the answerer, and other files try the same statements on PostgreSQL.
-_LONG_ON_POSTGRES = ("test_fronts.py", "test_answerers.py", "test_desk_api.py", "test_api.py")
+_LONG_ON_POSTGRES = (
+    "test_fronts.py",
+    "test_answerers.py",
+    "test_desk_api.py",
+    "test_api.py",
+    "test_kafka.py",
+)
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
