@@ -118,7 +118,9 @@ class _Seen:
                     first.users is None
                 ):
                     what = "collapsed" if publication.switchable else "withdrawn"
-                    self.steps.append(Step(at, what, f"replays have {entry.log} {entry.number} instead"))
+                    self.steps.append(
+                        Step(at, what, f"replays have log {entry.log}, number {entry.number} instead")
+                    )
 
     def _take_event(self, entry: Entry) -> None:
         publication = entry.publication

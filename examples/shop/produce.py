@@ -2,7 +2,7 @@
 
 python produce.py [HOST:PORT]        (default: PUSHSSE_KAFKA_BOOTSTRAP, or 127.0.0.1:9092)
 
-It makes the topics that aren't there, and their dead-letter topics, with one partition each.
+It makes the topics that aren't there, their dead-letter topics, and shop.outcomes, with one partition each.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+OUTCOMES = "shop.outcomes"
 RECORDS = Path(__file__).with_name("records.ndjson")
 
 
@@ -51,7 +52,8 @@ async def make_topics(bootstrap: str, topics: set[str]) -> None:
 async def produce(bootstrap: str) -> int:
     """Sends them all; how many they were."""
     sent = list(records(datetime.now(UTC)))
-    await make_topics(bootstrap, {name for r in sent for name in (r["topic"], f"{r['topic']}.dlq")})
+    topics = {name for r in sent for name in (r["topic"], f"{r['topic']}.dlq")}
+    await make_topics(bootstrap, topics | {OUTCOMES})
     async with AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=True) as producer:
         for record in sent:
             await producer.send_and_wait(**record)

@@ -252,8 +252,8 @@ def explain(target: Target, somebody: str, event: str, as_json: bool) -> None:
         say_json(one_line(found))
         return
     for step in found["timeline"]:
-        where = f"{step['node']}: " if step.get("node") else ""
-        detail = f"  {where}{step.get('detail', '')}".rstrip()
+        told = [step[name] for name in ("node", "detail") if step.get(name)]
+        detail = f"  {': '.join(told)}" if told else ""
         print_line(
             (step["at"], "dim"), "  ", (f"{step['what']:<12}" if detail else step["what"], "name"), detail
         )

@@ -38,7 +38,8 @@ async def bootstrap(kafka_part: Kafka) -> AsyncIterator[str]:
     await admin.start()
     try:
         yield kafka_part.url
-        await admin.delete_topics([name for topic in TOPICS for name in (topic, f"{topic}.dlq")])
+        made = [name for topic in TOPICS for name in (topic, f"{topic}.dlq")]
+        await admin.delete_topics([*made, producer().OUTCOMES])
     finally:
         await admin.close()
 
