@@ -44,7 +44,8 @@ def copied(name: str) -> Path:
     files = sorted(
         file
         for file in (*source.rglob("*"), EXAMPLES / "index.html")
-        if file.is_file() and not {"node_modules", "target", "__pycache__"} & set(file.parts)
+        if file.is_file()
+        and not {"node_modules", "target", "venv", "__pycache__"} & set(file.relative_to(EXAMPLES).parts)
     )
     digest = sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
     folder = parts_folder() / f"identity-{name}-{digest}"
