@@ -607,4 +607,6 @@ def is_id(name: str) -> bool:
 
 def is_user(name: str) -> bool:
     """Whether `name` can be a person's name, as `UserName` says."""
+    if name.isascii():
+        return 1 <= len(name) <= _NAME_CHARACTERS and name.isprintable() and " " not in name
     return _USER.fullmatch(name) is not None

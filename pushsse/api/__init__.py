@@ -379,7 +379,10 @@ class Query:
         wins. A proxy may have joined headers that were given twice (RFC 9110, 5.3).
         """
         named = [value for name, value in self._given.items() if _is_last_event_id(name)]
-        if all(name != b"last-event-id" for name, _ in self._request.scope["headers"]):
+        for name, _ in self._request.scope["headers"]:
+            if name == b"last-event-id":
+                break
+        else:
             return named
         headers = ",".join(self._request.headers.getlist("last-event-id"))
         return named + [value for value in map(str.strip, headers.split(",")) if value]

@@ -26,7 +26,7 @@ from pushsse.hub.opening import GATHER_S, Begin, From, Opener, StreamOptions
 from pushsse.stream.admission import over_limit
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy
 from pushsse.stream.handover import offered
-from pushsse.stream.immediate import TAKEN_OVER, Answer, Later, Reply, WaitingRequest
+from pushsse.stream.immediate import TAKEN_OVER, Answer, Answered, Leave, WaitingRequest
 from pushsse.stream.portable import QueueStream, WakeQueue, start, start_nowait
 from pushsse.stream.subscriber import Sink, Subscriber
 
@@ -223,7 +223,7 @@ class StreamEndpoint:
             return None
         wish, options = asked(request, who)
 
-        def wait(waiting: WaitingRequest) -> Callable[[], None]:
+        def wait(waiting: WaitingRequest) -> Leave:
             def start(begin: Begin) -> bool:
                 # Those before in the same batch have taken their room.
                 return self.node.has_room() and start_nowait(begin, waiting, backlog_bytes=self.backlog_bytes)
@@ -231,7 +231,7 @@ class StreamEndpoint:
             # Declined, ASGI opens it, or answers that the node is busy.
             return self.opener.begin_soon(who.user, wish, options, start=start, decline=waiting.decline)
 
-        def answer(body: bytes) -> Reply | Later | None:
+        def answer(body: bytes) -> Answered:
             if body or wish.since_s is not None:
                 return None
             if not calm:

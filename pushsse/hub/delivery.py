@@ -76,10 +76,11 @@ class Feed:
         Order: nothing waits in the queue. A broadcast always goes through it: what comes while it is written
         to thousands can then be written together.
         """
-        if self._queue or len(hearing.entries) != 1 or hearing.entries[0].log == BROADCAST:
+        entries = hearing.entries
+        if self._queue or len(entries) != 1 or entries[0].log == BROADCAST:
             return False
         try:
-            self._delivery.deliver((hearing,))
+            self._delivery.deliver_one(entries[0])
         except Exception as error:  # noqa: BLE001  it ends this service, not the publisher's request
             self._failure = error
             self._heard.set()
@@ -146,7 +147,7 @@ class Delivery:
         if len(hearings) == 1 and isinstance(first := hearings[0], Heard) and len(first.entries) == 1:
             [entry] = first.entries
             if entry.log != BROADCAST:
-                self._deliver_one(entry)
+                self.deliver_one(entry)
                 return
         # The time of expiry is asked for here and not where the event was heard: it may have waited for long,
         # in the log while Redis was away, or in this process while it was stopped.
@@ -165,8 +166,8 @@ class Delivery:
                 batch = Batch(self._hub.broadcast.mark, now_ms)
         self._write(batch)
 
-    def _deliver_one(self, entry: Entry) -> None:
-        """Does what a batch of one event for a few people would, without the batch: most events are such."""
+    def deliver_one(self, entry: Entry) -> None:
+        """Does what `deliver` would with one entry of a shard, without a batch: most events are such."""
         if (shard := self._hub.shards.get(entry.log)) is None:
             return
         publication = entry.publication

@@ -406,7 +406,7 @@ class Opener:
 
     def _greet(self, subscriber: Subscriber, sink: Sink, opening: Opening, options: StreamOptions) -> None:
         """A new stream's first frame, and whatever ends it at once."""
-        self._hub.metrics.resumes[opening.resume.value] += 1
+        self._hub.metrics.resumes[opening.resume] += 1
         sink.write(chunk(self.ready(subscriber, opening.resume)))
         # Guarantee 2: after `ready`, which is the first frame and carries the position that the rest follows.
         self._join(subscriber, options)
@@ -435,7 +435,7 @@ class Opener:
             "user": subscriber.person.name,
             "node": self._limits.node,
             "stream": subscriber.id,
-            "resume": resume.value,
+            "resume": resume,
             "heartbeat_s": self._limits.heartbeat_s,
             "expires_in_s": None if expiry is None else int(heartbeat.left_s(expiry.tick)),
             "window_s": self._limits.window_s,

@@ -6,7 +6,7 @@ on its own line, and a blank line (WHATWG HTML, 9.2.5).
 
 import random
 from collections.abc import Iterator
-from enum import Enum
+from enum import StrEnum
 
 import msgspec
 from msgspec import Struct
@@ -27,7 +27,7 @@ _GOLDEN = 0.6180339887
 _json = msgspec.json.Encoder()
 
 
-class Resume(Enum):
+class Resume(StrEnum):
     """What `ready` says of the position that a client came with."""
 
     NEW = "new"

@@ -56,11 +56,15 @@ class Reply(Struct, frozen=True, gc=False):
 
 # The call has taken the connection over.
 TAKEN_OVER = Reply(200, b"", b"")
-# The call opens a stream later, on the connection of the request that it is given. Returns what to call when
-# that no longer waits.
-Later = Callable[["WaitingRequest"], Callable[[], None]]
-# Answers a request by its body. None, or any exception: nothing has happened, and ASGI has to answer.
-Answer = Callable[[bytes], Reply | Later | None]
+# What to call when a request no longer waits.
+Leave = Callable[[], None]
+# The call opens a stream later, on the connection of the request that it is given.
+Later = Callable[["WaitingRequest"], Leave]
+# None: nothing has happened, and ASGI has to answer. A name, since the annotations of a function that is made
+# for each request are worked out each time.
+Answered = Reply | Later | None
+# Answers a request by its body. An exception says the same as None.
+Answer = Callable[[bytes], Answered]
 # Takes a request's head, and returns what answers the bodies behind it, now and later; None as above.
 Call = Callable[[Request], Answer | None]
 # By method and path.
@@ -110,7 +114,7 @@ class WaitingRequest:
 
     def __init__(self, connection: "ImmediateHttp") -> None:
         self._connection: ImmediateHttp | None = connection
-        self._leave: Callable[[], None] | None = None
+        self._leave: Leave | None = None
 
     def begin(self, later: Later) -> None:
         """Called by the connection: from now on the request waits."""

@@ -116,6 +116,9 @@ class Delivered:
         time.sleep(self.cost_s)
         self.heard += hearings
 
+    def deliver_one(self, entry: backplane.Entry) -> None:
+        self.deliver((backplane.Heard((entry,)),))
+
     @property
     def numbers(self) -> list[int]:
         entries = (heard.entries for heard in self.heard if isinstance(heard, backplane.Heard))
