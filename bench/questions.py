@@ -53,6 +53,7 @@ class QuestionCosts:
     deltas_per_s: float = 0.0
     waiting_threads: int = 0
     waiting_percent: float = 0.0
+    followed_percent: float = 0.0
     answers: int = 0
     gaps: int = 0
     unequal: int = 0
@@ -73,10 +74,10 @@ class QuestionCosts:
 class Heard:
     """What the streams of some people have heard: deltas by question, and how old they were, in ms.
 
-    `asked` are the questions that count: answers to earlier ones may grow still.
+    `asked` are the questions that count, and whose they are: answers to earlier ones may grow still.
     """
 
-    asked: set[str] = field(default_factory=set)
+    asked: dict[str, str] = field(default_factory=dict)
     ages_ms: list[float] = field(default_factory=list)
     first_ms: dict[str, float] = field(default_factory=dict)
     seqs: dict[str, list[int]] = field(default_factory=dict)
@@ -102,7 +103,7 @@ class Heard:
 
     async def ended(self) -> None:
         """Waits until all answers have ended."""
-        while not self.asked <= self.whole.keys():
+        while not self.asked.keys() <= self.whole.keys():
             self.more.clear()
             await self.more.wait()
 
@@ -226,16 +227,26 @@ async def _calls(redis: Redis, work: Awaitable[T]) -> tuple[int, float, T]:
 
 
 async def _wait(node: BenchNode, seconds: int, costs: QuestionCosts) -> None:
-    """Many questions that nobody answers."""
+    """Many questions that nobody answers, and then a reply that follows each of them."""
     before, threads = await _percent(node, seconds), _threads(node.pid)
-    await _ask(node, WAITING, ACCEPT_RATE, "wait")
+    asked: dict[str, str] = {}
+    await _ask(node, WAITING, ACCEPT_RATE, "wait", asked)
     await asyncio.sleep(1)
     costs.waiting_threads = _threads(node.pid) - threads
-    costs.waiting_percent = await _percent(node, seconds) - before
+    waiting = await _percent(node, seconds)
+    costs.waiting_percent = waiting - before
+    async with AsyncExitStack() as stack:
+        for question, who in asked.items():
+            reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+            stack.callback(writer.close)
+            # A question without a conversation gives one its name.
+            writer.write(get(f"/v1/chat/{question}/stream", bearer(who)).encode())
+            await reader.readuntil(b'"start"')
+        costs.followed_percent = await _percent(node, seconds) - waiting
 
 
 async def _ask(
-    node: BenchNode, count: int, rate: float, text: str, asked: set[str] | None = None
+    node: BenchNode, count: int, rate: float, text: str, asked: dict[str, str] | None = None
 ) -> list[float]:
     """Asks at a rate, whatever the answers take; how long each took in ms."""
     took_ms: list[float] = []
@@ -243,9 +254,10 @@ async def _ask(
     async def one(number: int, due: float) -> None:
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         # From when it was due: what had to wait for a connection isn't left out.
-        question = await client.ask(user(number % _PEOPLE), text)
+        who = user(number % _PEOPLE)
+        question = await client.ask(who, text)
         if asked is not None:
-            asked.add(question)
+            asked[question] = who
         took_ms.append((time.monotonic() - due) * 1e3)
 
     async with Asker(node.port) as client:

@@ -193,6 +193,8 @@ def _questions(seen: Measured) -> list[Row]:
         found.append(Row(what, None, None, costs.waiting_threads))
         what = f"{WAITING:,} questions that wait: further CPU"
         found.append(Row(what, 1.0, 0.5, max(costs.waiting_percent, 0.01), "% of a core"))
+        what = f"{WAITING:,} replies that follow them: further CPU"
+        found.append(Row(what, 20, 10, max(costs.followed_percent, 0.01), "% of a core"))
     return found
 
 

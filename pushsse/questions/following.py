@@ -1,9 +1,9 @@
 """Follows one question from wherever it stands to its end, for whoever shows its answer as it grows.
 
 Called by the reply to `POST /v1/questions` (`heard`) and by the protocols of others' front ends (`updates`).
-It hears what the hub delivers about the question, whichever node answers. Every 2 s it also looks at the
-question itself, so that it can't miss the end: what the hub hears live isn't in the log, and the backplane
-may be away. All followers of one question on a node share these looks.
+It hears what the hub delivers about the question, whichever node answers. Every 2 s it also looks whether
+the question is still open, so that it can't miss the end: what the hub hears live isn't in the log, and the
+backplane may be away. All followers on a node share these looks: one statement for 64 questions.
 """
 
 import asyncio
@@ -33,6 +33,8 @@ from pushsse.questions.events import (
 from pushsse.questions.service import Questions
 
 _LOOK_S = 2.0
+# Looked at together. Those whose turn comes within half of that time are looked at with the others.
+_TOGETHER = 64
 _TICK_S = 0.5
 # How often, and for how long, the end is looked for that was heard: the database may be away just then.
 _END_LOOKS = 4
@@ -138,8 +140,8 @@ class Refuses(Protocol):
 class Following:
     """Follows questions on this node.
 
-    Each call is one follower, and there may be any number of one question, on any nodes: they cost this node
-    one look at it every 2 s, however many they are. A follower that is closed or cancelled leaves the
+    Each call is one follower, and there may be any number of one question, on any nodes: a node looks at it
+    every 2 s, together with others, however many they are. A follower that is closed or cancelled leaves the
     question as it is: the answer goes on. Nothing is raised but what cancels.
     """
 
@@ -271,7 +273,8 @@ class Following:
     @contextmanager
     def _looking(self, question: Question) -> "Iterator[_Looks]":
         """What the followers of a question share while there are any."""
-        looks = self._looks.setdefault(question.id, _Looks(self.questions, question))
+        if (looks := self._looks.get(question.id)) is None:
+            looks = self._looks[question.id] = _Looks(self.questions, question, self._looks)
         looks.followers += 1
         try:
             yield looks
@@ -285,11 +288,13 @@ class _Looks:
     """One question as its followers on this node read it: together, and never twice at a time.
 
     Whoever wants to know first reads for all. `joined` is when a follower began (monotonic): what was read
-    before isn't for it, since the question may have been asked anew in between.
+    before isn't for it, since the question may have been asked anew in between. `all_of_them` are those of
+    all questions that are followed here, the one that was looked at longest ago first.
     """
 
-    def __init__(self, questions: Questions, question: Question) -> None:
+    def __init__(self, questions: Questions, question: Question, all_of_them: "dict[str, _Looks]") -> None:
         self.followers = 0
+        self._all = all_of_them
         self._questions = questions
         self._question = question
         self._began = -math.inf
@@ -307,10 +312,17 @@ class _Looks:
         return self._known(joined)
 
     async def now_and_then(self, joined: float) -> Question | None:
-        """As it was at most 2 s ago; None where that isn't known yet: somebody else is reading."""
-        if self._reading is None and time.monotonic() - self._began >= _LOOK_S:
+        """As it was at most 2 s ago; None where that isn't known yet, since somebody else is reading."""
+        if self._is_due and self._found is not None and self._found.is_open:
+            await self._look_together()
+        # It isn't open any more, or wasn't known.
+        if self._is_due:
             await self._read()
         return self._known(joined)
+
+    @property
+    def _is_due(self) -> bool:
+        return self._reading is None and time.monotonic() - self._began >= _LOOK_S
 
     def _known(self, joined: float) -> Question | None:
         return self._found if self._began >= joined else None
@@ -319,13 +331,43 @@ class _Looks:
         found = self._known(joined)
         return found is not None and not found.is_open
 
+    async def _look_together(self) -> None:
+        """Looks which questions are still open, of those whose turn has come; any other is read by itself."""
+        began, reading = time.monotonic(), asyncio.Event()
+        together = {self._question.id: self}
+        for name, looks in self._all.items():
+            if len(together) == _TOGETHER or began - looks._began < _LOOK_S / 2:
+                break
+            if looks._reading is None and looks._found is not None and looks._found.is_open:
+                together[name] = looks
+        for looks in together.values():
+            looks._reading = reading
+        try:
+            still_open = await self._questions.life.store.open_among(list(together))
+            for name, looks in together.items():
+                looks._looked(began if name in still_open else -math.inf, looks._found)
+        except DatabaseUnavailable:
+            for looks in together.values():
+                looks._looked(began, None)
+        finally:
+            # Also where this follower leaves while it looks: the next of those that are due looks then.
+            for looks in together.values():
+                looks._reading = None
+            reading.set()
+
+    def _looked(self, began: float, found: Question | None) -> None:
+        """It was looked at from a time on."""
+        self._began, self._found = began, found
+        # Others may follow it by now, or nobody.
+        if self._all.get(self._question.id) is self:
+            self._all[self._question.id] = self._all.pop(self._question.id)
+
     async def _read(self) -> None:
         began, self._reading = time.monotonic(), asyncio.Event()
         try:
-            self._found = await self._questions.get(self._question.user, self._question.id)
-            self._began = began
+            self._looked(began, await self._questions.get(self._question.user, self._question.id))
         except DatabaseUnavailable:
-            self._found, self._began = None, began
+            self._looked(began, None)
         finally:
             # Also where this follower leaves while it reads: the next of those who wait reads then.
             self._reading.set()

@@ -131,6 +131,8 @@ _LEASE = Statement("""
 _ANNOUNCED = Statement("""
     UPDATE pushsse_question SET announce_by = NULL
      WHERE id {among[1]} AND status = {value[2]} RETURNING 1""")
+_OPEN_AMONG = Statement("""
+    SELECT id FROM pushsse_question WHERE id {among[1]} AND status IN ('pending', 'answering')""")
 # Of each question of a conversation, how much there is to be read.
 _SIZES = Statement("""
     SELECT id, length(text) + length(answer) + coalesce(length(CAST(parts AS text)), 0) FROM pushsse_question
@@ -368,6 +370,10 @@ class QuestionStore:
         async with self.database.session():
             rows = await QuestionRow.filter(user=user, status="answering").order_by("id")
             return [question_of(row) for row in rows]
+
+    async def open_among(self, ids: Collection[str]) -> frozenset[str]:
+        """Which of some questions an answerer is still at."""
+        return frozenset(await self.database.read(str, _OPEN_AMONG, list(ids)))
 
     async def begin(self, question_id: str, attempt: int, *, announce_s: float) -> bool:
         """pending → answering, for the taker numbered `attempt`."""

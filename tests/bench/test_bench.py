@@ -133,7 +133,7 @@ def test_formats_of_sources_have_half_the_throughput_of_our_own() -> None:
 
 def heard(*deltas: tuple[int, int, str], whole: str) -> Heard:
     """What a stream has heard of one answer: the number, place and text of each delta, and its end."""
-    found = Heard(asked={"q"})
+    found = Heard(asked={"q": "ann"})
     for seq, start, text in deltas:
         data = msgspec.json.encode({"question": "q", "seq": seq, "from": start, "text": text})
         found.take("answer.delta", data)

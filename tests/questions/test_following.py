@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -24,9 +25,11 @@ from pushsse.questions.following import (
     Restarted,
     Update,
 )
+from pushsse.questions.rows import QuestionRow
 from pushsse.questions.service import Asking, Questions
 from pushsse.questions.store import QuestionStore
 from tests.questions.conftest import Away, Nodes, Scripted, running, running_hub
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 ANN = Identity("ann", EVERY_SCOPE)
@@ -222,7 +225,7 @@ FOLLOWERS = 300
 
 @dataclass(frozen=True)
 class CountedStore(QuestionStore):
-    """Counts how often one question is looked at."""
+    """Counts the statements that look at questions."""
 
     looks: list[str] = field(default_factory=list)
 
@@ -230,11 +233,17 @@ class CountedStore(QuestionStore):
         self.looks.append(question_id)
         return await super().one(question_id)
 
+    async def open_among(self, ids: Collection[str]) -> frozenset[str]:
+        self.looks.append(f"{len(ids)} together")
+        return await super().open_among(ids)
+
 
 @pytest.mark.parametrize("heard", [True, False])
 async def test_the_followers_of_one_question_look_at_it_together(
-    nodes: Nodes, place: Place, heard: bool
+    nodes: Nodes, place: Place, heard: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pushsse.questions.following._LOOK_S", 0.5)
+    monkeypatch.setattr("pushsse.questions.following._TICK_S", 0.1)
     store = place.service.life.store = CountedStore(nodes.database)
     following = place.following() if heard else place.following(Away())
     question = await place.ask()
@@ -256,7 +265,7 @@ async def test_the_followers_of_one_question_look_at_it_together(
         # They came together, and so did their first looks.
         assert len(store.looks) < 10
         before, began = len(store.looks), time.monotonic()
-        while time.monotonic() < began + 5:
+        while time.monotonic() < began + 1.5:
             await idle.get()
         assert len(store.looks) - before <= 4
         before = len(store.looks)
@@ -266,6 +275,51 @@ async def test_the_followers_of_one_question_look_at_it_together(
     for follower in followers:
         assert text_of(follower.result()) == TEXT
         assert isinstance(follower.result()[-1], Ended)
+
+
+@pytest.mark.parametrize("heard", [True, False])
+async def test_the_followers_of_many_questions_look_at_them_together(
+    nodes: Nodes, place: Place, heard: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pushsse.questions.following._LOOK_S", 0.4)
+    monkeypatch.setattr("pushsse.questions.following._TICK_S", 0.1)
+    store = place.service.life.store = CountedStore(nodes.database)
+    following = place.following() if heard else place.following(Away())
+    people = [f"person{number}" for number in range(100)]
+    asked = [await place.service.ask(user, Asking("say all")) for user in people]
+    idle: Counter[str] = Counter()
+
+    async def follow(question: Question) -> list[Update]:
+        updates: list[Update] = []
+        who = Identity(question.user, EVERY_SCOPE)
+        async with aclosing(following.updates(question, who)) as followed:
+            async for update in followed:
+                updates.append(update)
+                idle[question.id] += isinstance(update, Idle)
+        return updates
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        followers = [group.create_task(follow(question)) for question in asked]
+        await eventually(lambda: len(idle) == len(asked) and min(idle.values()) > 5)
+        before, ticks = len(store.looks), idle.total()
+        await eventually(lambda: idle.total() > ticks + 20 * len(asked))
+        # Each was idle twenty times, and so was looked at at least four times: two statements for all.
+        assert len(store.looks) - before < len(asked)
+        # What only looking finds, because nobody tells of it.
+        async with nodes.database.session():
+            await QuestionRow.filter(id__in=[asked[0].id, asked[70].id]).update(
+                status="failed", error_code="x"
+            )
+        await eventually(lambda: followers[0].done() and followers[70].done())
+        assert not followers[1].done()
+        await place.told.allow(len(WORDS))
+    for number, follower in enumerate(followers):
+        last = follower.result()[-1]
+        assert isinstance(last, Ended)
+        if number in (0, 70):
+            assert (last.question.status, last.question.error_code) == ("failed", "x")
+        else:
+            assert text_of(follower.result()) == TEXT
 
 
 async def test_whoever_comes_after_a_question_was_asked_anew_is_not_told_its_old_end(place: Place) -> None:
