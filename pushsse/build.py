@@ -94,7 +94,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         outcomes=noted,
         rules=catalogue,
     )
-    catalogue.on_revision(lambda: hub_parts.opener.refresh(hub_parts.hub.people_before(catalogue.revision)))
+    catalogue.on_revision(lambda: hub_parts.refresh.switches(hub_parts.hub.people_before(catalogue.revision)))
     kicks = Kicks(
         KickTable(database),
         backplane,

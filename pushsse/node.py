@@ -134,6 +134,7 @@ class Node:
             # Before whatever notes outcomes, and so ended after it.
             **self.outcome_services,
             "catch-up": self.hub_parts.catch_up.run,
+            "refresh": self.hub_parts.refresh.run,
             "openings": self.hub_parts.opener.run,
             "feed": self.hub_parts.feed.run,
             "heartbeat": lambda: self.hub_parts.heartbeat.run(self.hub),

@@ -13,7 +13,7 @@ from typing import Protocol
 from pushsse.backplane.answers import SoFar
 from pushsse.database import Database, Statement
 from pushsse.errors import DatabaseUnavailable
-from pushsse.hub.opening import GATHER_S, OPENED_AT_ONCE, PersonState
+from pushsse.hub.people import GATHER_S, OPENED_AT_ONCE, PersonState
 from pushsse.preferences import Preferences
 from pushsse.preferences.store import SWITCHES, SwitchRow, switches_of
 from pushsse.questions.service import Questions
@@ -54,7 +54,7 @@ class StateTable:
 
 
 class StoredPeople:
-    """People as their opening streams need them. See `hub.opening.People` for the contract."""
+    """People as their opening streams need them. See `hub.people.People` for the contract."""
 
     def __init__(self, states: States, preferences: Preferences, questions: Questions) -> None:
         self._states = states

@@ -24,7 +24,7 @@ from pushsse.backplane import PRESENCE_AT_ONCE, Backplane, Stay, fresh_word
 from pushsse.database import Database, Statement, instant, time_of
 from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable
 from pushsse.hub.hub import Hub
-from pushsse.hub.opening import Revocations
+from pushsse.hub.people import Revocations
 from pushsse.retry import Backoff, Outage
 
 logger = logging.getLogger(__name__)

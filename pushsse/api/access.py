@@ -40,7 +40,8 @@ from pushsse.api.limits import CallLimit
 from pushsse.backplane import Backplane, OpenedTicket, Ticket, TicketLife, TicketRefusal, Topic
 from pushsse.errors import BackplaneUnavailable, CloseReason
 from pushsse.event import UserName
-from pushsse.hub.opening import From, Opener, Revocations, StreamOptions
+from pushsse.hub.opening import From, Opener, StreamOptions
+from pushsse.hub.people import Revocations
 from pushsse.logs import note_about
 from pushsse.stream.subscriber import Subscriber
 

@@ -22,7 +22,7 @@ from pushsse.api.identity import PUBLISH, Identifier
 from pushsse.backplane import Backplane
 from pushsse.errors import InvalidInput, NotJson, Violation
 from pushsse.event import Event
-from pushsse.hub.opening import Revocations
+from pushsse.hub.people import Revocations
 from pushsse.intake import Drafter, cloudevents
 from pushsse.intake.cloudevents import CloudEvent
 from pushsse.intake.http import Intake, Submitted

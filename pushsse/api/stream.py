@@ -22,7 +22,8 @@ from pushsse.api import Query, direct
 from pushsse.api.access import Tickets, has_ticket, ticket_of
 from pushsse.api.identity import STREAM, Identifier, Identity
 from pushsse.errors import CloseReason, Overloaded, Unavailable
-from pushsse.hub.opening import GATHER_S, Begin, From, Opener, StreamOptions
+from pushsse.hub.opening import Begin, From, Opener, StreamOptions
+from pushsse.hub.people import GATHER_S
 from pushsse.stream.admission import over_limit
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy
 from pushsse.stream.handover import offered

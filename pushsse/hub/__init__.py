@@ -11,17 +11,19 @@ from pushsse.hub.catch_up import CatchUp, Replay
 from pushsse.hub.delivery import Delivery, Feed
 from pushsse.hub.heartbeat import Heartbeat
 from pushsse.hub.hub import Hub, Rules
-from pushsse.hub.opening import NothingRevoked, Opener, People, Revocations, StreamLimits
+from pushsse.hub.opening import Opener, StreamLimits
+from pushsse.hub.people import NothingRevoked, People, Refresh, Revocations
 from pushsse.metrics import Metrics
 from pushsse.outcomes import Outcomes
 
 
 @dataclass(frozen=True, slots=True)
 class HubParts:
-    """The parts of one node's hub. `opener`, `catch_up`, `feed` and `heartbeat` are services."""
+    """The parts of one node's hub. `refresh`, `opener`, `catch_up`, `feed` and `heartbeat` are services."""
 
     heartbeat: Heartbeat
     hub: Hub
+    refresh: Refresh
     opener: Opener
     replay: Replay
     catch_up: CatchUp
@@ -42,8 +44,11 @@ def assemble_hub(
     """Makes the parts of one node's hub, and hands each the others that it needs."""
     heartbeat = Heartbeat(heartbeat_s=limits.heartbeat_s)
     hub = Hub(backplane, heartbeat=heartbeat, metrics=metrics, rules=rules, outcomes=outcomes)
-    opener = Opener(hub, backplane, people, limits=limits, revocations=revocations or NothingRevoked())
+    refresh = Refresh(hub, backplane, people)
+    opener = Opener(
+        hub, backplane, people, limits=limits, revocations=revocations or NothingRevoked(), refresh=refresh
+    )
     replay = Replay(hub, backplane)
     catch_up = CatchUp(hub, replay, opener, send_timeout_s=limits.send_timeout_s)
-    delivery = Delivery(hub, opener)
-    return HubParts(heartbeat, hub, opener, replay, catch_up, delivery, Feed(backplane, delivery))
+    delivery = Delivery(hub, refresh)
+    return HubParts(heartbeat, hub, refresh, opener, replay, catch_up, delivery, Feed(backplane, delivery))

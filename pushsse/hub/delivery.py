@@ -21,7 +21,7 @@ from pushsse.backplane.answers import LiveDelta
 from pushsse.event import Change, Publication
 from pushsse.hub.growing import Step
 from pushsse.hub.hub import Hub, Shard
-from pushsse.hub.opening import Opener
+from pushsse.hub.people import Refresh
 from pushsse.outcomes import EXPIRED, SWITCHED_OFF, WRITTEN
 from pushsse.position import Mark, Position
 from pushsse.stream.frame import Chunk, chunk, frame
@@ -138,9 +138,9 @@ class Feed:
 class Delivery:
     """From what was heard to what is written, for all streams of the node."""
 
-    def __init__(self, hub: Hub, opener: Opener) -> None:
+    def __init__(self, hub: Hub, refresh: Refresh) -> None:
         self._hub = hub
-        self._opener = opener
+        self._refresh = refresh
 
     def deliver(self, hearings: Sequence[Hearing]) -> None:
         """Takes what the backplane yielded, in order, and writes it to the live streams."""
@@ -247,7 +247,7 @@ class Delivery:
                     subscriber.owe_gap(tail.name, tail.mark)
         if shard is not None:
             # Guarantee 3: changes of switches may have been among what was lost.
-            self._opener.refresh(tuple(shard.people.values()))
+            self._refresh.switches(tuple(shard.people.values()))
             for user in shard.people if self._hub.growing.people else ():
                 # Ends of answers may have been, too.
                 self._hub.growing.forget_person(user)
@@ -383,7 +383,7 @@ class Delivery:
         if change.revision < self._hub.rules.revision:
             # It follows from an earlier catalogue than this node's: a change that overlapped with one of the
             # catalogue, or one by a release that knows no categories.
-            self._opener.refresh((person,))
+            self._refresh.switches((person,))
 
 
 class Item:

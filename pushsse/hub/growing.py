@@ -2,7 +2,7 @@
 
 Delivery hands it each delta, and asks it what a stream gets of one; the opening and followers hand it answers
 so far that were read. Listeners are streams, and the taps of `Hub.publications`. Whoever lacks something gets
-it in one delta, out of what is here; where something is missing here, the opener reads it for `wanted`.
+it in one delta, out of what is here; where something is missing here, `people.Refresh` reads it for `wanted`.
 Deliberate: nothing here awaits, so what was sent to a listener and what is noted of it are one step.
 """
 

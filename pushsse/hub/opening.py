@@ -14,107 +14,26 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, islice
-from typing import NamedTuple, Protocol
+from itertools import count
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
 
 from pushsse.backplane import BROADCAST, Backplane
-from pushsse.backplane.answers import SoFar
-from pushsse.errors import BackplaneUnavailable, CloseReason, DatabaseUnavailable, Unavailable
+from pushsse.errors import CloseReason, DatabaseUnavailable
 from pushsse.hub.heartbeat import Renew
 from pushsse.hub.hub import Hub
 from pushsse.hub.log_tail import WAIT_LIMIT_S, LogTail, limited_wait
+from pushsse.hub.people import GATHER_S, OPENED_AT_ONCE, People, PersonState, Refresh, Revocations, learn
 from pushsse.position import Mark, Position
-from pushsse.retry import Backoff
 from pushsse.stream.frame import Resume, chunk, random_retry_ms, service_event
 from pushsse.stream.subscriber import Cursor, Expiry, Off, Person, Sink, Subscriber
 
-# Streams that open within this time have their people's switches read together.
-GATHER_S = 0.005
-# One statement has at most so many people: more would keep the event loop with their streams for too long.
-OPENED_AT_ONCE = 64
 # Further clients are opened the way that waits.
 _MOST_QUEUED = 4096
-_READ_AT_ONCE = 16
-_READ_PAUSE_S = 0.05
-_REFRESH_PAUSE_S = 0.005
 log = logging.getLogger(__name__)
 _json = msgspec.json.Decoder(dict[str, object])
-
-
-class PersonState(Struct, frozen=True):
-    """What the database says of a person when one of their streams opens.
-
-    `version` numbers the last change of a switch, 0 for none; `off` is every type that is off; `pending` says
-    that a committed change isn't known to be in the log; `logged` is where in the person's shard log the last
-    one is that is known to be there; `open_question` says that a question of theirs has no end yet;
-    `revision` is the catalogue's that `off` follows from; `quiet` are the quiet hours as JSON, "" for none.
-    """
-
-    version: int
-    off: frozenset[str]
-    pending: bool
-    logged: Mark | None
-    open_question: bool
-    revision: int = 0
-    quiet: str = ""
-
-
-class People(Protocol):
-    """What the opening needs to know about people. The preferences and the questions answer it together.
-
-    Order: `state` must read what was committed before it was called, because what is committed later reaches
-    the node through the person's shard log, which it follows by then (guarantee 3). One call is one round
-    trip to the database at most: every stream that opens waits for it.
-    """
-
-    async def state(self, user: str) -> PersonState:
-        """The person's switches, and whether a question is open. Raises DatabaseUnavailable."""
-        ...
-
-    def state_nowait(self, user: str) -> PersonState | None:
-        """As `state`, without waiting; None where that can't be."""
-        ...
-
-    async def states(self, users: Sequence[str]) -> Mapping[str, PersonState]:
-        """As `state`, of several people by one statement. Raises DatabaseUnavailable."""
-        ...
-
-    async def settle(self, user: str) -> None:
-        """Publishes the person's changes that aren't known to be in the log. Raises Unavailable."""
-        ...
-
-    async def growing(self, user: str) -> Mapping[str, SoFar]:
-        """Each answer that is growing, as far as it has, by question. Raises Unavailable.
-
-        Called after the stream has begun, so that no delta is missed between this and what is heard live.
-        """
-        ...
-
-
-class Revocations(Protocol):
-    """Which tokens were revoked, as far as this node knows by now. Asked for each stream, without waiting."""
-
-    @property
-    def loaded(self) -> bool:
-        """Whether it knows what was revoked before the node started. Until then no token is good."""
-        ...
-
-    def refuses(self, user: str, issued_at: float | None) -> bool:
-        """Whether what was issued to a person at a time (None: unknown) was revoked."""
-        ...
-
-
-class NothingRevoked:
-    """No token was."""
-
-    loaded = True
-
-    def refuses(self, user: str, issued_at: float | None) -> bool:
-        """Never."""
-        return False
 
 
 class From(Struct, frozen=True):
@@ -188,32 +107,31 @@ class Opener:
         *,
         limits: StreamLimits,
         revocations: Revocations,
+        refresh: Refresh,
     ) -> None:
         self._hub = hub
         self._backplane = backplane
         self._people = people
         self._limits = limits
         self._revocations = revocations
-        self._tasks: asyncio.TaskGroup | None = None
+        self._refresh = refresh
         # By the number of their coming, of which each has one, so that whoever leaves is found.
         self._queue: OrderedDict[int, _Queued] = OrderedDict()
         self._numbers = count()
         self._queued = asyncio.Event()
 
     async def run(self) -> None:
-        """Opens what is queued, for ever; the opener's tasks run as long."""
-        async with asyncio.TaskGroup() as self._tasks:
-            self._tasks.create_task(self._read_answers(), name="read answers so far")
-            while True:
-                await self._queued.wait()
-                await asyncio.sleep(GATHER_S if len(self._queue) < OPENED_AT_ONCE else 0)
-                first = min(OPENED_AT_ONCE, len(self._queue))
-                batch = [self._queue.popitem(last=False)[1] for _ in range(first)]
-                if not self._queue:
-                    self._queued.clear()
-                # All may have left meanwhile.
-                if batch:
-                    await self._open(batch)
+        """Opens what is queued, for ever."""
+        while True:
+            await self._queued.wait()
+            await asyncio.sleep(GATHER_S if len(self._queue) < OPENED_AT_ONCE else 0)
+            first = min(OPENED_AT_ONCE, len(self._queue))
+            batch = [self._queue.popitem(last=False)[1] for _ in range(first)]
+            if not self._queue:
+                self._queued.clear()
+            # All may have left meanwhile.
+            if batch:
+                await self._open(batch)
 
     @asynccontextmanager
     async def opening(self, user: str, wish: From) -> AsyncIterator[Opening]:
@@ -340,7 +258,7 @@ class Opener:
             return None
         if state.logged is not None and state.logged.epoch == log.mark.epoch and not log.has(state.logged):
             return None
-        _learn(person, state)
+        learn(person, state)
         if wanted is None:
             # Nothing is replayed: what was off before doesn't matter.
             resume = Resume.GAP if wish.unreadable else Resume.NEW
@@ -411,9 +329,7 @@ class Opener:
         # Guarantee 2: after `ready`, which is the first frame and carries the position that the rest follows.
         self._join(subscriber, options)
         if opening.open_question:
-            assert self._tasks is not None
-            name = subscriber.person.name
-            self._tasks.create_task(self._offer_growing(name), name=f"growing answers {subscriber.id}")
+            self._refresh.answers(subscriber.person.name)
 
     def _join(self, subscriber: Subscriber, options: StreamOptions) -> None:
         """A new stream goes live or to catch-up; ends one too many, and one that was revoked meanwhile."""
@@ -444,11 +360,6 @@ class Opener:
             data |= _json.decode(subscriber.person.quiet)
         return service_event("ready", data, subscriber.position, retry_ms=random_retry_ms())
 
-    def refresh(self, people: Sequence[Person]) -> None:
-        """Reads the switches of people again: changes of them were lost, or the catalogue has changed."""
-        assert self._tasks is not None
-        self._tasks.create_task(self._refresh(people), name="refresh switches")
-
     async def _learn(self, person: Person) -> bool:
         """Reads the person's state into `person`; returns whether a question is open."""
         state = await self._people.state(person.name)
@@ -462,7 +373,7 @@ class Opener:
             # Guarantee 3: a node that hasn't heard the change yet would hear it after events that are newer
             # than the state that it already acts on.
             await log.heard(state.logged)
-        _learn(person, state)
+        learn(person, state)
         return state.open_question
 
     async def _start(self, person: Person, wish: From) -> tuple[Position, Resume]:
@@ -516,58 +427,6 @@ class Opener:
         change = await self._backplane.first_change(log.name, person.name, number)
         return off_now if change is None else Off(frozenset(change.before), change.revision)
 
-    async def _offer_growing(self, user: str) -> None:
-        """Reads the answers that are growing for somebody with a new stream."""
-        since = time.monotonic()
-        try:
-            answers = await self._people.growing(user)
-        except Unavailable:
-            # The next delta shows that something is missing, and the whole answer comes at the end.
-            return
-        for question, so_far in answers.items():
-            self._hub.learn(question, user, so_far, since=since)
-
-    async def _read_answers(self) -> None:
-        """Reads the answers of which the node lacks something, for ever: where deltas were lost."""
-        growing, backoff = self._hub.growing, Backoff()
-        while True:
-            await growing.asked.wait()
-            growing.asked.clear()
-            wanted = dict(islice(growing.wanted.items(), _READ_AT_ONCE))
-            since = time.monotonic()
-            try:
-                found = await self._backplane.so_far(list(wanted))
-            except BackplaneUnavailable:
-                growing.asked.set()
-                await asyncio.sleep(backoff.next_s())
-                continue
-            backoff.reset()
-            for question, user in wanted.items():
-                # Before: what is learned may show that something is missing still.
-                growing.wanted.pop(question, None)
-                self._hub.learn(question, user, found.get(question), since=since)
-            if growing.wanted:
-                growing.asked.set()
-                await asyncio.sleep(_READ_PAUSE_S)
-
-    async def _refresh(self, people: Sequence[Person]) -> None:
-        backoff, start = Backoff(), 0
-        while start < len(people):
-            # Also for somebody whose stream is only opening, and may have read them before the loss.
-            batch = {one.name: one for one in people[start : start + OPENED_AT_ONCE] if one.holds}
-            try:
-                states = await self._people.states(list(batch)) if batch else {}
-            except Unavailable:
-                await asyncio.sleep(backoff.next_s())
-                continue
-            backoff.reset()
-            for name, person in batch.items():
-                _learn(person, states[name])
-            start += OPENED_AT_ONCE
-            if start < len(people):
-                # Others open streams meanwhile, also where a state is read without waiting.
-                await asyncio.sleep(_REFRESH_PAUSE_S)
-
     def _expiry(self, options: StreamOptions) -> Expiry | None:
         """When a stream ends at the latest, and why; None for never."""
         last = None
@@ -589,10 +448,6 @@ class Opener:
         later = partial(self._until, last=last, renew=renew)
         renewal = None if renew is None else heartbeat.renewal(renew, later)
         return Expiry(tick, CloseReason.TOKEN_EXPIRED, renewal)
-
-
-def _learn(person: Person, state: PersonState) -> None:
-    person.learn(state.version, state.off, revision=state.revision, quiet=state.quiet)
 
 
 def _off_in_tail(log: LogTail, person: Person, number: int) -> Off:

@@ -17,7 +17,8 @@ from pushsse.api.identity import PUBLISH, Identity
 from pushsse.api.stream import OpeningRate
 from pushsse.errors import DatabaseUnavailable, Overloaded
 from pushsse.hub import opening
-from pushsse.hub.opening import GATHER_S, Opener
+from pushsse.hub.opening import Opener
+from pushsse.hub.people import GATHER_S
 from pushsse.intake.http import EmbeddedIntake
 from pushsse.node import Node
 from pushsse.people import StateTable

@@ -21,7 +21,7 @@ from pushsse.api.identity import Identity
 from pushsse.api.identity.remote import MOST_BYTES, PACE_S, TIMEOUT_S, KeyServer, Remote, RemoteUnavailable
 from pushsse.api.identity.tokens import Keys, TokenRules, Tokens
 from pushsse.errors import Unavailable
-from pushsse.hub.opening import NothingRevoked
+from pushsse.hub.people import NothingRevoked
 from pushsse.stream.immediate import ImmediateHttp
 from tests.answering import Answering, answering
 from tests.keys import (

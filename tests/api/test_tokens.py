@@ -9,7 +9,7 @@ from pushsse.api import HttpProblem
 from pushsse.api.identity import DEFAULT_SCOPES, Identity
 from pushsse.api.identity.tokens import TokenRules, Tokens
 from pushsse.errors import SettingsError
-from pushsse.hub.opening import NothingRevoked
+from pushsse.hub.people import NothingRevoked
 
 DAY_S = 86_400
 OTHER = "another secret, of the same length or so as the one that is configured here"

@@ -16,7 +16,7 @@ import pytest
 from deploy.parts import Postgres
 from pushsse import api
 from pushsse.errors import CloseReason
-from pushsse.hub.opening import PersonState
+from pushsse.hub.people import PersonState
 from pushsse.kicks import Kicked, KickedRow, KickTable
 from pushsse.people import StoredPeople
 from pushsse.server import Http

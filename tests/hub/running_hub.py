@@ -15,7 +15,8 @@ from pushsse.errors import BackplaneUnavailable
 from pushsse.event import Change, encode
 from pushsse.hub import HubParts, assemble_hub
 from pushsse.hub.hub import Hub, Rules
-from pushsse.hub.opening import From, PersonState, StreamLimits, StreamOptions
+from pushsse.hub.opening import From, StreamLimits, StreamOptions
+from pushsse.hub.people import PersonState
 from pushsse.metrics import Metrics
 from pushsse.position import parse
 from pushsse.stream.frame import Chunk
@@ -210,7 +211,7 @@ async def running_hub(
     limits = StreamLimits("here", 15, 600, send_timeout_s, lifetime_s)
     parts = assemble_hub(backplane, people, limits=limits, metrics=metrics, rules=rules)
     async with backplane, asyncio.TaskGroup() as tasks:
-        services = (parts.catch_up, parts.opener, parts.feed)
+        services = (parts.catch_up, parts.refresh, parts.opener, parts.feed)
         running = [tasks.create_task(service.run()) for service in services]
         try:
             yield RunningHub(backplane, parts, people)

@@ -6,7 +6,7 @@ import pytest
 
 from pushsse.backplane import log_of
 from pushsse.event import Change, encode
-from pushsse.hub.opening import PersonState
+from pushsse.hub.people import PersonState
 from tests.waiting import eventually
 
 from .running_hub import SHARDS, RunningHub, appends, running_hub
@@ -90,7 +90,7 @@ async def test_everybody_on_a_node_is_read_again_and_who_is_there_already_isn_t(
         rules.revision = 1
         concerned = w.hub.people_before(1)
         assert {person.name for person in concerned} == set(people)
-        w.parts.opener.refresh(concerned)
+        w.parts.refresh.switches(concerned)
         await eventually(lambda: not w.hub.people_before(1))
         await w.publish("promo", 1)
         await w.publish("news", 2, *people)

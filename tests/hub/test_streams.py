@@ -10,7 +10,8 @@ import pytest
 from pushsse.backplane import Append, Draft, codec, log_of
 from pushsse.errors import BackplaneUnavailable, CloseReason
 from pushsse.hub import log_tail
-from pushsse.hub.opening import From, PersonState, StreamOptions
+from pushsse.hub.opening import From, StreamOptions
+from pushsse.hub.people import PersonState
 from pushsse.stream.frame import Chunk
 from tests.hub.running_hub import SHARDS, ListSink, Reads, running_hub
 from tests.waiting import eventually

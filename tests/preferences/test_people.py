@@ -9,7 +9,7 @@ import pytest
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable
-from pushsse.hub.opening import OPENED_AT_ONCE, PersonState
+from pushsse.hub.people import OPENED_AT_ONCE, PersonState
 from pushsse.metrics import Metrics
 from pushsse.people import StoredPeople
 from pushsse.preferences import Preferences

@@ -21,7 +21,8 @@ from pushsse.database import Database, Statement
 from pushsse.errors import BackplaneUnavailable
 from pushsse.event import Publication
 from pushsse.hub import HubParts, assemble_hub
-from pushsse.hub.opening import PersonState, StreamLimits
+from pushsse.hub.opening import StreamLimits
+from pushsse.hub.people import PersonState
 from pushsse.metrics import Metrics
 from pushsse.questions import Part, Question
 from pushsse.questions.answerers import Answerer, Answers, Delta, Piece
@@ -237,7 +238,10 @@ async def running_hub_of(
     limits = StreamLimits("here", 15, 600, 5.0, 0.0)
     parts = assemble_hub(backplane, AskingPeople(questions), limits=limits, metrics=metrics)
     async with asyncio.TaskGroup() as tasks:
-        services = [tasks.create_task(each.run()) for each in (parts.catch_up, parts.opener, parts.feed)]
+        services = [
+            tasks.create_task(each.run())
+            for each in (parts.catch_up, parts.refresh, parts.opener, parts.feed)
+        ]
         try:
             yield parts
         finally:

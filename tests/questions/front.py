@@ -158,7 +158,10 @@ async def fronts(
     parts = assemble_hub(nodes.backplane, People(), limits=limits, metrics=nodes.metrics)
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        forever = [tasks.create_task(each.run()) for each in (parts.catch_up, parts.opener, parts.feed)]
+        forever = [
+            tasks.create_task(each.run())
+            for each in (parts.catch_up, parts.refresh, parts.opener, parts.feed)
+        ]
         stack.callback(lambda: [task.cancel() for task in forever])
         stack.callback(lambda: [node.runs.cancel() for node in front.nodes if node.runs is not None])
         client = await stack.enter_async_context(httpx.AsyncClient(timeout=20, trust_env=False, verify=False))

@@ -29,7 +29,7 @@ from pushsse.api.identity.origins import refuse_other_sites
 from pushsse.api.identity.tokens import Keys, scopes_of
 from pushsse.errors import PushsseError, Unavailable
 from pushsse.event import is_user
-from pushsse.hub.opening import Revocations
+from pushsse.hub.people import Revocations
 from pushsse.logs import shown
 from pushsse.retry import Backoff, Outage
 

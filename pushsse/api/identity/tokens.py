@@ -26,7 +26,7 @@ from pushsse.api.identity import DEFAULT_SCOPES, SCOPE_PREFIX, Asking, Identity,
 from pushsse.api.identity.origins import refuse_other_sites
 from pushsse.errors import SettingsError, Unavailable
 from pushsse.event import is_user
-from pushsse.hub.opening import Revocations
+from pushsse.hub.people import Revocations
 
 # RFC 7518, 3.2: no shorter than the hash of HS256.
 SECRET_BYTES = 32
