@@ -29,6 +29,9 @@ After each fault the ledgers are compared. A row passes when
   PostgreSQL have a limit instead), resident memory is within 10 % + 5 MB of its size when the nodes
   were warm, and no node has logged a traceback;
 - what the row itself promises holds.
+
+Each row has lost, reordered, repeated, delivered to the wrong person, and delivered against a switch: where
+they are 0, they aren't shown.
 """
 _TITLE = "## "
 _WAYS = {
@@ -39,11 +42,12 @@ _WAYS = {
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One promise: what it is about, what was measured, whether it holds."""
+    """One promise: its name, what was measured, whether it holds. `counts`: faults, shown if any."""
 
     name: str
     figure: str
     ok: bool
+    counts: bool = False
 
 
 @dataclass(slots=True)
@@ -66,10 +70,15 @@ class Row:
         """Adds what was measured."""
         self.checks.append(Check(name, str(figure), bool(ok)))
 
+    def count(self, name: str, faults: int) -> None:
+        """Adds how many faults of a kind were found, of which there may be none."""
+        self.checks.append(Check(name, str(faults), not faults, counts=True))
+
     @property
     def figures(self) -> str:
-        """All figures; those that fail stand out."""
-        return "; ".join(f"{c.name} {c.figure}" if c.ok else f"**{c.name} {c.figure}**" for c in self.checks)
+        """The figures; those that fail stand out, and no fault of a kind is no figure."""
+        shown = [check for check in self.checks if not (check.counts and check.ok)]
+        return "; ".join(f"{c.name} {c.figure}" if c.ok else f"**{c.name} {c.figure}**" for c in shown)
 
 
 def line(row: Row) -> str:
