@@ -1,6 +1,7 @@
 """`pushsse serve --lan`: a key of this run, a code for a phone, and never the development identity."""
 
 import re
+import subprocess
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pushsse.settings import load
 from tests.cli.running import pushsse, served
 
 pytestmark = pytest.mark.real
+ROOT = Path(__file__).parents[2]
 HALVES = {"█": (1, 1), "▀": (1, 0), "▄": (0, 1), " ": (0, 0)}
 
 
@@ -56,6 +58,13 @@ def test_it_prints_a_way_in_and_the_line_that_publishes(tmp_path: Path) -> None:
         assert httpx.get(f"{node.url}/v1/me", headers=bearer).status_code == 401
         ended = node.run("token", "--user", "ann", PUSHSSE_LAN="on")
         assert (ended.returncode, "prints tokens when it starts" in ended.stderr) == (1, True)
+
+
+def test_make_run_passes_it_on() -> None:
+    for given, option in (("LAN=1", "serve --lan"), ("LAN=", "serve")):
+        command = ["make", "-n", "run", given, "ARGS=--port 9000"]
+        printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert f"pushsse {option} --port 9000" in " ".join(printed.split())
 
 
 def test_without_it_no_link_signs_anybody_in(tmp_path: Path) -> None:

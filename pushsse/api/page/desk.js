@@ -17,12 +17,14 @@ export class Desk {
   #isShown = false;
   #asking = 0;
   #found = [];
+  #waiting = Infinity;
   #open = null;
   #turns = [];
   #more = false;
   // What was written and not sent, by conversation.
   #drafts = new Map();
   #drawn = "";
+  #drawnTurns = "";
 
   constructor(session) {
     this.#session = session;
@@ -81,6 +83,9 @@ export class Desk {
       const { conversations, more } = await this.#session.call("GET", "v1/conversations", undefined, { status: "handed_over", limit: LISTED });
       const waiting = conversations.filter(({ handed_over }) => handed_over.waiting);
       this.#found = [...waiting, ...conversations.filter(({ handed_over }) => !handed_over.waiting)];
+      // Whoever doesn't see the list hears that it has grown.
+      if (waiting.length > this.#waiting) announce(t("desk_waiting", { n: waiting.length }));
+      this.#waiting = waiting.length;
       count("desk", waiting.length, t("desk_waiting", { n: waiting.length }));
       this.#say(more ? t("desk_more", { n: LISTED }) : "");
       this.#drawList();
@@ -139,13 +144,16 @@ export class Desk {
       const found = await this.#session.call("GET", "v1/questions", undefined, { conversation, limit: TURNS, ...(before && { before }) });
       if (conversation !== this.#open) return;
       const turns = found.questions.reverse();
+      const newest = turns.at(-1);
+      if (!before && this.#turns.length && newest?.text && newest.id !== this.#turns.at(-1).id) announce(newest.text);
       const earlier = before ? [] : this.#turns.filter(({ id }) => turns.length && id < turns[0].id);
       this.#turns = before ? [...turns, ...this.#turns] : [...earlier, ...turns];
       if (before || !earlier.length) this.#more = found.more;
       this.#drawCase();
     } catch (error) {
       if (conversation !== this.#open) return;
-      if (error.status === 404) this.#gone();
+      // What isn't handed over is a question of one's own, which staff may not be allowed to ask.
+      if (error.status === 404 || error.code === "scope_missing") this.#gone();
       else at("desk-note").textContent = error.message;
     }
   }
@@ -167,7 +175,10 @@ export class Desk {
     this.#drawTargets();
     const log = at("case-turns");
     const isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < AT_END_PX;
-    log.replaceChildren(...this.#turns.map(turn));
+    const wanted = JSON.stringify([this.#turns, Math.floor(Date.now() / 60_000)]);
+    // What hasn't changed stays, with what is selected in it.
+    if (wanted !== this.#drawnTurns) log.replaceChildren(...this.#turns.map(turn));
+    this.#drawnTurns = wanted;
     if (isAtEnd) log.scrollTop = log.scrollHeight;
   }
 

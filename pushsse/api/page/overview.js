@@ -4,7 +4,8 @@ import { announce, at, button, el } from "./dom.js";
 import { ago, exact, language, locale, t } from "./words.js";
 
 const EVERY_MS = 2_000;
-const TYPES_MS = 30_000;
+// Each look at the catalogue leaves an audit line.
+const TYPES_MS = 300_000;
 // Its numbers are older than three reports.
 const OLD_MS = 8_000;
 
@@ -34,6 +35,7 @@ export class Overview {
   }
 
   show() {
+    this.#typesAt = 0;
     this.#timer ||= setInterval(() => this.#look(), EVERY_MS);
     this.#look();
   }

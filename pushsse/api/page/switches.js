@@ -53,7 +53,8 @@ export class Switches {
     try {
       this.#draw(await this.#session.call("GET", "v1/preferences"));
     } catch (error) {
-      this.#say(error.message);
+      // Whoever may not switch anything doesn't see the switches.
+      if (error.code !== "scope_missing") this.#say(error.message);
     }
   }
 

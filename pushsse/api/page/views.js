@@ -32,7 +32,10 @@ export class Views {
     if (this.#user === user) return;
     this.#user = user;
     try {
-      this.#scopes = (await this.#session.call("GET", "v1/me")).scope.split(" ");
+      const { scope } = await this.#session.call("GET", "v1/me");
+      this.#scopes = scope.split(" ");
+      // What somebody may not use isn't shown: page.css.
+      document.body.dataset.may = scope;
     } catch {
       this.#user = "";
       setTimeout(() => this.#ask(), RETRY_MS * (1 + Math.random()));

@@ -19,7 +19,7 @@ from tests.deployed.page.conftest import (
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.real, pytest.mark.anyio]
-STAFF = "pushsse:stream pushsse:preferences pushsse:ask pushsse:answer"
+STAFF = "pushsse:stream pushsse:answer"
 ROWS = "[...document.querySelectorAll('#desk-list button')]"
 VIEWS = "[...document.querySelectorAll('#views a')].map((each) => each.firstChild.textContent).join()"
 FOCUS = "document.activeElement.id"
@@ -73,6 +73,13 @@ async def test_staff_answer_write_and_hand_back_by_keyboard_alone(world: World) 
     assert "nora" in await tab.run(f"{ROWS}[0].textContent")
     assert "it is urgent" in await tab.run(f"{ROWS}[0].textContent")
     await tab.until("document.querySelector('a[data-view=desk] .count').textContent === '1'")
+    # This token allows neither switches nor questions of one's own.
+    await tab.run("location.hash = '#events'; 0")
+    await tab.until("document.body.dataset.view === 'events'")
+    hidden = "['settings', 'panel', 'ask'].map((id) => document.getElementById(id).checkVisibility())"
+    assert await tab.run(hidden) == [False, False, False]
+    await tab.run("location.hash = '#desk'; 0")
+    await tab.until("document.getElementById('desk-name').checkVisibility()")
     await tab.run("document.getElementById('desk-name').focus(); 0")
     await type_in(tab, "Sam of the shop")
     await tab.run(f"{ROWS}[0].focus(); 0")
@@ -98,6 +105,8 @@ async def test_staff_answer_write_and_hand_back_by_keyboard_alone(world: World) 
     await type_in(tab, "By the way")
     await ask(world, "nora", "And the other one?", "nora-1")
     await tab.until("document.querySelectorAll('.turn').length === 3")
+    # A screen reader is told, too.
+    await tab.until("document.getElementById('announced').textContent === 'And the other one?'")
     assert await tab.run(f"[{FOCUS}, document.getElementById('desk-text').value]") == [
         "desk-text",
         "By the way",
