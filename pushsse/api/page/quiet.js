@@ -38,8 +38,9 @@ export class QuietHours {
     const known = JSON.stringify([quiet, zone]);
     // What somebody is writing stays, unless it was changed elsewhere.
     if (known === this.#known) return;
+    const isFirst = !this.#known;
     this.#known = known;
-    at("windows").replaceChildren(...quiet.map((each) => this.#window(each)));
+    if (!isFirst || quiet.length) at("windows").replaceChildren(...quiet.map((each) => this.#window(each)));
     if (zone) at("zone").value = zone;
   }
 
