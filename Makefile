@@ -36,7 +36,7 @@ COVERAGE ?=
 MEASURED = $(if $(ARGS),,$(if $(COVERAGE),--cov=pushsse --cov-branch --cov-report=term:skip-covered --cov-fail-under=90))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick long lowest newest check audit advisories format client shots docs stack faults bench lock clean
+.PHONY: help run test quick long lowest newest check audit advisories format client clients shots docs stack faults bench lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -108,6 +108,9 @@ stack: $(DEV_STAMP) ## the whole deployment on this machine: Kafka, Redis, Postg
 
 faults: $(DEV_STAMP) ## parts are killed, stalled and emptied under load
 	@exec $(PYTHON) -m faults.run $(ARGS)
+
+clients: $(DEV_STAMP) ## other people's clients over what happens to streams; writes the table in docs/clients.md; ARGS="curl --quick"
+	@exec $(PYTHON) -m tests.clients $(ARGS)
 
 bench: $(DEV_STAMP) ## measures throughput, latency and memory
 	@exec $(PYTHON) -m bench $(ARGS)

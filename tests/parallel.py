@@ -48,6 +48,7 @@ FIRST = (
     "package",
     "tests/stream/test_contract.py",
     "tests/hardening/test_half_open.py",
+    "tests/clients/",
     "tests/questions/",
     "tests/cli/",
     "tests/hardening/",

@@ -1,9 +1,7 @@
-// A person's stream in an Android app, with okhttp-sse (com.squareup.okhttp3:okhttp-sse:4.12.0).
-// Call start() in onStart and stop() in onStop. okhttp-sse doesn't reconnect by itself; this class does.
+// A person's stream with okhttp-sse (com.squareup.okhttp3:okhttp-sse:5.5.1), on Android and any other JVM.
+// okhttp-sse neither reconnects nor watches for silence as a stream needs it; this class does.
 
-import android.content.SharedPreferences
-import android.os.Handler
-import android.os.Looper
+import java.util.concurrent.Executors
 import java.util.concurrent.TimeUnit
 import kotlin.random.Random
 import okhttp3.OkHttpClient
@@ -14,89 +12,107 @@ import okhttp3.sse.EventSourceListener
 import okhttp3.sse.EventSources
 import org.json.JSONObject
 
+/** Where the position is kept, also while the app doesn't run. */
+interface Store {
+    var lastId: String?
+}
+
+/** Is called on the stream's own thread. */
+interface PushListener {
+    /** An event: a person's (`message`, which has its type in `type`), or one of the service's own, such as `ack`. */
+    fun hear(event: String, data: JSONObject)
+
+    /** Events were missed that the service no longer has: reload what is shown. */
+    fun gap()
+
+    /** The stream has ended for good: sign in again, then call start(). */
+    fun ended(why: String)
+}
+
 class PushStream(
     private val url: String, // https://…/v1/stream?named=0
-    private val token: () -> String,
-    private val store: SharedPreferences,
-    private val show: (JSONObject) -> Unit,
-    private val gap: () -> Unit, // events were missed that the service no longer has: reload what is shown
-    private val ended: (String) -> Unit, // the stream ended for good: get a new token, then call start() again
+    private val token: () -> String, // asked before each connection; may block
+    private val store: Store,
+    private val listener: PushListener,
 ) {
     private val http = OkHttpClient()
-    private val main = Handler(Looper.getMainLooper())
+    private val own = Executors.newSingleThreadScheduledExecutor { Thread(it, "push").apply { isDaemon = true } }
     private val seen = LinkedHashSet<String>()
     private var source: EventSource? = null
-    private var heartbeatS = 15L
+    private var used = ""
+    private var heartbeatS = 15.0
     private var failures = 0
+    private var runs = 0 // a wait of an earlier start() opens nothing
     private var stopped = true
 
-    fun start() {
+    fun start() = own.execute {
+        if (!stopped) return@execute
         stopped = false
-        open()
+        failures = 0
+        open(++runs)
     }
 
-    fun stop() {
+    fun stop() = own.execute(::close)
+
+    private fun close() {
         stopped = true
-        main.removeCallbacksAndMessages(null)
         source?.cancel()
         source = null
     }
 
-    private fun open() {
-        if (stopped || source != null) return
-        val request = Request.Builder().url(url).header("Authorization", "Bearer ${token()}")
-        store.getString(LAST_ID, null)?.let { request.header("Last-Event-ID", it) }
+    private fun open(run: Int) {
+        if (stopped || source != null || run != runs) return
+        used = token()
+        val request = Request.Builder().url(url)
+        if (used.isNotEmpty()) request.header("Authorization", "Bearer $used")
+        store.lastId?.let { request.header("Last-Event-ID", it) }
         // Watches for silence: after three heartbeats without a byte the connection is dead, and okhttp ends it. The
         // default of 10 s would end every quiet stream.
-        val watched = http.newBuilder().readTimeout(3 * heartbeatS, TimeUnit.SECONDS).build()
+        val watched = http.newBuilder().readTimeout((3000 * heartbeatS).toLong(), TimeUnit.MILLISECONDS).build()
         source = EventSources.createFactory(watched).newEventSource(request.build(), Listener())
     }
 
     private fun again() {
+        source?.cancel()
         source = null
         if (stopped) return
         val ceilingMs = minOf(60_000L, 3_000L shl minOf(failures++, 5))
-        main.postDelayed({ open() }, ceilingMs / 2 + Random.nextLong(ceilingMs / 2))
+        val run = runs
+        own.schedule({ open(run) }, ceilingMs / 2 + Random.nextLong(ceilingMs / 2), TimeUnit.MILLISECONDS)
     }
 
-    private fun end(why: String) {
-        stop()
-        ended(why)
+    // The same call can never succeed; with another token it may.
+    private fun refused(why: String) {
+        if (token() != used) return again()
+        close()
+        listener.ended(why)
     }
 
     private inner class Listener : EventSourceListener() {
-        override fun onEvent(eventSource: EventSource, id: String?, type: String?, data: String) {
-            main.post { if (eventSource === source) hear(id, type, data) }
-        }
+        private fun ours(eventSource: EventSource, act: () -> Unit) = own.execute { if (eventSource === source) act() }
 
-        override fun onClosed(eventSource: EventSource) {
-            main.post { if (eventSource === source) again() }
-        }
+        override fun onEvent(eventSource: EventSource, id: String?, type: String?, data: String) =
+            ours(eventSource) { hear(id, type ?: "message", JSONObject(data)) }
+
+        override fun onClosed(eventSource: EventSource) = ours(eventSource, ::again)
 
         override fun onFailure(eventSource: EventSource, t: Throwable?, response: Response?) {
             val status = response?.code
-            val refused = status == 400 || status == 401 || status == 403
-            main.post { if (eventSource === source) if (refused) end("status $status") else again() }
+            ours(eventSource) { if (status in listOf(400, 401, 403)) refused("status $status") else again() }
         }
     }
 
-    private fun hear(id: String?, type: String?, data: String) {
-        val json = JSONObject(data)
-        when (type) {
-            "ready" -> {
-                failures = 0
-                heartbeatS = json.optLong("heartbeat_s", 15).coerceAtLeast(1)
-                if (json.optString("resume") == "gap") gap()
-            }
-            "exception" -> if (!json.optBoolean("retry", true)) end(json.optString("code"))
-            null, "message" -> if (seen.add(json.getString("id"))) show(json)
+    private fun hear(id: String?, event: String, data: JSONObject) {
+        if (event == "ready") {
+            failures = 0
+            heartbeatS = data.optDouble("heartbeat_s", 15.0)
+            if (data.optString("resume") == "gap") listener.gap()
         }
+        // An event's id is the same in every replay.
+        if (event != "message" || seen.add(data.getString("id"))) listener.hear(event, data)
         if (seen.size > 1000) seen.remove(seen.first())
         // Only after the event was handled: an event that wasn't handled is sent again.
-        if (id != null) store.edit().putString(LAST_ID, id).apply()
-    }
-
-    private companion object {
-        const val LAST_ID = "pushsse.last-event-id"
+        if (id != null) store.lastId = id
+        if (event == "exception" && !data.optBoolean("retry", true)) refused(data.optString("code"))
     }
 }

@@ -12,12 +12,13 @@ const MOST_WAIT_MS = 60_000;
 class Again extends Error {}
 class Refused extends Error {}
 
-export async function listen(url, { token, onEvent, onGap, onEnd, signal, lastId = "" }) {
+export async function listen(url, { token, onOpen = () => {}, onEvent, onGap, onEnd, signal, lastId = "" }) {
   const seen = new Set();
   let retry = 3000;
   let silence = 45_000;
   let failures = 0;
   let refused = "";
+  let used = "";
 
   function fresh(id) {
     if (seen.has(id)) return false;
@@ -26,16 +27,24 @@ export async function listen(url, { token, onEvent, onGap, onEnd, signal, lastId
     return true;
   }
 
+  async function isUsed() {
+    try {
+      return (await token()) === used;
+    } catch {
+      return false;
+    }
+  }
+
   function hear({ id, event, data, retry: wait }) {
-    if (wait) retry = wait;
     const content = data ? JSON.parse(data) : {};
+    if (event === "exception" && !content.retry) throw new Refused(content.code);
+    if (wait) retry = wait;
     if (event === "ready") {
       failures = 0;
       silence = 3 * content.heartbeat_s * 1000;
+      onOpen(content);
       // Something is missing that the service no longer has: reload what the page shows.
       if (content.resume === "gap") onGap();
-    } else if (event === "exception") {
-      if (!content.retry) throw new Refused(content.code);
     } else if ("message" in content && fresh(content.id)) {
       onEvent(content);
     }
@@ -49,7 +58,8 @@ export async function listen(url, { token, onEvent, onGap, onEnd, signal, lastId
     // After three silent heartbeats the connection is dead, even if nothing closed it.
     let watch = setTimeout(stop, silence);
     try {
-      const headers = { Authorization: `Bearer ${await token()}` };
+      used = await token();
+      const headers = { Authorization: `Bearer ${used}` };
       if (lastId) headers["Last-Event-ID"] = lastId;
       await fetchEventSource(url, {
         headers,
@@ -77,7 +87,8 @@ export async function listen(url, { token, onEvent, onGap, onEnd, signal, lastId
     try {
       await once();
     } catch (error) {
-      if (error instanceof Refused) refused = error.message;
+      // The same call can never succeed; with another token it may.
+      if (error instanceof Refused && (await isUsed())) refused = error.message;
     }
     if (signal?.aborted || refused) break;
     const wait = Math.min(MOST_WAIT_MS, retry * 1.5 ** Math.min(failures++, 8));

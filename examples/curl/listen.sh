@@ -6,13 +6,15 @@ set -u
 url=${1:-"http://127.0.0.1:8000/v1/stream?user=ann"}
 last=$(mktemp)
 status=$(mktemp)
-trap 'rm -f "$last" "$status"' EXIT
+silence=$(mktemp)
+trap 'rm -f "$last" "$status" "$silence"' EXIT
 trap 'exit 130' INT TERM
 token() { if [ -n "${PUSHSSE_TOKEN_FILE:-}" ]; then cat "$PUSHSSE_TOKEN_FILE"; else printf '%s' "${PUSHSSE_TOKEN:-}"; fi; }
+echo 45 >"$silence"
 while :; do
   used=$(token)
-  # The call has no time limit, but after three heartbeats of 15 s without a byte the connection is dead.
-  curl --silent --show-error --fail --no-buffer --connect-timeout 10 --speed-limit 1 --speed-time 45 \
+  # The call has no time limit, but after three heartbeats without a byte the connection is dead.
+  curl --silent --show-error --fail --no-buffer --connect-timeout 10 --speed-limit 1 --speed-time "$(cat "$silence")" \
     --write-out '%{stderr}%{http_code}' 2>"$status" \
     ${used:+--header "Authorization: Bearer $used"} \
     --header "Last-Event-ID: $(cat "$last")" "$url" | {
@@ -25,6 +27,8 @@ while :; do
         '')
           printf '%s' "$event"
           [ -n "$id" ] && printf '%s' "$id" >"$last"
+          # Of `ready`; it holds from the next connection on.
+          [[ $event =~ \"heartbeat_s\":([0-9]+) ]] && echo $((3 * BASH_REMATCH[1] + 1)) >"$silence"
           case $event in
             *'"resume":"gap"'*) echo "some events were missed: reload what you show" >&2 ;;
             'event: exception'*'"retry":false'* | *$'\nevent: exception'*'"retry":false'*) exit 3 ;;

@@ -18,13 +18,15 @@ final class PushStream: EventHandler {
     private let gap: () -> Void
     private let ended: (String) -> Void
     private var source: EventSource?
+    private var used = ""
+    private var stops = 0 // a stop() in the meantime ends a wait
     private var seen = Set<String>()
     private let defaults = UserDefaults.standard
     private static let lastIdKey = "pushsse.last-event-id"
 
-    /// `url` is https://…/v1/stream?named=0. `show` also gets the data as received, for `message`, which is any JSON.
+    /// `url` is https://…/v1/stream?named=0. `token` returns the newest token; it is called on the source's queue, too. `show` also gets the data as received, for `message`, which is any JSON.
     /// `gap`: events were missed that the service no longer has; reload what is shown.
-    /// `ended`: the stream ended for good; get a new token, then call start() again. It is called on the main queue, the
+    /// `ended`: the stream ended for good; sign in again, then call start(). It is called on the main queue, the
     /// others on the source's queue.
     init(
         url: URL,
@@ -43,7 +45,12 @@ final class PushStream: EventHandler {
     func start() {
         guard source == nil else { return }
         var config = EventSource.Config(handler: self, url: url)
-        config.headers = ["Authorization": "Bearer \(token())"]
+        // Called for each connection, also when the library reconnects by itself: the token is always the newest.
+        config.headerTransform = { [weak self] headers in
+            guard let self else { return headers }
+            self.used = self.token()
+            return headers.merging(["Authorization": "Bearer \(self.used)"]) { $1 }
+        }
         config.lastEventId = defaults.string(forKey: Self.lastIdKey) ?? ""
         // Watches for silence: after three heartbeats of 15 s without a byte the connection is dead and is reopened.
         // Set it to three times PUSHSSE_HEARTBEAT_S if that is longer.
@@ -53,7 +60,7 @@ final class PushStream: EventHandler {
         config.connectionErrorHandler = { [weak self] error in
             guard let refused = error as? UnsuccessfulResponseError,
                   [400, 401, 403].contains(refused.responseCode) else { return .proceed }
-            self?.end("status \(refused.responseCode)")
+            self?.refused("status \(refused.responseCode)")
             return .shutdown
         }
         source = EventSource(config: config)
@@ -61,14 +68,23 @@ final class PushStream: EventHandler {
     }
 
     func stop() {
+        stops += 1
         source?.stop()
         source = nil
     }
 
-    private func end(_ why: String) {
+    // The same call can never succeed; with another token it may. Before such an end the service sends `retry: 300000`,
+    // which the library heeds: hence a new source.
+    private func refused(_ why: String) {
+        let again = token() != used
         DispatchQueue.main.async {
+            guard self.source != nil else { return }
             self.stop()
-            self.ended(why)
+            guard again else { return self.ended(why) }
+            let stops = self.stops
+            DispatchQueue.main.asyncAfter(deadline: .now() + .random(in: 1...5)) {
+                if stops == self.stops { self.start() }
+            }
         }
     }
 
@@ -93,7 +109,7 @@ final class PushStream: EventHandler {
             }
         case "exception":
             if let ending = try? decoder.decode(Ending.self, from: data), !ending.retry {
-                end(ending.code)
+                refused(ending.code)
             }
         default:
             break

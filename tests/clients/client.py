@@ -25,7 +25,8 @@ Command = Callable[[Place], Sequence[str]]
 class Client:
     """`as_is` runs the library and nothing around it, `right` with the lines of the file `lines`.
 
-    `raw`: it prints the stream itself. A client of our own has only the right way.
+    `raw`: it prints the stream itself. A client of our own has only the right way. `keeps_dead_http2`: it
+    stays in an HTTP/2 connection that has died, and no lines of a page can help that.
     """
 
     name: str
@@ -37,3 +38,4 @@ class Client:
     needs: str
     http2: bool = True
     raw: bool = False
+    keeps_dead_http2: bool = False

@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,11 @@ from tests.clients.world import World
 QUIET, TERMINATED, KILLED, TOKEN, NGINX, CUT = "quiet", "SIGTERM", "SIGKILL", "token", "nginx", "cut"
 _PAUSE_S = 0.25
 _POLL_S = 0.05
-# Tokens of the fault TOKEN live so long.
-_SHORT_S = 8.0
+# The next token is there so long before the last one ends.
+_MARGIN_S = 3.0
+_READY_S = 30.0
+# So many are started at a time.
+_STARTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,10 @@ class Matrix:
     world: World
     ways: Sequence[Way]
     limit_s: float
+    # How long tokens of the fault TOKEN live: the clients have to be started by then.
+    token_s: float = 12.0
+    # When the tokens end, in monotonic seconds, while the next ones aren't there.
+    expires: float | None = None
     verdicts: dict[tuple[Way, str], Verdict] = field(default_factory=dict)
     running: dict[Way, Listening] = field(default_factory=dict)
 
@@ -91,12 +99,16 @@ class Matrix:
         """The token ends; the next one is there before."""
         for way in list(self.running):
             self.running.pop(way).stop()
-        self._over(TOKEN, self._renew, lives_s=_SHORT_S)
+        self.expires = end = time.monotonic() + self.token_s
+        timer = threading.Timer(self.token_s - _MARGIN_S, self._renew)
+        timer.start()
+        self._over(TOKEN, lambda: time.sleep(max(0.0, end - time.monotonic())), since=end - _MARGIN_S)
+        timer.join()
 
     def _renew(self) -> None:
+        self.expires = None
         for way in self.ways:
-            self._write_token(way, 3600)
-        time.sleep(_SHORT_S)
+            self._write_token(way)
 
     def _two_nodes(self, name: str, fault: Callable[[], None]) -> None:
         self._start_missing()
@@ -104,28 +116,31 @@ class Matrix:
         self._over(name, fault)
 
     def _over(
-        self, name: str, fault: Callable[[], None], *, publishing: bool = True, lives_s: float = 3600
+        self, name: str, fault: Callable[[], None], *, publishing: bool = True, since: float | None = None
     ) -> None:
         """All clients listen, the fault happens while numbers are published, and each is judged."""
-        self._start_missing(lives_s)
+        self._start_missing()
         first = self.world.sent
         self._publish()
         # Who doesn't get the first one has lost it.
-        _wait(lambda: all(first in each.numbers() for each in self.running.values()), 5)
-        since = time.monotonic()
+        _wait(lambda: all(each.over or first in each.numbers() for each in self.running.values()), 5)
+        since = time.monotonic() if since is None else since
         if publishing:
             with self._publishing():
                 fault()
         else:
             fault()
-        end = time.monotonic() + self.limit_s
+        end = time.monotonic() + (2 * self.limit_s if name == CUT else self.limit_s)
         while True:
             self._publish()
             if _wait(self._have_all, 2) or time.monotonic() > end:
                 break
         numbers = range(first, self.world.sent)
         for way, listening in self.running.items():
-            self.verdicts[way, name] = judge(listening, numbers, since)
+            found = self.verdicts[way, name] = judge(listening, numbers, since)
+            if way.right and not found.whole:
+                told = [f"{each.at - since:.1f} {each.event}" for each in listening.told[-8:]]
+                print(f"{way.name}, {name}: {found}", *told, *listening.errors[-8:], sep="\n  ")
         for way in [way for way in self.running if not self.verdicts[way, name].back]:
             self.running.pop(way).stop()
 
@@ -152,18 +167,22 @@ class Matrix:
             done.set()
             thread.join()
 
-    def _start_missing(self, lives_s: float = 3600) -> None:
+    def _start_missing(self) -> None:
         """Starts those that don't run, and waits until they listen."""
         fresh = [way for way in self.ways if way not in self.running]
-        for way in fresh:
-            self.running[way] = self._start(way, lives_s)
-        _wait(lambda: all(self.running[way].all("ready") for way in fresh), 30)
+        with ThreadPoolExecutor(_STARTS) as pool:
+            runs = list(pool.map(self._start, fresh))
+        self.running |= dict(zip(fresh, runs, strict=True))
+        limit_s = _READY_S
+        if self.expires is not None:
+            limit_s = max(1.0, self.expires - _MARGIN_S - time.monotonic())
+        _wait(lambda: all(each.over or each.all("ready") for each in runs), limit_s)
 
-    def _start(self, way: Way, lives_s: float) -> Listening:
+    def _start(self, way: Way) -> Listening:
         folder = self.world.folder / way.name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        token = self._write_token(way, lives_s)
+        token = self._write_token(way)
         listening = Listening()
         site = self.world.site
         site.hear[way.name], site.tokens[way.name] = listening.hear, token
@@ -179,7 +198,8 @@ class Matrix:
         listening.start(command(place), folder, environment, raw=way.client.raw)
         return listening
 
-    def _write_token(self, way: Way, lives_s: float) -> Path:
+    def _write_token(self, way: Way) -> Path:
+        lives_s = 3600.0 if self.expires is None else self.expires - time.monotonic()
         file = self.world.folder / f"{way.name}.token"
         made = file.with_suffix(".new")
         made.write_text(self.world.token(way.name, lives_s=lives_s))

@@ -1,80 +1,83 @@
 """A way to nginx that can be cut as a network is: what is open stays open, and nothing passes any more."""
 
-import contextlib
-import selectors
-import socket
+import asyncio
 import threading
+from contextlib import suppress
 
 from deploy.parts.ports import take_port
 
 _CHUNK = 65_536
+_LIMIT_S = 10.0
 
 
 class Relay:
-    """Passes bytes on between its port and `target`, while the context lasts."""
+    """Passes bytes on between its port and `target` while the context lasts, in a thread of its own."""
 
     def __init__(self, target: int) -> None:
         self.port = take_port(self)
         self._target = target
-        self._selector = selectors.DefaultSelector()
-        self._peers: dict[socket.socket, socket.socket] = {}
-        self._lock = threading.Lock()
-        self._stopped = False
+        self._loop = asyncio.new_event_loop()
+        self._open: set[asyncio.Task[None]] = set()
+        # Of what was cut: the connections stay, and nobody reads them.
+        self._cut: list[asyncio.StreamWriter] = []
+        self._writers: set[asyncio.StreamWriter] = set()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._server = socket.socket()
+        self._ready = threading.Event()
 
     def freeze(self) -> None:
         """Nobody hears anything more on the connections that are open; new ones work."""
-        with self._lock:
-            for each in self._peers:
-                with contextlib.suppress(KeyError):
-                    self._selector.unregister(each)
+        self._loop.call_soon_threadsafe(self._freeze)
 
     def __enter__(self) -> "Relay":
-        self._server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._server.bind(("127.0.0.1", self.port))
-        self._server.listen(200)
-        self._selector.register(self._server, selectors.EVENT_READ)
         self._thread.start()
+        assert self._ready.wait(_LIMIT_S)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stopped = True
-        self._thread.join()
-        for each in (self._server, *self._peers):
-            each.close()
-        self._selector.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_LIMIT_S)
 
     def _run(self) -> None:
-        while not self._stopped:
-            for key, _ in self._selector.select(0.1):
-                with self._lock:
-                    if key.fileobj is self._server:
-                        self._accept()
-                    elif key.fileobj in self._selector.get_map():
-                        assert isinstance(key.fileobj, socket.socket)
-                        self._pass(key.fileobj)
+        asyncio.set_event_loop(self._loop)
+        server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", self.port))
+        self._ready.set()
+        self._loop.run_forever()
+        server.close()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        for writer in (*self._writers, *self._cut):
+            writer.transport.abort()
+        self._loop.run_until_complete(asyncio.sleep(0.05))
+        self._loop.close()
 
-    def _accept(self) -> None:
-        near, _ = self._server.accept()
+    def _freeze(self) -> None:
+        self._cut += self._writers
+        for task in self._open:
+            task.cancel()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            far = socket.create_connection(("127.0.0.1", self._target), 5)
+            there, onward = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
-            near.close()
+            writer.close()
             return
-        for one, other in ((near, far), (far, near)):
-            self._peers[one] = other
-            self._selector.register(one, selectors.EVENT_READ)
-
-    def _pass(self, source: socket.socket) -> None:
-        target = self._peers[source]
-        try:
-            data = source.recv(_CHUNK)
-            target.sendall(data)
-        except OSError:
-            data = b""
-        if not data:
-            for each in (source, target):
-                del self._peers[each]
-                self._selector.unregister(each)
+        self._writers |= {writer, onward}
+        passing = [asyncio.create_task(_pass(reader, onward)), asyncio.create_task(_pass(there, writer))]
+        self._open.update(passing)
+        with suppress(asyncio.CancelledError):
+            # An end of either side is one of both.
+            await asyncio.wait(passing, return_when=asyncio.FIRST_COMPLETED)
+        for task in passing:
+            task.cancel()
+        self._open.difference_update(passing)
+        for each in (writer, onward):
+            self._writers.discard(each)
+            if each not in self._cut:
                 each.close()
+
+
+async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while data := await reader.read(_CHUNK):
+            writer.write(data)
+            await writer.drain()

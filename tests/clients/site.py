@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
+
 from deploy.parts.ports import take_port
 
 _PAGE = '<!doctype html><meta charset="utf-8"><title>A client</title><script type="module" src="{}"></script>'
@@ -23,7 +25,7 @@ class Tickets(Protocol):
     """Who makes tickets."""
 
     def ticket(self, token: str) -> dict[str, object]:
-        """What POST /v1/tickets answers."""
+        """What POST /v1/tickets answers. Raises httpx.HTTPError."""
 
 
 class Site:
@@ -57,6 +59,9 @@ class Site:
                     kind, body = site.answer(at.path, query)
                 except LookupError:
                     self.send_error(404)
+                    return
+                except httpx.HTTPError:
+                    self.send_error(502)
                     return
                 self.send_response(200)
                 self.send_header("Content-Type", kind)
