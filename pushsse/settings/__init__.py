@@ -89,7 +89,7 @@ def load(
             values[name] = (f"--{name.replace('_', '-')}", value)
     settings = Settings(**{name: _converted(name, *given) for name, given in values.items()})  # type: ignore[arg-type]
     if settings.lan == "on":
-        settings = _for_lan(settings)
+        settings = _for_lan(settings, is_host_given="host" in values)
     _check(settings)
     if settings.development or settings.lan == "on":
         # There are no other nodes to wait for, and whoever pressed Ctrl-C is waiting.
@@ -99,14 +99,14 @@ def load(
     return msgspec.structs.replace(settings, node=node, host=settings.host.strip("[]"))
 
 
-def _for_lan(settings: Settings) -> Settings:
+def _for_lan(settings: Settings, *, is_host_given: bool) -> Settings:
     """With a key that nobody else knows, and on all addresses unless one is named. Raises SettingsError."""
     if not settings.development or settings.auth == "none":
         raise SettingsError(
             f"{variable('lan')}: makes a key for this run, and can't be with PUSHSSE_JWT_SECRET,"
             " PUSHSSE_JWKS_URL, PUSHSSE_AUTH_URL or PUSHSSE_AUTH=none"
         )
-    host = "0.0.0.0" if is_loopback(settings.host) else settings.host  # nosec B104
+    host = settings.host if is_host_given else "0.0.0.0"  # nosec B104
     return msgspec.structs.replace(settings, jwt_secret=secrets.token_hex(32), host=host)
 
 

@@ -89,6 +89,7 @@ def test_it_takes_the_place_of_no_other_key(given: dict[str, str]) -> None:
 def test_it_listens_on_all_addresses_unless_one_is_named() -> None:
     assert load({}, {"lan": "on"}).host == "0.0.0.0"
     assert load({"PUSHSSE_HOST": "192.0.2.7"}, {"lan": "on"}).host == "192.0.2.7"
+    assert load({}, {"lan": "on", "host": "127.0.0.1"}).host == "127.0.0.1"
     both = [load({}, {"lan": "on"}) for _ in range(2)]
     assert both[0].jwt_secret != both[1].jwt_secret
     assert not any(each.development for each in both)
