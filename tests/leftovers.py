@@ -3,6 +3,10 @@
 import gc
 from typing import Any
 
+import pytest
+
+from pushsse import node
+
 
 class Leftovers:
     """Tells objects that are made from now on from what earlier tests left.
@@ -11,7 +15,9 @@ class Leftovers:
     frozen: the collector shows it no longer, and neither a collection nor a look goes through it.
     """
 
-    def __init__(self, *kinds: type) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *kinds: type) -> None:
+        # A node unfreezes everything now and then.
+        monkeypatch.setattr(node, "TRIM_EVERY_S", 3600.0)
         gc.collect()
         gc.freeze()
         self._kinds = kinds
