@@ -29,6 +29,7 @@ AWAY_MS = 10_000
 BEHIND_MS = max(AWAY_MS, PRESENCE_LEASE_MS) + 2_000
 _LOOK_EVERY_S = 1.0
 _DUTY_LEASE_MS = 10_000
+# Entries and people of one search, which takes Redis some 5 ms.
 _AT_ONCE = 1_000
 _RECIPIENTS_AT_ONCE = 2_000
 # How far back the first look goes: what the process before this one may not have seen to its end.

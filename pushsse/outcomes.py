@@ -27,7 +27,8 @@ from pushsse.retry import Backoff, Outage
 logger = logging.getLogger(__name__)
 WRITTEN, SWITCHED_OFF, EXPIRED, OFFLINE = "written", "switched_off", "expired", "offline"
 RATED = "rated"
-_FLUSH_S = 0.2
+# To send takes a millisecond, however little there is.
+_FLUSH_S = 0.5
 _TOTALS_S = 1.0
 _LAST_S = 1.0
 MOST_BYTES = 32 * 1024 * 1024

@@ -220,7 +220,8 @@ def import_(target: Target, file: Path, skip_bad: bool, as_json: bool) -> None:
         say_json(one_line({"imported": good, "left_out": bad, "changed": changed}))
         return
     left_out = f", {bad} left out" if bad else ""
-    say(f"{good} rows imported{left_out}; something changed for {changed} people")
+    rows, people = "row" if good == 1 else "rows", "person" if changed == 1 else "people"
+    say(f"{good} {rows} imported{left_out}; something changed for {changed} {people}")
 
 
 def _send(client: httpx.Client, rows: Iterator[_Row], advance: Callable[[int], None]) -> int:

@@ -367,10 +367,12 @@ class Delivery:
                 for subscriber, chosen in zip(subscribers, frames, strict=True):
                     chosen += item.frames(publication.for_listener(subscriber), named=subscriber.named)
                 continue
+            is_written = False
             for subscriber, chosen in zip(subscribers, frames, strict=True):
                 if selects(subscriber.types, publication):
                     chosen.append(item.frame(named=subscriber.named))
-            if outcomes is not None and any(selects(each.types, publication) for each in subscribers):
+                    is_written = True
+            if is_written and outcomes is not None:
                 outcomes.reached(publication, person.name, WRITTEN, at_ms)
         for subscriber, chosen in zip(subscribers, frames, strict=True):
             if chosen:
