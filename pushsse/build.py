@@ -46,6 +46,7 @@ from pushsse.preferences.store import PreferenceStore
 from pushsse.presence import Presence, SeenTable
 from pushsse.questions.answerers import Answerer
 from pushsse.questions.answerers.configured import configured
+from pushsse.questions.deletion import QuestionDeletion
 from pushsse.questions.life import QuestionPace
 from pushsse.questions.service import Questions, assemble_questions
 from pushsse.questions.store import QuestionStore
@@ -81,8 +82,8 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         outcomes=noted,
     )
     answerer_parts = configured(settings, metrics)
-    question_store = QuestionStore(database)
-    questions = _questions(settings, question_store, backplane, answerer_parts.answerer, metrics)
+    deletion = QuestionDeletion(database)
+    questions = _questions(settings, QuestionStore(database), backplane, answerer_parts.answerer, metrics)
     people = StoredPeople(StateTable(database), preferences, questions)
     kicked = Kicked()
     hub_parts = assemble_hub(
@@ -134,13 +135,13 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         kicks=kicks,
         forgetting=Forgetting(
             kicks,
-            (store, question_store, seen),
+            (store, deletion, seen),
             settings,
             partial(configuration, settings),
             partial(_topics_of_events, settings),
             backplane_s=LIVES_S + ENDED_MS / 1000,
         ),
-        retention=Retention(question_store, keep_days=settings.questions_keep_days, metrics=metrics),
+        retention=Retention(deletion, keep_days=settings.questions_keep_days, metrics=metrics),
         presence=presence,
         overview=Overview(backplane, catalogue_store, metrics, node=settings.node),
         explaining=Explaining(

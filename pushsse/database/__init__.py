@@ -22,21 +22,8 @@ from typing import Self, TypeVar
 
 import asyncpg
 
-from pushsse.database.connection import (
-    AWAY,
-    ERRORS,
-    Connections,
-    Reader,
-    Session,
-    Statement,
-    Value,
-    Verdict,
-    instant,
-    is_lock,
-    sqlstate,
-    time_of,
-    verdict,
-)
+from pushsse.database.connection import Connections, Reader, Session, Statement, Value, instant, time_of
+from pushsse.database.errors import AWAY, ERRORS, ErrorKind, is_lock, kind_of, sqlstate
 from pushsse.database.url import APP, TORTOISE, configuration, credentials
 from pushsse.database.writer import ThreadSession, Work, Writer
 from pushsse.errors import DatabaseConflict, DatabaseUnavailable, StatementFailed
@@ -277,7 +264,7 @@ class Database:
         return _Guard(self, self._breaker, timeout_s)
 
     async def failure(
-        self, error: Exception, found: Verdict, began: float, timeout_s: float
+        self, error: Exception, found: ErrorKind, began: float, timeout_s: float
     ) -> DatabaseUnavailable:
         """What callers are told of an error: each can go on, whatever a single statement came to.
 
@@ -287,16 +274,16 @@ class Database:
         if sqlstate(error) in _POOLED and self._connections.route is not None:
             # A pooler stands in between since the last look: the next connection is looked at again.
             await self._connections.renew()
-            return DatabaseConflict(f"{Verdict.CONFLICT.value}: {_line(error)}")
+            return DatabaseConflict(f"{ErrorKind.CONFLICT.value}: {_line(error)}")
         reason = f"{found.value}: {_line(error) or f'no answer within {timeout_s} s'}"
-        if found is Verdict.AWAY:
+        if found is ErrorKind.AWAY:
             if self._breaker.failure(began, reason):
                 await self._connections.renew()
             return DatabaseUnavailable(reason)
         # It answers: the next caller needn't be refused.
-        if found is Verdict.CONFLICT:
+        if found is ErrorKind.CONFLICT:
             return DatabaseConflict(reason)
-        if found is Verdict.WRONG:
+        if found is ErrorKind.WRONG:
             logger.error("%s", reason, exc_info=error)
             return StatementFailed(reason)
         return DatabaseUnavailable(reason)
@@ -334,7 +321,7 @@ class _Guard:
         try:
             if error is None:
                 self._breaker.success()
-            elif isinstance(error, ERRORS) and (found := verdict(error)) is not None:
+            elif isinstance(error, ERRORS) and (found := kind_of(error)) is not None:
                 raise await self._database.failure(error, found, self._began, self._timeout_s) from error
         finally:
             self._breaker.undecided(self._began)

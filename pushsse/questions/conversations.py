@@ -42,18 +42,6 @@ _STAFF = Statement("""
        AND NOT EXISTS (SELECT 1 FROM pushsse_kick k WHERE k."user" = s."user"
                           AND (s.issued_at IS NULL OR s.issued_at < k.kicked_at + 1))
      ORDER BY s.told_until DESC LIMIT {value[2]}""")
-# None of its questions is left: the newest one was asked before all that are kept.
-_DELETE_OLD_CONVERSATIONS = Statement("""
-    DELETE FROM pushsse_conversation WHERE id IN (
-        SELECT id FROM pushsse_conversation c WHERE newest < {value[1]}
-           AND NOT EXISTS (SELECT 1 FROM pushsse_question q WHERE q.conversation = c.id)
-         ORDER BY newest LIMIT {value[2]}) RETURNING 1""")
-_FORGET_CONVERSATIONS = Statement("""
-    DELETE FROM pushsse_conversation WHERE id IN (
-        SELECT id FROM pushsse_conversation WHERE "user" = {value[1]} LIMIT {value[2]}) RETURNING 1""")
-_FORGET_STAFF = Statement("""DELETE FROM pushsse_staff WHERE "user" = {value[1]} RETURNING 1""")
-# Rows that one statement deletes.
-_AT_ONCE = 100
 HandedOverBy = Literal["person", "answerer"]
 
 
@@ -320,21 +308,6 @@ def _own(entered: Entered, question: Question) -> Entered:
     if entered.user != question.user:
         raise UnknownConversation(question.conversation)
     return entered
-
-
-async def delete_old_conversations(database: Database, oldest_kept: str) -> None:
-    """Deletes the conversations whose questions are all older than an id, and are deleted."""
-    while await database.rows(int, _DELETE_OLD_CONVERSATIONS, oldest_kept, _AT_ONCE):
-        pass
-
-
-async def forget_conversations(database: Database, user: str) -> int:
-    """Deletes a person's conversations, and what they asked as staff; how many conversations."""
-    conversations = 0
-    while found := await database.rows(int, _FORGET_CONVERSATIONS, user, _AT_ONCE):
-        conversations += len(found)
-    await database.rows(int, _FORGET_STAFF, user)
-    return conversations
 
 
 def handed_over_until(row: ConversationRow) -> datetime | None:

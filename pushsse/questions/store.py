@@ -1,7 +1,7 @@
 """The SQL of the questions: every change of status is one conditional UPDATE, so that one node wins it.
 
-`life` calls what a question goes through, the service what reads, `retention` and whoever forgets a person
-what deletes. Every call raises DatabaseUnavailable.
+`life` calls what a question goes through, the service what reads; `deletion` deletes. Every call raises
+DatabaseUnavailable.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 from tortoise.expressions import RawSQL
-from ulid import ULID
 
 from pushsse.database import Database, Statement, ThreadSession, Value, instant
 from pushsse.questions import (
@@ -30,9 +29,7 @@ from pushsse.questions import (
     UnknownConversation,
 )
 from pushsse.questions.conversations import (
-    delete_old_conversations,
     enter_in_thread,
-    forget_conversations,
     handed_over_until,
     title_of,
 )
@@ -56,16 +53,6 @@ OPEN_USERS = f"""
      WHERE "user" {{among[1]}} AND status IN ({", ".join(f"'{status}'" for status in OPEN)})"""  # nosec B608 # ours
 
 
-# Ids are ULIDs, so the primary key has them by time. What isn't announced yet, a sweep has to find.
-_DELETE_OLD = Statement("""
-    DELETE FROM pushsse_question WHERE id IN (
-        SELECT id FROM pushsse_question
-         WHERE id < {value[1]} AND status IN ('answered', 'failed', 'cancelled', 'expired')
-           AND announce_by IS NULL
-         ORDER BY id LIMIT {value[2]}) RETURNING 1""")
-_FORGET = Statement("""
-    DELETE FROM pushsse_question WHERE id IN (
-        SELECT id FROM pushsse_question WHERE "user" = {value[1]} LIMIT {value[2]}) RETURNING 1""")
 # Tortoise's models take several times as long, and each question passes these.
 _CREATE = Statement("""
     INSERT INTO pushsse_question (id, "user", conversation, text, context, status, idempotency_key,
@@ -158,16 +145,6 @@ _TURNS = Statement("""
     SELECT text, substr(answer, 1, {value[3]}) FROM pushsse_question
      WHERE conversation = {value[1]} AND id < {value[2]} AND status = 'answered' AND answer <> ''
      ORDER BY id DESC LIMIT {value[4]}""")
-_DELETE_OLD_ANSWERS = Statement("""
-    DELETE FROM pushsse_earlier_answer WHERE id IN (
-        SELECT id FROM pushsse_earlier_answer WHERE question < {value[1]} LIMIT {value[2]}) RETURNING 1""")
-_FORGET_ANSWERS = Statement("""
-    DELETE FROM pushsse_earlier_answer WHERE id IN (
-        SELECT id FROM pushsse_earlier_answer WHERE "user" = {value[1]} LIMIT {value[2]}) RETURNING 1""")
-# The first characters of a ULID are its time.
-_TIME_OF_ULID = 10
-# Rows that one statement deletes: an answer may have 800 kB.
-_AT_ONCE = 100
 # And that one changes, of hundreds that are due at a time: questions that are asked meanwhile wait for it.
 _CHANGED_AT_ONCE = 64
 _EARLIER_ANSWERS = 10
@@ -568,27 +545,6 @@ class QuestionStore:
         async with self.database.session():
             rows = QuestionRow.filter(id=question.id, attempts=question.attempt, status="answering")
             return bool(await rows.update(lease_until=None))
-
-    async def delete_old(self, before: datetime) -> int:
-        """Deletes some questions that have ended and were asked before a time; how many, 0 at the end."""
-        oldest_kept = str(ULID.from_datetime(before))[:_TIME_OF_ULID]
-        while await self.database.rows(int, _DELETE_OLD_ANSWERS, oldest_kept, _AT_ONCE):
-            pass
-        deleted = len(await self.database.rows(int, _DELETE_OLD, oldest_kept, _AT_ONCE))
-        # At the end, when none of their questions is left.
-        if not deleted:
-            await delete_old_conversations(self.database, oldest_kept)
-        return deleted
-
-    async def forget(self, user: str) -> dict[str, int]:
-        """Deletes a person's questions and their answers; how many. Open ones get no further answer."""
-        deleted = 0
-        while found := await self.database.rows(int, _FORGET, user, _AT_ONCE):
-            deleted += len(found)
-        # After the questions: none of them can be answered anew, so no earlier answer comes any more.
-        while await self.database.rows(int, _FORGET_ANSWERS, user, _AT_ONCE):
-            pass
-        return {"questions": deleted, "conversations": await forget_conversations(self.database, user)}
 
 
 def _write(new: _New, most: Unended, session: ThreadSession) -> Question:

@@ -20,6 +20,7 @@ from pushsse.preferences.store import PreferenceStore
 from pushsse.presence import FORGOTTEN_AT_ONCE, SeenTable
 from pushsse.questions import CANCELLED, By, Question, Status
 from pushsse.questions.conversations import ConversationStore
+from pushsse.questions.deletion import QuestionDeletion
 from pushsse.questions.store import QuestionStore
 from pushsse.retention import Forgetting, Remainder, Retention
 from pushsse.settings import Settings, load
@@ -76,7 +77,7 @@ async def test_questions_go_when_they_are_too_old_and_no_sooner(database: Databa
     for question in (*old, *kept, waiting):
         await put(database, question)
     await put(database, unannounced, announced=False)
-    retention = Retention(QuestionStore(database), keep_days=180, metrics=metrics)
+    retention = Retention(QuestionDeletion(database), keep_days=180, metrics=metrics)
     assert await retention.sweep() == 250
     assert await left(database) == sorted(one.id for one in (*kept, waiting, unannounced))
     assert metrics.questions_deleted == 250
@@ -95,7 +96,7 @@ async def test_with_old_questions_go_their_earlier_answers_and_conversations(dat
         ended = await store.one(question.id)
         assert ended is not None
         await store.announced([ended.id], ended.status)
-    retention = Retention(store, keep_days=180, metrics=Metrics())
+    retention = Retention(QuestionDeletion(database), keep_days=180, metrics=Metrics())
     assert await retention.sweep() == 2
     assert await database.rows(str, Statement("SELECT question FROM pushsse_earlier_answer")) == [kept.id]
     # Of bo's conversation one question is left.
@@ -106,7 +107,7 @@ async def test_several_nodes_that_delete_together_delete_each_question_once(data
     long_ago = datetime.now(UTC) - timedelta(days=200)
     for at in range(300):
         await put(database, asked("ann", long_ago + timedelta(seconds=at)))
-    nodes = [Retention(QuestionStore(database), keep_days=180, metrics=Metrics()) for _ in range(4)]
+    nodes = [Retention(QuestionDeletion(database), keep_days=180, metrics=Metrics()) for _ in range(4)]
     assert sum(await asyncio.gather(*(node.sweep() for node in nodes))) == 300
     assert await left(database) == []
 
@@ -118,7 +119,9 @@ async def test_others_write_while_old_questions_are_deleted(database: Database) 
     store = PreferenceStore(database)
     await store.join(["alarm"], hidden=False)
     loop = asyncio.get_running_loop()
-    sweep = asyncio.create_task(Retention(QuestionStore(database), keep_days=180, metrics=Metrics()).sweep())
+    sweep = asyncio.create_task(
+        Retention(QuestionDeletion(database), keep_days=180, metrics=Metrics()).sweep()
+    )
     took: list[float] = []
     while not sweep.done():
         began = loop.time()
@@ -130,7 +133,7 @@ async def test_others_write_while_old_questions_are_deleted(database: Database) 
 
 async def test_without_a_time_limit_nothing_is_deleted(database: Database) -> None:
     await put(database, asked("ann", datetime.now(UTC) - timedelta(days=4_000)))
-    retention = Retention(QuestionStore(database), keep_days=0, metrics=Metrics())
+    retention = Retention(QuestionDeletion(database), keep_days=0, metrics=Metrics())
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(retention.run(), 0.2)
     assert len(await left(database)) == 1
@@ -229,7 +232,7 @@ def forgetting(
         streams=NoStreams(),
         keep_s=86_430,
     )
-    keepers = (PreferenceStore(database), QuestionStore(database), SeenTable(database))
+    keepers = (PreferenceStore(database), QuestionDeletion(database), SeenTable(database))
     return Forgetting(kicks, keepers, settings or load({}), ask, find, backplane_s=4_200, settle_s=settle_s)
 
 
