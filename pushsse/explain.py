@@ -193,8 +193,8 @@ class Explaining:
             ]
         if seen.published is None:
             incomplete.append(
-                f"the log doesn't have the event: it is older than {self.window_s:.0f} s, wasn't published,"
-                " or wasn't for this person when it was"
+                f"the log doesn't have the event: it is older than {self.window_s:.0f} s, wasn't published"
+                " (`pushsse dead` lists dead letters), or wasn't for this person when it was"
             )
         steps.sort(key=lambda step: step.at)
         happened = {step.what for step in steps}
