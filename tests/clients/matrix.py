@@ -60,7 +60,7 @@ class Matrix:
     ways: Sequence[Way]
     limit_s: float
     # How long tokens of the fault TOKEN live: the clients have to be started by then.
-    token_s: float = 12.0
+    token_s: float
     # When the tokens end, in monotonic seconds, while the next ones aren't there.
     expires: float | None = None
     verdicts: dict[tuple[Way, str], Verdict] = field(default_factory=dict)
@@ -111,8 +111,10 @@ class Matrix:
             self._write_token(way)
 
     def _two_nodes(self, name: str, fault: Callable[[], None]) -> None:
-        self._start_missing()
-        self.world.add_node()
+        # Who ends a quiet stream by himself would come back to the other node.
+        with self._publishing():
+            self._start_missing()
+            self.world.add_node()
         self._over(name, fault)
 
     def _over(

@@ -26,11 +26,31 @@ class Missing:
     why: str
 
 
-def written(page: str, matrix: Matrix, absent: list[Missing]) -> str:
-    """The page with the table of this run."""
+def written(page: str, matrix: Matrix, absent: list[Missing], *, others: bool) -> str:
+    """The page with the tables of this run; `others` keeps the rows of clients that weren't in it."""
     before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{_results(matrix, absent)}\n{_needs(matrix)}\n{END}{after}"
+    old, _, after = rest.partition(END)
+    tables = [_results(matrix, absent), _needs(matrix)]
+    if others:
+        kept = [table.strip().split("\n") for table in old.strip().split("\n\n")]
+        assert len(kept) == len(tables), "there is no whole table yet"
+        # A row is known by its client, and in the first table by the version of HTTP, too.
+        tables = [
+            _merged(was, table.split("\n"), cells)
+            for was, table, cells in zip(kept, tables, (2, 1), strict=True)
+        ]
+    text = "\n\n".join(tables)
+    return f"{before}{BEGIN}\n{text}\n\n{END}{after}"
+
+
+def _merged(old: list[str], new: list[str], cells: int) -> str:
+    """New rows in the places of the old ones."""
+    rows = {_key(row, cells): row for row in new}
+    return "\n".join([*(rows.pop(_key(row, cells), row) for row in old), *rows.values()])
+
+
+def _key(row: str, cells: int) -> str:
+    return "|".join(row.split("|")[: cells + 1])
 
 
 def _results(matrix: Matrix, absent: list[Missing]) -> str:
@@ -41,7 +61,7 @@ def _results(matrix: Matrix, absent: list[Missing]) -> str:
         cells = [_cell(matrix, way, fault) for fault in FAULTS]
         lines.append(_row([client.title, "2" if tls else "1.1", *cells, _summary(matrix, client, tls)]))
     lines += [_row([each.name, "", f"not tried: {_line(each.why)}"]) for each in absent]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _needs(matrix: Matrix) -> str:
@@ -50,7 +70,7 @@ def _needs(matrix: Matrix) -> str:
     for client in dict.fromkeys(way.client for way in matrix.ways):
         name = client.lines.rpartition("/")[2]
         lines.append(_row([client.title, client.version(), client.needs, f"[{name}](../{client.lines})"]))
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _pairs(matrix: Matrix) -> list[tuple[Client, bool]]:

@@ -10,7 +10,8 @@ from tests.clients.matrix import KILLED, QUIET, TERMINATED, TOKEN, Matrix, Way, 
 from tests.clients.world import World
 from tests.parts import missing
 
-pytestmark = pytest.mark.real
+# It waits for a minute, and longer beside others.
+pytestmark = [pytest.mark.real, pytest.mark.timeout(480)]
 
 
 def tried(makes: Sequence[Make], folder: pytest.TempPathFactory, redis: Redis) -> None:
@@ -24,10 +25,12 @@ def tried(makes: Sequence[Make], folder: pytest.TempPathFactory, redis: Redis) -
     if not clients:
         missing("; ".join(absent))
     ways = [way for way in ways_of(clients) if way.right]
-    world = World(folder.mktemp("clients"), redis, heartbeat_s=1.0, quick=True)
-    matrix = Matrix(world, ways, limit_s=30)
+    world = World(folder.mktemp("clients"), redis, heartbeat_s=2.0, quick=True)
+    # Under load a start may take long, and has to be over before the first tokens end.
+    matrix = Matrix(world, ways, limit_s=30, token_s=20)
     with world.running(), matrix.clients():
-        matrix.quiet(4.0)
+        # Longer than three heartbeats, after which a client takes a silent connection for dead.
+        matrix.quiet(7.0)
         matrix.terminate()
         matrix.kill()
         matrix.expire()
