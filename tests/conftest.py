@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def in_memory() -> bool:
 # that its database is away, and tests that are about something else fail.
 if in_memory():
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+    # Where PostgreSQL's data are, whose server may not reach the folder of a test.
+    os.environ.setdefault("TMPDIR", str(MEMORY))
+    tempfile.tempdir = None
 
 
 # Where bytecode isn't written, each process that tests start compiles the package again, which takes a third

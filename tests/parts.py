@@ -56,19 +56,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def redis_part(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
     """A Redis that all tests share; whoever breaks it needs one of his own."""
-    yield from running(Redis(tmp_path_factory.mktemp("redis")))
+    yield from shared(Redis(tmp_path_factory.mktemp("redis")))
 
 
 @pytest.fixture(scope="session")
 def postgres_part(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     """A PostgreSQL that all tests share; `create_database` gives each its own."""
-    yield from running(Postgres(tmp_path_factory.mktemp("postgres")))
+    yield from shared(Postgres(tmp_path_factory.mktemp("postgres")))
 
 
 @pytest.fixture(scope="session")
 def kafka_part(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
     """A Kafka that all tests share; topics and groups are the test's own."""
-    yield from running(Kafka(tmp_path_factory.mktemp("kafka")))
+    yield from shared(Kafka(tmp_path_factory.mktemp("kafka")))
 
 
 def missing(why: object) -> NoReturn:
@@ -76,6 +76,13 @@ def missing(why: object) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(str(why))
     pytest.skip(str(why))
+
+
+def shared(part: P) -> Iterator[P]:
+    """The part, for many tests. At the end it is killed: it would first write down what they have left."""
+    for each in running(part):
+        yield each
+        each.kill()
 
 
 def running(part: P) -> Iterator[P]:

@@ -4,7 +4,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
 from deploy.parts import Kafka
-from tests.parts import running
+from tests.parts import shared
 
 from .kit import Kit
 
@@ -23,7 +23,7 @@ def bootstrap(kafka_part: Kafka) -> str:
 @pytest.fixture(scope="session")
 def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
     """A Kafka for the tests that pause or kill it; they leave it running."""
-    yield from running(Kafka(tmp_path_factory.mktemp("own_kafka")))
+    yield from shared(Kafka(tmp_path_factory.mktemp("own_kafka")))
 
 
 @pytest.fixture
