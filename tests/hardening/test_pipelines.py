@@ -99,9 +99,7 @@ def attack(port: int, sent: bytes, end: Callable[[socket.socket], None], *, time
 async def test_no_connection_leaves_anything_however_it_ends(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = Leftovers(
-        monkeypatch, LimitedHttp, StreamProtocol, RequestResponseCycle, httptools.HttpRequestParser
-    )
+    left = Leftovers(LimitedHttp, StreamProtocol, RequestResponseCycle, httptools.HttpRequestParser)
     # The heartbeat has streams that are over until its next turn.
     async with serving(tmp_path, heartbeat_s=1.0) as node:
         if kind == "a bug":

@@ -489,11 +489,9 @@ async def test_browsers_of_named_origins_are_let_in(serve: Serve) -> None:
 
 
 @pytest.mark.slow
-async def test_a_stream_leaves_nothing_to_the_collector_of_cycles(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_stream_leaves_nothing_to_the_collector_of_cycles(serve: Serve) -> None:
     # Before the node is there: it would take the time of a collection for an outage of its database.
-    left = Leftovers(monkeypatch, *PER_STREAM)
+    left = Leftovers(*PER_STREAM)
     async with serve(heartbeat_s=1.0) as node:
         gc.disable()
         try:
