@@ -76,6 +76,7 @@ def test_without_it_no_link_signs_anybody_in(tmp_path: Path) -> None:
     "given",
     [
         {"PUSHSSE_JWT_SECRET": "x" * 32},
+        {"PUSHSSE_JWT_SECRET_OLD": "x" * 32},
         {"PUSHSSE_AUTH_URL": "https://app.example.com/session"},
         {"PUSHSSE_AUTH": "none"},
         {"PUSHSSE_AUTH": "none", "PUSHSSE_JWT_SECRET": "x" * 32},
