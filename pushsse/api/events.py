@@ -245,7 +245,11 @@ def _clouds(request: Request, kind: str, body: bytes) -> Iterable[tuple[int, Clo
         return [(1, partial(cloudevents.of_json, body, to=to))]
     if kind == cloudevents.BATCH:
         each = cloudevents.batch(body)
-        return ((number, partial(cloudevents.of_json, one, to=to)) for number, one in enumerate(each, 1))
+        if len(each) > MAX_LINES:
+            raise HttpProblem(413, "too_many_lines", f"the batch has more than {MAX_LINES} events")
+        return (
+            (number, partial(cloudevents.of_json, bytes(one), to=to)) for number, one in enumerate(each, 1)
+        )
     if cloudevents.is_binary(request.headers.keys()):
         return [(1, partial(cloudevents.of_fields, request.headers.items(), body, to=to))]
     return None

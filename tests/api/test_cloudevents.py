@@ -10,6 +10,7 @@ import pytest
 from cloudevents.core.bindings import http
 from cloudevents.core.v1.event import CloudEvent
 
+from pushsse.api.events import MAX_LINES
 from tests.serving import Running, serving
 
 pytestmark = pytest.mark.anyio
@@ -79,6 +80,13 @@ async def test_what_is_no_batch_is_refused(node: Running, body: bytes, status: i
     reply = await node.http.post("/v1/events", content=body, headers=BATCH)
     assert reply.status_code == status
     assert reply.json()["errors"]
+
+
+async def test_a_batch_has_a_bound_as_lines_have(node: Running) -> None:
+    for one in (b"0", b"{}"):
+        body = b"[" + b",".join([one] * (MAX_LINES + 1)) + b"]"
+        reply = await node.http.post("/v1/events", content=body, headers=BATCH)
+        assert (reply.status_code, reply.json()["code"]) == (413, "too_many_lines")
 
 
 async def test_a_missing_attribute_is_named_by_its_field(node: Running) -> None:
