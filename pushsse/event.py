@@ -45,28 +45,35 @@ _UNSEEN = (
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 _CONTROL = r"\x00-\x1f\x7f-\x9f"
+# In the path of a URL they are steps (RFC 3986, 5.2.4), to browsers escaped ones, too: a call about such a name
+# would be one about something else.
+_STEPS = (".", "..")
+# How a pattern without them begins.
+NO_STEP = r"^(?!\.{1,2}\Z)"
 # \Z, not $: the latter also matches before a line end. Errors say the description and the example.
 TypeName = Annotated[
     str,
     Meta(
-        pattern=r"^[A-Za-z0-9_.-]{1,64}\Z",
-        description="an event type: 1–64 letters (a–z, A–Z), digits, dots, hyphens and underscores",
+        pattern=rf"{NO_STEP}[A-Za-z0-9_.-]{{1,64}}\Z",
+        description="an event type: 1–64 letters (a–z, A–Z), digits, dots, hyphens and underscores, "
+        "not . or ..",
         examples=["order.paid"],
     ),
 ]
 UserName = Annotated[
     str,
     Meta(
-        pattern=rf"^[^\s{_CONTROL}{_UNSEEN}]{{1,128}}\Z",
-        description="a person's name: 1–128 characters without white space, control and invisible characters",
+        pattern=rf"{NO_STEP}[^\s{_CONTROL}{_UNSEEN}]{{1,128}}\Z",
+        description="a person's name: 1–128 characters without white space, control and invisible characters, "
+        "not . or ..",
         examples=["ann"],
     ),
 ]
 EventId = Annotated[
     str,
     Meta(
-        pattern=rf"^[^{_CONTROL}{_UNSEEN}]{{1,128}}\Z",
-        description="an id: 1–128 characters without line ends, control and invisible characters",
+        pattern=rf"{NO_STEP}[^{_CONTROL}{_UNSEEN}]{{1,128}}\Z",
+        description="an id: 1–128 characters without line ends, control and invisible characters, not . or ..",
         examples=["order-981-paid"],
     ),
 ]
@@ -415,7 +422,7 @@ def _named_people(names: Sequence[str]) -> Users:
 def _bad_name(names: Sequence[str]) -> int | None:
     """The place of a name that can't be one: one search in all of them costs a tenth of one in each."""
     for place, name in enumerate(names):
-        if not 1 <= len(name) <= _NAME_CHARACTERS:
+        if not 1 <= len(name) <= _NAME_CHARACTERS or name in _STEPS:
             return place
     together = "".join(names)
     if together.isascii() and not together.encode().translate(None, _PRINTABLE):
@@ -600,7 +607,7 @@ def encode(
 
 def is_id(name: str) -> bool:
     """Whether `name` can be an event's id, as `EventId` says."""
-    if not 1 <= len(name) <= _NAME_CHARACTERS:
+    if not 1 <= len(name) <= _NAME_CHARACTERS or name in _STEPS:
         return False
     return name.isprintable() if name.isascii() else _NOT_IN_IDS.search(name) is None
 
@@ -608,5 +615,6 @@ def is_id(name: str) -> bool:
 def is_user(name: str) -> bool:
     """Whether `name` can be a person's name, as `UserName` says."""
     if name.isascii():
-        return 1 <= len(name) <= _NAME_CHARACTERS and name.isprintable() and " " not in name
+        is_short = 1 <= len(name) <= _NAME_CHARACTERS
+        return is_short and name.isprintable() and " " not in name and name not in _STEPS
     return _USER.fullmatch(name) is not None

@@ -287,7 +287,7 @@ CALLS = (
                 "type",
                 "query",
                 "the type of a text message",
-                {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"},
+                {"type": "string", "pattern": r"^(?!\.{1,2}$)[A-Za-z0-9_.-]{1,64}$"},
             ),
             Parameter(
                 "to",
@@ -503,7 +503,7 @@ CALLS = (
                 "X-Conversation-Id",
                 "header",
                 "the conversation, where the body names none",
-                {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+                {"type": "string", "pattern": r"^(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}$"},
             ),
             Parameter("Idempotency-Key", "header", "a repeat returns the first", {"type": "string"}),
         ),

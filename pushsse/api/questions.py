@@ -20,7 +20,7 @@ from pushsse.api import HttpProblem, Query, json_response, parameter_problem, re
 from pushsse.api.identity import ADMIN, ANSWER, ANY, ASK, EVERY_SCOPE, Identifier, Identity
 from pushsse.api.limits import CallLimit, FollowedReply, Replies, ReplyPlace
 from pushsse.errors import InvalidInput, Overloaded, Violation
-from pushsse.event import Publication, encode
+from pushsse.event import NO_STEP, Publication, encode
 from pushsse.outcomes import Outcomes
 from pushsse.questions import (
     BeingTaken,
@@ -55,7 +55,7 @@ _MOST_KEY = 128
 # Line ends and tabs are fine. A lookahead, so that no text takes more than one pass.
 TEXT = r"^(?=\s*\S)[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]+\Z"
 _LINE = r"^(?=\s*\S)[^\x00-\x1f\x7f-\x9f]+\Z"
-CONVERSATION = r"^[A-Za-z0-9._-]{1,64}\Z"
+CONVERSATION = rf"{NO_STEP}[A-Za-z0-9._-]{{1,64}}\Z"
 
 
 class QuestionRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,7 +78,7 @@ class QuestionRequest(Struct, frozen=True, forbid_unknown_fields=True):
             Meta(
                 pattern=CONVERSATION,
                 description="a conversation's name: 1–64 letters (a–z, A–Z), digits, dots, hyphens and "
-                "underscores",
+                "underscores, not . or ..",
                 examples=["ann-order-981-8f3a"],
             ),
         ]
