@@ -45,8 +45,8 @@ _UNSEEN = (
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 _CONTROL = r"\x00-\x1f\x7f-\x9f"
-# In the path of a URL they are steps (RFC 3986, 5.2.4), to browsers escaped ones, too: a call about such a name
-# would be one about something else.
+# In the path of a URL they are steps (RFC 3986, 5.2.4), to browsers escaped ones, too: a call about
+# such a name would be one about something else.
 _STEPS = (".", "..")
 # How a pattern without them begins.
 NO_STEP = r"^(?!\.{1,2}\Z)"
@@ -64,8 +64,8 @@ UserName = Annotated[
     str,
     Meta(
         pattern=rf"{NO_STEP}[^\s{_CONTROL}{_UNSEEN}]{{1,128}}\Z",
-        description="a person's name: 1–128 characters without white space, control and invisible characters, "
-        "not . or ..",
+        description="a person's name: 1–128 characters without white space, control and invisible "
+        "characters, not . or ..",
         examples=["ann"],
     ),
 ]
@@ -73,7 +73,8 @@ EventId = Annotated[
     str,
     Meta(
         pattern=rf"{NO_STEP}[^{_CONTROL}{_UNSEEN}]{{1,128}}\Z",
-        description="an id: 1–128 characters without line ends, control and invisible characters, not . or ..",
+        description="an id: 1–128 characters without line ends, control and invisible characters, "
+        "not . or ..",
         examples=["order-981-paid"],
     ),
 ]

@@ -103,8 +103,8 @@ def _for_lan(settings: Settings, *, is_host_given: bool) -> Settings:
     """With a key that nobody else knows, and on all addresses unless one is named. Raises SettingsError."""
     if not settings.development or settings.auth == "none" or settings.jwt_secret_old:
         raise SettingsError(
-            f"{variable('lan')}: makes a key for this run, and can't be with PUSHSSE_JWT_SECRET (nor its _OLD),"
-            " PUSHSSE_JWKS_URL, PUSHSSE_AUTH_URL or PUSHSSE_AUTH=none"
+            f"{variable('lan')}: makes a key for this run, and can't be with PUSHSSE_JWT_SECRET,"
+            " PUSHSSE_JWT_SECRET_OLD, PUSHSSE_JWKS_URL, PUSHSSE_AUTH_URL or PUSHSSE_AUTH=none"
         )
     host = settings.host if is_host_given else "0.0.0.0"  # nosec B104
     return msgspec.structs.replace(settings, jwt_secret=secrets.token_hex(32), host=host)
