@@ -94,6 +94,13 @@ def with_target(command: Command) -> Command:
     return wrapped
 
 
+def in_path(name: str) -> str:
+    """A name as one part of a path. Raises Failed where it would be a step to another call."""
+    if name in (".", ".."):
+        raise Failed(f"{name!r} is no name: it is a step in a path")
+    return quote(name, safe="")
+
+
 def answered(response: httpx.Response) -> Any:
     """The JSON of a good response. Raises Failed with the problem's code and detail."""
     response.read()
@@ -228,7 +235,7 @@ def kick(target: Target, somebody: str, as_json: bool) -> None:
     Needs a token with the scope pushsse:admin.
     """
     with target.client() as client:
-        done = answered(client.post(f"/v1/users/{quote(somebody, safe='')}/kick"))
+        done = answered(client.post(f"/v1/users/{in_path(somebody)}/kick"))
     if as_json:
         say_json(one_line(done))
     else:
@@ -246,7 +253,7 @@ def explain(target: Target, somebody: str, event: str, as_json: bool) -> None:
     Needs a token with the scope pushsse:admin.
     """
     with target.client(read_timeout_s=60.0) as client:
-        path = f"/v1/users/{quote(somebody, safe='')}/explain/{quote(event, safe='')}"
+        path = f"/v1/users/{in_path(somebody)}/explain/{in_path(event)}"
         found = answered(client.get(path))
     if as_json:
         say_json(one_line(found))

@@ -7,12 +7,11 @@ could move a terminal's cursor.
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
 
 import click
 
 from pushsse.cli import one_line, say, say_json
-from pushsse.cli.client import ListsByDefault, Target, answered, with_target
+from pushsse.cli.client import ListsByDefault, Target, answered, in_path, with_target
 from pushsse.cli.terminal import Cell, is_terminal, plain, print_table
 
 _MOST_CONVERSATIONS = 100
@@ -92,7 +91,7 @@ def answer(target: Target, question: str, text: tuple[str, ...], name: str | Non
     """Answer the QUESTION with this id. With `-` for TEXT it is read from standard input."""
     said = _said(text, name)
     with target.client() as client:
-        done = answered(client.post(f"/v1/questions/{quote(question, safe='')}/answer", json=said))
+        done = answered(client.post(f"/v1/questions/{in_path(question)}/answer", json=said))
     if as_json:
         say_json(one_line(done))
     else:
@@ -109,7 +108,7 @@ def write(target: Target, conversation: str, text: tuple[str, ...], name: str | 
     """Send a message in a CONVERSATION that no question has asked for. `-` as in `answer`."""
     said = _said(text, name)
     with target.client() as client:
-        path = f"/v1/conversations/{quote(conversation, safe='')}/messages"
+        path = f"/v1/conversations/{in_path(conversation)}/messages"
         done = answered(client.post(path, json=said))
     if as_json:
         say_json(one_line(done))
@@ -124,7 +123,7 @@ def write(target: Target, conversation: str, text: tuple[str, ...], name: str | 
 def release(target: Target, conversation: str, as_json: bool) -> None:
     """Let the answerers answer in a CONVERSATION again. Questions that still wait there fail."""
     with target.client() as client:
-        done = answered(client.post(f"/v1/conversations/{quote(conversation, safe='')}/release"))
+        done = answered(client.post(f"/v1/conversations/{in_path(conversation)}/release"))
     if as_json:
         say_json(one_line(done))
     else:

@@ -16,13 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
-from urllib.parse import quote
 
 import click
 import httpx
 
 from pushsse.cli import Failed, one_line, say, say_json
-from pushsse.cli.client import ListsByDefault, Target, answered, with_target
+from pushsse.cli.client import ListsByDefault, Target, answered, in_path, with_target
 from pushsse.cli.terminal import Cell, print_line, print_table, progress
 from pushsse.event import is_user
 
@@ -59,7 +58,7 @@ def _of(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _path(of: str | None) -> str:
-    return "/v1/preferences" if of is None else f"/v1/users/{quote(of, safe='')}/preferences"
+    return "/v1/preferences" if of is None else f"/v1/users/{in_path(of)}/preferences"
 
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="the answer as JSON")
@@ -399,7 +398,7 @@ def set_(
         found = answered(client.get("/v1/types"))["types"]
         before: Mapping[str, Any] = next((each for each in found if each["name"] == name), {})
         kept = {member: value for member, value in before.items() if member not in ("name", "in_file")}
-        done = answered(client.put(f"/v1/types/{quote(name, safe='')}", json=kept | wanted))
+        done = answered(client.put(f"/v1/types/{in_path(name)}", json=kept | wanted))
     if as_json:
         say_json(one_line(done))
         return
@@ -424,7 +423,7 @@ def _texts(member: str, texts: Sequence[str]) -> str | dict[str, str]:
 def delete(target: Target, name: str) -> None:
     """Delete a type; its next event brings it back, unless new types are refused."""
     with target.client() as client:
-        response = client.delete(f"/v1/types/{quote(name, safe='')}")
+        response = client.delete(f"/v1/types/{in_path(name)}")
         if not response.is_success:
             answered(response)
     say(f"{name}: deleted")

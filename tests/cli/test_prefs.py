@@ -156,3 +156,20 @@ def test_a_file_whose_columns_are_others_is_refused(
     assert "there is no such file" in node.run("prefs", "import", "no.csv").stderr.lower() or (
         "No such file" in node.run("prefs", "import", "no.csv").stderr
     )
+
+
+def test_a_step_in_a_path_leads_to_no_other_call(node: Served) -> None:
+    before = node.run("prefs", "--user", "eve").stdout
+    for name, *command in (
+        ("..", "prefs", "off", "news", "--of", ".."),
+        (".", "types", "set", "."),
+        ("..", "types", "delete", ".."),
+        ("..", "kick", ".."),
+        ("..", "explain", "ann", ".."),
+        (".", "desk", "release", "."),
+        ("..", "desk", "write", "..", "a text"),
+    ):
+        ended = node.run(*command, "--user", "eve")
+        assert (ended.returncode, ended.stdout) == (1, "")
+        assert ended.stderr == f"pushsse: {name!r} is no name: it is a step in a path\n"
+    assert node.run("prefs", "--user", "eve").stdout == before
