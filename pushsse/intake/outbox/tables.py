@@ -277,7 +277,7 @@ _COLUMNS = f"""r.id, r.bucket, r.type,
     (SELECT withdraw FROM (SELECT r.*) AS o) AS withdraw,
     (SELECT traceparent FROM (SELECT r.*) AS o) AS traceparent,
     CASE WHEN r.created_at >= '1970-01-01' AND r.created_at < '9999-01-01' THEN r.created_at ELSE now() END
-        AS created_at"""
+        AS created_at"""  # nosec B608 # numbers of this module
 # A table of an older release lacks these columns: their names, looked for in the row first, are found here.
 _LATER = "CROSS JOIN (SELECT NULL::text AS withdraw, NULL::text AS traceparent) AS later"
 _READ = """
