@@ -25,11 +25,26 @@ class Violation:
     detail: str
 
 
+# Of an import's page, which has 500 rows, each is listed.
+MOST_VIOLATIONS = 500
+# As many are in the text.
+_NAMED = 20
+
+
 class InvalidInput(PushsseError):
-    """An input was understood as JSON and breaks a rule; HTTP 422, or the dead-letter topic."""
+    """An input was understood as JSON and breaks a rule; HTTP 422, or the dead-letter topic.
+
+    Of many violations the first MOST_VIOLATIONS are kept: an answer isn't much larger than what it is about.
+    """
 
     def __init__(self, *violations: Violation) -> None:
-        super().__init__("; ".join(f"{p.at}: {p.detail}" for p in violations))
+        if (left_out := len(violations) - MOST_VIOLATIONS) > 0:
+            more = Violation("$", f"{left_out} more errors aren't listed")
+            violations = (*violations[:MOST_VIOLATIONS], more)
+        named = [f"{each.at}: {each.detail}" for each in violations]
+        if len(named) > _NAMED:
+            named = [*named[:_NAMED], f"and {len(named) - _NAMED} more"]
+        super().__init__("; ".join(named))
         self.violations = violations
 
 

@@ -35,6 +35,8 @@ class Target:
     @contextmanager
     def client(self, *, read_timeout_s: float = _TIMEOUT_S) -> Iterator[httpx.Client]:
         """A client whose failures end the command with one line."""
+        if self.token and self.user:
+            say("pushsse: --user isn't looked at where there is a token, which says who is calling", err=True)
         headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
         timeout = httpx.Timeout(_TIMEOUT_S, read=read_timeout_s)
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pushsse.errors import MOST_VIOLATIONS
 from tests.serving import Running, serving
 
 pytestmark = pytest.mark.anyio
@@ -100,3 +101,14 @@ async def test_a_byte_order_mark_before_a_body_is_borne(node: Running) -> None:
     assert (await node.http.post("/v1/preferences?user=ann", content=switches)).status_code == 200
     inside = await node.http.post("/v1/events", content=b"{" + BOM + one[1:])
     assert inside.status_code == 400
+
+
+async def test_of_very_many_errors_the_first_are_listed_and_the_others_counted(node: Running) -> None:
+    types = {f"{number}".ljust(8, "x"): True for number in range(4_000)}
+    reply = await node.http.post("/v1/preferences?user=ann", json={"types": types})
+    assert reply.status_code == 422
+    errors = reply.json()["errors"]
+    assert len(errors) == MOST_VIOLATIONS + 1
+    assert errors[0] == {"at": "$.types.0xxxxxxx", "detail": "'0xxxxxxx' is not a type of the catalogue"}
+    assert errors[-1] == {"at": "$", "detail": f"{4_000 - MOST_VIOLATIONS} more errors aren't listed"}
+    assert len(reply.content) < len(json.dumps({"types": types}))

@@ -181,6 +181,8 @@ def test_secret_audience_and_issuer_are_changed_without_anybody_logged_out(tmp_p
         for token in (old, new):
             assert node.run("prefs", PUSHSSE_TOKEN=token).returncode == 0
         assert "token_invalid" in node.run("prefs", PUSHSSE_TOKEN=elsewhere).stderr
+        both = node.run("prefs", "--user", "bob", PUSHSSE_TOKEN=token)
+        assert (both.returncode, "--user isn't looked at" in both.stderr) == (0, True)
 
 
 @pytest.mark.parametrize(

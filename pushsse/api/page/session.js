@@ -88,7 +88,10 @@ export class Session {
 
   /** Where one signs in, and comes back from; empty where a token is asked for. */
   get login() {
-    return (meta("login") ?? "").replaceAll("{page}", encodeURIComponent(location.href));
+    const page = new URL(location.href);
+    // A link that signs in, where it may not: its token is for nobody else.
+    if (page.hash.startsWith("#token=")) page.hash = "";
+    return (meta("login") ?? "").replaceAll("{page}", encodeURIComponent(page.href));
   }
 
   /** Goes there, unless one just came from there. */

@@ -302,7 +302,8 @@ async def test_with_a_key_it_asks_for_a_token_and_says_so_when_that_has_expired(
     # It goes to the login first, which here does nothing but be there, and comes back without a session.
     page = f"{world.secured.url}/"
     login = f"{world.node.url}/livez?next={quote(page, safe='')}"
-    tab = await world.tab(page)
+    # A token that a link has by mistake stays on this page.
+    tab = await world.tab(f"{page}#token=a.b.c")
     await tab.until(f"location.href === '{login}'")
     await tab.open(page)
     await tab.until("document.getElementById('state')?.dataset.state === 'signed_out'")
