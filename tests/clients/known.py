@@ -93,6 +93,33 @@ def pushsse_page() -> Client:
     )
 
 
+def pushsse_firefox() -> Client:
+    """pushsse.js in Firefox."""
+    return Client(
+        name="pushsse-firefox",
+        title="`pushsse.js` in Firefox",
+        version=lambda: version("pushsse"),
+        as_is=None,
+        right=firefox("/right/pushsse-page.mjs"),
+        lines="tests/clients/right/pushsse-page.mjs",
+        needs="nothing",
+    )
+
+
+def pushsse_webkit() -> Client:
+    """pushsse.js in WebKit."""
+    return Client(
+        name="pushsse-webkit",
+        title="`pushsse.js` in WebKit (WPE)",
+        version=lambda: version("pushsse"),
+        as_is=None,
+        right=webkit("/right/pushsse-page.mjs"),
+        lines="tests/clients/right/pushsse-page.mjs",
+        needs="nothing. Over HTTP/2 this WebKit (libsoup) stays in a connection that has died",
+        keeps_dead_http2=True,
+    )
+
+
 def pushsse_node() -> Client:
     """pushsse.js in Node.js."""
     return Client(
@@ -280,6 +307,8 @@ def wechat() -> Client:
 FAST: tuple[Make, ...] = (httpx_sse, curl, chromium_eventsource, eventsource, pushsse_node, wechat)
 ALL: tuple[Make, ...] = (
     pushsse_page,
+    pushsse_firefox,
+    pushsse_webkit,
     pushsse_node,
     chromium_eventsource,
     firefox_eventsource,
