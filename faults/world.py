@@ -155,13 +155,20 @@ class World:
         self.crowd.close(clients)
 
     def heard_again_s(self, since: float) -> float:
-        """Seconds from then until the last of the clients heard something; infinite if one never did."""
+        """Seconds from then until the last of the clients heard something; infinite if one never did.
+
+        Of clients that take all types, and whose person hasn't switched all of them off.
+        """
         firsts = []
         for client in self.crowd.clients:
-            if client.account.types is None:
+            if client.account.types is None and not self._is_deaf(client.account.user):
                 later = (receipt.at for receipt in client.account.receipts if receipt.at > since)
                 firsts.append(next(later, float("inf")))
         return max(firsts) - since
+
+    def _is_deaf(self, user: str) -> bool:
+        flips = (self.flips.get((user, type_)) for type_ in TYPES)
+        return all(each and not each[-1].on for each in flips)
 
     def cuts(self) -> int:
         """How often a stream ended since the row began."""
