@@ -195,7 +195,7 @@ class LimitedHttp(HttpToolsProtocol):
     # What ASGI is at, which isn't `cycle` while others wait behind it.
     _running: RequestResponseCycle | None = None
     _refused: Refusal | None = None
-    # Of a request that offers to upgrade: what its head says of its body, then what reads that.
+    # Of a request that offers to upgrade: a head with what its own says of its body, then what reads both.
     _offered = b""
     _offered_body: "_OfferedBody | None" = None
     # Which limit the connection itself exceeds, and its address as it was entered.
@@ -311,8 +311,8 @@ class LimitedHttp(HttpToolsProtocol):
             self._refused = self._too_many()
             raise HeadRefused
         super().on_headers_complete()
-        if self.parser.should_upgrade() and (framing := _framing(self.headers)):
-            self._offered = framing
+        if self.parser.should_upgrade() and (head := _framing(self.headers)):
+            self._offered = head
             # What follows the body is left to another connection.
             self.cycle.keep_alive = False
         self.stage = BODY
@@ -358,9 +358,9 @@ class LimitedHttp(HttpToolsProtocol):
             # An offer that may be ignored (RFC 9110, 7.8): the request is served as any other. Java's
             # HttpClient and `curl --http2` make it with each request.
             if self._offered:
-                self._offered_body, self._offered = _OfferedBody(self, self._offered), b""
+                self._offered_body, head, self._offered = _OfferedBody(self), self._offered, b""
                 self.stage = BODY
-                self._feed(data[offer.args[0] :])
+                self._feed(head + data[offer.args[0] :])
         except httptools.HttpParserError:
             # It can't be read, or a callback has refused it.
             if not self.has_let_go:
@@ -511,28 +511,31 @@ class LimitedHttp(HttpToolsProtocol):
 
 
 class _OfferedBody:
-    """
-    Reads the body of a request that offers to upgrade: its parser takes what follows the head for another
-    protocol, and finds no body. Another parser begins with what the head said of the body, and ends with it.
+    """Reads the body of a request that offers to upgrade, with a parser of its own.
+
+    The request's takes what follows the head for another protocol, and finds no body. This one begins with
+    what the head said of the body, and ends with it.
     """
 
-    def __init__(self, connection: LimitedHttp, framing: bytes) -> None:
+    def __init__(self, connection: LimitedHttp) -> None:
         self._connection: LimitedHttp | None = connection
         self._began = False
         self._parser = httptools.HttpRequestParser(self)
-        self._parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
-        self._began = True
 
     def feed(self, data: bytes) -> None:
-        """A piece of the body; what follows the body is dropped. Raises HttpParserError."""
+        """First the head of `_framing`, then the body; what follows it is dropped. Raises HttpParserError."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
             if self._connection is not None:
                 raise
 
+    def on_headers_complete(self) -> None:
+        """The body begins."""
+        self._began = True
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One of the trailers."""
+        """One of the trailers, once the body has begun."""
         if self._began and self._connection is not None:
             self._connection.on_header(name, value)
 
@@ -561,11 +564,12 @@ def drop(transport: asyncio.Transport) -> None:
 
 
 def _framing(headers: list[tuple[bytes, bytes]]) -> bytes:
-    """What a head says of the body, as it says it; empty where there is none."""
+    """A head that says of the body what these say, as they say it; empty where there is none."""
     said = [each for each in headers if each[0] in (b"content-length", b"transfer-encoding")]
     if all(name == b"content-length" and not value.strip(b" 0") for name, value in said):
         return b""
-    return b"".join(name + b": " + value + b"\r\n" for name, value in said)
+    fields = b"".join(name + b": " + value + b"\r\n" for name, value in said)
+    return b"POST / HTTP/1.1\r\n" + fields + b"\r\n"
 
 
 def _nothing() -> None:

@@ -182,6 +182,18 @@ async def test_a_body_behind_an_offer_that_ends_early_is_nobodys(node: Running, 
         assert (await stream.messages(1)) == ["the next"]
 
 
+@pytest.mark.parametrize("coding", ["gzip", "identity", "chunked, gzip"])
+async def test_a_body_without_an_end_is_refused_behind_an_offer_too(
+    node: Running, coding: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RFC 9112, 6.3: where chunked isn't the last coding, nothing says where the body ends."""
+    for offer in ("", f"\n{OFFER}"):
+        head = f"POST /v1/events?user=ops HTTP/1.1\nHost: 127.0.0.1\nTransfer-Encoding: {coding}{offer}"
+        said = await answer(node, head)
+        assert said.startswith("http/1.1 400"), said
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("to", ["h2c", "websocket", "TLS/1.0"])
 async def test_an_offer_to_upgrade_is_passed_over_and_not_logged(
     node: Running, to: str, caplog: pytest.LogCaptureFixture
