@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pushsse.backplane import BROADCAST, Append, Draft, Topic
+from pushsse.backplane import BROADCAST, Append, Draft, Stay, Topic
 from pushsse.backplane.answers import Growth, LiveDelta
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.errors import BackplaneUnavailable
 from pushsse.metrics import Metrics
+from pushsse.position import Mark
 from tests.waiting import eventually
 
 from .ear import Ear, append, bodies, publication, sourced, user_of
@@ -369,6 +370,20 @@ async def test_entries_that_somebody_deleted_are_told(own_server: RedisServer) -
         assert ear.gaps[0].head.base == 3
         await backplane.publish([append("1", "d")])
         await ear.until_body("d")
+
+
+async def test_a_search_forgets_the_places_of_nodes_that_are_gone(own_server: RedisServer) -> None:
+    async with node(own_server) as backplane:
+        for place in ("gone", "here"):
+            assert await backplane.tell_presence(place, {"bo": Stay(1, 5)}, anew=True)
+        # As when it expires, two minutes after the lease.
+        own_server.admin.delete("test:8:presence:gone")
+        await backplane.publish([append("1", "a")])
+        search = await backplane.missed(
+            {"1": Mark("", 0)}, before_ms=backplane.now_ms(), away_ms=10_000, limit=100
+        )
+        assert [each.users for each in search.missed] == [("ann",)]
+        assert own_server.admin.smembers("test:8:present") == {b"here"}
 
 
 async def test_an_entry_that_cannot_be_read_is_for_nobody_and_its_number_counts(

@@ -17,6 +17,7 @@
 --   presence:PLACE  hash  person -> "STREAMS SINCE LEFT" (ms); with an empty name, when the place's lease ends
 --   duty:NAME    string  the node that does something for all, as long as its lease; :marks (hash) how far that
 --                        has got, LOG -> "EPOCH NUMBER"
+--   reports      hash    node -> until when (ms), a space, what it says about itself; expires with the last of them
 --   alive        string  written by the canary, to see whether Redis takes writes
 -- Numbers go into ids and texts by %.0f: `..` would round them to 14 digits.
 -- Redis does not undo a script that fails half-way. So each script writes what may be refused first, and what
@@ -88,4 +89,41 @@ local function went_back(meta, epoch, number, at)
   if at == 0 or number < meta.first then return false end
   local entry = redis.call('XRANGE', meta.stream, id(number), id(number))[1]
   return entry == nil or tonumber(entry[2][4]) ~= at
+end
+
+-- The state of a log that begins here where it does not exist, so that whoever reads has an epoch to compare with.
+local function load_or_begin(log, fresh)
+  local meta = load(log, fresh)
+  if meta.new then
+    clear(meta)
+    save(meta)
+  end
+  return meta
+end
+
+-- After which number somebody reads on who has a log up to a number of an epoch ('': of any): where the log has another
+-- epoch, after that one's base.
+local function read_from(meta, epoch, number)
+  if epoch ~= '' and epoch ~= meta.epoch then number = meta.base end
+  return math.max(number, meta.first - 1)
+end
+
+-- Bytes of an entry of a log.
+local function average(meta)
+  return math.max(1, meta.bytes / math.max(1, meta.number - meta.first + 1))
+end
+
+-- The places that have told who is there: name, key, when the lease ends (ms). Those whose key is gone are forgotten.
+local function places()
+  local found = {}
+  for _, place in ipairs(redis.call('SMEMBERS', K .. 'present')) do
+    local key = K .. 'presence:' .. place
+    local ends = redis.call('HGET', key, '')
+    if ends then
+      found[#found + 1] = {place, key, ends}
+    else
+      redis.call('SREM', K .. 'present', place)
+    end
+  end
+  return found
 end

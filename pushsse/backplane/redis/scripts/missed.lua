@@ -46,9 +46,8 @@ end
 local function stays_of(people)
   local now, found = now_ms(), {}
   for _, user in ipairs(people) do found[user] = {} end
-  for _, place in ipairs(redis.call('SMEMBERS', K .. 'present')) do
-    local key = K .. 'presence:' .. place
-    local ends = tonumber(redis.call('HGET', key, '') or 0)
+  for _, place in ipairs(places()) do
+    local key, ends = place[2], tonumber(place[3])
     local last = ends > now and now or ends - LEASE
     for start = 1, #people, AT_ONCE do
       local stop = math.min(#people, start + AT_ONCE - 1)
@@ -79,8 +78,7 @@ local replies, more, left = {}, 0, LIMIT
 
 -- Looks at one log's entries after a number, as many as its share allows; returns the last that was looked at.
 local function look(which, meta, from, share)
-  local average = math.max(1, meta.bytes / math.max(1, meta.number - meta.first + 1))
-  local count = math.max(1, math.min(share, math.floor(MOST_BYTES / average)))
+  local count = math.max(1, math.min(share, math.floor(MOST_BYTES / average(meta))))
   local number = from
   for _, item in ipairs(redis.call('XRANGE', meta.stream, id(from + 1), '+', 'COUNT', count)) do
     if tonumber(item[2][4]) > BEFORE then return number end
@@ -102,14 +100,8 @@ end
 
 local wants = cmsgpack.unpack(ARGV[9])
 for i, want in ipairs(wants) do
-  local meta = load(want[1], FRESH)
-  if meta.new then
-    clear(meta)
-    save(meta)
-  end
-  local from = want[3]
-  if want[2] ~= '' and want[2] ~= meta.epoch then from = meta.base end
-  from = math.max(from, meta.first - 1)
+  local meta = load_or_begin(want[1], FRESH)
+  local from = read_from(meta, want[2], want[3])
   if from < meta.number then
     -- What a log leaves of its share is for those after it. Each gets at least one entry, so that none waits for ever.
     from = look(i, meta, from, math.max(1, math.floor(left / (#wants - i + 1))))

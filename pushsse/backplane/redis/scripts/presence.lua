@@ -5,15 +5,10 @@
 -- two commands.
 local people = cmsgpack.unpack(ARGV[1])
 local found = {string.format('%.0f', now_ms())}
-for _, place in ipairs(redis.call('SMEMBERS', K .. 'present')) do
-  local key = K .. 'presence:' .. place
-  local ends = redis.call('HGET', key, '')
-  if ends then
-    found[#found + 1] = place
-    found[#found + 1] = ends
-    found[#found + 1] = redis.call('HMGET', key, unpack(people))
-  else
-    redis.call('SREM', K .. 'present', place)
-  end
+for _, place in ipairs(places()) do
+  local name, key, ends = unpack(place)
+  found[#found + 1] = name
+  found[#found + 1] = ends
+  found[#found + 1] = redis.call('HMGET', key, unpack(people))
 end
 return found

@@ -7,10 +7,6 @@
 -- A log that does not exist begins here, so that a listener has an epoch to compare with.
 local FRESH, LIMIT, MOST_BYTES = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 
-local function average(meta)
-  return math.max(1, meta.bytes / math.max(1, meta.number - meta.first + 1))
-end
-
 local function tail(meta, most)
   most = math.min(most, math.max(1, math.floor(2 * MOST_BYTES / average(meta))))
   local found, room = {}, MOST_BYTES
@@ -26,15 +22,9 @@ end
 
 local replies, behind = {}, {}
 for i, want in ipairs(cmsgpack.unpack(ARGV[4])) do
-  local meta = load(want[1], FRESH)
-  if meta.new then
-    clear(meta)
-    save(meta)
-  end
-  local from = want[3]
-  if want[2] ~= '' and want[2] ~= meta.epoch then from = meta.base end
+  local meta = load_or_begin(want[1], FRESH)
   -- Guarantee 2: `from` says what is missing. The caller tells a gap where it is beyond the wanted number.
-  from = math.max(from, meta.first - 1)
+  local from = read_from(meta, want[2], want[3])
   local back = went_back(meta, want[2], want[3], want[4]) and 1 or 0
   local entries = {}
   if want[5] > 0 then
