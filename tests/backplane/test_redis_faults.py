@@ -372,6 +372,18 @@ async def test_entries_that_somebody_deleted_are_told(own_server: RedisServer) -
         await ear.until_body("d")
 
 
+async def test_a_search_ends_where_somebody_deleted_entries(own_server: RedisServer) -> None:
+    async with node(own_server) as backplane:
+        await backplane.publish([append("1", "a", "b", "c", "d")])
+        for number in (2, 4):
+            own_server.admin.xdel("test:8:log:1", f"{number}-0")
+        search = await backplane.missed(
+            {"1": Mark("", 0)}, before_ms=backplane.now_ms(), away_ms=10_000, limit=100
+        )
+        assert bodies([each.entry for each in search.missed]) == ["a", "c"]
+        assert (search.marks["1"].number, search.more) == (4, False)
+
+
 async def test_a_search_forgets_the_places_of_nodes_that_are_gone(own_server: RedisServer) -> None:
     async with node(own_server) as backplane:
         for place in ("gone", "here"):

@@ -80,9 +80,13 @@ local replies, more, left = {}, 0, LIMIT
 local function look(which, meta, from, share)
   local count = math.max(1, math.min(share, math.floor(MOST_BYTES / average(meta))))
   local number = from
-  for _, item in ipairs(redis.call('XRANGE', meta.stream, id(from + 1), '+', 'COUNT', count)) do
+  local items = redis.call('XRANGE', meta.stream, id(from + 1), '+', 'COUNT', count)
+  for _, item in ipairs(items) do
     if tonumber(item[2][4]) > BEFORE then return number end
-    if share <= 0 then break end
+    if share <= 0 then
+      more = 1
+      return number
+    end
     number = tonumber(string.match(item[1], '^%d+'))
     local users = people_of(item[2][6])
     share, left = share - 1 - #users, left - 1 - #users
@@ -94,6 +98,8 @@ local function look(which, meta, from, share)
       end
     end
   end
+  -- Somebody has deleted what the log should hold beyond them: there is nothing more to look at.
+  if #items < count then return meta.number end
   if number < meta.number then more = 1 end
   return number
 end
