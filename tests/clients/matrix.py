@@ -21,6 +21,8 @@ _PAUSE_S = 0.25
 _POLL_S = 0.05
 # The next token is there so long before the last one ends.
 _MARGIN_S = 3.0
+# A node ends a stream up to three ticks of half a second after its token. Who was judged before had no fault.
+_LATE_S = 3.0
 _READY_S = 30.0
 # So many are started at a time.
 _STARTS = 4
@@ -102,7 +104,8 @@ class Matrix:
         self.expires = end = time.monotonic() + self.token_s
         timer = threading.Timer(self.token_s - _MARGIN_S, self._renew)
         timer.start()
-        self._over(TOKEN, lambda: time.sleep(max(0.0, end - time.monotonic())), since=end - _MARGIN_S)
+        over = end + _LATE_S
+        self._over(TOKEN, lambda: time.sleep(max(0.0, over - time.monotonic())), since=end - _MARGIN_S)
         timer.join()
 
     def _renew(self) -> None:
