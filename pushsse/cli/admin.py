@@ -11,7 +11,6 @@ import logging
 import os
 import resource
 import sys
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,13 +20,12 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import click
-import jwt
 import redis.asyncio as redis
 from redis.exceptions import NoPermissionError, RedisError
 
 from pushsse.api.identity import SCOPE_PREFIX, SCOPES
 from pushsse.api.identity.remote import KeyServer, Remote, RemoteUnavailable
-from pushsse.api.identity.tokens import SECRET_BYTES
+from pushsse.api.identity.tokens import SECRET_BYTES, signed
 from pushsse.backplane.redis.canary import probe
 from pushsse.cli import BadSetting, Failed, one_line, read_settings, say, say_json, with_settings
 from pushsse.cli.serve import base_url, internal_url
@@ -468,18 +466,11 @@ def token(
         raise click.UsageError(
             f"--expires: no token is valid for more than {most_s:.0f} s (PUSHSSE_TOKEN_MAX_S)"
         )
-    now = int(time.time())
-    claims: dict[str, object] = {settings.auth_user_claim: user, "iat": now, "exp": now + int(age_s)}
-    if named := _named(scopes):
-        claims["scope"] = " ".join(named)
-    for name, values in (("aud", settings.jwt_audience), ("iss", settings.jwt_issuer)):
-        if values:
-            claims[name] = values[0]
-    made = jwt.encode(claims, settings.jwt_secret, algorithm="HS256")
+    text, claims = signed(settings, user, scope=" ".join(_named(scopes)), lives_s=int(age_s))
     if as_json:
-        say_json(one_line({"token": made, "claims": claims}))
+        say_json(one_line({"token": text, "claims": claims}))
     else:
-        click.echo(made)
+        click.echo(text)
 
 
 def _age(text: str) -> float:

@@ -7,22 +7,22 @@ server logs.
 """
 
 import socket
-import time
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 
-import jwt
 import segno
 
 from pushsse import __version__
+from pushsse.api.identity import SCOPE_PREFIX, SCOPES
+from pushsse.api.identity.tokens import signed
 from pushsse.cli.serve import base_url
 from pushsse.settings import Settings
 
-LIVES_S = 3600
+_LIVES_S = 3600
 # The name that whoever scans the code has.
 GUEST = "phone"
 OWNER = "me"
-EVERYTHING = "pushsse:stream pushsse:ask pushsse:preferences pushsse:publish pushsse:answer pushsse:admin"
+EVERYTHING = " ".join(SCOPE_PREFIX + each for each in SCOPES)
 # Nothing is sent there (RFC 5737): the system only says from which address it would be.
 _ELSEWHERE = ("192.0.2.1", 9)
 # Two rows of a code to a line: light above and below, above, below, neither.
@@ -34,9 +34,10 @@ _LIGHT_ON_DARK, _PLAIN = "\033[97;40m", "\033[0m"
 def invitation(settings: Settings, port: int, *, colours: bool) -> str:
     """What is printed when the service is ready; `colours` for a terminal."""
     here, url = base_url(settings, port), network_url(settings, port)
+    minutes = lives_s(settings) // 60
     lines = [
         f"pushsse {__version__} is ready on this network: {url}/",
-        f'  Scan this with a phone in the same network. It is then "{GUEST}", for an hour:',
+        f'  Scan this with a phone in the same network. It is then "{GUEST}", for {minutes} minutes:',
         "",
         *drawn(f"{url}/#token={token(settings, GUEST)}", colours=colours),
         "",
@@ -70,15 +71,13 @@ def _lines(rows: Sequence[Sequence[int]]) -> Iterable[str]:
 
 
 def token(settings: Settings, user: str, scope: str = "") -> str:
-    """A token for an hour; without a scope it is that of anybody."""
-    now = int(time.time())
-    claims: dict[str, object] = {settings.auth_user_claim: user, "iat": now, "exp": now + LIVES_S}
-    for name, values in (("aud", settings.jwt_audience), ("iss", settings.jwt_issuer)):
-        if values:
-            claims[name] = values[0]
-    if scope:
-        claims["scope"] = scope
-    return jwt.encode(claims, settings.jwt_secret, algorithm="HS256")
+    """A token for as long as `lives_s` says; without a scope it is that of anybody."""
+    return signed(settings, user, scope=scope, lives_s=lives_s(settings))[0]
+
+
+def lives_s(settings: Settings) -> int:
+    """An hour, or as long as a token may be valid."""
+    return int(min(_LIVES_S, settings.token_max_s))
 
 
 def network_url(settings: Settings, port: int) -> str:

@@ -60,6 +60,14 @@ def test_it_prints_a_way_in_and_the_line_that_publishes(tmp_path: Path) -> None:
         assert (ended.returncode, "prints tokens when it starts" in ended.stderr) == (1, True)
 
 
+def test_its_tokens_are_valid_for_no_longer_than_a_token_may_be(tmp_path: Path) -> None:
+    with served(tmp_path, "--lan", PUSHSSE_TOKEN_MAX_S="600") as node:
+        assert "for 10 minutes" in node.printed
+        [token] = re.findall(r"TOKEN=(\S+)", node.printed)
+        bearer = {"authorization": f"Bearer {token}"}
+        assert httpx.get(f"{node.url}/v1/me", headers=bearer).json()["user"] == "me"
+
+
 def test_make_run_passes_it_on() -> None:
     for given, option in (("LAN=1", "serve --lan"), ("LAN=", "serve")):
         command = ["make", "-n", "run", given, "ARGS=--port 9000"]

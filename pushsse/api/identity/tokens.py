@@ -4,6 +4,7 @@ The key decides the algorithm, never the token (RFC 8725, 3.1): secrets are for 
 and a public key is for one algorithm. Public keys come from `remote`, which fetches them.
 Deliberate: PyJWT looks at a secret for each token, in case it is a public key, which is a tenth of what
 accepting a stream costs. Here it is looked at once, and the last good tokens are remembered.
+`signed` is for the command line, which makes some.
 """
 
 import hmac
@@ -27,6 +28,7 @@ from pushsse.api.identity.origins import refuse_other_sites
 from pushsse.errors import SettingsError, Unavailable
 from pushsse.event import is_user
 from pushsse.hub.people import Revocations
+from pushsse.settings import Settings
 
 # RFC 7518, 3.2: no shorter than the hash of HS256.
 SECRET_BYTES = 32
@@ -409,6 +411,18 @@ def scopes_of(claims: Mapping[str, Any]) -> frozenset[str]:
             words += [word for word in value if isinstance(word, str)]
     named = frozenset(word.removeprefix(SCOPE_PREFIX) for word in words if word.startswith(SCOPE_PREFIX))
     return named or DEFAULT_SCOPES
+
+
+def signed(settings: Settings, user: str, *, scope: str, lives_s: int) -> tuple[str, dict[str, object]]:
+    """A token that a node with these settings takes (HS256), and its claims. Without a scope: anybody's."""
+    now = int(time.time())
+    claims: dict[str, object] = {settings.auth_user_claim: user, "iat": now, "exp": now + lives_s}
+    if scope:
+        claims["scope"] = scope
+    for name, values in (("aud", settings.jwt_audience), ("iss", settings.jwt_issuer)):
+        if values:
+            claims[name] = values[0]
+    return jwt.encode(claims, settings.jwt_secret, algorithm="HS256"), claims
 
 
 def _no_key() -> HttpProblem:
