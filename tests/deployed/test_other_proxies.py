@@ -45,10 +45,10 @@ def haproxy(folder: Path, port: int, node: Running) -> list[str]:
     return [program("haproxy", "haproxy"), "-W", "-f", file]
 
 
-def caddy(folder: Path, port: int, node: Running) -> list[str]:
+def caddy(folder: Path, port: int, node: Running, *, admin: str = "off", **more: str) -> list[str]:
     nodes = {"10.0.0.1:8000 10.0.0.2:8000": f"127.0.0.1:{node.port}", "9000": str(node.port)}
-    here = {"push.example.com": f"{{\n\tadmin off\n}}\nhttp://127.0.0.1:{port}"}
-    file = changed("Caddyfile", folder, **here, **nodes)
+    here = {"push.example.com": f"{{\n\tadmin {admin}\n}}\nhttp://127.0.0.1:{port}"}
+    file = changed("Caddyfile", folder, **here, **nodes, **more)
     return [program("caddy", "caddy"), "run", "--adapter", "caddyfile", "--config", file]
 
 
@@ -107,6 +107,26 @@ async def test_streams_pass_and_calls_of_the_inside_do_not(tmp_path: Path, proxy
 
             await eventually(is_told_to_come_back)
             assert (await client.get("/v1/me", headers=bearer)).status_code in (502, 503)
+
+
+async def test_a_reload_of_caddy_keeps_streams_open(tmp_path: Path) -> None:
+    port, admin = free_port(), f"127.0.0.1:{free_port()}"
+    url = f"http://127.0.0.1:{port}"
+    bearer = {"Authorization": f"Bearer {token('ann', scope='pushsse:stream pushsse:publish')}"}
+    async with serving(tmp_path, jwt_secret=SECRET, heartbeat_s=HEARTBEAT_S) as node:
+        try:
+            command = caddy(tmp_path, port, node, admin=admin)
+        except PartMissing as error:
+            missing(error)
+        async with running(tmp_path, command, url) as client, Stream(url, "/v1/stream", bearer) as stream:
+            await stream.ready()
+            # A file that says the same isn't loaded.
+            caddy(tmp_path, port, node, admin=admin, **{"dial_timeout 2s": "dial_timeout 3s"})
+            reload = [command[0], "reload", "--address", admin, *command[2:]]
+            await asyncio.to_thread(subprocess.run, reload, check=True, capture_output=True)
+            event = {"type": "news", "message": "after", "to": "all"}
+            assert (await client.post("/v1/events", json=event, headers=bearer)).status_code == 202
+            assert await stream.messages(1) == ["after"]
 
 
 def _started(folder: Path, command: list[str]) -> subprocess.Popen[bytes]:
