@@ -32,6 +32,7 @@ _LEASE_MS = 8_000
 _WINDOW = 6
 # Counting switches reads them all, as far as `MOST_COUNTED`.
 COUNT_EVERY_S = 30.0
+_COUNT_AGAIN_S = 5.0
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -130,7 +131,7 @@ class Overview:
         self._samples: deque[_Counts] = deque(maxlen=_WINDOW)
         self._outage = Outage("other nodes can't be told what this one does", logger, Backoff())
         self._chosen: tuple[Chosen, ...] | None = None
-        self._counted_at = 0.0
+        self._count_at = 0.0
         self._counting = asyncio.Lock()
 
     async def run(self, health: Health) -> None:
@@ -167,13 +168,16 @@ class Overview:
 
     async def _count(self) -> tuple[Chosen, ...] | None:
         """What people chose, counted a moment ago; one call counts for all that ask meanwhile."""
+        clock = asyncio.get_running_loop().time
         async with self._counting:
-            now = asyncio.get_running_loop().time()
-            if self._chosen is None or now - self._counted_at > COUNT_EVERY_S:
+            if clock() >= self._count_at:
                 try:
-                    self._chosen, self._counted_at = await self._catalogue.chosen(), now
+                    self._chosen = await self._catalogue.chosen()
+                    self._count_at = clock() + COUNT_EVERY_S
                 except DatabaseUnavailable:
+                    # Those who wait would otherwise each wait for the database, one after the other.
                     self._chosen = None
+                    self._count_at = clock() + _COUNT_AGAIN_S
             return self._chosen
 
     async def _tell(self, health: Health) -> None:

@@ -1,13 +1,18 @@
 """`GET /v1/overview`: one node answers for all, what it says is true, and who stops isn't in it any more."""
 
+import asyncio
 import logging
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from pushsse.overview import OverviewView
-from pushsse.preferences.catalogue import Chosen
+from pushsse.backplane.memory import MemoryBackplane
+from pushsse.database import Database
+from pushsse.errors import DatabaseUnavailable
+from pushsse.metrics import Metrics
+from pushsse.overview import Overview, OverviewView
+from pushsse.preferences.catalogue import CatalogueStore, Chosen
 from tests.backplane.redis_server import RedisServer
 from tests.hardening.test_kick import SECRET, bearer
 from tests.path.test_presence import two_nodes
@@ -104,3 +109,23 @@ async def test_it_is_for_administrators_and_lag_and_dead_letters_are_summed(tmp_
             )  # fmt: skip
 
         await eventually(summed)
+
+
+class AwayCatalogue(CatalogueStore):
+    """Its database doesn't answer; `asked` counts who has waited for it."""
+
+    asked = 0
+
+    async def chosen(self) -> tuple[Chosen, ...]:
+        self.asked += 1
+        await asyncio.sleep(0.01)  # as long as the time limit of a statement lasts
+        raise DatabaseUnavailable("no answer in time")
+
+
+async def test_whoever_asks_while_the_database_is_away_waits_for_it_once(tmp_path: Path) -> None:
+    catalogue = AwayCatalogue(Database(f"sqlite://{tmp_path / 'away.db'}"))
+    async with MemoryBackplane(shards=1, keep_s=600, keep_bytes=2**20, metrics=Metrics()) as backplane:
+        here = Overview(backplane, catalogue, Metrics(), node="here")
+        for found in await asyncio.gather(*(here.view() for _ in range(5))):
+            assert found.chosen is None
+    assert catalogue.asked == 1
