@@ -997,6 +997,27 @@ async def test_an_event_for_thousands_is_searched_whole(backplane: Backplane) ->
     assert not search.more
 
 
+async def test_a_search_among_thousands_leaves_turns_of_the_loop_to_others(backplane: Backplane) -> None:
+    logs = [str(number) for number in range(8)]
+    for log in logs:
+        await publish_to_people(backplane, log, *(f"user-{number}" for number in range(2_000)))
+    turns, searching = 0, True
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        if searching:
+            asyncio.get_running_loop().call_soon(turn)
+
+    turn()
+    search = await backplane.missed(
+        {log: Mark("", 0) for log in logs}, before_ms=backplane.now_ms(), away_ms=10_000, limit=10
+    )
+    searching = False
+    assert len(search.missed) == len(logs)
+    assert turns >= len(logs)
+
+
 # Reports
 
 
