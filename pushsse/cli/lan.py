@@ -2,8 +2,8 @@
 
 `running` prints it when the service is ready. The key is made for this run (`settings.load`), so what is
 printed is all that there is to come in with. Deliberate: the code has colours of its own, since a phone's
-camera may not read one that is light on dark; and its token stands after the #, which no browser sends and no
-server logs.
+camera may not read one that is light on dark; its token stands after the #, which no browser sends and no
+server logs; and where the terminal's encoding has no such blocks (GBK has half of them), its link is printed.
 """
 
 import socket
@@ -27,19 +27,23 @@ EVERYTHING = " ".join(SCOPE_PREFIX + each for each in SCOPES)
 _ELSEWHERE = ("192.0.2.1", 9)
 # Two rows of a code to a line: light above and below, above, below, neither.
 _BLOCKS = {(1, 1): "█", (1, 0): "▀", (0, 1): "▄", (0, 0): " "}
+_BLOCKS_USED = "".join(_BLOCKS.values())
 _MARGIN = 2
 _LIGHT_ON_DARK, _PLAIN = "\033[97;40m", "\033[0m"
 
 
-def invitation(settings: Settings, port: int, *, colours: bool) -> str:
+def invitation(settings: Settings, port: int, *, colours: bool, encoding: str = "utf-8") -> str:
     """What is printed when the service is ready; `colours` for a terminal."""
     here, url = base_url(settings, port), network_url(settings, port)
     minutes = lives_s(settings) // 60
+    link = f"{url}/#token={token(settings, GUEST)}"
+    has_blocks = _BLOCKS_USED.encode(encoding, "ignore").decode(encoding) == _BLOCKS_USED
     lines = [
         f"pushsse {__version__} is ready on this network: {url}/",
-        f'  Scan this with a phone in the same network. It is then "{GUEST}", for {minutes} minutes:',
+        f"  {'Scan' if has_blocks else 'Open'} this with a phone in the same network."
+        f' It is then "{GUEST}", for {minutes} minutes:',
         "",
-        *drawn(f"{url}/#token={token(settings, GUEST)}", colours=colours),
+        *(drawn(link, colours=colours) if has_blocks else [f"  {link}"]),
         "",
         "  publish:",
         f"    TOKEN={token(settings, OWNER, EVERYTHING)}",

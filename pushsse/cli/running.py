@@ -36,9 +36,10 @@ def run(settings: Settings, listeners: Sequence[socket.socket]) -> int:
     port = listeners[0].getsockname()[1]
 
     def ready() -> None:
+        out = sys.stdout
         if settings.lan == "on":
             # Its own text alone, with colours.
-            click.echo(invitation(settings, port, colours=sys.stdout.isatty()))
+            click.echo(invitation(settings, port, colours=out.isatty(), encoding=out.encoding or "utf-8"))
         else:
             say(banner(settings, port), lines=True)
 

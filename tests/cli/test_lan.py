@@ -13,7 +13,7 @@ import segno
 from pushsse.cli.lan import drawn
 from pushsse.errors import SettingsError
 from pushsse.settings import load
-from tests.cli.running import pushsse, served
+from tests.cli.running import PROGRAM, pushsse, served
 
 pytestmark = pytest.mark.real
 ROOT = Path(__file__).parents[2]
@@ -66,6 +66,12 @@ def test_its_tokens_are_valid_for_no_longer_than_a_token_may_be(tmp_path: Path) 
         [token] = re.findall(r"TOKEN=(\S+)", node.printed)
         bearer = {"authorization": f"Bearer {token}"}
         assert httpx.get(f"{node.url}/v1/me", headers=bearer).json()["user"] == "me"
+
+
+def test_a_terminal_without_blocks_gets_the_link(tmp_path: Path) -> None:
+    with served(tmp_path, "--lan", program=PROGRAM, PYTHONIOENCODING="gbk") as node:
+        [link] = re.findall(r"^  (http://\S+/)#token=\S+$", node.printed, re.MULTILINE)
+        assert httpx.get(link).status_code == 200
 
 
 def test_make_run_passes_it_on() -> None:
