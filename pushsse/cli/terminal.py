@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -38,13 +39,13 @@ Cell = str | tuple[str, Style]
 _FRAMES_PER_S = 8
 
 
-def print_line(*cells: Cell, err: bool = False, nl: bool = True) -> None:
+def print_line(*cells: Cell, err: bool = False) -> None:
     """Prints one line, made of texts without anything between them."""
     console = _console(err=err)
     if not console.is_terminal:
-        say("".join(map(plain, cells)), err=err, nl=nl)
+        say("".join(map(plain, cells)), err=err)
         return
-    console.print(Text.assemble(*map(_styled, cells)), end="\n" if nl else "", soft_wrap=True)
+    console.print(text(*cells), soft_wrap=True)
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[Cell]], *, right: Sequence[str] = ()) -> None:
@@ -53,12 +54,13 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[Cell]], *, right: S
         _console().print(drawn(head, rows, right=right))
         return
     lines = [tuple(head), *(tuple(map(plain, row)) for row in rows)]
-    widths = [max(len(each[at]) for each in lines) for at in range(len(head))]
+    widths = [max(cell_len(each[at]) for each in lines) for at in range(len(head))]
     for each in lines:
-        cells = [
-            cell.rjust(width) if name in right else cell.ljust(width)
-            for cell, width, name in zip(each, widths, head, strict=True)
-        ]
+        cells = []
+        for cell, width, name in zip(each, widths, head, strict=True):
+            # Characters of East Asia are two columns wide.
+            room = " " * (width - cell_len(cell))
+            cells.append(room + cell if name in right else cell + room)
         say("  ".join(cells).rstrip())
 
 
@@ -68,7 +70,7 @@ def drawn(head: Sequence[str], rows: Sequence[Sequence[Cell]], *, right: Sequenc
     for name in head:
         made.add_column(Text(name), overflow="fold", justify="right" if name in right else "left")
     for row in rows:
-        made.add_row(*(Text.assemble(_styled(cell)) for cell in row))
+        made.add_row(*map(text, row))
     return made
 
 
@@ -76,7 +78,7 @@ def print_grid(rows: Sequence[Sequence[Cell]]) -> None:
     """Prints rows in columns without a head, at a terminal."""
     made = Table.grid(padding=(0, 2))
     for row in rows:
-        made.add_row(*(Text.assemble(_styled(cell)) for cell in row))
+        made.add_row(*map(text, row))
     _console().print(made)
 
 
@@ -133,7 +135,7 @@ def width() -> int:
 
 
 def text(*cells: Cell) -> Text:
-    """A line for `live`."""
+    """A line as a terminal shows it, made of texts without anything between them."""
     return Text.assemble(*map(_styled, cells))
 
 

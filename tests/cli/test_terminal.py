@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from pushsse.logs import visible
 from tests.cli.running import LIMIT_S, Served, environment, pushsse, served
@@ -283,3 +284,17 @@ def test_staff_see_what_waits_as_a_table(tmp_path: Path) -> None:
     assert shown[0].split() == ["CONVERSATION", "WAITING", "USER", "TITLE", "REASON"]
     assert shown[2].split() == ["order-1", "2", "ann", "[red]Refund?", "please"]
     assert piped == "order-1  2 waiting  ann: [red]Refund?  (please)\n"
+
+
+def test_columns_stand_below_each_other_in_any_script(tmp_path: Path) -> None:
+    rules = {"title": "订单", "order": 0, "mandatory": False, "default": True}
+    rules |= dict.fromkeys(("urgent", "hidden", "in_file"), False)
+    types = [
+        {"name": "order", "category": "市场营销", **rules},
+        {"name": "news", "category": "marketing", **rules},
+    ]
+    with answering(200, {"types": types}) as url:
+        head, *rows = pushsse(tmp_path, "types", "--url", url).stdout.splitlines()
+        shown = on_terminal(tmp_path, "types", "--url", url).splitlines()
+    assert {cell_len(row.partition("on")[0]) for row in rows} == {head.index("BY DEFAULT")}
+    assert len({cell_len(row.partition("on")[0]) for row in shown[2:]}) == 1
