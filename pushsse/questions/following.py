@@ -345,7 +345,10 @@ class _Looks:
         try:
             still_open = await self._questions.life.store.open_among(list(together))
             for name, looks in together.items():
-                looks._looked(began if name in still_open else -math.inf, looks._found)
+                if name in still_open:
+                    looks._looked(began, looks._found)
+                else:
+                    looks._looked(-math.inf, None)
         except DatabaseUnavailable:
             for looks in together.values():
                 looks._looked(began, None)

@@ -228,6 +228,7 @@ class CountedStore(QuestionStore):
     """Counts the statements that look at questions."""
 
     looks: list[str] = field(default_factory=list)
+    over: list[str] = field(default_factory=list)
 
     async def one(self, question_id: str) -> Question | None:
         self.looks.append(question_id)
@@ -235,7 +236,9 @@ class CountedStore(QuestionStore):
 
     async def open_among(self, ids: Collection[str]) -> frozenset[str]:
         self.looks.append(f"{len(ids)} together")
-        return await super().open_among(ids)
+        still_open = await super().open_among(ids)
+        self.over.extend(set(ids) - still_open)
+        return still_open
 
 
 @pytest.mark.parametrize("heard", [True, False])
@@ -313,6 +316,8 @@ async def test_the_followers_of_many_questions_look_at_them_together(
         await eventually(lambda: followers[0].done() and followers[70].done())
         assert not followers[1].done()
         await place.told.allow(len(WORDS))
+    # Whoever reads next reads all of what isn't open any more.
+    assert max(Counter(store.over).values()) == 1
     for number, follower in enumerate(followers):
         last = follower.result()[-1]
         assert isinstance(last, Ended)
