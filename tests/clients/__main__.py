@@ -5,6 +5,7 @@ a client with its lines lost something, and 0 where a client couldn't be had: th
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -32,6 +33,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a heartbeat of 1 s and short waits")
     given = parser.parse_args()
     names, quick = given.names, given.quick
+    # Ends everything that was started, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     clients, absent = _clients([make for make in ALL if not names or make.__name__ in names])
     with tempfile.TemporaryDirectory(prefix="pushsse-clients-") as folder:
         matrix = _run(Path(folder), clients, quick=quick)

@@ -177,7 +177,6 @@ class Matrix:
         fresh = [way for way in self.ways if way not in self.running]
         with ThreadPoolExecutor(_STARTS) as pool:
             runs = list(pool.map(self._start, fresh))
-        self.running |= dict(zip(fresh, runs, strict=True))
         limit_s = _READY_S
         if self.expires is not None:
             limit_s = max(1.0, self.expires - _MARGIN_S - time.monotonic())
@@ -200,6 +199,8 @@ class Matrix:
         command = way.client.right if way.right else way.client.as_is
         assert command is not None
         environment = _environment(token, self.world.authority)
+        # Before it starts: whatever fails then, here or with another client, ends it.
+        self.running[way] = listening
         listening.start(command(place), folder, environment, raw=way.client.raw)
         return listening
 

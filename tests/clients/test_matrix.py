@@ -1,14 +1,19 @@
 """Clients with their lines have everything once over each fault: a few in `make test`, all in `make long`."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from deploy.parts import PartMissing, Redis
+from deploy.parts.part import descendants, is_alive
 from tests.clients.known import ALL, FAST, Make
 from tests.clients.matrix import QUIET, Matrix, Way, ways_of
 from tests.clients.world import World
 from tests.parts import missing
+from tests.waiting import until
 
 # It waits for a minute, and longer beside others.
 pytestmark = [pytest.mark.real, pytest.mark.timeout(480)]
@@ -68,3 +73,24 @@ def test_a_client_with_its_lines_has_everything_once(
     redis_part: Redis, tmp_path_factory: pytest.TempPathFactory, make: Make
 ) -> None:
     tried([make], tmp_path_factory, redis_part)
+
+
+@pytest.mark.long
+def test_the_command_that_is_ended_in_the_middle_leaves_no_process(redis_part: Redis) -> None:
+    command = [sys.executable, "-m", "tests.clients", "--quick", "curl"]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL) as process:
+        try:
+            # The client is the last that starts, after Redis, a node and nginx.
+            until(lambda: any("listen.sh" in _line(pid) for pid in descendants(process.pid)), within_s=60)
+        finally:
+            started = descendants(process.pid)
+            process.terminate()
+    assert not [_line(pid) for pid in started if is_alive(pid)]
+
+
+def _line(pid: int) -> str:
+    """The command line of a process; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
