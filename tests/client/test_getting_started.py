@@ -15,7 +15,6 @@ import pytest
 from deploy.parts.ports import free_port
 from tests.deployed.chromium import chromium
 
-pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.anyio]
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/getting-started.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
@@ -78,6 +77,9 @@ class Newcomer:
                 process.send_signal(signal.SIGINT)
 
 
+@pytest.mark.real
+@pytest.mark.long
+@pytest.mark.anyio
 async def test_a_newcomer_gets_from_the_page_to_a_page_of_their_own(tmp_path: Path) -> None:
     (folder := tmp_path / "repository").mkdir()
     newcomer = Newcomer(folder)
