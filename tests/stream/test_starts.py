@@ -42,10 +42,12 @@ async def served(app: Counting) -> AsyncIterator[int]:
     listener = socket.create_server(("127.0.0.1", 0), backlog=CLIENTS)
     server = Server(Config(app, http=ImmediateHttp, lifespan="off", log_config=None, access_log=False))
     running = asyncio.create_task(server.serve(sockets=[listener]))
-    await eventually(lambda: server.started)
-    yield int(listener.getsockname()[1])
-    server.should_exit = True
-    await running
+    try:
+        await eventually(lambda: server.started)
+        yield int(listener.getsockname()[1])
+    finally:
+        server.should_exit = True
+        await running
 
 
 @pytest.mark.parametrize("pipelined", [1, 5])
