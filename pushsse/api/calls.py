@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -54,7 +55,7 @@ from pushsse.api.identity import ADMIN, ANSWER, ASK, PREFERENCES, PUBLISH, STREA
 from pushsse.api.polls import MAX_WAIT_S, Events, PollEndpoint
 from pushsse.api.preferences import ChangeRequest, PreferenceList, PreferencesEndpoint
 from pushsse.api.stream import StreamEndpoint
-from pushsse.event import Event
+from pushsse.event import Event, TypeName
 from pushsse.explain import Explanation
 from pushsse.intake.cloudevents import BATCH, STRUCTURED
 from pushsse.overview import OverviewView
@@ -287,7 +288,7 @@ CALLS = (
                 "type",
                 "query",
                 "the type of a text message",
-                {"type": "string", "pattern": r"^(?!\.{1,2}$)[A-Za-z0-9_.-]{1,64}$"},
+                {"type": "string", "pattern": msgspec.json.schema(TypeName)["pattern"]},
             ),
             Parameter(
                 "to",
@@ -503,7 +504,7 @@ CALLS = (
                 "X-Conversation-Id",
                 "header",
                 "the conversation, where the body names none",
-                {"type": "string", "pattern": r"^(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}$"},
+                {"type": "string", "pattern": questions.CONVERSATION},
             ),
             Parameter("Idempotency-Key", "header", "a repeat returns the first", {"type": "string"}),
         ),

@@ -178,7 +178,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
         "name": parameter.name,
         "in": parameter.place,
         "required": parameter.place == "path",
-        "schema": parameter.schema,
+        "schema": _ecma(parameter.schema),
     }
     if parameter.place == "query":
         # A blank one counts as not given.
