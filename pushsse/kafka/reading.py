@@ -7,7 +7,7 @@ Called by `pushsse try` (the last records of a topic), by `pushsse dead` (a topi
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -92,15 +92,14 @@ class TopicReader:
 @asynccontextmanager
 async def reader(connection: Connection) -> AsyncIterator[TopicReader]:
     """A reader that is connected. Raises OSError."""
-    consumer = connection.consumer(None)
-    try:
+    async with AsyncExitStack() as stack:
+        consumer = connection.consumer(None)
+        stack.push_async_callback(stop, consumer)
         with _as_os_error():
             async with asyncio.timeout(_START_S):
                 await consumer.start()
-        async with connection.admin() as admin:
-            yield TopicReader(consumer, admin)
-    finally:
-        await stop(consumer)
+                admin = await stack.enter_async_context(connection.admin())
+        yield TopicReader(consumer, admin)
 
 
 class _as_os_error:

@@ -3,15 +3,19 @@
 import asyncio
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 
 from pushsse.intake.mapped import MappedFormat, compiled
 from pushsse.intake.sources import sources
+from pushsse.kafka import Connection
+from pushsse.kafka.reading import reader
 from pushsse.settings import load
 from tests.cli.running import pushsse
 from tests.intake.kit import Kit, drafter, value
@@ -211,3 +215,18 @@ async def test_a_letter_that_was_cut_is_shown_and_not_sent(kit: Kit, tmp_path: P
     assert await kit.read_all(kit.topic) == []
     missing = await run(kit, tmp_path, "dead", "--topic", "nothing-here", **group)
     assert (missing.returncode, "there is no topic 'nothing-here.dlq'" in missing.stderr) == (1, True)
+
+
+class HalfGone(Connection):
+    """A Kafka that goes away once the consumer is connected."""
+
+    @asynccontextmanager
+    async def admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
+        async with Connection(bootstrap="127.0.0.1:1").admin() as admin:
+            yield admin
+
+
+async def test_a_kafka_that_goes_away_while_a_reader_connects_is_an_os_error(kit: Kit) -> None:
+    with pytest.raises(OSError, match="bootstrap"):
+        async with reader(HalfGone(bootstrap=kit.bootstrap)):
+            pass
