@@ -280,11 +280,12 @@ class Outcomes:
     def _take_totals(self) -> None:
         totals, self._totals = self._totals, {}
         at = datetime.fromtimestamp(self._now_ms() / 1000, UTC)
-        for publication, counts in [(total.publication, total.counts) for total in totals.values()]:
+        for total in totals.values():
+            publication = total.publication
             if self._is_chosen(name := publication.event_id):
                 about = Outcome("", self._node, at, event=name, type=publication.name)
                 about = replace(about, campaign=publication.campaign, traceparent=publication.trace)
-                for outcome, count in counts.items():
+                for outcome, count in total.counts.items():
                     self._keep((None, _json.encode(replace(about, outcome=outcome, count=count))))
 
     def _keep(self, record: Packed) -> None:

@@ -2,9 +2,8 @@
 
 Each node tells the backplane once a second who has come and left, under a lease: of a node that dies, nobody
 is there 12 s later. `api/admin` asks `Presence`, a service; `offline` asks it whether all is told. When
-somebody's last stream on a node has ended, the database gets the time. Deliberate:
-no event and no stream costs a call of its own; a stream that opens and closes within a second may not be told
-of at all.
+somebody's last stream on a node has ended, the database gets the time. Deliberate: no event and no stream
+costs a call of its own; a stream that opens and closes within a second may not be told of at all.
 """
 
 import asyncio
