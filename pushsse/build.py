@@ -30,7 +30,7 @@ from pushsse.intake import AllTypes, Drafter, EventHandler, Made
 from pushsse.intake.http import EmbeddedIntake, Intake, KafkaProducerIntake
 from pushsse.intake.outbox import Outbox
 from pushsse.intake.sources import sources, topics
-from pushsse.kafka import configuration, connection, existing_topics
+from pushsse.kafka import configurations, connection, existing_topics
 from pushsse.kafka.consumer import Consumer, Handler
 from pushsse.kafka.producer import Producer
 from pushsse.kicks import Kicked, Kicks, KickTable
@@ -137,7 +137,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
             kicks,
             (store, deletion, seen),
             settings,
-            partial(configuration, settings),
+            partial(configurations, settings),
             partial(_topics_of_events, settings),
             backplane_s=LIVES_S + ENDED_MS / 1000,
         ),

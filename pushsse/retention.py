@@ -109,8 +109,8 @@ class Forgotten(Struct, frozen=True):
     remaining: tuple[Remainder, ...]
 
 
-# What a topic is set to, by Kafka's names. Raises OSError.
-AskTopic = Callable[[str], Awaitable[Mapping[str, str]]]
+# What topics are set to, by Kafka's names; of some it may not be known. Raises OSError.
+AskTopics = Callable[[Collection[str]], Awaitable[Mapping[str, Mapping[str, str]]]]
 # The topics of events that are there, those that a pattern stands for, too. Raises OSError.
 FindTopics = Callable[[], Awaitable[Collection[str]]]
 
@@ -127,7 +127,7 @@ class Forgetting:
     kicks: Kicks
     keepers: Sequence[Keeper]
     settings: Settings
-    ask_topic: AskTopic
+    ask_topics: AskTopics
     find_topics: FindTopics
     backplane_s: float
     settle_s: float = SETTLE_S
@@ -157,7 +157,8 @@ class Forgetting:
         kick = after(self.kicks.remembered_s)
         matched, unknown = await self._matched()
         wanted = (*_topics(settings), *matched)
-        topics = (*await asyncio.gather(*(self._topic(*each, now) for each in wanted)), *unknown)
+        set_to = await self._set_to([topic for topic, _ in wanted])
+        topics = (*(_in_topic(*each, set_to.get(each[0], {}), now) for each in wanted), *unknown)
         return (
             Remainder("log", _IN_LOG, after(settings.log_keep_s)),
             Remainder("backplane", "tickets, counts of calls, ids of events", after(self.backplane_s)),
@@ -184,18 +185,22 @@ class Forgetting:
         named = {topic for topic, _ in _topics(settings)}
         return [each for topic in sorted(set(there) - named) for each in _of_events(settings, topic)], ()
 
-    async def _topic(self, topic: str, detail: str, now: datetime) -> Remainder:
+    async def _set_to(self, topics: Collection[str]) -> Mapping[str, Mapping[str, str]]:
         try:
-            found = await self.ask_topic(topic)
-            kept_ms = int(found.get("retention.ms") or -1)
-        except (OSError, ValueError):
-            found, kept_ms = {}, -1
-        if "compact" in found.get("cleanup.policy", ""):
-            return Remainder("kafka", f"{detail}; compacted: the newest record of a key stays", None, topic)
-        # -1 is for ever. A time that no date can have is, too.
-        known = 0 <= kept_ms < _MOST_MS
-        until = (now + timedelta(milliseconds=kept_ms)).isoformat(timespec="seconds") if known else None
-        return Remainder("kafka", detail, until, topic)
+            return await self.ask_topics(topics) if topics else {}
+        except OSError:
+            return {}
+
+
+def _in_topic(topic: str, detail: str, set_to: Mapping[str, str], now: datetime) -> Remainder:
+    if "compact" in set_to.get("cleanup.policy", ""):
+        return Remainder("kafka", f"{detail}; compacted: the newest record of a key stays", None, topic)
+    kept = set_to.get("retention.ms", "")
+    # -1 is for ever. A time that no date can have is, too.
+    kept_ms = int(kept) if kept.isdecimal() else _MOST_MS
+    known = kept_ms < _MOST_MS
+    until = (now + timedelta(milliseconds=kept_ms)).isoformat(timespec="seconds") if known else None
+    return Remainder("kafka", detail, until, topic)
 
 
 def _topics(settings: Settings) -> Iterator[tuple[str, str]]:

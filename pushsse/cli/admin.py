@@ -36,7 +36,7 @@ from pushsse.event import is_user
 from pushsse.intake import sources
 from pushsse.intake.outbox.tables import OutboxTables
 from pushsse.intake.outbox.tables import sql as sql_of
-from pushsse.kafka import configuration, existing_topics
+from pushsse.kafka import configurations, existing_topics
 from pushsse.kafka.dead_letters import about_dead_letters
 from pushsse.logs import shown
 from pushsse.metrics import Metrics
@@ -228,13 +228,14 @@ async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
             yield Finding("kafka", "fault", text)
         else:
             yield Finding("kafka", "ok", f"the topic {topic} has {there[topic]} partitions")
-    for dlq_topic in sorted({read.dead_letters_of(topic) for topic in found} & there.keys()):
-        try:
-            set_to = await configuration(settings, dlq_topic)
-        except OSError as error:
-            yield Finding("kafka", "warning", f"how {dlq_topic} is set up can't be asked: {error}")
-            return
-        for line in about_dead_letters(set_to, dlq_topic):
+    dead = sorted({read.dead_letters_of(topic) for topic in found} & there.keys())
+    try:
+        set_to = await configurations(settings, dead) if dead else {}
+    except OSError as error:
+        yield Finding("kafka", "warning", f"the settings of {', '.join(dead)} can't be asked: {error}")
+        return
+    for dlq_topic in dead:
+        for line in about_dead_letters(set_to.get(dlq_topic, {}), dlq_topic):
             yield Finding("kafka", "warning", line)
 
 

@@ -196,21 +196,25 @@ async def existing_topics(settings: Settings) -> dict[str, int]:
         raise OSError(f"no answer within {_ASK_S:.0f} s") from error
 
 
-async def configuration(settings: Settings, topic: str) -> dict[str, str]:
-    """What a topic is set to, by Kafka's names; empty where that may not be asked. Raises OSError."""
+async def configurations(settings: Settings, topics: Iterable[str]) -> dict[str, dict[str, str]]:
+    """What topics are set to, by Kafka's names, in one request; without those that may not be asked about.
+
+    Raises OSError.
+    """
     try:
         async with asyncio.timeout(_ASK_S), connection(settings).admin() as admin:
-            answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+            answers = await admin.describe_configs(
+                [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
+            )
     except KafkaError as error:
         raise OSError(f"{error}") from error
     except TimeoutError as error:
         raise OSError(f"no answer within {_ASK_S:.0f} s") from error
     return {
-        entry[0]: entry[1] or ""
+        topic: {entry[0]: entry[1] or "" for entry in entries}
         for answer in answers
-        for error, _, _, _, entries in answer.resources
+        for error, _, _, topic, entries in answer.resources
         if not error
-        for entry in entries
     }
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pushsse.kafka import configuration, existing_topics
+from pushsse.kafka import configurations, existing_topics
 from pushsse.kafka.dead_letters import about_dead_letters
 from pushsse.settings import load
 
@@ -25,8 +25,10 @@ async def test_a_kafka_that_is_not_there_is_an_error_in_time() -> None:
 async def test_settings_of_the_dead_letter_topic_that_cost_letters_are_told(kit: Kit) -> None:
     settings = load({}, {"kafka_bootstrap": kit.bootstrap})
     await kit.create(kit.topic)
-    assert about_dead_letters(await configuration(settings, kit.topic), kit.topic) == []
     await kit.create(kit.dlq, config={"max.message.bytes": "2000", "cleanup.policy": "compact"})
-    small, compacted = about_dead_letters(await configuration(settings, kit.dlq), kit.dlq)
+    set_to = await configurations(settings, [kit.topic, f"{kit.topic}-missing", kit.dlq])
+    assert set_to.keys() == {kit.topic, kit.dlq}
+    assert about_dead_letters(set_to[kit.topic], kit.topic) == []
+    small, compacted = about_dead_letters(set_to[kit.dlq], kit.dlq)
     assert "2000 bytes" in small
     assert "cleanup.policy=delete" in compacted

@@ -215,10 +215,10 @@ def forgetting(
     *,
     settle_s: float = 0.0,
 ) -> Forgetting:
-    async def ask(topic: str) -> Mapping[str, str]:
-        if topics is None or topic not in topics:
+    async def ask(asked: Collection[str]) -> Mapping[str, Mapping[str, str]]:
+        if topics is None:
             raise OSError("away")
-        return topics[topic]
+        return {topic: topics[topic] for topic in asked if topic in topics}
 
     async def find() -> Collection[str]:
         if topics is None:
