@@ -161,19 +161,42 @@ async def stop(client: AIOKafkaConsumer | AIOKafkaProducer) -> None:
     `stop`. Here it would pass for ours, and a task group takes a cancelled service for one that ended well.
     aiokafka then doesn't close a consumer's connections, so they are closed here, mostly twice.
     """
-    steps: Sequence[Callable[[], Coroutine[None, None, None]]]
     if isinstance(client, AIOKafkaConsumer):
-        steps = (client.stop, client._client.close)
-    else:
-        # The steps of aiokafka's own `stop`, each with its limit. The first waits until Kafka has what is
-        # pending. Where it never does, `stop` gets no further, and the task that sends tries for ever.
-        client._closed = True
-        steps = (client._message_accumulator.close, client._sender.close, client.client.close)
+        await _in_turn(client.stop, client._client.close)
+        return
+    # The steps of aiokafka's own `stop`, each with its limit. The first waits until Kafka has what is
+    # pending. Where it never does, `stop` gets no further, and the task that sends tries for ever.
+    client._closed = True
+    await _in_turn(client._message_accumulator.close, client._sender.close, client.client.close)
+
+
+async def give_up(producer: AIOKafkaProducer) -> None:
+    """Stops a producer one of whose sends got no answer in time, within 4 s.
+
+    What is on the way to Kafka is waited for. What waits behind it fails, and is never sent: whoever sent it
+    tries again, and it would be there twice.
+    """
+    producer._closed = True
+    await _in_turn(producer._sender.close)
+    accumulator = producer._message_accumulator
+    queued = [batch for batches in accumulator._batches.values() for batch in batches]
+    # Of those that were sent before, aiokafka looks for each here when it fails.
+    accumulator._pending_batches.update(queued)
+    accumulator.fail_all(KafkaError("the producer was given up"))
+    for batch in queued:
+        # Nobody else looks at it, and asyncio reports an exception that nobody has looked at.
+        batch._drain_waiter.exception()
+    await _in_turn(producer.client.close)
+
+
+async def _in_turn(*steps: Callable[[], Coroutine[None, None, None]]) -> None:
     for step in steps:
         task = asyncio.ensure_future(step())
         await asyncio.wait([task], timeout=_STOP_S)
         if not task.done():
             task.cancel()
+            # It ends at once: aiokafka keeps no cancellation to itself.
+            await asyncio.wait([task], timeout=_STOP_S)
         elif not task.cancelled() and task.exception() is not None:
             logger.debug("a client of Kafka didn't stop cleanly: %r", task.exception())
 

@@ -22,7 +22,7 @@ from aiokafka.errors import (
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from pushsse.errors import KafkaUnavailable
-from pushsse.kafka import BATCH_BYTES, Connection, cancellation_is_ours, stop
+from pushsse.kafka import BATCH_BYTES, Connection, cancellation_is_ours, give_up, stop
 
 _PACKED_AT_ONCE = 500
 # A key, and a value.
@@ -141,7 +141,7 @@ class Producer:
                 why = "it isn't there, or may not be written: make it"
             # An idempotent producer that has lost a record can't go on, since its sequence has a hole. The
             # next try gets a new one.
-            await self._drop(producer)
+            await self._drop(producer, give_up)
             raise KafkaUnavailable(f"{topic} can't be written: {why}") from error
         except asyncio.CancelledError:
             if cancellation_is_ours():
@@ -199,11 +199,15 @@ class Producer:
                 self._producer = producer
             return self._producer
 
-    async def _drop(self, producer: AIOKafkaProducer | None) -> None:
+    async def _drop(
+        self,
+        producer: AIOKafkaProducer | None,
+        how: Callable[[AIOKafkaProducer], Awaitable[None]] = stop,
+    ) -> None:
         # Another send may have dropped it before: the one that is there now is as good as new.
         if producer is not None and producer is self._producer:
             self._producer = None
-            await stop(producer)
+            await how(producer)
 
 
 def _is_missing(producer: AIOKafkaProducer, topic: str) -> bool:

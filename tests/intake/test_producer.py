@@ -1,6 +1,7 @@
 """The producer: what a failed send costs the others, and what is left of a producer that was dropped."""
 
 import asyncio
+import gc
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,6 +89,28 @@ async def test_nothing_of_a_producer_goes_on_once_it_was_dropped_in_front_of_a_s
             own_broker.resume()
         assert time.monotonic() - began < 12
         assert asyncio.all_tasks() == before
+
+
+@pytest.mark.real
+@pytest.mark.timeout(180)
+async def test_what_a_send_without_an_answer_leaves_is_never_sent(
+    kit: Kit, caplog: pytest.LogCaptureFixture
+) -> None:
+    await kit.create(kit.topic)
+    async with Producer(kit.connection, timeout_s=1.5) as producer:
+        # From now on the producer knows the topic, and tries to send what it has for it.
+        await producer.send(kit.topic, [Outgoing(None, b"0")])
+        await kit.admin.delete_topics([kit.topic])
+        lost = asyncio.create_task(producer.send(kit.topic, [Outgoing(None, b"1")]))
+        # The topic comes back while the send that got no answer is being taken back.
+        await asyncio.sleep(1.6)
+        await kit.create(kit.topic)
+        with pytest.raises(KafkaUnavailable):
+            await lost
+        await producer.send(kit.topic, [Outgoing(None, b"1")])
+    assert [record.value for record in await kit.read_all(kit.topic)] == [b"1"]
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 async def test_what_a_topic_refuses_is_told_by_its_place_and_the_others_are_taken(kit: Kit) -> None:
