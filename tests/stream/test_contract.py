@@ -121,6 +121,7 @@ async def test_types_narrow_a_stream_and_named_0_unnames_peoples_events_only(nod
         await stream.ready()
         await node.publish("alarm", 1)
         await node.publish("news", 2)
+        await node.until_known("alarm")
         await node.switch("ann", alarm=False)
         event = await stream.next()
         assert (event.event, json.loads(event.data)["type"]) == ("message", "news")
