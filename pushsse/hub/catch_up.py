@@ -327,7 +327,8 @@ class Replay:
                 users is None or name in users
             ):
                 if publication.change is not None:
-                    cursor.switched(Off(frozenset(publication.change.after), publication.change.revision))
+                    change = publication.change
+                    cursor.switched(Off(frozenset(change.after), change.revision, change.version))
                     replaced.forget()
                 became = self._became(cursor, entry, replaced, looked_at - 1)
                 if outcomes is not None and became:
@@ -382,7 +383,7 @@ class Replay:
 class _Replaced:
     """Which of some entries with a key newer ones have replaced, for a cursor's person.
 
-    One that the person doesn't get replaces nothing: one of a type that is off now, or was at the cursor.
+    One that the person doesn't get replaces nothing: one of a type that is off now, or was at its place.
     """
 
     __slots__ = ("_ahead", "_cursor", "_entries", "_hub", "_types")
@@ -415,6 +416,9 @@ class _Replaced:
         cursor = self._cursor
         return name == WITHDRAW or (
             (self._types is None or name in self._types)
+            # Guarantee 2: where the switches change further on, a type that is on here and now may have been
+            # off at the place of the newer one.
+            and cursor.off.version == cursor.person.version
             and name not in cursor.person.off
             and not self._hub.was_off(name, cursor.off)
         )

@@ -73,10 +73,14 @@ class Registry(Protocol):
 
 
 class Off(NamedTuple):
-    """The types that are off for somebody at a place in the log, by one revision of the catalogue."""
+    """The types that are off for somebody at a place in the log, by one revision of the catalogue.
+
+    `version` numbers the change that they follow from, -1 where that isn't known.
+    """
 
     types: frozenset[str] = NOTHING_OFF
     revision: int = 0
+    version: int = -1
 
 
 class Person:
@@ -119,7 +123,7 @@ class Person:
     @property
     def switches(self) -> Off:
         """The types that are off now, for a cursor that begins here."""
-        return Off(self.off, self.revision)
+        return Off(self.off, self.revision, self.version)
 
 
 @lru_cache(maxsize=64)

@@ -159,6 +159,31 @@ async def test_what_a_person_doesnt_get_replaces_nothing() -> None:
         assert ids(await settled(hub, start, types=frozenset({"other"}))) == ["2"]
 
 
+@pytest.mark.parametrize("source", ["tail", "log"])
+@pytest.mark.parametrize("newer", ["news", "alarm"])
+async def test_what_came_while_its_type_was_off_replaces_nothing(source: str, newer: str) -> None:
+    async with running_hub() as hub:
+        follower = await hub.open("p1")
+        start = str(hub.hub.position(follower.subscriber.person))
+        await publish(hub, 0, Given("a", (), False))
+        await publish(hub, 1, Given("b", ("p1",), False))
+        await hub.switch("p1", 1, set(), {newer})
+        await publish(hub, 2, Given("a", (), False, newer))
+        await publish(hub, 3, Given("b", ("p1",), False, newer))
+        await hub.switch("p1", 2, {newer}, set())
+        await hub.settled()
+        assert ids(follower) == ["0", "1"]
+        if source == "log":
+            hub.forget_tails()
+        # As live: what the person got is still the newest for them, though the type is on again.
+        assert ids(await settled(hub, start)) == ["0", "1"]
+        # From here on the switches stay as they are, and the newest counts alone.
+        await publish(hub, 4, Given("a", (), False))
+        await publish(hub, 5, Given("a", (), False))
+        await hub.settled()
+        assert ids(await settled(hub, follower.frames[-2][2])) == ["5"]
+
+
 async def settled(hub: RunningHub, start: str, **options: object) -> ListSink:
     sink = await hub.open("p1", start, **options)
     await hub.settled()
