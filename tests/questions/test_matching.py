@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from pushsse.questions.answerers import faq
-from pushsse.questions.answerers.faq import Wording
-from pushsse.questions.answerers.matching import Matcher, folded, is_answer
+from pushsse.questions.answerers.faq import Matcher, Wording, folded, is_answer
 
 SHIPPED = faq.load("")
 ASKED: dict[str, dict[str, str]] = tomllib.loads(Path(__file__).with_name("asked.toml").read_text("utf-8"))
