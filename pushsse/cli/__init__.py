@@ -1,7 +1,8 @@
 """The command line: `serve`, and small clients of a running service for people and scripts.
 
-The console script and `python -m pushsse` call `main`. Below it is what the commands share: an option for
-every setting, errors of one line, and printing.
+The console script and `python -m pushsse` call `main`. Here is `completion`, too, the script that lets
+a shell complete commands and options; click writes it. Below is what the commands share: an option for every
+setting, errors of one line, and printing.
 
 Deliberate:
 - A command's module is imported when the command is called. Importing all of them takes 0.7 s, and a script
@@ -19,11 +20,12 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from keyword import iskeyword
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, TextIO, get_args, get_origin
 
 import click
 import msgspec
+from click.shell_completion import get_completion_class
 
 from pushsse import __version__, settings
 from pushsse.errors import PushsseError, SettingsError
@@ -31,7 +33,7 @@ from pushsse.logs import CONTROL, visible
 from pushsse.settings import Settings
 
 Command = Callable[..., Any]
-# What the list of commands says about each, and its module in this package.
+# What the list of commands says about each, and its module in this package; "" for this one.
 COMMANDS = {
     "serve": ("serve", "Run a node, or several workers of one."),
     "publish": ("publish", "Publish an event."),
@@ -49,10 +51,13 @@ COMMANDS = {
     "try": ("kafka", "Show what becomes of a topic's last records."),
     "dead": ("kafka", "Look through dead letters, and send them again."),
     "doctor": ("admin", "Try each dependency and say what is wrong."),
-    "completion": ("completion", "Print what makes a shell complete commands and options."),
+    "completion": ("", "Print what makes a shell complete commands and options."),
 }
 # The supervisor of workers calls it, people don't.
 HIDDEN = {"worker": "running"}
+_SHELLS = ("bash", "zsh", "fish")
+# Where click looks for what a shell asks: the program's name, as it derives the variable from it.
+_VARIABLE = "_PUSHSSE_COMPLETE"
 
 
 class Commands(click.Group):
@@ -65,8 +70,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """A command, imported from its module."""
         module = COMMANDS[cmd_name][0] if cmd_name in COMMANDS else HIDDEN.get(cmd_name)
-        if module is None:
-            return None
+        if not module:
+            return super().get_command(ctx, cmd_name)
         # `try` is a word of Python's.
         function = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
         command = getattr(import_module(f"{__name__}.{module}"), function)
@@ -85,6 +90,21 @@ class Commands(click.Group):
 @click.version_option(__version__)
 def cli() -> None:
     """pushsse: events from Kafka to people's open streams, through their own switches."""
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(_SHELLS), required=False)
+def completion(shell: str | None) -> None:
+    """Print the script for SHELL, by default the one that you use.
+
+    For bash: source <(pushsse completion bash), in ~/.bashrc. For zsh the same in ~/.zshrc, for fish:
+    pushsse completion fish > ~/.config/fish/completions/pushsse.fish
+    """
+    name = shell or PurePath(os.environ.get("SHELL", "")).name
+    found = get_completion_class(name)
+    if found is None:
+        raise Failed(f"the shell {name!r} can't be completed for: name one of {', '.join(_SHELLS)}")
+    click.echo(found(cli, {}, "pushsse", _VARIABLE).source(), nl=False)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import jwt
 import pytest
 import segno
 
-from pushsse.cli.lan import drawn
+from pushsse.cli.running import qr_code
 from pushsse.errors import SettingsError
 from pushsse.settings import load
 from tests.cli.running import PROGRAM, pushsse, served
@@ -29,13 +29,13 @@ def code(lines: list[str]) -> list[list[int]]:
 
 def test_a_code_is_printed_dot_by_dot(tmp_path: Path) -> None:
     text = "http://192.0.2.7:8000/#token=" + "x" * 150
-    lines = drawn(text, colours=False)
+    lines = qr_code(text, colours=False)
     made = segno.make(text, error="l", micro=False, boost_error=False)
     assert code(lines) == [[0 if dark else 1 for dark in row] for row in made.matrix]
     # A terminal of 80 columns shows it.
     assert {len(line) for line in lines} == {len(made.matrix) + 6}
     assert len(lines[0]) <= 80
-    coloured = drawn(text, colours=True)
+    coloured = qr_code(text, colours=True)
     assert [line.replace("\033[97;40m", "").replace("\033[0m", "") for line in coloured] == lines
 
 

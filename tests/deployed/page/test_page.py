@@ -9,8 +9,8 @@ from urllib.parse import quote
 import pytest
 
 from pushsse.api.files import DEVELOPMENT_PAGE, PAGE
-from pushsse.cli.lan import EVERYTHING, GUEST, OWNER
-from pushsse.cli.lan import token as token_of
+from pushsse.cli.running import EVERYTHING, GUEST, OWNER
+from pushsse.cli.running import token as token_of
 from tests.client import answering
 from tests.deployed.chromium import INSECURE_HOST
 from tests.deployed.page.conftest import CARDS, FOUND, LIVE, World, load_axe, no_faults, press, resize, token
