@@ -44,8 +44,7 @@ from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.catalogue import CatalogueStore, declared
 from pushsse.preferences.store import PreferenceStore
 from pushsse.presence import Presence, SeenTable
-from pushsse.questions.answerers import Answerer
-from pushsse.questions.answerers.configured import configured
+from pushsse.questions.answerers import Answerer, configured
 from pushsse.questions.deletion import QuestionDeletion
 from pushsse.questions.life import QuestionPace
 from pushsse.questions.service import Questions, assemble_questions

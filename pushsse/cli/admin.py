@@ -40,7 +40,7 @@ from pushsse.kafka import configurations, existing_topics
 from pushsse.kafka.dead_letters import about_dead_letters
 from pushsse.logs import shown
 from pushsse.metrics import Metrics
-from pushsse.questions.answerers.configured import made
+from pushsse.questions.answerers import made
 from pushsse.settings import (
     PREFIX,
     AnswererSetting,

@@ -20,8 +20,7 @@ from pushsse.database import Database
 from pushsse.errors import Unavailable
 from pushsse.metrics import Metrics
 from pushsse.questions import MAX_ANSWER_CHARACTERS, Question
-from pushsse.questions.answerers import Answerer, Delta, HandOver, NotSure, SentOff, faq
-from pushsse.questions.answerers.configured import Several
+from pushsse.questions.answerers import Answerer, Delta, HandOver, NotSure, SentOff, Several, faq
 from pushsse.questions.answerers.openai import OpenaiAnswerer, OpenaiOptions, tls_for
 from pushsse.questions.answerers.python import Asked, PythonAnswerer
 from pushsse.questions.service import Asking, Questions

@@ -11,8 +11,7 @@ from pushsse import build
 from pushsse.errors import SettingsError, Unavailable
 from pushsse.metrics import Metrics
 from pushsse.questions import Answered, By, Question, StatusPart, Unanswered
-from pushsse.questions.answerers import Answers, Delta, HandOver, NotSure, Piece, SentOff
-from pushsse.questions.answerers.configured import Several, made
+from pushsse.questions.answerers import Answers, Delta, HandOver, NotSure, Piece, SentOff, Several, made
 from pushsse.questions.answerers.openai import OpenaiAnswerer
 from pushsse.settings import Settings, load
 from tests.questions.conftest import NoAnswers
