@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -100,6 +101,21 @@ def running(folder: Path, command: list[str], log: Path, **settings: str) -> Ite
             process.terminate()
 
 
+async def a_login_has_a_session_of_its_own(origin: str) -> None:
+    """Who gives ann's browser a session, and waits for her login, learns nothing (session fixation)."""
+    options: dict[str, Any] = {"base_url": origin, "follow_redirects": True, "timeout": 10}
+    async with httpx.AsyncClient(**options) as mallory, httpx.AsyncClient(**options) as ann:
+        await mallory.get("/login?user=mallory")
+        assert (await mallory.get("/push/session")).json()["user"] == "mallory"
+        ann.cookies.update(mallory.cookies)
+        await ann.get("/login?user=ann")
+        assert (await ann.get("/push/session")).json()["user"] == "ann"
+        # One value of each name: `update` has kept no older one beside it.
+        assert len(ann.cookies.jar) == len({cookie.name for cookie in ann.cookies.jar})
+        told = await mallory.get("/push/session")
+        assert told.status_code == 401, told.text
+
+
 @pytest.mark.parametrize("site", [django, express, spring])
 async def test_a_site_says_who_is_asking(tmp_path: Path, site: Callable[[], tuple[Path, list[str]]]) -> None:
     try:
@@ -130,6 +146,7 @@ async def test_a_site_says_who_is_asking(tmp_path: Path, site: Callable[[], tupl
                 assert told.json()["user"] == "ann"
                 assert 600 < told.json()["expires_in_s"] <= 2_000_000
                 assert "no-store" in told.headers["Cache-Control"]
+            await a_login_has_a_session_of_its_own(origin)
             async with chromium(tmp_path / "chromium") as browser:
                 await browser.open(f"{origin}/login?user=ann")
                 for way in ("session", "token", "ticket"):

@@ -11,9 +11,13 @@ const page = readFileSync(new URL("../index.html", import.meta.url), "utf8").rep
 const app = express();
 app.use(session({ secret: "for trying it out alone", resave: false, saveUninitialized: false, cookie: { maxAge: 1_800_000 } }));
 app.get("/", (request, response) => response.type("html").send(page));
-app.get("/login", (request, response) => {
-  request.session.user = String(request.query.user);
-  response.redirect("/");
+app.get("/login", (request, response, next) => {
+  // A login begins a session of its own: whoever gave this browser the one before doesn't know the new id.
+  request.session.regenerate((error) => {
+    if (error) return next(error);
+    request.session.user = String(request.query.user);
+    return response.redirect("/");
+  });
 });
 app.get("/logout", (request, response) => request.session.destroy(() => response.redirect("/")));
 app.use("/push", push({ secret: PUSHSSE_JWT_SECRET, url: PUSHSSE_URL, userOf: (request) => request.session.user }));

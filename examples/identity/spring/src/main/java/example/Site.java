@@ -15,6 +15,7 @@ import org.springframework.security.authentication.UsernamePasswordAuthenticatio
 import org.springframework.security.config.annotation.web.builders.HttpSecurity;
 import org.springframework.security.core.context.SecurityContextHolder;
 import org.springframework.security.web.SecurityFilterChain;
+import org.springframework.security.web.authentication.session.ChangeSessionIdAuthenticationStrategy;
 import org.springframework.security.web.context.HttpSessionSecurityContextRepository;
 import org.springframework.web.bind.annotation.GetMapping;
 import org.springframework.web.bind.annotation.RequestParam;
@@ -48,7 +49,10 @@ class Site {
     @GetMapping("/login")
     void login(@RequestParam String user, HttpServletRequest request, HttpServletResponse response) throws IOException {
         var context = SecurityContextHolder.createEmptyContext();
-        context.setAuthentication(UsernamePasswordAuthenticationToken.authenticated(user, null, List.of()));
+        var person = UsernamePasswordAuthenticationToken.authenticated(user, null, List.of());
+        context.setAuthentication(person);
+        // As Spring's own logins do: whoever gave this browser its session doesn't know the new id.
+        new ChangeSessionIdAuthenticationStrategy().onAuthentication(person, request, response);
         new HttpSessionSecurityContextRepository().saveContext(context, request, response);
         response.sendRedirect("/");
     }
