@@ -11,8 +11,7 @@ from typing import Any
 import aiosqlite
 import pytest
 
-from pushsse.database import Database, Statement, ThreadSession
-from pushsse.database.writer import MOST_TOGETHER, MOST_WAITING, Writer
+from pushsse.database import MOST_TOGETHER, MOST_WAITING, Database, Statement, ThreadSession, Writer
 from pushsse.errors import DatabaseUnavailable
 from tests.migrated import migrated
 
