@@ -2,7 +2,7 @@
 
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from deploy.parts import Nginx, PartMissing
+from deploy.whole import Stack
 from tests.deployed.upstream import Upstream
 from tests.parts import missing
 
@@ -35,6 +36,20 @@ class Front:
 def trusting(authority: Path) -> ssl.SSLContext:
     """What a client needs to believe nginx."""
     return ssl.create_default_context(cafile=str(authority))
+
+
+@asynccontextmanager
+async def clients(stack: Stack) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
+    """Two of a whole deployment: one over HTTP/1.1, one over HTTP/2 with TLS."""
+    trust = trusting(stack.authority)
+    timeout = httpx.Timeout(10, read=60)
+    async with (
+        httpx.AsyncClient(base_url=stack.nginx.url, timeout=timeout, trust_env=False) as http,
+        httpx.AsyncClient(
+            base_url=stack.nginx.tls_url, timeout=timeout, trust_env=False, verify=trust, http2=True
+        ) as tls,
+    ):
+        yield http, tls
 
 
 def run_nginx(nginx: Nginx) -> Iterator[Nginx]:

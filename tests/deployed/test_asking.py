@@ -22,7 +22,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from deploy.parts import PartMissing
 from deploy.whole import TOPIC, Stack
 from pushsse.database import Database, Statement
-from tests.deployed.conftest import trusting
+from tests.deployed.conftest import clients
 from tests.deployed.listener import events
 from tests.parts import missing
 from tests.questions.model_server import Call, model_server
@@ -226,15 +226,7 @@ async def devices(stack: Stack) -> AsyncIterator[tuple[Device, Device]]:
     """Ann's two devices, on a node each: over HTTP/1.1, and over HTTP/2 with TLS."""
     claims = {"sub": "ann", "exp": int(time.time()) + 3600, "scope": "pushsse:stream pushsse:ask"}
     token = jwt.encode(claims, stack.settings["PUSHSSE_JWT_SECRET"])
-    trust = trusting(stack.authority)
-    timeout = httpx.Timeout(10, read=60)
-    async with (
-        httpx.AsyncClient(base_url=stack.nginx.url, timeout=timeout, trust_env=False) as http,
-        httpx.AsyncClient(
-            base_url=stack.nginx.tls_url, timeout=timeout, trust_env=False, verify=trust, http2=True
-        ) as tls,
-        asyncio.TaskGroup() as group,
-    ):
+    async with clients(stack) as (http, tls), asyncio.TaskGroup() as group:
         both = Device(http, token), Device(tls, token)
         tasks = [group.create_task(device.run()) for device in both]
         try:

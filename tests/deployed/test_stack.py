@@ -7,14 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import httpx
 import jwt
 import pytest
 from aiokafka import AIOKafkaProducer
 
 from deploy.parts import PartMissing
 from deploy.whole import TOPIC, Stack
-from tests.deployed.conftest import trusting
+from tests.deployed.conftest import clients
 from tests.deployed.listener import Listener, events, listening
 from tests.deployed.npm import eventsource, page
 from tests.parts import missing
@@ -71,20 +70,6 @@ async def load(stack: Stack, anyio_backend: str) -> AsyncIterator[Load]:
         yield Load(producer)
     finally:
         await producer.stop()
-
-
-@asynccontextmanager
-async def clients(stack: Stack) -> AsyncIterator[list[httpx.AsyncClient]]:
-    """One over HTTP/1.1, one over HTTP/2 with TLS."""
-    trust = trusting(stack.authority)
-    timeout = httpx.Timeout(10, read=60)
-    async with (
-        httpx.AsyncClient(base_url=stack.nginx.url, timeout=timeout, trust_env=False) as http,
-        httpx.AsyncClient(
-            base_url=stack.nginx.tls_url, timeout=timeout, trust_env=False, verify=trust, http2=True
-        ) as tls,
-    ):
-        yield [http, tls]
 
 
 def token(stack: Stack, user: str) -> str:
