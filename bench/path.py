@@ -24,7 +24,7 @@ from bench.switches import switch
 from bench.usage import usage
 from deploy.parts import Kafka, Part, Postgres, Redis
 from deploy.parts.node import environment, pushsse
-from pushsse.offline import BEHIND_MS
+from pushsse.presence import BEHIND_MS
 
 PARTITIONS = 4
 PEOPLE = 5_000

@@ -36,14 +36,13 @@ from pushsse.kafka.producer import Producer
 from pushsse.kicks import Kicked, Kicks, KickTable
 from pushsse.metrics import Metrics
 from pushsse.node import Interruptible, Node, Service, Work
-from pushsse.offline import Offline
 from pushsse.outcomes import OUTCOME_BATCH_BYTES, Outcomes
 from pushsse.overview import Overview
 from pushsse.people import StateTable, StoredPeople
 from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.catalogue import CatalogueStore, declared
 from pushsse.preferences.store import PreferenceStore
-from pushsse.presence import Presence, SeenTable
+from pushsse.presence import Offline, Presence, SeenTable
 from pushsse.questions.answerers import Answerer, configured
 from pushsse.questions.deletion import QuestionDeletion
 from pushsse.questions.life import QuestionPace

@@ -18,8 +18,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from deploy.parts import Node
 from pushsse.backplane import PRESENCE_LEASE_MS, codec
-from pushsse.offline import AWAY_MS, BEHIND_MS
-from pushsse.presence import TELL_EVERY_S
+from pushsse.presence import AWAY_MS, BEHIND_MS, TELL_EVERY_S
 from tests.backplane.redis_server import RedisServer
 from tests.serving import Stream
 from tests.waiting import eventually
