@@ -1,26 +1,53 @@
-"""Commands that call a running service over HTTP: what they share, and `ask`, `kick`.
+"""Commands that call a running service over HTTP: what they share, and those of whoever runs it.
 
-`listen` and `publish` use it, too. A call that fails ends the command with one line (`Failed`).
+`events`, `questions` and `preferences` use it, too. A call that fails ends the command with one line
+(`Failed`). `kick`, `explain` and `top` need a token with the scope pushsse:admin. `top` asks
+`GET /v1/overview`, which any node answers for all; elsewhere than at a terminal it prints that once.
 """
 
-import json
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import click
 import httpx
-from httpx_sse import connect_sse
+from rich.table import Table
 
 from pushsse.cli import Command, Failed, one_line, say, say_json
-from pushsse.cli.terminal import is_terminal, print_line
+from pushsse.cli.terminal import Cell, Style, drawn, is_terminal, live, print_line, print_table, text, width
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _TIMEOUT_S = 30.0
+
+_HEAD = (
+    "NODE",
+    "STATE",
+    "STREAMS",
+    "PEOPLE",
+    "BEHIND",
+    "OPENED/s",
+    "EVENTS/s",
+    "DELIVERED/s",
+    "LAG",
+    "DEAD",
+    "CPU",
+    "MEMORY",
+    "UP",
+)
+_NUMBERS = _HEAD[2:]
+# What a narrower terminal than this shows without, and so need not wrap.
+_WIDE = 120
+_LEFT_OUT = frozenset({"PEOPLE", "BEHIND", "OPENED/s", "DEAD", "UP"})
+# The types that most people have switched.
+_TYPES = 8
+_MIB = 1024 * 1024
+_PAUSE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,102 +156,7 @@ def _reason(error: httpx.RequestError) -> str:
     return str(error) or type(error).__name__
 
 
-_READ_TIMEOUT_S = 60.0
-_LOOK_S = 1.0
-_GIVE_UP_S = 300.0
-# What a question is while its answer is still to come, by itself.
-_GOES_ON = frozenset({"pending", "answering"})
-
-
-@dataclass(slots=True)
-class Printed:
-    """The answer as it is printed so far."""
-
-    text: str = ""
-
-    def become(self, text: str) -> None:
-        """Prints what is new. An answer that doesn't continue what is printed begins on a new line."""
-        if text.startswith(self.text):
-            say(text[len(self.text) :], nl=False, lines=True)
-        else:
-            say(f"\n{text}", nl=False, lines=True)
-        self.text = text
-
-    def grow(self, start: int, text: str) -> None:
-        """`answer.delta`: `start` counts UTF-16 code units."""
-        kept = self.text.encode("utf-16-le")[: 2 * start].decode("utf-16-le", "ignore")
-        self.become(kept + text)
-
-    def end(self, answer: Any) -> None:
-        """The whole answer."""
-        self.become(answer["text"])
-        say("")
-        sources = [part for part in answer["parts"] if part["type"] == "source"]
-        for link in [*answer["links"], *sources]:
-            print_line(f"  {link['title']}: ", (link["url"], "name"))
-        for suggestion in answer["suggestions"]:
-            say(f"  - {suggestion}")
-
-
-@click.command()
-@click.argument("text", nargs=-1, required=True)
-@click.option("--conversation", default=None, help="go on in this conversation")
-@click.option("--json", "as_json", is_flag=True, help="the question with its answer, as one line of JSON")
-@with_target
-def ask(target: Target, text: tuple[str, ...], conversation: str | None, as_json: bool) -> None:
-    """Ask a question and print the answer as it comes."""
-    question = {"text": " ".join(text)} | ({"conversation": conversation} if conversation else {})
-    printed = None if as_json else Printed()
-    with target.client(read_timeout_s=_READ_TIMEOUT_S) as client:
-        with connect_sse(client, "POST", "/v1/questions", json=question) as source:
-            if not source.response.is_success:
-                source.response.read()
-                raise Failed(problem(source.response))
-            location = source.response.headers.get("location", "")
-            try:
-                for event in source.iter_sse():
-                    if printed is not None and _is_over(event.event, json.loads(event.data), printed):
-                        return
-            except httpx.TransportError:
-                say("\nthe connection was lost; the answer goes on without it", err=True, lines=True)
-        _wait(client, location, printed)
-
-
-def _is_over(name: str, data: Any, printed: Printed) -> bool:
-    if name == "answer.delta":
-        printed.grow(data["from"], data["text"])
-        part = data.get("part") or {}
-        if part.get("type") == "status" and is_terminal(err=True):
-            print_line((part["text"], "dim"), err=True)
-    elif name == "answer" and not data["truncated"]:
-        printed.end(data)
-        return True
-    elif name == "question" and data["status"] == "handed_over":
-        say(f"people answer this: {data['id']}, in the conversation {data['conversation']}", err=True)
-        return True
-    elif name == "answer.error":
-        raise Failed(f"{data['code']}: {data['detail']}")
-    return False
-
-
-def _wait(client: httpx.Client, location: str, printed: Printed | None) -> None:
-    """Asks for the rest of an answer whose reply ended early, or which is too long for an event.
-
-    Without `printed` it prints the question as JSON.
-    """
-    until = time.monotonic() + _GIVE_UP_S
-    while time.monotonic() < until:
-        question = answered(client.get(quote(location)))
-        if printed is None and question["status"] not in _GOES_ON:
-            say_json(one_line(question))
-        if question["error"] is not None:
-            raise Failed(f"{question['error']['code']}: {question['error']['detail']}")
-        if question["status"] not in _GOES_ON:
-            if printed is not None and question["answer"] is not None:
-                printed.end(question["answer"])
-            return
-        time.sleep(_LOOK_S)
-    raise Failed(f"there is no answer yet; it will be at {location}")
+# For whoever runs the service
 
 
 @click.command()
@@ -269,3 +201,136 @@ def explain(target: Target, somebody: str, event: str, as_json: bool) -> None:
     for each in found["incomplete"]:
         print_line((f"({each})", "warning"))
     print_line(f"{found['user']}, {found['event']}: ", (found["verdict"].replace("_", " "), "bold"))
+
+
+@click.command()
+@click.option(
+    "--every",
+    type=click.FloatRange(0.5, 60),
+    default=_PAUSE_S,
+    show_default=True,
+    help="seconds from one look to the next",
+)
+@click.option("--once", is_flag=True, help="print it once, and end")
+@click.option("--json", "as_json", is_flag=True, help="once, as one line of JSON")
+@with_target
+def top(target: Target, every: float, once: bool, as_json: bool) -> None:
+    """Show what all nodes do, until Ctrl-C.
+
+    Needs a token with the scope pushsse:admin. Rates are those of the last ten seconds.
+    """
+    with target.client() as client:
+        if as_json:
+            say_json(one_line(_overview(client)))
+        elif once or not is_terminal():
+            _print_overview(_overview(client))
+        else:
+            try:
+                _draw_overview(client, target.url, every)
+            except KeyboardInterrupt:
+                sys.exit(130)
+
+
+def _overview(client: httpx.Client) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = answered(client.get("/v1/overview"))
+    return found
+
+
+def _print_overview(found: Mapping[str, Any]) -> None:
+    print_line(*_summary(found))
+    print_table(_HEAD, [_node_row(node) for node in found["nodes"]], right=_NUMBERS)
+    for line in _lines_below(found):
+        print_line(*line)
+
+
+def _draw_overview(client: httpx.Client, url: str, every_s: float) -> None:
+    """Draws what comes. A service that was there and doesn't answer is waited for, which is said."""
+    found = _overview(client)
+    trouble = ""
+    with live() as draw:
+        while True:
+            head: list[Cell] = [(f"pushsse at {url}  ", "dim"), (f"{datetime.now():%H:%M:%S}", "dim")]
+            if trouble:
+                head.append((f"  {trouble}: trying again", "fault"))
+            below = [text(*line) for line in _lines_below(found)]
+            draw([text(*head), text(*_summary(found)), text(), _nodes(found), text(), *below])
+            time.sleep(every_s)
+            try:
+                found, trouble = _overview(client), ""
+            except (Failed, httpx.RequestError) as error:
+                trouble = error.message if isinstance(error, Failed) else str(error) or type(error).__name__
+
+
+def _nodes(found: Mapping[str, Any]) -> Table:
+    """The nodes, as far as the terminal is wide."""
+    shown = [at for at, name in enumerate(_HEAD) if width() >= _WIDE or name not in _LEFT_OUT]
+    rows = [_node_row(node) for node in found["nodes"]]
+    return drawn([_HEAD[at] for at in shown], [[row[at] for at in shown] for row in rows], right=_NUMBERS)
+
+
+def _summary(found: Mapping[str, Any]) -> Sequence[Cell]:
+    totals = found["totals"]
+    dead, lag, nodes = totals["dead_letters"], totals["lag"], len(found["nodes"])
+    return (
+        (f"{nodes} node{'s' * (nodes != 1)}", "bold"),
+        f", {totals['streams']:,} streams, {totals['people']:,} people",
+        f", {totals['published_per_s']:,.1f} events/s, {totals['delivered_per_s']:,.1f} delivered/s, ",
+        (f"lag {lag:,}", "warning" if lag else ""),
+        ", ",
+        (f"{dead:,} dead letters", "warning" if dead else ""),
+    )
+
+
+def _node_row(node: Mapping[str, Any]) -> tuple[Cell, ...]:
+    away = [part for part in ("backplane", "database") if not node[part]]
+    state = f"{node['state']}, without {' and '.join(away)}" if away else node["state"]
+    style: Style = "good" if state == "ready" else "fault"
+    lag = sum(node["lag"].values())
+    return (
+        (node["node"], "name"),
+        (state, style),
+        f"{node['streams']:,}",
+        f"{node['people']:,}",
+        _if_any(node["behind"]),
+        f"{node['opened_per_s']:,.1f}",
+        f"{node['published_per_s']:,.1f}",
+        f"{node['delivered_per_s']:,.1f}",
+        _if_any(lag),
+        _if_any(node["dead_letters"]),
+        f"{node['cpu']:.0%}",
+        f"{node['memory_bytes'] / _MIB:,.0f} MiB",
+        _age(node["started_at"]),
+    )
+
+
+def _lines_below(found: Mapping[str, Any]) -> list[Sequence[Cell]]:
+    """What lies behind the nodes: the lag of each topic, and what people have switched."""
+    lines: list[Sequence[Cell]] = []
+    if behind := {topic: lag for topic, lag in found["lag"].items() if lag}:
+        each = ", ".join(f"{topic} {lag:,}" for topic, lag in behind.items())
+        lines.append((("lag by topic: ", "dim"), each))
+    if found["chosen"]:
+        most = sorted(found["chosen"], key=lambda each: -(each["on"] + each["off"]))[:_TYPES]
+        each = ", ".join(f"{one['name']} {one['on']:,} on {one['off']:,} off" for one in most)
+        lines.append((("switched by people: ", "dim"), each))
+    return lines
+
+
+def _if_any(count: int) -> Cell:
+    return (f"{count:,}", "warning" if count else "")
+
+
+def _age(started_at: str | None) -> str:
+    """How long ago, in the two largest units."""
+    if not started_at:
+        return ""
+    whole_s = max(0, int((datetime.now(UTC) - datetime.fromisoformat(started_at)).total_seconds()))
+    parts = [
+        (whole_s // 86_400, "d"),
+        (whole_s // 3_600 % 24, "h"),
+        (whole_s // 60 % 60, "m"),
+        (whole_s % 60, "s"),
+    ]
+    while len(parts) > 2 and not parts[0][0]:
+        parts.pop(0)
+    return " ".join(f"{count}{unit}" for count, unit in parts[:2])

@@ -2,8 +2,7 @@
 
 import pytest
 
-from pushsse.cli.client import Printed
-from pushsse.cli.desk import show
+from pushsse.cli.questions import Printed, show
 
 
 def test_growing_answer_is_printed_piece_by_piece(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pushsse.cli.publish import Line, portions
+from pushsse.cli.events import Line, portions
 from tests.cli.running import LIMIT_S, Served, environment, served
 from tests.cli.test_terminal import on_terminal
 from tests.starting import Forked, run, start

@@ -1,21 +1,127 @@
-"""`pushsse desk`: what waits for people, in the shell: list it, read it, answer it, give it back.
+"""Questions and their answers: `pushsse ask`, and `pushsse desk` for those that wait for people.
 
-Needs a token with the scope pushsse:answer. Text of people is printed through `say`, which escapes what
-could move a terminal's cursor.
+`ask` prints the answer as it comes. `desk` lists what waits, reads it, answers it, gives it back; it needs a
+token with the scope pushsse:answer. Text of people is printed through `say`, which escapes what could move a
+terminal's cursor.
 """
 
+import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import click
+import httpx
+from httpx_sse import connect_sse
 
-from pushsse.cli import one_line, say, say_json
-from pushsse.cli.client import ListsByDefault, Target, answered, in_path, with_target
-from pushsse.cli.terminal import Cell, is_terminal, plain, print_table
+from pushsse.cli import Failed, one_line, say, say_json
+from pushsse.cli.client import ListsByDefault, Target, answered, in_path, problem, with_target
+from pushsse.cli.terminal import Cell, is_terminal, plain, print_line, print_table
 
+_READ_TIMEOUT_S = 60.0
+_LOOK_S = 1.0
+_GIVE_UP_S = 300.0
+# What a question is while its answer is still to come, by itself.
+_GOES_ON = frozenset({"pending", "answering"})
 _MOST_CONVERSATIONS = 100
 _MOST_QUESTIONS = 100
+
+
+@dataclass(slots=True)
+class Printed:
+    """The answer as it is printed so far."""
+
+    text: str = ""
+
+    def become(self, text: str) -> None:
+        """Prints what is new. An answer that doesn't continue what is printed begins on a new line."""
+        if text.startswith(self.text):
+            say(text[len(self.text) :], nl=False, lines=True)
+        else:
+            say(f"\n{text}", nl=False, lines=True)
+        self.text = text
+
+    def grow(self, start: int, text: str) -> None:
+        """`answer.delta`: `start` counts UTF-16 code units."""
+        kept = self.text.encode("utf-16-le")[: 2 * start].decode("utf-16-le", "ignore")
+        self.become(kept + text)
+
+    def end(self, answer: Any) -> None:
+        """The whole answer."""
+        self.become(answer["text"])
+        say("")
+        sources = [part for part in answer["parts"] if part["type"] == "source"]
+        for link in [*answer["links"], *sources]:
+            print_line(f"  {link['title']}: ", (link["url"], "name"))
+        for suggestion in answer["suggestions"]:
+            say(f"  - {suggestion}")
+
+
+@click.command()
+@click.argument("text", nargs=-1, required=True)
+@click.option("--conversation", default=None, help="go on in this conversation")
+@click.option("--json", "as_json", is_flag=True, help="the question with its answer, as one line of JSON")
+@with_target
+def ask(target: Target, text: tuple[str, ...], conversation: str | None, as_json: bool) -> None:
+    """Ask a question and print the answer as it comes."""
+    question = {"text": " ".join(text)} | ({"conversation": conversation} if conversation else {})
+    printed = None if as_json else Printed()
+    with target.client(read_timeout_s=_READ_TIMEOUT_S) as client:
+        with connect_sse(client, "POST", "/v1/questions", json=question) as source:
+            if not source.response.is_success:
+                source.response.read()
+                raise Failed(problem(source.response))
+            location = source.response.headers.get("location", "")
+            try:
+                for event in source.iter_sse():
+                    if printed is not None and _is_over(event.event, json.loads(event.data), printed):
+                        return
+            except httpx.TransportError:
+                say("\nthe connection was lost; the answer goes on without it", err=True, lines=True)
+        _wait(client, location, printed)
+
+
+def _is_over(name: str, data: Any, printed: Printed) -> bool:
+    if name == "answer.delta":
+        printed.grow(data["from"], data["text"])
+        part = data.get("part") or {}
+        if part.get("type") == "status" and is_terminal(err=True):
+            print_line((part["text"], "dim"), err=True)
+    elif name == "answer" and not data["truncated"]:
+        printed.end(data)
+        return True
+    elif name == "question" and data["status"] == "handed_over":
+        say(f"people answer this: {data['id']}, in the conversation {data['conversation']}", err=True)
+        return True
+    elif name == "answer.error":
+        raise Failed(f"{data['code']}: {data['detail']}")
+    return False
+
+
+def _wait(client: httpx.Client, location: str, printed: Printed | None) -> None:
+    """Asks for the rest of an answer whose reply ended early, or which is too long for an event.
+
+    Without `printed` it prints the question as JSON.
+    """
+    until = time.monotonic() + _GIVE_UP_S
+    while time.monotonic() < until:
+        question = answered(client.get(quote(location)))
+        if printed is None and question["status"] not in _GOES_ON:
+            say_json(one_line(question))
+        if question["error"] is not None:
+            raise Failed(f"{question['error']['code']}: {question['error']['detail']}")
+        if question["status"] not in _GOES_ON:
+            if printed is not None and question["answer"] is not None:
+                printed.end(question["answer"])
+            return
+        time.sleep(_LOOK_S)
+    raise Failed(f"there is no answer yet; it will be at {location}")
+
+
+# `desk`
 
 
 @click.group(cls=ListsByDefault)
