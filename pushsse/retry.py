@@ -1,6 +1,7 @@
 """Waiting between tries of a dependency that is away, and telling the log once that it is.
 
-Used wherever something is tried again. Waits are exponential, with jitter, and bounded.
+Used wherever something is tried again. Waits are exponential, with jitter, and bounded. `Seldom` is for what
+fails for each of thousands of clients, who try again by themselves.
 """
 
 import logging
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 # Between two lines of one outage.
 FIRST_QUIET_S = 5.0
 MOST_QUIET_S = 600.0
+# Between two lines of `Seldom`.
+SELDOM_S = 10.0
 
 
 @dataclass(slots=True)
@@ -78,3 +81,23 @@ class Outage:
         self.backoff.reset()
         self.logger.warning("%s: works again, after %.1f s", self.what, lasted_s)
         return lasted_s
+
+
+@dataclass(slots=True)
+class Seldom:
+    """What may fail a thousand times a second: the log gets the first, then one every ten seconds."""
+
+    what: str
+    logger: logging.Logger
+    _quiet_until: float = 0.0
+    _unsaid: int = 0
+
+    def failed(self, error: object) -> None:
+        """It failed once more. Those that got no line are counted in the next one."""
+        now = time.monotonic()
+        if now < self._quiet_until:
+            self._unsaid += 1
+            return
+        more = f"; {self._unsaid} more since the last such line" if self._unsaid else ""
+        self._quiet_until, self._unsaid = now + SELDOM_S, 0
+        self.logger.warning("%s: %s%s", self.what, str(error) or type(error).__name__, more)

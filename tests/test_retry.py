@@ -6,7 +6,7 @@ import time
 import pytest
 
 from pushsse import retry
-from pushsse.retry import Backoff, Outage
+from pushsse.retry import Backoff, Outage, Seldom
 
 logger = logging.getLogger("pushsse.test")
 
@@ -65,3 +65,19 @@ def test_an_outage_whose_reason_is_logged_already_begins_silently(
     assert not caplog.records
     tried.over()
     assert said(caplog) == ["reading: works again"]
+
+
+def test_what_fails_for_thousands_is_a_line_at_once_and_then_one_every_ten_seconds(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    seldom = Seldom("a client is refused", logger)
+    for _ in range(161):
+        seldom.failed(OSError("no answer"))
+        now += 0.125
+    assert [record.getMessage() for record in caplog.records] == [
+        "a client is refused: no answer",
+        "a client is refused: no answer; 79 more since the last such line",
+        "a client is refused: no answer; 79 more since the last such line",
+    ]

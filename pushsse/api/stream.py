@@ -24,6 +24,7 @@ from pushsse.api.identity import STREAM, Identifier, Identity
 from pushsse.errors import CloseReason, Overloaded, Unavailable
 from pushsse.hub.opening import Begin, From, Opener, StreamOptions
 from pushsse.hub.people import GATHER_S
+from pushsse.retry import Seldom
 from pushsse.stream.admission import over_limit
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy
 from pushsse.stream.handover import offered
@@ -109,6 +110,9 @@ class StreamEndpoint:
     portable_queue: Queue = field(default_factory=lambda: Queue(PORTABLE_AT_ONCE))
     wake_queue: WakeQueue = field(default_factory=WakeQueue)
     rate: OpeningRate = field(default_factory=OpeningRate)
+    failures: Seldom = field(
+        default_factory=lambda: Seldom("a stream can't begin, and its client comes back", logger)
+    )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -139,7 +143,8 @@ class StreamEndpoint:
                 assert ticket is not None
                 queued = await self._begin_by_ticket(request, send, ticket, wish, options)
         except Unavailable as error:
-            logger.warning("a stream can't begin: %s", error)
+            # Of all clients of a node whose Redis is away, each fails every few seconds.
+            self.failures.failed(error)
             await self._busy()(scope, receive, send)
             return
         # Outside the queue, which is for openings: this lasts as long as the stream.

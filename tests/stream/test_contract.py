@@ -18,6 +18,7 @@ import pytest
 
 from deploy.parts import PartMissing
 from deploy.parts.certificate import Certificate, make_certificate
+from pushsse.errors import BackplaneUnavailable
 from pushsse.hub import heartbeat
 from pushsse.hub.opening import From, Opener, Opening
 from pushsse.position import parse
@@ -404,6 +405,19 @@ async def test_a_full_node_asks_to_come_back_later_with_a_200(serve: Serve) -> N
         assert reply.status_code == 200
         assert reply.headers["content-type"].startswith("text/event-stream")
         assert re.match(r"retry: \d{4,5}\nevent: exception\ndata: \{\"code\":\"overloaded\"", reply.text)
+
+
+async def test_streams_that_cant_begin_are_one_line_in_the_log_however_many_they_are(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(opener: Opener, user: str, wish: From) -> AbstractAsyncContextManager[Opening]:
+        raise BackplaneUnavailable("no answer within 1.5 s")
+
+    monkeypatch.setattr(Opener, "opening", away)
+    async with serve() as node:
+        replies = await asyncio.gather(*[node.http.get(f"/v1/stream?user=u{n}&since=1m") for n in range(20)])
+    assert all("overloaded" in reply.text for reply in replies)
+    assert caplog.text.count("a stream can't begin") == 1
 
 
 async def test_streams_that_waited_together_are_no_more_than_the_node_has_room_for(
