@@ -19,9 +19,8 @@ from msgspec import UNSET, Struct, UnsetType
 from pushsse.backplane import BROADCAST, Backplane, Entry, log_of
 from pushsse.event import Publication
 from pushsse.hub.catch_up import Scans
-from pushsse.kafka import Connection
+from pushsse.kafka import Connection, reader
 from pushsse.kafka.producer import partition_of
-from pushsse.kafka.reading import reader
 from pushsse.outcomes import Outcome
 from pushsse.position import parse
 

@@ -28,10 +28,9 @@ from pushsse.errors import InvalidInput, SettingsError, Unavailable
 from pushsse.intake import AllTypes, Decode, Drafter
 from pushsse.intake.proposing import Proposal, proposal, registry_id
 from pushsse.intake.sources import format_of, sources, topics
-from pushsse.kafka import Record, connection
+from pushsse.kafka import Record, TopicReader, connection, reader
 from pushsse.kafka.dead_letters import RESEND_BATCH, DeadLetter, DeadLetterTopic, Sent, place_of
 from pushsse.kafka.producer import Producer
-from pushsse.kafka.reading import TopicReader, reader
 from pushsse.logs import shown
 from pushsse.metrics import Metrics
 from pushsse.settings import DLQ_SUFFIX, FORMATS, KafkaMap, KafkaSource, Settings

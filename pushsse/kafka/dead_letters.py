@@ -22,9 +22,8 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
-from pushsse.kafka import Connection, Record, Topics, stop
+from pushsse.kafka import Connection, Record, TopicReader, Topics, stop
 from pushsse.kafka.producer import Outgoing, Producer, RecordRefused
-from pushsse.kafka.reading import TopicReader
 from pushsse.metrics import Metrics
 
 logger = logging.getLogger(__name__)

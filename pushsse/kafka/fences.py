@@ -11,13 +11,13 @@ import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaTimeoutError
 
 from pushsse.errors import SettingsError
-from pushsse.kafka import Connection, Record, Topics, stop
+from pushsse.kafka import Connection, Range, Record, Topics, ranges, stop
 from pushsse.settings import seconds
 
 logger = logging.getLogger(__name__)
@@ -41,13 +41,6 @@ class Fences(Protocol):
     async def first_start(self, topic: str, offsets: Mapping[int, int]) -> Mapping[int, int]: ...
     async def fence(self, topic: str, partition: int) -> tuple[int, int] | None: ...
     async def reset_fence(self, topic: str, partition: int) -> None: ...
-
-
-class Range(NamedTuple):
-    """The offsets that a partition holds: `first` is the oldest, `end` the next to be written."""
-
-    first: int
-    end: int
 
 
 class Ownership(Protocol):
@@ -296,14 +289,6 @@ class Fenced:
         except GroupAuthorizationFailedError:
             return 0
         return sum(len(members) for answer in answers for _, _, _, _, _, members, *_ in answer.groups)
-
-
-async def ranges(consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]) -> Mapping[TopicPartition, Range]:
-    """What partitions hold just now. Raises KafkaError."""
-    if not ats:
-        return {}
-    first, end = await asyncio.gather(consumer.beginning_offsets(ats), consumer.end_offsets(ats))
-    return {at: Range(first[at], end[at]) for at in ats}
 
 
 def within(at: TopicPartition, offset: int, available: Range) -> int:

@@ -17,8 +17,8 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from pushsse.errors import Unavailable
-from pushsse.kafka import Topics
-from pushsse.kafka.fences import Ownership, ranges, within
+from pushsse.kafka import Topics, ranges
+from pushsse.kafka.fences import Ownership, within
 from pushsse.metrics import Metrics
 from pushsse.retry import Backoff, Outage
 

@@ -14,8 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from pushsse.intake.mapped import MappedFormat, compiled
 from pushsse.intake.sources import sources
-from pushsse.kafka import Connection
-from pushsse.kafka.reading import reader
+from pushsse.kafka import Connection, reader
 from pushsse.settings import load
 from tests.cli.running import pushsse
 from tests.intake.kit import Kit, drafter, value
