@@ -1,9 +1,9 @@
 """aiokafka's clients, made with the settings that the guarantees need; and which topics are read.
 
-`Connection` makes the clients for `consumer`, `fences`, `producer` and `pushsse doctor`. A `TopicReader`
+`Connection` makes the clients for `consumer`, `partition`, `producer` and `pushsse doctor`. A `TopicReader`
 reads what a topic holds without a group, so that nothing is committed and no member of one notices: for
 `pushsse try`, `pushsse dead` and `explain`. `Topics` is made from the settings, by `intake.sources` and for
-the answerer over Kafka: `consumer` subscribes to what is there of them, and `fences` asks it where each
+the answerer over Kafka: `consumer` subscribes to what is there of them, and `partition` asks it where each
 begins. A dead-letter topic is never one of them, whatever a pattern says: its reader would write what it
 reads. Deliberate: `auto_offset_reset="none"`. aiokafka would move to another offset silently, and a topic
 that was recreated would go unnoticed.
@@ -81,7 +81,7 @@ class Connection:
             bootstrap_servers=self.bootstrap,
             client_id="pushsse",
             group_id=group,
-            # Guarantee 1: where reading starts is decided in `fences`; offsets are committed by `partition`,
+            # Guarantee 1: where reading starts is decided, and offsets are committed, by `partition`,
             # when the records are applied.
             auto_offset_reset="none",
             enable_auto_commit=False,

@@ -18,8 +18,7 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from pushsse.errors import InvalidInput, KafkaUnavailable, NotOwner, Unavailable
 from pushsse.kafka import Connection, Record, Topics, cancellation_is_ours, stop
 from pushsse.kafka.dead_letters import DeadLetters, Refused
-from pushsse.kafka.fences import Fenced, Fences, Ownership, Unfenced
-from pushsse.kafka.partition import Assignment, Partition, Progress, Watchdog
+from pushsse.kafka.partition import Assignment, Fenced, Fences, Ownership, Partition, Progress, Unfenced
 from pushsse.kafka.producer import Producer
 from pushsse.metrics import Metrics
 from pushsse.retry import Backoff, Outage
@@ -30,6 +29,8 @@ _START_LIMIT_S = 30.0
 _POLL_MS = 200
 _POLL_LIMIT_S = 5.0
 _LOST_S = 4.0
+_LOOK_S = 2.0
+_TOPICS_EVERY_S = 4.0
 _LETTERS_AT_ONCE = 100
 # How long a run of records may hold the event loop.
 _DECODE_S = 0.005
@@ -222,7 +223,7 @@ class _Member(Generic[Item]):
         handler: Handler[Item],
         *,
         letters: DeadLetters,
-        watchdog: Watchdog,
+        watchdog: "Watchdog",
         metrics: Metrics,
         kafka: Outage,
         pace: ConsumerPace,
@@ -400,6 +401,121 @@ class _Member(Generic[Item]):
                 # Revoked or suspended while we waited: its offset isn't ours to move.
                 if partition.ready:
                     partition.next_offset = max(position, partition.next_offset or 0)
+
+
+class Watchdog:
+    """Watches a member from the side: how far behind it is, and whether it still gets anywhere.
+
+    aiokafka's member can get stuck without an error (no partitions though there is work, no answers to its
+    fetches); only a new one helps then. Topics that appear need a new one, too. `stuck` says why it should be
+    replaced, "" while all is well.
+    """
+
+    def __init__(
+        self,
+        consumer: AIOKafkaConsumer,
+        assignment: Assignment,
+        ownership: Ownership,
+        *,
+        topics: Topics,
+        there: Collection[str],
+        stuck_s: float,
+        metrics: Metrics,
+    ) -> None:
+        self.stuck = ""
+        self._consumer = consumer
+        self._assignment = assignment
+        self._ownership = ownership
+        self._topics = topics
+        self._there = there
+        self._stuck_s = stuck_s
+        self._metrics = metrics
+        self._polled: dict[TopicPartition, tuple[int | None, float]] = {}
+        self._spare_since = time.monotonic()
+        self._unread: Mapping[TopicPartition, int] = {}
+        self._topics_at = 0.0
+
+    async def run(self) -> None:
+        """Looks every 2 s, until cancelled."""
+        while not self.stuck:
+            await asyncio.sleep(_LOOK_S)
+            self._look_at_polls()
+            # Each by itself: one asks Kafka, the other the backplane, and either may be away.
+            for look in (self._ask_kafka, self._ownership.renew):
+                try:
+                    async with asyncio.timeout(_LOOK_S * 2):
+                        await look()
+                except (KafkaError, Unavailable, TimeoutError):
+                    # Where Kafka is away the polls stand still as well, and that is noticed above.
+                    continue
+
+    async def _ask_kafka(self) -> None:
+        await self._measure_lag()
+        await self._look_whether_spare()
+        await self._look_for_topics()
+
+    def _look_at_polls(self) -> None:
+        now = time.monotonic()
+        if not self._assignment.idle.is_set():
+            # A batch in hand, perhaps for long: nothing is asked of Kafka meanwhile.
+            self._polled.clear()
+        for partition in self._assignment.partitions.values():
+            if not partition.ready or partition.blocked:
+                continue
+            polled = self._consumer.last_poll_timestamp(partition.at)
+            known = self._polled.get(partition.at)
+            if known is None or known[0] != polled:
+                self._polled[partition.at] = (polled, now)
+            elif now - known[1] > self._stuck_s:
+                self.stuck = f"no fetch of {partition.name} was answered for {self._stuck_s:g} s"
+
+    async def _measure_lag(self) -> None:
+        partitions = self._assignment.partitions
+        ats = [each.at for each in partitions.values() if each.next_offset is not None]
+        if not ats:
+            return
+        for at, end in (await self._consumer.end_offsets(ats)).items():
+            # Revoked meanwhile, it has no lag here.
+            if (partition := partitions.get(at)) is not None:
+                self._metrics.lag[at.topic, str(at.partition)] = max(0, end - (partition.next_offset or 0))
+
+    async def _look_whether_spare(self) -> None:
+        """A member without partitions is fine where others do the work, and stuck where nobody does."""
+        if self._assignment.partitions:
+            self._spare_since = time.monotonic()
+            self._unread = {}
+        elif time.monotonic() - self._spare_since > 2 * self._stuck_s:
+            unread = await self._unread_now()
+            if any(self._unread.get(at) == committed for at, committed in unread.items()):
+                self.stuck = (
+                    f"no partition of {self._topics.name} is assigned, though nobody in the group reads on"
+                )
+            self._spare_since = time.monotonic()
+            self._unread = unread
+
+    async def _unread_now(self) -> Mapping[TopicPartition, int]:
+        """The partitions with records that the group hasn't committed, and how far each has got."""
+        ats = [
+            TopicPartition(topic, number)
+            for topic in self._there
+            for number in self._consumer.partitions_for_topic(topic) or ()
+        ]
+        ends = await self._consumer.end_offsets(ats) if ats else {}
+        committed = {at: await self._consumer.committed(at) or 0 for at in ats}
+        return {at: committed[at] for at in ats if ends[at] > committed[at]}
+
+    async def _look_for_topics(self) -> None:
+        """A topic that was missing, or matches a pattern since it was made, is read by a new member.
+
+        Deliberate: the running member isn't subscribed anew. aiokafka forgets its assignment at once then,
+        and whatever is done with a partition before the group has met again fails.
+        """
+        if not self._topics.may_grow(self._there) or time.monotonic() < self._topics_at:
+            return
+        self._topics_at = time.monotonic() + _TOPICS_EVERY_S
+        new = self._topics.among(await self._consumer.topics()) - frozenset(self._there)
+        if new:
+            self.stuck = f"{', '.join(sorted(new))} can be read now"
 
 
 async def decode_all(

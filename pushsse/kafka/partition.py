@@ -1,8 +1,11 @@
 """The partitions that the group has assigned to one member: getting them ready, and committing their offsets.
 
-Made by `consumer` for each of its members; aiokafka calls it at each rebalance; it asks `fences` before
-anything is read. Deliberate: a rebalance only notes what is assigned and pauses it. Claims and fences need
-other parts, which may be slow, and a listener that is slow costs the membership.
+`consumer` makes an `Assignment` for each of its members; aiokafka calls it at each rebalance. Before anything
+of a partition is read it asks its `Ownership` whose the partition is, where reading starts, and whether its
+topic is still the same one. Guarantee 1 begins here: claim first, then look at the fence, only then read.
+`Fenced` is for records that must not be applied twice, `Unfenced` for those whose second time does no harm.
+Deliberate: a rebalance only notes what is assigned and pauses it. Claims and fences need other parts, which
+may be slow, and a listener that is slow costs the membership.
 """
 
 import asyncio
@@ -10,27 +13,37 @@ import logging
 import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.errors import (
+    CommitFailedError,
+    GroupAuthorizationFailedError,
+    IllegalStateError,
+    KafkaError,
+    KafkaTimeoutError,
+)
 
-from pushsse.errors import Unavailable
-from pushsse.kafka import Topics, ranges
-from pushsse.kafka.fences import Ownership, within
+from pushsse.errors import SettingsError, Unavailable
+from pushsse.kafka import Connection, Range, Record, Topics, ranges, stop
 from pushsse.metrics import Metrics
 from pushsse.retry import Backoff, Outage
+from pushsse.settings import seconds
 
 logger = logging.getLogger(__name__)
+METADATA_PREFIX = "pushsse-backplane="
+_ADMIN_S = 10.0
+_PROBE_S = 5.0
+# Running nodes put an identity that Redis has lost back every two seconds.
+_PUT_BACK_S = 6.0
+_LOOK_S = 0.5
 _REVOKE_S = 2.0
 _COMMIT_EVERY_S = 0.25
 _COMMIT_LIMIT_S = 3.0
 _PREPARE_LIMIT_S = 20.0
 _PREPARED_AT_ONCE = 100
 _NOT_OURS_S = 2.0
-_LOOK_S = 2.0
-_TOPICS_EVERY_S = 4.0
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +67,320 @@ class Partition:
     def name(self) -> str:
         """As logs name it."""
         return f"{self.at.topic}-{self.at.partition}"
+
+
+class Fences(Protocol):
+    """The part of `pushsse.backplane.Backplane` that knows Kafka's partitions; its contract is there.
+
+    Repeated here because nothing in `kafka` imports the backplane: other topics are read without one.
+    """
+
+    async def claim(self, topic: str, partition: int, owner: str) -> None: ...
+    async def identity(self, suggested: str) -> str: ...
+    async def claimed(self, topic: str, partition: int) -> bool: ...
+    async def first_start(self, topic: str, offsets: Mapping[int, int]) -> Mapping[int, int]: ...
+    async def fence(self, topic: str, partition: int) -> tuple[int, int] | None: ...
+    async def reset_fence(self, topic: str, partition: int) -> None: ...
+
+
+class Ownership(Protocol):
+    """What a member settles, beside its assignment by the group, before it reads.
+
+    All of it raises KafkaError and Unavailable, and may be called again.
+    """
+
+    @property
+    def metadata(self) -> str:
+        """What is committed beside each offset."""
+        ...
+
+    async def check(self) -> None:
+        """Returns when this process may join the group. Raises SettingsError where it never may."""
+        ...
+
+    async def renew(self) -> None:
+        """What has to be done again every few seconds."""
+        ...
+
+    async def first_offsets(
+        self, consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, int]:
+        """Where to begin with partitions for which the group has no offset."""
+        ...
+
+    async def claim(self, owners: Mapping[TopicPartition, str]) -> None:
+        """Makes each owner the only one whose records of its partition are taken."""
+        ...
+
+    async def recreated(
+        self, consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, int]:
+        """The partitions that aren't the ones read before, though named like them, and where they begin."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Unfenced:
+    """The group's assignment is enough. `late` topics begin at their beginning."""
+
+    topics: Topics
+    late: Collection[str] = ()
+    metadata: str = ""
+
+    async def check(self) -> None:
+        """Anybody may join."""
+
+    async def renew(self) -> None:
+        """Nothing."""
+
+    async def first_offsets(
+        self, consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, int]:
+        """What their topic's start means for each partition just now."""
+        found: dict[TopicPartition, int] = {}
+        for topic, of_it in _by_topic(ats).items():
+            start = "earliest" if topic in self.late else self.topics.start_of(topic)
+            found |= await _start_offsets(consumer, of_it, start)
+        return found
+
+    async def claim(self, owners: Mapping[TopicPartition, str]) -> None:
+        """Nothing here refuses an earlier owner's records."""
+
+    async def recreated(
+        self, consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, int]:
+        """Without fences there is nothing to compare."""
+        return {}
+
+
+@dataclass(slots=True)
+class Fenced:
+    """The backplane keeps claims and fences, and its identity is committed beside the group's offsets.
+
+    Two backplanes in one group would each publish only the records of their own nodes' partitions: half of
+    the people would get nothing, and no log would say so. `identity` tells them apart; "" until `check`
+    returned. Topics that are `late`, because they weren't there at first, begin at their beginning.
+    """
+
+    connection: Connection
+    fences: Fences
+    topics: Topics
+    group: str
+    late: Collection[str] = ()
+    identity: str = field(default="", init=False)
+
+    @property
+    def metadata(self) -> str:
+        """The backplane's identity."""
+        return METADATA_PREFIX + self.identity
+
+    async def check(self) -> None:
+        """Returns when the group's offsets are this backplane's, or nobody's.
+
+        Raises SettingsError where they are another's; KafkaError, BackplaneUnavailable, TimeoutError.
+        """
+        found = await self._committed_by()
+        self.identity = await self.fences.identity(self.identity)
+        if not self.identity and found:
+            self.identity = await self._adopted(found)
+        elif not self.identity:
+            self.identity = await self.fences.identity(secrets.token_hex(8))
+        if found - {self.identity}:
+            raise SettingsError(
+                f"PUSHSSE_KAFKA_GROUP: the group {self.group!r} reads {self.topics.name} for another"
+                " backplane (another Redis, or a node without one). Set PUSHSSE_REDIS_URL to the Redis of its"
+                " nodes, or PUSHSSE_KAFKA_GROUP to a group of this deployment's own"
+            )
+
+    async def renew(self) -> None:
+        """Puts the identity back where Redis has lost it. Raises BackplaneUnavailable."""
+        if self.identity:
+            await self.fences.identity(self.identity)
+
+    async def claim(self, owners: Mapping[TopicPartition, str]) -> None:
+        """From here on the backplane refuses what an owner before has read and not published yet."""
+        for at, owner in owners.items():
+            await self.fences.claim(at.topic, at.partition, owner)
+
+    async def first_offsets(
+        self, consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, int]:
+        """Its start for a topic that the group has never read, else the beginning.
+
+        The offsets of a start are decided once, for all of the topic's partitions, by whichever node is
+        first, and kept in the backplane. A partition that appears later, or whose offsets Kafka has lost,
+        begins at its beginning: nobody meant to pass it over.
+        """
+        if not ats:
+            return {}
+        available = await ranges(consumer, ats)
+        found: dict[TopicPartition, int] = {}
+        for topic, of_it in _by_topic(ats).items():
+            every = [TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic) or ()]
+            begun = await self.fences.first_start(topic, await self._first_start(consumer, topic, every))
+            for at in of_it:
+                # Claimed, but without a committed offset: Kafka has lost it. The fence skips what the log
+                # has.
+                lost = await self.fences.claimed(at.topic, at.partition)
+                offset = None if lost else begun.get(at.partition)
+                found[at] = available[at].first if offset is None else within(at, offset, available[at])
+        return found
+
+    async def recreated(
+        self, consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, int]:
+        """Compares the record that is now at each fence with the one that was published; resets fences.
+
+        To be called after `claim`: the owner before us may publish until then, and move the fence.
+        """
+        fences: dict[TopicPartition, tuple[int, int]] = {}
+        for at in ats:
+            if (fence := await self.fences.fence(at.topic, at.partition)) is not None:
+                fences[at] = fence
+        available = await ranges(consumer, list(fences))
+        to_read = {
+            at: offset
+            for at, (offset, _) in fences.items()
+            if available[at].first <= offset < available[at].end
+        }
+        found = await self._timestamps_ms(to_read)
+        recreated: dict[TopicPartition, int] = {}
+        for at, (offset, timestamp_ms) in fences.items():
+            # No record where the fence is: trimmed or compacted away, so nothing speaks against the topic.
+            if offset < available[at].end and found.get(at) in (None, timestamp_ms):
+                continue
+            # Before anything is read: a fence of the old topic would skip the new one's records as known.
+            await self.fences.reset_fence(at.topic, at.partition)
+            recreated[at] = available[at].first
+            logger.warning(
+                "%s-%d was deleted and made again: offset %d %s. Its fence starts over, and it is read from"
+                " its beginning",
+                at.topic,
+                at.partition,
+                offset,
+                "is another record than the one published" if at in to_read else "is beyond the end",
+            )
+        return recreated
+
+    async def _first_start(
+        self, consumer: AIOKafkaConsumer, topic: str, ats: Sequence[TopicPartition]
+    ) -> Mapping[int, int]:
+        """What its start means for all partitions of the topic now; nothing where the group has begun it."""
+        for at in ats:
+            if await consumer.committed(at) is not None:
+                return {}
+        start = "earliest" if topic in self.late else self.topics.start_of(topic)
+        found = await _start_offsets(consumer, ats, start)
+        return {at.partition: offset for at, offset in found.items()}
+
+    async def _timestamps_ms(self, offsets: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int]:
+        """The timestamps of the records at these offsets, where there are any.
+
+        By a consumer without a group, so that the group's own isn't moved. Raises KafkaError.
+        """
+        if not offsets:
+            return {}
+        probe = self.connection.consumer(None)
+        found: dict[TopicPartition, int] = {}
+        try:
+            await probe.start()
+            for at, offset in offsets.items():
+                record = await _record(probe, at, offset)
+                if record is not None:
+                    found[at] = record.timestamp
+        finally:
+            await stop(probe)
+        return found
+
+    async def _adopted(self, found: set[str]) -> str:
+        """The identity of a Redis that has none: new, or emptied, or restored from before it had one."""
+        until = time.monotonic() + self.connection.session_timeout_ms / 1000 + _PUT_BACK_S
+        while others := await self._members():
+            # They put it back if this is their Redis; a member that was killed is one until its session ends.
+            if identity := await self.fences.identity(""):
+                return identity
+            if time.monotonic() > until:
+                logger.warning("the group %s has %d members at another backplane", self.group, others)
+                return await self.fences.identity(secrets.token_hex(8))
+            await asyncio.sleep(_LOOK_S)
+        logger.warning(
+            "the backplane knows nothing of the offsets that the group %s has committed: it is new, or was"
+            " emptied. The group has no other member, so this node goes on from them",
+            self.group,
+        )
+        return await self.fences.identity(min(found))
+
+    async def _committed_by(self) -> set[str]:
+        """The identities of the backplanes whose nodes committed the group's offsets of these topics."""
+        async with asyncio.timeout(_ADMIN_S), self.connection.admin() as admin:
+            offsets = await admin.list_consumer_group_offsets(self.group)
+        metadata = {
+            each.metadata
+            for at, each in offsets.items()
+            if self.topics.group_of(at.topic) is not None and each.metadata
+        }
+        return {each.removeprefix(METADATA_PREFIX) for each in metadata if each.startswith(METADATA_PREFIX)}
+
+    async def _members(self) -> int:
+        """How many members the group has; 0 where that may not be asked."""
+        try:
+            async with asyncio.timeout(_ADMIN_S), self.connection.admin() as admin:
+                answers = await admin.describe_consumer_groups([self.group])
+        except GroupAuthorizationFailedError:
+            return 0
+        return sum(len(members) for answer in answers for _, _, _, _, _, members, *_ in answer.groups)
+
+
+def within(at: TopicPartition, offset: int, available: Range) -> int:
+    """The offset, or the oldest one where Kafka doesn't hold it (any more, or yet)."""
+    if available.first <= offset <= available.end:
+        return offset
+    logger.warning(
+        "%s-%d: offset %d is out of range (%d to %d), starting at the earliest",
+        at.topic,
+        at.partition,
+        offset,
+        available.first,
+        available.end,
+    )
+    return available.first
+
+
+def _by_topic(ats: Sequence[TopicPartition]) -> Mapping[str, Sequence[TopicPartition]]:
+    found: dict[str, list[TopicPartition]] = {}
+    for at in ats:
+        found.setdefault(at.topic, []).append(at)
+    return found
+
+
+async def _start_offsets(
+    consumer: AIOKafkaConsumer, ats: Sequence[TopicPartition], start: str
+) -> dict[TopicPartition, int]:
+    """What `start` means for partitions just now; an age beyond the newest record is the end."""
+    available = await ranges(consumer, ats)
+    if start == "earliest":
+        return {at: available[at].first for at in ats}
+    if start == "latest":
+        return {at: available[at].end for at in ats}
+    since_ms = max(0, int((time.time() - seconds(start)) * 1000))
+    found = await consumer.offsets_for_times(dict.fromkeys(ats, since_ms))
+    return {at: available[at].end if found[at] is None else int(found[at].offset) for at in ats}
+
+
+async def _record(probe: AIOKafkaConsumer, at: TopicPartition, offset: int) -> Record | None:
+    """The record at an offset; None where there is none now (compacted, or a transaction's marker)."""
+    probe.assign([at])
+    probe.seek(at, offset)
+    until = time.monotonic() + _PROBE_S
+    while time.monotonic() < until:
+        found: Mapping[TopicPartition, Sequence[Record]] = await probe.getmany(
+            at, timeout_ms=500, max_records=1
+        )
+        if found:
+            return found[at][0] if found[at][0].offset == offset else None
+        if await probe.position(at) > offset:
+            return None
+    raise KafkaTimeoutError(f"{at.topic}-{at.partition}: the record at {offset} couldn't be read")
 
 
 class Progress(Protocol):
@@ -263,118 +590,3 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _marked(self, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, tuple[int, str]]:
         return {at: (offset, self._ownership.metadata) for at, offset in offsets.items()}
-
-
-class Watchdog:
-    """Watches a member from the side: how far behind it is, and whether it still gets anywhere.
-
-    aiokafka's member can get stuck without an error (no partitions though there is work, no answers to its
-    fetches); only a new one helps then. Topics that appear need a new one, too. `stuck` says why it should be
-    replaced, "" while all is well.
-    """
-
-    def __init__(
-        self,
-        consumer: AIOKafkaConsumer,
-        assignment: Assignment,
-        ownership: Ownership,
-        *,
-        topics: Topics,
-        there: Collection[str],
-        stuck_s: float,
-        metrics: Metrics,
-    ) -> None:
-        self.stuck = ""
-        self._consumer = consumer
-        self._assignment = assignment
-        self._ownership = ownership
-        self._topics = topics
-        self._there = there
-        self._stuck_s = stuck_s
-        self._metrics = metrics
-        self._polled: dict[TopicPartition, tuple[int | None, float]] = {}
-        self._spare_since = time.monotonic()
-        self._unread: Mapping[TopicPartition, int] = {}
-        self._topics_at = 0.0
-
-    async def run(self) -> None:
-        """Looks every 2 s, until cancelled."""
-        while not self.stuck:
-            await asyncio.sleep(_LOOK_S)
-            self._look_at_polls()
-            # Each by itself: one asks Kafka, the other the backplane, and either may be away.
-            for look in (self._ask_kafka, self._ownership.renew):
-                try:
-                    async with asyncio.timeout(_LOOK_S * 2):
-                        await look()
-                except (KafkaError, Unavailable, TimeoutError):
-                    # Where Kafka is away the polls stand still as well, and that is noticed above.
-                    continue
-
-    async def _ask_kafka(self) -> None:
-        await self._measure_lag()
-        await self._look_whether_spare()
-        await self._look_for_topics()
-
-    def _look_at_polls(self) -> None:
-        now = time.monotonic()
-        if not self._assignment.idle.is_set():
-            # A batch in hand, perhaps for long: nothing is asked of Kafka meanwhile.
-            self._polled.clear()
-        for partition in self._assignment.partitions.values():
-            if not partition.ready or partition.blocked:
-                continue
-            polled = self._consumer.last_poll_timestamp(partition.at)
-            known = self._polled.get(partition.at)
-            if known is None or known[0] != polled:
-                self._polled[partition.at] = (polled, now)
-            elif now - known[1] > self._stuck_s:
-                self.stuck = f"no fetch of {partition.name} was answered for {self._stuck_s:g} s"
-
-    async def _measure_lag(self) -> None:
-        partitions = self._assignment.partitions
-        ats = [each.at for each in partitions.values() if each.next_offset is not None]
-        if not ats:
-            return
-        for at, end in (await self._consumer.end_offsets(ats)).items():
-            # Revoked meanwhile, it has no lag here.
-            if (partition := partitions.get(at)) is not None:
-                self._metrics.lag[at.topic, str(at.partition)] = max(0, end - (partition.next_offset or 0))
-
-    async def _look_whether_spare(self) -> None:
-        """A member without partitions is fine where others do the work, and stuck where nobody does."""
-        if self._assignment.partitions:
-            self._spare_since = time.monotonic()
-            self._unread = {}
-        elif time.monotonic() - self._spare_since > 2 * self._stuck_s:
-            unread = await self._unread_now()
-            if any(self._unread.get(at) == committed for at, committed in unread.items()):
-                self.stuck = (
-                    f"no partition of {self._topics.name} is assigned, though nobody in the group reads on"
-                )
-            self._spare_since = time.monotonic()
-            self._unread = unread
-
-    async def _unread_now(self) -> Mapping[TopicPartition, int]:
-        """The partitions with records that the group hasn't committed, and how far each has got."""
-        ats = [
-            TopicPartition(topic, number)
-            for topic in self._there
-            for number in self._consumer.partitions_for_topic(topic) or ()
-        ]
-        ends = await self._consumer.end_offsets(ats) if ats else {}
-        committed = {at: await self._consumer.committed(at) or 0 for at in ats}
-        return {at: committed[at] for at in ats if ends[at] > committed[at]}
-
-    async def _look_for_topics(self) -> None:
-        """A topic that was missing, or matches a pattern since it was made, is read by a new member.
-
-        Deliberate: the running member isn't subscribed anew. aiokafka forgets its assignment at once then,
-        and whatever is done with a partition before the group has met again fails.
-        """
-        if not self._topics.may_grow(self._there) or time.monotonic() < self._topics_at:
-            return
-        self._topics_at = time.monotonic() + _TOPICS_EVERY_S
-        new = self._topics.among(await self._consumer.topics()) - frozenset(self._there)
-        if new:
-            self.stuck = f"{', '.join(sorted(new))} can be read now"

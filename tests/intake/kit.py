@@ -20,7 +20,7 @@ from pushsse.errors import BackplaneUnavailable, Unavailable
 from pushsse.intake import Decode, Drafter, EventHandler, Made, PushsseFormat
 from pushsse.kafka import Connection, Topics, one_topic
 from pushsse.kafka.consumer import Consumer, ConsumerPace, Handler
-from pushsse.kafka.fences import Fences
+from pushsse.kafka.partition import Fences
 from pushsse.metrics import Metrics
 from pushsse.node import Interruptible
 from tests.waiting import eventually
