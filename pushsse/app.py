@@ -26,7 +26,6 @@ from pushsse.api.admin import (
     UsersEndpoint,
 )
 from pushsse.api.agui import AguiEndpoint
-from pushsse.api.asked import Asked
 from pushsse.api.calls import Endpoints, direct_calls, immediate_calls, routes
 from pushsse.api.chat import ChatEndpoint
 from pushsse.api.completions import CompletionsEndpoint
@@ -35,6 +34,7 @@ from pushsse.api.direct import Application, Direct
 from pushsse.api.document import encoded_document
 from pushsse.api.events import EventsEndpoint
 from pushsse.api.files import ClientEndpoint, DocsEndpoint, PageEndpoint
+from pushsse.api.front_ends import FrontEnd
 from pushsse.api.limits import CallLimit
 from pushsse.api.polls import PollEndpoint
 from pushsse.api.preferences import PreferencesEndpoint
@@ -135,7 +135,7 @@ def _endpoints(node: Node) -> Endpoints:
     limited = node.metrics.limited
     asking = CallLimit("questions", settings.questions_per_minute, "ask", node.backplane, limited)
     rating = CallLimit("feedback", settings.feedback_per_minute, "rate answers", node.backplane, limited)
-    asked = Asked(identifier, node.questions, following, asking, node.replies, settings.heartbeat_s)
+    front_end = FrontEnd(identifier, node.questions, following, asking, node.replies, settings.heartbeat_s)
     switching = CallLimit(
         "switches", settings.switches_per_minute, "change switches", node.backplane, limited
     )
@@ -180,9 +180,9 @@ def _endpoints(node: Node) -> Endpoints:
             identifier, Transfer(node.database, node.preference_store, node.preferences)
         ),
         types=TypesEndpoint(identifier, node.catalogue_store, node.catalogue),
-        chat=ChatEndpoint(asked),
-        agui=AguiEndpoint(asked),
-        completions=CompletionsEndpoint(asked),
+        chat=ChatEndpoint(front_end),
+        agui=AguiEndpoint(front_end),
+        completions=CompletionsEndpoint(front_end),
         questions=QuestionsEndpoint(
             identifier, node.questions, reply, asking, rating, desk, node.hub.outcomes
         ),

@@ -14,10 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse.api import ProblemResponse, read_body
-from pushsse.api.asked import (
+from pushsse.api.front_ends import (
     MAX_BODY,
     NO_CONTENT,
-    Asked,
+    FrontEnd,
     asking,
     conversation_of,
     event,
@@ -71,11 +71,11 @@ class _Names(Struct, frozen=True):
 class AguiEndpoint:
     """A person's threads."""
 
-    asked: Asked
+    front: FrontEnd
 
     async def post(self, request: Request) -> Response:
         """Runs: asks, or follows the run that has this id already."""
-        who = await self.asked.identify(request)
+        who = await self.front.identify(request)
         given = (await read_body(request, MAX_BODY)).removeprefix(BOM)
         body = peek(given, RunRequest)
         try:
@@ -87,14 +87,14 @@ class AguiEndpoint:
         text = text_of(raw_value(message.content, at=at), at=at)
         wanted = asking(text, at=at, conversation=body.thread_id, conversation_at="$.threadId")
         key = key_of("agui", body.thread_id, body.run_id, text)
-        with self.asked.holding(who) as place:
-            question, fields = await self.asked.ask(who, wanted, key=key)
-            return self.asked.stream(question, who, AguiTeller(given, body), place, fields)
+        with self.front.holding(who) as place:
+            question, fields = await self.front.ask(who, wanted, key=key)
+            return self.front.stream(question, who, AguiTeller(given, body), place, fields)
 
     async def stop(self, request: Request) -> Response:
         """Stops what runs in a thread; its stream then ends with RUN_FINISHED."""
-        who = await self.asked.identify(request)
-        await self.asked.stop(who, conversation_of(request))
+        who = await self.front.identify(request)
+        await self.front.stop(who, conversation_of(request))
         return Response(status_code=204, headers=NO_CONTENT)
 
 

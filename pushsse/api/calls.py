@@ -509,7 +509,7 @@ CALLS = (
             Parameter("Idempotency-Key", "header", "a repeat returns the first", {"type": "string"}),
         ),
         bodies={JSON: completions.CompletionRequest},
-        answers={(200, JSON): completions.Completion, (200, SSE): None},
+        answers={(200, JSON): completions.ChatCompletion, (200, SSE): None},
         problems=(400, *_REFUSED, 404, 409, 413, 415, 422, 429, 502, 503),
         counted=True,
         foreign=_OPENAI,

@@ -15,11 +15,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse.api import Query, json_response
-from pushsse.api.asked import (
+from pushsse.api.front_ends import (
     NO_CONTENT,
     RESUMABLE,
-    Asked,
-    Named,
+    FrontEnd,
+    NamedQuestion,
     asking,
     context_of,
     conversation_of,
@@ -85,51 +85,51 @@ class ChatMessages(Struct, frozen=True):
 class ChatEndpoint:
     """A person's chats."""
 
-    asked: Asked
+    front: FrontEnd
 
     async def post(self, request: Request) -> Response:
         """Asks, or answers again, and streams the answer."""
-        who = await self.asked.identify(request)
+        who = await self.front.identify(request)
         resets = Query(request).flag("reset", default=False)
         body = await read(request, ChatRequest)
         given = _asking(body) if body.trigger != "regenerate-message" else None
-        with self.asked.holding(who) as place:
+        with self.front.holding(who) as place:
             if given is None:
-                question, fields = await self.asked.ask_again(who, body.id, _named(body))
+                question, fields = await self.front.ask_again(who, body.id, _named(body))
             else:
-                question, fields = await self.asked.ask(who, given, key=_key(body, given))
-            return self.asked.stream(question, who, ChatTeller(resets=resets), place, {**HEADERS, **fields})
+                question, fields = await self.front.ask(who, given, key=_key(body, given))
+            return self.front.stream(question, who, ChatTeller(resets=resets), place, {**HEADERS, **fields})
 
     async def resume(self, request: Request) -> Response:
         """The answer that is running, from its beginning; 204 if none is."""
-        who = await self.asked.identify(request)
+        who = await self.front.identify(request)
         resets = Query(request).flag("reset", default=False)
         chat = conversation_of(request)
-        with self.asked.holding(who) as place:
+        with self.front.holding(who) as place:
             # Also of a chat in which nothing was asked yet: `useChat` resumes whenever its page opens.
-            found = await self.asked.newest(who, chat)
+            found = await self.front.newest(who, chat)
             running = next((question for question in found if question.is_open), None)
             if running is None:
                 return Response(status_code=204, headers=NO_CONTENT)
-            return self.asked.stream(running, who, ChatTeller(resets=resets), place, HEADERS)
+            return self.front.stream(running, who, ChatTeller(resets=resets), place, HEADERS)
 
     async def stop(self, request: Request) -> Response:
         """Stops what is running; the stream then says `abort`."""
-        who = await self.asked.identify(request)
-        await self.asked.stop(who, conversation_of(request))
+        who = await self.front.identify(request)
+        await self.front.stop(who, conversation_of(request))
         return Response(status_code=204, headers=NO_CONTENT)
 
     async def messages(self, request: Request) -> Response:
         """The chat's messages, without the answer that is running."""
-        who = await self.asked.identify(request)
+        who = await self.front.identify(request)
         query, chat = Query(request), conversation_of(request)
         limit = query.number("limit", default=50, most=MOST_LISTED)
         older_than = before(query)
-        found, more = await self.asked.questions.whole_page(
+        found, more = await self.front.questions.whole_page(
             who.user, chat, limit=limit, before=older_than, most_characters=MOST_LISTED_CHARACTERS
         )
         if not found:
-            await self.asked.refuse_others(who, chat)
+            await self.front.refuse_others(who, chat)
         listed: list[ChatMessageView] = []
         for question in found:
             listed += reversed(_views(question))
@@ -168,7 +168,7 @@ def _key(body: ChatRequest, given: Asking) -> str | None:
     return key_of("chat", message.id, given.digest) if message.id else None
 
 
-def _named(body: ChatRequest) -> Named | None:
+def _named(body: ChatRequest) -> NamedQuestion | None:
     """The question that is to be answered again; None: the newest.
 
     A user's message has an id of the page, or the one that the list of messages gives it; in the body it is
@@ -180,10 +180,14 @@ def _named(body: ChatRequest) -> Named | None:
     try:
         given = _asking(body)
     except InvalidInput:
-        return Named(name)
+        return NamedQuestion(name)
     message, _ = _last(body)
     # Only of the message that is named: another one's question is not meant.
-    return Named(name, _key(body, given), given.text) if message.id == body.messageId else Named(name)
+    return (
+        NamedQuestion(name, _key(body, given), given.text)
+        if message.id == body.messageId
+        else NamedQuestion(name)
+    )
 
 
 def _views(question: Question) -> list[ChatMessageView]:

@@ -18,10 +18,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from pushsse.api import HttpProblem, ProblemResponse, json_response
-from pushsse.api.asked import (
+from pushsse.api.front_ends import (
     MAX_BODY,
     MOST_RAW,
-    Asked,
+    FrontEnd,
     asking,
     event,
     key_of,
@@ -35,7 +35,7 @@ from pushsse.api.identity import Identity
 from pushsse.api.questions import idempotency_key
 from pushsse.errors import InvalidInput, Violation
 from pushsse.questions import CUT_SHORT, KeptPart, Part, Question, SourcePart, StatusPart, Turn
-from pushsse.questions.following import Ended, Idle, Interrupted
+from pushsse.questions.following import Idle, Interrupted, QuestionEnded
 from pushsse.questions.service import Asking
 from pushsse.strictjson import shown
 
@@ -57,7 +57,7 @@ class CompletionMessage(Struct, frozen=True, gc=False):
     content: msgspec.Raw | UnsetType = UNSET
 
 
-class StreamOptions(Struct, frozen=True):
+class ChatCompletionStreamOptions(Struct, frozen=True):
     """How the stream is."""
 
     include_usage: bool | None = None
@@ -76,7 +76,7 @@ class CompletionRequest(Struct, frozen=True):
     # Each chunk of the answer has it.
     model: Annotated[str, Meta(max_length=256)] = MODEL
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: ChatCompletionStreamOptions | None = None
     n: int | None = None
     tools: msgspec.Raw | UnsetType = UNSET
     functions: msgspec.Raw | UnsetType = UNSET
@@ -86,7 +86,7 @@ class CompletionRequest(Struct, frozen=True):
     conversation: Annotated[str, Meta(description="the conversation that it belongs to")] | None = None
 
 
-class Usage(Struct, frozen=True):
+class CompletionUsage(Struct, frozen=True):
     """What the model has counted; zeros where none was asked."""
 
     prompt_tokens: int
@@ -110,7 +110,7 @@ class Annotation(Struct, frozen=True):
     type: Literal["url_citation"] = "url_citation"
 
 
-class Delta(Struct, frozen=True):
+class ChoiceDelta(Struct, frozen=True):
     """What a chunk adds."""
 
     role: Literal["assistant"] | UnsetType = UNSET
@@ -121,7 +121,7 @@ class Delta(Struct, frozen=True):
 class ChunkChoice(Struct, frozen=True):
     """The only choice of a chunk."""
 
-    delta: Delta
+    delta: ChoiceDelta
     finish_reason: Finish | None = None
     index: int = 0
 
@@ -132,14 +132,14 @@ class Handover(Struct, frozen=True, tag="handover"):
     question: str
 
 
-class Chunk(Struct, frozen=True):
+class ChatCompletionChunk(Struct, frozen=True):
     """A chunk of a streamed completion; `pushsse` is a status, data, or that people answer."""
 
     id: str
     created: int
     model: str
     choices: tuple[ChunkChoice, ...]
-    usage: Usage | UnsetType | None = UNSET
+    usage: CompletionUsage | UnsetType | None = UNSET
     pushsse: Part | Handover | UnsetType = UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
 
@@ -162,14 +162,14 @@ class Choice(Struct, frozen=True):
     logprobs: None = None
 
 
-class Completion(Struct, frozen=True):
+class ChatCompletion(Struct, frozen=True):
     """A whole completion; `pushsse` says that people answer."""
 
     id: str
     created: int
     model: str
     choices: tuple[Choice, ...]
-    usage: Usage
+    usage: CompletionUsage
     pushsse: Handover | UnsetType = UNSET
     object: Literal["chat.completion"] = "chat.completion"
 
@@ -209,23 +209,23 @@ class CompletionProblem(Struct, frozen=True):
 class CompletionsEndpoint:
     """Completions, each of which is a question."""
 
-    asked: Asked
+    front: FrontEnd
 
     async def post(self, request: Request) -> Response:
         """Asks; the answer in one piece, or streamed."""
-        who = await self.asked.identify(request)
+        who = await self.front.identify(request)
         wanted = await _wanted(request)
-        with self.asked.holding(who) as place:
-            question, fields = await self.asked.ask(who, wanted.asking, key=wanted.key)
+        with self.front.holding(who) as place:
+            question, fields = await self.front.ask(who, wanted.asking, key=wanted.key)
             headers = {"location": f"/v1/questions/{question.id}", **fields}
             if not wanted.streams:
                 return await self._whole(request, question, who, wanted.model, headers)
             teller = CompletionTeller(wanted.model, with_usage=wanted.with_usage)
-            return self.asked.stream(question, who, teller, place, headers)
+            return self.front.stream(question, who, teller, place, headers)
 
     async def models(self, request: Request) -> Response:
         """Who answers."""
-        await self.asked.identify(request)
+        await self.front.identify(request)
         return json_response(ModelList((_MODEL,)))
 
     async def _whole(
@@ -236,20 +236,20 @@ class CompletionsEndpoint:
         model: str,
         headers: Mapping[str, str],
     ) -> Response:
-        async with aclosing(self.asked.following.updates(question, who)) as updates:
+        async with aclosing(self.front.following.updates(question, who)) as updates:
             async for update in updates:
                 match update:
                     case Interrupted(reason):
                         raise HttpProblem(503, reason.code, reason.detail, {**headers, **_NO_RETRY})
-                    case Ended(ended) if ended.status in _FINISHED:
+                    case QuestionEnded(ended) if ended.status in _FINISHED:
                         return json_response(_completion(ended, model), headers=headers)
-                    case Ended(ended):
+                    case QuestionEnded(ended):
                         detail = ended.error_detail
                         raise HttpProblem(502, ended.error_code, detail, {**headers, **_NO_RETRY})
                     case Idle() if await request.is_disconnected():
                         # No server cancels a call whose client has left: it would keep its place to the end.
                         raise ClientDisconnect
-        raise AssertionError("updates end with Ended or Interrupted")
+        raise AssertionError("updates end with QuestionEnded or Interrupted")
 
 
 _MODEL = Model(MODEL, 1_767_225_600, MODEL)
@@ -284,7 +284,7 @@ async def _wanted(request: Request) -> _Wanted:
     if given.conversation is None:
         # Most clients name none, and send what was said instead.
         given = replace(given, after=_last_turn(body.messages))
-    options = body.stream_options or StreamOptions()
+    options = body.stream_options or ChatCompletionStreamOptions()
     return _Wanted(
         given,
         None if key is None else key_of("completions", key),
@@ -354,11 +354,11 @@ def _text_in(message: CompletionMessage) -> str:
     return "" if content is None else text_of(content, at="$")
 
 
-def _completion(question: Question, model: str) -> Completion:
+def _completion(question: Question, model: str) -> ChatCompletion:
     parts = (*question.parts, *rest_of(question, question.parts))
     annotations = tuple(_annotation(part, 0) for part in parts if isinstance(part, SourcePart))
     message = AnswerMessage(question.answer, annotations)
-    return Completion(
+    return ChatCompletion(
         id=_id(question),
         created=int(question.asked_at.timestamp()),
         model=model,
@@ -376,10 +376,10 @@ def _id(question: Question) -> str:
     return f"chatcmpl-{question.id}"
 
 
-def _usage(question: Question) -> Usage:
+def _usage(question: Question) -> CompletionUsage:
     counted = question.usage or {}
     prompt, completion = counted.get("prompt_tokens", 0), counted.get("completion_tokens", 0)
-    return Usage(prompt, completion, counted.get("total_tokens", prompt + completion))
+    return CompletionUsage(prompt, completion, counted.get("total_tokens", prompt + completion))
 
 
 def _annotation(part: SourcePart, at: int) -> Annotation:
@@ -400,20 +400,20 @@ class CompletionTeller:
     def begun(self, question: Question) -> bytes:
         """The first chunk, which says who speaks."""
         self._id, self._created = _id(question), int(question.asked_at.timestamp())
-        return self._chunk(Delta(role="assistant", content=""))
+        return self._chunk(ChoiceDelta(role="assistant", content=""))
 
     def grown(self, text: str) -> bytes:
         """A piece of the text."""
         self._characters += len(text)
-        return self._chunk(Delta(content=text))
+        return self._chunk(ChoiceDelta(content=text))
 
     def parted(self, part: Part) -> bytes:
         """A source as an annotation; the rest in a member of its own."""
         if not isinstance(part, StatusPart):
             self._said.append(part)
         if not isinstance(part, SourcePart):
-            return self._chunk(Delta(), part=part)
-        return self._chunk(Delta(annotations=(_annotation(part, self._characters),)))
+            return self._chunk(ChoiceDelta(), part=part)
+        return self._chunk(ChoiceDelta(annotations=(_annotation(part, self._characters),)))
 
     def restarted(self) -> bytes | None:
         """This protocol can't take text back."""
@@ -425,8 +425,8 @@ class CompletionTeller:
             return _error(question.error_code, question.error_detail)
         rest = b"".join(self.parted(part) for part in rest_of(question, self._said))
         if question.status == "handed_over":
-            rest += self._chunk(Delta(), part=Handover(question.id))
-        end = self._chunk(Delta(), finish=_finish(question))
+            rest += self._chunk(ChoiceDelta(), part=Handover(question.id))
+        end = self._chunk(ChoiceDelta(), finish=_finish(question))
         usage = event(self._made((), usage=_usage(question))) if self._with_usage else b""
         return rest + end + usage + _DONE
 
@@ -435,7 +435,7 @@ class CompletionTeller:
         return _error(code, detail)
 
     def _chunk(
-        self, delta: Delta, *, finish: Finish | None = None, part: Part | Handover | UnsetType = UNSET
+        self, delta: ChoiceDelta, *, finish: Finish | None = None, part: Part | Handover | UnsetType = UNSET
     ) -> bytes:
         choice = ChunkChoice(delta, finish)
         return event(self._made((choice,), usage=None if self._with_usage else UNSET, part=part))
@@ -444,10 +444,10 @@ class CompletionTeller:
         self,
         choices: tuple[ChunkChoice, ...],
         *,
-        usage: Usage | UnsetType | None,
+        usage: CompletionUsage | UnsetType | None,
         part: Part | Handover | UnsetType = UNSET,
-    ) -> Chunk:
-        return Chunk(self._id, self._created, self._model, choices, usage, part)
+    ) -> ChatCompletionChunk:
+        return ChatCompletionChunk(self._id, self._created, self._model, choices, usage, part)
 
 
 def _error(code: str, detail: str) -> bytes:

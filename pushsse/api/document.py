@@ -425,7 +425,7 @@ _OF_TYPES: Mapping[type, Any] = {
         "model": "pushsse",
         "messages": [{"role": "user", "content": "How do I get a refund?"}],
     },
-    completions.Completion: {
+    completions.ChatCompletion: {
         "id": f"chatcmpl-{_QUESTION}",
         "object": "chat.completion",
         "created": 1_763_884_800,

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from pushsse.backplane import BROADCAST, Backplane, Entry, Followed, Gap, Heard, HeardLive, Hearing
 from pushsse.backplane.answers import LiveDelta
 from pushsse.event import Change, Publication
-from pushsse.hub.growing import Step
+from pushsse.hub.growing import PlacedDelta
 from pushsse.hub.hub import Hub, Shard
 from pushsse.hub.people import Refresh
 from pushsse.outcomes import EXPIRED, SWITCHED_OFF, WRITTEN
@@ -363,7 +363,7 @@ class Delivery:
             if publication.change is not None:
                 # Guarantee 3: what follows the change in this batch is filtered by it.
                 self._learn(person, publication.change)
-            if publication.subject and isinstance(publication, Step):
+            if publication.subject and isinstance(publication, PlacedDelta):
                 for subscriber, chosen in zip(subscribers, frames, strict=True):
                     chosen += item.frames(publication.for_listener(subscriber), named=subscriber.named)
                 continue

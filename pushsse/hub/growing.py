@@ -112,7 +112,7 @@ class Answer:
         return tuple(deltas_since(sent, self.so_far, question=self.question, user=self.user))
 
 
-class Step(Publication, frozen=True, array_like=True, gc=True):
+class PlacedDelta(Publication, frozen=True, array_like=True, gc=True):
     """A delta on its way to the listeners: of which answer, and what they need to have before it."""
 
     answer: Answer | None = None
@@ -169,7 +169,9 @@ class GrowingAnswers:
         self._characters += answer.place.characters - characters
         self._forget_some()
         name, body, users, subject = delta.name, delta.body, delta.users, delta.subject
-        return Step(name, body, users, subject=subject, answer=answer, before=before, after=answer.place)
+        return PlacedDelta(
+            name, body, users, subject=subject, answer=answer, before=before, after=answer.place
+        )
 
     def want(self, question: str, user: str) -> None:
         """An answer of somebody here has to be read."""

@@ -15,7 +15,7 @@ from pushsse.backplane import BROADCAST, Backplane, log_of
 from pushsse.backplane.answers import ENDINGS, SoFar
 from pushsse.errors import CloseReason
 from pushsse.event import Publication
-from pushsse.hub.growing import GrowingAnswers, Step
+from pushsse.hub.growing import GrowingAnswers, PlacedDelta
 from pushsse.hub.heartbeat import Heartbeat
 from pushsse.hub.log_tail import TAIL_MS, LogTail, limited_wait
 from pushsse.metrics import Metrics
@@ -259,7 +259,9 @@ class Hub:
         if publication.name in ENDINGS:
             self.growing.end(publication.subject, publication.attempt)
         for tap in tuple(self._taps.get(publication.subject, ())):
-            for each in publication.for_listener(tap) if isinstance(publication, Step) else (publication,):
+            for each in (
+                publication.for_listener(tap) if isinstance(publication, PlacedDelta) else (publication,)
+            ):
                 tap(each)
 
     def learn(self, question: str, user: str, so_far: SoFar | None, *, since: float) -> None:

@@ -61,7 +61,7 @@ class Parted(Struct, frozen=True):
     part: Part
 
 
-class Ended(Struct, frozen=True):
+class QuestionEnded(Struct, frozen=True):
     """The question has ended as `question` says, or people have taken it over; the last update.
 
     If it is answered, the Grown since the last Restarted are exactly `question.answer`.
@@ -80,7 +80,7 @@ class Idle(Struct, frozen=True):
     """About half a second has passed in which nothing came: whoever sends keepalives may send one."""
 
 
-Update = Grown | Restarted | Parted | Ended | Interrupted | Idle
+Update = Grown | Restarted | Parted | QuestionEnded | Interrupted | Idle
 
 
 class Access(Protocol):
@@ -157,8 +157,9 @@ class Following:
         Contract: whoever begins in the middle gets the text so far first (one Grown, or several) and the
         parts that it has by then, then the rest, without a gap and without a repeat. Joined since the last
         Restarted, the Grown are the answer so far. After an answer that came in one piece, or that nobody
-        heard grow, the whole of it still comes as Grown before Ended. Exactly one Ended or Interrupted comes,
-        and nothing after it. `question` may be as old as one likes; it is read again first.
+        heard grow, the whole of it still comes as Grown before QuestionEnded. Exactly one QuestionEnded or
+        Interrupted comes, and nothing after it. `question` may be as old as one likes; it is read again
+        first.
 
         Interrupted: SHUTDOWN while the node stops (another node goes on), TOKEN_EXPIRED and REVOKED where
         `who` may hear no more; it comes within half a second of that. Idle comes after each half second of
@@ -178,10 +179,10 @@ class Following:
                     last = await _end(question, heard, looks, joined)
                     for update in answer.finish(last):
                         yield update
-                    yield Ended(last)
+                    yield QuestionEnded(last)
                     return
                 elif _is_handed_over(heard):
-                    yield Ended(await looks.look(joined) or replace(question, status="handed_over"))
+                    yield QuestionEnded(await looks.look(joined) or replace(question, status="handed_over"))
                     return
 
     async def heard(

@@ -24,10 +24,10 @@ from starlette.types import Receive, Scope, Send
 
 from pushsse.api import counted
 from pushsse.api.agui import AguiEndpoint
-from pushsse.api.asked import Asked
 from pushsse.api.calls import CALLS, CallRoute, Endpoints
 from pushsse.api.chat import ChatEndpoint
 from pushsse.api.completions import CompletionsEndpoint
+from pushsse.api.front_ends import FrontEnd
 from pushsse.api.identity.origins import CrossOrigin, DevelopmentIdentifier
 from pushsse.api.limits import CallLimit, Replies
 from pushsse.api.questions import QuestionsEndpoint, StreamedReply
@@ -196,14 +196,14 @@ async def _node(
     identifier = DevelopmentIdentifier(front.origins)
     following = Following(service, hub, node, Kicked())
     limit = CallLimit("questions", quota, "ask", nodes.backplane, front.limited)
-    asked = Asked(identifier, service, following, limit, replies, heartbeat_s=0.6)
+    front_end = FrontEnd(identifier, service, following, limit, replies, heartbeat_s=0.6)
     endpoints = SimpleNamespace(
         questions=QuestionsEndpoint(
             identifier, service, StreamedReply(following, replies), limit, limit, Desk(service.life)
         ),
-        chat=ChatEndpoint(asked),
-        agui=AguiEndpoint(asked),
-        completions=CompletionsEndpoint(asked),
+        chat=ChatEndpoint(front_end),
+        agui=AguiEndpoint(front_end),
+        completions=CompletionsEndpoint(front_end),
     )
 
     async def command(request: Request) -> Response:

@@ -16,12 +16,12 @@ from pushsse.kicks import Kicked
 from pushsse.questions import Answered, By, Question
 from pushsse.questions.answerers import Delta, Piece
 from pushsse.questions.following import (
-    Ended,
     Following,
     Grown,
     HearsPublications,
     Idle,
     Interrupted,
+    QuestionEnded,
     Restarted,
     Update,
 )
@@ -109,11 +109,11 @@ async def test_a_follower_from_the_beginning_is_told_all_once_and_the_end_last(p
     question = await place.ask()
     await place.told.allow(len(WORDS))
     updates = await all_of(place.following(), question)
-    assert isinstance(updates[-1], Ended)
+    assert isinstance(updates[-1], QuestionEnded)
     assert updates[-1].question.answer == TEXT
     assert text_of(updates) == TEXT
     assert not any(isinstance(update, (Restarted, Interrupted)) for update in updates)
-    assert [type(update) for update in updates].count(Ended) == 1
+    assert [type(update) for update in updates].count(QuestionEnded) == 1
 
 
 async def test_whoever_begins_in_the_middle_is_told_the_text_so_far_first_then_the_rest(place: Place) -> None:
@@ -126,7 +126,7 @@ async def test_whoever_begins_in_the_middle_is_told_the_text_so_far_first_then_t
     for updates in await asyncio.gather(*followers):
         assert text_of(updates) == TEXT
         assert not any(isinstance(update, Restarted) for update in updates)
-        assert isinstance(updates[-1], Ended)
+        assert isinstance(updates[-1], QuestionEnded)
 
 
 async def test_an_answer_that_has_ended_is_told_whole(place: Place) -> None:
@@ -134,7 +134,7 @@ async def test_an_answer_that_has_ended_is_told_whole(place: Place) -> None:
     await place.told.allow(len(WORDS))
     await all_of(place.following(), question)
     updates = await all_of(place.following(), question)
-    assert [type(update) for update in updates] == [Grown, Ended]
+    assert [type(update) for update in updates] == [Grown, QuestionEnded]
     assert text_of(updates) == TEXT
 
 
@@ -143,7 +143,7 @@ async def test_a_follower_without_the_backplane_is_told_the_end_by_looking(place
     await place.told.allow(len(WORDS))
     updates = await all_of(place.following(Away()), question)
     assert text_of(updates) == TEXT
-    assert isinstance(updates[-1], Ended)
+    assert isinstance(updates[-1], QuestionEnded)
 
 
 async def test_a_cancelled_question_ends_without_its_text_being_void(place: Place) -> None:
@@ -156,7 +156,7 @@ async def test_a_cancelled_question_ends_without_its_text_being_void(place: Plac
             if text_of(updates) == "".join(WORDS[:3]):
                 await place.service.cancel("ann", question.id)
     last = updates[-1]
-    assert isinstance(last, Ended)
+    assert isinstance(last, QuestionEnded)
     assert (last.question.status, last.question.error_code) == ("cancelled", "cancelled")
     assert text_of(updates) == "".join(WORDS[:3])
 
@@ -277,7 +277,7 @@ async def test_the_followers_of_one_question_look_at_it_together(
     assert len(store.looks) - before < 20
     for follower in followers:
         assert text_of(follower.result()) == TEXT
-        assert isinstance(follower.result()[-1], Ended)
+        assert isinstance(follower.result()[-1], QuestionEnded)
 
 
 @pytest.mark.parametrize("heard", [True, False])
@@ -320,7 +320,7 @@ async def test_the_followers_of_many_questions_look_at_them_together(
     assert max(Counter(store.over).values()) == 1
     for number, follower in enumerate(followers):
         last = follower.result()[-1]
-        assert isinstance(last, Ended)
+        assert isinstance(last, QuestionEnded)
         if number in (0, 70):
             assert (last.question.status, last.question.error_code) == ("failed", "x")
         else:
@@ -334,7 +334,7 @@ async def test_whoever_comes_after_a_question_was_asked_anew_is_not_told_its_old
         await anext(early)
         await place.told.allow(len(WORDS))
         async for update in early:
-            if isinstance(update, Ended):
+            if isinstance(update, QuestionEnded):
                 break
         # This one hasn't left: what was found for it is still known.
         place.told.may_say = 0
@@ -342,10 +342,10 @@ async def test_whoever_comes_after_a_question_was_asked_anew_is_not_told_its_old
         late = asyncio.create_task(all_of(following, question))
         await place.told.allow(len(WORDS))
         updates = await late
-    assert [type(update) for update in updates].count(Ended) == 1
+    assert [type(update) for update in updates].count(QuestionEnded) == 1
     assert len([update for update in updates if isinstance(update, Grown)]) > 0
     last = updates[-1]
-    assert isinstance(last, Ended)
+    assert isinstance(last, QuestionEnded)
     assert last.question.regenerations == 1
 
 

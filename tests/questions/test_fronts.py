@@ -13,12 +13,12 @@ import pytest
 from msgspec.structs import replace
 
 from pushsse.api.agui import AguiTeller, RunRequest
-from pushsse.api.asked import continued
 from pushsse.api.chat import ChatTeller
 from pushsse.api.completions import CompletionTeller
+from pushsse.api.front_ends import continued
 from pushsse.questions import DataPart, Question, SourcePart, StatusPart
 from pushsse.questions.desk import Desk, Said
-from pushsse.questions.following import Ended, Grown, Idle, Parted, Restarted, Update
+from pushsse.questions.following import Grown, Idle, Parted, QuestionEnded, Restarted, Update
 from pushsse.strictjson import peek
 from tests.questions.conftest import Nodes
 from tests.questions.front import Front, fronts
@@ -664,7 +664,7 @@ QUESTION = Question(
     updated_at=NOW,
     deadline_at=NOW,
 )
-END = Ended(QUESTION)
+END = QuestionEnded(QUESTION)
 SOURCE = Parted(SourcePart("Terms", "/terms"))
 
 

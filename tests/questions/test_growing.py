@@ -22,7 +22,7 @@ from pushsse.kicks import Kicked
 from pushsse.questions import Answered, By, DataPart, Part, Question, SourcePart, StatusPart, fit, is_url
 from pushsse.questions.answerers import Delta, Piece
 from pushsse.questions.events import ended
-from pushsse.questions.following import Ended, Following, Grown, Parted, Restarted, Update
+from pushsse.questions.following import Following, Grown, Parted, QuestionEnded, Restarted, Update
 from pushsse.questions.life import QuestionPace
 from pushsse.questions.pieces import MAX_PARTS, Pieces
 from pushsse.questions.service import Asking, Questions
@@ -460,7 +460,7 @@ async def test_a_follower_is_told_the_parts_once_wherever_it_begins(place: Place
         parts = [update.part for update in updates if isinstance(update, Parted)]
         assert parts == [SOURCE, DATA, SourcePart("Late", "/late")]
         assert not any(isinstance(update, Restarted) for update in updates)
-        assert isinstance(updates[-1], Ended)
+        assert isinstance(updates[-1], QuestionEnded)
 
 
 def part_of(delta: dict[str, object]) -> object:

@@ -1,8 +1,8 @@
 """`python:PACKAGE:FUNCTION`: an async generator of the operator's own, in the node's process.
 
 Asked by `answering`. The function gets an `Asked` and yields text, or a dict with one of the members of
-`Said`. Deliberate: it runs on the node's event loop, so a function that holds the loop holds up every stream
-of the node; that is measured at each step, and logged. What it raises fails its question alone.
+`Yielded`. Deliberate: it runs on the node's event loop, so a function that holds the loop holds up every
+stream of the node; that is measured at each step, and logged. What it raises fails its question alone.
 """
 
 import asyncio
@@ -55,14 +55,14 @@ class Asked(Struct, frozen=True, kw_only=True):
     attempt: int
 
 
-class Named(Struct, frozen=True, forbid_unknown_fields=True):
+class NamedValue(Struct, frozen=True, forbid_unknown_fields=True):
     """A JSON value for the page, by name."""
 
     name: Annotated[str, Meta(min_length=1, max_length=128)]
     data: Any
 
 
-class Said(Struct, frozen=True, forbid_unknown_fields=True):
+class Yielded(Struct, frozen=True, forbid_unknown_fields=True):
     """What the function may yield beside text; exactly one of these. `links` go with what comes at the end.
 
     `unsure` lets the next answerer try, as long as no text has come; `handover` leaves the question to
@@ -72,7 +72,7 @@ class Said(Struct, frozen=True, forbid_unknown_fields=True):
     text: str | UnsetType = UNSET
     status: str | UnsetType = UNSET
     source: Link | UnsetType = UNSET
-    data: Named | UnsetType = UNSET
+    data: NamedValue | UnsetType = UNSET
     links: tuple[Link, ...] | UnsetType = UNSET
     suggestions: tuple[str, ...] | UnsetType = UNSET
     usage: dict[str, int] | UnsetType = UNSET
@@ -178,10 +178,10 @@ def _understood(yielded: object, answered: Answered) -> Piece:
     if isinstance(yielded, Part):
         return yielded
     try:
-        said = msgspec.convert(yielded, Said)
+        said = msgspec.convert(yielded, Yielded)
     except msgspec.ValidationError as error:
         raise TypeError(f"the function yields {type(yielded).__name__}: {error}") from None
-    given = [name for name in Said.__struct_fields__ if getattr(said, name) is not UNSET]
+    given = [name for name in Yielded.__struct_fields__ if getattr(said, name) is not UNSET]
     if len(given) != 1:
         raise TypeError(
             f"the function yields a dict with {' and '.join(given) or 'nothing'}, not with one member"
@@ -189,7 +189,7 @@ def _understood(yielded: object, answered: Answered) -> Piece:
     return _piece(said, answered)
 
 
-def _piece(said: Said, answered: Answered) -> Piece:
+def _piece(said: Yielded, answered: Answered) -> Piece:
     piece: Piece
     if said.text is not UNSET:
         piece = Delta(said.text)

@@ -24,7 +24,16 @@ from pushsse.api.limits import CallLimit, FollowedReply, Replies, ReplyPlace
 from pushsse.api.questions import CONVERSATION, MAX_CONTEXT_BYTES, QUESTION_ID, QuestionRequest, refusing
 from pushsse.errors import CloseReason, InvalidInput, Violation
 from pushsse.questions import DataPart, KeptPart, Part, Question, SourcePart, StatusPart
-from pushsse.questions.following import Ended, Following, Grown, Idle, Interrupted, Parted, Restarted, Update
+from pushsse.questions.following import (
+    Following,
+    Grown,
+    Idle,
+    Interrupted,
+    Parted,
+    QuestionEnded,
+    Restarted,
+    Update,
+)
 from pushsse.questions.service import Asking, Questions
 from pushsse.strictjson import shown
 
@@ -85,7 +94,7 @@ def event(value: object) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NamedQuestion:
     """A question as a client names it: by its id, or by the key and the text that it was asked with."""
 
     id: str
@@ -94,7 +103,7 @@ class Named:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class FrontEnd:
     """Takes questions for protocols of others, and follows them."""
 
     identifier: Identifier
@@ -124,7 +133,7 @@ class Asked:
             return await self.questions.ask(who.user, asking, idempotency_key=key), fields
 
     async def ask_again(
-        self, who: Identity, conversation: str, named: Named | None
+        self, who: Identity, conversation: str, named: NamedQuestion | None
     ) -> tuple[Question, Mapping[str, str]]:
         """Asks a question of a conversation anew, or its newest; one that is being answered is stopped first.
 
@@ -147,7 +156,7 @@ class Asked:
             again = await self.questions.regenerate(who.user, found.id)
         return again or found, fields
 
-    async def _find(self, who: Identity, conversation: str, named: Named) -> Question | None:
+    async def _find(self, who: Identity, conversation: str, named: NamedQuestion) -> Question | None:
         found = None
         if QUESTION_ID.fullmatch(named.id):
             found = await self.questions.get(who.user, named.id)
@@ -214,7 +223,7 @@ def _told(teller: Teller, update: Update) -> bytes | None:
             return teller.parted(part)
         case Restarted():
             return teller.restarted()
-        case Ended(question):
+        case QuestionEnded(question):
             return teller.ended(question)
         case Interrupted(reason):
             return teller.interrupted(*_said(reason))
@@ -261,7 +270,7 @@ class _Shown:
                 if part not in self._parts:
                     self._parts.append(part)
                     yield update
-            case Ended(question):
+            case QuestionEnded(question):
                 if question.status == "answered" and self._again is not None:
                     yield from self._replace(*self._again)
                 yield update
