@@ -18,11 +18,10 @@ from tests.clients.toolchains import (
     python,
     webkit,
 )
+from tests.deployed.npm import EVENTSOURCE, FETCH_EVENT_SOURCE
 
 Make = Callable[[], Client]
-_EVENTSOURCE = ("eventsource", "3.0.7")
 _EVENTSOURCE_CLIENT = ("eventsource-client", "1.2.0")
-_FETCH_EVENT_SOURCE = ("@microsoft/fetch-event-source", "2.0.1")
 _OKHTTP = ("okhttp-sse-5.5.1", "com.squareup.okhttp3:okhttp-sse:5.5.1", "org.json:json:20240303")
 _LAUNCHDARKLY = (
     "okhttp-eventsource-4.3.0",
@@ -139,9 +138,9 @@ def eventsource() -> Client:
     return Client(
         name="eventsource",
         title="npm `eventsource`",
-        version=_is(_EVENTSOURCE[1]),
-        as_is=node(_EVENTSOURCE, HERE / "as_is/eventsource.mjs"),
-        right=node(_EVENTSOURCE, EXAMPLES / "node/listen.mjs"),
+        version=_is(EVENTSOURCE[1]),
+        as_is=node(EVENTSOURCE, HERE / "as_is/eventsource.mjs"),
+        right=node(EVENTSOURCE, EXAMPLES / "node/listen.mjs"),
         lines="examples/node/listen.mjs",
         needs="a `fetch` that adds the newest token; a watch for silence; a new one after a status but 200",
         http2=False,
@@ -168,9 +167,9 @@ def fetch_event_source() -> Client:
     return Client(
         name="fetch-event-source",
         title="`@microsoft/fetch-event-source`",
-        version=_is(_FETCH_EVENT_SOURCE[1]),
-        as_is=node(_FETCH_EVENT_SOURCE, HERE / "as_is/fetch-event-source.mjs"),
-        right=node(_FETCH_EVENT_SOURCE, HERE / "right/fetch-event-source.mjs", example),
+        version=_is(FETCH_EVENT_SOURCE[1]),
+        as_is=node(FETCH_EVENT_SOURCE, HERE / "as_is/fetch-event-source.mjs"),
+        right=node(FETCH_EVENT_SOURCE, HERE / "right/fetch-event-source.mjs", example),
         lines="examples/browser/fetch-event-source.js",
         needs="a call for each connection, since a clean end ends it, and its headers stay the first ones;"
         " a watch for silence",
