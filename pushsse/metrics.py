@@ -43,7 +43,7 @@ class Gauge(GaugeMetricFamily):
         self.combine = combine
 
 
-class _Asked(NamedTuple):
+class _Measure(NamedTuple):
     """What is asked at each scrape."""
 
     text: str
@@ -95,8 +95,8 @@ class Metrics:
     outbox_rows: Counter[str] = field(default_factory=Counter)
     outbox_dead: Counter[str] = field(default_factory=Counter)
     outbox_waiting: dict[str, tuple[int, float]] = field(default_factory=dict)
-    gauges: dict[str, _Asked] = field(default_factory=dict)
-    counters: dict[str, _Asked] = field(default_factory=dict)
+    gauges: dict[str, _Measure] = field(default_factory=dict)
+    counters: dict[str, _Measure] = field(default_factory=dict)
     # By the source's name.
     sources: dict[str, SourceCounts] = field(default_factory=dict)
     lag: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -105,11 +105,11 @@ class Metrics:
 
     def gauge(self, name: str, combine: Combine, text: str, ask: Callable[[], float]) -> None:
         """Adds a gauge that is asked at each scrape; `combine` says what it is for several processes."""
-        self.gauges[name] = _Asked(text, ask, combine)
+        self.gauges[name] = _Measure(text, ask, combine)
 
     def counter(self, name: str, text: str, ask: Callable[[], float]) -> None:
         """Adds a counter that somebody else keeps, and that is asked at each scrape."""
-        self.counters[name] = _Asked(text, ask)
+        self.counters[name] = _Measure(text, ask)
 
     def collect(self) -> Iterator[Metric]:
         """The numbers as Prometheus knows them."""

@@ -198,8 +198,8 @@ def _views(question: Question) -> list[ChatMessageView]:
         views.append(ChatMessageView(question.id + _QUESTION, "user", asked))
     if not question.has_ended:
         return views
-    numbers = _Numbers()
-    parts = [numbers.chunk(part) for part in (*question.parts, *rest_of(question, question.parts))]
+    names = _PartNames()
+    parts = [names.chunk(part) for part in (*question.parts, *rest_of(question, question.parts))]
     if question.answer:
         parts.insert(0, {"type": "text", "text": question.answer, "state": "done"})
     if parts:
@@ -207,7 +207,7 @@ def _views(question: Question) -> list[ChatMessageView]:
     return views
 
 
-class _Numbers:
+class _PartNames:
     """Names the parts of a message in their order: the same ones in every replay."""
 
     def __init__(self) -> None:
@@ -228,7 +228,7 @@ class ChatTeller:
     def __init__(self, *, resets: bool) -> None:
         self._resets = resets
         self._in_text = False
-        self._numbers = _Numbers()
+        self._part_names = _PartNames()
         self._said: list[KeptPart] = []
 
     def begun(self, question: Question) -> bytes:
@@ -246,13 +246,13 @@ class ChatTeller:
         if isinstance(part, StatusPart):
             return event({"type": "data-status", "data": {"text": part.text}, "transient": True})
         self._said.append(part)
-        return event(self._numbers.chunk(part))
+        return event(self._part_names.chunk(part))
 
     def restarted(self) -> bytes | None:
         """The step is emptied, where the client knows that."""
         if not self._resets:
             return None
-        self._in_text, self._numbers, self._said = False, _Numbers(), []
+        self._in_text, self._part_names, self._said = False, _PartNames(), []
         return event({"type": "reset-step"})
 
     def ended(self, question: Question) -> bytes:

@@ -265,7 +265,7 @@ def told(problem: ProblemResponse) -> Response:
     return retold(problem, CompletionProblem(error))
 
 
-class _Wanted(NamedTuple):
+class _CompletionCall(NamedTuple):
     """What is left of a request while its answer is followed: not its messages, which may be very many."""
 
     asking: Asking
@@ -275,7 +275,7 @@ class _Wanted(NamedTuple):
     with_usage: bool
 
 
-async def _wanted(request: Request) -> _Wanted:
+async def _wanted(request: Request) -> _CompletionCall:
     """Reads a request. Raises HttpProblem, InvalidInput."""
     body = await read(request, CompletionRequest)
     _refuse_others(body)
@@ -285,7 +285,7 @@ async def _wanted(request: Request) -> _Wanted:
         # Most clients name none, and send what was said instead.
         given = replace(given, after=_last_turn(body.messages))
     options = body.stream_options or ChatCompletionStreamOptions()
-    return _Wanted(
+    return _CompletionCall(
         given,
         None if key is None else key_of("completions", key),
         body.model,

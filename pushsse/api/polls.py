@@ -168,7 +168,7 @@ class PollEndpoint:
     async def _answer(self, request: Request, send: Send) -> Response | None:
         """The response that is still to be sent; None where the connection was handed over."""
         who = await self.identifier.identify(request, STREAM)
-        asked = _Asked.of(request, who)
+        asked = _PollRequest.of(request, who)
         async with self.opener.opening(who.user, asked.wish) as opening:
             reading = _Reading(self.replay, opening, asked.options.types, asked.limit)
             while reading.goes_on and not reading.looked_at:
@@ -192,7 +192,7 @@ class PollEndpoint:
         who = self.identifier.identify_nowait(request, STREAM)
         if who is None:
             return None
-        asked = _Asked.of(request, who)
+        asked = _PollRequest.of(request, who)
 
         def answer(body: bytes) -> Reply | None:
             if body or not asked.wait_s:
@@ -221,7 +221,9 @@ class PollEndpoint:
             if not reading.found:
                 raise HttpProblem(503, "overloaded", str(error), RETRY_AFTER) from None
 
-    async def _wait(self, scope: Scope, send: Send, opening: Opening, asked: "_Asked") -> Response | None:
+    async def _wait(
+        self, scope: Scope, send: Send, opening: Opening, asked: "_PollRequest"
+    ) -> Response | None:
         """Begins to wait. Raises HttpProblem 503 where there is no room."""
         offer = offered(scope)
         if offer is not None:
@@ -243,7 +245,7 @@ class PollEndpoint:
             refusal=nothing(str(opening.cursor.position)).raw,
         )
 
-    def _begin(self, opening: Opening, sink: Sink, asked: "_Asked") -> Subscriber:
+    def _begin(self, opening: Opening, sink: Sink, asked: "_PollRequest") -> Subscriber:
         """Begins to wait on a connection."""
         # Guarantee 5: the node may have closed a moment ago, and nobody else would end this one. It is asked
         # before the poll itself takes room.
@@ -257,7 +259,7 @@ class PollEndpoint:
         return subscriber
 
 
-class _Asked(NamedTuple):
+class _PollRequest(NamedTuple):
     """What a call asks for."""
 
     wish: From

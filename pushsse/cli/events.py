@@ -354,7 +354,7 @@ def _send(client: httpx.Client, lines: Sequence[Line], count: Count) -> None:
 # `listen`
 
 
-class _Message(msgspec.Struct):
+class _WithMessage(msgspec.Struct):
     message: msgspec.Raw = msgspec.Raw(b"")
 
 
@@ -482,7 +482,7 @@ def _acked(data: Mapping[str, Any]) -> str:
 def _message(text: str, data: Mapping[str, Any]) -> str:
     """The message: a text as such, anything else as the JSON that it came as."""
     try:
-        raw = bytes(msgspec.json.decode(text.encode(errors="surrogatepass"), type=_Message).message)
+        raw = bytes(msgspec.json.decode(text.encode(errors="surrogatepass"), type=_WithMessage).message)
     except (msgspec.DecodeError, UnicodeError):
         raw = b""
     if not raw or raw.startswith(b'"'):

@@ -182,7 +182,7 @@ def _written(file: Path) -> Iterator[IO[str]]:
         part.unlink(missing_ok=True)
 
 
-class _Row(NamedTuple):
+class _CsvRow(NamedTuple):
     """A row of the file: the line that it ends in, what it says, and what is wrong with that."""
 
     line: int
@@ -223,7 +223,7 @@ def import_(target: Target, file: Path, skip_bad: bool, as_json: bool) -> None:
     say(f"{good} {rows} imported{left_out}; something changed for {changed} {people}")
 
 
-def _send(client: httpx.Client, rows: Iterator[_Row], advance: Callable[[int], None]) -> int:
+def _send(client: httpx.Client, rows: Iterator[_CsvRow], advance: Callable[[int], None]) -> int:
     """Imports rows in pages; for how many people, page by page, that changed something."""
     changed, last, size = 0, 0, 0
     page: list[Mapping[str, Any]] = []
@@ -272,7 +272,7 @@ class _Check:
         return ""
 
 
-def _rows(text: IO[str], check: _Check) -> Iterator[_Row]:
+def _rows(text: IO[str], check: _Check) -> Iterator[_CsvRow]:
     """The rows of a CSV, checked. Raises Failed for one whose head can't be used."""
     reader = csv.reader(text, strict=True)
     head = _head(reader)
@@ -282,7 +282,7 @@ def _rows(text: IO[str], check: _Check) -> Iterator[_Row]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield _Row(reader.line_num, {}, f"isn't CSV: {error}")
+            yield _CsvRow(reader.line_num, {}, f"isn't CSV: {error}")
             continue
         # A line without anything, as there may be at the end.
         if cells:
@@ -301,15 +301,15 @@ def _head(reader: Any) -> Sequence[str]:
     return head
 
 
-def _row(line: int, cells: Sequence[str], head: Sequence[str], check: _Check) -> _Row:
+def _row(line: int, cells: Sequence[str], head: Sequence[str], check: _Check) -> _CsvRow:
     if len(cells) != len(head):
-        return _Row(line, {}, f"has {len(cells)} cells, and the first line has {len(head)}")
+        return _CsvRow(line, {}, f"has {len(cells)} cells, and the first line has {len(head)}")
     said = {name: cell.strip() for name, cell in zip(head, cells, strict=True)}
     name, category = said.get("type", ""), said.get("category", "")
     enabled = _WORDS.get(said["enabled"].lower())
     fault = check.fault(said["user"], name, category, enabled)
     which = {"category": category} if category else {"type": name}
-    return _Row(line, {"user": said["user"], "enabled": enabled} | which, fault)
+    return _CsvRow(line, {"user": said["user"], "enabled": enabled} | which, fault)
 
 
 @contextmanager

@@ -120,14 +120,14 @@ def _of_clouds(topic: str, records: Sequence[Record]) -> Proposal:
         return Proposal(table)
     # What the map calls value.data is the data of both modes.
     samples = [value if value in structured else {"data": value} for value in values]
-    members = _Members([{"value": sample} for sample in samples])
+    members = _SampleMembers([{"value": sample} for sample in samples])
     to, when, notes = _audience(members)
     return Proposal(msgspec.structs.replace(table, map=KafkaMap(to=to, when=_all_of(when))), notes)
 
 
 def _mapped(topic: str, records: Sequence[Record]) -> Proposal:
     seen = [seen_of(record, _loaded(record), with_headers=False) for record in records]
-    members = _Members(seen)
+    members = _SampleMembers(seen)
     to, conditions, notes = _audience(members)
     type_, more, others = _type(topic, members)
     # A record without what most have is skipped: a guess at whom it is for would be worse.
@@ -157,7 +157,7 @@ def _mapped(topic: str, records: Sequence[Record]) -> Proposal:
     return Proposal(KafkaSource(topics=(topic,), format="mapped", map=KafkaMap(**ordered)), notes)
 
 
-def _type(topic: str, members: "_Members") -> tuple[str, list[Path], list[str]]:
+def _type(topic: str, members: "_SampleMembers") -> tuple[str, list[Path], list[str]]:
     """An expression for the type, what a record must have for it, and what is to be known about that."""
     constant = _PLAIN.sub("-", topic).strip("-.")[:64] or "event"
     state = f"'{constant.removesuffix('s')[:40]}'"
@@ -169,7 +169,7 @@ def _type(topic: str, members: "_Members") -> tuple[str, list[Path], list[str]]:
     return f"'{constant}'", [], []
 
 
-def _audience(members: "_Members") -> tuple[str, list[Path], list[str]]:
+def _audience(members: "_SampleMembers") -> tuple[str, list[Path], list[str]]:
     path = members.mostly(_WHO, _are_names)
     if path is None:
         note = "no member of these records looks like a person's name: everybody gets them. Is that meant?"
@@ -206,7 +206,7 @@ def _tells_apart(said: Mapping[str, str], records: Sequence[Record]) -> bool:
 
 
 @dataclass(slots=True)
-class _Members:
+class _SampleMembers:
     """The members of some values, by their paths, shorter ones first."""
 
     seen: Sequence[Mapping[str, object]]
