@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from pushsse.api.access import LIVES_S, Tickets
-from pushsse.api.identity import Credential, Credentials, Identifier
-from pushsse.api.identity.origins import DevelopmentIdentifier
+from pushsse.api.identity import Credential, Credentials, DevelopmentIdentifier, Identifier
 from pushsse.api.identity.remote import SESSIONS_AT_ONCE, KeyServer, Remote, Sessions
 from pushsse.api.identity.tokens import CookieToken, HeaderToken, TokenRules, Tokens
 from pushsse.api.limits import Replies

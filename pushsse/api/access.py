@@ -33,9 +33,9 @@ from pushsse.api.identity import (
     STREAM,
     Identifier,
     bearer_token,
+    refuse_other_sites,
     unauthorized,
 )
-from pushsse.api.identity.origins import refuse_other_sites
 from pushsse.api.limits import CallLimit
 from pushsse.backplane import Backplane, OpenedTicket, Ticket, TicketLife, TicketRefusal, Topic
 from pushsse.errors import BackplaneUnavailable, CloseReason

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pushsse.api import problem_response
-from pushsse.api.identity.origins import CrossOrigin
+from pushsse.api.identity import CrossOrigin
 from pushsse.logs import Served, audit, served, serving, short
 from pushsse.stream.admission import over_limit
 from pushsse.stream.immediate import NO_CALLS, Answer, Call, Calls

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse.api import HttpProblem
-from pushsse.api.identity.origins import refuse_strangers
+from pushsse.api.identity import refuse_strangers
 from pushsse.stream.immediate import ANSWER_HEADERS
 
 _HTML, _SCRIPT, _STYLE = (f"text/{kind}; charset=utf-8" for kind in ("html", "javascript", "css"))

@@ -28,7 +28,7 @@ from pushsse.api.calls import CALLS, CallRoute, Endpoints
 from pushsse.api.chat import ChatEndpoint
 from pushsse.api.completions import CompletionsEndpoint
 from pushsse.api.front_ends import FrontEnd
-from pushsse.api.identity.origins import CrossOrigin, DevelopmentIdentifier
+from pushsse.api.identity import CrossOrigin, DevelopmentIdentifier
 from pushsse.api.limits import CallLimit, Replies
 from pushsse.api.questions import QuestionsEndpoint, StreamedReply
 from pushsse.hub import assemble_hub

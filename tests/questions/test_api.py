@@ -17,8 +17,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from pushsse.api import HANDLERS
-from pushsse.api.identity import EVERY_SCOPE, Identity
-from pushsse.api.identity.origins import DevelopmentIdentifier
+from pushsse.api.identity import EVERY_SCOPE, DevelopmentIdentifier, Identity
 from pushsse.api.limits import CallLimit, Replies
 from pushsse.api.questions import QuestionsEndpoint, StreamedReply
 from pushsse.hub.hub import Hub

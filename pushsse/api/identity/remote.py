@@ -24,8 +24,7 @@ from msgspec.structs import replace
 from starlette.requests import HTTPConnection
 
 from pushsse.api import HttpProblem
-from pushsse.api.identity import STREAM, Asking, Identity, unauthorized
-from pushsse.api.identity.origins import refuse_other_sites
+from pushsse.api.identity import STREAM, Asking, Identity, refuse_other_sites, unauthorized
 from pushsse.api.identity.tokens import Keys, scopes_of
 from pushsse.errors import PushsseError, Unavailable
 from pushsse.event import is_user

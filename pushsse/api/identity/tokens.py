@@ -23,8 +23,15 @@ from msgspec.structs import replace
 from starlette.requests import HTTPConnection
 
 from pushsse.api import HttpProblem
-from pushsse.api.identity import DEFAULT_SCOPES, SCOPE_PREFIX, Asking, Identity, bearer_token, unauthorized
-from pushsse.api.identity.origins import refuse_other_sites
+from pushsse.api.identity import (
+    DEFAULT_SCOPES,
+    SCOPE_PREFIX,
+    Asking,
+    Identity,
+    bearer_token,
+    refuse_other_sites,
+    unauthorized,
+)
 from pushsse.errors import SettingsError, Unavailable
 from pushsse.event import is_user
 from pushsse.hub.people import Revocations
