@@ -47,7 +47,7 @@ from pushsse.explain import Explanation
 from pushsse.overview import OverviewView
 from pushsse.preferences.catalogue import TypeRules, TypeView
 from pushsse.preferences.transfer import Imported
-from pushsse.questions.events import DESK, AnswerErrorEvent, AnswerEvent, DeltaEvent, DeskEvent, QuestionEvent
+from pushsse.questions import DESK, AnswerErrorEvent, AnswerEvent, DeltaEvent, DeskEvent, QuestionEvent
 from pushsse.retention import Forgotten
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"

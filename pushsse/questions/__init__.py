@@ -1,19 +1,23 @@
-"""A question as a value, the statuses that it goes through, and how it can end.
+"""A question as a value, the statuses that it goes through, how it can end, and what it says to the log.
 
-Shared by the service, its answerers and the endpoints; `store` makes it out of a row.
+Shared by the service, its answerers and the endpoints; `store` makes it out of a row. `life` makes drafts of
+its events at each step, and of those for the staff; `following` makes the same events for whoever follows a
+question. An event has a frame's room, so a long text is cut in it, and `truncated` says so.
 """
 
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
 from pushsse import strictjson
+from pushsse.backplane import Draft
 from pushsse.errors import InvalidInput, PushsseError
+from pushsse.event import Publication, encode
 
 Status = Literal["pending", "answering", "handed_over", "answered", "failed", "cancelled", "expired"]
 # An answerer is at it. A question that is handed over is neither open nor has it ended: people answer it.
@@ -21,6 +25,8 @@ OPEN: tuple[Status, ...] = ("pending", "answering")
 ENDED: tuple[Status, ...] = ("answered", "failed", "cancelled", "expired")
 Rating = Literal["up", "down"]
 MAX_ANSWER_CHARACTERS = 200_000
+# Of one answer, which keeps no more.
+MAX_PARTS = 50
 
 
 class Link(Struct, frozen=True):
@@ -305,3 +311,129 @@ def is_url(url: str) -> bool:
     if not url or len(url) > _MOST_URL or _NO_URL.search(url):
         return False
     return parts.scheme in ("http", "https") if parts.scheme or parts.netloc else True
+
+
+# What staff get beside the streams' own events. Producers may not use the name.
+DESK = "pushsse.desk"
+MAX_TEXT_BYTES = 32 * 1024
+# JSON may write one byte as six; the frame's 48 KiB hold this, links, suggestions and the rest.
+_MAX_ENCODED_BYTES = 38 * 1024
+_MAX_EXTRAS_BYTES = 4 * 1024
+_MAX_PARTS_BYTES = 20 * 1024
+_json = msgspec.json.Encoder()
+T = TypeVar("T")
+
+
+class QuestionEvent(Struct, frozen=True):
+    """`question`: asked, and at each change of status."""
+
+    id: str
+    conversation: str
+    text: str
+    status: Status
+
+
+class DeltaEvent(Struct, frozen=True, rename={"start": "from"}):
+    """`answer.delta`: the answer from `from` on is this text. A client does text = text[:from] + delta.
+
+    `from` is in UTF-16 code units: where what was sent before ends, or 0 where another attempt begins. `seq`
+    counts from 1 within an attempt. With `part` the text is empty.
+    """
+
+    question: str
+    seq: int
+    start: int
+    text: str
+    part: Part | UnsetType = UNSET
+
+
+class AnswerEvent(Struct, frozen=True):
+    """`answer`: the whole text and the parts that are kept; with `truncated` what a frame has room for."""
+
+    question: str
+    text: str
+    by: By
+    links: tuple[Link, ...]
+    suggestions: tuple[str, ...]
+    truncated: Annotated[bool, Meta(description="GET /v1/questions/ID has all of it")]
+    parts: tuple[KeptPart, ...] = ()
+
+
+class AnswerErrorEvent(Struct, frozen=True):
+    """`answer.error`: no answer will come."""
+
+    question: str
+    code: str
+    detail: str
+
+
+class DeskEvent(Struct, frozen=True):
+    """`pushsse.desk`, to staff: something happened in a conversation that people have taken over.
+
+    `question` is null where it isn't about one question. Deliberate: no text, and nobody's name. Streams ask
+    for no scope of staff, and the log keeps the event when the person is forgotten; the calls have the rest.
+    """
+
+    conversation: str
+    status: Literal["waiting", "answered", "released"]
+    question: str | None
+
+
+def drafts_of(question: Question) -> tuple[Draft, ...]:
+    """What the log gets when a question has come to its present status: that, and the end if it is one."""
+    name = once_of(question)
+    changed = Draft(status_event(question), once=f"{name}:{question.status}")
+    if not question.has_ended:
+        return (changed,)
+    return changed, Draft(end_event(question), once=f"{name}:end")
+
+
+def status_event(question: Question) -> Publication:
+    """The `question` event."""
+    data = QuestionEvent(question.id, question.conversation, question.text, question.status)
+    return encode("question", data, users=(question.user,), subject=question.id)
+
+
+def end_event(question: Question) -> Publication:
+    """The `answer` or `answer.error` of a question that has ended."""
+    data: AnswerEvent | AnswerErrorEvent
+    name: Literal["answer", "answer.error"]
+    if question.status == "answered":
+        links, suggestions = _first(question.links), _first(question.suggestions)
+        parts = _first(question.parts, most=MAX_PARTS, most_bytes=_MAX_PARTS_BYTES)
+        # What the parts have beyond the room of few is taken from the text.
+        text = _cut(question.answer, room=_MAX_ENCODED_BYTES - (len(_json.encode(parts)) if parts else 0))
+        by = question.by or By("bot", "")
+        truncated = (text, parts) != (question.answer, question.parts)
+        data = AnswerEvent(question.id, text, by, links, suggestions, truncated, parts)
+        name = "answer"
+    else:
+        data = AnswerErrorEvent(question.id, question.error_code, question.error_detail[:1000])
+        name = "answer.error"
+    # So that a late one ends no answer that has begun since.
+    made = encode(name, data, users=(question.user,), subject=question.id)
+    return msgspec.structs.replace(made, attempt=question.attempt)
+
+
+def _cut(text: str, *, room: int = _MAX_ENCODED_BYTES) -> str:
+    """The beginning of a text, within 32 KiB of UTF-8 and so many bytes of JSON; no character is split."""
+    text = text.encode()[:MAX_TEXT_BYTES].decode(errors="ignore")
+    while (encoded := len(_json.encode(text))) > room:
+        text = text[: min(len(text) - 1, len(text) * room // encoded)]
+    return text
+
+
+def once_of(question: Question) -> str:
+    """What `once` begins with: another one each time that the question is asked anew."""
+    again = f":{question.regenerations}" if question.regenerations else ""
+    return f"question:{question.id}{again}"
+
+
+def _first(values: tuple[T, ...], *, most: int = 20, most_bytes: int = _MAX_EXTRAS_BYTES) -> tuple[T, ...]:
+    room, count = most_bytes, 0
+    for value in values[:most]:
+        room -= len(_json.encode(value)) + 1
+        if room < 0:
+            break
+        count += 1
+    return values[:count]

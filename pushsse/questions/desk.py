@@ -14,9 +14,8 @@ import msgspec
 from ulid import ULID
 
 from pushsse.errors import InvalidInput, Unavailable, Violation
-from pushsse.questions import Answered, By, Conversation, Link, NotNow, Question, clean
+from pushsse.questions import Answered, By, Conversation, DeskEvent, Link, NotNow, Question, clean
 from pushsse.questions.conversations import Staff
-from pushsse.questions.events import DeskEvent
 from pushsse.questions.life import Life
 from pushsse.questions.service import key_since
 

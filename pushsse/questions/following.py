@@ -21,14 +21,17 @@ from msgspec.structs import replace
 from pushsse.backplane.answers import ENDINGS, Place, SoFar, deltas_since, units
 from pushsse.errors import CloseReason, DatabaseUnavailable, Unavailable
 from pushsse.event import Publication
-from pushsse.questions import KeptPart, Part, Question, StatusPart
-from pushsse.questions.events import (
+from pushsse.questions import (
     AnswerErrorEvent,
     AnswerEvent,
     DeltaEvent,
+    KeptPart,
+    Part,
+    Question,
     QuestionEvent,
-    ended,
-    status_changed,
+    StatusPart,
+    end_event,
+    status_event,
 )
 from pushsse.questions.service import Questions
 
@@ -206,10 +209,10 @@ class Following:
             # Read after the hub is heard: what grows later is heard, so no delta is missed in between.
             since = time.monotonic()
             now = await looks.look(since) or question
-            first = status_changed(now)
+            first = status_event(now)
             yield first
             if now.has_ended:
-                yield ended(now)
+                yield end_event(now)
             if not now.is_open:
                 return
             if (so_far := (await self.questions.life.so_far((now,))).get(now.id)) is None:
@@ -232,7 +235,7 @@ class Following:
         joined: float,
     ) -> AsyncGenerator[Publication | Interrupted | Idle, None]:
         """What comes after the status of the question that was said first, which may be heard once more."""
-        first = status_changed(question)
+        first = status_event(question)
         looked = time.monotonic()
         async with aclosing(_ticking(heard)) as ticks:
             async for publication in ticks:
@@ -259,9 +262,9 @@ class Following:
                     looked = time.monotonic()
                     found = await looks.now_and_then(joined)
                     if found is not None and not found.is_open:
-                        yield status_changed(found)
+                        yield status_event(found)
                         if found.has_ended:
-                            yield ended(found)
+                            yield end_event(found)
                         return
                 if publication is None:
                     yield Idle()

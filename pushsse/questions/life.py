@@ -20,14 +20,17 @@ from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable, Unavailabl
 from pushsse.event import encode
 from pushsse.metrics import Metrics
 from pushsse.questions import (
+    DESK,
     EXPIRED,
     HANDED_OVER,
     MAX_ANSWER_CHARACTERS,
+    MAX_PARTS,
     NOBODY,
     STALLED,
     STOPS,
     TOO_LONG,
     Answered,
+    DeskEvent,
     Ending,
     KeptPart,
     Lost,
@@ -36,12 +39,13 @@ from pushsse.questions import (
     Status,
     Unanswered,
     clean,
+    drafts_of,
     fit,
+    once_of,
 )
 from pushsse.questions.answerers import Delta
 from pushsse.questions.conversations import ConversationStore, HandedOverBy
-from pushsse.questions.events import DESK, DeskEvent, drafts, once_of
-from pushsse.questions.pieces import MAX_PARTS, Growing, Pieces
+from pushsse.questions.pieces import Growing, Pieces
 from pushsse.questions.store import ANY_NUMBER, QuestionStore, Unended
 
 logger = logging.getLogger(__name__)
@@ -326,7 +330,7 @@ class Life:
 
         False: a sweep does it later, without those before.
         """
-        told = [draft for each in (*before, question) for draft in drafts(each)]
+        told = [draft for each in (*before, question) for draft in drafts_of(each)]
         append = Append(log_of(question.user, self._backplane.shards), tuple(told))
         try:
             # Memory has nothing to wait for as a rule, and then no time has to be limited.

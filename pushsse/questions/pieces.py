@@ -16,11 +16,20 @@ from msgspec import Raw
 
 from pushsse.backplane.answers import DeltaData, Grew, Growth, LiveDelta, delta_of, framed, units
 from pushsse.errors import DatabaseUnavailable, Unavailable
-from pushsse.questions import MAX_ANSWER_CHARACTERS, KeptPart, Lost, Part, Question, StatusPart, clean, fit
+from pushsse.questions import (
+    MAX_ANSWER_CHARACTERS,
+    MAX_PARTS,
+    KeptPart,
+    Lost,
+    Part,
+    Question,
+    StatusPart,
+    clean,
+    fit,
+)
 from pushsse.questions.answerers import Delta
 
 logger = logging.getLogger(__name__)
-MAX_PARTS = 50
 # Parts that are left out of one answer and are logged: an answerer may send them without end.
 _MOST_REFUSALS = 10
 # Of one growth: nothing else runs in Redis meanwhile.

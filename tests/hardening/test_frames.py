@@ -27,7 +27,7 @@ from pushsse.backplane.answers import Place, SoFar, deltas_since, units
 from pushsse.errors import InvalidInput
 from pushsse.event import MAX_FRAME_BYTES, Publication
 from pushsse.position import Mark, Position
-from pushsse.questions import Answered, By, Link, Question, clean, events
+from pushsse.questions import Answered, By, Link, Question, clean, end_event, status_event
 from pushsse.questions.answerers import kafka
 from pushsse.stream.frame import frame
 from tests.deployed.chromium import chromium
@@ -198,8 +198,8 @@ def test_what_people_ask_and_answerers_answer_is_one_event_or_is_refused() -> No
             question = asked(
                 text, answer, by=By("bot", name), links=links, suggestions=tuple(map(clean, suggestions))
             )
-            assert only(events.status_changed(question), name="question")["text"] == text
-            data = only(events.ended(question), name="answer")
+            assert only(status_event(question), name="question")["text"] == text
+            data = only(end_event(question), name="answer")
             assert data["by"]["name"] == name
             assert answer.startswith(data["text"])
             assert data["truncated"] == (data["text"] != answer)
@@ -211,7 +211,7 @@ def test_what_people_ask_and_answerers_answer_is_one_event_or_is_refused() -> No
                 grown += piece["text"]
             assert grown == answer
             failed = asked(text, status="failed", error_code="answerer_error", error_detail=answer[:1000])
-            assert only(events.ended(failed), name="answer.error")["detail"] == answer[:1000]
+            assert only(end_event(failed), name="answer.error")["detail"] == answer[:1000]
 
     check()
 

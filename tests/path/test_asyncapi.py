@@ -18,8 +18,8 @@ from pushsse import outcomes
 from pushsse.api.acks import AckRequest
 from pushsse.errors import CloseReason
 from pushsse.event import RESERVED_TYPES, WITHDRAW
+from pushsse.questions import DESK
 from pushsse.questions.answerers.python import Asked
-from pushsse.questions.events import DESK
 from pushsse.settings import Settings
 from tests.path.asyncapi import DOCUMENT, Described
 from tests.serving import Running, Stream, serving

@@ -19,12 +19,23 @@ from pushsse.event import MAX_FRAME_BYTES
 from pushsse.hub import HubParts
 from pushsse.hub.opening import From, StreamOptions
 from pushsse.kicks import Kicked
-from pushsse.questions import Answered, By, DataPart, Part, Question, SourcePart, StatusPart, fit, is_url
+from pushsse.questions import (
+    MAX_PARTS,
+    Answered,
+    By,
+    DataPart,
+    Part,
+    Question,
+    SourcePart,
+    StatusPart,
+    end_event,
+    fit,
+    is_url,
+)
 from pushsse.questions.answerers import Delta, Piece
-from pushsse.questions.events import ended
 from pushsse.questions.following import Following, Grown, Parted, QuestionEnded, Restarted, Update
 from pushsse.questions.life import QuestionPace
-from pushsse.questions.pieces import MAX_PARTS, Pieces
+from pushsse.questions.pieces import Pieces
 from pushsse.questions.service import Asking, Questions
 from tests.hub.running_hub import ListSink
 from tests.questions.conftest import FAST, Nodes, Scripted, data, grown_text, running, running_hub
@@ -349,7 +360,7 @@ async def test_a_late_end_of_the_answer_before_ends_nothing_of_the_new_one(place
     place.told.say("new ")
     await until_text(sink, "new ")
     await eventually(lambda: Grown("new ") in updates)
-    await place.nodes.backplane.publish_to("ann", (Draft(ended(old)),))
+    await place.nodes.backplane.publish_to("ann", (Draft(end_event(old)),))
     await eventually(lambda: len(sink.data("answer")) == 2)
     place.told.say("one", Answered(BOT))
     await eventually(lambda: len(sink.data("answer")) == 3)

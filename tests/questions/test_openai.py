@@ -18,10 +18,9 @@ from deploy.parts import PartMissing
 from deploy.parts.certificate import Certificate, make_certificate
 from pushsse.errors import Overloaded, Unavailable
 from pushsse.metrics import Metrics
-from pushsse.questions import Answered, By, DataPart, SourcePart, StatusPart, Turn
+from pushsse.questions import MAX_PARTS, Answered, By, DataPart, SourcePart, StatusPart, Turn
 from pushsse.questions.answerers import Delta, Piece, openai
 from pushsse.questions.answerers.openai import MOST_TRIES, OpenaiAnswerer, OpenaiOptions
-from pushsse.questions.pieces import MAX_PARTS
 from tests.parts import missing
 from tests.questions.conftest import NoAnswers, running
 from tests.questions.model_server import MODEL, Call, ModelServer, Script, model_server
