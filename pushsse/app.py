@@ -43,8 +43,8 @@ from pushsse.api.stream import StreamEndpoint
 from pushsse.build import build
 from pushsse.node import Node, Service
 from pushsse.preferences.transfer import Transfer
-from pushsse.questions.desk import Desk
 from pushsse.questions.following import Following
+from pushsse.questions.service import Desk
 from pushsse.settings import Settings
 from pushsse.stream.admission import Admission
 from pushsse.stream.limits import Limits

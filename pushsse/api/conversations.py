@@ -20,9 +20,8 @@ from pushsse.api.limits import CallLimit
 from pushsse.api.questions import SaidRequest, before, idempotency_key, view
 from pushsse.questions import BeingTaken, Conversation, NotNow
 from pushsse.questions.conversations import Staff
-from pushsse.questions.desk import Desk
 from pushsse.questions.life import MAX_REASON
-from pushsse.questions.service import Questions
+from pushsse.questions.service import Desk, Questions
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 

@@ -36,9 +36,8 @@ from pushsse.questions import (
     TooManyQuestions,
     UnknownConversation,
 )
-from pushsse.questions.desk import Desk, Said
 from pushsse.questions.following import Following, Interrupted
-from pushsse.questions.service import Asking, Questions
+from pushsse.questions.service import Asking, Desk, Questions, Said
 from pushsse.stream.frame import exception
 from pushsse.strictjson import shown
 

@@ -47,9 +47,8 @@ from pushsse.questions import (
     Unanswered,
 )
 from pushsse.questions.answerers import Delta, Piece
-from pushsse.questions.desk import Desk
 from pushsse.questions.following import Following
-from pushsse.questions.service import Questions
+from pushsse.questions.service import Desk, Questions
 from tests.hub.running_hub import People
 from tests.questions.conftest import Nodes, Scripted
 from tests.serving import started

@@ -24,9 +24,8 @@ from pushsse.hub.hub import Hub
 from pushsse.kicks import Kicked
 from pushsse.questions import Answered, By, Question
 from pushsse.questions.answerers import Delta, Piece
-from pushsse.questions.desk import Desk
 from pushsse.questions.following import Following
-from pushsse.questions.service import Asking, Questions
+from pushsse.questions.service import Asking, Desk, Questions
 from tests.questions.conftest import Away, Nodes, Scripted, grown_text, running, running_hub
 from tests.serving import started
 from tests.waiting import eventually

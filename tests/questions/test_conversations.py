@@ -26,8 +26,7 @@ from pushsse.questions import (
 )
 from pushsse.questions.answerers import Delta, HandOver, NotSure, Piece
 from pushsse.questions.conversations import ConversationStore, Staff
-from pushsse.questions.desk import Desk, Said
-from pushsse.questions.service import MOST_ATTEMPTS, Asking, Questions
+from pushsse.questions.service import MOST_ATTEMPTS, Asking, Desk, Questions, Said
 from tests.questions.conftest import FAST, Nodes, Scripted, memory
 from tests.waiting import eventually
 

@@ -17,8 +17,8 @@ from pushsse.api.chat import ChatTeller
 from pushsse.api.completions import CompletionTeller
 from pushsse.api.front_ends import continued
 from pushsse.questions import DataPart, Question, SourcePart, StatusPart
-from pushsse.questions.desk import Desk, Said
 from pushsse.questions.following import Grown, Idle, Parted, QuestionEnded, Restarted, Update
+from pushsse.questions.service import Desk, Said
 from pushsse.strictjson import peek
 from tests.questions.conftest import Nodes
 from tests.questions.front import Front, fronts
