@@ -43,8 +43,8 @@ from pushsse.preferences.catalogue import CatalogueStore, declared
 from pushsse.preferences.store import PreferenceStore
 from pushsse.presence import Offline, Presence, SeenTable
 from pushsse.questions.answerers import Answerer, configured
-from pushsse.questions.deletion import QuestionDeletion
 from pushsse.questions.life import QuestionPace
+from pushsse.questions.rows import QuestionDeletion
 from pushsse.questions.service import Questions, assemble_questions
 from pushsse.questions.store import QuestionStore
 from pushsse.retention import Forgetting, Retention

@@ -1,7 +1,7 @@
 """The SQL of the questions: every change of status is one conditional UPDATE, so that one node wins it.
 
-`life` calls what a question goes through, the service what reads; `deletion` deletes. Every call raises
-DatabaseUnavailable.
+`life` calls what a question goes through, the service what reads; `QuestionDeletion` deletes. Every call
+raises DatabaseUnavailable.
 """
 
 from collections.abc import Collection, Iterator, Sequence

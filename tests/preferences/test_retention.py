@@ -20,7 +20,7 @@ from pushsse.preferences.store import PreferenceStore
 from pushsse.presence import FORGOTTEN_AT_ONCE, SeenTable
 from pushsse.questions import CANCELLED, By, Question, Status
 from pushsse.questions.conversations import ConversationStore
-from pushsse.questions.deletion import QuestionDeletion
+from pushsse.questions.rows import QuestionDeletion
 from pushsse.questions.store import QuestionStore
 from pushsse.retention import Forgetting, Remainder, Retention
 from pushsse.settings import Settings, load
