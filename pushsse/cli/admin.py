@@ -26,7 +26,7 @@ from redis.exceptions import NoPermissionError, RedisError
 from pushsse.api.identity import SCOPE_PREFIX, SCOPES
 from pushsse.api.identity.remote import KeyServer, Remote, RemoteUnavailable
 from pushsse.api.identity.tokens import SECRET_BYTES, signed
-from pushsse.backplane.redis.canary import probe
+from pushsse.backplane.redis.commands import probe
 from pushsse.cli import BadSetting, Failed, one_line, read_settings, say, say_json, with_settings
 from pushsse.cli.serve import base_url, internal_url
 from pushsse.cli.terminal import Style, busy, is_terminal, print_grid, print_line

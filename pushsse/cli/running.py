@@ -25,7 +25,7 @@ import segno
 from pushsse import __version__, build, logs, server
 from pushsse.api.identity import SCOPE_PREFIX, SCOPES
 from pushsse.api.identity.tokens import signed
-from pushsse.backplane.redis.canary import probe
+from pushsse.backplane.redis.commands import probe
 from pushsse.cli import BadSetting, say
 from pushsse.cli.serve import banner, base_url, listening_sockets, parts
 from pushsse.database import Database

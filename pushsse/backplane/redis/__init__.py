@@ -1,7 +1,7 @@
 """The backplane of many nodes: logs in Redis, written by one script and heard over pub/sub.
 
 `build` makes it; `Backplane` says who calls it and what it promises. The parts: `commands` runs scripts and
-reads, `listen` hears, `canary` watches, scripts/ is what runs inside Redis, and what each key holds is in its
+reads, `listen` hears and watches, scripts/ is what runs inside Redis, and what each key holds is in its
 meta.lua. Deliberate: one connection publishes, so that appends keep the order in which they were asked for.
 """
 
@@ -43,7 +43,6 @@ from pushsse.backplane import (
     log_of,
 )
 from pushsse.backplane.answers import ANSWER_KEEP_MS, Grew, Growth, SoFar
-from pushsse.backplane.redis.canary import Canary
 from pushsse.backplane.redis.commands import (
     Connector,
     Growths,
@@ -53,7 +52,7 @@ from pushsse.backplane.redis.commands import (
     merged,
     script,
 )
-from pushsse.backplane.redis.listen import TIMEOUT_S, LogListener
+from pushsse.backplane.redis.listen import TIMEOUT_S, Canary, LogListener
 from pushsse.errors import BackplaneUnavailable, NotOwner
 from pushsse.event import Change
 from pushsse.metrics import Metrics

@@ -10,22 +10,35 @@ missed something; `merged` brings what the logs hold into its order.
 `Growths` sends what answers grow by over the connection that publishes: a delta stays behind the event before
 it, and ahead of the next. Each is one run of grow.lua. While a round trip is under way, what comes waits for
 the next one, so a hundred answers that grow at once need a few round trips each fiftieth of a second.
+
+`probe` tries Redis before a node starts, for `pushsse serve` and `pushsse doctor`. A PING says little: a user
+without the right to a channel, or a read-only replica, answers it as well.
 """
 
 import asyncio
 import hashlib
 import logging
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import merge
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, cast
+from urllib.parse import urlsplit
 
 import hiredis
+import redis.asyncio as redis
 from msgspec.structs import replace
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 
 from pushsse.backplane import (
     PRESENCE_LEASE_MS,
@@ -420,3 +433,80 @@ class Growths:
             # Whoever asked may have gone.
             if not grown.done():
                 grown.set_result(Grew(cast(int, reply)))
+
+
+_PROBE_TIMEOUT_S = 3.0
+_NO_PASSWORD = "it wants a password: redis://USER:PASSWORD@HOST:PORT/0"  # nosec B105 # a message
+# Uses commands of every kind (redis.io: ACL categories) that scripts/ uses, and deletes everything again.
+_PROBE = """
+local log = KEYS[1] .. ':log'
+redis.call('TIME')
+redis.call('XADD', log, '1-0', 'o', 1)
+redis.call('XRANGE', log, '-', '+', 'COUNT', 1)
+redis.call('XTRIM', log, 'MINID', '1-0')
+redis.call('HSET', KEYS[1], 'a', 1)
+redis.call('HGET', KEYS[1], 'a')
+redis.call('HMGET', KEYS[1], 'a', 'b')
+redis.call('INCRBY', KEYS[1] .. ':order', 1)
+redis.call('ZADD', KEYS[1] .. ':seen', 1, 'a')
+redis.call('ZREMRANGEBYRANK', KEYS[1] .. ':seen', 0, 0)
+redis.call('PEXPIRE', log, 1000)
+redis.call('PTTL', log)
+redis.call('DEL', log, KEYS[1], KEYS[1] .. ':order', KEYS[1] .. ':seen')
+return redis.call('PUBLISH', ARGV[1], 'probe')
+"""
+_LOOK = "see whether it runs there, and whether PUSHSSE_REDIS_URL is right"
+
+
+async def probe(url: str, prefix: str) -> str:
+    """Why Redis cannot do its work, and what to do about it; empty if it can."""
+    try:
+        async with (
+            asyncio.timeout(2 * _PROBE_TIMEOUT_S),
+            redis.Redis.from_url(
+                url,
+                socket_timeout=_PROBE_TIMEOUT_S,
+                socket_connect_timeout=_PROBE_TIMEOUT_S,
+                decode_responses=True,
+            ) as client,
+        ):
+            return await _try(client, prefix)
+    except NoPermissionError as error:
+        return f"{error}. {_grant(url, prefix)}"
+    except ReadOnlyError:
+        return "it is a read-only replica: use the address of the primary"
+    except AuthenticationError as error:
+        if "HELLO" in str(error):
+            return _NO_PASSWORD
+        return f"{error}: look at the user's name and password in PUSHSSE_REDIS_URL"
+    except ResponseError as error:
+        if "NOAUTH" in str(error) or "Authentication required" in str(error):
+            return _NO_PASSWORD
+        if "ACL failure" in str(error) or "can't run this command" in str(error):
+            return f"{error}. {_grant(url, prefix)}"
+        return f"it refuses to work: {error}"
+    except TimeoutError:
+        return f"no answer within {_PROBE_TIMEOUT_S:.0f} s: {_LOOK}"
+    except (RedisError, OSError) as error:
+        return f"{str(error).rstrip('.')}: {_LOOK}"
+
+
+async def _try(client: redis.Redis, prefix: str) -> str:
+    name = f"{prefix}probe:{secrets.token_hex(6)}"
+    async with client.pubsub() as heard:
+        await heard.subscribe(name)
+        answer = await heard.get_message(timeout=_PROBE_TIMEOUT_S)
+        if answer is None or answer["type"] != "subscribe":
+            return f"no confirmation of SUBSCRIBE {name} within {_PROBE_TIMEOUT_S:.0f} s"
+        # By a script, as everything is written: `eval` also tells whether the user may run scripts.
+        await client.eval(_PROBE, 1, name, name)
+        message = await heard.get_message(ignore_subscribe_messages=True, timeout=_PROBE_TIMEOUT_S)
+        if message is None:
+            return f"what is published to {name} isn't heard within {_PROBE_TIMEOUT_S:.0f} s"
+    return ""
+
+
+def _grant(url: str, prefix: str) -> str:
+    """The command that gives the user the rights that a node needs (redis.io: ACL)."""
+    user = urlsplit(url).username or "default"
+    return f"Grant the rights: ACL SETUSER {user} ~{prefix}* &{prefix}* +@all -@admin -@dangerous +info"

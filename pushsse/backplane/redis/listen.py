@@ -2,15 +2,18 @@
 
 `RedisBackplane.listen` hands out what `LogListener` yields. All happens in its steps, one after another: what
 came is sorted; where a number is missing, the connection is new or the canary says so, all logs are read.
-`LogCursors` knows how far each log was heard and does no I/O; `Subscription` is the connection.
+`LogCursors` knows how far each log was heard and does no I/O; `Subscription` is the connection. `Canary`
+tries Redis once a second: the canary is a message that Redis sends to this node's own listener, with the
+state of the followed logs.
 """
 
 import asyncio
 import logging
 import math
+import time
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from msgspec.structs import replace
 from redis.asyncio.connection import AbstractConnection
@@ -26,9 +29,20 @@ from pushsse.backplane import (
     NoticeListener,
     Topic,
     codec,
+    machine_ms,
     part_of,
 )
-from pushsse.backplane.redis.commands import Connector, LogReader, ReadResult, Want, connect, merged, tail_of
+from pushsse.backplane.redis.commands import (
+    Connector,
+    LogReader,
+    ReadResult,
+    RedisConnection,
+    Want,
+    connect,
+    merged,
+    script,
+    tail_of,
+)
 from pushsse.errors import BackplaneUnavailable
 from pushsse.metrics import Metrics
 from pushsse.position import Mark
@@ -42,6 +56,12 @@ _FOLLOW_AT_ONCE = 8
 _MOST_WAITING_BYTES = 8 * 1024 * 1024
 _MESSAGE_BYTES = 100
 _MESSAGES_AT_ONCE = 500
+_CANARY_EVERY_S = 1.0
+_CLOCK_WITHIN_S = 0.25
+_ALIVE_MS = 10_000
+_CHECK = script("check")
+# Counts the time that the machine sleeps, too, where the system has such a clock (Linux).
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 logger = logging.getLogger(__name__)
 
 
@@ -507,3 +527,54 @@ class Subscription:
                 self._room.clear()
                 await self._room.wait()
                 silence.reschedule(loop.time() + SILENT_S)
+
+
+def elapsed_s() -> float:
+    """Seconds on a clock that never jumps, and goes on while the process is stopped or the machine sleeps.
+
+    With it the node knows Redis's time as soon as it wakes, before Redis answers: what expired meanwhile must
+    not be written.
+    """
+    return time.clock_gettime(_CLOCK)
+
+
+class Canary:
+    """Sends the canary, and knows Redis's clock and whether Redis answered a moment ago."""
+
+    def __init__(
+        self, connection: RedisConnection, listener: LogListener, *, names: str, channel: bytes
+    ) -> None:
+        self.available = False
+        self._connection = connection
+        self._listener = listener
+        self._names = names
+        self._channel = channel
+        self._ahead_ms: float | None = None  # of `elapsed_s`
+
+    def now_ms(self) -> int:
+        """Redis's clock, as far as known; until Redis has answered once, this machine's."""
+        if self._ahead_ms is None:
+            return machine_ms()
+        return int(elapsed_s() * 1000 + self._ahead_ms)
+
+    async def run(self) -> None:
+        """Sends one a second, for ever."""
+        while True:
+            try:
+                await self._send()
+                # A replica, or a Redis without memory, publishes and answers, but takes no write.
+                await self._connection.call("SET", f"{self._names}alive", "1", "PX", _ALIVE_MS)
+                self.available = True
+            except BackplaneUnavailable:
+                self.available = False
+            await asyncio.sleep(_CANARY_EVERY_S)
+
+    async def _send(self) -> None:
+        # Guarantee 2: the logs and the publishing are one script. Were the state read first, and published by
+        # another command, entries in between would come before the canary and look like a log that went back.
+        asked = elapsed_s()
+        logs = self._listener.followed()
+        time_ms = cast(int, await self._connection.run(_CHECK, self._names, self._channel, *logs))
+        took = elapsed_s() - asked
+        if took < _CLOCK_WITHIN_S or self._ahead_ms is None:
+            self._ahead_ms = time_ms - (asked + took / 2) * 1000
