@@ -253,7 +253,7 @@ class Explaining:
             incomplete.append(f"{topic}: only what could be read within {_TOPIC_S:.0f} s")
         except OSError as error:
             incomplete.append(f"{topic} can't be read")
-            logger.warning("what became of events can't be read: %s", error)
+            logger.warning("what became of an event can't be read from %s: %s", topic, error)
         return found
 
 

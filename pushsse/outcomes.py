@@ -109,6 +109,7 @@ class Outcomes:
         self._begin = self._event = self._end = b""
         self._types: dict[str, bytes] = {}
         self._place = f',"node":{_json.encode(node).decode()},"at":'.encode()
+        self._losing = Outage(f"the oldest records for {topic} are lost", logger, Backoff())
         self.sent = 0
         self.lost = 0
 
@@ -187,9 +188,10 @@ class Outcomes:
                     await self._send()
             except (KafkaUnavailable, TimeoutError) as error:
                 logger.warning(
-                    "what became of events: %d records are lost at the end: %s",
+                    "%d records for %s are lost, since this process ends: %s",
                     sum(len(portion.records) for portion in self._waiting),
-                    str(error) or "no answer in time",
+                    self._topic,
+                    str(error) or f"no answer within {_LAST_S:g} s",
                 )
 
     async def _total_all(self) -> None:
@@ -227,8 +229,8 @@ class Outcomes:
             await self._send_each(records[start : start + _AT_ONCE * _SENT_AT_ONCE])
 
     def _lose(self, count: int) -> None:
-        if count and not self.lost:
-            logger.warning("what became of events: more than can be kept, some records are lost")
+        if count:
+            self._losing.failed(f"over {MOST_BYTES // 1024**2} MiB wait for Kafka, which takes too few")
         self.lost += count
 
     async def _send(self) -> None:
@@ -240,6 +242,7 @@ class Outcomes:
             for portion in portions:
                 if self._waiting and self._waiting[0] is portion:
                     self._waiting_bytes -= self._waiting.popleft().size
+        self._losing.over()
 
     async def _send_each(self, records: Sequence[Packed]) -> None:
         refused: Mapping[int, RecordRefused] = {}
@@ -249,7 +252,12 @@ class Outcomes:
             # One by one, since one that the topic never takes would hold the others for ever.
             refused = await self._producer.send_each(self._topic, [Outgoing(*each) for each in records])
             for error in refused.values():
-                logger.warning("a record of what became of an event is lost: %s", error)
+                logger.warning(
+                    "%d records for %s are lost: %s. See the topic's max.message.bytes and cleanup.policy",
+                    len(refused),
+                    self._topic,
+                    error,
+                )
                 break
         self.lost += len(refused)
         self.sent += len(records) - len(refused)

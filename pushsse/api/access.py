@@ -180,7 +180,10 @@ class Tickets:
             try:
                 await self._look()
             except BackplaneUnavailable as error:
-                logger.info("tickets can't be looked after: %s", error)
+                logger.info(
+                    "a stream whose ticket is opened elsewhere just now may go on until Redis answers: %s",
+                    error,
+                )
 
     async def _look(self) -> None:
         for name in [name for name, openings in self._here.items() if openings.is_over()]:

@@ -68,7 +68,11 @@ def _decode(
         if blob[0] in READABLE:
             return decoder.decode(memoryview(blob)[1:])
     except (msgspec.DecodeError, IndexError) as error:
-        logger.warning("an entry of the log can't be read, and nobody gets it: %s", error)
+        logger.warning(
+            "an entry of the log can't be read, and nobody on this node gets it: %s. If all nodes have the"
+            " same release, something else writes to the keys of PUSHSSE_REDIS_PREFIX",
+            error,
+        )
         return UNREADABLE
     logger.warning(
         "an entry of the log has version %d, and nobody on this node gets it, since it reads version %d and"
@@ -89,7 +93,11 @@ def decode_change(blob: bytes) -> Change | None:
     try:
         return _change.decode(blob)
     except msgspec.DecodeError as error:
-        logger.warning("a change in the log can't be read and is skipped: %s", error)
+        logger.warning(
+            "a change of switches in the log can't be read, and a replay takes what is on now for what was on"
+            " then: %s. Run neighbouring releases on all nodes",
+            error,
+        )
         return None
 
 

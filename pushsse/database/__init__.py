@@ -281,7 +281,11 @@ class Database:
             except DatabaseUnavailable as error:
                 if not isinstance(error.__cause__, Exception) or not is_lock(error.__cause__):
                     raise
-                logger.warning("a migration waits for another transaction: %s", error)
+                logger.warning(
+                    "the start waits for a migration, and that for a transaction of somebody else's: %s. In"
+                    " PostgreSQL, pg_stat_activity shows whose it is",
+                    error,
+                )
                 # After a locked file the breaker refuses for a while.
                 await asyncio.sleep(self._breaker.cool_s + random.uniform(0.2, 1.0))
         return await self._migrate()
@@ -503,7 +507,7 @@ class Writer:
         cancelled doesn't know whether it was written.
         """
         if len(self._waiting) >= MOST_WAITING:
-            raise DatabaseUnavailable(f"{MOST_WAITING} writes wait already")
+            raise DatabaseUnavailable(f"SQLite is too slow, {MOST_WAITING} writes wait already")
         done: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Write(work, is_one_statement, done))
         self._some.set()

@@ -237,7 +237,7 @@ class Opener:
             try:
                 self._begin_queued(queued, states.get(queued.person.name))
             except Exception:
-                log.exception("a queued stream can't begin")
+                log.exception("a queued stream can't begin with others, and is opened by itself")
                 queued.decline()
             finally:
                 self._hub.release(queued.person)

@@ -260,7 +260,11 @@ class _Member(Generic[Item]):
         if failed is not None:
             raise failed
         if stuck:
-            logger.warning("the consumer is replaced: %s", stuck)
+            logger.warning(
+                "the consumer is replaced: %s. Nothing is lost. If that goes on, look at the brokers, and at"
+                " the network between them and this node",
+                stuck,
+            )
 
     async def _round(self, tasks: asyncio.TaskGroup) -> None:
         began = time.monotonic()
@@ -349,7 +353,10 @@ class _Member(Generic[Item]):
         if len(batches) > 1:
             return [applied for batch in batches for applied in await self._applied([batch])]
         [batch] = batches
-        logger.warning("%s has a newer owner; its records in hand are dropped", batch.partition.name)
+        logger.warning(
+            "%s has a newer owner, which reads the records that this node has in hand: they are dropped here",
+            batch.partition.name,
+        )
         # If the group takes it from us, that comes within a heartbeat or two. If not, it is claimed again.
         # What the other owner committed is where to go on, so our own offset is forgotten.
         batch.partition.next_offset = None
@@ -363,13 +370,15 @@ class _Member(Generic[Item]):
         waiting = f"{partition.name} waits for the dead-letter topic {dlq_topic}"
         outage = Outage(waiting, logger, Backoff(first_s=0.25))
         logger.warning(
-            "%s: %d of the records up to offset %d can't be used, first offset %d (%s); they go to %s",
+            "%s: %d of the records up to offset %d can't be used, first offset %d (%s); they go to %s, and"
+            " `pushsse dead --topic %s` shows why",
             partition.name,
             len(left),
             batch.end - 1,
             left[0].record.offset,
             left[0].at,
             dlq_topic,
+            partition.at.topic,
         )
         while left and partition.assigned:
             now, later = left[:_LETTERS_AT_ONCE], left[_LETTERS_AT_ONCE:]

@@ -336,7 +336,8 @@ def within(at: TopicPartition, offset: int, available: Range) -> int:
     if available.first <= offset <= available.end:
         return offset
     logger.warning(
-        "%s-%d: offset %d is out of range (%d to %d), starting at the earliest",
+        "%s-%d: offset %d is out of range (%d to %d), starting at the earliest. If it is below, Kafka has"
+        " deleted records that weren't read: compare retention.ms with the lag",
         at.topic,
         at.partition,
         offset,
@@ -411,7 +412,9 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         self._metrics = metrics
         self._commit_at = 0.0
         self._preparing = Outage("partitions can't be read yet", logger, Backoff(first_s=0.25))
-        self._committing = Outage("offsets can't be committed", logger, Backoff(first_s=0.5))
+        self._committing = Outage(
+            "offsets can't be committed, and a restart would read records again", logger, Backoff(first_s=0.5)
+        )
 
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Notes what is ours. Nothing of it is read before `prepare`."""
@@ -430,7 +433,12 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
             async with asyncio.timeout(_REVOKE_S):
                 await self.idle.wait()
         except TimeoutError:
-            logger.warning("a batch of %d partitions is given up: they are revoked", len(revoked))
+            logger.warning(
+                "the group takes %d partitions back, and the batch in hand isn't applied within %.0f s: their"
+                " next owners read it again",
+                len(revoked),
+                _REVOKE_S,
+            )
         # After the batch and before the next owner begins. Repeats are fenced, but cost both nodes time.
         await self.commit()
         self.end()

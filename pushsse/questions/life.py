@@ -190,7 +190,11 @@ class Life:
             try:
                 await self.tell_staff(DeskEvent(conversation, "waiting", None))
             except Unavailable as error:
-                logger.warning("conversation %s: the staff aren't told: %s", conversation, error)
+                logger.warning(
+                    "conversation %s: its staff see what is new only when they load their list again: %s",
+                    conversation,
+                    error,
+                )
 
     async def write(self, message: Question, *, key: str | None) -> bool:
         """Stores a message of staff and publishes it; False if its conversation isn't handed over.
@@ -450,7 +454,12 @@ class Life:
                     await self.grow(grown.whole(growths[at:]))
                     break
         except BackplaneUnavailable as error:
-            logger.warning("question %s: no stream got a delta: %s", question.id, error, extra=question.ids)
+            logger.warning(
+                "question %s: streams get its deltas late, or only the whole answer: %s",
+                question.id,
+                error,
+                extra=question.ids,
+            )
         return True
 
     async def take_over(self, question: Question, *, node: str) -> Question | None:
@@ -492,7 +501,7 @@ class _InTime:
         except TimeoutError as late:
             error = late
         if isinstance(error, TimeoutError):
-            raise BackplaneUnavailable(f"no answer within {_PUBLISH_S} s") from None
+            raise BackplaneUnavailable(f"the backplane: no answer within {_PUBLISH_S} s") from None
 
 
 def _nobody_hears(question: Question, code: str) -> None:

@@ -553,14 +553,22 @@ class Desk:
         try:
             await self.life.conversations.keep(question.conversation, keep_s=self.life.pace.keep_s)
         except Unavailable as error:
-            logger.warning("conversation %s isn't kept for longer: %s", question.conversation, error)
+            logger.warning(
+                "conversation %s stays with the staff for no longer than before this answer: %s",
+                question.conversation,
+                error,
+            )
         await self._tell(DeskEvent(question.conversation, "answered", question.id))
 
     async def _tell(self, event: DeskEvent) -> None:
         try:
             await self.life.tell_staff(event)
         except Unavailable as error:
-            logger.warning("conversation %s: the staff aren't told: %s", event.conversation, error)
+            logger.warning(
+                "conversation %s: its staff see what is new only when they load their list again: %s",
+                event.conversation,
+                error,
+            )
 
 
 def _message_key(staff: str, conversation: str, key: str) -> str:

@@ -303,7 +303,7 @@ class ImmediateHttp(HandoverHttp):
             self._end_wait()
             return False
         except Exception:
-            logger.exception("a call failed that is answered without ASGI")
+            logger.exception("a call failed that is answered without ASGI: %s", self._asked)
             self._end_wait()
             # A call that had taken the connection over has closed it: nothing is left to answer.
             return self.has_let_go
@@ -352,8 +352,14 @@ class ImmediateHttp(HandoverHttp):
         except PushsseError:
             return None
         except Exception:
-            logger.exception("a head failed that is answered without ASGI")
+            logger.exception("a head failed that is answered without ASGI: %s", self._asked)
             return None
+
+    @property
+    def _asked(self) -> str:
+        """The last request for the log, by its method and path."""
+        scope = cast(Scope, self.scope)
+        return f"{scope['method']} {scope['path']}"
 
     def _write(self, data: bytes) -> None:
         transport = self.transport

@@ -273,7 +273,11 @@ class Scraper:
                 # The worker is gone; its exit status says more.
                 pass
             except* (OSError, ValueError, msgspec.DecodeError) as errors:
-                logger.warning("the link to worker %d broke: %r", index, errors.exceptions[0])
+                logger.warning(
+                    "the link to worker %d broke, so the worker ends and is started again: %r",
+                    index,
+                    errors.exceptions[0],
+                )
 
     async def _collect(self) -> bytes:
         """The metrics of all workers, in Prometheus' text format. Takes COLLECT_S at most."""

@@ -218,7 +218,8 @@ class RedisConnection:
 
     def _away(self, reason: str) -> BackplaneUnavailable:
         self._outage.failed(reason)
-        return BackplaneUnavailable(reason)
+        # Whoever logs it may depend on other parts, too.
+        return BackplaneUnavailable(f"Redis: {reason}")
 
 
 class Want(NamedTuple):

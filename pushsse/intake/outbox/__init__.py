@@ -212,7 +212,12 @@ class _Taker:
                         hint = _MAKE if "does not exist" in str(error) else ""
                         await asyncio.sleep(self._database.failed(f"{error}{hint}"))
                     except NotOwner as error:
-                        logger.warning("outbox %s: %s; this node claims anew", self._source.table, error)
+                        logger.warning(
+                            "outbox %s: another node has buckets that this one had: %s. It publishes their"
+                            " rows, and this node takes its share anew",
+                            self._source.table,
+                            error,
+                        )
                         return
             finally:
                 renewing.cancel()
@@ -276,7 +281,11 @@ class _Taker:
         mine = {bucket.number: bucket.round for bucket in await self._tables.mine(self._name)}
         if mine != {held.number: held.round for held in self._held.values()}:
             # Another has taken some, or a statement that was given up has come to the server all the same.
-            logger.warning("outbox %s: not all buckets are as this node left them", self._source.table)
+            logger.warning(
+                "outbox %s: the tables give this node other buckets than it knew of, perhaps since it"
+                " paused for longer than its lease; it goes on as they say, and nothing is lost",
+                self._source.table,
+            )
             self._known = False
             return
         fair = -(-BUCKETS // (1 + await self._tables.others(self._name)))

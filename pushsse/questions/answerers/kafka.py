@@ -353,7 +353,10 @@ class AnswerHandler:
         last = run[-1]
         if last.seq - question.grown_by(attempt).piece > len(run):
             logger.warning(
-                "question %s: pieces before %d never came", question.id, last.seq, extra=question.ids
+                "question %s: of its answer in Kafka, pieces before %d never came, and their text is missing",
+                question.id,
+                last.seq,
+                extra=question.ids,
             )
         grown = [found for piece in run if (found := _grown(piece.says)) is not None]
         if not await self._answers.add(question, grown, last.seq, attempt):
