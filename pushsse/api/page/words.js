@@ -54,7 +54,7 @@ const WORDS = {
     kicked: "{user} is out on all nodes within {n} s.",
     what_clicked: "Clicked", what_read: "Read", what_received: "Received", what_written: "Written to a stream", what_offline: "Nobody was there",
     what_switched_off: "Switched off", what_switched: "Switched", what_expired: "Expired", what_published: "Published",
-    what_unknown: "Nothing is known of it",
+    what_collapsed: "Replaced", what_withdrawn: "Withdrawn", what_unknown: "Nothing is known of it",
     now: "now", none: "none", empty_message: "(no message)",
   },
   zh: {
@@ -110,7 +110,7 @@ const WORDS = {
     kicked: "{n} 秒内 {user} 将从所有节点退出。",
     what_clicked: "已点击", what_read: "已读", what_received: "已收到", what_written: "已写入连接", what_offline: "当时不在线",
     what_switched_off: "已关闭此类型", what_switched: "更改开关", what_expired: "已过期", what_published: "已发布",
-    what_unknown: "没有任何记录",
+    what_collapsed: "已被替换", what_withdrawn: "已撤回", what_unknown: "没有任何记录",
     now: "刚刚", none: "无", empty_message: "（无内容）",
   },
 };

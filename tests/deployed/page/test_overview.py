@@ -71,6 +71,28 @@ async def test_a_person_is_looked_up_explained_and_kicked_when_that_is_meant(wor
         await no_faults(tab)
 
 
+async def test_what_happened_to_an_event_is_said_in_the_pages_language(world: World) -> None:
+    await world.node.publish("news", "first", "xia", id="first-xia", collapse="order")
+    await world.node.until_known("news")
+    await world.node.publish("news", "second", "xia", collapse="order")
+    away = {"type": "news", "to": {"users": ["xia"]}, "withdraw": "order"}
+    assert (await world.node.http.post("/v1/events", json=away)).status_code == 202
+    await world.node.switch("xia", news=False)
+    tab = await world.tab(f"{world.node.url}/?user=vic#overview", language="zh-CN")
+    await tab.until("document.getElementById('person-form')?.checkVisibility()")
+    await tab.run("document.getElementById('person-name').value = 'xia'; 0")
+    await tab.run("document.getElementById('person-form').requestSubmit(); 0")
+    await tab.until("document.getElementById('person-more').checkVisibility()")
+    await tab.run("document.getElementById('explain-event').value = 'first-xia'; 0")
+    await tab.run("document.getElementById('explain-form').requestSubmit(); 0")
+    steps = (
+        "[...document.querySelectorAll('.timeline li span:first-of-type')].map((each) => each.textContent)"
+    )
+    await tab.until(f"{steps}.length === 4")
+    assert await tab.run(steps) == ["已发布", "已被替换", "已撤回", "更改开关"]
+    await no_faults(tab)
+
+
 @pytest.mark.parametrize("language", ["en-GB", "zh-CN"])
 async def test_axe_finds_nothing_in_the_overview(world: World, language: str) -> None:
     await world.node.publish("news", "hello", "vic", id="hello-vic")
