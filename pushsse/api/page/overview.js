@@ -6,6 +6,8 @@ import { ago, exact, language, locale, t } from "./words.js";
 const EVERY_MS = 2_000;
 // Each look at the catalogue leaves an audit line.
 const TYPES_MS = 300_000;
+// While one look isn't answered no other begins, for so long: the connection may have died.
+const WAIT_MS = 10_000;
 // Its numbers are older than three reports.
 const OLD_MS = 8_000;
 
@@ -18,6 +20,7 @@ export class Overview {
   #timer = 0;
   #types = [];
   #typesAt = 0;
+  #waitUntil = 0;
   #user = "";
 
   constructor(session) {
@@ -46,7 +49,8 @@ export class Overview {
   }
 
   async #look() {
-    if (document.visibilityState === "hidden") return;
+    if (document.visibilityState === "hidden" || Date.now() < this.#waitUntil) return;
+    this.#waitUntil = Date.now() + WAIT_MS;
     try {
       const found = await this.#session.call("GET", "v1/overview");
       if (Date.now() - this.#typesAt > TYPES_MS) {
@@ -58,6 +62,7 @@ export class Overview {
     } catch (error) {
       at("overview-note").textContent = error.status === 404 ? t("inside_only") : error.message;
     }
+    this.#waitUntil = 0;
   }
 
   #draw({ at: now, nodes, totals, lag, chosen }) {

@@ -93,6 +93,28 @@ async def test_what_happened_to_an_event_is_said_in_the_pages_language(world: Wo
     await no_faults(tab)
 
 
+async def test_a_service_that_is_slow_is_asked_once_at_a_time(world: World) -> None:
+    tab = await world.tab(f"{world.node.url}/?user=vic#overview")
+    await tab.until("document.querySelector('#tiles dd') !== null")
+    await tab.run(
+        """
+        globalThis.asked = [];
+        const real = fetch;
+        globalThis.fetch = (url, init) => new URL(url).pathname === "/v1/overview"
+          ? new Promise((answer) => asked.push(() => answer(real(url, init))))
+          : real(url, init);
+        globalThis.look = () => document.dispatchEvent(new Event("visibilitychange"));
+        0
+        """
+    )
+    await tab.until("(look(), asked.length) === 1")
+    await tab.run("look(); look(); 0")
+    assert await tab.run("asked.length") == 1
+    await tab.run("asked[0](); 0")
+    await tab.until("(look(), asked.length) === 2")
+    await no_faults(tab)
+
+
 @pytest.mark.parametrize("language", ["en-GB", "zh-CN"])
 async def test_axe_finds_nothing_in_the_overview(world: World, language: str) -> None:
     await world.node.publish("news", "hello", "vic", id="hello-vic")
