@@ -49,7 +49,6 @@ _STYLES: Mapping[Fate, Style] = {
     "skipped": "dim",
     "dead letter": "fault",
 }
-_as_json = click.option("--json", "as_json", is_flag=True, help="each record as one line of JSON")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ class Tried:
 @click.option(
     "--write", type=click.Path(path_type=Path, dir_okay=False), help="write the proposed table to this file"
 )
-@_as_json
+@click.option("--json", "as_json", is_flag=True, help="each record as one line of JSON")
 @with_settings(
     "kafka_bootstrap",
     "kafka_topic",
