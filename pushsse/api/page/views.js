@@ -19,6 +19,9 @@ export class Views {
   #made = new Map();
   #user = "";
   #shown = "events";
+  #wanted = "events";
+  // What is shown, where it isn't the events.
+  #view = null;
 
   constructor(session) {
     this.#session = session;
@@ -57,18 +60,30 @@ export class Views {
     // Other places in the page, such as where the skip link leads, change no view.
     if (wanted && wanted !== "events" && !Object.hasOwn(VIEWS, wanted)) return this.#draw();
     const name = wanted && wanted !== "events" && this.#may(wanted) ? wanted : "events";
-    if (name === this.#shown && this.#made.has(name)) return this.#draw();
-    this.#made.get(this.#shown)?.hide();
+    this.#wanted = name;
+    if (name === this.#shown && this.#view) return this.#draw();
+    // Before it is shown: a form that nobody listens to yet would load the page anew.
+    const view = name === "events" ? null : await this.#load(name);
+    // Another one was chosen meanwhile, or the same once more.
+    if (this.#wanted !== name || (view && this.#view === view)) return;
+    this.#view?.hide();
     this.#shown = name;
+    this.#view = view;
     this.#draw();
-    if (name !== "events") {
-      if (!this.#made.has(name)) this.#made.set(name, await VIEWS[name].make(this.#session));
-      if (this.#shown !== name) return;
-      this.#made.get(name).show();
-    }
+    view?.show();
     scrollTo({ top: 0 });
     // Somebody who chose it begins at its top.
     if (isAsked) at(`${name}-title`).focus({ preventScroll: true });
+  }
+
+  /** The view, which is made once. */
+  #load(name) {
+    if (!this.#made.has(name)) {
+      const made = VIEWS[name].make(this.#session);
+      this.#made.set(name, made);
+      made.catch(() => this.#made.delete(name));
+    }
+    return this.#made.get(name);
   }
 
   #draw() {

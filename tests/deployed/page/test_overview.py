@@ -21,7 +21,7 @@ async def test_it_shows_the_nodes_and_the_catalogue_with_what_people_chose(world
     for user, on in (("rob", True), ("sue", True), ("tom", False), ("una", True)):
         await world.node.switch(user, trip=on)
     tab = await world.live("vic", width=1280)
-    await tab.run("document.querySelector('a[data-view=overview]').focus(); 0")
+    await tab.until("(document.querySelector('a[data-view=overview]').focus(), true)")
     await press(tab, "Enter")
     await tab.until(f"{FOCUS} === 'overview-title'")
     await tab.until("document.querySelector('#tiles dd')?.textContent > 0")
@@ -35,6 +35,34 @@ async def test_it_shows_the_nodes_and_the_catalogue_with_what_people_chose(world
     assert await tab.run("location.hash") == "#overview"
     await tab.run("history.back(); 0")
     await tab.until("document.getElementById('overview').hidden && document.body.dataset.view === 'events'")
+    await no_faults(tab)
+
+
+async def test_a_view_is_shown_when_its_forms_are_heard(world: World) -> None:
+    tab = await world.live("vic", width=1280)
+    await tab.run(
+        """
+        new MutationObserver((changes, observer) => {
+          if (document.getElementById("overview").hidden) return;
+          observer.disconnect();
+          const submit = new Event("submit", { cancelable: true });
+          document.getElementById("person-form").dispatchEvent(submit);
+          globalThis.heard = submit.defaultPrevented;
+        }).observe(document.getElementById("overview"), { attributes: true });
+        globalThis.asked = [];
+        const real = fetch;
+        globalThis.fetch = (url, init) => (asked.push(new URL(url).pathname), real(url, init));
+        for (const place of ["#overview", "#events", "#overview"]) location.hash = place;
+        0
+        """
+    )
+    await tab.until("globalThis.heard !== undefined")
+    assert await tab.run("heard")
+    # Once, however often it was chosen before it was there.
+    await tab.run("document.getElementById('person-name').value = 'vic'; 0")
+    await tab.run("document.getElementById('person-form').requestSubmit(); 0")
+    await tab.until("document.getElementById('person-more').checkVisibility()")
+    assert await tab.run("asked.filter((path) => path === '/v1/users/vic').length") == 1
     await no_faults(tab)
 
 
