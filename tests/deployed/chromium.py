@@ -72,16 +72,30 @@ class Browser:
 
     async def run(self, script: str) -> Any:
         """The value of an expression in the page."""
-        result = await self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        result = await self._evaluate(script)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
     async def until(self, script: str) -> None:
-        """Until an expression is true. Each look costs the browser more than it costs a test."""
+        """Until an expression is true; what it looks at may not be there yet.
+
+        Each look costs the browser more than it costs a test.
+        """
         end = time.monotonic() + LIMIT_S
-        while not await self.run(script):
-            assert time.monotonic() < end, f"not so: {script}; {await self.run('document.body.innerText')}"
+        while True:
+            result = await self._evaluate(script)
+            thrown = result.get("exceptionDetails", {}).get("exception", {})
+            assert thrown.get("className", "TypeError") == "TypeError", result
+            if not thrown and result["result"].get("value"):
+                return
+            said = thrown.get("description", "")
+            assert time.monotonic() < end, (
+                f"not so: {script}; {said} {await self.run('document.body.innerText')}"
+            )
             await asyncio.sleep(_PAUSE_S)
+
+    async def _evaluate(self, script: str) -> Any:
+        return await self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
 
 
 @asynccontextmanager

@@ -162,6 +162,8 @@ async def test_only_whoever_may_see_them_has_more_views(world: World) -> None:
     await tab.until(
         "document.getElementById('empty').hidden === false || document.querySelector('.card') !== null"
     )
+    # It knows by then what the person may do.
+    await tab.until("document.body.dataset.may !== undefined")
     assert await tab.run("document.getElementById('views').hidden")
     assert await tab.run(
         "document.getElementById('desk').hidden && document.getElementById('overview').hidden"
