@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.fanout import median
-from pushsse.intake import AllTypes, Drafter, Made
-from pushsse.intake.sources import sources
+from pushsse.intake import AllTypes, Drafter, Made, sources_of
 from pushsse.kafka import Record
 from pushsse.metrics import Metrics
 from pushsse.settings import KafkaMap, KafkaSource, Settings
@@ -72,7 +71,7 @@ def measure(turns: int = _TURNS) -> FormatRates:
     )
     settings = Settings(kafka_bootstrap="nowhere:1", kafka_topic="pushsse", kafka=tables)
     drafter = Drafter(types=AllTypes(), max_age_s=86_400)
-    decode = sources(settings, metrics=Metrics(), drafter=drafter, now_ms=lambda: int(time.time() * 1000))
+    decode = sources_of(settings, metrics=Metrics(), drafter=drafter, now_ms=lambda: int(time.time() * 1000))
     records = _records()
     seen: dict[str, list[float]] = {name: [] for name in records}
     for _ in range(turns):

@@ -25,10 +25,9 @@ from pushsse.explain import Explaining, OutcomeTopic
 from pushsse.hub import assemble_hub
 from pushsse.hub.hub import Hub
 from pushsse.hub.opening import StreamLimits
-from pushsse.intake import AllTypes, Drafter, EventHandler, Made
+from pushsse.intake import AllTypes, Drafter, EventHandler, Made, sources_of, topics_of
 from pushsse.intake.http import EmbeddedIntake, Intake, KafkaProducerIntake
 from pushsse.intake.outbox import Outbox
-from pushsse.intake.sources import sources, topics
 from pushsse.kafka import configurations, connection, existing_topics
 from pushsse.kafka.consumer import Consumer, Handler
 from pushsse.kafka.producer import Producer
@@ -182,7 +181,7 @@ def check(settings: Settings) -> None:
         connection(settings)
         metrics = Metrics()
         everything = Drafter(types=AllTypes(), max_age_s=settings.event_max_age_s)
-        sources(settings, metrics=metrics, drafter=everything, now_ms=int)
+        sources_of(settings, metrics=metrics, drafter=everything, now_ms=int)
     for source in settings.outbox:
         _check_outbox(source)
 
@@ -326,7 +325,7 @@ def _intakes(
         return _Intakes(EmbeddedIntake(dispatcher, waits=waits))
     kafka = connection(settings)
     producer = Producer(kafka)
-    decode = sources(settings, metrics=metrics, drafter=drafter, now_ms=backplane.now_ms)
+    decode = sources_of(settings, metrics=metrics, drafter=drafter, now_ms=backplane.now_ms)
     consumer = Consumer(
         kafka,
         topics=decode.topics,
@@ -411,7 +410,7 @@ def _outcomes(settings: Settings, backplane: Backplane, metrics: Metrics) -> _Ou
 
 async def _topics_of_events(settings: Settings) -> frozenset[str]:
     """Those that are there, also by a pattern. Raises OSError."""
-    return topics(settings).among(await existing_topics(settings))
+    return topics_of(settings).among(await existing_topics(settings))
 
 
 def _witness(settings: Settings, database: Database, work: Work) -> Witness | None:

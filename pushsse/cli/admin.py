@@ -33,7 +33,7 @@ from pushsse.cli.terminal import Style, busy, is_terminal, print_grid, print_lin
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable, SettingsError, Unavailable
 from pushsse.event import is_user
-from pushsse.intake import sources
+from pushsse.intake import topics_of
 from pushsse.intake.outbox.tables import OutboxTables
 from pushsse.intake.outbox.tables import sql as sql_of
 from pushsse.kafka import configurations, existing_topics
@@ -210,7 +210,7 @@ async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("kafka", "fault", text)
         return
     yield Finding("kafka", "ok", f"{where} answers")
-    read = sources.topics(settings)
+    read = topics_of(settings)
     found = sorted(read.among(there)) or [settings.kafka_topic]
     if not settings.kafka:
         found = [settings.kafka_topic]

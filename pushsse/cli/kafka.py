@@ -25,9 +25,8 @@ from pushsse.backplane import Draft
 from pushsse.cli import BadSetting, Failed, one_line, read_settings, say, say_json, with_settings
 from pushsse.cli.terminal import Cell, Style, busy, print_line, progress
 from pushsse.errors import InvalidInput, SettingsError, Unavailable
-from pushsse.intake import AllTypes, Decode, Drafter
+from pushsse.intake import AllTypes, Decode, Drafter, format_of, sources_of, topics_of
 from pushsse.intake.proposing import Proposal, proposal, registry_id
-from pushsse.intake.sources import format_of, sources, topics
 from pushsse.kafka import Record, TopicReader, connection, reader
 from pushsse.kafka.dead_letters import RESEND_BATCH, DeadLetter, DeadLetterTopic, Sent, place_of
 from pushsse.kafka.producer import Producer
@@ -141,7 +140,7 @@ class _How:
 async def _try(settings: Settings, names: Sequence[str], how: _How) -> None:
     async with reader(connection(settings)) as kafka:
         there = await kafka.topics()
-        configured = topics(settings)
+        configured = topics_of(settings)
         wanted = list(names) or sorted(configured.among(there))
         if not wanted:
             raise Failed("none of the sources' topics is there: name one by --topic")
@@ -201,7 +200,7 @@ def _decode(
     """What reads the records, None where that is still to be written; and a proposal without a source."""
     drafter = Drafter(types=AllTypes(), max_age_s=settings.event_max_age_s)
     metrics = Metrics()
-    configured = topics(settings).group_of(topic) is not None
+    configured = topics_of(settings).group_of(topic) is not None
     if format_ is not None:
         kind = format_.partition(":")[0]
         if kind not in FORMATS or (kind == "python") != (":" in format_):
@@ -213,7 +212,7 @@ def _decode(
             table = msgspec.structs.replace(table, map=mapped or KafkaMap(type=f"'{topic}'", to="'all'"))
         return format_of(table, metrics=metrics, drafter=drafter), Proposal(table)
     if configured:
-        return sources(settings, metrics=metrics, drafter=drafter, now_ms=int), None
+        return sources_of(settings, metrics=metrics, drafter=drafter, now_ms=int), None
     proposed = proposal(topic, records)
     table = proposed.table or KafkaSource(topics=(topic,))
     if table.format == "python:PACKAGE:FUNCTION":

@@ -1,6 +1,6 @@
 """CloudEvents 1.0, over Kafka and over HTTP: structured, binary and, over HTTP, in batches.
 
-Made by `sources` for the format `cloudevents`, and called by `api/events` for POST /v1/events. Which of the
+Made by `format_of` for the format `cloudevents`, and called by `api/events` for POST /v1/events. Which of the
 modes a record or a request has is seen from its headers (Kafka Protocol Binding 3, HTTP Protocol Binding 3).
 docs/sources.md says which attribute becomes which member. Deliberate: an event is known by `source` and `id`
 alone, whatever its type, since the specification has no two events with both alike (3.1.1).

@@ -1,7 +1,7 @@
 """The format `mapped`: JMESPath expressions over a record say what each member of the event is.
 
-Made by `sources` where a table has a map; `cloudevents` has one, too. Expressions are compiled once, and are
-checked then: a function that isn't there, or a name that no record has, refuses the start. Deliberate:
+Made by `format_of` where a table has a map; `cloudevents` has one, too. Expressions are compiled once, and
+are checked then: a function that isn't there, or a name that no record has, refuses the start. Deliberate:
 - A record can't hold the event loop, whatever is in it: its value has a limit of bytes and of values, and the
   expressions together one of steps.
 - `all` is everybody only where the expression itself has the word. What comes out of a record is a person's

@@ -2,7 +2,7 @@
 
 `Connection` makes the clients for `consumer`, `partition`, `producer` and `pushsse doctor`. A `TopicReader`
 reads what a topic holds without a group, so that nothing is committed and no member of one notices: for
-`pushsse try`, `pushsse dead` and `explain`. `Topics` is made from the settings, by `intake.sources` and for
+`pushsse try`, `pushsse dead` and `explain`. `Topics` is made from the settings, by `intake` and for
 the answerer over Kafka: `consumer` subscribes to what is there of them, and `partition` asks it where each
 begins. A dead-letter topic is never one of them, whatever a pattern says: its reader would write what it
 reads. Deliberate: `auto_offset_reset="none"`. aiokafka would move to another offset silently, and a topic

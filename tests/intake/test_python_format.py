@@ -12,8 +12,7 @@ from pushsse.backplane import BROADCAST, Draft, log_of
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.dispatcher import Dispatcher, Off
 from pushsse.errors import InvalidInput, SettingsError
-from pushsse.intake import EventHandler, Made
-from pushsse.intake.sources import PythonFormat, python_format
+from pushsse.intake import EventHandler, Made, PythonFormat, python_format
 from pushsse.metrics import Metrics
 from tests.intake.kit import drafter
 from tests.intake.test_decode import Given, body

@@ -7,7 +7,7 @@ import pytest
 from cloudevents.core.bindings import kafka
 from cloudevents.core.v1.event import CloudEvent
 
-from pushsse.intake.sources import Sources, sources
+from pushsse.intake import Sources, sources_of
 from pushsse.settings import KafkaSource, Settings
 from tests.intake.kit import Kit, drafter, value
 from tests.waiting import eventually
@@ -17,7 +17,9 @@ pytestmark = [pytest.mark.anyio, pytest.mark.real]
 
 def configured(kit: Kit, *tables: KafkaSource) -> Sources:
     settings = Settings(kafka_bootstrap=kit.bootstrap, kafka_topic=kit.topic, kafka=tables)
-    return sources(settings, metrics=kit.metrics, drafter=drafter(refused="no"), now_ms=kit.backplane.now_ms)
+    return sources_of(
+        settings, metrics=kit.metrics, drafter=drafter(refused="no"), now_ms=kit.backplane.now_ms
+    )
 
 
 async def produce(kit: Kit, topic: str, number: int, **more: Any) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pushsse.errors import InvalidInput
-from pushsse.intake.sources import Sources, sources, topics
+from pushsse.intake import Sources, sources_of, topics_of
 from pushsse.kafka import TopicGroup, Topics
 from pushsse.metrics import Metrics
 from pushsse.settings import KafkaSource, Settings
@@ -18,7 +18,7 @@ HEADERS = [("pushsse-type", b"order.paid"), ("pushsse-to", b"ann, bo")]
 
 def made(*tables: KafkaSource, metrics: Metrics | None = None) -> Sources:
     settings = Settings(kafka_bootstrap="localhost:9092", kafka=tables)
-    return sources(
+    return sources_of(
         settings, metrics=metrics or Metrics(), drafter=drafter(refused="refused"), now_ms=lambda: NOW_MS
     )
 
@@ -97,7 +97,7 @@ def test_no_pattern_matches_a_dead_letter_topic_or_one_of_our_own() -> None:
         kafka_bootstrap="localhost:9092",
         kafka=(KafkaSource(topics=("alarm-.*", "push\\.(?!events).*")),),
     )
-    found = topics(settings).among(
+    found = topics_of(settings).among(
         [
             "alarm-fire",
             "alarm-fire.dlq",

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
+from pushsse.intake import sources_of
 from pushsse.intake.mapped import MappedFormat, compiled
-from pushsse.intake.sources import sources
 from pushsse.kafka import Connection, reader
 from pushsse.settings import load
 from tests.cli.running import pushsse
@@ -137,7 +137,7 @@ async def test_dead_letters_are_sent_again_once_and_in_order_after_a_fix(kit: Ki
     await kit.create(kit.dlq, partitions=2)
     tables = json.dumps([{"topics": [kit.topic], "format": "headers", "start": "earliest"}])
     environment = {"PUSHSSE_KAFKA_BOOTSTRAP": kit.bootstrap, "PUSHSSE_KAFKA": tables}
-    decode = sources(
+    decode = sources_of(
         load(environment), metrics=kit.metrics, drafter=drafter(refused="no"), now_ms=kit.backplane.now_ms
     )
     numbers = list(range(5))

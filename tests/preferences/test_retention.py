@@ -12,7 +12,7 @@ from ulid import ULID
 
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database, Statement
-from pushsse.intake.sources import topics as topics_of
+from pushsse.intake import topics_of
 from pushsse.kicks import Kicked, Kicks, KickTable
 from pushsse.metrics import Metrics
 from pushsse.people import StateTable
