@@ -39,6 +39,7 @@ from pushsse.overview import Overview
 from pushsse.people import StateTable, StoredPeople
 from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.catalogue import CatalogueStore, declared
+from pushsse.preferences.history import History
 from pushsse.preferences.store import PreferenceStore
 from pushsse.presence import Offline, Presence, SeenTable
 from pushsse.questions.answerers import Answerer, configured
@@ -57,8 +58,9 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
     metrics = Metrics()
     backplane = _backplane(settings, metrics)
     database = Database(settings.database_url)
-    store = PreferenceStore(database)
-    catalogue_store = CatalogueStore(database)
+    store = PreferenceStore(database, now_ms=backplane.now_ms)
+    catalogue_store = CatalogueStore(database, now_ms=backplane.now_ms)
+    history = History(database, now_ms=backplane.now_ms, keep_s=settings.log_keep_s)
     catalogue = Catalogue(
         store,
         catalogue_store,
@@ -138,12 +140,14 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
             backplane_s=LIVES_S + ENDED_MS / 1000,
         ),
         retention=Retention(deletion, keep_days=settings.questions_keep_days, metrics=metrics),
+        history=history,
         presence=presence,
         overview=Overview(backplane, catalogue_store, metrics, node=settings.node),
         explaining=Explaining(
             backplane,
             hub_parts.replay.scans,
             OutcomeTopic(connection(settings), settings.outcomes_topic) if outcomes is not None else None,
+            history,
             window_s=settings.log_keep_s,
         ),
         outcome_services=outcomes.services(backplane, presence, store) if outcomes is not None else {},

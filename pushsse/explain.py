@@ -1,9 +1,10 @@
 """Why somebody got an event, or didn't: one timeline of what is known about it.
 
 Called by `GET /v1/users/USER/explain/EVENT`. The log says when the event was published, what came after it,
-what the person had switched off, and what they have read; the topic of outcomes, where there is one, says
-what became of it. Deliberate: nothing is kept for this. The log and the topic are the store, with the bounds
-that they have, and both are read, in a turn as other long reads are.
+what the person has switched, and what they have read; the topic of outcomes, where there is one, says what
+became of it; the history of switches, which value held at the moment, and who had set it. Deliberate: only
+the last is kept for this. The log and the topic have the bounds that they have, and both are read, in a turn
+as other long reads are.
 """
 
 import asyncio
@@ -15,14 +16,17 @@ from typing import Literal
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import replace
 
 from pushsse.backplane import BROADCAST, Backplane, Entry, log_of
+from pushsse.errors import DatabaseUnavailable
 from pushsse.event import Publication
 from pushsse.hub.catch_up import Scans
 from pushsse.kafka import Connection, reader
 from pushsse.kafka.producer import partition_of
 from pushsse.outcomes import Outcome
 from pushsse.position import parse
+from pushsse.preferences.history import Held, History, How, Moment
 
 logger = logging.getLogger(__name__)
 _STEP_ENTRIES = 500
@@ -33,7 +37,7 @@ _MOST_RECORDS = 200_000
 _TOPIC_S = 10.0
 # Before the event's place in the log, for clocks that differ.
 _BEFORE_MS = 10_000
-_ACK = "ack"
+_ACK, _SWITCH = "ack", "switch"
 _WORDS = {True: "on", False: "off", None: "by default"}
 
 Verdict = Literal[
@@ -46,12 +50,19 @@ _ORDER: tuple[Verdict, ...] = (
 
 
 class Step(Struct, frozen=True, omit_defaults=True):
-    """One thing that happened; `node` is where, as far as one node did it."""
+    """One thing that happened; `node` is where, as far as one node did it.
+
+    Of a switch `how` and `by` say who set it, as far as that is known, and `since` when. `by` is empty where
+    the settings file did, and of an administrator who has been forgotten.
+    """
 
     at: datetime
     what: str
     detail: str = ""
     node: str = ""
+    how: How = ""
+    by: str = ""
+    since: datetime | None = None
 
 
 class Explanation(Struct, frozen=True):
@@ -90,6 +101,9 @@ class _Seen:
     user: str
     event: str
     steps: list[Step] = field(default_factory=list)
+    # By the number of the change, which may have several events, and its place among all entries.
+    switched: list[tuple[int, Step]] = field(default_factory=list)
+    changes: dict[int, int] = field(default_factory=dict)
     published: Entry | None = None
     broadcast: int = 0
     epoch: dict[str, str] = field(default_factory=dict)
@@ -106,7 +120,9 @@ class _Seen:
                 continue
             at = _time(entry.at_ms)
             if publication.change is not None:
-                self.steps.append(Step(at, "switched", _switched(publication)))
+                number = publication.change.version
+                self.switched.append((number, Step(at, "switched", _switched(publication))))
+                self.changes.setdefault(number, entry.order)
             elif publication.name == _ACK:
                 self._take_ack(entry)
             elif publication.data.startswith(self._begin):
@@ -120,6 +136,16 @@ class _Seen:
                     self.steps.append(
                         Step(at, what, f"replays have log {entry.log}, number {entry.number} instead")
                     )
+
+    def moment(self, told: Sequence[Outcome]) -> tuple[str, Moment] | None:
+        """The event's type, and when its switch counted; None where neither is known."""
+        if (entry := self.published) is not None:
+            if not entry.publication.switchable:
+                return None
+            before = frozenset(number for number, order in self.changes.items() if order < entry.order)
+            return entry.publication.name, Moment(entry.at_ms, before, frozenset(self.changes) - before)
+        first = min((each for each in told if each.type), key=lambda each: each.at, default=None)
+        return (first.type, Moment(int(first.at.timestamp() * 1000))) if first is not None else None
 
     def _take_event(self, entry: Entry) -> None:
         publication = entry.publication
@@ -172,6 +198,7 @@ class Explaining:
     backplane: Backplane
     scans: Scans
     outcomes: OutcomeTopic | None
+    history: History
     window_s: float
 
     async def explain(self, user: str, event: str) -> Explanation:
@@ -179,6 +206,7 @@ class Explaining:
         incomplete: list[str] = []
         seen = await self._seen(user, event, incomplete)
         steps = seen.steps
+        told: Sequence[Outcome] = ()
         if self.outcomes is None:
             incomplete.append("PUSHSSE_OUTCOMES is off: what became of the event isn't known")
         else:
@@ -190,12 +218,18 @@ class Explaining:
                 for one in told
                 if (one.outcome, one.at.replace(microsecond=0)) not in known
             ]
+        try:
+            steps += await self._switches(seen, told)
+        except DatabaseUnavailable:
+            steps += [step for _, step in seen.switched]
+            incomplete.append("the database is away: who switched what isn't known")
         if seen.published is None:
             incomplete.append(
                 f"the log doesn't have the event: it is older than {self.window_s:.0f} s, wasn't published"
                 " (`pushsse dead` lists dead letters), or wasn't for this person when it was"
             )
-        steps.sort(key=lambda step: step.at)
+        # What held when the event was published stands before it.
+        steps.sort(key=lambda step: (step.at, step.what != _SWITCH))
         happened = {step.what for step in steps}
         verdict: Verdict = next((each for each in _ORDER if each in happened), "unknown")
         return Explanation(user, event, verdict, tuple(steps), tuple(incomplete))
@@ -221,6 +255,29 @@ class Explaining:
                         incomplete.append(f"the log was read for {_MOST_S:.0f} s, up to {log} {after}")
                         return seen
         return seen
+
+    async def _switches(self, seen: _Seen, told: Sequence[Outcome]) -> list[Step]:
+        """Who has switched what the log has, and what held for the event. Raises DatabaseUnavailable."""
+        made = await self.history.changes(seen.user, list(seen.changes))
+        steps = [
+            replace(step, how=by.how, by=by.name) if (by := made.get(number)) is not None else step
+            for number, step in seen.switched
+        ]
+        if (found := seen.moment(told)) is not None:
+            name, moment = found
+            held = await self.history.held(seen.user, name, moment)
+            since = _time(held.since_ms) if held.since_ms is not None else None
+            steps.append(
+                Step(
+                    _time(moment.at_ms),
+                    _SWITCH,
+                    _held(name, held),
+                    how=held.by.how,
+                    by=held.by.name,
+                    since=since,
+                )
+            )
+        return steps
 
     async def _told(self, outcomes: OutcomeTopic, seen: _Seen, incomplete: list[str]) -> Sequence[Outcome]:
         """What the topic says of the event and the person."""
@@ -263,6 +320,14 @@ def _outcome(value: bytes, event: str) -> list[Outcome]:
     except msgspec.DecodeError:
         return []
     return [found] if found.event == event else []
+
+
+def _held(name: str, held: Held) -> str:
+    """What held for a type, and why."""
+    if held.rule == "mandatory":
+        return f"{name} on, which is mandatory"
+    why = {"type": "its own switch", "category": f"category {held.category}", "default": "by default"}
+    return f"{name} {_WORDS[held.enabled]}, {why[held.rule]}"
 
 
 def _switched(publication: Publication) -> str:

@@ -31,6 +31,7 @@ from pushsse.overview import Overview
 from pushsse.people import StoredPeople
 from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.catalogue import CatalogueStore
+from pushsse.preferences.history import History
 from pushsse.preferences.store import PreferenceStore
 from pushsse.presence import Presence
 from pushsse.questions.service import Questions
@@ -72,6 +73,7 @@ class Node:
     kicks: Kicks
     forgetting: Forgetting
     retention: Retention
+    history: History
     presence: Presence
     overview: Overview
     explaining: Explaining
@@ -143,6 +145,7 @@ class Node:
             "preferences": self.preferences.run,
             "kicks": self.kicks.run,
             "retention": self.retention.run,
+            "history of switches": self.history.run,
             "tickets": self.tickets.run,
             "presence": self.presence.run,
             "overview": lambda: self.overview.run(self),

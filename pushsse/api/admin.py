@@ -14,7 +14,7 @@ import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Protocol
+from typing import Annotated, NamedTuple, Protocol
 from urllib.parse import unquote
 
 import msgspec
@@ -24,7 +24,7 @@ from starlette.responses import Response
 
 from pushsse import strictjson
 from pushsse.api import HttpProblem, Query, json_response, read_body, read_json
-from pushsse.api.identity import ADMIN, Identifier
+from pushsse.api.identity import ADMIN, Identifier, Identity
 from pushsse.errors import InvalidInput
 from pushsse.event import TypeName, UserName, is_id, is_user
 from pushsse.explain import Explaining
@@ -40,6 +40,7 @@ from pushsse.preferences.catalogue import (
     TypeView,
     is_reserved,
 )
+from pushsse.preferences.history import Actor, How
 from pushsse.preferences.transfer import MOST_ROWS, ExportPlace, SwitchLine, Transfer
 from pushsse.presence import Presence, Whereabouts
 from pushsse.retention import Forgetting
@@ -146,11 +147,28 @@ class UsersEndpoint:
 
 async def named_person(request: Request, identifier: Identifier, *, below: str = "") -> str:
     """Whom an administrator's call is about; `below` is what follows in the path. Raises HttpProblem."""
-    await identifier.identify(request, ADMIN)
+    return (await named(request, identifier, below=below)).user
+
+
+class Named(NamedTuple):
+    """Which administrator calls, and about whom."""
+
+    by: Identity
+    user: str
+
+
+async def named(request: Request, identifier: Identifier, *, below: str = "") -> Named:
+    """As `named_person`, with who calls. Raises HttpProblem."""
+    by = await identifier.identify(request, ADMIN)
     user = _segment(request, below)
     if not is_user(user):
         raise HttpProblem(400, "user_invalid", "a name is 1–128 characters without white space")
-    return user
+    return Named(by, user)
+
+
+def acting(who: Identity, how: How) -> Actor:
+    """Who changes a switch, as it is noted."""
+    return Actor("development" if who.in_development and how != "import" else how, who.user)
 
 
 def _view(user: str, found: Mapping[str, Whereabouts]) -> PersonView:
@@ -195,10 +213,10 @@ class TypesEndpoint:
 
     async def put(self, request: Request) -> Response:
         """Sets a type; all nodes act on it within seconds."""
-        name = await self._name(request)
+        by, name = await self._name(request)
         rules = await read_json(request, TypeRules)
         try:
-            is_new = await self.store.put(name, rules)
+            is_new = await self.store.put(name, rules, by=by)
         except TypeInFile as error:
             raise HttpProblem(409, "type_in_file", str(error)) from None
         except CatalogueFull as error:
@@ -209,9 +227,9 @@ class TypesEndpoint:
 
     async def delete(self, request: Request) -> Response:
         """Removes a type. The next event of it brings it back, unless new types are refused."""
-        name = await self._name(request)
+        by, name = await self._name(request)
         try:
-            was_there = await self.store.remove(name)
+            was_there = await self.store.remove(name, by=by)
         except TypeInFile as error:
             raise HttpProblem(409, "type_in_file", str(error)) from None
         if not was_there:
@@ -219,8 +237,8 @@ class TypesEndpoint:
         await self.catalogue.announce()
         return Response(status_code=204)
 
-    async def _name(self, request: Request) -> str:
-        await self.identifier.identify(request, ADMIN)
+    async def _name(self, request: Request) -> tuple[Actor, str]:
+        who = await self.identifier.identify(request, ADMIN)
         name: str = request.path_params["type"]
         try:
             strictjson.convert(name, TypeName)
@@ -228,7 +246,7 @@ class TypesEndpoint:
             raise HttpProblem(400, "type_invalid", error.violations[0].detail) from None
         if is_reserved(name):
             raise HttpProblem(400, "type_invalid", f"{name!r} is a name that pushsse itself uses")
-        return name
+        return acting(who, "admin"), name
 
 
 class ExportView(Struct, frozen=True):
@@ -274,9 +292,9 @@ class TransferEndpoint:
 
     async def post(self, request: Request) -> Response:
         """Imports a page; nothing of it where a row can't be used."""
-        await self.identifier.identify(request, ADMIN)
+        who = await self.identifier.identify(request, ADMIN)
         wanted = strictjson.read(await read_body(request, _MOST_BYTES), ImportRequest)
-        return json_response(await self.transfer.import_page(wanted.rows))
+        return json_response(await self.transfer.import_page(wanted.rows, by=who.user))
 
 
 def _written(place: ExportPlace) -> str:

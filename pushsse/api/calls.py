@@ -672,8 +672,10 @@ CALLS = (
         handler=lambda at: at.users.explain,
         name="explain",
         summary="Why somebody got an event, or didn't",
-        text="One timeline, from the log and the topic of outcomes: published, switched, written, read, or "
-        "where it ended. `verdict` is the last that happened; `incomplete` says what couldn't be looked at.",
+        text="One timeline, from the log, the topic of outcomes and the history of switches: published, "
+        "switched, written, read, or where it ended; `switch` is what held for its type then. `how` and `by` "
+        "say who had set it, `since` when. `verdict` is the last that happened; `incomplete` says what "
+        "couldn't be looked at.",
         scope=ADMIN,
         answers={(200, JSON): Explanation},
         problems=(400, *_REFUSED, 404, 503),

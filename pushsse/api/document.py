@@ -461,6 +461,14 @@ _OF_TYPES: Mapping[type, Any] = {
         "event": "order-981-paid",
         "verdict": "written",
         "timeline": [
+            {
+                "at": "2026-11-23T08:00:00Z",
+                "what": "switch",
+                "detail": "order.paid on, its own switch",
+                "how": "admin",
+                "by": "carl",
+                "since": "2026-11-20T16:31:07.5Z",
+            },
             {"at": "2026-11-23T08:00:00Z", "what": "published", "detail": "push.events-3-981"},
             {"at": "2026-11-23T08:00:00.012Z", "what": "written", "node": "push-1"},
         ],
@@ -513,7 +521,7 @@ _OF_TYPES: Mapping[type, Any] = {
     PresenceView: {"users": [_PERSON]},
     Forgotten: {
         "user": "ann",
-        "deleted": {"questions": 2, "switches": 3},
+        "deleted": {"questions": 2, "switches": 3, "switched": 5},
         "remaining": [{"where": "log", "detail": "events", "until": "2026-11-24T08:00:00+00:00"}],
     },
 }

@@ -10,12 +10,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse.api import json_response, read_json
-from pushsse.api.admin import named_person
+from pushsse.api.admin import acting, named, named_person
 from pushsse.api.identity import PREFERENCES, Identifier
 from pushsse.api.limits import CallLimit
 from pushsse.errors import InvalidInput, Violation
 from pushsse.preferences import Preferences
 from pushsse.preferences.catalogue import Languages, accepted_languages
+from pushsse.preferences.history import Actor
 from pushsse.preferences.quiet import MOST_WINDOWS, QuietWindow, Schedule
 from pushsse.preferences.store import Preference, PreferenceStore, Settled
 
@@ -89,7 +90,7 @@ class PreferencesEndpoint:
         who = await self.identifier.identify(request, PREFERENCES)
         wanted = await _read(request)
         fields = await self.limit.spend(who.user)
-        changed = await self._change(request, who.user, wanted)
+        changed = await self._change(request, who.user, wanted, acting(who, "person"))
         return json_response(changed, headers={**fields, **_VARY})
 
     async def get_of(self, request: Request) -> Response:
@@ -98,19 +99,20 @@ class PreferencesEndpoint:
 
     async def post_of(self, request: Request) -> Response:
         """Changes somebody's, as they do it themselves."""
-        user = await named_person(request, self.identifier, below="/preferences")
-        changed = await self._change(request, user, await _read(request))
+        by, user = await named(request, self.identifier, below="/preferences")
+        changed = await self._change(request, user, await _read(request), acting(by, "admin"))
         return json_response(changed, headers=_VARY)
 
     async def _get(self, request: Request, user: str) -> Response:
         found = await self.store.preferences(user, _languages(request))
         return json_response(_view(found), headers=_VARY)
 
-    async def _change(self, request: Request, user: str, wanted: ChangeRequest) -> PreferenceList:
+    async def _change(self, request: Request, user: str, wanted: ChangeRequest, by: Actor) -> PreferenceList:
         return _view(
             await self.preferences.change(
                 user,
                 wanted.types or {},
+                by=by,
                 categories=wanted.categories or {},
                 schedule=wanted.schedule if wanted.is_about_quiet else None,
                 languages=_languages(request),

@@ -194,13 +194,29 @@ def explain(target: Target, somebody: str, event: str, as_json: bool) -> None:
         return
     for step in found["timeline"]:
         told = [step[name] for name in ("node", "detail") if step.get(name)]
-        detail = f"  {': '.join(told)}" if told else ""
+        detail = f"  {': '.join(told)}{_by(step)}" if told else ""
         print_line(
             (step["at"], "dim"), "  ", (f"{step['what']:<12}" if detail else step["what"], "name"), detail
         )
     for each in found["incomplete"]:
         print_line((f"({each})", "warning"))
     print_line(f"{found['user']}, {found['event']}: ", (found["verdict"].replace("_", " "), "bold"))
+
+
+def _by(step: Mapping[str, Any]) -> str:
+    """Who has set a switch, and when."""
+    how = step.get("how")
+    name = step.get("by") or "somebody whose name was deleted"
+    ways = {
+        "person": f"by {name}",
+        "admin": f"by the administrator {name}",
+        "import": f"imported by {name}",
+        "development": f"by {name} in development",
+        "settings": "by the settings file",
+    }
+    if not how:
+        return ""
+    return f"; {ways.get(how, how)}" + (f" at {step['since']}" if step.get("since") else "")
 
 
 @click.command()

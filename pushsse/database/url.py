@@ -21,6 +21,7 @@ _MODELS = [
     "pushsse.kicks",
     "pushsse.presence",
     "pushsse.preferences.catalogue",
+    "pushsse.preferences.history",
     "pushsse.preferences.store",
     "pushsse.questions.rows",
     "pushsse.witness",

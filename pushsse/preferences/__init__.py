@@ -19,6 +19,7 @@ from pushsse.errors import BackplaneUnavailable, Unavailable
 from pushsse.metrics import Metrics
 from pushsse.preferences import quiet
 from pushsse.preferences.catalogue import MAX_TYPES, CatalogueStore, Languages, NamedType, Revised
+from pushsse.preferences.history import Actor
 from pushsse.preferences.store import PendingChange, PreferenceStore, Reschedule, Settled
 from pushsse.retry import Backoff, Outage
 
@@ -43,6 +44,7 @@ class Preferences:
         user: str,
         types: Mapping[str, bool | None],
         *,
+        by: Actor,
         categories: Mapping[str, bool | None] = _NOTHING,
         schedule: Reschedule | None = None,
         languages: Languages = (),
@@ -55,7 +57,9 @@ class Preferences:
         # Guarantee 3: committed before it is published, and published before the caller is answered. Dispatch
         # reads the table, so an event published after the commit is filtered there; open streams and replays
         # learn of the change from the log, in order with the events.
-        await self._publish(await self._store.change(user, types, categories=categories, schedule=schedule))
+        await self._publish(
+            await self._store.change(user, types, categories=categories, schedule=schedule, by=by)
+        )
         return await self._store.preferences(user, languages)
 
     async def settle(self, user: str) -> None:

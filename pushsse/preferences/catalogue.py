@@ -12,7 +12,7 @@ first one.
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, NamedTuple
 
@@ -25,6 +25,8 @@ from pushsse import strictjson
 from pushsse.database import Database, Session, Statement
 from pushsse.errors import InvalidInput, PushsseError, SettingsError
 from pushsse.event import RESERVED_TYPES, TypeName
+from pushsse.preferences import history
+from pushsse.preferences.history import NOBODY, SETTINGS, Actor, Noted, milliseconds, rules_noted
 from pushsse.settings import TypeTable
 
 MAX_TYPES = 1_000
@@ -242,8 +244,10 @@ _UNLISTED = (True, False, "")
 class CatalogueStore:
     """The catalogue's tables. Everything raises DatabaseUnavailable."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, now_ms: Callable[[], int] = milliseconds) -> None:
+        """`now_ms`: the log's clock."""
         self._database = database
+        self._now_ms = now_ms
 
     async def all(self) -> tuple[TypeView, ...]:
         """All types, in the catalogue's order."""
@@ -258,8 +262,8 @@ class CatalogueStore:
         """How many people have switched each type on or off, of MOST_COUNTED switches at most."""
         return tuple(await self._database.rows(Chosen, _CHOSEN, MOST_COUNTED))
 
-    async def put(self, name: str, rules: TypeRules) -> bool:
-        """Sets a type; whether it is new. Raises TypeInFile, CatalogueFull."""
+    async def put(self, name: str, rules: TypeRules, *, by: Actor = NOBODY) -> bool:
+        """Sets a type; whether it is new. `by` is noted. Raises TypeInFile, CatalogueFull."""
         async with self._database.transaction() as session:
             await session.lock(CATALOGUE_LOCK)
             found = await session.rows(_Row, _ONE, name)
@@ -268,10 +272,12 @@ class CatalogueStore:
             if not found and len(await known_types()) >= MAX_TYPES:
                 raise CatalogueFull(f"the catalogue has {MAX_TYPES} types, which is all that it holds")
             row = _row(name, rules, from_file=False)
-            await _Writing(session).write(row, found[0] if found else None)
+            writing = _Writing(session)
+            await writing.write(row, found[0] if found else None)
+            await history.note(session, writing.noted, by, self._now_ms())
             return not found
 
-    async def remove(self, name: str) -> bool:
+    async def remove(self, name: str, *, by: Actor = NOBODY) -> bool:
         """Removes a type; whether it was there. What people chose for it stays, for when it comes back.
 
         Raises TypeInFile.
@@ -287,6 +293,8 @@ class CatalogueStore:
             if found[0].effect != _UNLISTED:
                 await session.rows(int, _NEXT_REVISION)
                 await session.rows(int, _REMOVED)
+                noted = rules_noted(name, found[0].effect, _UNLISTED)
+                await history.note(session, [noted], by, self._now_ms())
             return True
 
     async def declare(self, types: Sequence[NamedType]) -> list[str]:
@@ -306,6 +314,7 @@ class CatalogueStore:
             changed = [row for row in rows if before.get(row.name) != row]
             for row in changed:
                 await writing.write(row, before.get(row.name))
+            await history.note(session, writing.noted, SETTINGS, self._now_ms())
             # With an empty list all are released.
             released = await session.rows(str, _RELEASE, [row.name for row in rows])
             return [*(row.name for row in changed), *released]
@@ -323,12 +332,15 @@ class _Writing:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self.noted: list[Noted] = []
         self._revision: int | None = None
 
     async def write(self, row: _Row, before: _Row | None) -> None:
         """Writes a type; with the new revision where that changes who gets its events."""
         values = row._asdict()
-        if row.effect != (_UNLISTED if before is None else before.effect):
+        effect = _UNLISTED if before is None else before.effect
+        if row.effect != effect:
+            self.noted.append(rules_noted(row.name, effect, row.effect))
             if self._revision is None:
                 [self._revision] = await self._session.rows(int, _NEXT_REVISION)
             values["revision"] = self._revision

@@ -8,7 +8,6 @@ DatabaseUnavailable.
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from pushsse.database import Database, Session, Statement, repeated
 from pushsse.errors import InvalidInput, Violation
 from pushsse.event import Change
 from pushsse.position import Mark
-from pushsse.preferences import quiet
+from pushsse.preferences import history, quiet
 from pushsse.preferences.catalogue import (
     CATALOGUE_LOCK,
     MAX_TYPES,
@@ -34,6 +33,7 @@ from pushsse.preferences.catalogue import (
     in_language,
     known_types,
 )
+from pushsse.preferences.history import CATEGORY, NOBODY, TYPE, Actor, Noted, milliseconds
 from pushsse.preferences.quiet import Schedule
 
 _JOINED_AT_ONCE = 100
@@ -239,21 +239,24 @@ class _Choice(NamedTuple):
         )
 
 
-def _milliseconds() -> int:
-    return int(time.time() * 1000)
-
-
 class PreferenceStore:
     """The tables of the preferences."""
 
-    def __init__(self, database: Database, *, numbers_after: Callable[[], int] = _milliseconds) -> None:
-        """`numbers_after`: what the number of a person's first change follows.
+    def __init__(
+        self,
+        database: Database,
+        *,
+        numbers_after: Callable[[], int] = milliseconds,
+        now_ms: Callable[[], int] = milliseconds,
+    ) -> None:
+        """`numbers_after`: what the number of a person's first change follows; `now_ms`: the log's clock.
 
         Deliberate: the time. Of somebody who is forgotten and comes back, the log may still have changes, and
         these numbers have to be higher than theirs: nodes ignore a change that is older than what they know.
         """
         self._database = database
         self._numbers_after = numbers_after
+        self._now_ms = now_ms
 
     async def off_among(self, users: Sequence[str], types: Sequence[str]) -> frozenset[tuple[str, str]]:
         """Which of these types which of these people have off: by a switch, or by default without one."""
@@ -299,12 +302,13 @@ class PreferenceStore:
         *,
         categories: Mapping[str, bool | None] = _NOTHING,
         schedule: Reschedule | None = None,
+        by: Actor = NOBODY,
     ) -> list[PendingChange]:
         """Changes what a person chose, and returns all of their changes that may not be in the log yet.
 
         Of a type or category None takes the choice back. `schedule` makes the new quiet hours of those that
-        are there. Raises InvalidInput that names every type and category that isn't known, mandatory types
-        that were switched off, and what is wrong with the quiet hours.
+        are there. `by` is noted. Raises InvalidInput that names every type and category that isn't known,
+        mandatory types that were switched off, and what is wrong with the quiet hours.
         """
         wanted = _Wanted(types, categories)
         async with self._database.transaction() as session:
@@ -330,9 +334,17 @@ class PreferenceStore:
                 switched,
                 quiet_hours,
             )
-            if change.before != change.after or switched or quiet_hours is not None:
+            numbered = change.before != change.after or switched or quiet_hours is not None
+            if numbered:
                 await _number(change)
+            noted = _noted(user, rows, wanted, change.version if numbered else 0)
+            await history.note(session, noted, by, self._now_ms())
             return await _pending(user)
+
+    @property
+    def now_ms(self) -> int:
+        """The time by which changes are noted (ms)."""
+        return self._now_ms()
 
     def first_number(self) -> int:
         """What the number of a first change follows, of somebody who has changed nothing so far."""
@@ -371,6 +383,7 @@ class PreferenceStore:
         async with self._database.transaction() as session:
             deleted = {kind: len(await session.rows(int, each, user)) for kind, each in _FORGET.items()}
             deleted["switches"] += len(await session.rows(int, _FORGET_CATEGORIES, user))
+            deleted["switched"] = await history.forget(session, user)
             return deleted
 
     async def join(self, names: Sequence[str], *, hidden: bool) -> frozenset[str]:
@@ -489,6 +502,20 @@ async def _choose(user: str, rows: Sequence[_Choice], wanted: _Wanted) -> None:
         )
     if taken_back := [name for name, on in wanted.categories.items() if on is None]:
         await CategorySwitch.filter(user=user, category__in=taken_back).delete()
+
+
+def _noted(user: str, rows: Sequence[_Choice], wanted: _Wanted, version: int) -> list[Noted]:
+    """What somebody chose otherwise than before."""
+    before: dict[str, Mapping[str, bool | None]] = {
+        TYPE: {row.name: row.chosen for row in rows},
+        CATEGORY: _categories(rows),
+    }
+    return [
+        Noted(user, kind, name, history.chosen(before[kind].get(name)), history.chosen(on), version)
+        for kind, choices in ((TYPE, wanted.types), (CATEGORY, wanted.categories))
+        for name, on in choices.items()
+        if before[kind].get(name) != on
+    ]
 
 
 async def _number(change: PendingChange) -> None:

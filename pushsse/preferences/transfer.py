@@ -15,8 +15,9 @@ from msgspec import Struct
 from pushsse.database import Database, Session, Statement, repeated
 from pushsse.errors import InvalidInput, Violation
 from pushsse.event import TypeName, UserName
-from pushsse.preferences import Preferences
+from pushsse.preferences import Preferences, history
 from pushsse.preferences.catalogue import REVISION, Category
+from pushsse.preferences.history import CATEGORY, TYPE, Actor, Noted
 from pushsse.preferences.store import CategorySwitch, PersonRow, PreferenceChange, PreferenceStore, Switch
 
 MOST_ROWS = 500
@@ -169,8 +170,10 @@ class Transfer:
             return ExportPage(lines, ExportPlace(after.kind, found[-1].user, found[-1].name))
         return ExportPage(lines, ExportPlace("category") if is_type else None)
 
-    async def import_page(self, lines: Sequence[SwitchLine]) -> Imported:
+    async def import_page(self, lines: Sequence[SwitchLine], *, by: str) -> Imported:
         """Imports some lines, of which the last one counts where several are about the same.
+
+        `by`: the name of whoever imports.
 
         Raises InvalidInput that names every line that can't be used; then nothing of the page is imported.
         And Unavailable: then a part is, and is published as soon as the log takes it.
@@ -190,11 +193,12 @@ class Transfer:
         for start in range(0, len(users), _PEOPLE_AT_ONCE):
             some = users[start : start + _PEOPLE_AT_ONCE]
             # Somebody may change their own switches meanwhile, or another page be about the same people.
-            changed += await repeated(partial(self._write, {user: wanted[user] for user in some}))
+            part = {user: wanted[user] for user in some}
+            changed += await repeated(partial(self._write, part, Actor("import", by)))
             await self._preferences.publish(await self._store.pending(*some))
         return Imported(len(users), changed)
 
-    async def _write(self, wanted: Mapping[str, _Choices]) -> int:
+    async def _write(self, wanted: Mapping[str, _Choices], by: Actor) -> int:
         """Writes choices, and a change for each person whom they change something for; how many those are."""
         users = sorted(wanted)
         async with self._database.transaction(timeout_s=_IMPORT_S) as session:
@@ -206,7 +210,7 @@ class Transfer:
             rules = _Rules(await session.rows(_Rule, _RULES))
             revision = sum(await session.rows(int, REVISION))
             before = await _choices(session, users)
-            changes = []
+            changes: dict[str, PreferenceChange] = {}
             for number, user in enumerate(users, 1):
                 if number % _YIELD_PEOPLE == 0:
                     await asyncio.sleep(0)
@@ -214,11 +218,13 @@ class Transfer:
                     user, versions[user] + 1, rules, before[user], before[user].with_(wanted[user])
                 )
                 if made is not None:
-                    changes.append(PreferenceChange(**made, revision=revision))
+                    changes[user] = PreferenceChange(**made, revision=revision)
             await _store(wanted, before)
             if changes:
-                await session.rows(int, _NEXT, [change.user for change in changes])
-                await PreferenceChange.bulk_create(changes)
+                await session.rows(int, _NEXT, list(changes))
+                await PreferenceChange.bulk_create(changes.values())
+            numbered = {user: change.version for user, change in changes.items()}
+            await history.note(session, _noted(wanted, before, numbered), by, self._store.now_ms)
             return len(changes)
 
 
@@ -269,6 +275,22 @@ async def _store(wanted: Mapping[str, _Choices], before: Mapping[str, _Choices])
         await CategorySwitch.bulk_create(
             categories, on_conflict=("user", "category"), update_fields=("enabled",)
         )
+
+
+def _noted(
+    wanted: Mapping[str, _Choices], before: Mapping[str, _Choices], numbered: Mapping[str, int]
+) -> list[Noted]:
+    """What people have chosen otherwise than before; `numbered` are their changes."""
+    return [
+        Noted(user, kind, name, history.chosen(was.get(name)), history.chosen(on), numbered.get(user, 0))
+        for user, choices in wanted.items()
+        for kind, was, chosen in (
+            (TYPE, before[user].types, choices.types),
+            (CATEGORY, before[user].categories, choices.categories),
+        )
+        for name, on in chosen.items()
+        if was.get(name) != on
+    ]
 
 
 def _pair(user: str, version: int) -> tuple[str, int]:

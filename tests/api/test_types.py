@@ -305,3 +305,45 @@ async def test_an_explanation_names_each_switch_of_the_person(node: Running) -> 
         "promo on, category marketing by default",
         "quiet hours",
     ]
+
+
+async def test_an_explanation_says_who_had_set_the_switch_and_when(node: Running) -> None:
+    async def explained(user: str, event: str) -> tuple[list[Any], list[Any]]:
+        reply = await node.http.get(f"/v1/users/{user}/explain/{event}?user=root")
+        steps = reply.json()["timeline"]
+        keys = ("detail", "how", "by")
+        return tuple(
+            [[step.get(key, "") for key in keys] for step in steps if step["what"] == what]
+            for what in ("switch", "switched")
+        )  # type: ignore[return-value]
+
+    await put(node, "promo", category="marketing")
+    await node.publish("promo", 1, id="first")
+    await change(node, "ann", types={"promo": False})
+    await node.publish("promo", 1, id="second")
+    row = {"user": "ann", "type": "promo", "enabled": True}
+    reply = await node.http.post("/v1/preferences/import?user=root", json={"rows": [row]})
+    assert reply.status_code == 200
+    await node.publish("promo", 1, "ann", id="third")
+    await change(node, "ann", types={"promo": None}, categories={"marketing": False})
+    await node.publish("promo", 1, id="fourth")
+    await put(node, "promo", mandatory=True)
+    await node.publish("promo", 1, "ann", id="fifth")
+    await node.publish("law", 1, id="sixth")
+    switched = [
+        ["promo off", "development", "ann"],
+        ["promo on", "import", "root"],
+        ["promo off, category marketing off", "development", "ann"],
+    ]
+    for event, held in (
+        ("first", ["promo on, by default", "development", "root"]),
+        ("second", ["promo off, its own switch", "development", "ann"]),
+        ("third", ["promo on, its own switch", "import", "root"]),
+        ("fourth", ["promo off, category marketing", "development", "ann"]),
+        ("fifth", ["promo on, which is mandatory", "development", "root"]),
+        ("sixth", ["law on, which is mandatory", "settings", ""]),
+    ):
+        assert await explained("ann", event) == ([held], switched), event
+    assert await explained("bo", "second") == ([["promo on, by default", "development", "root"]], [])
+    # Not of an event that nobody knows.
+    assert await explained("bo", "none") == ([], [])

@@ -169,6 +169,43 @@ def test_kick_ends_the_streams_of_somebody(tmp_path: Path) -> None:
         assert "token_revoked" in again.stderr
 
 
+def test_explain_says_who_has_set_the_switch(tmp_path: Path) -> None:
+    (tmp_path / "pushsse.toml").write_text('[[types]]\nname = "law"\nmandatory = true\n')
+    rows = tmp_path / "rows.csv"
+    rows.write_text("user,type,enabled\nann,news,on\n")
+    with served(tmp_path, PUSHSSE_JWT_SECRET=SECRET) as node:
+
+        def run(user: str, scope: str, *arguments: str) -> str:
+            made = pushsse(tmp_path, "token", "--user", user, "--scope", scope, PUSHSSE_JWT_SECRET=SECRET)
+            done = node.run(*arguments, PUSHSSE_TOKEN=made.stdout.strip())
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        def held(event: str) -> str:
+            """The line about the switch, without the times."""
+            lines = run("root", "admin", "explain", "ann", event).splitlines()
+            [line] = [line for line in lines if line.split()[1] == "switch"]
+            return line.split(None, 2)[2].partition(" at 20")[0]
+
+        def published(event: str, kind: str = "news") -> str:
+            run("ops", "publish", "publish", kind, "x", "--to", "all", "--id", event)
+            return event
+
+        run("carl", "admin", "types", "set", "news", "--default", "off")
+        assert held(published("first")) == "news off, by default; by the administrator carl"
+        run("ann", "preferences", "prefs", "off", "news")
+        assert held(published("second")) == "news off, its own switch; by ann"
+        run("root", "admin", "prefs", "import", str(rows))
+        assert held(published("third")) == "news on, its own switch; imported by root"
+        run("carl", "admin", "prefs", "off", "news", "--of", "ann")
+        assert held(published("fourth")) == "news off, its own switch; by the administrator carl"
+        assert held("second") == "news off, its own switch; by ann"
+        assert held(published("law", "law")) == "law on, which is mandatory; by the settings file"
+        found = json.loads(run("root", "admin", "explain", "ann", "fourth", "--json"))
+        [step] = [step for step in found["timeline"] if step["what"] == "switch"]
+        assert (step["how"], step["by"], step["since"] <= step["at"]) == ("admin", "carl", True)
+
+
 def test_secret_audience_and_issuer_are_changed_without_anybody_logged_out(tmp_path: Path) -> None:
     strict = {"PUSHSSE_JWT_AUDIENCE": "push,push-old", "PUSHSSE_JWT_ISSUER": "https://login.example"}
     newer = SECRET[::-1]

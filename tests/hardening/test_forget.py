@@ -51,7 +51,7 @@ async def test_streams_end_on_all_nodes_and_the_switches_of_whoever_comes_back_w
             reply = await one.http.delete("/v1/users/ann", headers=ROOT)
             assert reply.status_code == 200
             assert reply.json()["deleted"] == {
-                "person": 1, "changes": 0, "switches": 1, "questions": 0, "conversations": 0,
+                "person": 1, "changes": 0, "switches": 1, "switched": 3, "questions": 0, "conversations": 0,
                 "seen": 0, "kicks": 1,
             }  # fmt: skip
             assert {entry["where"] for entry in reply.json()["remaining"]} >= {"log", "backups"}

@@ -50,11 +50,12 @@ class Told:
     async def explained(self) -> None:
         """What the events of the first test come to for each person, on either node."""
         for user, event, verdict, what in (
-            ("ann", "second", "clicked", ["published", "written", "written", "clicked"]),
-            ("bo", "second", "switched_off", ["switched", "switched_off"]),
-            ("cy", "second", "offline", ["published", "offline"]),
-            ("ann", "fourth", "published", ["published"]),
-            ("ann", "third", "expired", ["expired"]),
+            ("ann", "second", "clicked", ["switch", "published", "written", "written", "clicked"]),
+            ("bo", "second", "switched_off", ["switched", "switch", "switched_off"]),
+            ("cy", "second", "offline", ["switch", "published", "offline"]),
+            ("ann", "fourth", "published", ["switch", "published"]),
+            ("bo", "fourth", "published", ["switched", "switch", "published"]),
+            ("ann", "third", "expired", ["switch", "expired"]),
             ("gus", "second", "unknown", []),
         ):
             for node in self.nodes:
@@ -64,7 +65,17 @@ class Told:
                 assert found["verdict"] == verdict, found
                 told = [step["what"] for step in found["timeline"]]
                 assert sorted(told) == sorted(what), found
-        published = (await self.nodes[0].http.get("/v1/users/cy/explain/second")).json()["timeline"][0]
+        for user, event, held, by in (
+            ("ann", "second", "news on, by default", ""),
+            ("bo", "second", "news off, its own switch", "bo"),
+            ("cy", "second", "news on, by default", ""),
+            ("ann", "third", "news on, by default", ""),
+            ("bo", "fourth", "news off, its own switch", "bo"),
+        ):
+            timeline = (await self.nodes[1].http.get(f"/v1/users/{user}/explain/{event}")).json()["timeline"]
+            [step] = [each for each in timeline if each["what"] == "switch"]
+            assert (step["detail"], step.get("by", "")) == (held, by), (user, event)
+        published = (await self.nodes[0].http.get("/v1/users/cy/explain/second")).json()["timeline"][1]
         # Where it was in Kafka, and who it was for.
         assert f"record {self.topic}-" in published["detail"]
         assert "; campaign autumn" in published["detail"]

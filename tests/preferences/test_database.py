@@ -38,6 +38,7 @@ MIGRATIONS = (
     "0005_conversations",
     "0006_catalogue",
     "0008_presence",
+    "0009_switched",
 )
 MIGRATE = """
 import asyncio, sys

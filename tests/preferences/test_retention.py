@@ -250,6 +250,7 @@ async def test_nothing_of_a_forgotten_person_is_in_any_table(database: Database,
         "pushsse_seen",
         "pushsse_staff",
         "pushsse_switch",
+        "pushsse_switched",
     }
     for user in ("ann-marie", "bo"):
         await fill(database, every, user)
@@ -260,6 +261,7 @@ async def test_nothing_of_a_forgotten_person_is_in_any_table(database: Database,
         "changes": 1,
         # One of a type, one of a category.
         "switches": 2,
+        "switched": 1,
         "questions": 1,
         "conversations": 1,
         "seen": 1,
@@ -273,6 +275,7 @@ async def test_nothing_of_a_forgotten_person_is_in_any_table(database: Database,
         "person": 0,
         "changes": 0,
         "switches": 0,
+        "switched": 0,
         "questions": 0,
         "conversations": 0,
         "seen": 0,

@@ -15,6 +15,7 @@ from pushsse.people import StateTable
 from pushsse.position import Mark
 from pushsse.preferences import Catalogue, Preferences
 from pushsse.preferences.catalogue import CatalogueStore, EventType
+from pushsse.preferences.history import NOBODY
 from pushsse.preferences.store import PreferenceStore
 from tests.waiting import eventually
 
@@ -60,7 +61,7 @@ async def preferences(store: PreferenceStore, log: Log) -> Preferences:
 async def test_a_change_is_in_the_log_when_the_caller_is_answered(
     preferences: Preferences, store: PreferenceStore, log: Log, states: StateTable
 ) -> None:
-    seen = await preferences.change("ann", {"alarm": False})
+    seen = await preferences.change("ann", {"alarm": False}, by=NOBODY)
     assert {p.name: p.enabled for p in seen.types} == {"alarm": False, "news": True}
     [entry] = await log.entries("ann")
     publication = entry.publication
@@ -75,7 +76,7 @@ async def test_a_change_is_in_the_log_when_the_caller_is_answered(
 
 
 async def test_a_change_that_changes_nothing_is_not_published(preferences: Preferences, log: Log) -> None:
-    await preferences.change("ann", {"alarm": True})
+    await preferences.change("ann", {"alarm": True}, by=NOBODY)
     assert await log.entries("ann") == ()
 
 
@@ -84,10 +85,10 @@ async def test_a_change_waits_while_the_log_is_away_and_goes_first_afterwards(
 ) -> None:
     log.away = True
     with pytest.raises(BackplaneUnavailable):
-        await preferences.change("ann", {"alarm": False})
+        await preferences.change("ann", {"alarm": False}, by=NOBODY)
     assert (await states.read(["ann"]))["ann"].pending
     log.away = False
-    await preferences.change("ann", {"news": False})
+    await preferences.change("ann", {"news": False}, by=NOBODY)
     assert await log.changes("ann") == [
         Change("ann", 1, (), ("alarm",)),
         Change("ann", 2, ("alarm",), ("alarm", "news")),
@@ -100,9 +101,9 @@ async def test_a_change_repeated_after_a_lost_answer_is_in_the_log_once(
 ) -> None:
     log.loses_answers = True
     with pytest.raises(BackplaneUnavailable):
-        await preferences.change("ann", {"alarm": False})
+        await preferences.change("ann", {"alarm": False}, by=NOBODY)
     log.loses_answers = False
-    await preferences.change("ann", {"alarm": False})
+    await preferences.change("ann", {"alarm": False}, by=NOBODY)
     assert [change.version for change in await log.changes("ann")] == [1]
     assert not (await states.read(["ann"]))["ann"].pending
 
@@ -136,7 +137,7 @@ async def test_the_relay_publishes_what_a_crash_left(
 async def test_changes_of_a_person_at_once_are_in_the_log_in_order(
     preferences: Preferences, store: PreferenceStore, log: Log, states: StateTable
 ) -> None:
-    await asyncio.gather(*(preferences.change("ann", {"alarm": i % 2 == 0}) for i in range(20)))
+    await asyncio.gather(*(preferences.change("ann", {"alarm": i % 2 == 0}, by=NOBODY) for i in range(20)))
     versions = [change.version for change in await log.changes("ann")]
     assert versions == list(range(1, (await states.read(["ann"]))["ann"].version + 1))
     assert await store.pending("ann") == []
@@ -145,7 +146,7 @@ async def test_changes_of_a_person_at_once_are_in_the_log_in_order(
 async def test_a_thousand_long_names_fit_into_frames(store: PreferenceStore, log: Log) -> None:
     names = [f"{i:04d}".ljust(64, "x") for i in range(1000)]
     await store.join(names, hidden=False)
-    await Preferences(store, log).change("ann", dict.fromkeys(names, False))
+    await Preferences(store, log).change("ann", dict.fromkeys(names, False), by=NOBODY)
     entries = await log.entries("ann")
     told: dict[str, bool] = {}
     for entry in entries:
@@ -160,7 +161,7 @@ async def test_an_unknown_type_is_refused_and_nothing_is_published(
     preferences: Preferences, log: Log
 ) -> None:
     with pytest.raises(InvalidInput):
-        await preferences.change("ann", {"alarm": False, "nope": False})
+        await preferences.change("ann", {"alarm": False, "nope": False}, by=NOBODY)
     assert await log.entries("ann") == ()
 
 
@@ -283,9 +284,9 @@ async def test_a_catalogue_with_more_types_than_fit_takes_no_more(
 async def test_the_mark_of_a_repeated_change_is_a_place_at_or_after_it(
     preferences: Preferences, store: PreferenceStore, log: Log, states: StateTable
 ) -> None:
-    await preferences.change("ann", {"alarm": False})
+    await preferences.change("ann", {"alarm": False}, by=NOBODY)
     first = (await states.read(["ann"]))["ann"].logged
-    await preferences.change("ann", {"alarm": True})
+    await preferences.change("ann", {"alarm": True}, by=NOBODY)
     second = (await states.read(["ann"]))["ann"].logged
     assert first is not None
     assert second == Mark(first.epoch, 2)

@@ -13,6 +13,7 @@ from pushsse.metrics import Metrics
 from pushsse.people import StateTable
 from pushsse.preferences import Preferences
 from pushsse.preferences.catalogue import CatalogueStore, TypeRules
+from pushsse.preferences.history import NOBODY
 from pushsse.preferences.store import PreferenceStore
 from pushsse.preferences.transfer import ExportPlace, Imported, SwitchLine, Transfer
 
@@ -59,7 +60,7 @@ async def test_an_import_is_as_if_each_person_had_switched(
         SwitchLine("cy", False, type="tips"),
         SwitchLine("dee", True, type="law"),
     ]
-    assert await transfer.import_page(lines) == Imported(people=4, changed=2)
+    assert await transfer.import_page(lines, by="root") == Imported(people=4, changed=2)
     found = await states.read(["ann", "bo", "cy", "dee", "eve"])
     assert {user: set(state.off) for user, state in found.items()} == {
         "ann": {"tips"},
@@ -79,7 +80,7 @@ async def test_an_import_is_as_if_each_person_had_switched(
     assert all(e.log == log_of((e.publication.users or ("",))[0], SHARDS) for e in entries)
     # A choice that is the default counts when that changes.
     assert SwitchLine("cy", False, type="tips") in await everything(transfer, limit=2)
-    assert await transfer.import_page(lines) == Imported(people=4, changed=0)
+    assert await transfer.import_page(lines, by="root") == Imported(people=4, changed=0)
     assert len((await log.read(dict.fromkeys(map(str, range(SHARDS)), 0), limit=100)).entries) == len(entries)
     assert await store.pending("ann", "bo", "cy", "dee") == []
 
@@ -89,7 +90,7 @@ async def test_what_was_off_of_a_type_that_is_gone_stays_off(
 ) -> None:
     await store.change("ann", {"news": False})
     await CatalogueStore(database).remove("news")
-    await transfer.import_page([SwitchLine("ann", False, type="promo")])
+    await transfer.import_page([SwitchLine("ann", False, type="promo")], by="root")
     assert set((await states.read(["ann"]))["ann"].off) == {"news", "promo", "tips"}
     *_, change = await store.change("ann", {"promo": True})
     assert (change.before, change.after) == (("news", "promo", "tips"), ("news", "tips"))
@@ -108,7 +109,8 @@ async def test_every_line_that_cannot_be_used_is_named_and_nothing_is_imported(
                 SwitchLine("ann", False, category="nope"),
                 SwitchLine("ann", False),
                 SwitchLine("ann", False, type="news", category="marketing"),
-            ]
+            ],
+            by="root",
         )
     assert [v.at for v in caught.value.violations] == [
         "$.rows[1].enabled",
@@ -132,14 +134,14 @@ async def test_what_is_exported_and_imported_elsewhere_is_the_same(
         for user in people
         for which in ({"type": "news"}, {"type": "promo"}, {"category": "marketing"})
     ]
-    await transfer.import_page(lines)
+    await transfer.import_page(lines, by="root")
     for limit in (1, 7, 1000):
         found = await everything(transfer, limit=limit)
         assert sorted(map(repr, found)) == sorted(map(repr, lines))
     for user in people:
         await store.forget(user)
     assert await everything(transfer, limit=50) == []
-    assert (await transfer.import_page(found)).people == 40
+    assert (await transfer.import_page(found, by="root")).people == 40
     assert await everything(transfer, limit=50) == found
 
 
@@ -154,12 +156,12 @@ async def test_imports_and_people_s_own_changes_at_once_leave_no_hole(
         for _ in range(4):
             some = chance.sample(people, 8)
             await transfer.import_page(
-                [SwitchLine(user, chance.random() < 0.5, type="news") for user in some]
+                [SwitchLine(user, chance.random() < 0.5, type="news") for user in some], by="root"
             )
 
     async def switches() -> None:
         for _ in range(8):
-            await preferences.change(chance.choice(people), {"promo": chance.random() < 0.5})
+            await preferences.change(chance.choice(people), {"promo": chance.random() < 0.5}, by=NOBODY)
 
     await asyncio.gather(imports(), imports(), switches(), switches())
     for user in people:

@@ -55,6 +55,7 @@ class Identity(Struct, frozen=True):
     Seconds since 1970: `expires_at`, None for never; `issued_at`, when the proof says that it was made, None
     where it doesn't say. `renew` is for a proof that may go on after `expires_at`: a stream asks then.
     `is_current` says whether the keys are still those that it was checked with; None where none ever change.
+    `in_development`: the request has named the person, and proves nothing.
     """
 
     user: str
@@ -63,6 +64,7 @@ class Identity(Struct, frozen=True):
     issued_at: float | None = None
     renew: Renew | None = None
     is_current: Callable[[], bool] | None = None
+    in_development: bool = False
 
     @property
     def has_expired(self) -> bool:
@@ -209,7 +211,7 @@ class DevelopmentIdentifier:
                 400, "user_invalid", f"user={user!r} isn't 1–128 characters without white space"
             )
         # As if each request made a token: a kick ends the streams, and keeps nobody out.
-        return Identity(user, EVERY_SCOPE, issued_at=time.time())
+        return Identity(user, EVERY_SCOPE, issued_at=time.time(), in_development=True)
 
     async def identify(self, request: HTTPConnection, scope: str) -> Identity:
         """The same."""

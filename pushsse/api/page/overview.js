@@ -149,9 +149,9 @@ export class Overview {
       const { verdict, timeline, incomplete } = await this.#session.call("GET", `v1/users/${encodeURIComponent(this.#user)}/explain/${encodeURIComponent(event)}`);
       shown.replaceChildren(
         el("p", {}, el("strong", {}, t(`what_${verdict}`))),
-        el("ol", { class: "timeline" }, ...timeline.map(({ at: when, what, detail, node }) => el("li", {},
+        el("ol", { class: "timeline" }, ...timeline.map(({ at: when, what, detail, node, how, by, since }) => el("li", {},
           el("time", { datetime: when, class: "muted" }, exact(new Date(when))), el("span", {}, t(`what_${what}`).replace(/^what_/, "")),
-          el("span", { class: "muted" }, [node, detail].filter(Boolean).join(": "))))),
+          el("span", { class: "muted" }, [node, [detail, how && t(`how_${how}`, { by: by || t("name_deleted") }), since && exact(new Date(since))].filter(Boolean).join(", ")].filter(Boolean).join(": "))))),
         ...incomplete.map((text) => el("p", { class: "muted" }, text)));
     } catch (error) {
       shown.replaceChildren(el("p", { class: "error" }, error.message));

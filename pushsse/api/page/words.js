@@ -53,8 +53,10 @@ const WORDS = {
     looking: "Looking…", kick: "Kick {user}", kick_help: "Ends all streams, and every token made until now is refused.",
     kicked: "{user} is out on all nodes within {n} s.",
     what_clicked: "Clicked", what_read: "Read", what_received: "Received", what_written: "Written to a stream", what_offline: "Nobody was there",
-    what_switched_off: "Switched off", what_switched: "Switched", what_expired: "Expired", what_published: "Published",
+    what_switched_off: "Switched off", what_switched: "Switched", what_switch: "The switch then", what_expired: "Expired", what_published: "Published",
     what_collapsed: "Replaced", what_withdrawn: "Withdrawn", what_unknown: "Nothing is known of it",
+    how_person: "by {by}", how_admin: "by the administrator {by}", how_import: "imported by {by}", how_development: "by {by}, in development",
+    how_settings: "by the settings file", name_deleted: "somebody whose name was deleted",
     now: "now", none: "none", empty_message: "(no message)",
   },
   zh: {
@@ -109,8 +111,10 @@ const WORDS = {
     looking: "正在查询……", kick: "踢出 {user}", kick_help: "将结束所有连接，此前签发的令牌全部失效。",
     kicked: "{n} 秒内 {user} 将从所有节点退出。",
     what_clicked: "已点击", what_read: "已读", what_received: "已收到", what_written: "已写入连接", what_offline: "当时不在线",
-    what_switched_off: "已关闭此类型", what_switched: "更改开关", what_expired: "已过期", what_published: "已发布",
+    what_switched_off: "已关闭此类型", what_switched: "更改开关", what_switch: "当时的开关", what_expired: "已过期", what_published: "已发布",
     what_collapsed: "已被替换", what_withdrawn: "已撤回", what_unknown: "没有任何记录",
+    how_person: "由 {by} 设置", how_admin: "由管理员 {by} 设置", how_import: "由 {by} 导入", how_development: "由 {by} 设置（开发模式）",
+    how_settings: "由配置文件设置", name_deleted: "已删除的用户",
     now: "刚刚", none: "无", empty_message: "（无内容）",
   },
 };

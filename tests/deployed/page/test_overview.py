@@ -67,6 +67,9 @@ async def test_a_view_is_shown_when_its_forms_are_heard(world: World) -> None:
 
 
 async def test_a_person_is_looked_up_explained_and_kicked_when_that_is_meant(world: World) -> None:
+    await world.node.publish("news", "hello", "wes")
+    await world.node.until_known("news")
+    await world.node.switch("wes", news=True)
     event = await world.node.publish("news", "hello", "wes")
     async with world.node.stream("wes") as stream:
         await stream.ready()
@@ -82,6 +85,9 @@ async def test_a_person_is_looked_up_explained_and_kicked_when_that_is_meant(wor
         await press(tab, "Enter")
         await tab.until("document.querySelector('.timeline')?.textContent.includes('Published')")
         assert await tab.run("document.querySelector('#explained strong').textContent") == "Published"
+        shown = await tab.run("document.querySelector('.timeline').textContent")
+        assert "The switch then" in shown
+        assert "news on, its own switch, by wes, in development" in shown
         await tab.run("document.getElementById('kick').focus(); 0")
         await press(tab, "Enter")
         # It asks first, and can be left.
