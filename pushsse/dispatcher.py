@@ -25,18 +25,18 @@ _APPEND_RECIPIENTS = 1_000
 # Of a draft that is dispatched without waiting.
 _NOWAIT_RECIPIENTS = 64
 # A person and a type that they have switched off.
-Off = frozenset[tuple[str, str]]
-_NONE: Off = frozenset()
+SwitchedOff = frozenset[tuple[str, str]]
+_NONE: SwitchedOff = frozenset()
 
 
 class KnowsSwitches(Protocol):
     """Who can be asked what people have switched off: the database, at each call."""
 
-    async def off_among(self, users: Sequence[str], types: Sequence[str]) -> Off:
+    async def off_among(self, users: Sequence[str], types: Sequence[str]) -> SwitchedOff:
         """Which of these types which of these people have off. Raises DatabaseUnavailable."""
         ...
 
-    def off_among_nowait(self, users: Sequence[str], types: Sequence[str]) -> Off | None:
+    def off_among_nowait(self, users: Sequence[str], types: Sequence[str]) -> SwitchedOff | None:
         """The same without waiting; None where that can't be."""
         ...
 
@@ -93,7 +93,7 @@ class Dispatcher:
         """
         publication = draft.publication
         users = publication.users
-        off: Off | None = _NONE
+        off: SwitchedOff | None = _NONE
         if users is None:
             appends = [Append(BROADCAST, (draft,))]
         elif len(users) > _NOWAIT_RECIPIENTS or self._unfiltered.since is not None:
@@ -117,7 +117,7 @@ class Dispatcher:
                 self._note(self._outcomes, (draft,), off or _NONE, receipt)
         return receipt
 
-    def _note(self, outcomes: Outcomes, drafts: Sequence[Draft], off: Off, receipt: Receipt) -> None:
+    def _note(self, outcomes: Outcomes, drafts: Sequence[Draft], off: SwitchedOff, receipt: Receipt) -> None:
         """Notes who doesn't get what is published, once the log has it: before, the batch may come again."""
         now_ms = self._backplane.now_ms()
         for publication in [draft.publication for draft in drafts]:
@@ -131,7 +131,7 @@ class Dispatcher:
                 without = [user for user in users if (user, name) in off]
                 outcomes.note_all(publication, without, SWITCHED_OFF, now_ms)
 
-    async def _off(self, drafts: Sequence[Draft]) -> Off:
+    async def _off(self, drafts: Sequence[Draft]) -> SwitchedOff:
         """Who has what off; nobody, while the database is away.
 
         Guarantee 3 holds even so: the filter at the stream is the last step before a write, and it knows the
@@ -152,7 +152,7 @@ class Dispatcher:
         self._unfiltered.over()
         return off
 
-    async def _appends(self, drafts: Sequence[Draft], off: Off) -> list[Append]:
+    async def _appends(self, drafts: Sequence[Draft], off: SwitchedOff) -> list[Append]:
         """Between two broadcasts, all drafts of one shard share an append, or few where they are for many."""
         appends: list[Append] = []
         run: dict[str, list[Draft]] = {}
@@ -182,7 +182,7 @@ class Dispatcher:
             await asyncio.sleep(0)
         return appends
 
-    def _parts(self, draft: Draft, users: Sequence[str], off: Off) -> Iterable[tuple[str, Draft]]:
+    def _parts(self, draft: Draft, users: Sequence[str], off: SwitchedOff) -> Iterable[tuple[str, Draft]]:
         """A draft for the people who haven't switched its type off, by the log of their shard."""
         if len(users) == 1:
             # Most events are for one person.
@@ -190,7 +190,9 @@ class Dispatcher:
             return () if is_off else ((log_of(users[0], self._shards), draft),)
         return self._several_parts(draft, users, off)
 
-    def _several_parts(self, draft: Draft, users: Sequence[str], off: Off) -> Iterator[tuple[str, Draft]]:
+    def _several_parts(
+        self, draft: Draft, users: Sequence[str], off: SwitchedOff
+    ) -> Iterator[tuple[str, Draft]]:
         type_name = draft.publication.name
         shards: dict[str, list[str]] = {}
         for user in users:

@@ -28,7 +28,7 @@ from tortoise.models import Model
 
 from pushsse.backplane import PRESENCE_AT_ONCE, PRESENCE_LEASE_MS, Backplane, Missed, Stay, fresh_word
 from pushsse.database import Database, Statement, instant, time_of
-from pushsse.dispatcher import KnowsSwitches, Off
+from pushsse.dispatcher import KnowsSwitches, SwitchedOff
 from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable, Unavailable
 from pushsse.event import Publication
 from pushsse.hub.hub import Hub
@@ -451,7 +451,7 @@ class Offline:
             now_ms,
         )
 
-    async def _off(self, missed: Sequence[Away]) -> Off:
+    async def _off(self, missed: Sequence[Away]) -> SwitchedOff:
         """What these people have off by now: they aren't to be told of it elsewhere either."""
         users = {user for _, user in missed}
         types = {publication.name for publication, _ in missed}
@@ -475,7 +475,7 @@ def _portions(missed: Sequence[Missed]) -> Iterator[list[Away]]:
         yield portion
 
 
-def _outcome(publication: Publication, user: str, off: Off, now_ms: int) -> str:
+def _outcome(publication: Publication, user: str, off: SwitchedOff, now_ms: int) -> str:
     if (user, publication.name) in off:
         return SWITCHED_OFF
     return EXPIRED if 0 < publication.expires_ms <= now_ms else OFFLINE

@@ -274,16 +274,16 @@ HANDLERS = {
     Exception: on_bug,
 }
 Told = Callable[[Request, Exception], Awaitable[ProblemResponse]]
-Handler = Callable[[Request, Exception], Awaitable[Response]]
+ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
 
 
-def counted(refusals: Counter[str]) -> Mapping[type[Exception], Handler]:
+def counted(refusals: Counter[str]) -> Mapping[type[Exception], ErrorHandler]:
     """The handlers, with each problem counted by its code, and told as the call's protocol tells it.
 
     Deliberate: a client that has left isn't counted, nor a path that isn't there, which scanners ask for.
     """
 
-    def handling(handler: Told, *, counts: bool) -> Handler:
+    def handling(handler: Told, *, counts: bool) -> ErrorHandler:
         async def on_error(request: Request, error: Exception) -> Response:
             response = await handler(request, error)
             if counts:

@@ -71,7 +71,7 @@ TEXT = "text/plain"
 NDJSON = "application/x-ndjson"
 # A stream, or a poll that waits, may take the connection over: its endpoint is an ASGI application. All
 # others return a response.
-Handler = Callable[[Request], Awaitable[Response]]
+CallHandler = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class Call:
 
     method: str
     path: str
-    handler: Callable[[Endpoints], Handler | StreamEndpoint | PollEndpoint]
+    handler: Callable[[Endpoints], CallHandler | StreamEndpoint | PollEndpoint]
     direct: bool = False
     immediate: Callable[[Endpoints], ImmediateCall] | None = None
     name: str = ""

@@ -40,8 +40,8 @@ from pushsse.questions.service import Asking
 from pushsse.strictjson import shown
 
 MODEL = "pushsse"
-CONVERSATION = "x-conversation-id"
-Finish = Literal["stop", "length"]
+CONVERSATION_HEADER = "x-conversation-id"
+FinishReason = Literal["stop", "length"]
 _DONE = b"data: [DONE]\n\n"
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 # Stopped is finished, too, and what people have taken over: they answer on the person's streams.
@@ -122,7 +122,7 @@ class ChunkChoice(Struct, frozen=True):
     """The only choice of a chunk."""
 
     delta: ChoiceDelta
-    finish_reason: Finish | None = None
+    finish_reason: FinishReason | None = None
     index: int = 0
 
 
@@ -157,7 +157,7 @@ class Choice(Struct, frozen=True):
     """The only choice of a completion."""
 
     message: AnswerMessage
-    finish_reason: Finish = "stop"
+    finish_reason: FinishReason = "stop"
     index: int = 0
     logprobs: None = None
 
@@ -280,7 +280,7 @@ async def _wanted(request: Request) -> _CompletionCall:
     body = await read(request, CompletionRequest)
     _refuse_others(body)
     key = idempotency_key(request)
-    given = _asking(body, request.headers.get(CONVERSATION))
+    given = _asking(body, request.headers.get(CONVERSATION_HEADER))
     if given.conversation is None:
         # Most clients name none, and send what was said instead.
         given = replace(given, after=_last_turn(body.messages))
@@ -324,7 +324,7 @@ def _asking(body: CompletionRequest, header: str | None) -> Asking:
     for conversation, where in (
         (body.conversation, "$.conversation"),
         (named, "$.metadata.conversation"),
-        (header, CONVERSATION),
+        (header, CONVERSATION_HEADER),
     ):
         if conversation is not None:
             return asking(text, at=f"{at}.content", conversation=conversation, conversation_at=where)
@@ -368,7 +368,7 @@ def _completion(question: Question, model: str) -> ChatCompletion:
     )
 
 
-def _finish(question: Question) -> Finish:
+def _finish(question: Question) -> FinishReason:
     return "length" if CUT_SHORT in question.parts else "stop"
 
 
@@ -435,7 +435,11 @@ class CompletionTeller:
         return _error(code, detail)
 
     def _chunk(
-        self, delta: ChoiceDelta, *, finish: Finish | None = None, part: Part | Handover | UnsetType = UNSET
+        self,
+        delta: ChoiceDelta,
+        *,
+        finish: FinishReason | None = None,
+        part: Part | Handover | UnsetType = UNSET,
     ) -> bytes:
         choice = ChunkChoice(delta, finish)
         return event(self._made((choice,), usage=None if self._with_usage else UNSET, part=part))

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pushsse.api import problem_response
+from pushsse.api import ErrorHandler, problem_response
 from pushsse.api.identity import CrossOrigin
 from pushsse.logs import Served, audit, served, serving, short
 from pushsse.stream.admission import over_limit
@@ -32,7 +32,6 @@ _STREAM = "/v1/stream"
 # Characters of X-Forwarded-For that are looked at.
 _MOST_FORWARDED = 500
 _LINE_END = re.compile("[\r\n]")
-ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
 
 
 class Direct:

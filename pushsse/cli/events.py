@@ -49,7 +49,7 @@ class NotLines(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class FileLine:
     """One line of a file; `body` is None where it is too long for a call."""
 
     number: int
@@ -62,7 +62,7 @@ def read_text(file: BinaryIO) -> bytes | None:
     return None if len(body) > MAX_BYTES else body.removeprefix(_BOM).removesuffix(b"\n").removesuffix(b"\r")
 
 
-def portions(file: BinaryIO) -> Iterator[list[Line]]:
+def portions(file: BinaryIO) -> Iterator[list[FileLine]]:
     """The events of a file, by line, in portions that one call takes. Blank lines are counted, and left out.
 
     Raises NotLines where JSON is written over many lines, and isn't one event.
@@ -70,13 +70,13 @@ def portions(file: BinaryIO) -> Iterator[list[Line]]:
     pieces = _pieces(file)
     start = _start(pieces)
     if b"\n" in start.strip() and _is_object(start):
-        yield [Line(1, start)]
+        yield [FileLine(1, start)]
         return
     if start.split(maxsplit=1)[:1] in ([b"{"], [b"["]):
         raise NotLines(
             "this is neither one event nor one event a line; `jq -c` writes each on a line of its own"
         )
-    portion: list[Line] = []
+    portion: list[FileLine] = []
     size = 0
     for line in _lines(start, pieces):
         if line is None:
@@ -116,7 +116,7 @@ def _start(pieces: Iterator[bytes]) -> bytes:
     return start
 
 
-def _lines(start: bytes, pieces: Iterator[bytes]) -> Iterator[Line | None]:
+def _lines(start: bytes, pieces: Iterator[bytes]) -> Iterator[FileLine | None]:
     """The lines; None where the next piece would have to be waited for."""
     number = 1
     rest, too_long = b"", False
@@ -125,7 +125,7 @@ def _lines(start: bytes, pieces: Iterator[bytes]) -> Iterator[Line | None]:
         *ended, last = piece.split(b"\n")
         for line in ended:
             body = rest + line
-            yield Line(number, None if too_long or len(body) > MAX_BYTES else body)
+            yield FileLine(number, None if too_long or len(body) > MAX_BYTES else body)
             rest, too_long = b"", False
             number += 1
         rest += last
@@ -135,7 +135,7 @@ def _lines(start: bytes, pieces: Iterator[bytes]) -> Iterator[Line | None]:
         yield None
         piece = next(pieces, None)
     if rest or too_long:
-        yield Line(number, None if too_long else rest)
+        yield FileLine(number, None if too_long else rest)
 
 
 def _is_json(body: bytes) -> bool:
@@ -278,7 +278,7 @@ class Count:
     rejected: int = 0
     unknown: int = 0
 
-    def accept(self, result: Any, lines: Sequence[Line]) -> None:
+    def accept(self, result: Any, lines: Sequence[FileLine]) -> None:
         """A call's answer: its ids, and the lines that it refused."""
         for event_id in result["ids"]:
             say(event_id)
@@ -288,12 +288,12 @@ class Count:
             # The body had these lines alone, so the call counts them from 1.
             self.reject(lines[rejected["line"] - 1], one_line(rejected["errors"]))
 
-    def reject(self, line: Line, why: str) -> None:
+    def reject(self, line: FileLine, why: str) -> None:
         """One line that is no event."""
         self.rejected += 1
         say(f"line {line.number}: {why}", err=True)
 
-    def leave_open(self, lines: Sequence[Line], why: str) -> None:
+    def leave_open(self, lines: Sequence[FileLine], why: str) -> None:
         """Lines of which some were accepted, and nobody says which."""
         self.unknown += len(lines)
         say(f"lines {lines[0].number} to {lines[-1].number}: {why}", err=True)
@@ -331,7 +331,7 @@ def _publish_all(target: Target, source: BinaryIO) -> None:
         sys.exit(1)
 
 
-def _send(client: httpx.Client, lines: Sequence[Line], count: Count) -> None:
+def _send(client: httpx.Client, lines: Sequence[FileLine], count: Count) -> None:
     """Sends lines in one call. Refused as a whole they go in halves, until each one's own error is known."""
     body = b"\n".join(line.body or b"" for line in lines)
     is_one = b"\n" in body and len(lines) == 1

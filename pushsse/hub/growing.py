@@ -36,7 +36,7 @@ class _Kind(Struct):
 _kind = msgspec.json.Decoder(_Kind)
 
 
-class Answer:
+class GrowingAnswer:
     """One answer as this node has heard it, up to `place`; `early` are deltas that came after a hole."""
 
     __slots__ = ("_parts", "_status", "_text", "early", "place", "question", "sent", "user")
@@ -115,7 +115,7 @@ class Answer:
 class PlacedDelta(Publication, frozen=True, array_like=True, gc=True):
     """A delta on its way to the listeners: of which answer, and what they need to have before it."""
 
-    answer: Answer | None = None
+    answer: GrowingAnswer | None = None
     before: Place = Place()
     after: Place = Place()
 
@@ -142,7 +142,7 @@ class GrowingAnswers:
         # Whose they are. Empty where nothing grows, which is all that a stream's opening looks at.
         self.people: dict[str, set[str]] = {}
         # That which grew least lately first.
-        self._answers: OrderedDict[str, Answer] = OrderedDict()
+        self._answers: OrderedDict[str, GrowingAnswer] = OrderedDict()
         self._ended: OrderedDict[str, tuple[float, int]] = OrderedDict()
         self._characters = 0
 
@@ -226,11 +226,11 @@ class GrowingAnswers:
         for question in tuple(self.people.get(user, ())):
             self.forget(question)
 
-    def of(self, user: str) -> Iterator[Answer]:
+    def of(self, user: str) -> Iterator[GrowingAnswer]:
         """A person's answers that grow."""
         return (self._answers[question] for question in tuple(self.people.get(user, ())))
 
-    def answer(self, question: str) -> Answer | None:
+    def answer(self, question: str) -> GrowingAnswer | None:
         """One answer, if it is here."""
         return self._answers.get(question)
 
@@ -239,10 +239,10 @@ class GrowingAnswers:
         for answer in self.of(user):
             answer.sent.pop(listener, None)
 
-    def _answer(self, question: str, user: str) -> Answer:
+    def _answer(self, question: str, user: str) -> GrowingAnswer:
         answer = self._answers.get(question)
         if answer is None:
-            answer = self._answers[question] = Answer(question, user)
+            answer = self._answers[question] = GrowingAnswer(question, user)
             self.people.setdefault(user, set()).add(question)
         self._answers.move_to_end(question)
         return answer

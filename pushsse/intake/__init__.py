@@ -53,7 +53,7 @@ _WITH_MAP = frozenset({"mapped", "cloudevents"})
 MAX_EVENTS = 100
 MAX_PEOPLE = event.MAX_USERS
 HELD_S = 0.02
-Function = Callable[[Record], Any]
+DecodeFunction = Callable[[Record], Any]
 # What a record became.
 Made = Draft | list[Draft]
 
@@ -329,7 +329,7 @@ def format_of(table: KafkaSource, *, metrics: Metrics, drafter: Drafter) -> Deco
 class PythonFormat:
     """Asks a function for each record."""
 
-    function: Function
+    function: DecodeFunction
     drafter: Drafter
     watch: LoopWatch
 

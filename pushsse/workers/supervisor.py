@@ -26,7 +26,7 @@ from pushsse.server import GRACE_S, QUICK_S, stopping_signals
 from pushsse.settings import Settings
 from pushsse.workers.worker import (
     MAX_LINE,
-    Begin,
+    BeginWork,
     Collect,
     Collected,
     CombinedMetrics,
@@ -194,7 +194,7 @@ class Supervisor:
             )
             unless_started.pop_all()
         own = msgspec.structs.replace(self._settings, node=f"{self._settings.node}-{index}")
-        writer.write(encode(Begin(own)))
+        writer.write(encode(BeginWork(own)))
         receiving = asyncio.create_task(self._scraper.receive(index, reader, writer), name=f"link {index}")
         return process, receiving
 

@@ -29,7 +29,7 @@ _ROUND_S = 3.0
 _SCRAPE_S = 5.0
 # A line of JSON with the metrics of all workers.
 MAX_LINE = 16 * 1024 * 1024
-Labels = tuple[tuple[str, str], ...]
+SampleLabels = tuple[tuple[str, str], ...]
 
 
 class Family(Struct, frozen=True, array_like=True):
@@ -38,7 +38,7 @@ class Family(Struct, frozen=True, array_like=True):
     name: str
     kind: str
     text: str
-    samples: tuple[tuple[str, Labels, float], ...]
+    samples: tuple[tuple[str, SampleLabels, float], ...]
     combine: Combine = "sum"
 
 
@@ -61,7 +61,7 @@ class CombinedMetrics:
     """Metrics of several processes, combined by name and labels."""
 
     _families: dict[str, Family] = field(default_factory=dict)
-    _samples: dict[tuple[str, str, Labels], float] = field(default_factory=dict)
+    _samples: dict[tuple[str, str, SampleLabels], float] = field(default_factory=dict)
 
     def add(self, added: Iterable[Family], *, counters_only: bool = False) -> None:
         """Adds one process's."""
@@ -76,7 +76,7 @@ class CombinedMetrics:
 
     def families(self) -> tuple[Family, ...]:
         """The totals."""
-        found: dict[str, list[tuple[str, Labels, float]]] = {name: [] for name in self._families}
+        found: dict[str, list[tuple[str, SampleLabels, float]]] = {name: [] for name in self._families}
         for (name, sample, labels), value in self._samples.items():
             found[name].append((sample, labels, value))
         return tuple(
@@ -149,7 +149,7 @@ class Rounds:
 # Messages: one line of JSON each.
 
 
-class Begin(Struct, frozen=True, tag="begin"):
+class BeginWork(Struct, frozen=True, tag="begin"):
     """Supervisor, first: the worker's settings."""
 
     settings: Settings
@@ -189,17 +189,17 @@ class Scraped(Struct, frozen=True, tag="scraped"):
     text: str
 
 
-Message = Begin | Hello | Ready | Collect | Collected | Scrape | Scraped
+LinkMessage = BeginWork | Hello | Ready | Collect | Collected | Scrape | Scraped
 _encoder = msgspec.json.Encoder()
-_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+_decoder: msgspec.json.Decoder[LinkMessage] = msgspec.json.Decoder(LinkMessage)
 
 
-def encode(message: Message) -> bytes:
+def encode(message: LinkMessage) -> bytes:
     """A message as it is sent."""
     return _encoder.encode(message) + b"\n"
 
 
-def decode(line: bytes) -> Message:
+def decode(line: bytes) -> LinkMessage:
     """The message of a line. Raises msgspec.DecodeError."""
     return _decoder.decode(line)
 
@@ -228,7 +228,7 @@ class Worker:
         if not line:
             raise SupervisorGone
         begin = decode(line)
-        assert isinstance(begin, Begin)
+        assert isinstance(begin, BeginWork)
         return begin.settings
 
     def ready(self) -> None:
@@ -258,7 +258,7 @@ class Worker:
                     writer.write(encode(Collected(0, families(metrics.collect()))))
         raise SupervisorGone
 
-    def _receive(self, message: Message, writer: asyncio.StreamWriter, metrics: Metrics) -> None:
+    def _receive(self, message: LinkMessage, writer: asyncio.StreamWriter, metrics: Metrics) -> None:
         if isinstance(message, Collect):
             writer.write(encode(Collected(message.scrape, families(metrics.collect()))))
         elif isinstance(message, Scraped):

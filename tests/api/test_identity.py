@@ -4,7 +4,7 @@ import pytest
 from starlette.requests import HTTPConnection, Request
 
 from pushsse.api import HttpProblem
-from pushsse.api.identity import ADMIN, PUBLISH, STREAM, Asking, Credentials, Identity, unauthorized
+from pushsse.api.identity import ADMIN, PUBLISH, STREAM, Credentials, Identifying, Identity, unauthorized
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +25,7 @@ class Remote:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def look(self, request: HTTPConnection) -> Asking | None:
+    def look(self, request: HTTPConnection) -> Identifying | None:
         given = request.headers.get("x-ticket")
         if given is None:
             return None

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pushsse.cli.events import Line, portions
+from pushsse.cli.events import FileLine, portions
 from tests.cli.running import LIMIT_S, Served, environment, served
 from tests.cli.test_terminal import on_terminal
 from tests.starting import Forked, run, start
@@ -253,8 +253,8 @@ class InSteps(io.BytesIO):
 def test_lines_are_the_same_however_they_arrive(step: int, long: int) -> None:
     body = b'\xef\xbb\xbf\n{"a":1}\n\nsecond\n' + b"y" * long + b'\n{"b":2}'
     found = [line for lines in portions(InSteps(body, step)) for line in lines]
-    too_long = [Line(5, None)] if long else []
-    assert found == [Line(2, b'{"a":1}'), Line(4, b"second"), *too_long, Line(6, b'{"b":2}')]
+    too_long = [FileLine(5, None)] if long else []
+    assert found == [FileLine(2, b'{"a":1}'), FileLine(4, b"second"), *too_long, FileLine(6, b'{"b":2}')]
 
 
 def test_a_key_is_published_and_shown_and_so_is_what_takes_it_away(node: Served) -> None:

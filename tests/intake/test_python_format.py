@@ -10,7 +10,7 @@ import pytest
 
 from pushsse.backplane import BROADCAST, Draft, log_of
 from pushsse.backplane.memory import MemoryBackplane
-from pushsse.dispatcher import Dispatcher, Off
+from pushsse.dispatcher import Dispatcher, SwitchedOff
 from pushsse.errors import InvalidInput, SettingsError
 from pushsse.intake import EventHandler, Made, PythonFormat, python_format
 from pushsse.metrics import Metrics
@@ -124,10 +124,10 @@ class Switches:
 
     noticed: list[str] = field(default_factory=list)
 
-    async def off_among(self, users: Sequence[str], types: Sequence[str]) -> Off:
+    async def off_among(self, users: Sequence[str], types: Sequence[str]) -> SwitchedOff:
         return frozenset()
 
-    def off_among_nowait(self, users: Sequence[str], types: Sequence[str]) -> Off | None:
+    def off_among_nowait(self, users: Sequence[str], types: Sequence[str]) -> SwitchedOff | None:
         return frozenset()
 
     def notice(self, names: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from pushsse import event
 from pushsse.backplane import Draft
 from pushsse.backplane.memory import MemoryBackplane
-from pushsse.dispatcher import Dispatcher, Off
+from pushsse.dispatcher import Dispatcher, SwitchedOff
 from pushsse.metrics import Metrics
 
 pytestmark = pytest.mark.anyio
@@ -26,10 +26,10 @@ class Unlisted:
 class AllOn:
     """Switches of people who have switched nothing off."""
 
-    async def off_among(self, users: Sequence[str], types: Sequence[str]) -> Off:
+    async def off_among(self, users: Sequence[str], types: Sequence[str]) -> SwitchedOff:
         return frozenset()
 
-    def off_among_nowait(self, users: Sequence[str], types: Sequence[str]) -> Off:
+    def off_among_nowait(self, users: Sequence[str], types: Sequence[str]) -> SwitchedOff:
         return frozenset()
 
 

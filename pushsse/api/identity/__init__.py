@@ -107,18 +107,18 @@ class Identifier(Protocol):
 
 
 # Asks whoever knows: Redis for a ticket, a company's server for a session. Raises as `Identifier` does.
-Asking = Callable[[], Awaitable[Identity]]
+Identifying = Callable[[], Awaitable[Identity]]
 
 
 class Credential(Protocol):
     """One kind of proof that a request may carry."""
 
-    def look(self, request: HTTPConnection) -> Identity | Asking | None:
+    def look(self, request: HTTPConnection) -> Identity | Identifying | None:
         """Who it proves; what finds that out, if it takes a while; None if the request has no such proof.
 
-        It never waits, and changes nothing: what is used up by being looked at is used up by the `Asking`,
-        which is called once, or not at all. Raises HttpProblem: a proof that is no good isn't passed over for
-        another.
+        It never waits, and changes nothing: what is used up by being looked at is used up by the
+        `Identifying`, which is called once, or not at all. Raises HttpProblem: a proof that is no good isn't
+        passed over for another.
         """
         ...
 
@@ -155,7 +155,7 @@ class Credentials:
         if (await self.identify(request, scope)).user != user:
             raise unauthorized("session_invalid", "the session is somebody else's by now")
 
-    def _look(self, request: HTTPConnection) -> Identity | Asking:
+    def _look(self, request: HTTPConnection) -> Identity | Identifying:
         for credential in self._order:
             found = credential.look(request)
             if found is not None:

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from starlette.requests import HTTPConnection
 
 from pushsse.api import HttpProblem
-from pushsse.api.identity import STREAM, Asking, Identity, refuse_other_sites, unauthorized
+from pushsse.api.identity import STREAM, Identifying, Identity, refuse_other_sites, unauthorized
 from pushsse.api.identity.tokens import Keys, scopes_of
 from pushsse.errors import PushsseError, Unavailable
 from pushsse.event import is_user
@@ -250,7 +250,7 @@ class Sessions:
         """Whether the last question was answered."""
         return self._outage.since is None
 
-    def look(self, request: HTTPConnection) -> Asking | None:
+    def look(self, request: HTTPConnection) -> Identifying | None:
         """Asks whose the request's cookies are."""
         cookies = [value for name, value in request.scope["headers"] if name == b"cookie"]
         if not any(cookies):

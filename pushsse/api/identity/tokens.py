@@ -26,7 +26,7 @@ from pushsse.api import HttpProblem
 from pushsse.api.identity import (
     DEFAULT_SCOPES,
     SCOPE_PREFIX,
-    Asking,
+    Identifying,
     Identity,
     bearer_token,
     refuse_other_sites,
@@ -52,7 +52,7 @@ class HeaderToken:
 
     tokens: "Tokens"
 
-    def look(self, request: HTTPConnection) -> Identity | Asking | None:
+    def look(self, request: HTTPConnection) -> Identity | Identifying | None:
         """Whom the token names."""
         token = bearer_token(request)
         return None if token is None else self.tokens.identity(token)
@@ -66,7 +66,7 @@ class CookieToken:
     cookie: str
     allowed_origins: Collection[str] = ()
 
-    def look(self, request: HTTPConnection) -> Identity | Asking | None:
+    def look(self, request: HTTPConnection) -> Identity | Identifying | None:
         """Whom the token names."""
         token = _cookie(request, self.cookie)
         if not token:
@@ -166,7 +166,7 @@ class Tokens:
         self._keys: Keys | None = None
         self._remembered = lru_cache(REMEMBERED)(self._check)
 
-    def identity(self, token: str) -> Identity | Asking:
+    def identity(self, token: str) -> Identity | Identifying:
         """The identity of a good token; if its key isn't known, and may be by now, what fetches the keys.
 
         Raises HttpProblem 401, with a code for the check that failed; Unavailable until there are keys.

@@ -88,7 +88,7 @@ class PythonOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     name: Annotated[str, Meta(max_length=128)] = ""
 
 
-Function = Callable[[Asked], AsyncGenerator[Any, None]]
+AnswerFunction = Callable[[Asked], AsyncGenerator[Any, None]]
 
 
 @dataclass(slots=True)
@@ -96,7 +96,7 @@ class PythonAnswerer:
     """Asks a function; `name` is the one that people see."""
 
     name: str
-    function: Function
+    function: AnswerFunction
     _watch: "_Watch" = field(init=False)
 
     def __post_init__(self) -> None:
@@ -160,7 +160,7 @@ def answerer(name: str, where: str, options: PythonOptions) -> PythonAnswerer:
         raise SettingsError(
             f"{where}: python:{name} isn't an async generator function (`async def` with `yield`)"
         )
-    return PythonAnswerer(options.name or name.partition(":")[0], cast(Function, found))
+    return PythonAnswerer(options.name or name.partition(":")[0], cast(AnswerFunction, found))
 
 
 def _is_generator(found: object) -> bool:
