@@ -2,7 +2,7 @@
 
 `configure` sets logging up: one line an entry, for people or as JSON, with ids and never payloads or tokens.
 `serving` names the request that a task serves in all its lines. `visible` escapes control characters, so that
-a text can't command a terminal or pass for a line of this program. `shown` is a URL without its secrets.
+a text can't command a terminal or pass for a line of this program. `safe_url` is a URL without its secrets.
 Deliberate: what can't be told apart from a secret isn't shown, since libraries don't agree on how to read a
 URL with raw special characters in its password.
 """
@@ -221,7 +221,7 @@ _REST = re.compile(
 _PLACES = re.compile(r"(?:host|port)=[A-Za-z0-9._/:%,-]+")
 
 
-def shown(url: str) -> str:
+def safe_url(url: str) -> str:
     """A URL without user, password and parameters; `scheme://…` where they can't be told from the rest.
 
     Never raises, whatever it is given. What is no URL (`host:port,host:port`) is shown if it holds no secret.

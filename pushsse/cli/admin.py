@@ -38,7 +38,7 @@ from pushsse.intake.outbox.tables import OutboxTables
 from pushsse.intake.outbox.tables import sql as sql_of
 from pushsse.kafka import configurations, existing_topics
 from pushsse.kafka.dead_letters import about_dead_letters
-from pushsse.logs import shown
+from pushsse.logs import safe_url
 from pushsse.metrics import Metrics
 from pushsse.questions.answerers import made
 from pushsse.settings import (
@@ -131,7 +131,7 @@ async def _settings(settings: Settings) -> AsyncIterator[Finding]:
 
 async def _database(settings: Settings) -> AsyncIterator[Finding]:
     url = settings.database_url
-    where = shown(url)
+    where = safe_url(url)
     try:
         async with Database(url, timeout_s=5.0) as database:
             await database.check()
@@ -158,7 +158,7 @@ async def _redis(settings: Settings) -> AsyncIterator[Finding]:
     if not settings.redis_url:
         yield Finding("redis", "ok", "not set: one process alone, with the embedded log")
         return
-    where = shown(settings.redis_url)
+    where = safe_url(settings.redis_url)
     if missing := await probe(settings.redis_url, settings.redis_prefix):
         yield Finding("redis", "fault", f"{where}: {missing}")
         return
@@ -202,7 +202,7 @@ async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
     if not settings.kafka_bootstrap:
         yield Finding("kafka", "ok", "not set: POST /v1/events is the intake")
         return
-    where = shown(settings.kafka_bootstrap)
+    where = safe_url(settings.kafka_bootstrap)
     try:
         there = await existing_topics(settings)
     except OSError as error:
@@ -242,7 +242,7 @@ async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
 async def _outboxes(settings: Settings) -> AsyncIterator[Finding]:
     for source in settings.outbox:
         url = source.database_url or settings.database_url
-        where = f"{source.table} in {shown(url)}"
+        where = f"{source.table} in {safe_url(url)}"
         tables = OutboxTables(source, url)
         try:
             async with tables.database:
@@ -292,14 +292,14 @@ async def _answerers(settings: Settings) -> AsyncIterator[Finding]:
             yield await _model_server(each, settings)
         else:
             made(each, settings, Metrics())
-            yield Finding("answerer", "ok", f"{shown(each.url)} can be used")
+            yield Finding("answerer", "ok", f"{safe_url(each.url)} can be used")
 
 
 async def _model_server(one: AnswererSetting, settings: Settings) -> Finding:
     """What becomes of a question to a model server."""
     # Imported where it is configured, and only there.
     answerer: Any = made(one, settings, Metrics())
-    where, model = shown(one.url), answerer.options.model
+    where, model = safe_url(one.url), answerer.options.model
     try:
         fault = await answerer.fault()
     except Unavailable as error:
@@ -337,12 +337,14 @@ async def _sessions(url: str) -> Finding:
         except RemoteUnavailable as error:
             return Finding("identity", "fault", f"PUSHSSE_AUTH_URL: {error}")
     if status != HTTPStatus.UNAUTHORIZED:
-        text = f"PUSHSSE_AUTH_URL: {shown(url)} answers {status} to a request without a session, not 401"
+        text = f"PUSHSSE_AUTH_URL: {safe_url(url)} answers {status} to a request without a session, not 401"
         return Finding("identity", "fault", text)
     if _is_open(url):
-        text = f"PUSHSSE_AUTH_URL: {shown(url)} isn't https, so whoever is on the way reads people's cookies"
+        text = (
+            f"PUSHSSE_AUTH_URL: {safe_url(url)} isn't https, so whoever is on the way reads people's cookies"
+        )
         return Finding("identity", "warning", text)
-    return Finding("identity", "ok", f"sessions, {shown(url)} answers 401 to a request without one")
+    return Finding("identity", "ok", f"sessions, {safe_url(url)} answers 401 to a request without one")
 
 
 def _is_open(url: str) -> bool:
@@ -358,9 +360,9 @@ async def _keys(url: str) -> Finding:
         except RemoteUnavailable as error:
             return Finding("identity", "fault", f"PUSHSSE_JWKS_URL: {error}")
     if _is_open(url):
-        text = f"PUSHSSE_JWKS_URL: {shown(url)} isn't https, so whoever is on the way can sign tokens"
+        text = f"PUSHSSE_JWKS_URL: {safe_url(url)} isn't https, so whoever is on the way can sign tokens"
         return Finding("identity", "warning", text)
-    return Finding("identity", "ok", f"JWT, {len(keys)} keys at {shown(url)}: {keys}")
+    return Finding("identity", "ok", f"JWT, {len(keys)} keys at {safe_url(url)}: {keys}")
 
 
 async def _addresses(settings: Settings) -> AsyncIterator[Finding]:
@@ -413,7 +415,7 @@ def migrate(config: Path | None, as_json: bool, **options: object) -> None:
     except SettingsError as error:
         raise BadSetting(str(error)) from None
     except DatabaseUnavailable as error:
-        raise Failed(f"{shown(url)}: {error}") from None
+        raise Failed(f"{safe_url(url)}: {error}") from None
     if as_json:
         say_json(one_line({"applied": applied}))
         return

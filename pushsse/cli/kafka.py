@@ -30,7 +30,7 @@ from pushsse.intake.proposing import Proposal, proposal, registry_id
 from pushsse.kafka import Record, TopicReader, connection, reader
 from pushsse.kafka.dead_letters import RESEND_BATCH, DeadLetter, DeadLetterTopic, Sent, place_of
 from pushsse.kafka.producer import Producer
-from pushsse.logs import shown
+from pushsse.logs import safe_url
 from pushsse.metrics import Metrics
 from pushsse.settings import DLQ_SUFFIX, FORMATS, KafkaMap, KafkaSource, Settings
 
@@ -124,7 +124,7 @@ def _run(settings: Settings, work: Coroutine[None, None, None]) -> None:
     except SettingsError as error:
         raise BadSetting(str(error)) from None
     except (OSError, Unavailable) as error:
-        raise Failed(f"Kafka at {shown(settings.kafka_bootstrap)}: {error}") from None
+        raise Failed(f"Kafka at {safe_url(settings.kafka_bootstrap)}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from pushsse.cli import BadSetting, say
 from pushsse.cli.serve import banner, base_url, listening_sockets, parts
 from pushsse.database import Database
 from pushsse.errors import DatabaseUnavailable, SettingsError
-from pushsse.logs import shown
+from pushsse.logs import safe_url
 from pushsse.retry import Backoff
 from pushsse.settings import Settings, unknown
 from pushsse.workers import supervisor
@@ -120,7 +120,7 @@ async def wait(settings: Settings, tell: Tell) -> None:
     """
     if not settings.is_sqlite:
         async with Database(settings.database_url, cool_s=0.0) as database:
-            await _wait(lambda: _database(database, shown(settings.database_url)), tell)
+            await _wait(lambda: _database(database, safe_url(settings.database_url)), tell)
     if settings.redis_url:
         await _wait(lambda: _redis(settings), tell)
 
@@ -152,7 +152,7 @@ async def _database(database: Database, where: str) -> str:
 
 async def _redis(settings: Settings) -> str:
     missing = await probe(settings.redis_url, settings.redis_prefix)
-    return f"Redis at {shown(settings.redis_url)}: {missing}" if missing else ""
+    return f"Redis at {safe_url(settings.redis_url)}: {missing}" if missing else ""
 
 
 # The invitation of --lan

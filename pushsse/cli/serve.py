@@ -18,7 +18,7 @@ import msgspec
 
 from pushsse import __version__
 from pushsse.cli import Failed, read_settings, with_settings
-from pushsse.logs import shown
+from pushsse.logs import safe_url
 from pushsse.settings import Settings
 
 
@@ -153,15 +153,15 @@ def internal_url(settings: Settings) -> str | None:
 
 def parts(settings: Settings, port: int) -> dict[str, str]:
     """Which parts are in use, by their names, without any secret."""
-    redis = f"{shown(settings.redis_url)} prefix {settings.redis_prefix}"
-    kafka = f"{shown(settings.kafka_bootstrap)} topic {settings.kafka_topic} group {settings.group}"
+    redis = f"{safe_url(settings.redis_url)} prefix {settings.redis_prefix}"
+    kafka = f"{safe_url(settings.kafka_bootstrap)} topic {settings.kafka_topic} group {settings.group}"
     for source in settings.kafka:
         kafka += f"; {source.format} from {', '.join(source.topics)}"
     return {
         "listening": base_url(settings, port)
         + (f", {settings.workers} workers" if settings.workers > 1 else ""),
         **({"internal": internal} if (internal := internal_url(settings)) is not None else {}),
-        "database": shown(settings.database_url),
+        "database": safe_url(settings.database_url),
         "backplane": redis if settings.redis_url else "memory: one process alone",
         "intake": f"Kafka {kafka}" if settings.kafka_bootstrap else "POST /v1/events",
         **({"outbox": _outboxes(settings)} if settings.outbox else {}),
@@ -175,7 +175,7 @@ def parts(settings: Settings, port: int) -> dict[str, str]:
 def _outboxes(settings: Settings) -> str:
     """The tables whose rows become events."""
     return ", ".join(
-        f"{each.table} in {shown(each.database_url or settings.database_url)}" for each in settings.outbox
+        f"{each.table} in {safe_url(each.database_url or settings.database_url)}" for each in settings.outbox
     )
 
 
@@ -184,7 +184,7 @@ def _answerers(settings: Settings) -> str:
     if not settings.answerers:
         return "nobody: new questions are refused" if not settings.people_answer_all else "people alone"
     urls = [each.url for each in settings.answerers]
-    return ", then ".join("faq: (the example file)" if url == "faq:" else shown(url) for url in urls)
+    return ", then ".join("faq: (the example file)" if url == "faq:" else safe_url(url) for url in urls)
 
 
 def _proofs(settings: Settings) -> list[str]:
@@ -192,8 +192,8 @@ def _proofs(settings: Settings) -> list[str]:
     named = {
         "JWT": settings.jwt_secret and settings.lan == "off",
         "JWT with a key of this run": settings.lan == "on",
-        f"JWT with keys of {shown(settings.jwks_url)}": settings.jwks_url,
-        f"sessions of {shown(settings.auth_url)}": settings.auth_url,
+        f"JWT with keys of {safe_url(settings.jwks_url)}": settings.jwks_url,
+        f"sessions of {safe_url(settings.auth_url)}": settings.auth_url,
     }
     return [name for name, value in named.items() if value]
 

@@ -14,7 +14,7 @@ from tortoise.backends.base.config_generator import expand_db_url
 from tortoise.exceptions import ConfigurationError
 
 from pushsse.errors import SettingsError
-from pushsse.logs import shown
+from pushsse.logs import safe_url
 
 APP = "pushsse"
 _MODELS = [
@@ -54,7 +54,7 @@ def _sqlite(url: str, *, timeout_s: float) -> dict[str, Any]:
     except (ConfigurationError, ValueError) as error:
         raise SettingsError(f"PUSHSSE_DATABASE_URL: {error}") from None
     if not connection["engine"].endswith(".sqlite"):
-        raise SettingsError(f"PUSHSSE_DATABASE_URL: {shown(url)} is neither SQLite nor PostgreSQL")
+        raise SettingsError(f"PUSHSSE_DATABASE_URL: {safe_url(url)} is neither SQLite nor PostgreSQL")
     # Less than a query's limit, so that a locked file is an error and not a thread that is stuck.
     connection["credentials"].setdefault("busy_timeout", int(timeout_s * 600))
     return connection

@@ -20,7 +20,7 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 
 from pushsse.errors import SettingsError
-from pushsse.logs import HIDDEN, shown
+from pushsse.logs import HIDDEN, safe_url
 from pushsse.settings.fields import (
     DLQ_SUFFIX,
     FIELDS,
@@ -182,7 +182,7 @@ def _named(name: str, value: object) -> str:
     if any(word in name for word in ("secret", "password", "token", "key")):
         return HIDDEN
     if isinstance(value, str):
-        return repr(shown(value)) if "url" in name or "@" in value else repr(value)
+        return repr(safe_url(value)) if "url" in name or "@" in value else repr(value)
     # A list or a table may hold a URL with a password; origins have none.
     return repr(value) if name == "allowed_origins" or isinstance(value, int | float) else HIDDEN
 
@@ -324,7 +324,7 @@ def _check_answerers(settings: Settings) -> None:
         raise SettingsError("answerer: is empty, and has to name who answers")
     for each in answerers:
         if each.kind not in ANSWERERS or ":" not in each.url:
-            text = repr(shown(each.url)) if each.url else "the url, which is missing,"
+            text = repr(safe_url(each.url)) if each.url else "the url, which is missing,"
             kinds = "faq:FILE, kafka:, openai:BASE_URL?model=NAME, python:PACKAGE:FUNCTION or, alone, none:"
             raise SettingsError(f"{each.where}: {text} is none of {kinds}")
         if each.kind == "kafka" and not settings.kafka_bootstrap:
@@ -362,7 +362,9 @@ def _check_redis(url: str) -> None:
     if scheme in ("redis+cluster", "redis+sentinel"):
         raise SettingsError(f"PUSHSSE_REDIS_URL: {scheme}:// isn't supported yet, use redis:// or rediss://")
     if scheme not in ("redis", "rediss"):
-        raise SettingsError(f"PUSHSSE_REDIS_URL: {shown(url)!r} begins with neither redis:// nor rediss://")
+        raise SettingsError(
+            f"PUSHSSE_REDIS_URL: {safe_url(url)!r} begins with neither redis:// nor rediss://"
+        )
     path = _read_url("PUSHSSE_REDIS_URL", url).path
     if not re.fullmatch(r"/?|/\d+", path):
         raise SettingsError(
@@ -374,7 +376,7 @@ def _check_redis(url: str) -> None:
 def _check_database(url: str) -> None:
     scheme = url.partition(":")[0].lower()
     if scheme not in ("sqlite", "postgres", "postgresql", "asyncpg"):
-        raise SettingsError(f"PUSHSSE_DATABASE_URL: {shown(url)!r} is neither sqlite:// nor postgres://")
+        raise SettingsError(f"PUSHSSE_DATABASE_URL: {safe_url(url)!r} is neither sqlite:// nor postgres://")
     if scheme != "sqlite":
         _read_url("PUSHSSE_DATABASE_URL", url)
 
@@ -391,7 +393,9 @@ def _check_outboxes(settings: Settings) -> None:
         url = each.database_url or settings.database_url
         name = each.at("database_url" if each.database_url else "needs PUSHSSE_DATABASE_URL")
         if url.partition(":")[0].lower() not in ("postgres", "postgresql", "asyncpg"):
-            raise SettingsError(f"{name}: {shown(url)!r} isn't postgres://…, and an outbox is in PostgreSQL")
+            raise SettingsError(
+                f"{name}: {safe_url(url)!r} isn't postgres://…, and an outbox is in PostgreSQL"
+            )
         _read_url(name, url)
         if (each.table, url) in seen:
             raise SettingsError(f"{each.at('table')}: {each.table!r} is read by another [[outbox]] already")
@@ -406,15 +410,15 @@ def _check_url(name: str, url: str) -> None:
     except ValueError:
         fits = False
     if not fits or "@" in parts.netloc or not url.isascii() or not url.isprintable() or " " in url:
-        raise SettingsError(f"{name}: {shown(url)!r} isn't http://HOST/PATH or https://HOST/PATH")
+        raise SettingsError(f"{name}: {safe_url(url)!r} isn't http://HOST/PATH or https://HOST/PATH")
 
 
 def _read_url(name: str, url: str) -> SplitResult:
     """A server's URL. Raises SettingsError for one that clients refuse, or read otherwise than was meant."""
     if re.fullmatch(r"[a-z]+://([^/?#@]*@)?[^/?#@]*(/[^/?#@]*)?(\?[^#]*)?", url, re.IGNORECASE) is None:
         raise SettingsError(
-            f"{name}: {shown(url)} can't be read: write # as %23, / as %2F, ? as %3F, @ as %40 and : as %3A"
-            " in the user's name and the password"
+            f"{name}: {safe_url(url)} can't be read: write # as %23, / as %2F, ? as %3F, @ as %40 and : as"
+            " %3A in the user's name and the password"
         )
     try:
         parts = urlsplit(url)

@@ -29,7 +29,7 @@ from pushsse.api.identity.tokens import Keys, scopes_of
 from pushsse.errors import PushsseError, Unavailable
 from pushsse.event import is_user
 from pushsse.hub.people import Revocations
-from pushsse.logs import shown
+from pushsse.logs import safe_url
 from pushsse.retry import Backoff, Outage
 
 # For one answer, from the connection on.
@@ -82,7 +82,7 @@ class Remote:
             async with asyncio.timeout(TIMEOUT_S):
                 return await self._get(headers)
         except TimeoutError:
-            raise RemoteUnavailable(f"{shown(self.url)} didn't answer within {TIMEOUT_S:.0f} s") from None
+            raise RemoteUnavailable(f"{safe_url(self.url)} didn't answer within {TIMEOUT_S:.0f} s") from None
 
     async def _get(self, headers: Sequence[tuple[bytes, bytes]]) -> RemoteAnswer:
         given = [(b"Accept", b"application/json"), (b"Accept-Encoding", b"identity"), *headers]
@@ -97,7 +97,7 @@ class Remote:
             raise BadRequest("a header can't be sent as it is") from None
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.RemoteProtocolError) as error:
             text = str(error) or type(error).__name__
-            raise RemoteUnavailable(f"{shown(self.url)}: {text}") from None
+            raise RemoteUnavailable(f"{safe_url(self.url)}: {text}") from None
 
     async def _answer(self, headers: Sequence[tuple[bytes, bytes]]) -> RemoteAnswer:
         body = bytearray()
@@ -105,7 +105,9 @@ class Remote:
             async for piece in response.aiter_stream():
                 body += piece
                 if len(body) > MOST_BYTES:
-                    raise RemoteUnavailable(f"{shown(self.url)}: the answer has more than {MOST_BYTES} bytes")
+                    raise RemoteUnavailable(
+                        f"{safe_url(self.url)}: the answer has more than {MOST_BYTES} bytes"
+                    )
             return RemoteAnswer(response.status, bytes(body))
 
 
@@ -129,7 +131,9 @@ class KeyServer:
         self._fetching: asyncio.Future[None] | None = None
         self._wanted = asyncio.Event()
         # A server that is away is asked every 30 to 60 s, and at once when somebody waits for a key.
-        self._outage = Outage(f"the keys of {shown(remote.url)}", logger, Backoff(first_s=1.0, most_s=60.0))
+        self._outage = Outage(
+            f"the keys of {safe_url(remote.url)}", logger, Backoff(first_s=1.0, most_s=60.0)
+        )
 
     @property
     def available(self) -> bool:
@@ -166,11 +170,11 @@ class KeyServer:
         """The keys as they are now. Raises RemoteUnavailable."""
         answer = await self._remote.get()
         if answer.status != 200:
-            raise RemoteUnavailable(f"{shown(self._remote.url)} answers with status {answer.status}")
+            raise RemoteUnavailable(f"{safe_url(self._remote.url)} answers with status {answer.status}")
         try:
             return Keys.parse(answer.body)
         except ValueError as error:
-            raise RemoteUnavailable(f"{shown(self._remote.url)}: {error}") from None
+            raise RemoteUnavailable(f"{safe_url(self._remote.url)}: {error}") from None
 
     async def _refresh(self) -> float:
         """Fetches the keys; returns the seconds until the next time."""
@@ -243,7 +247,7 @@ class Sessions:
         self._kept: OrderedDict[bytes, Identity] = OrderedDict()
         self._under_way: dict[bytes, asyncio.Future[Identity | str | None]] = {}
         self._failed_at = -math.inf
-        self._outage = Outage(f"sessions at {shown(remote.url)}", logger, Backoff())
+        self._outage = Outage(f"sessions at {safe_url(remote.url)}", logger, Backoff())
 
     @property
     def available(self) -> bool:
@@ -350,14 +354,14 @@ class Sessions:
         if answer.status in _NOBODY:
             return None
         if answer.status != HTTPStatus.OK:
-            raise RemoteUnavailable(f"{shown(self._remote.url)} answers with status {answer.status}")
+            raise RemoteUnavailable(f"{safe_url(self._remote.url)} answers with status {answer.status}")
         try:
             said = msgspec.json.decode(answer.body, type=SessionAnswer)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             said = None
         if said is None or not is_user(said.user):
             raise RemoteUnavailable(
-                f"{shown(self._remote.url)} answers with something else than a user and expires_in_s"
+                f"{safe_url(self._remote.url)} answers with something else than a user and expires_in_s"
             )
         if said.expires_in_s <= 0:
             return None

@@ -29,7 +29,7 @@ from pushsse.errors import SettingsError, Unavailable
 from pushsse.kafka import connection, one_topic
 from pushsse.kafka.consumer import Consumer
 from pushsse.kafka.producer import Producer
-from pushsse.logs import shown
+from pushsse.logs import safe_url
 from pushsse.metrics import Metrics
 from pushsse.questions import Answered, Ending, Part, Question, StatusPart, Unanswered
 from pushsse.settings import PREFIX, AnswererSetting, Option, Settings, seconds, variable
@@ -276,11 +276,11 @@ def _check_url(where: str, url: str) -> None:
     except ValueError:
         fits = False
     if "@" in parts.netloc:
-        raise SettingsError(f"{where}: {shown(url)!r} has a password in it: the key belongs into key_env")
+        raise SettingsError(f"{where}: {safe_url(url)!r} has a password in it: the key belongs into key_env")
     if not fits or parts.fragment or not url.isascii() or not url.isprintable() or " " in url:
         example = "openai:http://localhost:11434/v1?model=NAME"
         raise SettingsError(
-            f"{where}: {shown(url)!r} isn't http://HOST/PATH or https://HOST/PATH, as in {example}"
+            f"{where}: {safe_url(url)!r} isn't http://HOST/PATH or https://HOST/PATH, as in {example}"
         )
 
 

@@ -29,7 +29,7 @@ from httpx_sse import EventSource, ServerSentEvent, SSEError
 from msgspec import Meta, Struct
 
 from pushsse.errors import Overloaded, PushsseError, Unavailable
-from pushsse.logs import shown
+from pushsse.logs import safe_url
 from pushsse.metrics import Metrics
 from pushsse.questions import CUT_SHORT, DECLINED, Answered, By, Question, SourcePart, StatusPart, Unanswered
 from pushsse.questions.answerers import Answers, Delta, Piece, Turns
@@ -350,7 +350,7 @@ class OpenaiAnswerer:
         logger.warning(
             "question %s: %s broke off after %d characters: %s",
             question.id,
-            shown(self.url),
+            safe_url(self.url),
             completion.characters,
             why,
             extra=question.ids,
@@ -401,7 +401,7 @@ class OpenaiAnswerer:
         logger.warning(
             "question %s: %s answers with status %d: %s",
             question.id,
-            shown(self.url),
+            safe_url(self.url),
             status,
             self._told(await _beginning(response)),
             extra=question.ids,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pushsse.logs import shown
+from pushsse.logs import safe_url
 
 SECRET = "hunter2"
 
@@ -27,7 +27,7 @@ SECRET = "hunter2"
     ],
 )  # fmt: skip
 def test_url_is_shown_without_what_is_secret(url: str, text: str) -> None:
-    assert shown(url) == text
+    assert safe_url(url) == text
 
 
 @pytest.mark.parametrize("mark", ["#", "/", "?", "[", "]", "@", ":", "%", " ", "\n", "=", "&", "//", "://"])
@@ -35,7 +35,7 @@ def test_url_is_shown_without_what_is_secret(url: str, text: str) -> None:
 @pytest.mark.parametrize("scheme", ["postgres", "redis", "rediss"])
 def test_raw_special_characters_let_nothing_out(scheme: str, form: str, mark: str) -> None:
     for secret in (f"hunter2{mark}retnuh", f"{mark}hunter2", f"hunter2{mark}", f"hunter2{mark}retnuh@{mark}"):
-        text = shown(f"{scheme}://{form.format(secret)}")
+        text = safe_url(f"{scheme}://{form.format(secret)}")
         assert "hunter2" not in text, text
         assert "retnuh" not in text, text
 
@@ -45,4 +45,4 @@ def test_raw_special_characters_let_nothing_out(scheme: str, form: str, mark: st
     ["ann:hunter2@db", "redis://db:hunter2", "host=db password=hunter2", "//ann:hunter2@db", "?p=hunter2"],
 )
 def test_what_is_no_url_is_shown_only_if_it_holds_no_secret(text: str) -> None:
-    assert SECRET not in shown(text)
+    assert SECRET not in safe_url(text)
