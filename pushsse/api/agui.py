@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from pushsse.api import ProblemResponse, read_body
 from pushsse.api.front_ends import (
-    MAX_BODY,
+    MAX_CHAT_BODY,
     NO_CONTENT,
     FrontEnd,
     asking,
@@ -76,7 +76,7 @@ class AguiEndpoint:
     async def post(self, request: Request) -> Response:
         """Runs: asks, or follows the run that has this id already."""
         who = await self.front.identify(request)
-        given = (await read_body(request, MAX_BODY)).removeprefix(BOM)
+        given = (await read_body(request, MAX_CHAT_BODY)).removeprefix(BOM)
         body = peek(given, RunRequest)
         try:
             # What isn't read may be sent back.

@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from pushsse.api import HttpProblem, ProblemResponse, json_response
 from pushsse.api.front_ends import (
-    MAX_BODY,
+    MAX_CHAT_BODY,
     MOST_RAW,
     FrontEnd,
     asking,
@@ -350,7 +350,7 @@ def _last_turn(messages: list[CompletionMessage]) -> Turn | None:
 def _text_in(message: CompletionMessage) -> str:
     # Answers may be longer than questions; a list of so many parts would hold the event loop.
     is_text = message.content is not UNSET and bytes(memoryview(message.content)[:1]) == b'"'
-    content = raw_value(message.content, at="$", most=MAX_BODY if is_text else MOST_RAW)
+    content = raw_value(message.content, at="$", most=MAX_CHAT_BODY if is_text else MOST_RAW)
     return "" if content is None else text_of(content, at="$")
 
 

@@ -39,7 +39,7 @@ from pushsse.strictjson import shown
 
 T = TypeVar("T")
 # Front ends send a whole conversation with each question, unless they are told not to.
-MAX_BODY = 1024 * 1024
+MAX_CHAT_BODY = 1024 * 1024
 # Codes of interruptions after which the same answer can be followed again at once.
 RESTARTED = "restarted"
 RESUMABLE = frozenset({RESTARTED, CloseReason.SHUTDOWN.code})
@@ -316,7 +316,7 @@ def rest_of(question: Question, said: Sequence[KeptPart]) -> Sequence[KeptPart]:
 
 async def read(request: Request, to: type[T]) -> T:
     """The body of a call; members that the type has as Raw are still to be read. Raises as `read_json`."""
-    return strictjson.peek(await read_body(request, MAX_BODY), to)
+    return strictjson.peek(await read_body(request, MAX_CHAT_BODY), to)
 
 
 def conversation_of(request: Request) -> str:
