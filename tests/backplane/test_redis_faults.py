@@ -261,6 +261,30 @@ async def test_an_older_state_that_has_gone_on_already_is_told(
         assert bodies(ear.entries) == ["a", "b", "c", "d", "e", "H"]
 
 
+async def test_an_older_state_of_a_log_that_its_node_has_left_is_another_epoch(
+    own_server: RedisServer, tmp_path: Path
+) -> None:
+    older = tmp_path.parent / f"{tmp_path.name}-older"
+    async with node(own_server) as backplane, node(own_server, "there") as other, Ear(backplane) as ear:
+        await older_state(own_server, backplane, ear, older)
+        # Its last stream has been gone for a minute, and the client still has the place of "e".
+        backplane.unfollow("1")
+        own_server.start()
+        # By a node that knows nothing of the log, up to that place and beyond.
+        await until_taken(other, append("1", "C", "D", "E", "F"))
+        head = (await other.read({"1": 0}, limit=1)).heads["1"]
+        assert head.number == 6
+        async with asyncio.timeout(10):
+            while (after := (await other.read({"1": 0}, limit=1)).heads["1"]).epoch == ear.epochs["1"]:
+                await asyncio.sleep(0.05)
+        assert (after.number, after.base) == (6, 6)
+        # Once, however often the connection breaks from now on.
+        cut(own_server)
+        await until_taken(other, append("2", "g"))
+        await ear.until_body("g")
+        assert (await other.read({"1": 0}, limit=1)).heads["1"].epoch == after.epoch
+
+
 async def test_two_nodes_agree_on_one_new_epoch(own_server: RedisServer, tmp_path: Path) -> None:
     older = tmp_path.parent / f"{tmp_path.name}-older"
     async with (

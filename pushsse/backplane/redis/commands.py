@@ -285,11 +285,11 @@ class LogReader:
         rows = cast(list[list[Reply]], replies)
         return tuple(_result(want, row) for want, row in zip(wants, rows, strict=True))
 
-    async def renew(self, want: Want) -> None:
-        """Gives a new epoch to a log that went back behind a place, unless another node has done so."""
-        await self._connection.run(
-            _RENEW, self._names, fresh_word(), want.log, want.epoch, want.number, want.at_ms
-        )
+    async def renew(self, wants: Sequence[Want]) -> None:
+        """Gives a new epoch to each log that went back behind a place, unless another node has done so."""
+        runs = [(self._names, fresh_word(), one.log, one.epoch, one.number, one.at_ms) for one in wants]
+        if runs:
+            await self._connection.run_many(_RENEW, runs)
 
     async def since(self, logs: Sequence[str], at_ms: int) -> dict[str, int]:
         """For each log the number before its first entry at or after a time."""

@@ -169,6 +169,7 @@ class LogListener:
         await subscription.open(tasks, self._notices, timeout_s=TIMEOUT_S)
         # Guarantee 2: what was published while there was no connection is in the log alone.
         self._cursors.incomplete = True
+        self._cursors.unsure = True
         return subscription
 
     async def _ask(self, subscription: "Subscription") -> None:
@@ -236,13 +237,16 @@ class LogListener:
             return []
         read = self._cursors.next_read()
         try:
+            if self._cursors.unsure:
+                # Guarantee 2: clients may come back to these logs, too, and no canary tells of them.
+                await self._reader.renew(self._cursors.heard_before)
+                self._cursors.unsure = False
             found = await self._reader.read(read.wants, limit=_READ_ENTRIES)
             if back := read.went_back(found):
                 # Guarantee 2: a new epoch before anything of it is heard. In the old one the numbers that
                 # Redis lost are given again, and a client that has seen them would take the new entries for
                 # old ones.
-                for want in back:
-                    await self._reader.renew(want)
+                await self._reader.renew(back)
                 found = await self._reader.read(read.wants, limit=_READ_ENTRIES)
         except BackplaneUnavailable:
             # The connection has logged it. What comes meanwhile is in the log as well.
@@ -291,14 +295,19 @@ class NextRead:
 
 
 class LogCursors:
-    """The cursors of all logs asked for. `incomplete`: something may be missing and has to be read."""
+    """The cursors of all logs asked for. `incomplete`: something may be missing and has to be read.
+
+    `unsure`: the logs that were left may have gone back since, as Redis may be another one.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
         self.incomplete = False
+        self.unsure = False
         self.left = False  # a log was left since this was last set to False
         self._metrics = metrics
         self._cursors: dict[str, LogCursor] = {}
         self._new: dict[str, None] = {}
+        self._heard_before: dict[str, Want] = {}
 
     @property
     def names(self) -> set[str]:
@@ -309,6 +318,11 @@ class LogCursors:
     def followed(self) -> list[str]:
         """Those that are followed by now."""
         return [log for log, cursor in self._cursors.items() if cursor.epoch]
+
+    @property
+    def heard_before(self) -> list[Want]:
+        """How far each of the logs was heard that aren't followed any more."""
+        return list(self._heard_before.values())
 
     @property
     def needs_read(self) -> bool:
@@ -326,9 +340,13 @@ class LogCursors:
     def remove(self, log: str) -> bool:
         """A log is left; whether it was asked for."""
         self._new.pop(log, None)
-        found = self._cursors.pop(log, None) is not None
-        self.left = self.left or found
-        return found
+        cursor = self._cursors.pop(log, None)
+        if cursor is None:
+            return False
+        self.left = True
+        if cursor.epoch:
+            self._heard_before[log] = Want(log, cursor.epoch, cursor.number, cursor.at_ms)
+        return True
 
     def reset(self) -> None:
         """Every log is to be followed anew."""
@@ -392,6 +410,7 @@ class LogCursors:
             if self._is_current(one.log, cursor):
                 cursor.epoch, cursor.number, cursor.at_ms = one.head.epoch, one.head.number, one.at_ms
                 del self._new[one.log]
+                self._heard_before.pop(one.log, None)
                 yield Followed(one.log, one.head, one.entries)
 
     def _gap(self, one: ReadResult, cursor: LogCursor) -> Iterator[Hearing]:
