@@ -98,7 +98,7 @@ class ThreadSession:
 
 
 # Runs in SQLite's thread, and touches nothing else. What it raises undoes it.
-Work = Callable[[ThreadSession], Result]
+WriterWork = Callable[[ThreadSession], Result]
 
 
 class _TakenBackError(Exception):
@@ -198,7 +198,7 @@ class Database:
         async with self._guard(self._timeout_s):
             return await self._writer.write(work, is_one_statement=True)
 
-    async def together(self, work: Work[Result]) -> Result:
+    async def together(self, work: WriterWork[Result]) -> Result:
         """Runs a write of several statements in SQLite's thread, in a transaction that it shares with others.
 
         What it raises undoes it alone. Raises DatabaseUnavailable; RuntimeError where this isn't SQLite.
@@ -482,7 +482,7 @@ async def listen(url: str, channel: str, heard: Callable[[str], None]) -> AsyncI
 
 
 class _Write(NamedTuple):
-    work: Work[object]
+    work: WriterWork[object]
     # Needs no savepoint: a statement that fails changes nothing.
     is_one_statement: bool
     done: "asyncio.Future[object]"
@@ -500,7 +500,7 @@ class Writer:
         self._waiting: deque[_Write] = deque()
         self._some = asyncio.Event()
 
-    async def write(self, work: Work[Result], *, is_one_statement: bool = False) -> Result:
+    async def write(self, work: WriterWork[Result], *, is_one_statement: bool = False) -> Result:
         """Runs a write, and returns what it returns when it is committed.
 
         Raises what it raises, what SQLite raises for its transaction, DatabaseUnavailable. Whoever is

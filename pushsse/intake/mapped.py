@@ -37,7 +37,7 @@ _SEEN_CHARACTERS = 300
 _SECONDS_UNTIL = 10**11
 _DIGITS = re.compile(r"[0-9]{1,14}")
 _raws = msgspec.json.Decoder(dict[str, msgspec.Raw])
-Node = dict[str, Any]
+JmesNode = dict[str, Any]
 
 
 class TooManySteps(Exception):
@@ -51,7 +51,7 @@ class _Interpreter(TreeInterpreter):  # type: ignore[misc]
         super().__init__()
         self.left = MAX_STEPS
 
-    def visit(self, node: Node, *args: Any, **kwargs: Any) -> Any:
+    def visit(self, node: JmesNode, *args: Any, **kwargs: Any) -> Any:
         """One step. Raises TooManySteps."""
         self.left -= 1
         if self.left < 0:
@@ -179,7 +179,7 @@ def compiled(table: KafkaSource, *, required: Sequence[str] = _REQUIRED) -> Map:
 
 def _compiled(where: str, name: str, text: str, interpreter: _Interpreter) -> Expression:
     try:
-        tree: Node = jmespath.compile(text).parsed
+        tree: JmesNode = jmespath.compile(text).parsed
     except JMESPathError as error:
         raise SettingsError(f"{where}: {text!r} isn't JMESPath: {_first_line(error)}") from None
     except RecursionError:
@@ -200,7 +200,7 @@ def _compiled(where: str, name: str, text: str, interpreter: _Interpreter) -> Ex
     return Expression(name, text, evaluation(tree, interpreter), _path(tree), says_all)
 
 
-def evaluation(tree: Node, interpreter: TreeInterpreter) -> Evaluate:
+def evaluation(tree: JmesNode, interpreter: TreeInterpreter) -> Evaluate:
     """What an expression gives for a value, as jmespath has it.
 
     The nodes of most maps are functions here, which takes a sixth of the time; none of them loops over a
@@ -265,7 +265,7 @@ def _first_line(error: Exception) -> str:
     return text.removesuffix(", for expression:").removesuffix(":")
 
 
-def _check_function(where: str, text: str, node: Node) -> None:
+def _check_function(where: str, text: str, node: JmesNode) -> None:
     """jmespath looks at a function when it is called, which would be at the first record."""
     known = Functions.FUNCTION_TABLE.get(node["value"])
     if known is None:
@@ -276,7 +276,7 @@ def _check_function(where: str, text: str, node: Node) -> None:
         raise SettingsError(f"{where}: {text!r}: {node['value']}() takes {wanted} arguments, not {count}")
 
 
-def _nodes(tree: Node) -> Iterator[Node]:
+def _nodes(tree: JmesNode) -> Iterator[JmesNode]:
     waiting = [tree]
     while waiting:
         node = waiting.pop()
@@ -296,7 +296,7 @@ _STEPWISE = (
 )
 
 
-def _roots(tree: Node) -> Iterator[Node]:
+def _roots(tree: JmesNode) -> Iterator[JmesNode]:
     """The nodes that look at the record itself."""
     waiting = [tree]
     while waiting:
@@ -308,7 +308,7 @@ def _roots(tree: Node) -> Iterator[Node]:
             waiting += [child for child in node["children"] if isinstance(child, dict)]
 
 
-def _path(tree: Node) -> tuple[str, ...]:
+def _path(tree: JmesNode) -> tuple[str, ...]:
     """The names of a path of names; none where it is more than that."""
     if tree["type"] == "field":
         return (tree["value"],)

@@ -34,7 +34,7 @@ _TOPICS_EVERY_S = 4.0
 _LETTERS_AT_ONCE = 100
 # How long a run of records may hold the event loop.
 _DECODE_S = 0.005
-Item = TypeVar("Item")
+Decoded = TypeVar("Decoded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +54,14 @@ class ConsumerPace:
 _PACE = ConsumerPace()
 
 
-class Handler(Progress, Protocol[Item]):
+class Handler(Progress, Protocol[Decoded]):
     """What becomes of a topic's records.
 
     Order: a partition's records are decoded and applied by offset. Guarantee: at least once; a record may
     come again after a failure, a rebalance or a restart, here or in another process. Cancelled at any point.
     """
 
-    def decode(self, record: Record, owner: str) -> Item | None:
+    def decode(self, record: Record, owner: str) -> Decoded | None:
         """Reads one record of the partition that is claimed under `owner`; None skips it.
 
         Pure and quick: it is called for thousands of records in a row. Raises InvalidInput where it can't be
@@ -69,7 +69,7 @@ class Handler(Progress, Protocol[Item]):
         """
         ...
 
-    async def apply(self, items: Sequence[Item]) -> Sequence[Refused]:
+    async def apply(self, items: Sequence[Decoded]) -> Sequence[Refused]:
         """Returns once the items' effects are stored: those that turned out to be of no use.
 
         Called with nothing, too, every 200 ms while something is unfinished. Raises Unavailable (it is called
@@ -111,7 +111,7 @@ class Consumer:
         if fences is not None:
             self._ownership = Fenced(connection, fences, topics, group, self._late)
 
-    async def run(self, handler: Handler[Item]) -> NoReturn:
+    async def run(self, handler: Handler[Decoded]) -> NoReturn:
         """For ever; a Kafka that is away, or a topic that isn't there, is waited for.
 
         Raises SettingsError where the group is another backplane's. Cancellation leaves the group.
@@ -137,7 +137,7 @@ class Consumer:
                     # Ending here would pass for a service that was told to stop, and nothing be read again.
                     await asyncio.sleep(outage.failed("its client gave up"))
 
-    async def _be_a_member(self, handler: Handler[Item], letters: DeadLetters, outage: Outage) -> None:
+    async def _be_a_member(self, handler: Handler[Decoded], letters: DeadLetters, outage: Outage) -> None:
         """One membership: until it fails or gets stuck."""
         consumer = self._connection.consumer(self._group)
         assignment = Assignment(consumer, self._ownership, handler, self._metrics)
@@ -200,16 +200,16 @@ class Consumer:
             )
 
 
-class _Batch(NamedTuple, Generic[Item]):
+class _Batch(NamedTuple, Generic[Decoded]):
     """One partition's records of one poll, decoded; `end` is the offset after the last of them."""
 
     partition: Partition
-    items: Sequence[Item]
+    items: Sequence[Decoded]
     refused: Sequence[Refused]
     end: int
 
 
-class _Member(Generic[Item]):
+class _Member(Generic[Decoded]):
     """One membership: rounds of prepare, poll, decode, apply, commit.
 
     Deliberate: a partition with dead letters to write is paused, alone, until they are acknowledged. What
@@ -220,7 +220,7 @@ class _Member(Generic[Item]):
         self,
         consumer: AIOKafkaConsumer,
         assignment: Assignment,
-        handler: Handler[Item],
+        handler: Handler[Decoded],
         *,
         letters: DeadLetters,
         watchdog: "Watchdog",
@@ -302,8 +302,8 @@ class _Member(Generic[Item]):
                     self._assignment.suspend(partition)
             return {}
 
-    async def _decoded(self, polled: Mapping[TopicPartition, Sequence[Record]]) -> Sequence[_Batch[Item]]:
-        batches: list[_Batch[Item]] = []
+    async def _decoded(self, polled: Mapping[TopicPartition, Sequence[Record]]) -> Sequence[_Batch[Decoded]]:
+        batches: list[_Batch[Decoded]] = []
         for at, records in polled.items():
             partition = self._assignment.partitions.get(at)
             if partition is None or not partition.ready:
@@ -315,7 +315,7 @@ class _Member(Generic[Item]):
             batches.append(_Batch(partition, items, refused, records[-1].offset + 1))
         return batches
 
-    async def _handle(self, batches: Sequence[_Batch[Item]], tasks: asyncio.TaskGroup) -> None:
+    async def _handle(self, batches: Sequence[_Batch[Decoded]], tasks: asyncio.TaskGroup) -> None:
         """Returns when the batches are applied or their partitions gone; dead letters may take longer."""
         for batch in await self._applied(batches):
             if not batch.refused:
@@ -328,7 +328,7 @@ class _Member(Generic[Item]):
             self._writes.add(write)
             write.add_done_callback(self._writes.discard)
 
-    async def _applied(self, batches: Sequence[_Batch[Item]]) -> Sequence[_Batch[Item]]:
+    async def _applied(self, batches: Sequence[_Batch[Decoded]]) -> Sequence[_Batch[Decoded]]:
         """The same items again until they are applied; what isn't ours any more is left out."""
         ended = self._assignment.ended
         while not ended.is_set():
@@ -348,7 +348,7 @@ class _Member(Generic[Item]):
                 return [_with(batch, refused) for batch in ours if batch.partition.assigned]
         return []
 
-    async def _without_the_lost(self, batches: Sequence[_Batch[Item]]) -> Sequence[_Batch[Item]]:
+    async def _without_the_lost(self, batches: Sequence[_Batch[Decoded]]) -> Sequence[_Batch[Decoded]]:
         """Finds out whose partition has a newer owner, one by one; the log skips what it has already."""
         if len(batches) > 1:
             return [applied for batch in batches for applied in await self._applied([batch])]
@@ -363,7 +363,7 @@ class _Member(Generic[Item]):
         self._assignment.suspend(batch.partition, for_s=_LOST_S)
         return []
 
-    async def _bury(self, batch: _Batch[Item]) -> None:
+    async def _bury(self, batch: _Batch[Decoded]) -> None:
         """Writes dead letters until they are acknowledged, then lets their partition go on."""
         partition, left = batch.partition, batch.refused
         dlq_topic = self._letters.topics.dead_letters_of(partition.at.topic)
@@ -528,10 +528,10 @@ class Watchdog:
 
 
 async def decode_all(
-    handler: Handler[Item], records: Sequence[Record], owner: str
-) -> tuple[Sequence[Item], Sequence[Refused]]:
+    handler: Handler[Decoded], records: Sequence[Record], owner: str
+) -> tuple[Sequence[Decoded], Sequence[Refused]]:
     """Decodes a run of records; none can stop the others. Gives way to other tasks in between."""
-    items: list[Item] = []
+    items: list[Decoded] = []
     refused: list[Refused] = []
     loop = asyncio.get_running_loop()
     until = loop.time() + _DECODE_S
@@ -551,7 +551,7 @@ async def decode_all(
     return items, refused
 
 
-def _with(batch: _Batch[Item], refused: Sequence[Refused]) -> _Batch[Item]:
+def _with(batch: _Batch[Decoded], refused: Sequence[Refused]) -> _Batch[Decoded]:
     """The batch with those of its records that were refused when they were applied, by offset."""
     at = batch.partition.at
     mine = [each for each in refused if (each.record.topic, each.record.partition) == at]

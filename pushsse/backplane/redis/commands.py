@@ -57,7 +57,7 @@ from pushsse.event import Change
 from pushsse.position import Mark
 from pushsse.retry import Backoff, Outage
 
-Reply: TypeAlias = "int | bytes | list[Reply] | None"
+RedisReply: TypeAlias = "int | bytes | list[RedisReply] | None"
 Argument = str | bytes | int
 logger = logging.getLogger(__name__)
 _READ_BYTES = 4 * 1024 * 1024
@@ -133,7 +133,7 @@ class RedisConnection:
         self._lock = asyncio.Lock()
         self._outage = Outage(f"Redis ({purpose})", logger, Backoff())
 
-    async def run(self, wanted: Script, *arguments: Argument) -> Reply:
+    async def run(self, wanted: Script, *arguments: Argument) -> RedisReply:
         """Runs a script; `arguments` begin with its only key. Raises BackplaneUnavailable."""
         try:
             return (await self._timed((("EVALSHA", wanted.sha, 1, *arguments),)))[0]
@@ -141,7 +141,7 @@ class RedisConnection:
             # The script did not run, so this repeats nothing. EVAL leaves it in Redis for the next time.
             return await self.call("EVAL", wanted.source, 1, *arguments)
 
-    async def run_many(self, wanted: Script, runs: Sequence[tuple[Argument, ...]]) -> list[Reply]:
+    async def run_many(self, wanted: Script, runs: Sequence[tuple[Argument, ...]]) -> list[RedisReply]:
         """Runs a script several times in one round trip; each run is atomic. Raises BackplaneUnavailable.
 
         Where one fails, the others may have run.
@@ -152,11 +152,11 @@ class RedisConnection:
             # None of them ran.
             return await self.pipeline([("EVAL", wanted.source, 1, *arguments) for arguments in runs])
 
-    async def call(self, *command: Argument) -> Reply:
+    async def call(self, *command: Argument) -> RedisReply:
         """Runs a command. Raises BackplaneUnavailable."""
         return (await self.pipeline((command,)))[0]
 
-    async def pipeline(self, commands: Sequence[tuple[Argument, ...]]) -> list[Reply]:
+    async def pipeline(self, commands: Sequence[tuple[Argument, ...]]) -> list[RedisReply]:
         """Runs commands in one round trip, not atomically. Raises BackplaneUnavailable."""
         try:
             return await self._timed(commands)
@@ -169,7 +169,7 @@ class RedisConnection:
         if connection is not None:
             await connection.disconnect(nowait=True)
 
-    async def _timed(self, commands: Sequence[tuple[Argument, ...]]) -> list[Reply]:
+    async def _timed(self, commands: Sequence[tuple[Argument, ...]]) -> list[RedisReply]:
         try:
             async with asyncio.timeout(self._timeout_s), self._lock:
                 replies = await self._exchange(commands)
@@ -182,7 +182,7 @@ class RedisConnection:
         self._outage.over()
         return replies
 
-    async def _exchange(self, commands: Sequence[tuple[Argument, ...]]) -> list[Reply]:
+    async def _exchange(self, commands: Sequence[tuple[Argument, ...]]) -> list[RedisReply]:
         try:
             if self._connection is not None and await self._connection.can_read():
                 # Redis has closed the connection meanwhile, or has sent what nobody asked for.
@@ -203,9 +203,9 @@ class RedisConnection:
             await self.close()
             raise
 
-    async def _replies(self, connection: AbstractConnection, count: int) -> list[Reply]:
+    async def _replies(self, connection: AbstractConnection, count: int) -> list[RedisReply]:
         # All replies are read, after an error, too: one left over would be taken for a later command's.
-        replies: list[Reply] = []
+        replies: list[RedisReply] = []
         refused: ResponseError | None = None
         for _ in range(count):
             try:
@@ -282,7 +282,7 @@ class LogReader:
         replies = await self._connection.run(
             _READ, self._names, fresh_word(), limit, most_bytes, codec.pack(wants)
         )
-        rows = cast(list[list[Reply]], replies)
+        rows = cast(list[list[RedisReply]], replies)
         return tuple(_result(want, row) for want, row in zip(wants, rows, strict=True))
 
     async def renew(self, wants: Sequence[Want]) -> None:
@@ -305,7 +305,7 @@ class LogReader:
         """Events of whose people somebody was away, as `Backplane.missed` has it."""
         readable = codec.READABLE
         more, looked_at, items = cast(
-            tuple[int, list[tuple[bytes, int]], list[tuple[int, list[Reply], list[bytes]]]],
+            tuple[int, list[tuple[bytes, int]], list[tuple[int, list[RedisReply], list[bytes]]]],
             await self._connection.run(
                 _MISSED,
                 self._names,
@@ -331,11 +331,11 @@ class LogReader:
         return Search(tuple(missed), marks, bool(more))
 
 
-def _result(want: Want, row: list[Reply]) -> ReadResult:
+def _result(want: Want, row: list[RedisReply]) -> ReadResult:
     epoch, *numbers, items = row
     number, first, base, trimmed_ms, at_ms, start, back = cast(list[int], numbers)
     head = Head(cast(bytes, epoch).decode(), number, first, base, trimmed_ms)
-    entries = tuple(_entry(want.log, cast(list[Reply], item)) for item in cast(list[Reply], items))
+    entries = tuple(_entry(want.log, cast(list[RedisReply], item)) for item in cast(list[RedisReply], items))
     if want.tail or start >= number:
         return ReadResult(want.log, head, at_ms, max(start, 0), bool(back), entries)
     # Guarantee 2: whatever is not there although the log should hold it (somebody deleted it) moves `start`,
@@ -349,7 +349,7 @@ def _result(want: Want, row: list[Reply]) -> ReadResult:
     return ReadResult(want.log, head, at_ms, start, bool(back), entries)
 
 
-def _entry(log: str, item: list[Reply]) -> Entry:
+def _entry(log: str, item: list[RedisReply]) -> Entry:
     name, fields = cast(tuple[bytes, list[bytes]], item)
     _, order, _, at_ms, _, blob, *_ = fields
     return Entry(log, int(name.partition(b"-")[0]), int(order), int(at_ms), codec.decode(blob))

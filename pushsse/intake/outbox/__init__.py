@@ -41,8 +41,8 @@ from pushsse.intake.outbox.tables import (
     Bucket,
     EndedRows,
     Holding,
+    OutboxRow,
     OutboxTables,
-    Row,
 )
 from pushsse.metrics import Metrics
 from pushsse.retry import Backoff, Outage
@@ -340,7 +340,7 @@ class _Taker:
 
     # Rows
 
-    async def _take(self) -> Sequence[Row]:
+    async def _take(self) -> Sequence[OutboxRow]:
         """Ends what is in hand, and takes the next rows."""
         ended: dict[int, EndedRows] = {}
         for held in self._held.values():
@@ -369,7 +369,7 @@ class _Taker:
         return rows
 
     async def _publish(
-        self, rows: Sequence[Row], *, places: Mapping[int, tuple[int, int]] | None = None
+        self, rows: Sequence[OutboxRow], *, places: Mapping[int, tuple[int, int]] | None = None
     ) -> None:
         """Returns when the log has the rows. Raises NotOwner where a bucket has another owner there."""
         drafts = await self._drafts(rows, places)
@@ -384,7 +384,7 @@ class _Taker:
         self._applying.over()
 
     async def _drafts(
-        self, rows: Iterable[Row], places: Mapping[int, tuple[int, int]] | None
+        self, rows: Iterable[OutboxRow], places: Mapping[int, tuple[int, int]] | None
     ) -> Sequence[Draft]:
         """Decodes rows, each with its position; gives way to other tasks in between."""
         drafts: list[Draft] = []
@@ -414,7 +414,7 @@ class _Taker:
                 self._bury(held, row, f"the decoder failed: {type(error).__name__}: {error}")
         return drafts
 
-    def _draft(self, row: Row, source: Source) -> Draft:
+    def _draft(self, row: OutboxRow, source: Source) -> Draft:
         found = event.decode(_body(row), ignored=self._ignored)
         return self._drafter.draft(
             found,
@@ -427,7 +427,7 @@ class _Taker:
     def _ignored(self, count: int) -> None:
         self._metrics.unknown_members += count
 
-    def _bury(self, held: _Held, row: Row, why: str) -> None:
+    def _bury(self, held: _Held, row: OutboxRow, why: str) -> None:
         held.done.remove(row.id)
         held.dead[row.id] = why.replace("\0", "␀")
         now = time.monotonic()
@@ -514,7 +514,7 @@ class _Ears:
         await asyncio.sleep(self._pace.deaf_s)
 
 
-def _body(row: Row) -> bytes:
+def _body(row: OutboxRow) -> bytes:
     """A row as the event's JSON, its message byte for byte. Raises InvalidInput."""
     members: dict[str, object] = {"type": row.type}
     for name, text in (("message", row.message), ("to", row.recipients)):

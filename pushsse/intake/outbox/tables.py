@@ -42,7 +42,7 @@ class Bucket(NamedTuple):
     ids: tuple[int, ...]
 
 
-class Row(NamedTuple):
+class OutboxRow(NamedTuple):
     """What an application wrote. A text that is longer than any event's is None.
 
     `ts` is text, since PostgreSQL has times that Python hasn't.
@@ -341,7 +341,7 @@ class _Statements:
             **names(source.table),
             "columns": _COLUMNS,
             "later": _LATER,
-            "found": ", ".join(f"found.{name}" for name in Row._fields),
+            "found": ", ".join(f"found.{name}" for name in OutboxRow._fields),
             "batch_bytes": _BATCH_BYTES,
             "counted": _MOST_COUNTED,
             "trigger_name": f"{source.table.rpartition('.')[2]}_notify",
@@ -408,7 +408,7 @@ class OutboxTables:
         *,
         most: int,
         most_of_one: int,
-    ) -> tuple[set[int], list[Row]]:
+    ) -> tuple[set[int], list[OutboxRow]]:
         """Ends the rows in hand, by bucket, and takes the next, in one transaction.
 
         Returns the buckets whose state has changed, and the rows in the order of their ids. A bucket of
@@ -440,9 +440,9 @@ class OutboxTables:
                 )
             return _taken(await session.rows(_pair, self._sql.take, *given))
 
-    async def read(self, ids: Iterable[int]) -> list[Row]:
+    async def read(self, ids: Iterable[int]) -> list[OutboxRow]:
         """Rows by their ids, in this order; without those that aren't there any more."""
-        return await self.database.rows(Row, self._sql.read, _array(ids))
+        return await self.database.rows(OutboxRow, self._sql.read, _array(ids))
 
     async def waiting(self) -> Waiting:
         """How many rows wait, and for how long."""
@@ -503,11 +503,11 @@ def _bucket(number: int, epoch: str, base: int, round_: int, ids: list[int]) -> 
     return Bucket(number, epoch, base, round_, tuple(ids))
 
 
-def _pair(kept: int, *columns: object) -> tuple[int, Row | None]:
-    return kept, None if columns[0] is None else Row(*columns)  # type: ignore[arg-type]
+def _pair(kept: int, *columns: object) -> tuple[int, OutboxRow | None]:
+    return kept, None if columns[0] is None else OutboxRow(*columns)  # type: ignore[arg-type]
 
 
-def _taken(found: Sequence[tuple[int, Row | None]]) -> tuple[set[int], list[Row]]:
+def _taken(found: Sequence[tuple[int, OutboxRow | None]]) -> tuple[set[int], list[OutboxRow]]:
     return {kept for kept, _ in found}, [row for _, row in found if row is not None]
 
 
