@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from pushsse.api.access import LIVES_S, Tickets
+from pushsse.api.events import EmbeddedIntake, Intake, KafkaProducerIntake
 from pushsse.api.identity import Credential, Credentials, DevelopmentIdentifier, Identifier
 from pushsse.api.identity.remote import SESSIONS_AT_ONCE, KeyServer, Remote, Sessions
 from pushsse.api.identity.tokens import CookieToken, HeaderToken, TokenRules, Tokens
@@ -26,7 +27,6 @@ from pushsse.hub import assemble_hub
 from pushsse.hub.hub import Hub
 from pushsse.hub.opening import StreamLimits
 from pushsse.intake import AllTypes, Drafter, EventHandler, Made, sources_of, topics_of
-from pushsse.intake.http import EmbeddedIntake, Intake, KafkaProducerIntake
 from pushsse.intake.outbox import Outbox
 from pushsse.kafka import configurations, connection, existing_topics
 from pushsse.kafka.consumer import Consumer, Handler

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from pushsse.api.access import Tickets
+from pushsse.api.events import Intake
 from pushsse.api.identity import Identifier
 from pushsse.api.limits import Replies
 from pushsse.backplane import Backplane
@@ -23,7 +24,6 @@ from pushsse.explain import Explaining
 from pushsse.hub import HubParts
 from pushsse.hub.hub import FLUSH_S, Hub, drain
 from pushsse.intake import Drafter
-from pushsse.intake.http import Intake
 from pushsse.kafka.producer import Producer
 from pushsse.kicks import Kicked, Kicks
 from pushsse.metrics import Metrics

@@ -1,8 +1,8 @@
 """An event becomes a draft, by one rule whichever way it came in; from Kafka, in the format of its topic.
 
-`kafka.consumer` calls `EventHandler` with the topics' records, and the intake over HTTP calls `Drafter`; both
-hand drafts to the dispatcher. A format is a `Decode`; `PushsseFormat` is the one where a record's value is
-the event's own JSON, `HeadersFormat` the one where it is the message.
+`kafka.consumer` calls `EventHandler` with the topics' records, and `api.events` calls `Drafter` for requests;
+both hand drafts to the dispatcher. A format is a `Decode`; `PushsseFormat` is the one where a record's value
+is the event's own JSON, `HeadersFormat` the one where it is the message.
 
 `Sources` is the `Decode` of the one consumer of events, and chooses the format by the topic. The settings
 name the sources: PUSHSSE_KAFKA_TOPIC in format `pushsse` is the first one, and each table [[kafka]] another

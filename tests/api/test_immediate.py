@@ -13,13 +13,13 @@ import pytest
 from starlette.requests import HTTPConnection
 
 from pushsse import event
+from pushsse.api.events import EmbeddedIntake
 from pushsse.api.identity import PUBLISH, Identity
 from pushsse.api.stream import OpeningRate
 from pushsse.errors import DatabaseUnavailable, Overloaded
 from pushsse.hub import opening
 from pushsse.hub.opening import Opener
 from pushsse.hub.people import GATHER_S
-from pushsse.intake.http import EmbeddedIntake
 from pushsse.node import Node
 from pushsse.people import StateTable
 from pushsse.stream.handover import HandoverHttp

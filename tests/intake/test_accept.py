@@ -8,10 +8,10 @@ import pytest
 
 from deploy.parts.ports import free_port
 from pushsse import event
+from pushsse.api.events import EmbeddedIntake, KafkaProducerIntake, Submitted
 from pushsse.backplane import Draft, Receipt
 from pushsse.errors import EventTooLarge, KafkaUnavailable
 from pushsse.intake import cloudevents
-from pushsse.intake.http import EmbeddedIntake, KafkaProducerIntake, Submitted
 from pushsse.kafka import Connection
 from pushsse.kafka.producer import Producer
 
