@@ -36,8 +36,8 @@ class KnowsSwitches(Protocol):
         """Which of these types which of these people have off. Raises DatabaseUnavailable."""
         ...
 
-    def off_among_nowait(self, users: Sequence[str], types: Sequence[str]) -> SwitchedOff | None:
-        """The same without waiting; None where that can't be."""
+    def off_among_nowait(self, users: Sequence[str], name: str) -> SwitchedOff | None:
+        """The same for one type without waiting; None where that can't be."""
         ...
 
 
@@ -100,7 +100,7 @@ class Dispatcher:
             return None
         else:
             # Guarantee 3, as in `dispatch`: read from the database for this very draft.
-            off = self._switches.off_among_nowait(users, (publication.name,))
+            off = self._switches.off_among_nowait(users, publication.name)
             if off is None:
                 return None
             appends = []

@@ -164,6 +164,15 @@ class Database:
             self._breaker.success()
         return found
 
+    def has_row_nowait(self, statement: Statement, *values: str) -> bool | None:
+        """Whether a small statement about single values has a row; None where that can't be, as above."""
+        if self._reader is None or self._breaker.failed:
+            return None
+        found = self._reader.has_row(statement, values)
+        if found is not None:
+            self._breaker.success()
+        return found
+
     async def read(self, make: Callable[..., Row], statement: Statement, *values: Value) -> list[Row]:
         """As `rows`, for a statement that changes nothing. Raises DatabaseUnavailable."""
         found = self.read_nowait(make, statement, *values)

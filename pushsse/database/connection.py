@@ -93,6 +93,10 @@ class Statement:
         packed = [_json.encode(value).decode() if isinstance(value, list) else value for value in values]
         return self._of_lists[1], self._placed(packed)
 
+    def of_singles_for_sqlite(self, values: Sequence[Value]) -> tuple[str, Sequence[Value]]:
+        """The same, of values of which none is a list."""
+        return self._of_ones[1], self._placed(values)
+
     def small_for_sqlite(self, values: Sequence[Value]) -> tuple[str, Sequence[Value]] | None:
         """The same; None where it is about too many people and types to be run without waiting."""
         if (ones := _ones(values)) is not None:
@@ -250,6 +254,15 @@ class Reader:
             return None
         # Most people have no row of their own.
         return [make(*row) for row in found] if found else []
+
+    def has_row(self, statement: Statement, values: tuple[Value, ...]) -> bool | None:
+        """Whether a statement about single values has a row; None where that would take long."""
+        self._until = time.monotonic() + MOST_S
+        try:
+            # To its end: a statement that stands at a row keeps its view of the file.
+            return bool(self._cursor.execute(*statement.of_singles_for_sqlite(values)).fetchall())
+        except sqlite3.Error:
+            return None
 
     def _is_late(self) -> bool:
         return time.monotonic() > self._until

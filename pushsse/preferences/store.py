@@ -120,6 +120,14 @@ _OFF_AMONG = Statement(f"""
     SELECT c."user", t.name, c.enabled
       FROM pushsse_event_type t CROSS JOIN pushsse_category_switch c {_BY_CATEGORY}
        AND t.name {{among[2]}} AND t.category <> ''""")  # nosec B608
+# Whether one person has one type off, by the same rules; asked for each event that comes by itself.
+_IS_OFF = Statement("""
+    SELECT 1 FROM (SELECT 1) LEFT JOIN pushsse_event_type t ON t.name = {value[2]}
+      LEFT JOIN pushsse_switch s ON s."user" = {value[1]} AND s.type = {value[2]}
+      LEFT JOIN pushsse_category_switch c
+             ON c."user" = {value[1]} AND c.category = t.category AND t.category <> ''
+     WHERE NOT coalesce(s.enabled, c.enabled, t.default_on, true) AND NOT coalesce(t.mandatory, false)""")
+_NONE: frozenset[tuple[str, str]] = frozenset()
 # The switches of the people among the first parameter, as rows of `SwitchRow`. `people` reads them, joined
 # with the open questions. Rows of several kinds make it one statement: the catalogue's revision and a type
 # off by default (without a user), a person's numbers and quiet hours, a type chosen otherwise than by
@@ -264,11 +272,14 @@ class PreferenceStore:
             return frozenset()
         return _off(users, await self._database.read(_pair, _OFF_AMONG, list(users), list(types)))
 
-    def off_among_nowait(
-        self, users: Sequence[str], types: Sequence[str]
-    ) -> frozenset[tuple[str, str]] | None:
-        """The same of few people, read without waiting; None where that can't be: then ask `off_among`."""
-        rows = self._database.read_nowait(_pair, _OFF_AMONG, list(users), list(types))
+    def off_among_nowait(self, users: Sequence[str], name: str) -> frozenset[tuple[str, str]] | None:
+        """The same of few people and one type, without waiting; None where that can't be: ask `off_among`."""
+        if len(users) == 1:
+            is_off = self._database.has_row_nowait(_IS_OFF, users[0], name)
+            if not is_off:
+                return None if is_off is None else _NONE
+            return frozenset(((users[0], name),))
+        rows = self._database.read_nowait(_pair, _OFF_AMONG, list(users), [name])
         return None if rows is None else _off(users, rows)
 
     async def known(self) -> frozenset[str]:

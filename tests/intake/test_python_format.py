@@ -127,7 +127,7 @@ class Switches:
     async def off_among(self, users: Sequence[str], types: Sequence[str]) -> SwitchedOff:
         return frozenset()
 
-    def off_among_nowait(self, users: Sequence[str], types: Sequence[str]) -> SwitchedOff | None:
+    def off_among_nowait(self, users: Sequence[str], name: str) -> SwitchedOff | None:
         return frozenset()
 
     def notice(self, names: Iterable[str]) -> None:

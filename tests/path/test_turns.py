@@ -29,7 +29,7 @@ class AllOn:
     async def off_among(self, users: Sequence[str], types: Sequence[str]) -> SwitchedOff:
         return frozenset()
 
-    def off_among_nowait(self, users: Sequence[str], types: Sequence[str]) -> SwitchedOff:
+    def off_among_nowait(self, users: Sequence[str], name: str) -> SwitchedOff:
         return frozenset()
 
 

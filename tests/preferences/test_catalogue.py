@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec import UNSET
 
+from deploy.parts import Postgres
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database
 from pushsse.errors import InvalidInput, SettingsError
@@ -216,7 +217,7 @@ async def test_a_switch_outweighs_that_of_its_category_and_that_the_default(
 
 
 async def test_who_gets_what_agrees_with_a_model_of_it(
-    catalogue: CatalogueStore, store: PreferenceStore, states: StateTable
+    catalogue: CatalogueStore, store: PreferenceStore, states: StateTable, server: Postgres | None
 ) -> None:
     chance = random.Random(13)
     rules = {
@@ -258,6 +259,11 @@ async def test_who_gets_what_agrees_with_a_model_of_it(
         for user in everybody:
             wanted = {name for who, name in expected if who == user}
             assert await store.off_among([user], list(rules)) == {(user, name) for name in wanted}
+            for name in [*rules, "unknown"]:
+                # On SQLite one person's is a question of its own.
+                for some in ([user], everybody):
+                    wanted_now = {(who, name) for who in some} & expected
+                    assert store.off_among_nowait(some, name) == (wanted_now if server is None else None)
             assert await off(states, user) == wanted
             seen = (await store.preferences(user)).types
             assert {p.name for p in seen if not p.enabled} == wanted
