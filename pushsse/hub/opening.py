@@ -369,12 +369,22 @@ class Opener:
                     await self._people.settle(person.name)
                     state = await self._people.state(person.name)
         log = self._hub.log(person)
-        if state.logged is not None and state.logged.epoch == log.mark.epoch:
+        if state.logged is not None and await self._is_ahead(log, state.logged):
             # Guarantee 3: a node that hasn't heard the change yet would hear it after events that are newer
             # than the state that it already acts on.
             await log.heard(state.logged)
         learn(person, state)
         return state.open_question
+
+    async def _is_ahead(self, log: LogTail, logged: Mark) -> bool:
+        """Whether the log has a place that the node hasn't heard yet.
+
+        A log that has lost it, after a failover or an older state of Redis, may not have it for days.
+        """
+        if logged.epoch != log.mark.epoch or log.has(logged):
+            return False
+        head = (await self._backplane.read({log.name: logged.number}, limit=1)).heads[log.name]
+        return head.epoch == logged.epoch and head.number >= logged.number
 
     async def _start(self, person: Person, wish: From) -> tuple[Position, Resume]:
         """The position to begin at, and what `ready` says of the one that was asked for."""

@@ -12,6 +12,7 @@ from pushsse.errors import BackplaneUnavailable, CloseReason
 from pushsse.hub import log_tail
 from pushsse.hub.opening import From, StreamOptions
 from pushsse.hub.people import PersonState
+from pushsse.position import Mark
 from pushsse.stream.frame import Chunk
 from tests.hub.running_hub import SHARDS, ListSink, Reads, running_hub
 from tests.waiting import eventually
@@ -216,6 +217,21 @@ async def test_a_switch_that_was_lost_with_its_log_also_reaches_a_stream_that_is
         sink = await opening
         await eventually(lambda: sink.live)
         assert sink.subscriber.person.off == {"news"}
+
+
+async def test_a_change_that_the_log_has_lost_keeps_nobody_from_opening_streams() -> None:
+    """A Redis that lost its last second came back while no node was there that had heard it."""
+    async with running_hub() as w:
+        log = log_of("ann", SHARDS)
+        head = (await w.heads())[log]
+        lost = Mark(head.epoch, head.number + 5)
+        w.people.known["ann"] = PersonState(7, frozenset({"alarm"}), False, lost, False)
+        async with asyncio.timeout(2):
+            sink = await w.open("ann")
+        await w.publish("alarm", "off", "ann")
+        await w.publish("news", "on", "ann")
+        await w.settled()
+        assert sink.data() == ['"on"']
 
 
 async def test_a_position_trimmed_away_is_a_gap_and_then_what_is_left() -> None:
