@@ -42,7 +42,7 @@ from pushsse.api.questions import QuestionsEndpoint, StreamedReply
 from pushsse.api.stream import StreamEndpoint
 from pushsse.build import build
 from pushsse.node import Node, Service
-from pushsse.preferences.transfer import Transfer
+from pushsse.preferences import Transfer
 from pushsse.questions.following import Following
 from pushsse.questions.service import Desk
 from pushsse.settings import Settings

@@ -37,8 +37,8 @@ from pushsse.node import Interruptible, Node, Service, Work
 from pushsse.outcomes import OUTCOME_BATCH_BYTES, Outcomes
 from pushsse.overview import Overview
 from pushsse.people import StateTable, StoredPeople
-from pushsse.preferences import Catalogue, Preferences
-from pushsse.preferences.catalogue import CatalogueStore, declared
+from pushsse.preferences import Preferences
+from pushsse.preferences.catalogue import Catalogue, CatalogueStore, declared
 from pushsse.preferences.history import History
 from pushsse.preferences.store import PreferenceStore
 from pushsse.presence import Offline, Presence, SeenTable

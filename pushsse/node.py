@@ -29,8 +29,8 @@ from pushsse.kicks import Kicked, Kicks
 from pushsse.metrics import Metrics
 from pushsse.overview import Overview
 from pushsse.people import StoredPeople
-from pushsse.preferences import Catalogue, Preferences
-from pushsse.preferences.catalogue import CatalogueStore
+from pushsse.preferences import Preferences
+from pushsse.preferences.catalogue import Catalogue, CatalogueStore
 from pushsse.preferences.history import History
 from pushsse.preferences.store import PreferenceStore
 from pushsse.presence import Presence

@@ -31,8 +31,9 @@ from pushsse.explain import Explaining
 from pushsse.hub.catch_up import ScansBusy
 from pushsse.kicks import Kicks, TooManyKicks
 from pushsse.overview import Health, Overview
-from pushsse.preferences import Catalogue
+from pushsse.preferences import MOST_ROWS, ExportPlace, SwitchLine, Transfer
 from pushsse.preferences.catalogue import (
+    Catalogue,
     CatalogueFull,
     CatalogueStore,
     TypeInFile,
@@ -41,7 +42,6 @@ from pushsse.preferences.catalogue import (
     is_reserved,
 )
 from pushsse.preferences.history import Actor, How
-from pushsse.preferences.transfer import MOST_ROWS, ExportPlace, SwitchLine, Transfer
 from pushsse.presence import Presence, Whereabouts
 from pushsse.retention import Forgetting
 from pushsse.stream.immediate import ANSWER_HEADERS

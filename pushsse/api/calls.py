@@ -59,8 +59,8 @@ from pushsse.event import Event, TypeName
 from pushsse.explain import Explanation
 from pushsse.intake.cloudevents import BATCH, STRUCTURED
 from pushsse.overview import OverviewView
+from pushsse.preferences import Imported
 from pushsse.preferences.catalogue import TypeRules, TypeView
-from pushsse.preferences.transfer import Imported
 from pushsse.retention import Forgotten
 from pushsse.stream.immediate import Call as ImmediateCall
 from pushsse.stream.immediate import Calls as ImmediateCalls

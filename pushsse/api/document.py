@@ -45,8 +45,8 @@ from pushsse.errors import Violation
 from pushsse.event import EVENT_SCHEMA, WITHDRAW, Event, Withdrawn
 from pushsse.explain import Explanation
 from pushsse.overview import OverviewView
+from pushsse.preferences import Imported
 from pushsse.preferences.catalogue import TypeRules, TypeView
-from pushsse.preferences.transfer import Imported
 from pushsse.questions import DESK, AnswerErrorEvent, AnswerEvent, DeltaEvent, DeskEvent, QuestionEvent
 from pushsse.retention import Forgotten
 

@@ -1,26 +1,42 @@
-"""Changes of switches on their way from the database into the log, and the node's view of the catalogue.
+"""Changes of switches on their way from the database into the log: a person's, and many people's at once.
 
-Called by the API, by opening streams (`settle`) and, for the catalogue, by the dispatcher; two services. A
-change is committed, then published to the person's shard log, then the caller gets its answer. What a crash
-or an outage leaves unpublished, `run`, the person's next change or their next stream publishes.
+Called by the API, and by opening streams (`settle`); a service. A change is committed, then published to the
+person's shard log, then the caller gets its answer. What a crash or an outage leaves unpublished, `run`, the
+person's next change or their next stream publishes.
+
+`Transfer` exports and imports in pages, for `pushsse prefs export` and `import`. People are imported some at
+a time, in a transaction that numbers each person's change and writes it to the outbox as a change by
+themselves would; then the log gets these changes. Importing the same rows again changes nothing.
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
 
 import msgspec
+from msgspec import Struct
 
 from pushsse import event
-from pushsse.backplane import Append, Backplane, Draft, Topic, log_of
-from pushsse.errors import BackplaneUnavailable, Unavailable
-from pushsse.metrics import Metrics
-from pushsse.preferences import quiet
-from pushsse.preferences.catalogue import MAX_TYPES, CatalogueStore, Languages, NamedType, Revised
-from pushsse.preferences.history import Actor
-from pushsse.preferences.store import PendingChange, PreferenceStore, Reschedule, Settled
+from pushsse.backplane import Append, Backplane, Draft, log_of
+from pushsse.database import Database, Session, Statement, repeated
+from pushsse.errors import InvalidInput, Unavailable, Violation
+from pushsse.event import TypeName, UserName
+from pushsse.preferences import history, quiet
+from pushsse.preferences.catalogue import REVISION, Category, Languages
+from pushsse.preferences.history import CATEGORY, TYPE, Actor, Noted
+from pushsse.preferences.store import (
+    CategorySwitch,
+    PendingChange,
+    PersonRow,
+    PreferenceChange,
+    PreferenceStore,
+    Reschedule,
+    Settled,
+    Switch,
+)
 from pushsse.retry import Backoff, Outage
 
 logger = logging.getLogger(__name__)
@@ -148,163 +164,278 @@ def _portions(values: Mapping[str, object]) -> list[dict[str, object]]:
     ]
 
 
-_REFRESH_S = 5.0
-# Nodes that hear of a change together don't all read at once.
-_SPREAD_S = 0.3
+MOST_ROWS = 500
+# In one transaction, during which nobody else writes to SQLite.
+_PEOPLE_AT_ONCE = 50
+_IMPORT_S = 10.0
+# People between two yields, of whom each may have chosen something for all types.
+_YIELD_PEOPLE = 5
 
 
-class Catalogue:
-    """The types that this node knows: which are listed, which new ones are on their way, whose rules changed.
+class SwitchLine(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a person chose for one type or, where there is no type, one category."""
 
-    The drafter asks `admits`, and the dispatcher calls `notice`, for every event and without waiting; `run`
-    reads and writes the database. While the database answers, the view is a few seconds old at most. A full
-    catalogue takes no more types. Their events are delivered all the same, since nobody can switch off what
-    isn't listed; that is logged once, and counted. The hub asks for the rules (`hub.Rules`).
-    """
+    user: UserName
+    enabled: bool
+    type: TypeName | Literal[""] = ""
+    category: Category = ""
 
-    def __init__(
-        self,
-        store: PreferenceStore,
-        catalogue: CatalogueStore,
-        *,
-        new_types: Literal["list", "hide", "refuse"],
-        metrics: Metrics,
-        backplane: Backplane,
-        declared: Sequence[NamedType] = (),
-    ) -> None:
-        """`declared`: the types of the settings file, which are written before anything is read."""
-        self._store = store
-        self._catalogue = catalogue
-        self._new_types = new_types
-        self._metrics = metrics
-        self._backplane = backplane
-        self._declared = declared
-        self._declares = True
-        self._warned_full = False
-        self._known: Revised | None = None
-        self._new: dict[str, None] = {}
-        self._noticed = asyncio.Event()
-        self._refreshing = asyncio.Lock()
-        self._on_revision: Callable[[], None] = _nobody
-        backplane.hear_notices(Topic.CATALOGUE, self._hear)
 
-    def on_revision(self, call: Callable[[], None]) -> None:
-        """Has this called when the rules have changed: whoever keeps people's switches reads them again."""
-        self._on_revision = call
+class ExportPlace(NamedTuple):
+    """Where an export goes on: after one line of the types', or of the categories'."""
 
-    def admits(self, name: str) -> bool:
-        """Whether events of this type are accepted. Before the catalogue was read once, all are."""
-        return self._new_types != "refuse" or self._known is None or name in self._known.types
+    kind: Literal["type", "category"] = "type"
+    user: str = ""
+    name: str = ""
 
-    @property
-    def size(self) -> int:
-        """How many types there are, as far as this node knows."""
-        return len(self._known.types) if self._known is not None else 0
 
-    @property
-    def revision(self) -> int:
-        """How often the rules of types have changed, as far as this node knows."""
-        return self._known.revision if self._known is not None else 0
+class ExportPage(NamedTuple):
+    """Some lines, in the order of people's names, and where the rest begins."""
 
-    def changed_since(self, name: str, revision: int) -> bool:
-        """Whether the rules of a type have changed since a revision."""
-        known = self._known
-        return known is not None and known.types.get(name, known.removed) > revision
+    lines: tuple[SwitchLine, ...]
+    next: ExportPlace | None
 
-    def notice(self, names: Iterable[str]) -> None:
-        """Remembers new types, so that `run` adds them to the catalogue, as far as there is room."""
-        if self._new_types == "refuse":
-            return
-        known = self._known.types if self._known is not None else {}
-        for name in names:
-            if name in known or name in self._new:
-                continue
-            if len(known) + len(self._new) < MAX_TYPES:
-                self._new[name] = None
-                self._noticed.set()
-            elif self._known is not None:
-                self._overflow(name)
 
-    async def announce(self) -> None:
-        """Has all nodes read the catalogue, which was just changed: this one before it returns.
+class Imported(Struct, frozen=True):
+    """How many people a page was about, and how many of them it changed something for."""
 
-        Other nodes that miss the notice find the change within 5 s.
-        """
-        await self._tell()
-        try:
-            await self.refresh()
-        except Unavailable:
-            self._noticed.set()
+    people: int
+    changed: int
 
-    async def _tell(self) -> None:
-        try:
-            await self._backplane.notify(Topic.CATALOGUE, "changed")
-        except BackplaneUnavailable as error:
-            logger.info("other nodes find the changed catalogue by themselves: %s", error)
 
-    async def refresh(self) -> None:
-        """Adds the new types and reads the catalogue. Raises DatabaseUnavailable."""
-        # One after the other: what was read first must not be taken for the newest.
-        async with self._refreshing:
-            await self._refresh()
+_TYPES = Statement("""
+    SELECT "user", type, enabled FROM pushsse_switch
+     WHERE ("user", type) > ({value[1]}, {value[2]}) ORDER BY "user", type LIMIT {value[3]}""")
+_CATEGORIES = Statement("""
+    SELECT "user", category, enabled FROM pushsse_category_switch
+     WHERE ("user", category) > ({value[1]}, {value[2]}) ORDER BY "user", category LIMIT {value[3]}""")
+_RULES = Statement("SELECT name, category, default_on, mandatory, hidden FROM pushsse_event_type")
+# Changes nothing: whoever changes one of these people's switches waits until this transaction has ended.
+_LOCK = Statement("""
+    UPDATE pushsse_person SET version = version WHERE "user" {among[1]} RETURNING "user", version""")
+_CHOSEN = Statement('SELECT "user", type, enabled FROM pushsse_switch WHERE "user" {among[1]}')
+_CHOSEN_CATEGORIES = Statement(
+    'SELECT "user", category, enabled FROM pushsse_category_switch WHERE "user" {among[1]}'
+)
+_NEXT = Statement("""
+    UPDATE pushsse_person SET version = version + 1 WHERE "user" {among[1]} RETURNING version""")
 
-    async def _refresh(self) -> None:
-        # Before the names are read: one that is noticed from here on sets it again.
-        self._noticed.clear()
-        if self._declares:
-            if changed := await self._catalogue.declare(self._declared):
-                logger.info("types of the settings file that were set: %s", ", ".join(changed))
-                await self._tell()
-            self._declares = False
-        if self._new:
-            # A copy, removed after the write: what is noticed during the write waits for the next round, and
-            # what a failed write leaves is tried again.
-            names = list(self._new)
-            left_out = await self._store.join(names, hidden=self._new_types == "hide")
-            for name in names:
-                self._new.pop(name, None)
-            if joined := [name for name in names if name not in left_out]:
-                logger.info("types that joined the catalogue: %s", ", ".join(joined))
-            for name in left_out:
-                # Other nodes have filled it in the meantime.
-                self._overflow(name)
-        before, self._known = self.revision, await self._catalogue.revised()
-        if self.size < MAX_TYPES:
-            self._warned_full = False
-        # Guarantee 3: after the rules are known. A stream whose switches were read before them is found.
-        if self.revision != before:
-            self._on_revision()
 
-    def _hear(self, _: str) -> None:
-        asyncio.get_running_loop().call_later(random.uniform(0, _SPREAD_S), self._noticed.set)
+class _Rule(NamedTuple):
+    name: str
+    category: str
+    default_on: bool
+    mandatory: bool
+    hidden: bool
 
-    def _overflow(self, name: str) -> None:
-        """Counts a type without room. Deliberate: it isn't listed, since names with ids in them never end."""
-        self._metrics.types_left_out += 1
-        if not self._warned_full:
-            self._warned_full = True
-            logger.warning(
-                "the catalogue is full (%d types): the type %s isn't listed, nor are further new ones; their"
-                " events are delivered, and nobody can switch them off. Keep ids out of the names of types,"
-                " remove types that are no longer used, or set PUSHSSE_NEW_TYPES=refuse",
-                MAX_TYPES,
-                name,
+
+class _Line(NamedTuple):
+    user: str
+    name: str
+    enabled: bool
+
+
+class _Choices:
+    """What one person chose, by type and by category."""
+
+    def __init__(self) -> None:
+        self.types: dict[str, bool] = {}
+        self.categories: dict[str, bool] = {}
+
+    def with_(self, other: "_Choices") -> "_Choices":
+        """Both, of which the other counts where both say something."""
+        made = _Choices()
+        made.types = self.types | other.types
+        made.categories = self.categories | other.categories
+        return made
+
+
+class _Rules:
+    """The catalogue's rules, by which choices become what is off."""
+
+    def __init__(self, rules: Iterable[_Rule]) -> None:
+        self.by_name = {rule.name: rule for rule in rules}
+        self.by_category: dict[str, list[str]] = {}
+        for rule in self.by_name.values():
+            if rule.category and not rule.mandatory:
+                self.by_category.setdefault(rule.category, []).append(rule.name)
+        self._default_off = {
+            rule.name for rule in self.by_name.values() if not rule.default_on and not rule.mandatory
+        }
+        self.categories = {rule.category for rule in self.by_name.values() if not rule.hidden}
+
+    def off(self, choices: _Choices) -> set[str]:
+        """The types that are off by somebody's choices."""
+        off = set(self._default_off)
+        for category, on in choices.categories.items():
+            (off.difference_update if on else off.update)(self.by_category.get(category, ()))
+        for name, on in choices.types.items():
+            rule = self.by_name.get(name)
+            # That of a type which was removed counts, too.
+            if rule is None or not rule.mandatory:
+                (off.discard if on else off.add)(name)
+        return off
+
+    def fault(self, line: SwitchLine) -> tuple[str, str] | None:
+        """The member of a line that can't be used, and why."""
+        if bool(line.type) == bool(line.category):
+            return "type", "a line has either a type or a category"
+        if line.category:
+            known = line.category in self.categories
+            return (
+                None if known else ("category", f"{line.category!r} is no category of the catalogue's types")
             )
-
-    async def run(self) -> None:
-        """Reads the catalogue every 5 s, and when a new type is noticed, for ever."""
-        outage = Outage("the catalogue of types can't be read or written", logger, Backoff(1.0, 1.0))
-        while True:
-            try:
-                await self.refresh()
-                outage.over()
-            except Unavailable as error:
-                await asyncio.sleep(outage.failed(error))
-            try:
-                await asyncio.wait_for(self._noticed.wait(), _REFRESH_S)
-            except TimeoutError:
-                pass
+        rule = self.by_name.get(line.type)
+        if rule is None or rule.hidden:
+            return "type", f"{line.type!r} is not a type of the catalogue"
+        if rule.mandatory and not line.enabled:
+            return "enabled", f"{line.type!r} is mandatory and can't be switched off, got false"
+        return None
 
 
-def _nobody() -> None:
-    """Keeps no switches."""
+class Transfer:
+    """Exports and imports. Everything raises DatabaseUnavailable."""
+
+    def __init__(self, database: Database, store: PreferenceStore, preferences: Preferences) -> None:
+        self._database = database
+        self._store = store
+        self._preferences = preferences
+
+    async def export(self, after: ExportPlace, *, limit: int) -> ExportPage:
+        """The lines after a place: all of types, then all of categories."""
+        is_type = after.kind == "type"
+        statement = _TYPES if is_type else _CATEGORIES
+        found = await self._database.rows(_Line, statement, after.user, after.name, limit)
+        lines = tuple(
+            SwitchLine(user, bool(on), type=name) if is_type else SwitchLine(user, bool(on), category=name)
+            for user, name, on in found
+        )
+        if len(found) == limit:
+            return ExportPage(lines, ExportPlace(after.kind, found[-1].user, found[-1].name))
+        return ExportPage(lines, ExportPlace("category") if is_type else None)
+
+    async def import_page(self, lines: Sequence[SwitchLine], *, by: str) -> Imported:
+        """Imports some lines, of which the last one counts where several are about the same.
+
+        `by`: the name of whoever imports.
+
+        Raises InvalidInput that names every line that can't be used; then nothing of the page is imported.
+        And Unavailable: then a part is, and is published as soon as the log takes it.
+        """
+        rules = _Rules(await self._database.rows(_Rule, _RULES))
+        faults = [(place, rules.fault(line)) for place, line in enumerate(lines)]
+        if violations := [Violation(f"$.rows[{at}].{what[0]}", what[1]) for at, what in faults if what]:
+            raise InvalidInput(*violations)
+        wanted: dict[str, _Choices] = {}
+        for line in lines:
+            choices = wanted.setdefault(line.user, _Choices())
+            if line.type:
+                choices.types[line.type] = line.enabled
+            else:
+                choices.categories[line.category] = line.enabled
+        changed, users = 0, list(wanted)
+        for start in range(0, len(users), _PEOPLE_AT_ONCE):
+            some = users[start : start + _PEOPLE_AT_ONCE]
+            # Somebody may change their own switches meanwhile, or another page be about the same people.
+            part = {user: wanted[user] for user in some}
+            changed += await repeated(partial(self._write, part, Actor("import", by)))
+            await self._preferences.publish(await self._store.pending(*some))
+        return Imported(len(users), changed)
+
+    async def _write(self, wanted: Mapping[str, _Choices], by: Actor) -> int:
+        """Writes choices, and a change for each person whom they change something for; how many those are."""
+        users = sorted(wanted)
+        async with self._database.transaction(timeout_s=_IMPORT_S) as session:
+            # Guarantee 3: as in `PreferenceStore.change`, people's rows are locked before anything is read.
+            numbers = self._store.first_number()
+            new = [PersonRow(user=user, version=numbers, logged_version=numbers) for user in users]
+            await PersonRow.bulk_create(new, ignore_conflicts=True)
+            versions = dict(await session.rows(_pair, _LOCK, users))
+            rules = _Rules(await session.rows(_Rule, _RULES))
+            revision = sum(await session.rows(int, REVISION))
+            before = await _choices(session, users)
+            changes: dict[str, PreferenceChange] = {}
+            for number, user in enumerate(users, 1):
+                if number % _YIELD_PEOPLE == 0:
+                    await asyncio.sleep(0)
+                made = _change(
+                    user, versions[user] + 1, rules, before[user], before[user].with_(wanted[user])
+                )
+                if made is not None:
+                    changes[user] = PreferenceChange(**made, revision=revision)
+            await _store(wanted, before)
+            if changes:
+                await session.rows(int, _NEXT, list(changes))
+                await PreferenceChange.bulk_create(changes.values())
+            numbered = {user: change.version for user, change in changes.items()}
+            await history.note(session, _noted(wanted, before, numbered), by, self._store.now_ms)
+            return len(changes)
+
+
+async def _choices(session: Session, users: Sequence[str]) -> dict[str, _Choices]:
+    found = {user: _Choices() for user in users}
+    for line in await session.rows(_Line, _CHOSEN, list(users)):
+        found[line.user].types[line.name] = bool(line.enabled)
+    for line in await session.rows(_Line, _CHOSEN_CATEGORIES, list(users)):
+        found[line.user].categories[line.name] = bool(line.enabled)
+    return found
+
+
+def _change(
+    user: str, version: int, rules: _Rules, before: _Choices, after: _Choices
+) -> dict[str, object] | None:
+    """The values of a change's row; None where nothing changes."""
+    off_before, off_after = rules.off(before), rules.off(after)
+    changed = {name: name not in off_after for name in sorted(off_before ^ off_after)}
+    told = {name: on for name, on in after.categories.items() if before.categories.get(name) != on}
+    if not changed and not told:
+        return None
+    return {
+        "user": user,
+        "version": version,
+        "changed": {name: on for name, on in changed.items() if not rules.by_name[name].hidden},
+        "before": sorted(off_before),
+        "after": sorted(off_after),
+        "told": told or None,
+    }
+
+
+async def _store(wanted: Mapping[str, _Choices], before: Mapping[str, _Choices]) -> None:
+    types = [
+        Switch(user=user, type=name, enabled=on)
+        for user, choices in wanted.items()
+        for name, on in choices.types.items()
+        if before[user].types.get(name) != on
+    ]
+    categories = [
+        CategorySwitch(user=user, category=name, enabled=on)
+        for user, choices in wanted.items()
+        for name, on in choices.categories.items()
+        if before[user].categories.get(name) != on
+    ]
+    if types:
+        await Switch.bulk_create(types, on_conflict=("user", "type"), update_fields=("enabled",))
+    if categories:
+        await CategorySwitch.bulk_create(
+            categories, on_conflict=("user", "category"), update_fields=("enabled",)
+        )
+
+
+def _noted(
+    wanted: Mapping[str, _Choices], before: Mapping[str, _Choices], numbered: Mapping[str, int]
+) -> list[Noted]:
+    """What people have chosen otherwise than before; `numbered` are their changes."""
+    return [
+        Noted(user, kind, name, history.chosen(was.get(name)), history.chosen(on), numbered.get(user, 0))
+        for user, choices in wanted.items()
+        for kind, was, chosen in (
+            (TYPE, before[user].types, choices.types),
+            (CATEGORY, before[user].categories, choices.categories),
+        )
+        for name, on in chosen.items()
+        if was.get(name) != on
+    ]
+
+
+def _pair(user: str, version: int) -> tuple[str, int]:
+    return user, version

@@ -1,8 +1,8 @@
 """The catalogue of types, as administrators set it by calls or in the settings file, with texts by language.
 
-`CatalogueStore` is asked by the API and by `Catalogue`, the node's view. What changes who gets events
-(default, mandatory, category) gets a new revision, by which nodes notice that they have to read people's
-switches again. A type of the settings file is the file's: calls neither change nor remove it.
+`CatalogueStore` is asked by the API and by `Catalogue`, the node's view, which is a service. What changes who
+gets events (default, mandatory, category) gets a new revision, by which nodes notice that they have to read
+people's switches again. A type of the settings file is the file's: calls neither change nor remove it.
 
 The API reads `Accept-Language` (RFC 9110, 12.5.4) with `accepted_languages`, and the stores choose a text
 with `in_language`. A text is looked up as RFC 4647 (3.4) has it: `zh-Hans-CN`, then `zh-Hans`, then `zh`; and
@@ -11,10 +11,12 @@ first one.
 """
 
 import asyncio
+import logging
+import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 import msgspec
 from msgspec import Meta, Struct
@@ -22,13 +24,17 @@ from tortoise import fields
 from tortoise.models import Model
 
 from pushsse import strictjson
+from pushsse.backplane import Backplane, Topic
 from pushsse.database import Database, Session, Statement
-from pushsse.errors import InvalidInput, PushsseError, SettingsError
+from pushsse.errors import BackplaneUnavailable, InvalidInput, PushsseError, SettingsError, Unavailable
 from pushsse.event import RESERVED_TYPES, TypeName
+from pushsse.metrics import Metrics
 from pushsse.preferences import history
 from pushsse.preferences.history import NOBODY, SETTINGS, Actor, Noted, milliseconds, rules_noted
+from pushsse.retry import Backoff, Outage
 from pushsse.settings import TypeTable
 
+logger = logging.getLogger(__name__)
 MAX_TYPES = 1_000
 # Types between two yields: to find a text in a new language takes 10 us.
 YIELD_TYPES = 200
@@ -37,6 +43,9 @@ YIELD_TYPES = 200
 CATALOGUE_LOCK = 0x7075736873736532
 REVISION = Statement("SELECT revision FROM pushsse_catalogue")
 REMOVED_REVISION = Statement("SELECT removed_revision FROM pushsse_catalogue")
+_REFRESH_S = 5.0
+# Nodes that hear of a change together don't all read at once.
+_SPREAD_S = 0.3
 _MOST_LANGUAGES = 40
 # Of one header; browsers send up to six.
 _MOST_RANGES = 20
@@ -446,3 +455,168 @@ class CatalogueRow(Model):
 
     class Meta:
         table = "pushsse_catalogue"
+
+
+class JoinsTypes(Protocol):
+    """`PreferenceStore`, as far as types join the catalogue by themselves."""
+
+    async def join(self, names: Sequence[str], *, hidden: bool) -> frozenset[str]:
+        """Adds types; returns the names that found no room. Raises DatabaseUnavailable."""
+        ...
+
+
+class Catalogue:
+    """The types that this node knows: which are listed, which new ones are on their way, whose rules changed.
+
+    The drafter asks `admits`, and the dispatcher calls `notice`, for every event and without waiting; `run`
+    reads and writes the database. While the database answers, the view is a few seconds old at most. A full
+    catalogue takes no more types. Their events are delivered all the same, since nobody can switch off what
+    isn't listed; that is logged once, and counted. The hub asks for the rules (`hub.Rules`).
+    """
+
+    def __init__(
+        self,
+        store: "JoinsTypes",
+        catalogue: CatalogueStore,
+        *,
+        new_types: Literal["list", "hide", "refuse"],
+        metrics: Metrics,
+        backplane: Backplane,
+        declared: Sequence[NamedType] = (),
+    ) -> None:
+        """`declared`: the types of the settings file, which are written before anything is read."""
+        self._store = store
+        self._catalogue = catalogue
+        self._new_types = new_types
+        self._metrics = metrics
+        self._backplane = backplane
+        self._declared = declared
+        self._declares = True
+        self._warned_full = False
+        self._known: Revised | None = None
+        self._new: dict[str, None] = {}
+        self._noticed = asyncio.Event()
+        self._refreshing = asyncio.Lock()
+        self._on_revision: Callable[[], None] = _nobody
+        backplane.hear_notices(Topic.CATALOGUE, self._hear)
+
+    def on_revision(self, call: Callable[[], None]) -> None:
+        """Has this called when the rules have changed: whoever keeps people's switches reads them again."""
+        self._on_revision = call
+
+    def admits(self, name: str) -> bool:
+        """Whether events of this type are accepted. Before the catalogue was read once, all are."""
+        return self._new_types != "refuse" or self._known is None or name in self._known.types
+
+    @property
+    def size(self) -> int:
+        """How many types there are, as far as this node knows."""
+        return len(self._known.types) if self._known is not None else 0
+
+    @property
+    def revision(self) -> int:
+        """How often the rules of types have changed, as far as this node knows."""
+        return self._known.revision if self._known is not None else 0
+
+    def changed_since(self, name: str, revision: int) -> bool:
+        """Whether the rules of a type have changed since a revision."""
+        known = self._known
+        return known is not None and known.types.get(name, known.removed) > revision
+
+    def notice(self, names: Iterable[str]) -> None:
+        """Remembers new types, so that `run` adds them to the catalogue, as far as there is room."""
+        if self._new_types == "refuse":
+            return
+        known = self._known.types if self._known is not None else {}
+        for name in names:
+            if name in known or name in self._new:
+                continue
+            if len(known) + len(self._new) < MAX_TYPES:
+                self._new[name] = None
+                self._noticed.set()
+            elif self._known is not None:
+                self._overflow(name)
+
+    async def announce(self) -> None:
+        """Has all nodes read the catalogue, which was just changed: this one before it returns.
+
+        Other nodes that miss the notice find the change within 5 s.
+        """
+        await self._tell()
+        try:
+            await self.refresh()
+        except Unavailable:
+            self._noticed.set()
+
+    async def _tell(self) -> None:
+        try:
+            await self._backplane.notify(Topic.CATALOGUE, "changed")
+        except BackplaneUnavailable as error:
+            logger.info("other nodes find the changed catalogue by themselves: %s", error)
+
+    async def refresh(self) -> None:
+        """Adds the new types and reads the catalogue. Raises DatabaseUnavailable."""
+        # One after the other: what was read first must not be taken for the newest.
+        async with self._refreshing:
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        # Before the names are read: one that is noticed from here on sets it again.
+        self._noticed.clear()
+        if self._declares:
+            if changed := await self._catalogue.declare(self._declared):
+                logger.info("types of the settings file that were set: %s", ", ".join(changed))
+                await self._tell()
+            self._declares = False
+        if self._new:
+            # A copy, removed after the write: what is noticed during the write waits for the next round, and
+            # what a failed write leaves is tried again.
+            names = list(self._new)
+            left_out = await self._store.join(names, hidden=self._new_types == "hide")
+            for name in names:
+                self._new.pop(name, None)
+            if joined := [name for name in names if name not in left_out]:
+                logger.info("types that joined the catalogue: %s", ", ".join(joined))
+            for name in left_out:
+                # Other nodes have filled it in the meantime.
+                self._overflow(name)
+        before, self._known = self.revision, await self._catalogue.revised()
+        if self.size < MAX_TYPES:
+            self._warned_full = False
+        # Guarantee 3: after the rules are known. A stream whose switches were read before them is found.
+        if self.revision != before:
+            self._on_revision()
+
+    def _hear(self, _: str) -> None:
+        asyncio.get_running_loop().call_later(random.uniform(0, _SPREAD_S), self._noticed.set)
+
+    def _overflow(self, name: str) -> None:
+        """Counts a type without room. Deliberate: it isn't listed, since names with ids in them never end."""
+        self._metrics.types_left_out += 1
+        if not self._warned_full:
+            self._warned_full = True
+            logger.warning(
+                "the catalogue is full (%d types): the type %s isn't listed, nor are further new ones; their"
+                " events are delivered, and nobody can switch them off. Keep ids out of the names of types,"
+                " remove types that are no longer used, or set PUSHSSE_NEW_TYPES=refuse",
+                MAX_TYPES,
+                name,
+            )
+
+    async def run(self) -> None:
+        """Reads the catalogue every 5 s, and when a new type is noticed, for ever."""
+        outage = Outage("the catalogue of types can't be read or written", logger, Backoff(1.0, 1.0))
+        while True:
+            try:
+                await self.refresh()
+                outage.over()
+            except Unavailable as error:
+                await asyncio.sleep(outage.failed(error))
+            try:
+                await asyncio.wait_for(self._noticed.wait(), _REFRESH_S)
+            except TimeoutError:
+                pass
+
+
+def _nobody() -> None:
+    """Keeps no switches."""

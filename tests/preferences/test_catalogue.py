@@ -13,8 +13,9 @@ from pushsse.database import Database
 from pushsse.errors import InvalidInput, SettingsError
 from pushsse.metrics import Metrics
 from pushsse.people import StateTable
-from pushsse.preferences import Catalogue, Preferences
+from pushsse.preferences import Preferences
 from pushsse.preferences.catalogue import (
+    Catalogue,
     CatalogueFull,
     CatalogueStore,
     Chosen,

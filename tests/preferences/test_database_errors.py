@@ -21,8 +21,7 @@ from pushsse.database.url import configuration
 from pushsse.errors import DatabaseUnavailable, StatementFailed
 from pushsse.metrics import Metrics
 from pushsse.people import StateTable
-from pushsse.preferences import Catalogue
-from pushsse.preferences.catalogue import CatalogueStore
+from pushsse.preferences.catalogue import Catalogue, CatalogueStore
 from pushsse.preferences.store import PreferenceStore
 from tests.cli.running import pushsse, served
 from tests.migrated import migrated_in

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database, Statement
 from pushsse.metrics import Metrics
-from pushsse.preferences import Preferences
+from pushsse.preferences import Preferences, SwitchLine, Transfer
 from pushsse.preferences.catalogue import CatalogueStore, NamedType, TypeRules
 from pushsse.preferences.history import (
     COUNTED_EVERY,
@@ -26,7 +26,6 @@ from pushsse.preferences.history import (
     note,
 )
 from pushsse.preferences.store import PreferenceStore
-from pushsse.preferences.transfer import SwitchLine, Transfer
 
 pytestmark = pytest.mark.anyio
 ANN, CARL, ROOT = Actor("person", "ann"), Actor("admin", "carl"), Actor("admin", "root")

@@ -13,8 +13,8 @@ from pushsse.event import Change
 from pushsse.metrics import Metrics
 from pushsse.people import StateTable
 from pushsse.position import Mark
-from pushsse.preferences import Catalogue, Preferences
-from pushsse.preferences.catalogue import CatalogueStore, EventType
+from pushsse.preferences import Preferences
+from pushsse.preferences.catalogue import Catalogue, CatalogueStore, EventType
 from pushsse.preferences.history import NOBODY
 from pushsse.preferences.store import PreferenceStore
 from tests.waiting import eventually

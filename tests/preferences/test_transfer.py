@@ -11,11 +11,10 @@ from pushsse.database import Database
 from pushsse.errors import InvalidInput
 from pushsse.metrics import Metrics
 from pushsse.people import StateTable
-from pushsse.preferences import Preferences
+from pushsse.preferences import ExportPlace, Imported, Preferences, SwitchLine, Transfer
 from pushsse.preferences.catalogue import CatalogueStore, TypeRules
 from pushsse.preferences.history import NOBODY
 from pushsse.preferences.store import PreferenceStore
-from pushsse.preferences.transfer import ExportPlace, Imported, SwitchLine, Transfer
 
 pytestmark = pytest.mark.anyio
 SHARDS = 4
