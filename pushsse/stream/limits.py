@@ -32,7 +32,7 @@ from uvicorn import Config
 from uvicorn._types import ASGI3Application, HTTPScope
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
-from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
+from uvicorn.protocols.utils import get_local_addr, is_ssl
 from uvicorn.server import ServerState
 
 from pushsse.stream.admission import EXCEEDED, Admission, Starts
@@ -238,7 +238,9 @@ class LimitedHttp(HttpToolsProtocol):
         self.connections.add(self)
         self.transport = transport
         self.flow = Flow(transport)
-        self.client = get_remote_addr(transport)
+        # What the transport knows already: uvicorn makes a socket object to ask the kernel once more.
+        peer = transport.get_extra_info("peername")
+        self.client = (peer[0], peer[1]) if isinstance(peer, tuple) else None
         if self.limits.own_address:
             self.server = get_local_addr(transport)
         self.scheme = "https" if is_ssl(transport) else "http"
