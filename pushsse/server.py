@@ -89,6 +89,11 @@ class Server(uvicorn.Server):
         """uvicorn's. Says why it failed; keeps the loop, which `handle_exit` needs."""
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(self._files.hear)
+        protocol = self.config.http_protocol_class
+        if issubclass(protocol, LimitedHttp):
+            self.config.http_protocol_class = protocol.of_server(
+                self.config, self.server_state, self.lifespan.state
+            )
         ports = [str(each.getsockname()[1]) for each in sockets or ()]
         reason = ""
         try:

@@ -26,7 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from pushsse.stream.frame import Chunk, chunk
-from pushsse.stream.limits import DEFAULT_LIMITS, LimitedHttp, drop
+from pushsse.stream.limits import DEFAULT_LIMITS, OWN, LimitedHttp, drop
 from pushsse.stream.subscriber import Subscriber
 
 EXTENSION = "pushsse.handover"
@@ -35,7 +35,6 @@ TRIAL_S = 5.0
 _REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 _TOO_LARGE = b"GET / HTTP/1.1\r\n" + b"x: x\r\n" * (DEFAULT_LIMITS.head_fields + 1) + b"\r\n"
 _FIRST, _LAST = chunk(b"handed"), chunk(b"over")
-_OF_ITS_OWN = frozenset({"parser", "pipeline"})
 
 
 class StreamProtocol(asyncio.Protocol):
@@ -474,12 +473,17 @@ async def _ask(http: type[LimitedHttp], state: ServerState, app: ASGIApp, reques
     loop = asyncio.get_running_loop()
     config = Config(app, http=http, ws="none", lifespan="off", log_config=None, access_log=False)
     config.load()
+    kind = http.of_server(config, state, {})
+
+    def connection() -> LimitedHttp:
+        return kind(config=config, server_state=state, app_state={})
+
     served, client = socket.socketpair()
     client.setblocking(False)
     with client:
-        transport, _ = await loop.connect_accepted_socket(lambda: http(config, state, {}), served)
+        transport, _ = await loop.connect_accepted_socket(connection, served)
         try:
-            _compare(http(config, state, {}), HttpToolsProtocol(config, state, {}))
+            _compare(connection(), HttpToolsProtocol(config, state, {}))
             async with asyncio.timeout(TRIAL_S):
                 await loop.sock_sendall(client, request)
                 answer = b""
@@ -493,11 +497,16 @@ async def _ask(http: type[LimitedHttp], state: ServerState, app: ASGIApp, reques
 
 
 def _compare(ours: HttpToolsProtocol, uvicorns: HttpToolsProtocol) -> None:
-    """Raises AssertionError unless a new connection has what uvicorn's would have: it makes its own."""
-    for name, value in vars(uvicorns).items():
-        own = getattr(ours, name, _compare)
-        if own != value and not (name in _OF_ITS_OWN and type(own) is type(value)):
-            raise AssertionError(f"a new connection's {name} is {own!r}, not {value!r}")
+    """Raises AssertionError unless a new connection has what uvicorn's would have, then and in a request."""
+    for when in ("new connection", "request"):
+        for name, value in vars(uvicorns).items():
+            own = getattr(ours, name, _compare)
+            if own != value and not (name in OWN and type(own) is type(value)):
+                raise AssertionError(f"a {when}'s {name} is {own!r}, not {value!r}")
+        for each in (ours, uvicorns):
+            each.on_message_begin()
+        # Ours alone.
+        cast(Scope, ours.scope).pop("extensions")
 
 
 async def _hand_over(scope: Scope, receive: Receive, send: Send) -> None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import httptools
 import msgspec
@@ -51,6 +51,8 @@ _AROUND = 8
 # How long a refused client may go on sending before its connection is cut: closed at once, it would be reset,
 # and lose the answer (RFC 9112, 9.6).
 _LINGER_S = 2.0
+# What a connection has of its own from its beginning.
+OWN = frozenset({"parser", "pipeline"})
 # struct linger: on, 0 seconds. Closing sends a reset (socket(7)).
 _DROP = struct.pack("ii", 1, 0)
 
@@ -213,12 +215,11 @@ class LimitedHttp(HttpToolsProtocol):
     ) -> None:
         # What uvicorn's does (`handover.failed` compares them), where a connection needs it by itself: 4 us
         # less for each.
+        self._begin()
         self.config = config
         self.app = config.loaded_app
         self.loop = _loop or asyncio.get_event_loop()
         self.access_log = config.access_log and self.access_logger.hasHandlers()
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.ws_protocol_class = config.ws_protocol_class
         self.root_path = config.root_path
         self.asgi_version = config.asgi_version
@@ -228,8 +229,26 @@ class LimitedHttp(HttpToolsProtocol):
         self.server_state = server_state
         self.connections = server_state.connections
         self.tasks = server_state.tasks
-        self.pipeline = deque()
         self.limits: Limits = getattr(self.app, "limits", DEFAULT_LIMITS)
+
+    def _begin(self) -> None:
+        """What each connection has of its own from its beginning: OWN."""
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.pipeline = deque()
+
+    @classmethod
+    def of_server(cls, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> type[Self]:
+        """A class for the connections of one server: it has what they share, and each only its own."""
+        first = cls(config, server_state, app_state)
+        shared = {name: value for name, value in vars(first).items() if name not in OWN}
+        # The two hold each other.
+        first.parser = None  # type: ignore[assignment]
+        for name, value in shared.items():
+            if hasattr(value, "__get__"):
+                # A function (an application may be one) would be bound to each connection.
+                shared[name] = staticmethod(value)
+        return cast(type[Self], type(cls.__name__, (cls,), {**shared, "__init__": _begin}))
 
     # uvicorn's
 
@@ -300,8 +319,23 @@ class LimitedHttp(HttpToolsProtocol):
         self.stage = HEAD
         self.requests += 1
         self._bytes = self._body_bytes = 0
-        super().on_message_begin()
-        cast(Scope, self.scope)["extensions"] = self.extensions()
+        # What uvicorn's does (`handover.failed` compares it, too), in one step.
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+        scope: Scope = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": "1.1",
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "root_path": self.root_path,
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+            "extensions": self.extensions(),
+        }
+        self.scope = cast(HTTPScope, scope)
 
     def extensions(self) -> dict[str, object]:
         """Of the scope of the request that begins."""
@@ -572,6 +606,11 @@ def _framing(headers: list[tuple[bytes, bytes]]) -> bytes:
         return b""
     fields = b"".join(name + b": " + value + b"\r\n" for name, value in said)
     return b"POST / HTTP/1.1\r\n" + fields + b"\r\n"
+
+
+def _begin(connection: LimitedHttp, **_: object) -> None:
+    """What is left to do for a connection whose class is `of_server`; uvicorn gives it what that has."""
+    connection._begin()
 
 
 def _nothing() -> None:
