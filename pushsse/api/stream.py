@@ -228,29 +228,56 @@ class StreamEndpoint:
         if who is None:
             return None
         wish, options = asked(request, who)
+        if wish.since_s is not None:
+            return None
+        wanted = _Wanted(self, who.user, wish, options, request)
+        return wanted.open if calm else wanted.queue
 
-        def wait(waiting: WaitingRequest) -> Leave:
-            def start(begin: Begin) -> bool:
-                # Those before in the same batch have taken their room.
-                return self.node.has_room() and start_nowait(begin, waiting, backlog_bytes=self.backlog_bytes)
 
-            # Declined, ASGI opens it, or answers that the node is busy.
-            return self.opener.begin_soon(who.user, wish, options, start=start, decline=waiting.decline)
+class _Wanted:
+    """A stream that is asked for, and opens without ASGI. Its methods are what the HTTP protocol calls.
 
-        def answer(body: bytes) -> Answered:
-            if body or wish.since_s is not None:
-                return None
-            if not calm:
-                return wait if self.opener.may_queue else None
-            begun = self.opener.open_nowait(
-                who.user,
-                wish,
-                options,
-                lambda begin: start_nowait(begin, offered(request.scope), backlog_bytes=self.backlog_bytes),
-            )
-            return TAKEN_OVER if begun else None
+    An object and not some functions within `opening`: one is made for each stream.
+    """
 
-        return answer
+    __slots__ = ("_endpoint", "_options", "_request", "_user", "_waiting", "_wish")
+
+    def __init__(
+        self, endpoint: StreamEndpoint, user: str, wish: From, options: StreamOptions, request: Request
+    ) -> None:
+        self._endpoint = endpoint
+        self._user = user
+        self._wish = wish
+        self._options = options
+        self._request = request
+
+    def open(self, body: bytes) -> Answered:
+        """Opens it at once."""
+        if body:
+            return None
+        begun = self._endpoint.opener.open_nowait(self._user, self._wish, self._options, self._start_at_once)
+        return TAKEN_OVER if begun else None
+
+    def queue(self, body: bytes) -> Answered:
+        """Leaves it to the opener's queue."""
+        return None if body or not self._endpoint.opener.may_queue else self._wait
+
+    def _wait(self, waiting: WaitingRequest) -> Leave:
+        self._waiting = waiting
+        # Declined, ASGI opens it, or answers that the node is busy.
+        return self._endpoint.opener.begin_soon(
+            self._user, self._wish, self._options, start=self._start, decline=waiting.decline
+        )
+
+    def _start_at_once(self, begin: Begin) -> bool:
+        connection = offered(self._request.scope)
+        return start_nowait(begin, connection, backlog_bytes=self._endpoint.backlog_bytes)
+
+    def _start(self, begin: Begin) -> bool:
+        # Those before in the same batch have taken their room.
+        return self._endpoint.node.has_room() and start_nowait(
+            begin, self._waiting, backlog_bytes=self._endpoint.backlog_bytes
+        )
 
 
 def asked(request: Request, who: Identity | None) -> tuple[From, StreamOptions]:
