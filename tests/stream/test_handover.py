@@ -5,7 +5,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -22,7 +22,7 @@ from pushsse.stream import handover
 from pushsse.stream.frame import chunk
 from pushsse.stream.handover import HandoverHttp, Offer, StreamProtocol, offered
 from pushsse.stream.immediate import ImmediateHttp
-from pushsse.stream.limits import LimitedHttp
+from pushsse.stream.limits import OWN, LimitedHttp
 from pushsse.stream.subscriber import Live, Subscriber
 from tests.serving import LIMIT_S, Running, serving
 from tests.waiting import eventually
@@ -46,6 +46,41 @@ def test_what_uvicorn_sets_for_a_connection_and_pushsse_does_not_is_noticed(
 
     monkeypatch.setattr(HttpToolsProtocol, "__init__", newer)
     assert "a new connection's newer" in handover.failed(ImmediateHttp)
+
+
+def test_what_uvicorn_says_of_a_request_and_pushsse_does_not_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begin = HttpToolsProtocol.on_message_begin
+
+    def newer(self: HttpToolsProtocol) -> None:
+        begin(self)
+        cast(Scope, self.scope)["newer"] = 1
+
+    monkeypatch.setattr(HttpToolsProtocol, "on_message_begin", newer)
+    assert "a request's scope" in handover.failed(ImmediateHttp)
+
+
+async def test_connections_of_a_server_share_what_it_has_and_no_other_server_has_it() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("nobody asks")
+
+    async def another(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("nobody asks")
+
+    states = ServerState(), ServerState()
+    made = []
+    for each, state in zip((app, another), states, strict=True):
+        config = Config(each, http=ImmediateHttp, ws="none", lifespan="off", log_config=None)
+        config.load()
+        kind = ImmediateHttp.of_server(config, state, {})
+        made.append([kind(config=config, server_state=state, app_state={}) for _ in range(2)])
+    (one, two), (three, _) = made
+    # A function would be a method of the connection, were it simply in the class.
+    assert one.app is two.app is one.config.loaded_app is not three.app
+    assert one.connections is states[0].connections and three.connections is states[1].connections
+    assert one.parser is not two.parser and one.pipeline is not two.pipeline
+    assert set(vars(one)) == OWN
 
 
 @pytest.mark.parametrize(
