@@ -442,7 +442,7 @@ class Opener:
         last = None
         if self._limits.lifetime_s:
             # Random, so that streams that began together don't come back together.
-            in_s = self._limits.lifetime_s * random.uniform(0.8, 1.0)
+            in_s = self._limits.lifetime_s * (0.8 + 0.2 * random.random())
             last = Expiry(self._hub.heartbeat.after(in_s), CloseReason.LIFETIME)
         if options.expires_at is None:
             return last

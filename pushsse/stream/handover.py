@@ -25,6 +25,7 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from pushsse.stream.admission import EXCEEDED
 from pushsse.stream.frame import Chunk, chunk
 from pushsse.stream.limits import DEFAULT_LIMITS, OWN, LimitedHttp, drop
 from pushsse.stream.subscriber import Subscriber
@@ -185,10 +186,9 @@ class HandoverHttp(LimitedHttp):
 
     def extensions(self) -> dict[str, object]:
         """Of the request that begins: the offer is added."""
-        found = super().extensions()
         # The scope is held by this object: an offer that held it too would leave a cycle for each request.
-        found[EXTENSION] = Offer(ref(self), self.requests)
-        return found
+        offer = Offer(ref(self), self.requests)
+        return {EXTENSION: offer, EXCEEDED: self.exceeded} if self.exceeded else {EXTENSION: offer}
 
     def on_headers_complete(self) -> None:
         """The head of a request is there: uvicorn makes its cycle, whose answer leaves in one piece."""
@@ -250,13 +250,15 @@ class HandoverHttp(LimitedHttp):
         if self._is_old:
             kind, head = UnchunkedStreamProtocol, unchunked(head)
         stream = kind(transport, cast(set[object], self.connections), head, self.take_leave())
-        transport.set_write_buffer_limits(high=backlog_bytes)
+        transport.set_write_buffer_limits(backlog_bytes)
         transport.set_protocol(stream)
-        self.flow.resume_reading()
+        flow = self.flow
+        if flow.read_paused:
+            flow.resume_reading()
         # The parser and this object hold each other: in a storm of clients that would wait, thousandfold, for
         # the collector of cycles.
         self.parser = None  # type: ignore[assignment]
-        if self.flow.write_paused:
+        if flow.write_paused:
             stream.pause_writing()
         return stream
 
