@@ -78,8 +78,10 @@ async def test_connections_of_a_server_share_what_it_has_and_no_other_server_has
     (one, two), (three, _) = made
     # A function would be a method of the connection, were it simply in the class.
     assert one.app is two.app is one.config.loaded_app is not three.app
-    assert one.connections is states[0].connections and three.connections is states[1].connections
-    assert one.parser is not two.parser and one.pipeline is not two.pipeline
+    assert one.connections is states[0].connections
+    assert three.connections is states[1].connections
+    assert one.parser is not two.parser
+    assert one.pipeline is not two.pipeline
     assert set(vars(one)) == OWN
 
 
