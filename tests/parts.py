@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import NoReturn, TypeVar
 
 import pytest
@@ -16,10 +17,12 @@ import pytest
 from deploy.parts import Kafka, Part, PartMissing, Postgres, Redis
 from deploy.parts.part import descendants, kill_family
 from tests import starting
+from tests.guard import guarded
 
 P = TypeVar("P", bound=Part)
 # Of linux/prctl.h.
 _PR_SET_CHILD_SUBREAPER = 36
+_GUARD = pytest.StashKey[ExitStack]()
 # A test that uses one of these fixtures, directly or through others, is marked `real`.
 _REAL = {"redis_part", "postgres_part", "kafka_part", "redis_server", "own_server"}
 
@@ -27,6 +30,8 @@ _REAL = {"redis_part", "postgres_part", "kafka_part", "redis_server", "own_serve
 def pytest_configure(config: pytest.Config) -> None:
     """Ended by SIGTERM (a time limit, a cancelled run) the tests stop their parts as on Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    config.stash[_GUARD] = guard = ExitStack()
+    guard.enter_context(guarded())
     if not _is_worker(config) and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -36,7 +41,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
     Its parts are ours by then: orphans go to the nearest ancestor that is a subreaper.
     """
+    # Whoever ends the tests may do so twice: `timeout` passes on a signal that its group has already.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     starting.stop()
+    config.stash[_GUARD].close()
     if not _is_worker(config):
         for pid in descendants(os.getpid()):
             kill_family(pid)

@@ -18,6 +18,7 @@ from tests.clients.known import ALL, Make
 from tests.clients.matrix import CUT, Matrix, ways_of
 from tests.clients.table import FAULTS, Missing, written
 from tests.clients.world import World
+from tests.guard import guarded
 
 _DOCS = Path(__file__).parents[2] / "docs/clients.md"
 _QUIET_S = 45.0
@@ -36,7 +37,7 @@ def main() -> int:
     # Ends everything that was started, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     clients, absent = _clients([make for make in ALL if not names or make.__name__ in names])
-    with tempfile.TemporaryDirectory(prefix="pushsse-clients-") as folder:
+    with guarded(), tempfile.TemporaryDirectory(prefix="pushsse-clients-") as folder:
         matrix = _run(Path(folder), clients, quick=quick)
     for way in matrix.ways:
         shown = "  ".join(f"{fault}: {matrix.verdicts[way, fault]}" for fault in FAULTS)
