@@ -53,7 +53,7 @@ subprocess.run(["sh", "-c", "sleep 600 & sleep 600"])
 
 @contextmanager
 def started(folder: Path, workers: int) -> Iterator[tuple["subprocess.Popen[bytes]", list[int]]]:
-    """A run in the middle of a test; the numbers of the process that runs the test, and of what it started."""
+    """A run in the middle of a test; the numbers of the process that runs it, and of what it started."""
     (folder / "test_starts.py").write_text(STARTS)
     (folder / "forked.py").write_text(FORKED)
     command = [sys.executable, "-m", "pytest", "-p", "no:schemathesis", "-p", "tests.parts"]
