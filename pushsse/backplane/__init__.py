@@ -500,8 +500,9 @@ class Backplane(Protocol):
         """Says who is at a place, None for somebody to be forgotten, and renews the place's lease.
 
         A place is new with `anew`, and has one node. What was told of it is kept for PRESENCE_KEEP_MS after
-        its lease. False where the lease had ended: then nothing was told, and the node has to go on at a new
-        place. At most PRESENCE_AT_ONCE people. Raises BackplaneUnavailable.
+        its lease. False where the lease had ended, or something told before is lost: then nothing was told,
+        and the node has to go on at a new place. At most PRESENCE_AT_ONCE people. Raises
+        BackplaneUnavailable.
         """
         ...
 

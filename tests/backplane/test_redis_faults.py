@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -420,6 +420,31 @@ async def test_a_search_forgets_the_places_of_nodes_that_are_gone(own_server: Re
         )
         assert [each.users for each in search.missed] == [("ann",)]
         assert own_server.admin.smembers("test:8:present") == {b"here"}
+
+
+async def test_a_place_of_which_redis_has_lost_a_telling_is_told_anew(
+    own_server: RedisServer, tmp_path: Path
+) -> None:
+    """Who came in the last second would be taken for away as long as the stream lasts."""
+    async with node(own_server) as backplane:
+        assert await backplane.tell_presence("old", {"ann": Stay(1, 5)}, anew=True)
+        assert await backplane.tell_presence("old", {"cy": Stay(1, 6)})
+        older = tmp_path.parent / f"{tmp_path.name}-older"
+        own_server.save_to(older)
+        assert await backplane.tell_presence("old", {"bo": Stay(1, 7)})
+        own_server.kill()
+        own_server.restore(older)
+        own_server.start()
+        async with asyncio.timeout(10):
+            while True:
+                with suppress(BackplaneUnavailable):
+                    assert not await backplane.tell_presence("old", {})
+                    break
+                await asyncio.sleep(0.05)
+        people = {"ann": Stay(1, 5), "bo": Stay(1, 7)}
+        assert await backplane.tell_presence("new", people, anew=True)
+        assert await backplane.tell_presence("new", {"ann": None})
+        assert (await backplane.presence(["bo"]))["bo"].keys() == {"new"}
 
 
 async def test_an_entry_that_cannot_be_read_is_for_nobody_and_its_number_counts(

@@ -100,6 +100,8 @@ class RedisBackplane(Backplane):
         canary_channel = f"{self._names}canary{database}:{node}".encode()
         self._notices = f"{self._names}notices{database}"
         self._published: dict[str, Mark] = {}
+        # By place, of which a node has one: how often it was told of.
+        self._tellings: dict[str, int] = {}
         self._publishing = RedisConnection(connector, "publishing", timeout_s=TIMEOUT_S)
         self._reading = RedisConnection(connector, "reading", timeout_s=_READ_TIMEOUT_S)
         # Of its own: a count must not wait for a replay, and a publication not for a count.
@@ -311,14 +313,20 @@ class RedisBackplane(Backplane):
         people: list[str] = []
         for user, stay in stays.items():
             people += (user, "" if stay is None else f"{stay.streams} {stay.since_ms} {stay.left_ms}")
+        number = 1 if anew else self._tellings.get(place, 0) + 1
         told = await self._checking.run(
-            _TELL_PRESENCE, self._names, place, lease_ms, PRESENCE_KEEP_MS, int(anew), *people
+            _TELL_PRESENCE, self._names, place, lease_ms, PRESENCE_KEEP_MS, int(anew), number, *people
         )
+        if told == 1:
+            self._tellings[place] = number
+        else:
+            self._tellings.pop(place, None)
         return told == 1
 
     async def end_presence(self, place: str) -> None:
         """Ends the lease of a place now. Raises BackplaneUnavailable."""
         await self._checking.run(_END_PRESENCE, self._names, place)
+        self._tellings.pop(place, None)
 
     async def presence(self, users: Sequence[str]) -> Mapping[str, Mapping[str, Stay]]:
         """Where people are, some hundreds of them in each run of a script. Raises BackplaneUnavailable."""

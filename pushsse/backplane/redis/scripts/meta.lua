@@ -14,7 +14,8 @@
 --   answer:ID    hash    an answer so far: attempt, seq (its last delta), bytes (of its text), status; or ended.
 --                        With :text (string) and :parts (list)
 --   present      set     the places that have told who is there
---   presence:PLACE  hash  person -> "STREAMS SINCE LEFT" (ms); with an empty name, when the place's lease ends
+--   presence:PLACE  hash  person -> "STREAMS SINCE LEFT" (ms); with an empty name, when the place's lease ends, with a
+--                        space, how often its node has told of it
 --   duty:NAME    string  the node that does something for all, as long as its lease; :marks (hash) how far that
 --                        has got, LOG -> "EPOCH NUMBER"
 --   reports      hash    node -> until when (ms), a space, what it says about itself; expires with the last of them
