@@ -173,6 +173,7 @@ def measure(
         "PUSHSSE_DATABASE_URL": database_url,
         "PUSHSSE_ANSWERER": "python:bench.answerer:answer",
         "PUSHSSE_QUESTIONS_PER_MINUTE": str(_PER_MINUTE),
+        "PUSHSSE_LOG_BYTES_PER_MINUTE": str(1024**3),
     }
     with BenchNode(folder / "questions", settings) as node:
         costs = asyncio.run(_all(node, redis, seconds))

@@ -164,6 +164,7 @@ def _endpoints(node: Node) -> Endpoints:
             replay=node.hub_parts.replay,
             backplane=node.backplane,
             limit=CallLimit("acks", settings.acks_per_minute, "send acks", node.backplane, limited),
+            allowance=node.allowance,
             window_s=settings.log_keep_s,
             outcomes=node.hub.outcomes,
         ),

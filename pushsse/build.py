@@ -16,6 +16,7 @@ from pushsse.api.identity.remote import SESSIONS_AT_ONCE, KeyServer, Remote, Ses
 from pushsse.api.identity.tokens import CookieToken, HeaderToken, TokenRules, Tokens
 from pushsse.api.limits import Replies
 from pushsse.backplane import ENDED_MS, Backplane
+from pushsse.backplane.allowance import LogAllowance
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.backplane.memory.writer import LogWriter
 from pushsse.backplane.redis import RedisBackplane
@@ -69,7 +70,8 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         backplane=backplane,
         declared=declared(settings.types),
     )
-    preferences = Preferences(store, backplane)
+    allowance = LogAllowance(backplane, quota=settings.log_bytes_per_minute, limited=metrics.limited)
+    preferences = Preferences(store, backplane, allowance)
     outcomes = _outcomes(settings, backplane, metrics)
     noted = outcomes.outcomes if outcomes is not None else None
     dispatcher = Dispatcher(
@@ -81,7 +83,9 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
     )
     answerer_parts = configured(settings, metrics)
     deletion = QuestionDeletion(database)
-    questions = _questions(settings, QuestionStore(database), backplane, answerer_parts.answerer, metrics)
+    questions = _questions(
+        settings, QuestionStore(database), allowance, backplane, answerer_parts.answerer, metrics
+    )
     people = StoredPeople(StateTable(database), preferences, questions)
     kicked = Kicked()
     hub_parts = assemble_hub(
@@ -128,6 +132,7 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         drafter=drafter,
         people=people,
         preferences=preferences,
+        allowance=allowance,
         hub_parts=hub_parts,
         kicked=kicked,
         kicks=kicks,
@@ -220,7 +225,12 @@ def _log_file(database_url: str) -> Path | None:
 
 
 def _questions(
-    settings: Settings, store: QuestionStore, backplane: Backplane, answerer: Answerer, metrics: Metrics
+    settings: Settings,
+    store: QuestionStore,
+    allowance: LogAllowance,
+    backplane: Backplane,
+    answerer: Answerer,
+    metrics: Metrics,
 ) -> Questions:
     """Questions, answered by what the settings name."""
     return assemble_questions(
@@ -237,6 +247,7 @@ def _questions(
         ),
         unsure_hands_over=settings.handover_unsure == "on",
         has_answerer=bool(settings.answerers) or settings.people_answer_all,
+        allowance=allowance,
     )
 
 

@@ -88,6 +88,23 @@ class Overloaded(Unavailable):
     """This node has more to do than it can just now."""
 
 
+class AllowanceSpent(PushsseError):
+    """A person has put into the logs what they take from one person for now. HTTP 429.
+
+    `quota` bytes in `window_s`; room comes `after_s`, and all of it is there again in `whole_s`.
+    """
+
+    def __init__(self, quota: int, window_s: int, *, after_s: int, whole_s: int) -> None:
+        super().__init__(
+            f"you may add {quota} bytes a minute to the log, with questions and their answers, acks and"
+            f" switches; try again in {after_s} s"
+        )
+        self.quota = quota
+        self.window_s = window_s
+        self.after_s = after_s
+        self.whole_s = whole_s
+
+
 class NotOwner(PushsseError):
     """The partition has a newer owner: what was read under the old assignment must not be published."""
 

@@ -152,6 +152,11 @@ class Change(Struct, frozen=True, array_like=True, gc=False):
     revision: int = 0
     quiet: str | None = None
 
+    @property
+    def size(self) -> int:
+        """About the bytes that a log keeps of it."""
+        return sum(map(len, self.before)) + sum(map(len, self.after)) + len(self.before) + len(self.after)
+
 
 class Publication(Struct, frozen=True, array_like=True, gc=False):
     """An event with its recipients, encoded for the wire: what the log keeps and every node writes.
@@ -176,6 +181,14 @@ class Publication(Struct, frozen=True, array_like=True, gc=False):
     trace: str = ""
     collapse: str = ""
     origin: str = ""
+
+    @property
+    def size(self) -> int:
+        """About the bytes that a log keeps of it: what pushes older ones out, and what a person pays for."""
+        size, users = len(self.name) + len(self.body), self.users or ()
+        for user in users:
+            size += len(user) + 1
+        return size if self.change is None else size + self.change.size
 
     @property
     def data(self) -> bytes:

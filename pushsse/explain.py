@@ -38,6 +38,8 @@ _TOPIC_S = 10.0
 # Before the event's place in the log, for clocks that differ.
 _BEFORE_MS = 10_000
 _ACK, _SWITCH = "ack", "switch"
+# A service's: no producer may use the name.
+_PREFERENCES = "preferences"
 _WORDS = {True: "on", False: "off", None: "by default"}
 
 Verdict = Literal[
@@ -108,6 +110,7 @@ class _Seen:
     broadcast: int = 0
     epoch: dict[str, str] = field(default_factory=dict)
     _begin: bytes = b""
+    _number: int = 0
 
     def __post_init__(self) -> None:
         self._begin = b'{"id":' + msgspec.json.encode(self.event) + b","
@@ -119,10 +122,8 @@ class _Seen:
             if publication.users is not None and self.user not in publication.users:
                 continue
             at = _time(entry.at_ms)
-            if publication.change is not None:
-                number = publication.change.version
-                self.switched.append((number, Step(at, "switched", _switched(publication))))
-                self.changes.setdefault(number, entry.order)
+            if publication.name == _PREFERENCES:
+                self._take_change(entry)
             elif publication.name == _ACK:
                 self._take_ack(entry)
             elif publication.data.startswith(self._begin):
@@ -146,6 +147,14 @@ class _Seen:
             return entry.publication.name, Moment(entry.at_ms, before, frozenset(self.changes) - before)
         first = min((each for each in told if each.type), key=lambda each: each.at, default=None)
         return (first.type, Moment(int(first.at.timestamp() * 1000))) if first is not None else None
+
+    def _take_change(self, entry: Entry) -> None:
+        publication = entry.publication
+        # A change that has several events is in the first of them.
+        if publication.change is not None:
+            self._number = publication.change.version
+            self.changes.setdefault(self._number, entry.order)
+        self.switched.append((self._number, Step(_time(entry.at_ms), "switched", _switched(publication))))
 
     def _take_event(self, entry: Entry) -> None:
         publication = entry.publication

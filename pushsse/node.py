@@ -18,6 +18,7 @@ from pushsse.api.events import Intake
 from pushsse.api.identity import Identifier
 from pushsse.api.limits import Replies
 from pushsse.backplane import Backplane
+from pushsse.backplane.allowance import LogAllowance
 from pushsse.database import Database
 from pushsse.errors import CloseReason, DatabaseUnavailable, PushsseError, SettingsError
 from pushsse.explain import Explaining
@@ -68,6 +69,7 @@ class Node:
     drafter: Drafter
     people: StoredPeople
     preferences: Preferences
+    allowance: LogAllowance
     hub_parts: HubParts
     kicked: Kicked
     kicks: Kicks
@@ -143,6 +145,7 @@ class Node:
             "catalogue": self.catalogue.run,
             "people": self.people.run,
             "preferences": self.preferences.run,
+            "allowance": self.allowance.run,
             "kicks": self.kicks.run,
             "retention": self.retention.run,
             "history of switches": self.history.run,

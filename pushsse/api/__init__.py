@@ -21,6 +21,7 @@ from starlette.types import Message, Scope
 
 from pushsse import strictjson
 from pushsse.errors import (
+    AllowanceSpent,
     EventTooLarge,
     InvalidInput,
     NotJson,
@@ -239,6 +240,17 @@ async def on_unavailable(_: Request, error: Exception) -> ProblemResponse:
     return problem_response(503, "unavailable", detail, headers={"retry-after": "2"})
 
 
+async def on_allowance(_: Request, error: Exception) -> ProblemResponse:
+    """AllowanceSpent, as a limit of calls says it; the quota is in bytes (`qu`, as the draft has it)."""
+    assert isinstance(error, AllowanceSpent)
+    headers = {
+        "ratelimit-policy": f'"log_bytes";q={error.quota};qu="content-bytes";w={error.window_s}',
+        "ratelimit": f'"log_bytes";r=0;t={error.whole_s}',
+        "retry-after": str(error.after_s),
+    }
+    return problem_response(429, "rate_limited", str(error), headers=headers)
+
+
 async def on_too_large(_: Request, error: Exception) -> ProblemResponse:
     """EventTooLarge: the same request can't work later either, so it isn't a 503."""
     assert isinstance(error, EventTooLarge)
@@ -268,6 +280,7 @@ HANDLERS = {
     InvalidInput: on_invalid,
     Unavailable: on_unavailable,
     StatementFailed: on_bug,
+    AllowanceSpent: on_allowance,
     EventTooLarge: on_too_large,
     HTTPException: on_http_exception,
     ClientDisconnect: on_disconnect,

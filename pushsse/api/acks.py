@@ -21,6 +21,7 @@ from pushsse.api.identity import STREAM, Identifier
 from pushsse.api.limits import CallLimit
 from pushsse.api.polls import RETRY_AFTER, SCAN_WAIT_S
 from pushsse.backplane import BROADCAST, Backplane, Draft, log_of
+from pushsse.backplane.allowance import LogAllowance
 from pushsse.errors import InvalidInput, Violation
 from pushsse.event import EventId
 from pushsse.hub.catch_up import SCAN_ENTRIES, Found, Replay, ScansBusy
@@ -73,6 +74,7 @@ class AcksEndpoint:
     replay: Replay
     backplane: Backplane
     limit: CallLimit
+    allowance: LogAllowance
     window_s: float
     # Where it is noted what became of events, if it is.
     outcomes: Outcomes | None = None
@@ -83,6 +85,7 @@ class AcksEndpoint:
         wanted = _checked(await read_json(request, AckRequest))
         fields = await self.limit.spend(who.user)
         publication = event.encode(NAME, wanted, users=(who.user,))
+        await self.allowance.take(who.user, publication.size)
         await self.backplane.publish_to(who.user, (Draft(publication),))
         if self.outcomes is not None and wanted.ids:
             self.outcomes.acked(who.user, wanted.ids, wanted.state)

@@ -561,7 +561,7 @@ CALLS = (
         scope=ANSWER,
         bodies={JSON: questions.SaidRequest},
         answers=_ONE_QUESTION,
-        problems=(400, *_REFUSED, 404, 409, 413, 415, 422, 503),
+        problems=(400, *_REFUSED, 404, 409, 413, 415, 422, 429, 503),
     ),
     Call(
         method="GET",
@@ -610,7 +610,7 @@ CALLS = (
         parameters=(_KEY,),
         bodies={JSON: questions.SaidRequest},
         answers={(201, JSON): questions.QuestionView},
-        problems=(400, *_REFUSED, 404, 409, 413, 415, 422, 503),
+        problems=(400, *_REFUSED, 404, 409, 413, 415, 422, 429, 503),
     ),
     Call(
         method="POST",

@@ -26,7 +26,8 @@ _SEND_TIMEOUT_S = 30.0
 _REPLIES_RETRY_S = 5
 # The header fields, for the document.
 FIELDS = {
-    "RateLimit-Policy": "how many calls (q) a person may make in how many seconds (w)",
+    "RateLimit-Policy": "how many calls (q) a person may make in how many seconds (w); with `qu` "
+    "content-bytes, how many bytes they may add to the log",
     "RateLimit": "how many are left (r), and in how many seconds (t) all of them are again",
 }
 

@@ -1,5 +1,6 @@
 """`/v1/preferences`: a person's switches and quiet hours; `/v1/users/USER/preferences`: somebody's."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
@@ -90,7 +91,9 @@ class PreferencesEndpoint:
         who = await self.identifier.identify(request, PREFERENCES)
         wanted = await _read(request)
         fields = await self.limit.spend(who.user)
-        changed = await self._change(request, who.user, wanted, acting(who, "person"))
+        changed = await self._change(
+            request, who.user, wanted, acting(who, "person"), self.preferences.change_own
+        )
         return json_response(changed, headers={**fields, **_VARY})
 
     async def get_of(self, request: Request) -> Response:
@@ -100,16 +103,24 @@ class PreferencesEndpoint:
     async def post_of(self, request: Request) -> Response:
         """Changes somebody's, as they do it themselves."""
         by, user = await named(request, self.identifier, below="/preferences")
-        changed = await self._change(request, user, await _read(request), acting(by, "admin"))
+        wanted = await _read(request)
+        changed = await self._change(request, user, wanted, acting(by, "admin"), self.preferences.change)
         return json_response(changed, headers=_VARY)
 
     async def _get(self, request: Request, user: str) -> Response:
         found = await self.store.preferences(user, _languages(request))
         return json_response(_view(found), headers=_VARY)
 
-    async def _change(self, request: Request, user: str, wanted: ChangeRequest, by: Actor) -> PreferenceList:
+    async def _change(
+        self,
+        request: Request,
+        user: str,
+        wanted: ChangeRequest,
+        by: Actor,
+        change: Callable[..., Awaitable[Settled]],
+    ) -> PreferenceList:
         return _view(
-            await self.preferences.change(
+            await change(
                 user,
                 wanted.types or {},
                 by=by,

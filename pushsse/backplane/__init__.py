@@ -278,6 +278,13 @@ class Uses(NamedTuple):
     left_ms: int
 
 
+class Spent(NamedTuple):
+    """Whether an allowance was taken from, and in how many milliseconds it is whole again."""
+
+    taken: bool
+    whole_ms: int
+
+
 class Stay(NamedTuple):
     """A person's streams at one place. Times in milliseconds since 1970, by the log's clock.
 
@@ -596,6 +603,14 @@ class Backplane(Protocol):
 
         All nodes share the count. A node that the backplane doesn't answer counts by itself; nothing is
         raised.
+        """
+        ...
+
+    async def spend(self, name: str, ms: int, *, most_ms: int | None) -> Spent:
+        """Takes so many milliseconds of refilling from the allowance `name`; nothing if it needs `most_ms`.
+
+        An allowance refills by itself, and is whole where nobody has taken from it. All nodes share it, as
+        the counts of `use`; nothing is raised.
         """
         ...
 

@@ -165,7 +165,7 @@ def _size(publication: Publication) -> int:
     size, users = len(publication.body) + _ENTRY_BYTES, publication.users
     if users is not None and len(users) > 1:
         size += _RECIPIENT_BYTES * len(users) + sum(map(len, users))
-    return size
+    return size if publication.change is None else size + publication.change.size
 
 
 class Newest:

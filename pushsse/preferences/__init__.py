@@ -15,12 +15,14 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
+from weakref import WeakValueDictionary
 
 import msgspec
 from msgspec import Struct
 
 from pushsse import event
 from pushsse.backplane import Append, Backplane, Draft, log_of
+from pushsse.backplane.allowance import LogAllowance
 from pushsse.database import Database, Session, Statement, repeated
 from pushsse.errors import InvalidInput, Unavailable, Violation
 from pushsse.event import TypeName, UserName
@@ -51,9 +53,14 @@ _NOTHING: Mapping[str, bool | None] = {}
 class Preferences:
     """People's switches, as the API changes them."""
 
-    def __init__(self, store: PreferenceStore, backplane: Backplane) -> None:
+    def __init__(
+        self, store: PreferenceStore, backplane: Backplane, allowance: LogAllowance | None = None
+    ) -> None:
         self._store = store
         self._backplane = backplane
+        self._allowance = allowance or LogAllowance(backplane)
+        # Those who are changing something here, or wait for their turn to.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def change(
         self,
@@ -76,6 +83,30 @@ class Preferences:
         await self._publish(
             await self._store.change(user, types, categories=categories, schedule=schedule, by=by)
         )
+        return await self._store.preferences(user, languages)
+
+    async def change_own(
+        self,
+        user: str,
+        types: Mapping[str, bool | None],
+        *,
+        by: Actor,
+        categories: Mapping[str, bool | None] = _NOTHING,
+        schedule: Reschedule | None = None,
+        languages: Languages = (),
+    ) -> Settled:
+        """`change`, which the person pays for with what the logs take of one. Raises AllowanceSpent, too.
+
+        What it costs shows when it is done: each change carries all that the person has off. So one waits for
+        the other here, as it would in the database, and finds what that one has left.
+        """
+        async with self._turns.setdefault(user, asyncio.Lock()):
+            await self._allowance.take(user)
+            changes = await self._store.change(user, types, categories=categories, schedule=schedule, by=by)
+            # What waited for the log before it is paid for.
+            made = [draft for change in changes[-1:] for draft in _drafts(change)]
+            self._allowance.owe(user, sum(draft.publication.size for draft in made))
+            await self._publish(changes)
         return await self._store.preferences(user, languages)
 
     async def settle(self, user: str) -> None:
@@ -137,7 +168,10 @@ class Preferences:
 
 
 def _drafts(change: PendingChange) -> list[Draft]:
-    """The `preferences` event of a change, in as many frames as its names need."""
+    """The `preferences` event of a change, in as many frames as its names need.
+
+    The first one carries the change itself, which holds from there on: all frames together may be smaller.
+    """
     told: list[dict[str, object]]
     schedule = {} if change.quiet is None else msgspec.to_builtins(quiet.decoded(change.quiet))
     if len(change.changed) + len(change.categories) <= _NAMES_A_FRAME:
@@ -149,7 +183,7 @@ def _drafts(change: PendingChange) -> list[Draft]:
         told[-1] |= schedule
     return [
         Draft(
-            event.encode("preferences", data, users=(change.user,), change=change.change),
+            event.encode("preferences", data, users=(change.user,), change=None if part else change.change),
             once=f"switch:{change.user}:{change.version}" + (f":{part}" if part else ""),
         )
         for part, data in enumerate(told)

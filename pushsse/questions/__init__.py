@@ -6,7 +6,7 @@ question. An event has a frame's room, so a long text is cut in it, and `truncat
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -320,6 +320,8 @@ MAX_TEXT_BYTES = 32 * 1024
 _MAX_ENCODED_BYTES = 38 * 1024
 _MAX_EXTRAS_BYTES = 4 * 1024
 _MAX_PARTS_BYTES = 20 * 1024
+# Of an event without its text: the names of the question, the conversation and the person.
+_REST_BYTES = 200
 _json = msgspec.json.Encoder()
 T = TypeVar("T")
 
@@ -386,6 +388,25 @@ def drafts_of(question: Question) -> tuple[Draft, ...]:
     if not question.has_ended:
         return (changed,)
     return changed, Draft(end_event(question), once=f"{name}:end")
+
+
+def asked_size(text: str) -> int:
+    """About the bytes of the `question` events that every question leaves: two at once, one at its end."""
+    return 3 * (len(_json.encode(text)) + _REST_BYTES)
+
+
+def said_size(text: str, links: tuple[Link, ...]) -> int:
+    """About the bytes of what staff say."""
+    return len(_json.encode(text)) + len(_json.encode(links)) + 2 * _REST_BYTES
+
+
+def late_size(question: Question, told: Sequence[Draft]) -> int:
+    """The bytes of its events that weren't known when it was asked; none of what staff paid for."""
+    if question.by is not None and question.by.kind == "staff":
+        return 0
+    is_more = question.status == "handed_over"
+    sizes = (draft.publication.size for draft in told if is_more or draft.publication.name != "question")
+    return sum(sizes)
 
 
 def status_event(question: Question) -> Publication:

@@ -15,6 +15,7 @@ from types import TracebackType
 import msgspec
 
 from pushsse.backplane import Append, Backplane, Draft, Topic, log_of
+from pushsse.backplane.allowance import LogAllowance
 from pushsse.backplane.answers import Grew, Growth, SoFar
 from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable, Unavailable
 from pushsse.event import encode
@@ -41,6 +42,7 @@ from pushsse.questions import (
     clean,
     drafts_of,
     fit,
+    late_size,
     once_of,
 )
 from pushsse.questions.answerers import Delta
@@ -88,9 +90,16 @@ class Life:
     """
 
     def __init__(
-        self, store: QuestionStore, backplane: Backplane, metrics: Metrics, pace: QuestionPace
+        self,
+        store: QuestionStore,
+        backplane: Backplane,
+        metrics: Metrics,
+        pace: QuestionPace,
+        allowance: LogAllowance | None = None,
     ) -> None:
         self.pace = pace
+        # Whoever asks, or says something, pays for what that puts into the log.
+        self.allowance = allowance or LogAllowance(backplane)
         self.store = store
         self.conversations = ConversationStore(store.database)
         self._backplane = backplane
@@ -186,9 +195,9 @@ class Life:
         )
         own = None if question is None else question.id
         await self.announce_all(ids, stopped=[each for each in ids if each != own])
-        if not ids and await self.conversations.one(conversation) is not None:
+        if not ids and (found := await self.conversations.one(conversation)) is not None:
             try:
-                await self.tell_staff(DeskEvent(conversation, "waiting", None))
+                await self.tell_staff(DeskEvent(conversation, "waiting", None), by=found.user)
             except Unavailable as error:
                 logger.warning(
                     "conversation %s: its staff see what is new only when they load their list again: %s",
@@ -220,8 +229,11 @@ class Life:
                     self._stopped(found, HANDED_OVER)
                 reached = reached and await self._stop(found) and await self.announce(found)
 
-    async def tell_staff(self, event: DeskEvent, once: str = "") -> None:
-        """Publishes an event to the staff who asked what waits. Raises BackplaneUnavailable, too."""
+    async def tell_staff(self, event: DeskEvent, *, by: str, once: str = "") -> None:
+        """Publishes an event to the staff who asked what waits, at the cost of `by`, who has caused it.
+
+        Raises BackplaneUnavailable, too.
+        """
         by_log: dict[str, list[str]] = {}
         for user in await self.conversations.staff():
             by_log.setdefault(log_of(user, self._backplane.shards), []).append(user)
@@ -230,6 +242,7 @@ class Life:
             for log, users in by_log.items()
         ]
         if appends:
+            self.allowance.owe(by, sum(append.drafts[0].publication.size for append in appends))
             async with _InTime():
                 await self._backplane.publish(appends)
 
@@ -341,9 +354,10 @@ class Life:
             if self._backplane.publish_nowait((append,)) is None:
                 async with _InTime():
                     await self._backplane.publish((append,))
+            self.allowance.owe(question.user, late_size(question, told))
             if question.status == "handed_over":
                 waits = DeskEvent(question.conversation, "waiting", question.id)
-                await self.tell_staff(waits, once=f"{once_of(question)}:desk")
+                await self.tell_staff(waits, by=question.user, once=f"{once_of(question)}:desk")
             # After the log has it: a node that dies before it is stored leaves it to a sweep, whose second
             # append the log drops by `once`. The other way round the status would never be published.
             self._announced[question.id] = question.status

@@ -19,6 +19,7 @@ import msgspec
 from ulid import ULID
 
 from pushsse.backplane import Backplane, Topic
+from pushsse.backplane.allowance import LogAllowance
 from pushsse.backplane.answers import SoFar
 from pushsse.errors import DatabaseUnavailable, InvalidInput, Overloaded, Unavailable, Violation
 from pushsse.metrics import Metrics
@@ -37,7 +38,9 @@ from pushsse.questions import (
     Rating,
     TooManyQuestions,
     Turn,
+    asked_size,
     clean,
+    said_size,
 )
 from pushsse.questions.answerers import Answerer
 from pushsse.questions.answering import Answering
@@ -106,8 +109,8 @@ class Questions:
 
         Where people have taken the conversation over, it is handed over from the beginning. Raises
         InvalidInput (the key was another question's), BeingTaken (another request with it is being served),
-        UnknownConversation (it is somebody else's), TooManyQuestions, Overloaded, NobodyAnswers,
-        DatabaseUnavailable.
+        UnknownConversation (it is somebody else's), TooManyQuestions, AllowanceSpent, Overloaded,
+        NobodyAnswers, DatabaseUnavailable.
         """
         unended: Unended | None = None
         if idempotency_key is not None:
@@ -119,8 +122,9 @@ class Questions:
         if idempotency_key is not None:
             # Before the key is claimed: who has no room may come again with it at once.
             self._admit(unended if unended is not None else await self.life.store.count_unended(user))
-            if first := await self._claim(user, idempotency_key, asking):
-                return first
+        await self.life.allowance.take(user, asked_size(asking.text))
+        if idempotency_key is not None and (first := await self._claim(user, idempotency_key, asking)):
+            return first
         conversation = asking.conversation
         if conversation is None and asking.after is not None:
             conversation = await self._conversation_of(user, asking.after)
@@ -163,8 +167,8 @@ class Questions:
     async def regenerate(self, user: str, question_id: str) -> Question | None:
         """Asks a person's ended question anew; None if there is no such one. The old answer is kept.
 
-        Raises NotNow (it has no end yet, or is a message of staff), TooManyQuestions, Overloaded,
-        NobodyAnswers, DatabaseUnavailable.
+        Raises NotNow (it has no end yet, or is a message of staff), TooManyQuestions, AllowanceSpent,
+        Overloaded, NobodyAnswers, DatabaseUnavailable.
         """
         question = await self.get(user, question_id)
         if question is None:
@@ -175,6 +179,7 @@ class Questions:
             raise NotNow("not_ended", "the question has no end yet, cancel it first")
         self._admit_waiting()
         self._admit(await self.life.store.count_unended(user))
+        await self.life.allowance.take(user, asked_size(question.text))
         ours = not self.answering.resting
         again = await self.life.ask_again(question, node=self.node, leased=ours, timeout_s=self.timeout_s)
         if again is not None and ours and again.is_open:
@@ -197,10 +202,12 @@ class Questions:
     async def hand_over(self, user: str, conversation: str, reason: str) -> Conversation | None:
         """People answer in a person's conversation from now on, as he wants it; None if there is none.
 
-        Raises NotNow where nothing is handed over here.
+        Raises NotNow where nothing is handed over here, AllowanceSpent.
         """
         if await self.conversation(user, conversation) is None:
             return None
+        # What waits in it is told to its person and to the staff, once for each of these calls.
+        await self.life.allowance.take(user)
         if not self.life.pace.keep_s:
             raise NotNow("no_people", "nobody takes conversations over here")
         await self.life.hand_over_conversation(conversation, by="person", reason=reason)
@@ -363,9 +370,10 @@ def assemble_questions(
     pace: QuestionPace | None = None,
     unsure_hands_over: bool = False,
     has_answerer: bool = True,
+    allowance: LogAllowance | None = None,
 ) -> Questions:
     """The service of one node; `run` has to be supervised. A question expires after `timeout_s`."""
-    life = Life(store, backplane, metrics, pace or QuestionPace())
+    life = Life(store, backplane, metrics, pace or QuestionPace(), allowance)
     answering = Answering(life, answerer, node=node, unsure_hands_over=unsure_hands_over)
     life.hear_stops(answering.stop)
     backplane.hear_notices(Topic.ENDED, answering.hear_end)
@@ -483,15 +491,16 @@ class Desk:
     async def answer(self, staff: str, question_id: str, said: Said) -> Question | None:
         """Answers a question of such a conversation. None if there is none; raises NotNow if it has ended.
 
-        Of two that answer at once the first one wins, on all nodes.
+        Of two that answer at once the first one wins, on all nodes. Raises AllowanceSpent.
         """
         question = await self.life.find(question_id)
         if question is None or await self.conversation(question.conversation) is None:
             return None
+        await self.life.allowance.take(staff, said_size(said.text, said.links))
         if not await self.life.end(question_id, Answered(said.by, said.text, said.links)):
             raise NotNow("already_ended", "the question has an answer already, or has ended otherwise")
         logger.info("question %s: %s has answered it", question_id, staff, extra=question.ids)
-        await self._said(question)
+        await self._said(question, staff)
         return await self.life.find(question_id)
 
     async def write(
@@ -500,13 +509,14 @@ class Desk:
         """Sends a further message, as the answer to a question without text. None if it isn't handed over.
 
         With a key that this member of staff has used here within a day, returns the first. Raises
-        InvalidInput (that had another text), BeingTaken (it is being written).
+        InvalidInput (that had another text), BeingTaken (it is being written), AllowanceSpent.
         """
         if (found := await self.conversation(conversation)) is None:
             return None
         key = None if idempotency_key is None else _message_key(staff, conversation, idempotency_key)
         if key is not None and (first := await self._first(found.user, key, said)) is not None:
             return first
+        await self.life.allowance.take(staff, said_size(said.text, said.links))
         now = datetime.now(UTC)
         message = Question(
             id=str(ULID()),
@@ -524,7 +534,7 @@ class Desk:
         if not await self.life.write(message, key=key):
             return None
         logger.info("conversation %s: %s has sent a message", conversation, staff, extra=message.ids)
-        await self._said(message)
+        await self._said(message, staff)
         return message
 
     async def _first(self, user: str, key: str, said: Said) -> Question | None:
@@ -545,10 +555,10 @@ class Desk:
             return None
         logger.info("conversation %s: %s has released it, %d questions end", conversation, by, len(ids))
         await self.life.announce_all(ids)
-        await self._tell(DeskEvent(conversation, "released", None))
+        await self._tell(DeskEvent(conversation, "released", None), by=by)
         return found
 
-    async def _said(self, question: Question) -> None:
+    async def _said(self, question: Question, staff: str) -> None:
         """The conversation's time begins anew, and other staff are told; if not, what was said stays."""
         try:
             await self.life.conversations.keep(question.conversation, keep_s=self.life.pace.keep_s)
@@ -558,11 +568,11 @@ class Desk:
                 question.conversation,
                 error,
             )
-        await self._tell(DeskEvent(question.conversation, "answered", question.id))
+        await self._tell(DeskEvent(question.conversation, "answered", question.id), by=staff)
 
-    async def _tell(self, event: DeskEvent) -> None:
+    async def _tell(self, event: DeskEvent, *, by: str) -> None:
         try:
-            await self.life.tell_staff(event)
+            await self.life.tell_staff(event, by=by)
         except Unavailable as error:
             logger.warning(
                 "conversation %s: its staff see what is new only when they load their list again: %s",

@@ -291,6 +291,14 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     acks_per_minute: Annotated[
         int, describe("acks by one person in a minute, at all nodes; 0: no limit", ge=0)
     ] = 60
+    log_bytes_per_minute: Annotated[
+        int,
+        describe(
+            "bytes that a person may add to the log in a minute, at all nodes, with questions, their answers,"
+            " acks and switches; 0: no limit",
+            ge=0,
+        ),
+    ] = 256 * 1024
     questions_keep_days: Annotated[
         int, describe("days that questions and their answers are kept; 0: for ever", ge=0, le=36_500)
     ] = 180

@@ -3,6 +3,7 @@
 import asyncio
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
@@ -20,18 +21,21 @@ from pushsse.backplane import (
     HeardLive,
     OpenedTicket,
     Source,
+    Spent,
     Stay,
     Ticket,
     TicketLife,
     TicketRefusal,
     Topic,
     Windows,
+    allowance,
     answers,
     memory,
     redis,
 )
+from pushsse.backplane.allowance import Allowances, LogAllowance
 from pushsse.backplane.answers import Grew, Growth, LiveDelta, SoFar
-from pushsse.errors import NotOwner
+from pushsse.errors import AllowanceSpent, NotOwner
 from pushsse.event import Change, Publication
 from pushsse.position import Mark
 from tests.waiting import eventually
@@ -842,6 +846,132 @@ async def test_no_more_windows_are_open_than_may_be(monkeypatch: pytest.MonkeyPa
     assert windows.use("first", window_ms=60_000).seen == 2
     windows.use("one too many", window_ms=60_000)
     assert windows.use("first", window_ms=60_000).seen == 1
+
+
+# Allowances
+
+ALLOWANCE = 60_000
+
+
+async def test_an_allowance_is_taken_from_until_nothing_is_left(make: Make) -> None:
+    async with make() as backplane:
+        await eventually(lambda: backplane.available)
+        # Whole as long as nobody takes anything.
+        assert await backplane.spend("bytes:ann", 0, most_ms=ALLOWANCE) == Spent(True, 0)
+        assert await backplane.spend("bytes:ann", 40_000, most_ms=ALLOWANCE) == Spent(True, 40_000)
+        # What is left is less than this takes: then the next ones wait for longer.
+        taken, whole_ms = await backplane.spend("bytes:ann", 50_000, most_ms=ALLOWANCE)
+        assert taken
+        assert ALLOWANCE < whole_ms <= 90_000
+        # One that isn't taken makes the wait no longer.
+        for _ in range(3):
+            taken, left_ms = await backplane.spend("bytes:ann", 50_000, most_ms=ALLOWANCE)
+            assert not taken
+            assert left_ms <= whole_ms
+        assert (await backplane.spend("bytes:bo", 1, most_ms=ALLOWANCE)).taken
+        # What somebody owes is always taken.
+        taken, owed_ms = await backplane.spend("bytes:ann", 50_000, most_ms=None)
+        assert taken
+        assert left_ms < owed_ms <= left_ms + 50_000
+
+
+async def test_an_allowance_refills_by_itself(make: Make) -> None:
+    async with make() as backplane:
+        await eventually(lambda: backplane.available)
+        began = time.monotonic()
+        await backplane.spend("ann", 700, most_ms=200)
+
+        async def has_room() -> bool:
+            return (await backplane.spend("ann", 0, most_ms=200)).taken
+
+        await eventually(has_room)
+        assert time.monotonic() - began > 0.49
+
+
+async def test_of_those_who_take_at_the_same_time_none_gets_more_than_there_is(make: Make) -> None:
+    async with make() as backplane:
+        await eventually(lambda: backplane.available)
+        spent = await asyncio.gather(*(backplane.spend("x", 10_000, most_ms=ALLOWANCE) for _ in range(50)))
+        # The seventh may find a little that has come back meanwhile.
+        assert sum(each.taken for each in spent) in (6, 7)
+
+
+async def test_allowances_that_are_whole_again_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowances = Allowances()
+    tracemalloc.start()
+    try:
+        # One that isn't whole is no hindrance.
+        allowances.spend("ann", ALLOWANCE, most_ms=None)
+        for number in range(1_000):
+            allowances.spend(f"short {number}", 1, most_ms=ALLOWANCE)
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(20_000):
+            allowances.spend(f"next {number}", 1, most_ms=ALLOWANCE)
+        assert tracemalloc.get_traced_memory()[0] < before + 500_000
+    finally:
+        tracemalloc.stop()
+    assert not allowances.spend("ann", 1, most_ms=ALLOWANCE // 2).taken
+    monkeypatch.setattr(allowance, "MOST_WINDOWS", 100)
+    for number in range(20_000):
+        allowances.spend(f"long {number}", ALLOWANCE, most_ms=ALLOWANCE)
+    assert sum(not allowances.spend(f"long {n}", 0, most_ms=1).taken for n in range(20_000)) <= 100
+
+
+async def test_what_a_person_owes_is_paid_by_the_next_call_at_any_node(make: Make) -> None:
+    async with make() as backplane:
+        await eventually(lambda: backplane.available)
+        limited: Counter[str] = Counter()
+        refused: list[AllowanceSpent] = []
+        here, there = (LogAllowance(backplane, quota=6_000, limited=limited) for _ in range(2))
+        settling = asyncio.create_task(here.run())
+        try:
+            await here.take("ann", 1_000)
+            here.owe("ann", 7_000)
+
+            async def is_refused() -> bool:
+                try:
+                    await there.take("ann")
+                except AllowanceSpent as error:
+                    refused.append(error)
+                return bool(refused)
+
+            await eventually(is_refused)
+        finally:
+            settling.cancel()
+        # 8,000 bytes at 100 bytes a second, of which a minute's worth is no reason to wait.
+        assert 10 < refused[0].after_s <= 21
+        assert 70 < refused[0].whole_s <= 80
+        assert limited == {"log_bytes": 1}
+        # At the same node at once.
+        await there.take("bo", 0)
+        there.owe("bo", 6_001)
+        with pytest.raises(AllowanceSpent):
+            await there.take("bo")
+        await there.take("eve", 1)
+
+
+async def test_who_waits_as_long_as_said_is_let_in(make: Make) -> None:
+    async with make() as backplane:
+        await eventually(lambda: backplane.available)
+        small = LogAllowance(backplane, quota=6_000)
+        await small.take("ann", 6_050)
+        with pytest.raises(AllowanceSpent) as refused:
+            await small.take("ann", 1)
+        assert refused.value.after_s == 1
+        await asyncio.sleep(refused.value.after_s)
+        await small.take("ann", 1)
+
+
+async def test_changes_count_with_all_that_they_carry(make: Make) -> None:
+    names = tuple(f"{number:03}".ljust(64, "x") for number in range(200))
+    change = Change("ann", 1, names, names)
+    async with make(keep_bytes=65_536) as backplane:
+        for _ in range(5):
+            await backplane.publish_to(
+                "ann", [Draft(Publication("preferences", b"data: {}\n", ("ann",), change=change))]
+            )
+        page = await backplane.read({contract.log_of("ann", backplane.shards): 0}, limit=10)
+        assert len(page.entries) <= 2
 
 
 # Presence

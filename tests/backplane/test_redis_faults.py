@@ -600,6 +600,22 @@ async def test_nodes_share_a_count_and_each_counts_alone_while_redis_is_away(own
         assert (await other.use("ann", window_ms=60_000)).seen == 6
 
 
+async def test_nodes_share_an_allowance_and_each_has_one_while_redis_is_away(own_server: RedisServer) -> None:
+    async with node(own_server, "one") as one, node(own_server, "other") as other:
+        await eventually(lambda: one.available and other.available)
+        spent = [await each.spend("ann", 25_000, most_ms=60_000) for each in (one, other, one, other)]
+        assert [each.taken for each in spent] == [True, True, True, False]
+        own_server.stop()
+        # Nobody is refused for the sake of it, beyond what a node sees by itself.
+        alone = [await one.spend("ann", 30_000, most_ms=60_000) for _ in range(4)]
+        assert [each.taken for each in alone][-1:] == [False]
+        assert alone[0].taken
+        assert (await other.spend("ann", 1, most_ms=60_000)).taken
+        own_server.start()
+        await eventually(lambda: one.available and other.available)
+        assert not (await one.spend("ann", 1, most_ms=60_000)).taken
+
+
 async def test_calls_wait_half_a_second_at_most_for_a_count_of_a_redis_that_hangs(
     own_server: RedisServer,
 ) -> None:

@@ -55,7 +55,7 @@ Api = tuple[str, requests.Session]
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    limits = {"PUSHSSE_QUESTIONS_PER_MINUTE": "0", "PUSHSSE_SWITCHES_PER_MINUTE": "0"}
+    limits = {f"PUSHSSE_{name}_PER_MINUTE": "0" for name in ("QUESTIONS", "SWITCHES", "LOG_BYTES")}
     with served(tmp_path_factory.mktemp("node"), PUSHSSE_JWT_SECRET=SECRET, **limits) as node:
         now = time.time()
         claims = {"sub": "somebody", "iat": now, "exp": now + 3600, "scope": "pushsse:admin"}

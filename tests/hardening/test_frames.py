@@ -244,7 +244,7 @@ class Ear:
 def ear(tmp_path: Path) -> Iterator[Ear]:
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
-        serving_ = serving(tmp_path, questions_per_minute=0, heartbeat_s=600.0)
+        serving_ = serving(tmp_path, questions_per_minute=0, log_bytes_per_minute=0, heartbeat_s=600.0)
         node = runner.run(stack.enter_async_context(serving_))
         try:
             yield Ear(runner, node)

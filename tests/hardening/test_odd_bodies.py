@@ -109,7 +109,9 @@ TAKEN = {
 
 @pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Running]:
-    async with serving(tmp_path, questions_per_minute=0, switches_per_minute=0) as running:
+    async with serving(
+        tmp_path, questions_per_minute=0, switches_per_minute=0, log_bytes_per_minute=0
+    ) as running:
         await running.publish("news", 0)
         await running.until_known("news")
         yield running
@@ -222,7 +224,7 @@ def test_generated_bodies_are_no_errors_of_the_server(tmp_path: Path) -> None:
     )
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
-        serving_ = serving(tmp_path, questions_per_minute=0, switches_per_minute=0)
+        serving_ = serving(tmp_path, questions_per_minute=0, switches_per_minute=0, log_bytes_per_minute=0)
         node = runner.run(stack.enter_async_context(serving_))
 
         @fuzz(150)

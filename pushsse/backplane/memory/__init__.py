@@ -32,6 +32,7 @@ from pushsse.backplane import (
     Page,
     Receipt,
     Search,
+    Spent,
     Stay,
     Ticket,
     TicketLife,
@@ -44,6 +45,7 @@ from pushsse.backplane import (
     machine_ms,
     part_of,
 )
+from pushsse.backplane.allowance import Allowances
 from pushsse.backplane.answers import AnswersSoFar, Grew, Growth, SoFar
 from pushsse.backplane.memory.logs import (
     LogSnapshot,
@@ -100,6 +102,7 @@ class MemoryBackplane(Backplane):
         self._tickets = MemoryTickets()
         self._notice_listeners: dict[Topic, NoticeListener] = {}
         self._windows = Windows()
+        self._allowances = Allowances()
         self._places = MemoryPlaces()
         # By node: its report, and when its lease ends.
         self._reports: dict[str, tuple[bytes, int]] = {}
@@ -540,6 +543,10 @@ class MemoryBackplane(Backplane):
     async def use(self, name: str, *, window_ms: int) -> Uses:
         """Counts one use of `name` in its window."""
         return self._windows.use(name, window_ms=window_ms)
+
+    async def spend(self, name: str, ms: int, *, most_ms: int | None) -> Spent:
+        """Takes from an allowance."""
+        return self._allowances.spend(name, ms, most_ms=most_ms)
 
     # This machine's clock: asked three times for an event, and so without a call in between.
     now_ms = staticmethod(machine_ms)

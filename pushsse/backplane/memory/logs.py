@@ -138,7 +138,7 @@ class MemoryLog:
             number, at_ms = last.number + 1, max(at_ms, last.at_ms)
         entry = Entry(self._name, number, order, at_ms, publication)
         self._entries.append(entry)
-        self._bytes += _size(publication)
+        self._bytes += publication.size
         if publication.change is not None:
             self._changes.append((number, publication.change))
         self.trim(at_ms)
@@ -147,7 +147,7 @@ class MemoryLog:
     def restore(self, number: int, trimmed_ms: int, entries: list[Entry]) -> None:
         """Continues where an earlier process stopped."""
         self._last, self._trimmed_ms, self._entries = number, trimmed_ms, entries
-        self._bytes = sum(_size(entry.publication) for entry in entries)
+        self._bytes = sum(entry.publication.size for entry in entries)
         changes = ((entry.number, entry.publication.change) for entry in entries)
         self._changes.extend((at, change) for at, change in changes if change is not None)
 
@@ -161,7 +161,7 @@ class MemoryLog:
         while self._trimmed < len(entries) and (
             self._bytes > self._keep_bytes or entries[self._trimmed].at_ms < oldest_ms
         ):
-            self._bytes -= _size(entries[self._trimmed].publication)
+            self._bytes -= entries[self._trimmed].publication.size
             self._trimmed_ms = entries[self._trimmed].at_ms
             self._dropped.append(entries[self._trimmed].order)
             self._trimmed += 1
@@ -197,9 +197,9 @@ class MemoryLog:
         """The newest entries: at most TAIL_ENTRIES, and TAIL_BYTES together."""
         start, room = len(self._entries), TAIL_BYTES
         least = max(self._trimmed, start - TAIL_ENTRIES)
-        while start > least and room >= _size(self._entries[start - 1].publication):
+        while start > least and room >= self._entries[start - 1].publication.size:
             start -= 1
-            room -= _size(self._entries[start].publication)
+            room -= self._entries[start].publication.size
         return tuple(self._entries[start:])
 
     def first_change(self, user: str, after: int) -> Change | None:
@@ -207,13 +207,6 @@ class MemoryLog:
         return next(
             (change for number, change in self._changes if number > after and change.user == user), None
         )
-
-
-def _size(publication: Publication) -> int:
-    size, users = len(publication.name) + len(publication.body), publication.users or ()
-    for user in users:
-        size += len(user) + 1
-    return size
 
 
 def _at_ms(entry: Entry) -> int:

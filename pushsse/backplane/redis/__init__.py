@@ -31,6 +31,7 @@ from pushsse.backplane import (
     Page,
     Receipt,
     Search,
+    Spent,
     Stay,
     Ticket,
     TicketLife,
@@ -42,6 +43,7 @@ from pushsse.backplane import (
     fresh_word,
     log_of,
 )
+from pushsse.backplane.allowance import Allowances
 from pushsse.backplane.answers import ANSWER_KEEP_MS, Grew, Growth, SoFar
 from pushsse.backplane.redis.commands import (
     Connector,
@@ -66,7 +68,7 @@ _MOST_BYTES = 1024 * 1024
 _MOST_NAMES = 1000  # 3–5 ms of Redis
 _FIRST_BLOB = 7  # of the script's arguments, which Lua counts from 1
 _PUBLISH, _KEEP_TICKET, _OPEN_TICKET = (script(name) for name in ("publish", "keep_ticket", "open_ticket"))
-_USE = script("use")
+_USE, _SPEND = script("use"), script("spend")
 _TELL_PRESENCE, _END_PRESENCE = script("tell_presence"), script("end_presence")
 _PRESENCE, _DUTY = script("presence"), script("duty")
 _REPORT, _REPORTS = script("report"), script("reports")
@@ -109,6 +111,7 @@ class RedisBackplane(Backplane):
         # Over the connection that publishes: a delta stays between the events before and after it.
         self._growths = Growths(self._publishing, names=self._names, channel=self._channel_of)
         self._windows = Windows()
+        self._allowances = Allowances()
         self._checking = RedisConnection(connector, "canary", timeout_s=TIMEOUT_S)
         self._reader = LogReader(self._reading, names=self._names)
         self._listener = LogListener(
@@ -438,6 +441,21 @@ class RedisBackplane(Backplane):
                 seen, left_ms = cast(list[int], reply)
                 return Uses(seen, left_ms)
         return self._windows.use(name, window_ms=window_ms)
+
+    async def spend(self, name: str, ms: int, *, most_ms: int | None) -> Spent:
+        """Takes from an allowance: in Redis, or here while that doesn't answer."""
+        if self._canary.available:
+            try:
+                reply = await self._counting.run(
+                    _SPEND, self._names, name, ms, -1 if most_ms is None else most_ms
+                )
+            except BackplaneUnavailable:
+                # As for a use.
+                pass
+            else:
+                taken, whole_ms = cast(list[int], reply)
+                return Spent(bool(taken), whole_ms)
+        return self._allowances.spend(name, ms, most_ms=most_ms)
 
     def now_ms(self) -> int:
         """Redis's clock."""

@@ -11,6 +11,7 @@
 --   identity     string  the word by which this Redis and prefix are known
 --   ticket:NAME  hash    user, issued (s), fresh and ends (until when, ms), opened (how often)
 --   used:NAME    string  how often something was used in its window of time, which ends with the key
+--   spent:NAME   string  nothing: it lives until an allowance that was taken from is whole again
 --   answer:ID    hash    an answer so far: attempt, seq (its last delta), bytes (of its text), status; or ended.
 --                        With :text (string) and :parts (list)
 --   present      set     the places that have told who is there
