@@ -63,6 +63,11 @@ _DEVELOPMENT = {"drain_delay_s": 0.0, "drain_window_s": 0.5}
 FORMATS = ("pushsse", "headers", "mapped", "cloudevents", "python")
 ANSWERERS = ("faq", "kafka", "openai", "python")
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
+# In a pattern: `[.]` and `\.`; what stands for one of several characters; a group, of which the first branch
+# is kept.
+_ESCAPED = re.compile(r"\[\\?([^\]^\\])\]|\\([^A-Za-z0-9])")
+_ANY = re.compile(r"(?:\.(?=[*+?{])|\[[^\]]*\]|\\[wd])(?:[*+?]|\{(\d{0,3})[^}]*\})?")
+_GROUP = re.compile(r"\((?:\?:)?([^|()]*)(?:\|[^()]*)?\)(?:[*+?]|\{[^}]*\})?")
 # With the ending of a name beside it, a name of PostgreSQL's has 63 bytes at most.
 _OUTBOX_TABLE = re.compile(r"(?:[a-z_][a-z0-9_]{0,39}\.)?[a-z_][a-z0-9_]{0,39}")
 
@@ -310,6 +315,21 @@ def _check_topic(where: str, topic: str, dead: Iterable[str]) -> None:
     for each in sorted(dead):
         if pattern.fullmatch(each):
             raise SettingsError(f"{where}: {topic!r} matches the dead-letter topic {each}")
+    # Of a topic that isn't named. A pattern that matches others, too, as orders-.* does, is read without it.
+    likely = _likely_match(topic)
+    is_dead = likely.endswith(DLQ_SUFFIX) and pattern.fullmatch(likely)
+    if is_dead and not pattern.fullmatch(likely.removesuffix(DLQ_SUFFIX)):
+        raise SettingsError(f"{where}: {topic!r} matches the dead-letter topic {likely}")
+
+
+def _likely_match(pattern: str) -> str:
+    """A name that a pattern is likely to match; whether it does, the pattern has to say."""
+    text = _ESCAPED.sub(lambda found: found[1] or found[2], pattern.removeprefix("^").removesuffix("$"))
+    text = _ANY.sub(lambda found: "0" * int(found[1] or 1), text)
+    before = ""
+    while before != text:
+        before, text = text, _GROUP.sub(r"\1", text)
+    return text
 
 
 def is_topic_name(text: str) -> bool:

@@ -7,6 +7,7 @@ import pytest
 
 from pushsse import build
 from pushsse.errors import SettingsError
+from pushsse.intake import topics_of
 from pushsse.settings import Settings, load
 
 KAFKA = {"PUSHSSE_KAFKA_BOOTSTRAP": "localhost:9092"}
@@ -98,6 +99,13 @@ def test_a_bad_table_is_named_with_its_key_and_line(tmp_path: Path, table: str, 
         ('"dead.*"', "dead-ones", "dead-ones"),
         ('"dead-ones"', "dead-ones", "dead-ones"),
         ('"orders.dlq"', "", "orders.dlq"),
+        # Of a topic that is named nowhere, however the pattern is written.
+        ("'x[.]dlq'", "", "x.dlq"),
+        (r"'x\.dlq'", "", "x.dlq"),
+        (r"'^shop.*\.dlq$'", "", "shop0.dlq"),
+        (r"'(a|b)-\w+[.]dlq'", "", "a-0.dlq"),
+        (r"'(?:a|b)+[.](dlq)'", "", "a.dlq"),
+        (r"'shop-\d{2,4}[.]dlq'", "", "shop-00.dlq"),
     ],
 )
 def test_a_pattern_that_matches_a_dead_letter_topic_refuses_the_start(
@@ -108,6 +116,15 @@ def test_a_pattern_that_matches_a_dead_letter_topic_refuses_the_start(
     assert named in error
     assert "dead-letter topic" in error
     assert "topics (line 2)" in error
+
+
+@pytest.mark.parametrize("pattern", ["orders-.*", r"x(\.dlq)?", "[a-z.]+x", r"x\.dlq-of-ours", "(x|x[.]dlq)"])
+def test_a_pattern_that_matches_more_than_dead_letter_topics_is_read_without_them(
+    tmp_path: Path, pattern: str
+) -> None:
+    settings = loaded(tmp_path, f"[[kafka]]\ntopics = ['{pattern}']\n")
+    build.check(settings)
+    assert not any(topics_of(settings).among(["orders-1.dlq", "x.dlq", "a.dlq"]))
 
 
 def test_tables_need_a_kafka(tmp_path: Path) -> None:
