@@ -26,6 +26,7 @@ _LABEL_BYTES = len(_LABEL)
 # As the data of a person's event begins.
 _ID_BEGINS = _LABEL + b'{"id":"'
 _ID_AT = len(_ID_BEGINS) - 1
+_BACKSLASH = 0x5C
 _FEW_COLONS = 5_000
 _FEW_NAMES = 20
 _RESERVED = (
@@ -209,7 +210,8 @@ class Publication(Struct, frozen=True, array_like=True, gc=False):
         body = self.body
         if body.startswith(_ID_BEGINS):
             name = body[_ID_AT : body.find(b'"', _ID_AT + 1) + 1]
-            if b"\\" not in name:
+            # As a number: to look for bytes takes seven times as long.
+            if _BACKSLASH not in name:
                 return name
         return _json.encode(self.event_id)
 

@@ -117,16 +117,17 @@ class Outcomes:
 
     def note(self, publication: Publication, user: str, outcome: str, at_ms: int) -> None:
         """Notes what became of a publication for one person; of one that isn't a person's event, nothing."""
-        if not publication.switchable:
-            return
         if publication is not self._publication:
+            # Looked at once for all people of an event.
+            if not publication.switchable:
+                return
             self._turn_to(publication)
-        if not self._event:
+        if not (event := self._event):
             return
         if at_ms != self._at_ms or outcome != self._outcome:
             self._turn_to_time(at_ms, outcome)
         records = self._open
-        records.append((user.encode(), b"".join((self._begin, self._event, _json.encode(user), self._end))))
+        records.append((user.encode(), b"".join((self._begin, event, _json.encode(user), self._end))))
         if len(records) >= _AT_ONCE:
             self._close()
 

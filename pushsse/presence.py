@@ -16,6 +16,7 @@ presence, because until then a node that has died may seem to have the people wh
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -26,7 +27,7 @@ from tortoise import fields
 from tortoise.indexes import Index
 from tortoise.models import Model
 
-from pushsse.backplane import PRESENCE_AT_ONCE, PRESENCE_LEASE_MS, Backplane, Missed, Stay, fresh_word
+from pushsse.backplane import PRESENCE_AT_ONCE, PRESENCE_LEASE_MS, Backplane, Missed, Search, Stay, fresh_word
 from pushsse.database import Database, Statement, instant, time_of
 from pushsse.dispatcher import KnowsSwitches, SwitchedOff
 from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable, Unavailable
@@ -63,6 +64,7 @@ _LOOK_EVERY_S = 1.0
 _DUTY_LEASE_MS = 10_000
 # Entries and people of one search, which takes Redis some 5 ms.
 _AT_ONCE = 1_000
+_LOGS_AT_ONCE = 8
 _RECIPIENTS_AT_ONCE = 2_000
 # How far back the first look goes: what the process before this one may not have seen to its end.
 _FIRST_MS = 60_000
@@ -408,25 +410,34 @@ class Offline:
         if done is None or not self._is_known():
             return
         before_ms = self._backplane.now_ms() - BEHIND_MS
-        after, more = await self._after(done, before_ms), True
+        after = dict(await self._after(done, before_ms))
+        # All logs at once, where mostly there is little to see; the rest of much, a few logs at a time, since
+        # each log that is asked about costs a search something, whatever it has.
+        groups = deque([self._logs])
         clock = asyncio.get_running_loop().time
         keep_at = clock() + _LOOK_EVERY_S
-        while more and self._is_known():
-            found = await self._backplane.missed(after, before_ms=before_ms, away_ms=AWAY_MS, limit=_AT_ONCE)
+        while groups and self._is_known():
+            found = await self._search({name: after[name] for name in groups[0]}, before_ms)
             for missed in _portions(found.missed):
                 await self._tell(missed)
                 # A portion takes less time than the lease has, all of them may not.
                 if await self._keep({}) is None:
                     return
-            after, more = found.marks, found.more
+            after |= found.marks
+            logs = groups[0] if found.more else groups.popleft()
+            if found.more and len(logs) > _LOGS_AT_ONCE:
+                groups = deque(logs[at : at + _LOGS_AT_ONCE] for at in range(0, len(logs), _LOGS_AT_ONCE))
             # Noted at once where somebody was told of, so that after a death few come twice. What nobody was
             # away for costs a command a second.
-            if found.missed or not more or clock() >= keep_at:
+            if found.missed or not groups or clock() >= keep_at:
                 keep_at = clock() + _LOOK_EVERY_S
                 changed = {name: mark for name, mark in after.items() if done.get(name) != mark}
                 done = await self._keep(changed) if changed else done
                 if done is None:
                     return
+
+    async def _search(self, after: Mapping[str, Mark], before_ms: int) -> Search:
+        return await self._backplane.missed(after, before_ms=before_ms, away_ms=AWAY_MS, limit=_AT_ONCE)
 
     def _is_known(self) -> bool:
         """Whether it is known who is where: after an outage each node has to tell it anew."""
