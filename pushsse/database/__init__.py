@@ -291,7 +291,7 @@ class Database:
                 if not isinstance(error.__cause__, Exception) or not is_lock(error.__cause__):
                     raise
                 logger.warning(
-                    "the start waits for a migration, and that for a transaction of somebody else's: %s. In"
+                    "a migration waits for somebody else's transaction, and this node's start for it: %s. In"
                     " PostgreSQL, pg_stat_activity shows whose it is",
                     error,
                 )
