@@ -121,9 +121,10 @@ class Receipt(Struct):
     def count(self, metrics: Metrics) -> None:
         """Adds it to the metrics; every backplane does so before it returns a receipt."""
         metrics.appended += self.appended
-        metrics.fenced += self.fenced
-        metrics.repeated += self.repeated
-        metrics.expired += self.expired
+        if self.fenced or self.repeated or self.expired:
+            metrics.fenced += self.fenced
+            metrics.repeated += self.repeated
+            metrics.expired += self.expired
 
 
 class Entry(Struct, frozen=True, gc=False):

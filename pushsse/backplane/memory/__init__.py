@@ -246,38 +246,28 @@ class MemoryBackplane(Backplane):
         appended: list[Entry] = []
         seen: list[bytes] = []
         for draft in drafts:
+            publication: Publication | None = (given := draft.publication)
             # Before the names: an expired draft must not use up the name of a later one with the same id.
-            if 0 < draft.publication.expires_ms <= now_ms:
+            if 0 < given.expires_ms <= now_ms:
                 receipt.expired += 1
                 continue
-            publication: Publication | None = draft.publication
             if draft.once:
                 names = draft.names(append.log)
                 seen += names
-                publication = self._seen.unrepeated(draft.publication, names, now_ms)
-                receipt.repeated += recipients(draft.publication) - recipients(publication)
+                publication = self._seen.unrepeated(given, names, now_ms)
+                receipt.repeated += recipients(given) - recipients(publication)
             if publication is not None:
                 self._order += 1
                 appended.append(log.append(self._order, now_ms, publication))
         receipt.appended += len(appended)
-        head = log.head
-        receipt.marks[append.log] = head.mark
+        receipt.marks[append.log] = end = log.end
         # Also without a file, or they would pile up.
         dropped = log.take_dropped()
         if self._writer is not None and append.drafts:
             fences = self._partitions.fences_of(append) if sourced else ()
             remembered = self._seen.times_of(seen) if seen else ()
             self._writer.add(
-                LogUpdate(
-                    append.log,
-                    head.epoch,
-                    head.number,
-                    head.trimmed_ms,
-                    appended,
-                    dropped,
-                    fences,
-                    remembered,
-                )
+                LogUpdate(append.log, end, log.trimmed_ms, appended, dropped, fences, remembered)
             )
         return appended
 

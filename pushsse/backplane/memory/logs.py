@@ -34,6 +34,7 @@ from pushsse.backplane import (
     fresh_word,
 )
 from pushsse.event import Change, Publication
+from pushsse.position import Mark
 
 _COMPACT_FROM = 1000
 _NO_FENCE = (-1, 0)
@@ -69,14 +70,13 @@ class Snapshot:
 
 
 class LogUpdate(Struct, frozen=True, gc=False):
-    """What one call changed: the log's state after it, its entries, the fences it moved, its new names.
+    """What one call changed: the log's end after it, its entries, the fences it moved, its new names.
 
     `dropped` are the orders of the entries that the log no longer holds.
     """
 
     log: str
-    epoch: str
-    number: int
+    end: Mark
     trimmed_ms: int
     entries: Sequence[Entry]
     dropped: Sequence[int]
@@ -97,6 +97,7 @@ class MemoryLog:
     """Holds every number from `head.first` to `head.number`."""
 
     __slots__ = (
+        "_at_ms",
         "_bytes",
         "_changes",
         "_dropped",
@@ -104,10 +105,10 @@ class MemoryLog:
         "_epoch",
         "_keep_bytes",
         "_keep_ms",
-        "_last",
         "_name",
+        "_number",
         "_trimmed",
-        "_trimmed_ms",
+        "trimmed_ms",
     )
 
     def __init__(self, name: str, epoch: str, *, keep_ms: int, keep_bytes: int) -> None:
@@ -115,11 +116,12 @@ class MemoryLog:
         self._epoch = epoch
         self._keep_ms = keep_ms
         self._keep_bytes = keep_bytes
-        self._last = 0  # the last number, while the list is empty
+        # Of the last entry, also while the list is empty.
+        self._number = self._at_ms = 0
         self._entries: list[Entry] = []
         self._trimmed = 0  # entries at the list's front that are no longer held, and deleted now and then
         self._bytes = 0
-        self._trimmed_ms = 0
+        self.trimmed_ms = 0
         # The orders of the entries that were trimmed since `take_dropped`.
         self._dropped: list[int] = []
         self._changes: deque[tuple[int, Change]] = deque()
@@ -127,15 +129,20 @@ class MemoryLog:
     @property
     def head(self) -> Head:
         """The state of the log. Its numbers begin at 1, so its base is 0."""
-        number = self._entries[-1].number if self._entries else self._last
-        return Head(self._epoch, number, number + 1 - len(self._entries) + self._trimmed, 0, self._trimmed_ms)
+        number = self._number
+        return Head(self._epoch, number, number + 1 - len(self._entries) + self._trimmed, 0, self.trimmed_ms)
+
+    @property
+    def end(self) -> Mark:
+        """The mark of its head."""
+        return Mark(self._epoch, self._number)
 
     def append(self, order: int, at_ms: int, publication: Publication) -> Entry:
         """Appends the next entry. Its time is never before its predecessor's, so that `before` can search."""
-        number = self._last + 1
-        if self._entries:
-            last = self._entries[-1]
-            number, at_ms = last.number + 1, max(at_ms, last.at_ms)
+        number = self._number = self._number + 1
+        if at_ms < self._at_ms:
+            at_ms = self._at_ms
+        self._at_ms = at_ms
         entry = Entry(self._name, number, order, at_ms, publication)
         self._entries.append(entry)
         self._bytes += publication.size
@@ -146,7 +153,8 @@ class MemoryLog:
 
     def restore(self, number: int, trimmed_ms: int, entries: list[Entry]) -> None:
         """Continues where an earlier process stopped."""
-        self._last, self._trimmed_ms, self._entries = number, trimmed_ms, entries
+        self._number, self.trimmed_ms, self._entries = number, trimmed_ms, entries
+        self._at_ms = entries[-1].at_ms if entries else 0
         self._bytes = sum(entry.publication.size for entry in entries)
         changes = ((entry.number, entry.publication.change) for entry in entries)
         self._changes.extend((at, change) for at, change in changes if change is not None)
@@ -157,24 +165,22 @@ class MemoryLog:
 
     def trim(self, now_ms: int) -> None:
         """Trims what is too old or too much."""
-        entries, oldest_ms = self._entries, now_ms - self._keep_ms
+        entries, at, oldest_ms = self._entries, self._trimmed, now_ms - self._keep_ms
+        if at == len(entries) or (self._bytes <= self._keep_bytes and entries[at].at_ms >= oldest_ms):
+            return
         while self._trimmed < len(entries) and (
             self._bytes > self._keep_bytes or entries[self._trimmed].at_ms < oldest_ms
         ):
             self._bytes -= entries[self._trimmed].publication.size
-            self._trimmed_ms = entries[self._trimmed].at_ms
+            self.trimmed_ms = entries[self._trimmed].at_ms
             self._dropped.append(entries[self._trimmed].order)
             self._trimmed += 1
+        first = self.head.first
+        while self._changes and self._changes[0][0] < first:
+            self._changes.popleft()
         if self._trimmed > _COMPACT_FROM and self._trimmed * 2 > len(entries):
-            # Guarantee 2: the last entry stays in the list even if it is trimmed. The next number continues
-            # its number; without it, the log would begin at 1 again in the same epoch.
-            cut = min(self._trimmed, len(entries) - 1)
-            del entries[:cut]
-            self._trimmed -= cut
-        if self._changes:
-            first = self.head.first
-            while self._changes and self._changes[0][0] < first:
-                self._changes.popleft()
+            del entries[: self._trimmed]
+            self._trimmed = 0
 
     def take_dropped(self) -> Sequence[int]:
         """The orders of the entries that were trimmed since the last call."""

@@ -432,7 +432,7 @@ def _apply_updates(connection: sqlite3.Connection, updates: Sequence[LogUpdate])
     _insert(connection, _ENTRY, [_row(entry) for update in updates for entry in update.entries])
     # The state of a log is that after its last update.
     newest = {update.log: update for update in updates}
-    _insert(connection, _LOG, [(log, u.epoch, u.number, u.trimmed_ms) for log, u in newest.items()])
+    _insert(connection, _LOG, [(log, u.end.epoch, u.end.number, u.trimmed_ms) for log, u in newest.items()])
     # After the inserts: a batch may hold entries that are trimmed within it.
     if dropped := [place for update in updates for place in update.dropped]:
         connection.execute(_TRIM, (msgspec.json.encode(dropped).decode(),))

@@ -123,7 +123,7 @@ class LogWriter:
                 # Guarantee 2: noted here, before anybody hears the entries. After a kill the table has a
                 # number that the file lacks, and the log gets a new epoch. Noted later, the number could be
                 # given again in the same epoch, to an entry that clients who have seen it never get.
-                self._store.set_number(change.log, change.number)
+                self._store.set_number(change.log, change.end.number)
         if self._dropped:
             return
         if not self._pending:
