@@ -126,9 +126,10 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     @property
     def users(self) -> tuple[str, ...] | None:
         """The people it is for, each once; None for everybody."""
-        if self.to == ALL:
+        to = self.to
+        if isinstance(to, str):
             return None
-        users = self.to.users
+        users = to.users
         return users if len(users) == 1 else tuple(dict.fromkeys(users))
 
 
@@ -538,18 +539,16 @@ def publication(
         data = _keyed(event, event_id, ts)
     else:
         data = _Delivered(event_id, event.type, event.message, event.desc, ts)
-    return encode(
-        # By its name older clients, which would show it as an event, pass it over.
-        WITHDRAW if event.withdraw else event.type,
-        data,
-        users=event.users,
-        # What was shown before a type was switched off is taken away all the same.
-        switchable=not event.withdraw,
-        expires_ms=_milliseconds(ts) + ttl_s * 1000,
-        campaign=event.campaign,
-        trace=trace,
-        collapse=event.withdraw or event.collapse or "",
-        origin=origin,
+    # By its name older clients, which would show it as an event, pass it over.
+    name = WITHDRAW if event.withdraw else event.type
+    # What was shown before a type was switched off is taken away all the same.
+    switchable = not event.withdraw
+    expires_ms = _milliseconds(ts) + ttl_s * 1000
+    collapse = event.withdraw or event.collapse or ""
+    # By their places, as below: by their names takes a microsecond more, for each event.
+    body, users, campaign = _body(name, data), event.users, event.campaign
+    return Publication(
+        name, body, users, switchable, expires_ms, "", None, 0, campaign, trace, collapse, origin
     )
 
 
@@ -608,6 +607,14 @@ def encode(
     origin: str = "",
 ) -> Publication:
     """Makes a publication of any data that msgspec encodes. Raises InvalidInput over 48 KiB."""
+    body, to = _body(name, data), None if users is None else tuple(users)
+    return Publication(
+        name, body, to, switchable, expires_ms, subject, change, 0, campaign, trace, collapse, origin
+    )
+
+
+def _body(name: str, data: object) -> bytes:
+    """The `data:` line of a publication. Raises InvalidInput where its frame would be over 48 KiB."""
     line = _json.encode(data)
     if b"\n" in line or b"\r" in line:
         # A message as it was sent may have them between its values, where a blank is the same (RFC 8259, 2).
@@ -615,10 +622,7 @@ def encode(
     body = _LABEL + line + b"\n"
     if len(name) + len(body) + _ID_LINE_BYTES > MAX_FRAME_BYTES:
         raise _too_large(len(body))
-    to = None if users is None else tuple(users)
-    return Publication(
-        name, body, to, switchable, expires_ms, subject, change, 0, campaign, trace, collapse, origin
-    )
+    return body
 
 
 def is_id(name: str) -> bool:

@@ -43,6 +43,7 @@ _TURN_S = 0.005
 _LONG_BYTES = 16 * 1024
 _FREED_AT_ONCE = 2_000
 Line = bytes
+_json = msgspec.json.Encoder()
 _CROCKFORD = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 # Each byte as the digit of its last five bits.
 _DIGITS = _CROCKFORD * 8
@@ -170,12 +171,12 @@ class EventsEndpoint:
                 return None
             if not self.intake.takes_nowait:
                 return None
-            submitted = self._submitted(event.decode(body))
+            submitted = self._of_event(event.decode(body), self.backplane.now_ms())
             receipt = self.intake.accept_nowait(submitted)
             if receipt is None:
                 return None
             accepted = AcceptedEvents(1, (submitted.event_id,), (), receipt.repeated)
-            return Reply(202, b"application/json", msgspec.json.encode(accepted))
+            return Reply(202, b"application/json", _json.encode(accepted))
 
         return answer
 
@@ -196,17 +197,20 @@ class EventsEndpoint:
     def _submitted(self, given: Event | Line | Cloud) -> Submitted:
         # By the backplane's clock, which says when it expires: this node's may be off.
         now_ms = self.backplane.now_ms()
+        if isinstance(given, Event):
+            return self._of_event(given, now_ms)
+        if isinstance(given, bytes):
+            return self._of_event(event.decode(given), now_ms)
         at = datetime.fromtimestamp(now_ms / 1000, UTC)
-        if not isinstance(given, Event | bytes):
-            cloud = given(at=at)
-            event_id = cloud.event.id or _ulid(now_ms)
-            draft = self.drafter.draft(
-                cloud.event, event_id=event_id, at=at, once=cloud.once, trace=cloud.trace
-            )
-            return Submitted(cloud.event, event_id, cloud.ending(draft))
-        decoded = given if isinstance(given, Event) else event.decode(given)
-        event_id = decoded.id or _ulid(now_ms)
-        return Submitted(decoded, event_id, self.drafter.draft(decoded, event_id=event_id, at=at))
+        cloud = given(at=at)
+        event_id = cloud.event.id or _ulid(now_ms)
+        draft = self.drafter.draft(cloud.event, event_id=event_id, at=at, once=cloud.once, trace=cloud.trace)
+        return Submitted(cloud.event, event_id, cloud.ending(draft))
+
+    def _of_event(self, given: Event, now_ms: int) -> Submitted:
+        event_id = given.id or _ulid(now_ms)
+        at = datetime.fromtimestamp(now_ms / 1000, UTC)
+        return Submitted(given, event_id, self.drafter.draft(given, event_id=event_id, at=at))
 
 
 @dataclass(slots=True)
@@ -386,7 +390,9 @@ class EmbeddedIntake:
 
     def accept_nowait(self, submitted: Submitted) -> Receipt | None:
         """As `accept` with one event, without waiting; None where that can't be, and it wasn't taken."""
-        return self._dispatcher.dispatch_nowait(submitted.draft) if self.takes_nowait else None
+        if self._waits or self._accepting:
+            return None
+        return self._dispatcher.dispatch_nowait(submitted.draft)
 
 
 class KafkaProducerIntake:
