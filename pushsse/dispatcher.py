@@ -103,9 +103,11 @@ class Dispatcher:
             off = self._switches.off_among_nowait(users, publication.name)
             if off is None:
                 return None
-            appends = []
-            for name, part in self._parts(draft, users, off):
-                appends.append(Append(name, (part,)))
+            if len(users) == 1 and not off:
+                # Nearly always.
+                appends = [Append(log_of(users[0], self._shards), (draft,))]
+            else:
+                appends = [Append(name, (part,)) for name, part in self._parts(draft, users, off)]
         receipt = self._backplane.publish_nowait(appends) if appends else Receipt()
         if receipt is not None:
             if publication.switchable:

@@ -168,23 +168,24 @@ class Delivery:
 
     def deliver_one(self, entry: Entry) -> None:
         """Does what `deliver` would with one entry of a shard, without a batch: most events are such."""
-        if (shard := self._hub.shards.get(entry.log)) is None:
+        hub, publication = self._hub, entry.publication
+        if (shard := hub.shards.get(entry.log)) is None:
             return
-        publication = entry.publication
         # Guarantee 2: the log moves before the write, so that a stream whose sink fills up in it falls behind
         # at a position that is past this entry.
         shard.log.append(entry)
         # As in `deliver`.
-        now_ms = self._hub.backplane.now_ms()
+        now_ms = hub.backplane.now_ms()
         if 0 < publication.expires_ms <= now_ms:
             self._expired(publication, shard, now_ms)
             return
         if publication.subject:
-            self._hub.show(publication)
+            hub.show(publication)
         item: Item | None = None
         for user in publication.users or ():
             if (person := shard.people.get(user)) is not None:
-                item = item or Item(publication, Position(self._hub.broadcast.mark, shard.log.mark))
+                if item is None:
+                    item = Item(publication, Position(hub.broadcast.mark, shard.log.mark))
                 self._write_item(person, item, now_ms)
 
     def _hear(self, entry: Entry, batch: "Batch", now_ms: int) -> None:
@@ -324,21 +325,21 @@ class Delivery:
 
     def _write_item(self, person: Person, item: "Item", at_ms: int) -> None:
         """As `_write_items`, of one item to all live streams of a person; its chunk is made once for them."""
-        publication = item.publication
+        hub, publication = self._hub, item.publication
         # Guarantee 3: as in `_write_items`.
-        outcomes = self._hub.outcomes
+        outcomes = hub.outcomes
         if publication.switchable and publication.name in person.off:
-            self._hub.metrics.suppressed += 1
+            hub.metrics.suppressed += 1
             if outcomes is not None:
                 outcomes.note(publication, person.name, SWITCHED_OFF, at_ms)
             return
         if publication.change is not None:
             self._learn(person, publication.change)
-        now = self._hub.heartbeat.now
+        now = hub.heartbeat.now
         # A copy: a sink may end its stream within a write.
         for subscriber in tuple(person.subscribers):
             if subscriber.state is LIVE and selects(subscriber.types, publication):
-                self._hub.metrics.deliveries += 1
+                hub.metrics.deliveries += 1
                 subscriber.offer(item.chunk(named=subscriber.named), now)
                 if outcomes is not None:
                     outcomes.note(publication, person.name, WRITTEN, at_ms)

@@ -21,7 +21,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Self, cast
 
 from msgspec import Struct
 from starlette.requests import Request
@@ -37,7 +37,6 @@ from pushsse.stream.limits import BETWEEN, BODY
 logger = logging.getLogger(__name__)
 # A request with its head.
 MOST_BYTES = 16 * 1024
-_MOST_DIGITS = 5
 _LENGTH = b"content-length:"
 # Of every JSON answer: it is one person's, and nothing but JSON.
 ANSWER_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
@@ -72,11 +71,15 @@ Calls = Mapping[tuple[bytes, bytes], Call]
 NO_CALLS: Calls = {}
 
 
-class _Head(NamedTuple):
-    """A head around the number behind Content-Length, and what answers the bodies behind it."""
+class _Head(Struct, frozen=True, gc=False):
+    """A head around the number behind Content-Length, and what answers the bodies behind it.
+
+    `around` is how long it is without the number.
+    """
 
     before: bytes
     after: bytes
+    around: int
     answer: Answer
 
     @classmethod
@@ -89,19 +92,24 @@ class _Head(NamedTuple):
             return None
         while head[start : start + 1] == b" ":
             start += 1
-        return cls(head[:start], head[end:], answer) if head[start:end].isdigit() else None
+        if not head[start:end].isdigit():
+            return None
+        return cls(head[:start], head[end:], start + len(head) - end, answer)
 
     def body(self, data: bytes) -> bytes | None:
-        """The body of a request that has this head, and is whole; None for any other."""
-        if len(data) > MOST_BYTES or not data.startswith(self.before):
+        """The body of a request that has this head, and is whole; None for any other.
+
+        Also where the number isn't as long as that of the bytes behind it together with itself, as 996 and
+        1000: those few are parsed.
+        """
+        size = len(data)
+        rest = size - self.around
+        length = rest - len(str(rest))
+        # The only number with which it would be whole: one comparison tells whether the data begins so.
+        head = b"%b%d%b" % (self.before, length, self.after)
+        if size > MOST_BYTES or size - len(head) != length or not data.startswith(head):
             return None
-        start = len(self.before)
-        end = data.find(b"\r\n", start, start + _MOST_DIGITS + 2)
-        length = data[start:end]
-        if end < 0 or not length.isdigit() or not data.startswith(self.after, end):
-            return None
-        start = end + len(self.after)
-        return data[start:] if len(data) == start + int(length) else None
+        return data[len(head) :]
 
 
 class WaitingRequest:
@@ -307,14 +315,17 @@ class ImmediateHttp(HandoverHttp):
             self._end_wait()
             # A call that had taken the connection over has closed it: nothing is left to answer.
             return self.has_let_go
-        head = b"%b%bcontent-length: %d\r\ncontent-type: %b\r\n%b\r\n" % (
-            STATUS_LINE[found.status],
-            _ANSWER_HEADERS,
-            len(found.body),
-            found.media_type,
-            b"" if keep_alive else b"connection: close\r\n",
+        self._write(
+            b"%b%bcontent-length: %d\r\ncontent-type: %b\r\n%b\r\n%b"
+            % (
+                STATUS_LINE[found.status],
+                _ANSWER_HEADERS,
+                len(found.body),
+                found.media_type,
+                b"" if keep_alive else b"connection: close\r\n",
+                found.body,
+            )
         )
-        self._write(head + found.body)
         if not keep_alive:
             self.transport.close()
         return True

@@ -413,6 +413,22 @@ async def test_a_head_that_comes_again_is_answered_with_any_body(
     assert sum(counted) == 8
 
 
+async def test_a_body_is_whole_or_not_also_where_its_length_gets_one_more_digit(
+    plain: Running, immediate: Running, counted: list[bool]
+) -> None:
+    def sized(size: int) -> bytes:
+        event = EVENT.replace(b"one", b"%d" % size)
+        return event.replace(b'"x"', b'"' + b"x" * (size - len(event) + 1) + b'"')
+
+    sizes = [*range(95, 102), *range(994, 1003)]
+    assert [len(sized(size)) for size in sizes] == sizes
+    # An empty line behind one is no part of it, and the last byte of one may come later.
+    whole = post(sized(996))
+    pieces = [*[post(sized(size)) for size in sizes], whole + b"\n", whole[:-1], whole[-1:]]
+    assert await exchange(immediate, *pieces) == await exchange(plain, *pieces)
+    assert sum(counted) == len(sizes)
+
+
 async def test_a_token_that_ends_between_two_requests_with_the_same_head_is_refused(tmp_path: Path) -> None:
     async with serving(tmp_path, http=ImmediateHttp, jwt_secret=SECRET) as node:
         ends_at = time.time() + 1.5
