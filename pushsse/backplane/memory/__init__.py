@@ -73,6 +73,8 @@ from pushsse.position import Mark
 MOST_WAITING = 10_000  # entries
 # Recipients whose names are remembered, or who are looked for, between two yields: 3 to 8 ms of the loop.
 _YIELD_RECIPIENTS = 2_000
+# What a name takes while it waits to be written.
+_NAME_BYTES = 64
 
 
 class MemoryBackplane(Backplane):
@@ -245,6 +247,7 @@ class MemoryBackplane(Backplane):
             receipt.fenced += len(append.drafts) - len(drafts)
         appended: list[Entry] = []
         seen: list[bytes] = []
+        size = 0
         for draft in drafts:
             publication: Publication | None = (given := draft.publication)
             # Before the names: an expired draft must not use up the name of a later one with the same id.
@@ -259,6 +262,7 @@ class MemoryBackplane(Backplane):
             if publication is not None:
                 self._order += 1
                 appended.append(log.append(self._order, now_ms, publication))
+                size += len(publication.body)
         receipt.appended += len(appended)
         receipt.marks[append.log] = end = log.end
         # Also without a file, or they would pile up.
@@ -266,8 +270,9 @@ class MemoryBackplane(Backplane):
         if self._writer is not None and append.drafts:
             fences = self._partitions.fences_of(append) if sourced else ()
             remembered = self._seen.times_of(seen) if seen else ()
+            size += _NAME_BYTES * len(remembered)
             self._writer.add(
-                LogUpdate(append.log, end, log.trimmed_ms, appended, dropped, fences, remembered)
+                LogUpdate(append.log, end, log.trimmed_ms, appended, dropped, fences, remembered, size)
             )
         return appended
 

@@ -67,6 +67,8 @@ class LogWriter:
         self._waiting: list[asyncio.Future[None]] = []
         # The thread has taken changes, and isn't done with them.
         self._writing = False
+        # Whether changes are taken: there is a thread, and `close` wasn't called.
+        self._takes = False
         # Something is pending; somebody waits for it; `close` was called.
         self._wake, self._urgent, self._ending = threading.Event(), threading.Event(), threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -91,10 +93,12 @@ class LogWriter:
         if self._store.is_open:
             self._thread = threading.Thread(target=self._run, name="log writer", daemon=True)
             self._thread.start()
+            self._takes = True
         return snapshot
 
     async def close(self) -> None:
         """Writes what is left, and marks the file as complete."""
+        self._takes = False
         for event in (self._ending, self._urgent, self._wake):
             event.set()
         if self._thread is not None:
@@ -114,7 +118,7 @@ class LogWriter:
 
     def add(self, change: LogUpdate | RowChange) -> None:
         """Takes a change, to be written soon; never waits."""
-        if self._thread is None or self._ending.is_set():
+        if not self._takes:
             return
         size = 0
         if isinstance(change, LogUpdate):
