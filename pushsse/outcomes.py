@@ -1,6 +1,6 @@
 """What became of events: written, switched off, expired, offline; for each person, to a topic of Kafka.
 
-Dispatcher and hub note outcomes as they come about, `offline` those of people who weren't there; `Outcomes`
+Dispatcher and hub note outcomes as they come about, `presence` those of people who weren't there; `Outcomes`
 makes a record of each at once, while what it is about is in the processor's cache, and, a service, sends
 them, keyed by person. Of broadcasts there are totals, once a second. Deliberate: nothing on the path waits
 for Kafka. While it is away, the newest outcomes are kept, as far as 32 MiB hold them, and the others are

@@ -1,7 +1,7 @@
 """The interface: a table of its calls, and the routes made from it.
 
 `app` asks for `routes` and `direct_calls` with the endpoints of a node. `document` makes `/openapi.json` of
-the same table. A new call is an entry here, an endpoint's method, and examples of its types in `examples`.
+the same table. A new call is an entry here, an endpoint's method, and examples of its types in `document`.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
