@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
 
 from pushsse import settings as configuration
-from pushsse.api import counted
+from pushsse.api import CallLimit, counted
 from pushsse.api.access import AccessEndpoint
 from pushsse.api.acks import AcksEndpoint
 from pushsse.api.admin import (
@@ -35,10 +35,10 @@ from pushsse.api.document import encoded_document
 from pushsse.api.events import EventsEndpoint
 from pushsse.api.files import ClientEndpoint, DocsEndpoint, PageEndpoint
 from pushsse.api.front_ends import FrontEnd
-from pushsse.api.limits import CallLimit
 from pushsse.api.polls import PollEndpoint
 from pushsse.api.preferences import PreferencesEndpoint
-from pushsse.api.questions import QuestionsEndpoint, StreamedReply
+from pushsse.api.questions import QuestionsEndpoint
+from pushsse.api.replies import StreamedReply
 from pushsse.api.stream import StreamEndpoint
 from pushsse.build import build
 from pushsse.node import Node, Service

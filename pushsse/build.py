@@ -14,7 +14,7 @@ from pushsse.api.events import EmbeddedIntake, Intake, KafkaProducerIntake
 from pushsse.api.identity import Credential, Credentials, DevelopmentIdentifier, Identifier
 from pushsse.api.identity.remote import SESSIONS_AT_ONCE, KeyServer, Remote, Sessions
 from pushsse.api.identity.tokens import CookieToken, HeaderToken, TokenRules, Tokens
-from pushsse.api.limits import Replies
+from pushsse.api.replies import Replies
 from pushsse.backplane import ENDED_MS, Backplane
 from pushsse.backplane.allowance import LogAllowance
 from pushsse.backplane.memory import MemoryBackplane

@@ -16,7 +16,7 @@ from itertools import count
 from pushsse.api.access import Tickets
 from pushsse.api.events import Intake
 from pushsse.api.identity import Identifier
-from pushsse.api.limits import Replies
+from pushsse.api.replies import Replies
 from pushsse.backplane import Backplane
 from pushsse.backplane.allowance import LogAllowance
 from pushsse.database import Database

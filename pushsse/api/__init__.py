@@ -1,4 +1,4 @@
-"""The HTTP interface, and what its calls share: errors, bodies and query parameters.
+"""The HTTP interface, and what its calls share: errors, bodies, query parameters, and limits of calls.
 
 Errors are `application/problem+json` (RFC 9457); bodies are read within their bounds. Endpoints raise;
 `app` registers the handlers below, the only place where an error becomes a response.
@@ -9,6 +9,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
 from typing import TypeVar
@@ -20,6 +21,7 @@ from starlette.responses import Response
 from starlette.types import Message, Scope
 
 from pushsse import strictjson
+from pushsse.backplane import Backplane
 from pushsse.errors import (
     AllowanceSpent,
     EventTooLarge,
@@ -38,6 +40,14 @@ T = TypeVar("T")
 MEDIA_TYPE = "application/problem+json"
 MAX_BODY = 64 * 1024
 MAX_EVENTS_BODY = 1024 * 1024
+# The window of a limit of calls.
+LIMIT_WINDOW_S = 60
+# The header fields of a limit, for the document.
+RATE_LIMIT_FIELDS = {
+    "RateLimit-Policy": "how many calls (q) a person may make in how many seconds (w); with `qu` "
+    "content-bytes, how many bytes they may add to the log",
+    "RateLimit": "how many are left (r), and in how many seconds (t) all of them are again",
+}
 
 
 class HttpProblem(PushsseError):
@@ -450,3 +460,44 @@ class Query:
             what = f"isn't a list of at most {_MOST_TYPES} event types such as alarm,order.paid"
             raise parameter_problem("types", given, what)
         return frozenset(names)
+
+
+# Limits
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimit:
+    """At most `quota` calls of a kind a minute by one person, at all nodes together; 0: no limit.
+
+    The endpoints of questions, switches, acks and tickets call `spend`. The header fields are those of
+    draft-ietf-httpapi-ratelimit-headers-10: structured fields (RFC 9651), in which `q` is the quota, `w` the
+    window in seconds, `r` what remains, and `t` the seconds until the quota is whole again. `limited` counts
+    the calls above it.
+    """
+
+    name: str
+    quota: int
+    what: str
+    uses: Backplane
+    limited: Counter[str]
+
+    async def spend(self, user: str) -> Mapping[str, str]:
+        """Counts a call, and returns the header fields of its response. Raises HttpProblem 429.
+
+        Deliberate: a call that is refused counts, too, but makes the wait no longer. The window ends a minute
+        after it began.
+        """
+        if not self.quota:
+            return {}
+        seen, left_ms = await self.uses.use(f"{self.name}:{user}", window_ms=LIMIT_WINDOW_S * 1000)
+        # Rounded up: whoever comes after so many seconds finds a new window.
+        left_s = -(-left_ms // 1000)
+        fields = {
+            "ratelimit-policy": f'"{self.name}";q={self.quota};w={LIMIT_WINDOW_S}',
+            "ratelimit": f'"{self.name}";r={max(0, self.quota - seen)};t={left_s}',
+        }
+        if seen <= self.quota:
+            return fields
+        self.limited[self.name] += 1
+        detail = f"you may {self.what} {self.quota} times a minute, try again in {left_s} s"
+        raise HttpProblem(429, "rate_limited", detail, {**fields, "retry-after": str(left_s)})

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse import strictjson
-from pushsse.api import HttpProblem, json_response, read_body
+from pushsse.api import CallLimit, HttpProblem, json_response, read_body
 from pushsse.api.direct import is_outside
 from pushsse.api.identity import (
     ADMIN,
@@ -36,7 +36,6 @@ from pushsse.api.identity import (
     refuse_other_sites,
     unauthorized,
 )
-from pushsse.api.limits import CallLimit
 from pushsse.backplane import Backplane, OpenedTicket, Ticket, TicketLife, TicketRefusal, Topic
 from pushsse.errors import BackplaneUnavailable, CloseReason
 from pushsse.event import UserName

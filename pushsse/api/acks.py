@@ -16,9 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse import event, position
-from pushsse.api import HttpProblem, Query, json_response, read_json
+from pushsse.api import CallLimit, HttpProblem, Query, json_response, read_json
 from pushsse.api.identity import STREAM, Identifier
-from pushsse.api.limits import CallLimit
 from pushsse.api.polls import RETRY_AFTER, SCAN_WAIT_S
 from pushsse.backplane import BROADCAST, Backplane, Draft, log_of
 from pushsse.backplane.allowance import LogAllowance

@@ -14,9 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse import strictjson
-from pushsse.api import HttpProblem, Query, json_response, parameter_problem, read_body, read_json
+from pushsse.api import CallLimit, HttpProblem, Query, json_response, parameter_problem, read_body, read_json
 from pushsse.api.identity import ADMIN, ANSWER, ANY, ASK, Identifier
-from pushsse.api.limits import CallLimit
 from pushsse.api.questions import SaidRequest, before, idempotency_key, view
 from pushsse.questions import BeingTaken, Conversation, NotNow
 from pushsse.questions.conversations import Staff

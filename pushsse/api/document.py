@@ -16,6 +16,7 @@ import msgspec
 from pushsse import __version__
 from pushsse.api import (
     MEDIA_TYPE,
+    RATE_LIMIT_FIELDS,
     agui,
     chat,
     completions,
@@ -38,7 +39,6 @@ from pushsse.api.admin import (
 )
 from pushsse.api.calls import CALLS, JSON, SSE, Call, Parameter
 from pushsse.api.identity import ADMIN
-from pushsse.api.limits import FIELDS
 from pushsse.api.polls import Events
 from pushsse.api.preferences import ChangeRequest, PreferenceList
 from pushsse.errors import Violation
@@ -193,7 +193,10 @@ def _responses(call: Call, schema: Mapping[type, Any], *, has_parameters: bool) 
         content = {media: {"schema": schema[kind], "example": _problem(call, status)}}
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": content}
     if call.counted:
-        headers = {name: {"description": text, "schema": {"type": "string"}} for name, text in FIELDS.items()}
+        headers = {
+            name: {"description": text, "schema": {"type": "string"}}
+            for name, text in RATE_LIMIT_FIELDS.items()
+        }
         for counted in (*(status for status, _ in call.answers), 429):
             responses[str(counted)]["headers"] = headers
     return responses

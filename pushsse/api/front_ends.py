@@ -18,10 +18,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pushsse import strictjson
-from pushsse.api import HttpProblem, ProblemResponse, read_body
+from pushsse.api import CallLimit, HttpProblem, ProblemResponse, read_body
 from pushsse.api.identity import ASK, Identifier, Identity
-from pushsse.api.limits import CallLimit, FollowedReply, Replies, ReplyPlace
 from pushsse.api.questions import CONVERSATION, MAX_CONTEXT_BYTES, QUESTION_ID, QuestionRequest, refusing
+from pushsse.api.replies import FollowedReply, Replies, ReplyPlace
 from pushsse.errors import CloseReason, InvalidInput, Violation
 from pushsse.questions import DataPart, KeptPart, Part, Question, SourcePart, StatusPart
 from pushsse.questions.following import (

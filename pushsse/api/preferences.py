@@ -10,10 +10,9 @@ from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pushsse.api import json_response, read_json
+from pushsse.api import CallLimit, json_response, read_json
 from pushsse.api.admin import acting, named, named_person
 from pushsse.api.identity import PREFERENCES, Identifier
-from pushsse.api.limits import CallLimit
 from pushsse.errors import InvalidInput, Violation
 from pushsse.preferences import Preferences
 from pushsse.preferences.catalogue import Languages, accepted_languages

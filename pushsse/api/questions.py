@@ -4,9 +4,8 @@ Raises what `problem` turns into responses. Losing the connection never stops an
 """
 
 import re
-import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
@@ -16,11 +15,11 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pushsse.api import HttpProblem, Query, json_response, parameter_problem, read_json
+from pushsse.api import CallLimit, HttpProblem, Query, json_response, parameter_problem, read_json
 from pushsse.api.identity import ADMIN, ANSWER, ANY, ASK, EVERY_SCOPE, Identifier, Identity
-from pushsse.api.limits import CallLimit, FollowedReply, Replies, ReplyPlace
+from pushsse.api.replies import ReplyPlace, StreamedReply
 from pushsse.errors import InvalidInput, Overloaded, Violation
-from pushsse.event import NO_STEP, Publication, encode
+from pushsse.event import NO_STEP
 from pushsse.outcomes import Outcomes
 from pushsse.questions import (
     BeingTaken,
@@ -36,9 +35,7 @@ from pushsse.questions import (
     TooManyQuestions,
     UnknownConversation,
 )
-from pushsse.questions.following import Following, Interrupted
 from pushsse.questions.service import Asking, Desk, Questions, Said
-from pushsse.stream.frame import exception
 from pushsse.strictjson import shown
 
 MAX_CONTEXT_BYTES = 16 * 1024
@@ -231,7 +228,7 @@ class QuestionsEndpoint:
 
     identifier: Identifier
     questions: Questions
-    reply: "StreamedReply"
+    reply: StreamedReply
     limit: CallLimit
     rating: CallLimit
     desk: Desk
@@ -470,44 +467,3 @@ def _earlier(earlier: EarlierAnswer) -> EarlierView:
     return EarlierView(
         earlier.number, earlier.status, earlier.ended_at, _answer(earlier), error, _feedback(earlier)
     )
-
-
-_PING = b"event: ping\ndata: {}\n\n"
-
-
-@dataclass(frozen=True, slots=True)
-class StreamedReply:
-    """Streams an answer in the reply to its question, wherever it is answered."""
-
-    following: Following
-    replies: Replies
-    heartbeat_s: float = 15.0
-
-    def response(
-        self, question: Question, who: Identity, place: ReplyPlace, headers: Mapping[str, str]
-    ) -> Response:
-        """The response; when its client leaves, the answer goes on without it."""
-        return FollowedReply(self.frames(question, who), place, headers)
-
-    async def frames(self, question: Question, who: Identity) -> AsyncGenerator[bytes, None]:
-        """The frames: `question`, the answer so far, what is published from then on, and the end.
-
-        Ends with `exception` where the node stops, the token ends, or `who` is kicked.
-        """
-        wrote = time.monotonic()
-        async with aclosing(self.following.heard(question, who)) as all_heard:
-            async for heard in all_heard:
-                now = time.monotonic()
-                if isinstance(heard, Publication):
-                    yield _frame(heard)
-                elif isinstance(heard, Interrupted):
-                    yield _frame(encode("exception", exception(heard.reason), users=None))
-                elif now - wrote >= self.heartbeat_s:
-                    yield _PING
-                else:
-                    continue
-                wrote = now
-
-
-def _frame(publication: Publication) -> bytes:
-    return publication.frame() + b"\n"

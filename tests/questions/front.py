@@ -22,15 +22,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from pushsse.api import counted
+from pushsse.api import CallLimit, counted
 from pushsse.api.agui import AguiEndpoint
 from pushsse.api.calls import CALLS, CallRoute, Endpoints
 from pushsse.api.chat import ChatEndpoint
 from pushsse.api.completions import CompletionsEndpoint
 from pushsse.api.front_ends import FrontEnd
 from pushsse.api.identity import CrossOrigin, DevelopmentIdentifier
-from pushsse.api.limits import CallLimit, Replies
-from pushsse.api.questions import QuestionsEndpoint, StreamedReply
+from pushsse.api.questions import QuestionsEndpoint
+from pushsse.api.replies import Replies, StreamedReply
 from pushsse.hub import assemble_hub
 from pushsse.hub.hub import Hub
 from pushsse.hub.opening import StreamLimits

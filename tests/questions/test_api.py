@@ -16,10 +16,10 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from pushsse.api import HANDLERS
+from pushsse.api import HANDLERS, CallLimit
 from pushsse.api.identity import EVERY_SCOPE, DevelopmentIdentifier, Identity
-from pushsse.api.limits import CallLimit, Replies
-from pushsse.api.questions import QuestionsEndpoint, StreamedReply
+from pushsse.api.questions import QuestionsEndpoint
+from pushsse.api.replies import Replies, StreamedReply
 from pushsse.hub.hub import Hub
 from pushsse.kicks import Kicked
 from pushsse.questions import Answered, By, Question

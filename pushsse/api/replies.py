@@ -1,67 +1,32 @@
-"""How many calls of a kind one person may make in a minute, what responses say about it; and how many
-answers one may follow in replies at a time.
+"""Replies that stream an answer while it grows, and the room for them.
 
-The endpoints of questions and switches call `CallLimit.spend`; the backplane counts, for all nodes together.
 Whoever answers with an answer that grows holds a place among `Replies` meanwhile, which this process counts.
-The fields are those of draft-ietf-httpapi-ratelimit-headers-10: structured fields (RFC 9651), in which `q` is
-the quota, `w` the window in seconds, `r` what remains, and `t` the seconds until the quota is whole again.
+A `FollowedReply` is made of the place; `StreamedReply` is the one of `/v1/questions`, `front_ends` has the
+others.
 """
 
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
 from sse_starlette import EventSourceResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pushsse.api import HttpProblem
-from pushsse.backplane import Backplane
+from pushsse.api.identity import Identity
 from pushsse.errors import CloseReason
-from pushsse.stream.frame import BUSY_RETRY_MS, STREAM_HEADERS
+from pushsse.event import Publication, encode
+from pushsse.questions import Question
+from pushsse.questions.following import Following, Interrupted
+from pushsse.stream.frame import BUSY_RETRY_MS, STREAM_HEADERS, exception
 
-WINDOW_S = 60
+_PING = b"event: ping\ndata: {}\n\n"
 _SEND_TIMEOUT_S = 30.0
 _REPLIES_RETRY_S = 5
-# The header fields, for the document.
-FIELDS = {
-    "RateLimit-Policy": "how many calls (q) a person may make in how many seconds (w); with `qu` "
-    "content-bytes, how many bytes they may add to the log",
-    "RateLimit": "how many are left (r), and in how many seconds (t) all of them are again",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class CallLimit:
-    """At most `quota` calls a minute by one person; 0: no limit. `limited` counts those above it."""
-
-    name: str
-    quota: int
-    what: str
-    uses: Backplane
-    limited: Counter[str]
-
-    async def spend(self, user: str) -> Mapping[str, str]:
-        """Counts a call, and returns the header fields of its response. Raises HttpProblem 429.
-
-        Deliberate: a call that is refused counts, too, but makes the wait no longer. The window ends a minute
-        after it began.
-        """
-        if not self.quota:
-            return {}
-        seen, left_ms = await self.uses.use(f"{self.name}:{user}", window_ms=WINDOW_S * 1000)
-        # Rounded up: whoever comes after so many seconds finds a new window.
-        left_s = -(-left_ms // 1000)
-        fields = {
-            "ratelimit-policy": f'"{self.name}";q={self.quota};w={WINDOW_S}',
-            "ratelimit": f'"{self.name}";r={max(0, self.quota - seen)};t={left_s}',
-        }
-        if seen <= self.quota:
-            return fields
-        self.limited[self.name] += 1
-        detail = f"you may {self.what} {self.quota} times a minute, try again in {left_s} s"
-        raise HttpProblem(429, "rate_limited", detail, {**fields, "retry-after": str(left_s)})
 
 
 class Replies:
@@ -153,3 +118,41 @@ class FollowedReply(EventSourceResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._place.free()
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedReply:
+    """Streams an answer in the reply to its question, wherever it is answered."""
+
+    following: Following
+    replies: Replies
+    heartbeat_s: float = 15.0
+
+    def response(
+        self, question: Question, who: Identity, place: ReplyPlace, headers: Mapping[str, str]
+    ) -> Response:
+        """The response; when its client leaves, the answer goes on without it."""
+        return FollowedReply(self.frames(question, who), place, headers)
+
+    async def frames(self, question: Question, who: Identity) -> AsyncGenerator[bytes, None]:
+        """The frames: `question`, the answer so far, what is published from then on, and the end.
+
+        Ends with `exception` where the node stops, the token ends, or `who` is kicked.
+        """
+        wrote = time.monotonic()
+        async with aclosing(self.following.heard(question, who)) as all_heard:
+            async for heard in all_heard:
+                now = time.monotonic()
+                if isinstance(heard, Publication):
+                    yield _frame(heard)
+                elif isinstance(heard, Interrupted):
+                    yield _frame(encode("exception", exception(heard.reason), users=None))
+                elif now - wrote >= self.heartbeat_s:
+                    yield _PING
+                else:
+                    continue
+                wrote = now
+
+
+def _frame(publication: Publication) -> bytes:
+    return publication.frame() + b"\n"
