@@ -29,7 +29,6 @@ from pushsse.api.agui import AguiEndpoint
 from pushsse.api.calls import Endpoints, direct_calls, immediate_calls, routes
 from pushsse.api.chat import ChatEndpoint
 from pushsse.api.completions import CompletionsEndpoint
-from pushsse.api.conversations import ConversationsEndpoint
 from pushsse.api.direct import Application, Direct
 from pushsse.api.document import encoded_document
 from pushsse.api.events import EventsEndpoint
@@ -37,7 +36,7 @@ from pushsse.api.files import ClientEndpoint, DocsEndpoint, PageEndpoint
 from pushsse.api.front_ends import FrontEnd
 from pushsse.api.polls import PollEndpoint
 from pushsse.api.preferences import PreferencesEndpoint
-from pushsse.api.questions import QuestionsEndpoint
+from pushsse.api.questions import ConversationsEndpoint, QuestionsEndpoint
 from pushsse.api.replies import StreamedReply
 from pushsse.api.stream import StreamEndpoint
 from pushsse.build import build

@@ -20,7 +20,6 @@ from pushsse.api import (
     agui,
     chat,
     completions,
-    conversations,
     events,
     questions,
     retell,
@@ -54,6 +53,7 @@ from pushsse.api.files import (
 from pushsse.api.identity import ADMIN, ANSWER, ASK, PREFERENCES, PUBLISH, STREAM
 from pushsse.api.polls import MAX_WAIT_S, Events, PollEndpoint
 from pushsse.api.preferences import ChangeRequest, PreferenceList, PreferencesEndpoint
+from pushsse.api.questions import ConversationsEndpoint, QuestionsEndpoint
 from pushsse.api.stream import StreamEndpoint
 from pushsse.event import Event, TypeName
 from pushsse.explain import Explanation
@@ -85,11 +85,11 @@ class Endpoints:
     preferences: PreferencesEndpoint
     transfer: TransferEndpoint
     types: TypesEndpoint
-    questions: questions.QuestionsEndpoint
+    questions: QuestionsEndpoint
     chat: chat.ChatEndpoint
     agui: agui.AguiEndpoint
     completions: completions.CompletionsEndpoint
-    conversations: conversations.ConversationsEndpoint
+    conversations: ConversationsEndpoint
     access: AccessEndpoint
     users: UsersEndpoint
     overview: OverviewEndpoint
@@ -183,7 +183,7 @@ _RESET = Parameter(
 )
 _REFUSED = (401, 403)
 _ONE_QUESTION = {(200, JSON): questions.QuestionView}
-_ONE_CONVERSATION = {(200, JSON): conversations.ConversationView}
+_ONE_CONVERSATION = {(200, JSON): questions.ConversationView}
 _LIMIT = Parameter(
     "limit", "query", "at most so many", {"type": "integer", "minimum": 1, "maximum": 100, "default": 50}
 )
@@ -583,7 +583,7 @@ CALLS = (
             _LIMIT,
             Parameter("before", "query", "older than this `newest`", {"type": "string"}),
         ),
-        answers={(200, JSON): conversations.ConversationList},
+        answers={(200, JSON): questions.ConversationList},
         problems=(400, *_REFUSED, 503),
     ),
     Call(
@@ -593,7 +593,7 @@ CALLS = (
         name="handOver",
         summary="Let people answer from now on",
         scope=ASK,
-        bodies={JSON: conversations.HandoverRequest},
+        bodies={JSON: questions.HandoverRequest},
         needs_body=False,
         answers=_ONE_CONVERSATION,
         problems=(400, *_REFUSED, 404, 409, 413, 415, 422, 429, 503),

@@ -3,7 +3,7 @@
 Called by api/questions and by `people`; hands new questions to `answering`. `run` is a service of the node.
 
 `Desk` is what staff see of the conversations that people have taken over: what waits, answers, messages,
-release. Called by api/conversations. Whoever calls has checked that it is staff: these calls know all
+release. Called by `api/questions`. Whoever calls has checked that it is staff: these calls know all
 people's conversations, but only while they are handed over. Each of them raises DatabaseUnavailable.
 """
 
