@@ -504,7 +504,7 @@ CALLS = (
                 "X-Conversation-Id",
                 "header",
                 "the conversation, where the body names none",
-                {"type": "string", "pattern": questions.CONVERSATION},
+                {"type": "string", "pattern": questions.CONVERSATION_PATTERN},
             ),
             Parameter("Idempotency-Key", "header", "a repeat returns the first", {"type": "string"}),
         ),

@@ -20,7 +20,13 @@ from starlette.responses import Response
 from pushsse import strictjson
 from pushsse.api import CallLimit, HttpProblem, ProblemResponse, read_body
 from pushsse.api.identity import ASK, Identifier, Identity
-from pushsse.api.questions import CONVERSATION, MAX_CONTEXT_BYTES, QUESTION_ID, QuestionRequest, refusing
+from pushsse.api.questions import (
+    CONVERSATION_PATTERN,
+    MAX_CONTEXT_BYTES,
+    QUESTION_ID,
+    QuestionRequest,
+    refusing,
+)
 from pushsse.api.replies import FollowedReply, Replies, ReplyPlace
 from pushsse.errors import CloseReason, InvalidInput, Violation
 from pushsse.questions import DataPart, KeptPart, Part, Question, SourcePart, StatusPart
@@ -142,7 +148,7 @@ class FrontEnd:
         fields = await self.limit.spend(who.user)
         found = None
         # PostgreSQL doesn't hold all that a text of JSON may have.
-        is_name = re.fullmatch(CONVERSATION, conversation)
+        is_name = re.fullmatch(CONVERSATION_PATTERN, conversation)
         if is_name and named is not None:
             found = await self._find(who, conversation, named)
         elif is_name:
@@ -322,7 +328,7 @@ async def read(request: Request, to: type[T]) -> T:
 def conversation_of(request: Request) -> str:
     """The conversation in a call's path. Raises HttpProblem 404 for what can't be one's name."""
     given = str(request.path_params["id"])
-    if not re.fullmatch(CONVERSATION, given):
+    if not re.fullmatch(CONVERSATION_PATTERN, given):
         raise HttpProblem(404, "not_found", "you have no conversation with this name")
     return given
 

@@ -56,9 +56,9 @@ _KEY = re.compile(r"[\x21\x23-\x7e][\x21-\x7e]{0,127}")
 _QUOTED_KEY = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _MOST_KEY = 128
 # Line ends and tabs are fine. A lookahead, so that no text takes more than one pass.
-TEXT = r"^(?=\s*\S)[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]+\Z"
+TEXT_PATTERN = r"^(?=\s*\S)[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]+\Z"
 _LINE = r"^(?=\s*\S)[^\x00-\x1f\x7f-\x9f]+\Z"
-CONVERSATION = rf"{NO_STEP}[A-Za-z0-9._-]{{1,64}}\Z"
+CONVERSATION_PATTERN = rf"{NO_STEP}[A-Za-z0-9._-]{{1,64}}\Z"
 _CONVERSATION_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -70,7 +70,7 @@ class QuestionRequest(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             min_length=1,
             max_length=8_000,
-            pattern=TEXT,
+            pattern=TEXT_PATTERN,
             description="a question: 1–8,000 characters, not all of them blanks, and no control characters "
             "but line ends and tabs",
             examples=["How do I get a refund?"],
@@ -80,7 +80,7 @@ class QuestionRequest(Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[
             str,
             Meta(
-                pattern=CONVERSATION,
+                pattern=CONVERSATION_PATTERN,
                 description="a conversation's name: 1–64 letters (a–z, A–Z), digits, dots, hyphens and "
                 "underscores, not . or ..",
                 examples=["ann-order-981-8f3a"],
@@ -203,7 +203,7 @@ class SaidRequest(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             min_length=1,
             max_length=20_000,
-            pattern=TEXT,
+            pattern=TEXT_PATTERN,
             description="a text: 1–20,000 characters, not all of them blanks, and no control characters "
             "but line ends and tabs",
             examples=["Your refund is on its way."],
@@ -261,7 +261,7 @@ class QuestionsEndpoint:
         who = await self.identifier.identify(request, ANY)
         query = Query(request)
         conversation = query.get("conversation")
-        if conversation is not None and not re.fullmatch(CONVERSATION, conversation):
+        if conversation is not None and not re.fullmatch(CONVERSATION_PATTERN, conversation):
             raise parameter_problem("conversation", conversation, "isn't the name of a conversation")
         user = who.user
         if conversation is not None and ANSWER in who.scopes | _of_admin(who):
