@@ -62,8 +62,7 @@ from pushsse.overview import OverviewView
 from pushsse.preferences import Imported
 from pushsse.preferences.catalogue import TypeRules, TypeView
 from pushsse.retention import Forgotten
-from pushsse.stream.immediate import Call as ImmediateCall
-from pushsse.stream.immediate import Calls as ImmediateCalls
+from pushsse.stream.immediate import ImmediateCall, ImmediateCalls
 
 JSON = "application/json"
 SSE = "text/event-stream"

@@ -22,7 +22,7 @@ from pushsse.api import ErrorHandler, problem_response
 from pushsse.api.identity import CrossOrigin
 from pushsse.logs import Served, audit, served, serving, short
 from pushsse.stream.admission import over_limit
-from pushsse.stream.immediate import NO_CALLS, Answer, Call, Calls
+from pushsse.stream.immediate import NO_CALLS, Answer, ImmediateCall, ImmediateCalls
 from pushsse.stream.limits import DEFAULT_LIMITS, Limits
 
 _KEY = "pushsse.direct"
@@ -57,11 +57,11 @@ class Direct:
             return None
         return self._calls.get((scope["method"], scope["path"]))
 
-    def immediate(self, calls: Calls) -> Calls:
+    def immediate(self, calls: ImmediateCalls) -> ImmediateCalls:
         """Such calls for the HTTP protocol, which leave out requests that may come from another site."""
         return {place: self._same_site(call) for place, call in calls.items()} if self._origins else calls
 
-    def _same_site(self, call: Call) -> Call:
+    def _same_site(self, call: ImmediateCall) -> ImmediateCall:
         def same_site(request: Request) -> Answer | None:
             return None if "origin" in request.headers else call(request)
 
@@ -127,7 +127,7 @@ class Application(Starlette):
         self,
         *,
         direct: Direct,
-        immediate: Calls = NO_CALLS,
+        immediate: ImmediateCalls = NO_CALLS,
         limits: Limits = DEFAULT_LIMITS,
         origins: Collection[str] = (),
         internal_port: int | None = None,

@@ -65,10 +65,10 @@ Answered = Reply | Later | None
 # Answers a request by its body. An exception says the same as None.
 Answer = Callable[[bytes], Answered]
 # Takes a request's head, and returns what answers the bodies behind it, now and later; None as above.
-Call = Callable[[Request], Answer | None]
+ImmediateCall = Callable[[Request], Answer | None]
 # By method and path.
-Calls = Mapping[tuple[bytes, bytes], Call]
-NO_CALLS: Calls = {}
+ImmediateCalls = Mapping[tuple[bytes, bytes], ImmediateCall]
+NO_CALLS: ImmediateCalls = {}
 
 
 class _Head(Struct, frozen=True, gc=False):
@@ -174,7 +174,7 @@ class ImmediateHttp(HandoverHttp):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         plain = not (self.root_path or config.access_log or self.limit_concurrency is not None)
-        self._calls: Calls = getattr(self.app, "immediate", NO_CALLS) if plain else NO_CALLS
+        self._calls: ImmediateCalls = getattr(self.app, "immediate", NO_CALLS) if plain else NO_CALLS
 
     def data_received(self, data: bytes) -> None:
         if self._waiting is not None:
