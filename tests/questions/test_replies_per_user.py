@@ -80,11 +80,17 @@ async def until_followed(node: FrontNode, count: int) -> None:
 async def followed(front: Front, count: int) -> AsyncIterator[list["asyncio.Task[None]"]]:
     """Ann asks in a chat, and follows the answer in so many replies."""
 
+    begun: list[str] = []
+
     async def follow(method: str, path: str, **more: Any) -> None:
         async with front.http.stream(method, path, params=ANN, **more) as reply:
             assert reply.status_code == 200
+            begun.append(path)
             async for _ in reply.aiter_bytes():
                 pass
+
+    async def have_begun() -> bool:
+        return len(begun) == count
 
     node, asked = front.nodes[0], asking("/v1/chat", "@never")
     async with asyncio.TaskGroup() as group:
@@ -94,6 +100,8 @@ async def followed(front: Front, count: int) -> AsyncIterator[list["asyncio.Task
         # The same message is the same question, followed once more.
         tasks.append(group.create_task(follow("POST", "/v1/chat", **asked)))
         await until_followed(node, count)
+        # A place is held before the question is looked up.
+        await eventually(have_begun)
         try:
             yield tasks
         finally:
