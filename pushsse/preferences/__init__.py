@@ -252,7 +252,8 @@ _CHOSEN_CATEGORIES = Statement(
     'SELECT "user", category, enabled FROM pushsse_category_switch WHERE "user" {among[1]}'
 )
 _NEXT = Statement("""
-    UPDATE pushsse_person SET version = version + 1 WHERE "user" {among[1]} RETURNING version""")
+    UPDATE pushsse_person SET version = CASE WHEN version < {value[2]} THEN {value[2]} ELSE version END + 1
+     WHERE "user" {among[1]} RETURNING version""")
 
 
 class _Rule(NamedTuple):
@@ -393,13 +394,17 @@ class Transfer:
                 if number % _YIELD_PEOPLE == 0:
                     await asyncio.sleep(0)
                 made = _change(
-                    user, versions[user] + 1, rules, before[user], before[user].with_(wanted[user])
+                    user,
+                    max(versions[user], numbers) + 1,
+                    rules,
+                    before[user],
+                    before[user].with_(wanted[user]),
                 )
                 if made is not None:
                     changes[user] = PreferenceChange(**made, revision=revision)
             await _store(wanted, before)
             if changes:
-                await session.rows(int, _NEXT, list(changes))
+                await session.rows(int, _NEXT, list(changes), numbers)
                 await PreferenceChange.bulk_create(changes.values())
             numbered = {user: change.version for user, change in changes.items()}
             await history.note(session, _noted(wanted, before, numbered), by, self._store.now_ms)

@@ -257,10 +257,12 @@ class PreferenceStore:
         numbers_after: Callable[[], int] = milliseconds,
         now_ms: Callable[[], int] = milliseconds,
     ) -> None:
-        """`numbers_after`: what the number of a person's first change follows; `now_ms`: the log's clock.
+        """`numbers_after`: what the number of a change follows at least; `now_ms`: the log's clock.
 
-        Deliberate: the time. Of somebody who is forgotten and comes back, the log may still have changes, and
-        these numbers have to be higher than theirs: nodes ignore a change that is older than what they know.
+        Deliberate: the time. Of somebody who is forgotten and comes back, or where the database has failed
+        over to a replica that lacks the last transactions, the log may have changes that the database
+        doesn't know of. Numbers have to be higher than theirs: a number that was given is in the log once,
+        and nodes ignore a change that is older than what they know.
         """
         self._database = database
         self._numbers_after = numbers_after
@@ -324,8 +326,9 @@ class PreferenceStore:
         wanted = _Wanted(types, categories)
         async with self._database.transaction() as session:
             # Guarantee 3: the person's row is locked first, so of two changes together the second reads what
-            # the first has committed: no number is left out, and its `before` is the first one's `after`.
-            version: int = (await session.rows(int, _LOCK_PERSON, user, self._numbers_after()))[0]
+            # the first has committed: its number is higher, and its `before` is the first one's `after`.
+            numbers = self._numbers_after()
+            version: int = (await session.rows(int, _LOCK_PERSON, user, numbers))[0]
             rows = await session.rows(_Choice, _PREFERENCES, user)
             revision = sum(await session.rows(int, REVISION))
             _check(rows, wanted)
@@ -337,7 +340,7 @@ class PreferenceStore:
             changed = (new for old, new in zip(rows, chosen, strict=True) if old.enabled != new.enabled)
             change = PendingChange(
                 user,
-                version + 1,
+                max(version, numbers) + 1,
                 {row.name: row.enabled for row in changed if not row.hidden},
                 tuple(sorted(row.name for row in rows if not row.enabled)),
                 tuple(sorted(row.name for row in chosen if not row.enabled)),
@@ -358,7 +361,7 @@ class PreferenceStore:
         return self._now_ms()
 
     def first_number(self) -> int:
-        """What the number of a first change follows, of somebody who has changed nothing so far."""
+        """What the number of a change follows at least, and that of somebody's first one."""
         return self._numbers_after()
 
     async def pending(self, *users: str) -> list[PendingChange]:

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Sequence
+from itertools import count
 from typing import Literal
 
 import msgspec
@@ -13,10 +14,10 @@ from pushsse.event import Change
 from pushsse.metrics import Metrics
 from pushsse.people import StateTable
 from pushsse.position import Mark
-from pushsse.preferences import Preferences
+from pushsse.preferences import Preferences, SwitchLine, Transfer
 from pushsse.preferences.catalogue import Catalogue, CatalogueStore, EventType
 from pushsse.preferences.history import NOBODY
-from pushsse.preferences.store import PreferenceStore
+from pushsse.preferences.store import PersonRow, PreferenceStore, Switch
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -140,6 +141,34 @@ async def test_changes_of_a_person_at_once_are_in_the_log_in_order(
     await asyncio.gather(*(preferences.change("ann", {"alarm": i % 2 == 0}, by=NOBODY) for i in range(20)))
     versions = [change.version for change in await log.changes("ann")]
     assert versions == list(range(1, (await states.read(["ann"]))["ann"].version + 1))
+    assert await store.pending("ann") == []
+
+
+@pytest.mark.parametrize("way", ["change", "import"])
+async def test_a_change_after_the_database_has_lost_one_is_in_the_log_and_newer(
+    database: Database, log: Log, way: Literal["change", "import"]
+) -> None:
+    """It has failed over to a replica that lacks the last transaction."""
+    store = PreferenceStore(database, numbers_after=count(1_000, 10).__next__)
+    await store.join(["alarm", "news"], hidden=False)
+    preferences = Preferences(store, log)
+    await preferences.change("ann", {"alarm": False}, by=NOBODY)
+    async with database.session():
+        before = await PersonRow.get(user="ann")
+        kept = (before.version, before.logged_version)
+    await preferences.change("ann", {"news": False}, by=NOBODY)
+    async with database.session():
+        await PersonRow.filter(user="ann").update(version=kept[0], logged_version=kept[1])
+        await Switch.filter(user="ann", type="news").delete()
+    if way == "change":
+        await preferences.change("ann", {"news": False}, by=NOBODY)
+    else:
+        transfer = Transfer(database, store, preferences)
+        await transfer.import_page([SwitchLine("ann", False, type="news")], by="root")
+    changes = await log.changes("ann")
+    assert [change.after for change in changes] == [("alarm",), ("alarm", "news"), ("alarm", "news")]
+    versions = [change.version for change in changes]
+    assert sorted(set(versions)) == versions
     assert await store.pending("ann") == []
 
 
