@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.server import Server
 
-from pushsse.stream.admission import STARTS_PER_TURN
+from pushsse.stream.admission import STARTS_PER_TURN, Starts
 from pushsse.stream.immediate import ImmediateHttp
 from tests.waiting import eventually
 
@@ -69,6 +69,21 @@ async def test_no_turn_begins_more_than_a_few_requests_and_all_are_answered(pipe
     per_turn = Counter(turn for turn, _ in app.begun)
     assert sum(per_turn.values()) == CLIENTS * pipelined
     assert max(per_turn.values()) == STARTS_PER_TURN
+
+
+async def test_requests_begin_in_the_order_of_their_arrival_also_those_that_arrive_in_between() -> None:
+    loop, starts = asyncio.get_running_loop(), Starts()
+    begun: list[int] = []
+    most = 3 * STARTS_PER_TURN
+    for number in range(most):
+        starts.start(loop, lambda number=number: begun.append(number))  # type: ignore[misc]
+    assert begun == list(range(STARTS_PER_TURN))
+    await asyncio.sleep(0)
+    # Others wait from earlier turns: it is behind them.
+    starts.start(loop, lambda: begun.append(most))
+    assert most not in begun
+    await eventually(lambda: len(begun) == most + 1)
+    assert begun == list(range(most + 1))
 
 
 async def test_a_request_whose_client_leaves_at_once_begins_nevertheless() -> None:
