@@ -240,7 +240,7 @@ class HandoverHttp(LimitedHttp):
 
     def _has_more_than(self, request: int) -> bool:
         """Whether anything was read behind a request."""
-        return request != self.requests or bool(self.pipeline or self.rest)
+        return request != self.requests or bool(self.pipeline or self.rest) or self._refused is not None
 
     def _let_go(self, head: bytes, backlog_bytes: int) -> StreamProtocol:
         transport = self.transport

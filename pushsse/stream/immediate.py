@@ -32,7 +32,7 @@ from uvicorn.server import ServerState
 
 from pushsse.errors import PushsseError
 from pushsse.stream.handover import HandoverHttp, StreamProtocol, descriptor
-from pushsse.stream.limits import BETWEEN, BODY
+from pushsse.stream.limits import BETWEEN, BODY, Refusal
 
 logger = logging.getLogger(__name__)
 # A request with its head.
@@ -263,6 +263,12 @@ class ImmediateHttp(HandoverHttp):
         """uvicorn stops: a request that waits is answered all the same."""
         self.stop_waiting()
         super().shutdown()
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Ends the connection."""
+        # What follows is no request, also where it looks like the last one.
+        self._head = None
+        super().refuse(refusal)
 
     def hand_over_waiting(self, head: bytes, backlog_bytes: int) -> StreamProtocol | None:
         """The connection of the request that waits, from now on the caller's; None if it can't be had."""

@@ -375,7 +375,10 @@ class LimitedHttp(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """An answer is whole: what waits behind its request has its turn."""
         super().on_response_complete()
-        if self.rest and not self.pipeline:
+        if self._refused is not None:
+            if not self.is_answering and not self.transport.is_closing():
+                self._end(self._refused)
+        elif self.rest and not self.pipeline:
             self.loop.call_soon(self._parse_rest)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
@@ -471,20 +474,31 @@ class LimitedHttp(HttpToolsProtocol):
         return self._running is not None and not self._running.response_complete
 
     def refuse(self, refusal: Refusal) -> None:
-        """Ends the connection: with an answer, where it is this request's turn to be answered."""
+        """Ends the connection: with an answer, once the requests before this one have theirs."""
         self.limits.refusals[refusal.code] += 1
         self._refused = refusal
         self.rest = b""
         running = self._running
-        due = refusal.status is not None
-        if running is not None and not running.response_complete:
-            due = due and self.stage is BODY and running is self.cycle and not running.response_started
+        if running is None or running.response_complete:
+            self._end(refusal)
+        elif self.stage is not BODY:
+            # Those before it are whole: `on_response_complete` goes on.
+            return
+        elif running is not self.cycle:
+            # Its head is there, but it never runs.
+            cycle, _ = self.pipeline.popleft()
+            cycle.on_response = _nothing
+        else:
+            self._running = None
             running.disconnected = True
             running.message_event.set()
-            if not due:
+            if running.response_started:
                 drop(self.transport)
-                return
-        if not due:
+            else:
+                self._end(refusal)
+
+    def _end(self, refusal: Refusal) -> None:
+        if refusal.status is None:
             self.transport.close()
             return
         self._unset_keepalive_if_required()
@@ -508,11 +522,15 @@ class LimitedHttp(HttpToolsProtocol):
         limits = self.limits
         if self.has_let_go or self.transport.is_closing():
             return None
-        if self._refused is not None:
+        is_refused = self._refused is not None
+        if is_refused and not self.is_answering:
             return Owed(("end", 0), _LINGER_S, None)
         if self.flow.write_paused:
             unread = self.transport.get_write_buffer_size()
             return Owed(("reading", unread), limits.read_timeout_s, _UNREAD)
+        if is_refused:
+            # The requests before it are being answered.
+            return None
         if self.timeout_keep_alive_task is not None and self.stage is BETWEEN:
             # uvicorn's own limit holds. Behind an answer a request may have begun already.
             return None

@@ -6,12 +6,14 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from itertools import product
 from pathlib import Path
 
 import httptools
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
@@ -147,6 +149,89 @@ async def test_a_pipeline_is_answered_in_order_and_only_a_few_of_it_are_parsed(t
     assert most <= PIECE_BYTES / len(LIVE)
 
 
+CHUNKED = b"POST /v1/events" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
+WRONG = {
+    "no HTTP": (b"hello\r\n\r\n", b"400"),
+    "bytes": (b"\x00\xff\xfe", b"400"),
+    "a head that is too large": (SENT["a head that is too large"], b"431"),
+    "too many fields": (SENT["too many fields"], b"431"),
+    "a body that can't be read": (CHUNKED + b"zz\r\n", b"400"),
+}
+BEFORE = {
+    "one that ASGI answers": (LIVE, [b"200"]),
+    "one that is answered at once": (PUBLISH, [b"202"]),
+    "several": (LIVE + PUBLISH + LIVE, [b"200", b"202", b"200"]),
+    "more than are parsed ahead": ((LIVE + PUBLISH) * 150, [b"200", b"202"] * 150),
+    "one with a wrong body": (SENT["a body that isn't JSON"], [b"400"]),
+}
+
+
+@pytest.mark.parametrize("before", BEFORE)
+async def test_requests_before_one_that_cannot_be_read_are_answered(before: str, tmp_path: Path) -> None:
+    sent, statuses = BEFORE[before]
+    async with serving(tmp_path) as node:
+        for (wrong, refused), apart in product(WRONG.values(), (False, True)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+            # What follows it is no request any more.
+            for piece in [sent, wrong, LIVE] if apart else [sent + wrong + LIVE]:
+                writer.write(piece)
+                await asyncio.sleep(0.001)
+            answers = (await asyncio.wait_for(reader.read(-1), LIMIT_S)).split(b"HTTP/1.1 ")[1:]
+            writer.close()
+            assert [answer[:3] for answer in answers] == [*statuses, refused], (wrong[:20], apart)
+            assert b"\r\nconnection: close\r\n" in answers[-1].lower()
+
+
+async def test_a_stream_ends_where_more_was_sent_behind_it_than_can_be_read(tmp_path: Path) -> None:
+    async with serving(tmp_path) as node:
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        writer.write(STREAM + b"hello\r\n\r\n")
+        answers = (await asyncio.wait_for(reader.read(-1), LIMIT_S)).split(b"HTTP/1.1 ")[1:]
+        writer.close()
+    # As where a request is behind it, which a client of streams doesn't send.
+    assert [answer[:3] for answer in answers] == [b"200", b"400"]
+
+
+async def test_an_answer_that_takes_long_comes_before_what_is_wrong_behind_it() -> None:
+    go_on = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await go_on.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    async with connected(app) as (client, connection):
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(client, LIVE * 2 + b"hello\r\n\r\n")
+        await eventually(lambda: connection.limits.refusals["bad_request"])
+        # Nobody owes anything but the application.
+        for now in (0.0, 1e6):
+            connection.check(now)
+        go_on.set()
+        said = b""
+        while piece := await asyncio.wait_for(loop.sock_recv(client, 4096), LIMIT_S):
+            said += piece
+        assert [answer[:3] for answer in said.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"400"]
+        # The client is to close now, and has some time for that.
+        for now in (2e6, 3e6):
+            connection.check(now)
+        assert connection.transport.is_closing()
+
+
+@asynccontextmanager
+async def connected(app: ASGIApp) -> AsyncIterator[tuple[socket.socket, HandoverHttp]]:
+    """A client's socket, and the connection that serves it."""
+    served_end, client = socket.socketpair()
+    client.setblocking(False)
+    config = Config(app, http=HandoverHttp, ws="none", lifespan="off", log_config=None)
+    config.load()
+    _, connection = await asyncio.get_running_loop().connect_accepted_socket(
+        lambda: HandoverHttp(config, ServerState(), {}), served_end
+    )
+    with client:
+        yield client, connection
+
+
 async def test_a_body_behind_other_requests_is_read_to_its_end(tmp_path: Path) -> None:
     lines = EVENT + b"\n"
     body = lines * (200_000 // len(lines))
@@ -175,16 +260,8 @@ async def test_a_request_learns_that_its_client_has_left_though_others_wait_behi
             pass
         left.set()
 
-    loop = asyncio.get_running_loop()
-    served_end, client = socket.socketpair()
-    client.setblocking(False)
-    config = Config(app, http=HandoverHttp, ws="none", lifespan="off", log_config=None)
-    config.load()
-    _, connection = await loop.connect_accepted_socket(
-        lambda: HandoverHttp(config, ServerState(), {}), served_end
-    )
-    with client:
-        await loop.sock_sendall(client, LIVE * 3)
+    async with connected(app) as (client, connection):
+        await asyncio.get_running_loop().sock_sendall(client, LIVE * 3)
         await eventually(lambda: connection.pipeline)
     await asyncio.wait_for(left.wait(), LIMIT_S)
     assert not connection.pipeline
