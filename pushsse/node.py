@@ -177,7 +177,8 @@ class Node:
 
     def has_room(self) -> bool:
         """Whether one more stream may begin."""
-        if self.closed or self.isolated or not self.kicked.loaded:
+        witness = self.witness
+        if self.closed or (witness is not None and witness.isolated) or not self.kicked.loaded:
             return False
         most = self.settings.max_streams
         return not most or len(self.hub.subscribers) + self.replies.count < most

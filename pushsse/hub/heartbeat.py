@@ -60,9 +60,11 @@ class Heartbeat:
 
     def add(self, subscriber: Subscriber) -> None:
         """Schedules a subscriber for when it has been silent for long enough, or is to end."""
-        at = max(subscriber.wrote + self._period, self.now + 1)
-        if subscriber.expiry is not None:
-            at = max(self.now + 1, min(at, subscriber.expiry.tick))
+        at, expiry = subscriber.wrote + self._period, subscriber.expiry
+        if expiry is not None and expiry.tick < at:
+            at = expiry.tick
+        if at <= self.now:
+            at = self.now + 1
         self._wheel.setdefault(at, []).append(subscriber)
 
     def bury(self, subscriber: Subscriber) -> None:

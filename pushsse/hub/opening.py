@@ -15,7 +15,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -85,7 +84,7 @@ class StreamLimits:
 Begin = Callable[[Sink], Subscriber]
 
 
-class _Queued(NamedTuple):
+class _Queued(Struct, frozen=True):
     """A client whose stream begins by `start`, which says whether it did, or else by `decline`."""
 
     person: Person
@@ -271,7 +270,13 @@ class Opener:
         """Begins a stream with its `ready`. It goes live in this call if there is nothing to replay."""
         subscriber = self._subscriber(opening, sink, options, self._expiry(options))
         try:
-            self._greet(subscriber, sink, opening, options)
+            self._hub.metrics.resumes[opening.resume] += 1
+            sink.write(chunk(self.ready(subscriber, opening.resume)))
+            # Guarantee 2: after `ready`, which is the first frame and carries the position that the rest
+            # follows.
+            self._join(subscriber, options)
+            if opening.open_question:
+                self._refresh.answers(subscriber.person.name)
         except BaseException:
             # Whoever has the connection closes it, and doesn't know the subscriber yet.
             subscriber.gone()
@@ -321,15 +326,6 @@ class Opener:
         )
         self._hub.add(subscriber)
         return subscriber
-
-    def _greet(self, subscriber: Subscriber, sink: Sink, opening: Opening, options: StreamOptions) -> None:
-        """A new stream's first frame, and whatever ends it at once."""
-        self._hub.metrics.resumes[opening.resume] += 1
-        sink.write(chunk(self.ready(subscriber, opening.resume)))
-        # Guarantee 2: after `ready`, which is the first frame and carries the position that the rest follows.
-        self._join(subscriber, options)
-        if opening.open_question:
-            self._refresh.answers(subscriber.person.name)
 
     def _join(self, subscriber: Subscriber, options: StreamOptions) -> None:
         """A new stream goes live or to catch-up; ends one too many, and one that was revoked meanwhile."""

@@ -59,8 +59,10 @@ class StreamProtocol(asyncio.Protocol):
         connections: set[object],
         head: bytes,
         leave: Callable[[], None] | None = None,
+        *,
+        tls: bool,
     ) -> None:
-        """`leave` is called when the connection is gone."""
+        """`leave` is called when the connection is gone. Under `tls` all bytes have to pass the transport."""
         self.subscriber: Subscriber | None = None
         # As uvicorn's protocols have it: the server cuts what is left when it stops.
         self.transport = transport
@@ -69,9 +71,9 @@ class StreamProtocol(asyncio.Protocol):
         self._head = head
         self._closed = False
         self._full = False
-        # An earlier answer may still wait, and under TLS everything has to go through the transport.
+        # An earlier answer may still wait.
         self._waiting = True
-        self._fd = descriptor(transport)
+        self._fd = -1 if tls else transport.get_extra_info("socket").fileno()
         # uvicorn waits for what is in here when it stops, and calls its `shutdown`.
         connections.add(self)
 
@@ -249,7 +251,8 @@ class HandoverHttp(LimitedHttp):
         kind = StreamProtocol
         if self._is_old:
             kind, head = UnchunkedStreamProtocol, unchunked(head)
-        stream = kind(transport, cast(set[object], self.connections), head, self.take_leave())
+        connections = cast(set[object], self.connections)
+        stream = kind(transport, connections, head, self.take_leave(), tls=self.scheme == "https")
         transport.set_write_buffer_limits(backlog_bytes)
         transport.set_protocol(stream)
         flow = self.flow

@@ -215,7 +215,7 @@ class LimitedHttp(HttpToolsProtocol):
     ) -> None:
         # What uvicorn's does (`handover.failed` compares them), where a connection needs it by itself: 4 us
         # less for each.
-        self._begin()
+        self._begin_own()
         self.config = config
         self.app = config.loaded_app
         self.loop = _loop or asyncio.get_event_loop()
@@ -231,8 +231,8 @@ class LimitedHttp(HttpToolsProtocol):
         self.tasks = server_state.tasks
         self.limits: Limits = getattr(self.app, "limits", DEFAULT_LIMITS)
 
-    def _begin(self) -> None:
-        """What each connection has of its own from its beginning: OWN."""
+    def _begin_own(self, **_: object) -> None:
+        """Sets OWN. All that a connection of a class by `of_server` begins with."""
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.pipeline = deque()
@@ -248,7 +248,7 @@ class LimitedHttp(HttpToolsProtocol):
             if hasattr(value, "__get__"):
                 # A function (an application may be one) would be bound to each connection.
                 shared[name] = staticmethod(value)
-        return cast(type[Self], type(cls.__name__, (cls,), {**shared, "__init__": _begin}))
+        return cast(type[Self], type(cls.__name__, (cls,), {**shared, "__init__": cls._begin_own}))
 
     # uvicorn's
 
@@ -624,11 +624,6 @@ def _framing(headers: list[tuple[bytes, bytes]]) -> bytes:
         return b""
     fields = b"".join(name + b": " + value + b"\r\n" for name, value in said)
     return b"POST / HTTP/1.1\r\n" + fields + b"\r\n"
-
-
-def _begin(connection: LimitedHttp, **_: object) -> None:
-    """What is left to do for a connection whose class is `of_server`; uvicorn gives it what that has."""
-    connection._begin()
 
 
 def _nothing() -> None:

@@ -22,7 +22,9 @@ position.
 import asyncio
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
+
+from msgspec import Struct
 
 from pushsse.errors import CloseReason
 from pushsse.event import Publication
@@ -72,7 +74,7 @@ class Registry(Protocol):
         ...
 
 
-class Off(NamedTuple):
+class Off(Struct, frozen=True):
     """The types that are off for somebody at a place in the log, by one revision of the catalogue.
 
     `version` numbers the change that they follow from, -1 where that isn't known.
@@ -242,7 +244,7 @@ class Renewal(Protocol):
         ...
 
 
-class Expiry(NamedTuple):
+class Expiry(Struct, frozen=True):
     """The tick of the node's heartbeat at which a stream ends, why, and who may know of a later end."""
 
     tick: int

@@ -222,7 +222,7 @@ class FullTransport(asyncio.Transport):
 
 
 def connection_that_is_full() -> StreamProtocol:
-    stream = StreamProtocol(FullTransport(), set(), b"")
+    stream = StreamProtocol(FullTransport(), set(), b"", tls=True)
     stream.pause_writing()
     return stream
 
