@@ -93,7 +93,7 @@ class Moment(Struct, frozen=True):
     after: frozenset[int] = frozenset()
 
 
-class _Row(NamedTuple):
+class _ChangeRow(NamedTuple):
     """A row of the table; one with the id 0 is what holds now."""
 
     id: int
@@ -201,8 +201,8 @@ class History:
 
     async def held(self, user: str, name: str, moment: Moment) -> Held:
         """Whether a type was on for a person, and why."""
-        found: dict[tuple[str, str], list[_Row]] = {}
-        for number, row in enumerate(await self._database.rows(_Row, _OF_TYPE, user, name)):
+        found: dict[tuple[str, str], list[_ChangeRow]] = {}
+        for number, row in enumerate(await self._database.rows(_ChangeRow, _OF_TYPE, user, name)):
             found.setdefault((row.kind, row.name), []).append(row)
             if number % _DELETED_AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -258,7 +258,7 @@ class _Value(NamedTuple):
     since_ms: int | None = None
 
 
-def _value(rows: Sequence[_Row], moment: Moment, *, unset: str = "") -> _Value:
+def _value(rows: Sequence[_ChangeRow], moment: Moment, *, unset: str = "") -> _Value:
     """What a switch said at a moment, by its rows in order: what holds now first, if anything does."""
     now = next((row.value for row in rows if not row.id), unset)
     made = [row for row in rows if row.id]

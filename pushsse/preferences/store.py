@@ -180,7 +180,7 @@ _FORGET = {
 _FORGET_CATEGORIES = Statement('DELETE FROM pushsse_category_switch WHERE "user" = {value[1]} RETURNING 1')
 
 
-class _Wanted(NamedTuple):
+class _WantedChange(NamedTuple):
     """A change that somebody asks for. Of a type or category None takes the person's choice back."""
 
     types: Mapping[str, bool | None]
@@ -227,7 +227,7 @@ class _Choice(NamedTuple):
             return bool(self.chosen)
         return bool(self.default_on if self.by_category is None else self.by_category)
 
-    def wish(self, wanted: _Wanted) -> "_Choice":
+    def wish(self, wanted: _WantedChange) -> "_Choice":
         """The same after a change."""
         return self._replace(
             chosen=wanted.types.get(self.name, self.chosen),
@@ -323,7 +323,7 @@ class PreferenceStore:
         are there. `by` is noted. Raises InvalidInput that names every type and category that isn't known,
         mandatory types that were switched off, and what is wrong with the quiet hours.
         """
-        wanted = _Wanted(types, categories)
+        wanted = _WantedChange(types, categories)
         async with self._database.transaction() as session:
             # Guarantee 3: the person's row is locked first, so of two changes together the second reads what
             # the first has committed: its number is higher, and its `before` is the first one's `after`.
@@ -466,7 +466,7 @@ def _categories(rows: Sequence[_Choice]) -> dict[str, bool]:
     return {row.category: bool(row.by_category) for row in rows if row.by_category is not None}
 
 
-def _check(rows: Sequence[_Choice], wanted: _Wanted) -> None:
+def _check(rows: Sequence[_Choice], wanted: _WantedChange) -> None:
     known = {row.name: row for row in rows if not row.hidden}
     categories = {row.category for row in rows if row.category and not row.hidden}
     violations = []
@@ -494,7 +494,7 @@ async def _new_schedule(session: Session, user: str, schedule: Reschedule | None
     return None if after == before else after
 
 
-async def _choose(user: str, rows: Sequence[_Choice], wanted: _Wanted) -> None:
+async def _choose(user: str, rows: Sequence[_Choice], wanted: _WantedChange) -> None:
     """Writes what was chosen, also where it is the default: the default may change."""
     chosen = [
         Switch(user=user, type=row.name, enabled=on)
@@ -518,7 +518,7 @@ async def _choose(user: str, rows: Sequence[_Choice], wanted: _Wanted) -> None:
         await CategorySwitch.filter(user=user, category__in=taken_back).delete()
 
 
-def _noted(user: str, rows: Sequence[_Choice], wanted: _Wanted, version: int) -> list[Noted]:
+def _noted(user: str, rows: Sequence[_Choice], wanted: _WantedChange, version: int) -> list[Noted]:
     """What somebody chose otherwise than before."""
     before: dict[str, Mapping[str, bool | None]] = {
         TYPE: {row.name: row.chosen for row in rows},

@@ -21,7 +21,7 @@ from pushsse.preferences.history import (
     History,
     Moment,
     Noted,
-    _Row,
+    _ChangeRow,
     _value,
     note,
 )
@@ -237,14 +237,14 @@ async def test_a_change_that_fails_is_not_noted(
 def test_a_value_at_any_moment_is_that_of_the_last_change_before_it(
     changes: list[tuple[str, int]], data: st.DataObject
 ) -> None:
-    rows: list[_Row] = []
+    rows: list[_ChangeRow] = []
     now, clock = "", 0
     for number, (value, after_ms) in enumerate(changes, 1):
         clock += after_ms
-        rows.append(_Row(number, "type", "news", now, value, number, "person", f"p{number}", clock))
+        rows.append(_ChangeRow(number, "type", "news", now, value, number, "person", f"p{number}", clock))
         now = value
     moment = data.draw(st.integers(-1, clock + 1))
-    found = _value([_Row(0, "type", "news", "", now, 0, "", "", 0), *rows], Moment(moment))
+    found = _value([_ChangeRow(0, "type", "news", "", now, 0, "", "", 0), *rows], Moment(moment))
     last = [row for row in rows if row.at_ms <= moment]
     if last:
         assert found == (last[-1].value, Actor("person", last[-1].who), last[-1].at_ms)
