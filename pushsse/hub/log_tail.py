@@ -80,21 +80,22 @@ class LogTail:
         for entry in tail:
             self.append(entry)
         self.ready.set()
-        self._notify()
+        self.advanced.set()
 
     def append(self, entry: Entry) -> None:
         """Takes the next entry, as it was heard."""
+        publication = entry.publication
         self.mark = Mark(self.mark.epoch, entry.number)
         self._tail.append(entry)
-        self._bytes += _size(entry.publication)
-        if entry.publication.change is not None:
+        self._bytes += _size(publication)
+        if publication.change is not None:
             self.changes.append(entry)
-        if entry.publication.collapse:
+        if publication.collapse:
             self.newest.note(entry)
         while self._bytes > self._keep_bytes:
             self._drop_oldest()
         self.forget(entry.at_ms - TAIL_MS)
-        self._notify()
+        self.advanced.set()
 
     def forget(self, before_ms: int) -> None:
         """Forgets what is older than a time."""
@@ -141,10 +142,6 @@ class LogTail:
         if self._dropped > 100 and self._dropped * 2 > len(self._tail):
             del self._tail[: self._dropped]
             self._dropped = 0
-
-    def _notify(self) -> None:
-        if not self.advanced.is_set():
-            self.advanced.set()
 
 
 @asynccontextmanager
