@@ -122,7 +122,7 @@ async def test_a_migration_waits_for_a_file_that_another_process_writes(
         async with Database(f"sqlite://{tmp_path}/x.db") as database:
             migrating = asyncio.create_task(database.migrate())
             # Longer than a statement waits.
-            await eventually(lambda: "the start waits for a migration" in caplog.text or migrating.done())
+            await eventually(lambda: "a migration waits" in caplog.text or migrating.done())
             assert not migrating.done()
             other.rollback()
             assert await migrating == MIGRATIONS
