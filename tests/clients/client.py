@@ -26,7 +26,8 @@ class Client:
     """`as_is` runs the library and nothing around it, `right` with the lines of the file `lines`.
 
     `raw`: it prints the stream itself. A client of our own has only the right way. `keeps_dead_http2`: it
-    stays in an HTTP/2 connection that has died, and no lines of a page can help that.
+    stays in an HTTP/2 connection that has died, and no lines of a page can help that. `unnoticed`: faults
+    that it has no stream to notice by.
     """
 
     name: str
@@ -39,3 +40,4 @@ class Client:
     http2: bool = True
     raw: bool = False
     keeps_dead_http2: bool = False
+    unnoticed: frozenset[str] = frozenset()
