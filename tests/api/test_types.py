@@ -307,6 +307,16 @@ async def test_an_explanation_names_each_switch_of_the_person(node: Running) -> 
     ]
 
 
+async def test_an_explanation_names_all_switches_of_a_change_with_several_events(node: Running) -> None:
+    names = [f"type{number:03}" for number in range(900)]
+    await node.node.preference_store.join(names, hidden=False)
+    await change(node, "ann", types=dict.fromkeys(names, False))
+    found = (await node.http.get("/v1/users/ann/explain/none?user=root")).json()
+    steps = [step for step in found["timeline"] if step["what"] == "switched"]
+    assert ", ".join(step["detail"] for step in steps) == ", ".join(f"{name} off" for name in names)
+    assert [step["by"] for step in steps] == ["ann"] * 3
+
+
 async def test_an_explanation_says_who_had_set_the_switch_and_when(node: Running) -> None:
     async def explained(user: str, event: str) -> tuple[list[Any], list[Any]]:
         reply = await node.http.get(f"/v1/users/{user}/explain/{event}?user=root")
