@@ -11,6 +11,7 @@ from pushsse.backplane import BROADCAST, Append, Draft, Stay, Topic
 from pushsse.backplane.answers import Growth, LiveDelta
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.errors import BackplaneUnavailable
+from pushsse.event import Publication
 from pushsse.metrics import Metrics
 from pushsse.position import Mark
 from tests.waiting import eventually
@@ -445,6 +446,22 @@ async def test_a_place_of_which_redis_has_lost_a_telling_is_told_anew(
         assert await backplane.tell_presence("new", people, anew=True)
         assert await backplane.tell_presence("new", {"ann": None})
         assert (await backplane.presence(["bo"]))["bo"].keys() == {"new"}
+
+
+async def test_a_search_for_absent_people_sends_a_few_mebibytes_at_a_time(own_server: RedisServer) -> None:
+    count, most_bytes = 120, 5 * 1024**2
+    event = Publication("news", b"data: " + b"x" * 48_000, ("ann",), switchable=True)
+    async with node(own_server) as backplane:
+        for _ in range(count):
+            await backplane.publish([Append("1", (Draft(event),))])
+        after, found, more = {"1": Mark("", 0)}, 0, True
+        while more:
+            search = await backplane.missed(
+                after, before_ms=backplane.now_ms() + 1000, away_ms=10_000, limit=1000
+            )
+            assert 0 < len(search.missed) * len(event.body) < most_bytes
+            after, more, found = dict(search.marks), search.more, found + len(search.missed)
+        assert found == count
 
 
 async def test_an_entry_that_cannot_be_read_is_for_nobody_and_its_number_counts(
