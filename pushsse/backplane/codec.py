@@ -6,6 +6,7 @@ items that it knows, so that a release may add some.
 """
 
 import logging
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from pushsse.backplane import Topic
 from pushsse.backplane.answers import LiveDelta
 from pushsse.event import Change, Publication
+from pushsse.retry import Seldom
 
 VERSION = 1
 UNREADABLE = Publication("pushsse.unreadable", b"", ())
@@ -56,49 +58,9 @@ def users_of(publication: Publication) -> tuple[int, int]:
     return before + 1, before + len(_encoder.encode(publication.users))
 
 
-def decode(blob: bytes) -> Publication:
-    """Decodes an entry. One that cannot be read is logged and for nobody, but its number counts."""
-    return _decode(blob, _publication)
-
-
-def _decode(
-    blob: bytes, decoder: "msgspec.msgpack.Decoder[Publication] | msgspec.msgpack.Decoder[LiveDelta]"
-) -> Publication:
-    try:
-        if blob[0] in READABLE:
-            return decoder.decode(memoryview(blob)[1:])
-    except (msgspec.DecodeError, IndexError) as error:
-        logger.warning(
-            "an entry of the log can't be read, and nobody on this node gets it: %s. If all nodes have the"
-            " same release, something else writes to the keys of PUSHSSE_REDIS_PREFIX",
-            error,
-        )
-        return UNREADABLE
-    logger.warning(
-        "an entry of the log has version %d, and nobody on this node gets it, since it reads version %d and"
-        " those next to it: run neighbouring releases on all nodes",
-        blob[0],
-        VERSION,
-    )
-    return UNREADABLE
-
-
 def encode_change(change: Change) -> bytes:
     """Encodes a change of switches for the stream of changes."""
     return _encoder.encode(change)
-
-
-def decode_change(blob: bytes) -> Change | None:
-    """Decodes a change; None for one that cannot be read, which is logged."""
-    try:
-        return _change.decode(blob)
-    except msgspec.DecodeError as error:
-        logger.warning(
-            "a change of switches in the log can't be read, and a replay takes what is on now for what was on"
-            " then: %s. Run neighbouring releases on all nodes",
-            error,
-        )
-        return None
 
 
 def pack(arguments: object) -> bytes:
@@ -133,33 +95,86 @@ def encode_live(delta: LiveDelta) -> bytes:
     return _LIVE + encode(delta)
 
 
-def decode_message(payload: bytes) -> Appended | Publication | None:
-    """Decodes a message of publish.lua or `encode_live`; None, logged, for one that cannot be read."""
-    header, _, body = payload.partition(b"\n")
-    if payload.startswith(b"1 "):
-        return _appended(header, body)
-    if payload.startswith(_LIVE):
-        # What isn't in the log is an answer that grows.
-        return _decode(body, _live_delta)
-    logger.warning(
-        "a message of kind %r comes from a newer release, and is skipped: its entries are read from the log",
-        header[:8],
-    )
-    return None
+@dataclass(slots=True)
+class Decoder:
+    """Decodes entries, changes and messages; a backplane has one. What can't be read is logged.
 
+    After a rollback over two releases that is all that a log holds: of each kind the log gets the first, then
+    one every ten seconds.
+    """
 
-def _appended(header: bytes, body: bytes) -> Appended | None:
-    try:
-        _, epoch, first, order, at_ms, *sizes = header.split(b" ")
-        if len(sizes) == 1:
-            return Appended(epoch.decode(), int(first), int(order), int(at_ms), (body,))
-        blobs, start = [], 0
-        for size in map(int, sizes):
-            blobs.append(body[start : start + size])
-            start += size
-        return Appended(epoch.decode(), int(first), int(order), int(at_ms), tuple(blobs))
-    except ValueError as error:
-        logger.warning(
-            "a message can't be read, and is skipped: its entries are read from the log: %s", error
+    _entries: Seldom = field(
+        default_factory=lambda: Seldom(
+            "an entry of the log can't be read, and nobody on this node gets it", logger
         )
+    )
+    _changes: Seldom = field(
+        default_factory=lambda: Seldom(
+            "a change of switches in the log can't be read, and a replay takes what is on now for what was on"
+            " then. Run neighbouring releases on all nodes",
+            logger,
+        )
+    )
+    _messages: Seldom = field(
+        default_factory=lambda: Seldom(
+            "a message can't be read, and is skipped: its entries are read from the log", logger
+        )
+    )
+
+    def entry(self, blob: bytes) -> Publication:
+        """Decodes an entry. One that cannot be read is for nobody, but its number counts."""
+        return self._read(blob, _publication)
+
+    def change(self, blob: bytes) -> Change | None:
+        """Decodes a change; None for one that cannot be read."""
+        try:
+            return _change.decode(blob)
+        except msgspec.DecodeError as error:
+            self._changes.failed(error)
+            return None
+
+    def message(self, payload: bytes) -> Appended | Publication | None:
+        """Decodes a message of publish.lua or `encode_live`; None for one that cannot be read."""
+        header, _, body = payload.partition(b"\n")
+        if payload.startswith(b"1 "):
+            try:
+                return _appended(header, body)
+            except ValueError as error:
+                self._messages.failed(error)
+                return None
+        if payload.startswith(_LIVE):
+            # What isn't in the log is an answer that grows.
+            return self._read(body, _live_delta)
+        self._messages.failed(f"its kind is {header[:8]!r}, of a newer release")
         return None
+
+    def _read(
+        self,
+        blob: bytes,
+        decoder: "msgspec.msgpack.Decoder[Publication] | msgspec.msgpack.Decoder[LiveDelta]",
+    ) -> Publication:
+        try:
+            if blob[0] in READABLE:
+                return decoder.decode(memoryview(blob)[1:])
+        except (msgspec.DecodeError, IndexError) as error:
+            self._entries.failed(
+                f"{error}. If all nodes have the same release, something else writes to the keys of"
+                " PUSHSSE_REDIS_PREFIX"
+            )
+            return UNREADABLE
+        self._entries.failed(
+            f"it has version {blob[0]}, and this node reads version {VERSION} and those next to it: run"
+            " neighbouring releases on all nodes"
+        )
+        return UNREADABLE
+
+
+def _appended(header: bytes, body: bytes) -> Appended:
+    _, epoch, first, order, at_ms, *sizes = header.split(b" ")
+    if len(sizes) == 1:
+        return Appended(epoch.decode(), int(first), int(order), int(at_ms), (body,))
+    blobs, start = [], 0
+    for size in map(int, sizes):
+        blobs.append(body[start : start + size])
+        start += size
+    return Appended(epoch.decode(), int(first), int(order), int(at_ms), tuple(blobs))

@@ -171,6 +171,6 @@ def test_an_entry_of_a_release_without_keys_is_read_and_one_with_a_key_by_such_a
     items: list[object] = msgspec.msgpack.decode(blob[1:])
     at = items.index("k")
     older = blob[:1] + msgspec.msgpack.encode(items[:at])
-    assert codec.decode(older) == msgspec.structs.replace(made, collapse="")
-    assert codec.decode(blob) == made
-    assert isinstance(codec.decode(blob), Publication)
+    assert codec.Decoder().entry(older) == msgspec.structs.replace(made, collapse="")
+    assert codec.Decoder().entry(blob) == made
+    assert isinstance(codec.Decoder().entry(blob), Publication)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pushsse.backplane import BROADCAST, Append, Draft, Stay, Topic
+from pushsse.backplane import BROADCAST, Append, Draft, Stay, Topic, codec
 from pushsse.backplane.answers import Growth, LiveDelta
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.errors import BackplaneUnavailable
@@ -475,6 +475,24 @@ async def test_an_entry_that_cannot_be_read_is_for_nobody_and_its_number_counts(
         own_server.admin.hset("test:8:meta:1", "number", "2")
         await ear.until(lambda: len(ear.entries) == 2, limit_s=4)
         assert ear.entries[1].publication.users == ()
+
+
+async def test_a_log_of_another_format_is_one_line_and_not_one_of_each_entry(
+    own_server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a rollback over two releases all that is heard and read is of theirs."""
+    monkeypatch.setattr(codec, "_VERSION", bytes((codec.VERSION + 2,)))
+    async with node(own_server) as backplane, Ear(backplane) as ear:
+        await ear.follow("1")
+        for number in range(20):
+            await backplane.publish([append("1", f"e{number}")])
+        await ear.until(lambda: len(ear.entries) == 20)
+        page = await backplane.read({"1": 0}, limit=100)
+    assert [entry.publication.users for entry in (*ear.entries, *page.entries)] == [()] * 40
+    lines = [record.getMessage() for record in caplog.records if "can't be read" in record.getMessage()]
+    assert f"version {codec.VERSION + 2}" in lines[0]
+    # One, where this takes less than ten seconds.
+    assert len(lines) < 5
 
 
 async def test_names_are_forgotten_after_ten_minutes(own_server: RedisServer) -> None:

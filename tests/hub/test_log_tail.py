@@ -20,7 +20,7 @@ def test_a_tail_of_small_events_takes_no_more_memory_than_it_is_allowed_to_keep(
     try:
         for number in range(1, 10_001):
             at_ms = 1_790_000_000_000 + number
-            log.append(Entry("12", number, 10_000 + number, at_ms, codec.decode(bytes(blob))))
+            log.append(Entry("12", number, 10_000 + number, at_ms, codec.Decoder().entry(bytes(blob))))
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

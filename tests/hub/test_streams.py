@@ -62,7 +62,7 @@ async def test_an_entry_that_cannot_be_read_is_written_to_nobody() -> None:
         await w.settled()
         for log in ("all", log_of("ann", SHARDS)):
             # As both backplanes decode what a release after the next has written.
-            await w.backplane.publish([Append(log, (Draft(codec.decode(b"\xff")),))])
+            await w.backplane.publish([Append(log, (Draft(codec.Decoder().entry(b"\xff")),))])
         await w.publish("news", 1)
         await w.settled()
         assert sink.data() == ["1"]

@@ -94,7 +94,7 @@ class World:
         found: dict[Pair, int] = {}
         for log in range(64):
             for _, fields in self.redis.xrange(f"{_KEYS}log:{log}"):
-                publication = codec.decode(fields[b"b"])
+                publication = codec.Decoder().entry(fields[b"b"])
                 if publication.switchable:
                     for user in publication.users or ():
                         found[publication.event_id, user] = int(fields[b"t"])

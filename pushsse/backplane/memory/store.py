@@ -494,7 +494,7 @@ def _check_types(connection: sqlite3.Connection) -> None:
 
 
 def _read_snapshot(connection: sqlite3.Connection) -> Snapshot:
-    snapshot = Snapshot()
+    snapshot, decoder = Snapshot(), codec.Decoder()
     for name, epoch, number, trimmed_ms in connection.execute("SELECT * FROM log"):
         snapshot.logs[name] = LogSnapshot(epoch, number, trimmed_ms)
     rows = connection.execute("SELECT log, number, place, at_ms, body FROM entry ORDER BY place")
@@ -503,7 +503,7 @@ def _read_snapshot(connection: sqlite3.Connection) -> Snapshot:
         # Guarantee 2: whatever is missing or unreadable is damage. To pass over it would be a silent gap.
         if entries and entries[-1].number + 1 != number:
             raise ValueError(f"log {name} has no entry {entries[-1].number + 1}")
-        publication = codec.decode(body)
+        publication = decoder.entry(body)
         if publication is codec.UNREADABLE:
             raise ValueError(f"entry {number} of log {name} can't be read")
         entries.append(Entry(name, number, order, at_ms, publication))

@@ -269,6 +269,7 @@ class LogReader:
     """Runs the reading scripts. Everything raises BackplaneUnavailable."""
 
     def __init__(self, connection: RedisConnection, *, names: str) -> None:
+        self.decoder = codec.Decoder()
         self._connection = connection
         self._names = names
 
@@ -283,7 +284,7 @@ class LogReader:
             _READ, self._names, fresh_word(), limit, most_bytes, codec.pack(wants)
         )
         rows = cast(list[list[RedisReply]], replies)
-        return tuple(_result(want, row) for want, row in zip(wants, rows, strict=True))
+        return tuple(_result(want, row, self.decoder) for want, row in zip(wants, rows, strict=True))
 
     async def renew(self, wants: Sequence[Want]) -> None:
         """Gives a new epoch to each log that went back behind a place, unless another node has done so."""
@@ -299,7 +300,7 @@ class LogReader:
     async def first_change(self, log: str, user: str, after: int) -> Change | None:
         """The first change of a person's switches in a log after a number."""
         blob = await self._connection.run(_CHANGE, self._names, log, user, after)
-        return codec.decode_change(blob) if isinstance(blob, bytes) else None
+        return self.decoder.change(blob) if isinstance(blob, bytes) else None
 
     async def missed(self, after: Mapping[str, Mark], *, before_ms: int, away_ms: int, limit: int) -> Search:
         """Events of whose people somebody was away, as `Backplane.missed` has it."""
@@ -322,7 +323,7 @@ class LogReader:
         )
         logs = tuple(after)
         missed = [
-            Missed(_entry(logs[which - 1], item), tuple([user.decode() for user in users]))
+            Missed(_entry(logs[which - 1], item, self.decoder), tuple([user.decode() for user in users]))
             for which, item, users in items
         ]
         marks = {
@@ -331,11 +332,12 @@ class LogReader:
         return Search(tuple(missed), marks, bool(more))
 
 
-def _result(want: Want, row: list[RedisReply]) -> ReadResult:
+def _result(want: Want, row: list[RedisReply], decoder: codec.Decoder) -> ReadResult:
     epoch, *numbers, items = row
     number, first, base, trimmed_ms, at_ms, start, back = cast(list[int], numbers)
     head = Head(cast(bytes, epoch).decode(), number, first, base, trimmed_ms)
-    entries = tuple(_entry(want.log, cast(list[RedisReply], item)) for item in cast(list[RedisReply], items))
+    rows = cast(list[list[RedisReply]], items)
+    entries = tuple(_entry(want.log, item, decoder) for item in rows)
     if want.tail or start >= number:
         return ReadResult(want.log, head, at_ms, max(start, 0), bool(back), entries)
     # Guarantee 2: whatever is not there although the log should hold it (somebody deleted it) moves `start`,
@@ -349,10 +351,10 @@ def _result(want: Want, row: list[RedisReply]) -> ReadResult:
     return ReadResult(want.log, head, at_ms, start, bool(back), entries)
 
 
-def _entry(log: str, item: list[RedisReply]) -> Entry:
+def _entry(log: str, item: list[RedisReply], decoder: codec.Decoder) -> Entry:
     name, fields = cast(tuple[bytes, list[bytes]], item)
     _, order, _, at_ms, _, blob, *_ = fields
-    return Entry(log, int(name.partition(b"-")[0]), int(order), int(at_ms), codec.decode(blob))
+    return Entry(log, int(name.partition(b"-")[0]), int(order), int(at_ms), decoder.entry(blob))
 
 
 def _order(entry: Entry) -> int:

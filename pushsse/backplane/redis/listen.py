@@ -85,7 +85,8 @@ class LogListener:
         self._notices = notices
         self._canary = canary
         self._metrics = metrics
-        self._cursors = LogCursors(metrics)
+        self._decoder = reader.decoder
+        self._cursors = LogCursors(metrics, self._decoder)
         self._subscription: Subscription | None = None
         self._wake = asyncio.Event()
         self._outage = Outage("listening to Redis", logger, Backoff(first_s=0.05, most_s=1.0))
@@ -198,7 +199,7 @@ class LogListener:
             elif channel == self._notices:
                 self._tell(payload)
             elif self._cursors.mark(log) is not None:
-                message = codec.decode_message(payload)
+                message = self._decoder.message(payload)
                 if isinstance(message, codec.Appended):
                     entries += self._cursors.take(log, message)
                 elif message is not None:
@@ -300,11 +301,12 @@ class LogCursors:
     `unsure`: the logs that were left may have gone back since, as Redis may be another one.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, decoder: codec.Decoder) -> None:
         self.incomplete = False
         self.unsure = False
         self.left = False  # a log was left since this was last set to False
         self._metrics = metrics
+        self._decoder = decoder
         self._cursors: dict[str, LogCursor] = {}
         self._new: dict[str, None] = {}
         self._heard_before: dict[str, Want] = {}
@@ -370,7 +372,7 @@ class LogCursors:
         skip = cursor.number + 1 - message.first
         cursor.number = message.last
         cursor.at_ms = message.at_ms
-        return tuple(_entries(log, message))[skip:]
+        return tuple(_entries(log, message, self._decoder))[skip:]
 
     def check(self, canary: bytes) -> None:
         """Compares the cursors with the state of the logs: a line is a log, its epoch and its number."""
@@ -432,9 +434,9 @@ class LogCursors:
         return self._cursors.get(log) is cursor
 
 
-def _entries(log: str, message: codec.Appended) -> Iterator[Entry]:
+def _entries(log: str, message: codec.Appended, decoder: codec.Decoder) -> Iterator[Entry]:
     for i, blob in enumerate(message.blobs):
-        yield Entry(log, message.first + i, message.order + i, message.at_ms, codec.decode(blob))
+        yield Entry(log, message.first + i, message.order + i, message.at_ms, decoder.entry(blob))
 
 
 class Message(NamedTuple):
