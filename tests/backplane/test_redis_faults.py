@@ -488,7 +488,12 @@ async def test_a_log_of_another_format_is_one_line_and_not_one_of_each_entry(
             await backplane.publish([append("1", f"e{number}")])
         await ear.until(lambda: len(ear.entries) == 20)
         page = await backplane.read({"1": 0}, limit=100)
+        search = await backplane.missed(
+            {"1": Mark("", 0)}, before_ms=backplane.now_ms(), away_ms=10_000, limit=100
+        )
     assert [entry.publication.users for entry in (*ear.entries, *page.entries)] == [()] * 40
+    # Nobody was away for it either, and it isn't looked at again.
+    assert (search.missed, search.marks["1"].number) == ((), 20)
     lines = [record.getMessage() for record in caplog.records if "can't be read" in record.getMessage()]
     assert f"version {codec.VERSION + 2}" in lines[0]
     # One, where this takes less than ten seconds.
