@@ -121,8 +121,8 @@ async def test_what_happened_to_an_event_is_said_in_the_pages_language(world: Wo
     steps = (
         "[...document.querySelectorAll('.timeline li span:first-of-type')].map((each) => each.textContent)"
     )
-    await tab.until(f"{steps}.length === 3")
-    assert await tab.run(steps) == ["已发布", "已被替换", "已撤回"]
+    await tab.until(f"{steps}.length === 4")
+    assert await tab.run(steps) == ["当时的开关", "已发布", "已被替换", "已撤回"]
     await no_faults(tab)
 
 
