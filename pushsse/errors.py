@@ -109,6 +109,10 @@ class NotOwner(PushsseError):
     """The partition has a newer owner: what was read under the old assignment must not be published."""
 
 
+class ClaimLost(NotOwner):
+    """The backplane knows of no owner of the partition. Whoever the group counts in may claim it again."""
+
+
 class CloseReason(Enum):
     """Why a stream ended. `retry` says whether the client should come back by itself."""
 

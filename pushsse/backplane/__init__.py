@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol, Self
 from msgspec import Struct
 
 from pushsse.backplane.answers import Grew, Growth, SoFar
+from pushsse.errors import ClaimLost, NotOwner
 from pushsse.event import Change, Publication
 from pushsse.metrics import Metrics
 from pushsse.position import Mark
@@ -224,6 +225,14 @@ def part_of(hearing: Hearing, wanted: Callable[[str], bool]) -> Hearing | None:
     return Heard(entries) if entries else None
 
 
+def raise_refused(*, foreign: int, unclaimed: int, of: int) -> None:
+    """Raises NotOwner or ClaimLost where some of the appends were refused."""
+    if foreign:
+        raise NotOwner(f"{foreign} of {of} appends come from partitions with another owner")
+    if unclaimed:
+        raise ClaimLost(f"{unclaimed} of {of} appends come from partitions that nobody has claimed")
+
+
 class Topic(Enum):
     """What nodes tell each other beside the logs."""
 
@@ -381,7 +390,7 @@ class Backplane(Protocol):
 
         Skips drafts that have expired by the log's clock. Raises BackplaneUnavailable; NotOwner after the
         other appends are in, if a source's partition was claimed by another owner: that append changed
-        nothing.
+        nothing. ClaimLost where nobody has claimed it: the claim is lost, and its owner claims it again.
         """
         ...
 

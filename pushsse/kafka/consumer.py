@@ -15,7 +15,7 @@ from typing import Generic, NamedTuple, NoReturn, Protocol, TypeVar
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from pushsse.errors import InvalidInput, KafkaUnavailable, NotOwner, Unavailable
+from pushsse.errors import ClaimLost, InvalidInput, KafkaUnavailable, NotOwner, Unavailable
 from pushsse.kafka import Connection, Record, Topics, cancellation_is_ours, stop
 from pushsse.kafka.dead_letters import DeadLetters, Refused
 from pushsse.kafka.partition import Assignment, Fenced, Fences, Ownership, Partition, Progress, Unfenced
@@ -73,7 +73,7 @@ class Handler(Progress, Protocol[Decoded]):
         """Returns once the items' effects are stored: those that turned out to be of no use.
 
         Called with nothing, too, every 200 ms while something is unfinished. Raises Unavailable (it is called
-        again with the same items), NotOwner (one of the partitions has a newer owner).
+        again with the same items), NotOwner (one of the partitions has a newer owner, or none).
         """
         ...
 
@@ -338,8 +338,8 @@ class _Member(Generic[Decoded]):
             try:
                 # Order in a partition: nothing is polled after these before they have gone through.
                 refused = await self._handler.apply([item for batch in ours for item in batch.items])
-            except NotOwner:
-                return await self._without_the_lost(ours)
+            except NotOwner as error:
+                return await self._without_the_lost(ours, error)
             except Unavailable as error:
                 await self._assignment.wait(self._applying.failed(error))
             else:
@@ -348,11 +348,21 @@ class _Member(Generic[Decoded]):
                 return [_with(batch, refused) for batch in ours if batch.partition.assigned]
         return []
 
-    async def _without_the_lost(self, batches: Sequence[_Batch[Decoded]]) -> Sequence[_Batch[Decoded]]:
+    async def _without_the_lost(
+        self, batches: Sequence[_Batch[Decoded]], error: NotOwner
+    ) -> Sequence[_Batch[Decoded]]:
         """Finds out whose partition has a newer owner, one by one; the log skips what it has already."""
         if len(batches) > 1:
             return [applied for batch in batches for applied in await self._applied([batch])]
         [batch] = batches
+        if isinstance(error, ClaimLost):
+            logger.warning(
+                "%s: its claim is lost, since Redis was emptied or came back with an older state. If the"
+                " partition is still this node's, it is claimed again and read on",
+                batch.partition.name,
+            )
+            self._assignment.suspend(batch.partition)
+            return []
         logger.warning(
             "%s has a newer owner, which reads the records that this node has in hand: they are dropped here",
             batch.partition.name,

@@ -12,6 +12,7 @@ from pushsse.backplane.memory.writer import LogWriter
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.metrics import Metrics
 
+from .ear import OWNER
 from .redis_server import RedisServer
 
 Make = Callable[..., AbstractAsyncContextManager[Backplane]]
@@ -58,7 +59,10 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
 
 @pytest.fixture
 async def backplane(make: Make) -> AsyncIterator[Backplane]:
+    """An empty one, with the claims of whoever publishes `sourced`."""
     async with make() as backplane:
+        for partition in range(2):
+            await backplane.claim("topic", partition, OWNER)
         yield backplane
 
 

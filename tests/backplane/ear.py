@@ -21,6 +21,8 @@ from pushsse.backplane import (
 )
 from pushsse.event import Publication
 
+OWNER = "me"
+
 
 def publication(body: str, *, user: str = "ann", expires_ms: int = 0) -> Publication:
     return Publication("note", b"data: " + body.encode() + b"\n", (user,), True, expires_ms)
@@ -35,7 +37,7 @@ def user_of(log: str) -> str:
     return next(user for user in map(str, count()) if log_of(user, 8) == log)
 
 
-def sourced(log: str, *offsets: int, owner: str = "me", partition: int = 0) -> Append:
+def sourced(log: str, *offsets: int, owner: str = OWNER, partition: int = 0) -> Append:
     """One draft an offset, whose body is the offset and whose record's time is 1,000 more."""
     drafts = [
         Draft(publication(str(offset)), Source("topic", partition, offset, offset + 1000, owner))

@@ -35,7 +35,7 @@ from pushsse.backplane import (
 )
 from pushsse.backplane.allowance import Allowances, LogAllowance
 from pushsse.backplane.answers import Grew, Growth, LiveDelta, SoFar
-from pushsse.errors import AllowanceSpent, NotOwner
+from pushsse.errors import AllowanceSpent, ClaimLost, NotOwner
 from pushsse.event import Change, Publication
 from pushsse.position import Mark
 from tests.waiting import eventually
@@ -125,10 +125,10 @@ async def test_the_first_start_of_a_topic_is_kept(backplane: Backplane) -> None:
 
 
 async def test_a_partition_is_claimed_from_its_first_owner_on(backplane: Backplane) -> None:
-    assert not await backplane.claimed("topic", 0)
-    await backplane.claim("topic", 0, "one")
-    assert await backplane.claimed("topic", 0)
-    assert not await backplane.claimed("topic", 1)
+    assert not await backplane.claimed("another", 0)
+    await backplane.claim("another", 0, "one")
+    assert await backplane.claimed("another", 0)
+    assert not await backplane.claimed("another", 1)
 
 
 async def test_a_fence_that_was_reset_starts_over(backplane: Backplane) -> None:
@@ -236,12 +236,23 @@ async def test_what_is_expired_is_skipped_and_its_fence_advances(backplane: Back
 
 
 async def test_a_claimed_partition_takes_nothing_from_another_owner(backplane: Backplane) -> None:
+    await backplane.claim("topic", 0, "before")
     await backplane.publish([sourced("1", 1, owner="before")])
     await backplane.claim("topic", 0, "after")
-    with pytest.raises(NotOwner):
+    with pytest.raises(NotOwner) as refused:
         await backplane.publish([sourced("1", 2, owner="before")])
+    assert not isinstance(refused.value, ClaimLost)
     await backplane.publish([sourced("1", 2, owner="after"), append("1", "by itself")])
     assert await everything(backplane, "1") == ["1", "2", "by itself"]
+
+
+async def test_a_partition_that_nobody_has_claimed_is_nobodys(backplane: Backplane) -> None:
+    """Where claims are lost, an earlier owner could append what the later one has appended before."""
+    with pytest.raises(ClaimLost):
+        await backplane.publish([sourced("1", 1, partition=2), sourced("1", 1)])
+    await backplane.claim("topic", 2, "me")
+    await backplane.publish([sourced("1", 2, partition=2)])
+    assert await everything(backplane, "1") == ["1", "2"]
 
 
 async def test_a_refused_append_appends_nothing_and_the_others_are_taken(backplane: Backplane) -> None:

@@ -86,8 +86,8 @@ async def test_a_restart_has_everything_there_was(tmp_path: Path) -> None:
         for number in range(100):
             await publish(first, draft(number))
         await publish(first, draft(0, change=change), log="2")
-        await publish(first, draft(1, source=Source("t", 3, 41, 1000, "me"), once="id"), log="1")
         await first.claim("t", 3, "me")
+        await publish(first, draft(1, source=Source("t", 3, 41, 1000, "me"), once="id"), log="1")
         await first.first_start("t", {0: 7})
         await first.identity("here")
         before = await first.read({"all": 0, "1": 0, "2": 0, "3": 0}, limit=1000)
@@ -155,6 +155,7 @@ async def main():
     if sys.argv[2] == "lost":
         await backplane.publish([Append("all", drafts[:3])])
     if sys.argv[2] == "kafka":
+        await backplane.claim("t", 0, "me")
         await backplane.publish([Append("all", (Draft(drafts[0].publication, Source("t", 0, 5, 1, "me")),))])
     os.kill(os.getpid(), 9)
 

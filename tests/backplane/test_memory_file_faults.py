@@ -174,6 +174,7 @@ async def test_the_thread_outlives_an_error_of_any_kind(tmp_path: Path) -> None:
     async with opened(tmp_path, writer=writer) as backplane:
         # Not an error of SQLite's: an integer that it can't hold.
         writer.add(RowChange("INSERT OR REPLACE INTO seen VALUES (?, ?)", (b"x", 1 << 70)))
+        await backplane.claim("t", 0, "me")
         async with asyncio.timeout(LIMIT_S):
             await publish(backplane, draft(0, source=Source("t", 0, 1, 1, "me")))
         await eventually(lambda: writer.on_disk)

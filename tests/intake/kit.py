@@ -16,6 +16,7 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 
 from pushsse.backplane import Append, Draft, Receipt
 from pushsse.backplane.memory import MemoryBackplane
+from pushsse.backplane.memory.logs import Snapshot
 from pushsse.errors import BackplaneUnavailable, Unavailable
 from pushsse.intake import Decode, Drafter, EventHandler, Made, PushsseFormat
 from pushsse.kafka import Connection, Topics, one_topic
@@ -83,7 +84,7 @@ class Recorder:
 
 
 class Backplane(MemoryBackplane):
-    """A backplane whose identity can get lost, or be away, as one can that is kept in Redis."""
+    """A backplane whose identity and claims can get lost, or be away, as one can that is kept in Redis."""
 
     known_by = ""
     away = False
@@ -93,6 +94,10 @@ class Backplane(MemoryBackplane):
             raise BackplaneUnavailable("not now")
         self.known_by = self.known_by or suggested
         return self.known_by
+
+    def lose_claims(self) -> None:
+        """As when somebody empties Redis: claims, fences and starts are gone."""
+        self._partitions.restore(Snapshot())
 
 
 @dataclass(frozen=True)

@@ -414,6 +414,21 @@ async def test_a_partition_claimed_by_somebody_else_is_dropped_and_later_claimed
     assert await kit.recorder.numbers() == list(range(5))
 
 
+async def test_a_partition_whose_claim_is_lost_is_claimed_anew_at_once_and_nothing_comes_twice(
+    kit: Kit, caplog: pytest.LogCaptureFixture
+) -> None:
+    await kit.create(kit.topic, kit.dlq)
+    await kit.produce([value(0)])
+    async with kit.running():
+        await eventually(lambda: kit.recorder.appended == 1)
+        kit.backplane.lose_claims()
+        await kit.produce([value(n) for n in range(1, 5)])
+        await kit.until_committed(5)
+        assert await kit.backplane.claimed(kit.topic, 0)
+    assert await kit.recorder.numbers() == list(range(5))
+    assert not [record for record in caplog.records if "has a newer owner" in record.getMessage()]
+
+
 async def test_a_second_member_shares_the_partitions_and_nothing_comes_twice(kit: Kit) -> None:
     await kit.create(kit.topic, partitions=4)
     await kit.create(kit.dlq)

@@ -44,6 +44,7 @@ from pushsse.backplane import (
     log_of,
     machine_ms,
     part_of,
+    raise_refused,
 )
 from pushsse.backplane.allowance import Allowances
 from pushsse.backplane.answers import AnswersSoFar, Grew, Growth, SoFar
@@ -65,7 +66,6 @@ from pushsse.backplane.memory.store import (
     set_start,
 )
 from pushsse.backplane.memory.writer import LogWriter
-from pushsse.errors import NotOwner
 from pushsse.event import Change, Publication
 from pushsse.metrics import Metrics
 from pushsse.position import Mark
@@ -168,12 +168,15 @@ class MemoryBackplane(Backplane):
         await self._wait_for_room()
         receipt = Receipt()
         heard: list[Entry] = []
-        refused: list[Append] = []
+        foreign = unclaimed = 0
         weight = 0
         has_sources = False
         for append in appends:
             if self._partitions.is_foreign(append):
-                refused.append(append)
+                foreign += 1
+                continue
+            if self._partitions.is_unclaimed(append):
+                unclaimed += 1
                 continue
             if weight >= _YIELD_RECIPIENTS:
                 # Guarantee 2: before the pause, in which another publisher's entries get a higher order.
@@ -191,10 +194,7 @@ class MemoryBackplane(Backplane):
         if self._writer is not None and has_sources:
             # Guarantee 1: the caller commits their offsets next, and then Kafka never sends them again.
             await self._writer.flush()
-        if refused:
-            raise NotOwner(
-                f"{len(refused)} of {len(appends)} appends come from partitions with another owner"
-            )
+        raise_refused(foreign=foreign, unclaimed=unclaimed, of=len(appends))
         return receipt
 
     def publish_nowait(self, appends: Sequence[Append]) -> Receipt | None:

@@ -258,6 +258,11 @@ class Partitions:
             self._owners.get((each.topic, each.partition), each.owner) != each.owner for each in sources
         )
 
+    def is_unclaimed(self, append: Append) -> bool:
+        """Whether a source is from a partition that nobody has claimed."""
+        sources = [draft.source for draft in append.drafts if draft.source is not None]
+        return any((each.topic, each.partition) not in self._owners for each in sources)
+
     def unfenced(self, append: Append) -> list[Draft]:
         """The drafts above their fence, which moves up to them.
 

@@ -42,6 +42,7 @@ from pushsse.backplane import (
     codec,
     fresh_word,
     log_of,
+    raise_refused,
 )
 from pushsse.backplane.allowance import Allowances
 from pushsse.backplane.answers import ANSWER_KEEP_MS, Grew, Growth, SoFar
@@ -55,7 +56,7 @@ from pushsse.backplane.redis.commands import (
     script,
 )
 from pushsse.backplane.redis.listen import TIMEOUT_S, Canary, LogListener
-from pushsse.errors import BackplaneUnavailable, NotOwner
+from pushsse.errors import BackplaneUnavailable
 from pushsse.event import Change
 from pushsse.metrics import Metrics
 from pushsse.position import Mark
@@ -67,6 +68,7 @@ _MOST_DRAFTS = 1000
 _MOST_BYTES = 1024 * 1024
 _MOST_NAMES = 1000  # 3–5 ms of Redis
 _FIRST_BLOB = 7  # of the script's arguments, which Lua counts from 1
+_ACCEPTED, _FOREIGN, _UNCLAIMED = 1, 0, -1  # what publish.lua replies first
 _PUBLISH, _KEEP_TICKET, _OPEN_TICKET = (script(name) for name in ("publish", "keep_ticket", "open_ticket"))
 _USE, _SPEND = script("use"), script("spend")
 _TELL_PRESENCE, _END_PRESENCE = script("tell_presence"), script("end_presence")
@@ -154,7 +156,7 @@ class RedisBackplane(Backplane):
     async def publish(self, appends: Sequence[Append]) -> Receipt:
         """Appends one after the other, several in one run of the script."""
         receipt = Receipt()
-        refused = 0
+        refused: list[int] = []
         for run in self._runs(appends):
             replies = await self._publishing.run(
                 _PUBLISH,
@@ -168,10 +170,13 @@ class RedisBackplane(Backplane):
                 *run.blobs,
             )
             for log, reply in zip(run.logs, cast(list[list[int | bytes]], replies), strict=True):
-                refused += not self._receive(log, reply, receipt)
+                accepted = cast(int, reply[0])
+                if accepted == _ACCEPTED:
+                    self._receive(log, reply, receipt)
+                else:
+                    refused.append(accepted)
         receipt.count(self._metrics)
-        if refused:
-            raise NotOwner(f"{refused} of {len(appends)} appends come from partitions with another owner")
+        raise_refused(foreign=refused.count(_FOREIGN), unclaimed=refused.count(_UNCLAIMED), of=len(appends))
         return receipt
 
     async def grow(self, growth: Growth) -> Grew:
@@ -221,18 +226,15 @@ class RedisBackplane(Backplane):
             return published or heard or Mark("", 0)
         return heard if heard.epoch == published.epoch and heard.number > published.number else published
 
-    def _receive(self, log: str, reply: list[int | bytes], receipt: Receipt) -> bool:
-        """Adds a reply of the script to the receipt; False if the append was refused."""
-        accepted, epoch, number, appended, fenced, repeated, expired = reply
-        if not accepted:
-            return False
+    def _receive(self, log: str, reply: list[int | bytes], receipt: Receipt) -> None:
+        """Adds a reply of the script to the receipt."""
+        _, epoch, number, appended, fenced, repeated, expired = reply
         mark = Mark(cast(bytes, epoch).decode(), cast(int, number))
         self._published[log] = receipt.marks[log] = mark
         receipt.appended += cast(int, appended)
         receipt.fenced += cast(int, fenced)
         receipt.repeated += cast(int, repeated)
         receipt.expired += cast(int, expired)
-        return True
 
     # Listening
 

@@ -213,8 +213,8 @@ class _Taker:
                         await asyncio.sleep(self._database.failed(f"{error}{hint}"))
                     except NotOwner as error:
                         logger.warning(
-                            "outbox %s: another node has buckets that this one had: %s. It publishes their"
-                            " rows, and this node takes its share anew",
+                            "outbox %s: another node has buckets that this one had, or their claims are"
+                            " lost: %s. No row is, and this node takes its share anew",
                             self._source.table,
                             error,
                         )

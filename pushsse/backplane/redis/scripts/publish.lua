@@ -6,7 +6,7 @@
 --      A draft: {entry's place, expires_ms, names' place or 0, which source or 0, offset, timestamp_ms, first
 --      and last byte of the recipients in the entry}; with a change of switches also {user, change's place}.
 --      Names have NAME_BYTES each, one for each recipient, in order.
--- Out: for each append {accepted (0: another owner), epoch, number, appended, fenced, repeated, expired}.
+-- Out: for each append {accepted (1; 0: another owner, -1: no owner), epoch, number, appended, fenced, repeated, expired}.
 -- Message on a log's channel: '1 EPOCH FIRST ORDER AT SIZE…\n', then the entries of one append.
 --
 -- The order of what follows matters. For each append: owners, fences and names are read (guarantee 1), entries
@@ -22,13 +22,18 @@ local AT_ONCE = 2000
 local remembered = 0
 
 -- Guarantee 1: a node that has lost its partition must append nothing more. The new owner has compared the
--- fences with Kafka already.
-local function is_foreign(sources)
+-- fences with Kafka already. Where the claim is gone, since Redis was emptied, it may be that node, too.
+local function refusal(sources)
+  local found
   for _, source in ipairs(sources) do
     local owner = redis.call('HGET', OWNER, source[1])
-    if owner and owner ~= source[2] then return true end
+    if not owner then
+      found = found or -1
+    elseif owner ~= source[2] then
+      found = 0
+    end
   end
-  return false
+  return found
 end
 
 -- Which of these names nobody has had yet, how many they are, and how many names there are. The names that are
@@ -203,8 +208,9 @@ end
 local replies = {}
 for _, call in ipairs(cmsgpack.unpack(ARGV[6])) do
   local log, sources = call[1], call[5]
-  if is_foreign(sources) then
-    replies[#replies + 1] = {0, '', 0, 0, 0, 0, 0}
+  local refused = refusal(sources)
+  if refused then
+    replies[#replies + 1] = {refused, '', 0, 0, 0, 0, 0}
   else
     local meta = load(log, FRESH)
     -- Guarantee 2: the publisher knows of a later entry in this epoch, so Redis has an older state. In the old
