@@ -41,7 +41,7 @@ class Rules(Protocol):
 
     @property
     def revision(self) -> int:
-        """How often the rules of types have changed: default, mandatory, category."""
+        """Rises when the rules of types change: default, mandatory, category."""
         ...
 
     def changed_since(self, name: str, revision: int) -> bool:

@@ -171,8 +171,11 @@ _CHOSEN = Statement("""
     SELECT type, sum(CASE WHEN enabled THEN 1 ELSE 0 END), sum(CASE WHEN enabled THEN 0 ELSE 1 END)
       FROM (SELECT type, enabled FROM pushsse_switch LIMIT {value[1]}) AS one GROUP BY type ORDER BY type""")
 _NEXT_REVISION = Statement("""
-    INSERT INTO pushsse_catalogue (id, revision, removed_revision) VALUES (1, 1, 0)
-    ON CONFLICT (id) DO UPDATE SET revision = pushsse_catalogue.revision + 1 RETURNING revision""")
+    INSERT INTO pushsse_catalogue (id, revision, removed_revision) VALUES (1, {value[1]}, 0)
+    ON CONFLICT (id) DO UPDATE
+       SET revision = CASE WHEN pushsse_catalogue.revision < {value[1]} THEN {value[1]}
+                           ELSE pushsse_catalogue.revision + 1 END
+    RETURNING revision""")
 _REMOVED = Statement("UPDATE pushsse_catalogue SET removed_revision = revision RETURNING revision")
 _RELEASE = Statement("""
     UPDATE pushsse_event_type SET from_file = false
@@ -253,9 +256,20 @@ _UNLISTED = (True, False, "")
 class CatalogueStore:
     """The catalogue's tables. Everything raises DatabaseUnavailable."""
 
-    def __init__(self, database: Database, *, now_ms: Callable[[], int] = milliseconds) -> None:
-        """`now_ms`: the log's clock."""
+    def __init__(
+        self,
+        database: Database,
+        *,
+        numbers_after: Callable[[], int] = milliseconds,
+        now_ms: Callable[[], int] = milliseconds,
+    ) -> None:
+        """`numbers_after`: what a new revision follows at least; `now_ms`: the log's clock.
+
+        Deliberate: the time, as for the numbers of changes. Where the database has failed over to a replica
+        that lacks the last transactions, nodes know people by revisions that the database doesn't know of.
+        """
         self._database = database
+        self._numbers_after = numbers_after
         self._now_ms = now_ms
 
     async def all(self) -> tuple[TypeView, ...]:
@@ -281,7 +295,7 @@ class CatalogueStore:
             if not found and len(await known_types()) >= MAX_TYPES:
                 raise CatalogueFull(f"the catalogue has {MAX_TYPES} types, which is all that it holds")
             row = _row(name, rules, from_file=False)
-            writing = _Writing(session)
+            writing = _Writing(session, self._numbers_after() + 1)
             await writing.write(row, found[0] if found else None)
             await history.note(session, writing.noted, by, self._now_ms())
             return not found
@@ -300,7 +314,7 @@ class CatalogueStore:
                 raise TypeInFile(f"{name!r} is set in the settings file of a node")
             await EventType.filter(name=name).delete()
             if found[0].effect != _UNLISTED:
-                await session.rows(int, _NEXT_REVISION)
+                await session.rows(int, _NEXT_REVISION, self._numbers_after() + 1)
                 await session.rows(int, _REMOVED)
                 noted = rules_noted(name, found[0].effect, _UNLISTED)
                 await history.note(session, [noted], by, self._now_ms())
@@ -319,7 +333,7 @@ class CatalogueStore:
         async with self._database.transaction(timeout_s=_DECLARE_S) as session:
             await session.lock(CATALOGUE_LOCK)
             before = {row.name: row for row in await session.rows(_Row, _ALL)}
-            writing = _Writing(session)
+            writing = _Writing(session, self._numbers_after() + 1)
             changed = [row for row in rows if before.get(row.name) != row]
             for row in changed:
                 await writing.write(row, before.get(row.name))
@@ -335,12 +349,18 @@ class CatalogueStore:
         types = {name: revision for name, revision, _ in rows if name}
         return Revised(*(own[0][1:] if own else (0, 0)), types)
 
+    async def renew(self, *, after: int) -> None:
+        """Gives the catalogue a new revision, higher than `after`, by which all switches are read again."""
+        await self._database.rows(int, _NEXT_REVISION, max(self._numbers_after(), after) + 1)
+
 
 class _Writing:
     """Types that are written in one transaction, and the one revision that they get."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, at_least: int) -> None:
+        """`at_least`: the revision, unless the catalogue is further."""
         self._session = session
+        self._at_least = at_least
         self.noted: list[Noted] = []
         self._revision: int | None = None
 
@@ -351,7 +371,7 @@ class _Writing:
         if row.effect != effect:
             self.noted.append(rules_noted(row.name, effect, row.effect))
             if self._revision is None:
-                [self._revision] = await self._session.rows(int, _NEXT_REVISION)
+                [self._revision] = await self._session.rows(int, _NEXT_REVISION, self._at_least)
             values["revision"] = self._revision
         elif before is None:
             # It may have been there before, with other rules.
@@ -447,7 +467,7 @@ class EventType(Model):
 
 
 class CatalogueRow(Model):
-    """The one row of the catalogue: how often its rules have changed, and when a type was last removed."""
+    """The one row of the catalogue: the revision of its rules, and that of the last removal of a type."""
 
     id = fields.SmallIntField(primary_key=True)
     revision = fields.BigIntField(db_default=0)
@@ -515,7 +535,7 @@ class Catalogue:
 
     @property
     def revision(self) -> int:
-        """How often the rules of types have changed, as far as this node knows."""
+        """Rises when the rules of types change; as far as this node knows."""
         return self._known.revision if self._known is not None else 0
 
     def changed_since(self, name: str, revision: int) -> bool:
@@ -580,7 +600,16 @@ class Catalogue:
             for name in left_out:
                 # Other nodes have filled it in the meantime.
                 self._overflow(name)
-        before, self._known = self.revision, await self._catalogue.revised()
+        before, known = self.revision, await self._catalogue.revised()
+        if known.revision < before:
+            # Guarantee 3: who is known by a revision that is lost would never be read again.
+            logger.warning(
+                "the catalogue of types is an older state: the database has failed over, or was restored."
+                " What was set since is lost, and the switches of open streams are read again"
+            )
+            await self._catalogue.renew(after=before)
+            known = await self._catalogue.revised()
+        self._known = known
         if self.size < MAX_TYPES:
             self._warned_full = False
         # Guarantee 3: after the rules are known. A stream whose switches were read before them is found.

@@ -17,8 +17,10 @@ from pushsse.preferences import Preferences
 from pushsse.preferences.catalogue import (
     Catalogue,
     CatalogueFull,
+    CatalogueRow,
     CatalogueStore,
     Chosen,
+    EventType,
     NamedType,
     TypeInFile,
     TypeRules,
@@ -27,6 +29,7 @@ from pushsse.preferences.catalogue import (
 from pushsse.preferences.quiet import QuietWindow, Schedule
 from pushsse.preferences.store import PreferenceStore
 from pushsse.settings import load
+from pushsse.stream.subscriber import Person
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -34,7 +37,8 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def catalogue(database: Database) -> CatalogueStore:
-    return CatalogueStore(database)
+    """With revisions that count from 1."""
+    return CatalogueStore(database, numbers_after=lambda: 0)
 
 
 async def off(states: StateTable, user: str) -> set[str]:
@@ -321,3 +325,40 @@ async def test_a_node_learns_what_another_one_has_set_and_has_switches_read_agai
     assert seen.changed_since("news", 2)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.parametrize("noticed", [True, False], ids=["before the next change", "after it"])
+async def test_switches_are_read_again_where_the_database_has_lost_a_change_of_the_catalogue(
+    database: Database, store: PreferenceStore, states: StateTable, noticed: bool
+) -> None:
+    """It has failed over to a replica that lacks the last transaction."""
+    catalogue = CatalogueStore(database)
+    log = MemoryBackplane(shards=1, keep_s=60, keep_bytes=1 << 20, metrics=Metrics())
+    seen = Catalogue(store, catalogue, new_types="list", metrics=Metrics(), backplane=log)
+    person = Person("ann", "0")
+    told: list[int] = []
+    seen.on_revision(lambda: told.append(seen.revision))
+
+    async def off_after_refresh() -> frozenset[str]:
+        """What a stream of hers filters by: who is known by an earlier revision is read again."""
+        told.clear()
+        await seen.refresh()
+        if told and person.revision < told[-1]:
+            state = (await states.read(["ann"]))["ann"]
+            person.learn(state.version, state.off, revision=state.revision)
+        return frozenset(person.off)
+
+    await catalogue.put("news", TypeRules(default=False))
+    await catalogue.put("promo", TypeRules(default=False))
+    assert await off_after_refresh() == {"news", "promo"}
+    async with database.session():
+        kept = (await CatalogueRow.get(id=1)).revision
+    await catalogue.put("news", TypeRules(mandatory=True))
+    assert await off_after_refresh() == {"promo"}
+    async with database.session():
+        await CatalogueRow.filter(id=1).update(revision=kept)
+        await EventType.filter(name="news").update(default_on=False, mandatory=False, revision=kept)
+    if noticed:
+        assert await off_after_refresh() == {"news", "promo"}
+    await catalogue.put("promo", TypeRules(default=True))
+    assert await off_after_refresh() == {"news"}
