@@ -232,6 +232,10 @@ class Fenced:
         """Compares the record that is now at each fence with the one that was published; resets fences.
 
         To be called after `claim`: the owner before us may publish until then, and move the fence.
+
+        Deliberate: a partition that has lost its end (an unclean leader election) is taken for one that was
+        made again. The topic's id would tell them apart, and aiokafka doesn't ask for it (Metadata before
+        version 10). To read too much is a repeat; to keep the fence would lose what has the old offsets now.
         """
         fences: dict[TopicPartition, tuple[int, int]] = {}
         for at in ats:
