@@ -18,7 +18,7 @@ from pushsse.metrics import Metrics
 from pushsse.node import Interruptible
 from pushsse.settings import OutboxSource
 
-from .kit import drafter
+from .kit import Backplane, drafter
 
 PACE = OutboxPace(lease_s=2.0, renew_every_s=0.2, share_every_s=0.1)
 INSERT = """INSERT INTO {} (key, type, message, recipients, event_id)
@@ -70,11 +70,11 @@ class OutboxKit:
     application: asyncpg.Connection
     table: str = "pushsse_outbox"
     metrics: Metrics = field(default_factory=Metrics)
-    backplane: MemoryBackplane = field(init=False)
+    backplane: Backplane = field(init=False)
     dispatch: Dispatch = field(init=False)
 
     def __post_init__(self) -> None:
-        self.backplane = MemoryBackplane(shards=8, keep_s=3600, keep_bytes=64 * 1024**2, metrics=self.metrics)
+        self.backplane = Backplane(shards=8, keep_s=3600, keep_bytes=64 * 1024**2, metrics=self.metrics)
         self.dispatch = Dispatch(self.backplane)
 
     async def make(self) -> None:

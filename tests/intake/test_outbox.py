@@ -335,6 +335,18 @@ async def test_a_node_that_gets_nowhere_loses_its_buckets_and_publishes_nothing_
     assert await box.messages() == ["first", "second", "third"]
 
 
+async def test_a_taker_whose_claims_are_lost_claims_anew_and_nothing_comes_twice(box: OutboxKit) -> None:
+    async with box.running():
+        for n in range(3):
+            await box.insert(n, key="k")
+        await eventually(box.is_empty)
+        box.backplane.lose_claims()
+        for n in range(3, 6):
+            await box.insert(n, key="k")
+        await eventually(box.is_empty)
+    assert await box.messages() == list(range(6))
+
+
 async def test_positions_go_on_beyond_the_fence_where_the_tables_are_an_older_state(box: OutboxKit) -> None:
     async with box.running():
         for n in range(5):
