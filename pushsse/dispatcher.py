@@ -1,7 +1,8 @@
-"""Events become publications for the people who want them: audience, switches, shards.
+"""Drafts become appends, for the people who want them: audience, switches, shards.
 
-Called by the intake with a batch of drafts, in order; hands appends to `backplane.publish`. The database is
-asked for the switches once per batch, never a cache; broadcasts are filtered at the streams.
+Called by every intake (`EventHandler`, `Outbox`, `EmbeddedIntake`) with drafts in order; hands appends to
+`backplane.publish`. The database is asked for the switches once per batch, never a cache; broadcasts are
+filtered at the streams.
 """
 
 import asyncio
@@ -30,7 +31,10 @@ _NONE: SwitchedOff = frozenset()
 
 
 class KnowsSwitches(Protocol):
-    """Who can be asked what people have switched off: the database, at each call."""
+    """Who can be asked what people have switched off: the database, at each call.
+
+    `PreferenceStore` implements it.
+    """
 
     async def off_among(self, users: Sequence[str], types: Sequence[str]) -> SwitchedOff:
         """Which of these types which of these people have off. Raises DatabaseUnavailable."""
@@ -42,7 +46,7 @@ class KnowsSwitches(Protocol):
 
 
 class NoticesTypes(Protocol):
-    """Who keeps the catalogue of types."""
+    """Who keeps the catalogue of types. `Catalogue` implements it."""
 
     def notice(self, names: Iterable[str]) -> None:
         """Events of these types pass. Doesn't wait: what is new joins later."""

@@ -2,9 +2,9 @@
 
 Called by `GET /v1/users/USER/explain/EVENT`. The log says when the event was published, what came after it,
 what the person has switched, and what they have read; the topic of outcomes, where there is one, says what
-became of it; the history of switches, which value held at the moment, and who had set it. Deliberate: only
-the last is kept for this. The log and the topic have the bounds that they have, and both are read, in a turn
-as other long reads are.
+became of it; the history of switches, which value held at the moment, and who had set it. Deliberate: of
+these, only the history is kept for this purpose. The log and the topic have the bounds that they have, and
+both are read, in a turn as other long reads are.
 """
 
 import asyncio

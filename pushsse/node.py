@@ -79,12 +79,12 @@ class Node:
     presence: Presence
     overview: Overview
     explaining: Explaining
-    # None where it isn't noted what became of events.
+    # Empty where it isn't noted what became of events.
     outcome_services: Mapping[str, Service]
     tickets: Tickets
     questions: Questions
     replies: Replies
-    # Where POST /v1/events puts its events; `work.from_kafka` reads those of the topic.
+    # Where POST /v1/events puts its events; `work.from_kafka` reads those of all sources in Kafka.
     accepting: Intake
     work: "Work"
     producers: Sequence[Producer]

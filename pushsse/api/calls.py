@@ -852,7 +852,7 @@ CALLS = (
         path="/",
         handler=lambda at: at.page.get,
         name="page",
-        summary="The H5 page",
+        summary="The page",
         answers={(200, "text/html"): None},
     ),
     Call(

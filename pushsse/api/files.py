@@ -1,4 +1,4 @@
-"""The files that browsers load: the H5 page of `GET /`, the client with its types, and the page of `/docs`.
+"""The files that browsers load: the page of `GET /`, the client with its types, and the page of `/docs`.
 
 The page is for people of this service alone: its own origin, and in development this machine. The client is a
 public script, which a page of any site may import; what a page may call with it is decided by each call.
@@ -95,7 +95,7 @@ def _name(request: Request) -> str:
 
 
 class PageEndpoint:
-    """The H5 page, which shows the stream, the switches and a conversation, and its files.
+    """The page, which shows the stream, the switches and a conversation, and its files.
 
     In development, and only there, it can publish, too. `login_url` is where it sends who isn't signed in.
     With `lan` it takes a token from its link: anywhere else a link could sign people in as somebody else.

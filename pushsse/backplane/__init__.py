@@ -1,8 +1,9 @@
 """The contract of a backplane: what carries publications from the node that dispatches to every node.
 
-The dispatcher, preferences and questions publish, the hub listens and reads, the intake fences. `memory` and
-`redis` implement it, and one test suite (tests/backplane/test_contract.py) runs over both. A log is "all"
-(broadcasts) or "0" … "63" (shards); within an epoch its entries are numbered 1, 2, 3… without a hole.
+The dispatcher, preferences, questions and acks publish, the hub listens and reads, the intakes fence.
+`memory` and `redis` implement it, and one test suite (tests/backplane/test_contract.py) runs over both. A log
+is "all" (broadcasts) or "0" … "63" (shards); within an epoch its entries are numbered 1, 2, 3… without a
+hole.
 """
 
 import secrets
@@ -68,7 +69,11 @@ def machine_ms() -> int:
 
 
 class Source(Struct, frozen=True, gc=False):
-    """The Kafka record that a draft comes from; `owner` is the word by which its reader claimed it."""
+    """The place that a draft comes from, by which the fence knows it.
+
+    A record of Kafka, or a row of an outbox: table, bucket and position stand for topic, partition and
+    offset. `owner` is the word by which its reader claimed the partition or the bucket.
+    """
 
     topic: str
     partition: int
@@ -347,7 +352,10 @@ class Windows:
 
 
 class NowaitListener(Protocol):
-    """A listener that `publish_nowait` calls with what it appends, beside what `listen` yields."""
+    """A listener that `publish_nowait` calls with what it appends, beside what `listen` yields.
+
+    `hub.delivery.Feed` implements it.
+    """
 
     def hear(self, hearing: Heard) -> bool:
         """Takes a hearing; False if it must not now, since something that came earlier still waits."""
@@ -573,17 +581,17 @@ class Backplane(Protocol):
         """
         ...
 
-    # Kafka's partitions
-
-    async def claim(self, topic: str, partition: int, owner: str) -> None:
-        """Accepts a partition's sources from `owner` alone from now on. Raises BackplaneUnavailable."""
-        ...
+    # Kafka's partitions, and the buckets of outboxes
 
     async def identity(self, suggested: str) -> str:
         """The word by which this backplane is known. Raises BackplaneUnavailable.
 
         `suggested` becomes it where there is none; "" only asks, and returns "" then.
         """
+        ...
+
+    async def claim(self, topic: str, partition: int, owner: str) -> None:
+        """Accepts a partition's sources from `owner` alone from now on. Raises BackplaneUnavailable."""
         ...
 
     async def claimed(self, topic: str, partition: int) -> bool:
@@ -608,6 +616,8 @@ class Backplane(Protocol):
         """Forgets a partition's fence, because the topic was created anew. Raises BackplaneUnavailable."""
         ...
 
+    # Uses and allowances
+
     async def use(self, name: str, *, window_ms: int) -> Uses:
         """Counts one use of `name`, in a window of time that begins with its first use.
 
@@ -623,6 +633,8 @@ class Backplane(Protocol):
         the counts of `use`; nothing is raised.
         """
         ...
+
+    # Clock and state
 
     def now_ms(self) -> int:
         """The log's clock, in milliseconds since 1970."""

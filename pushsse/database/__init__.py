@@ -1,6 +1,6 @@
 """The database: SQLite or PostgreSQL, behind one interface for whoever owns tables in it.
 
-Called by the stores of preferences and questions, by `people` and `witness`, and by the command line.
+Called by whoever owns tables, by `people`, and by the command line.
 `session` and `transaction` give a block one connection, which Tortoise's models use by themselves; `rows`,
 `read` and `write` run one statement. Every error that means that the database is away is raised as
 DatabaseUnavailable. Deliberate: blocks don't nest, since SQLite has one connection.

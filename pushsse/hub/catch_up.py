@@ -1,9 +1,9 @@
 """Serves streams that are behind from the logs, as fast as their sockets drain, until they go live.
 
 A service: the hub hands it each stream that falls behind or that begins behind, and it owns one task for
-each. `Replay`, which reads what lies between a cursor and the node, also serves the events endpoint. Whoever
-goes through many entries that aren't for it does so in its turn (`Scans`). A stream that makes no progress
-for the send timeout is ended as slow, and can resume.
+each. `Replay`, which reads what lies between a cursor and the node, also serves polls and unread counts.
+Whoever goes through many entries that aren't for it does so in its turn (`Scans`), which `explain` shares. A
+stream that makes no progress for the send timeout is ended as slow, and can resume.
 """
 
 import asyncio

@@ -206,7 +206,7 @@ class Hub:
         """Called by the subscriber in the step that makes it live."""
         self.shards[subscriber.person.log].live[subscriber] = None
         if self.growing.people and subscriber.person.name in self.growing.people:
-            # Not within the step, which a full sink would end.
+            # Later, not within this step: a write that fills the sink would end its being live midway.
             asyncio.get_running_loop().call_soon(self._bring, subscriber)
 
     def fell_behind(self, subscriber: Subscriber) -> None:

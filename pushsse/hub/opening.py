@@ -1,8 +1,8 @@
 """Opens streams: finds a person's switches and the position to begin at, and writes `ready`.
 
-A service, called by the stream endpoint and the events endpoint. A position of another epoch, one that was
-trimmed away and one that never existed are gaps, which the client learns in band. Only a log or a database
-that doesn't answer is an error. A stream that has something to replay goes to catch-up.
+A service, called by the endpoints of streams, polls, acks and tickets. A position of another epoch, one that
+was trimmed away and one that never existed are gaps, which the client learns in band. Only a log or a
+database that doesn't answer is an error. A stream that has something to replay goes to catch-up.
 """
 
 import asyncio

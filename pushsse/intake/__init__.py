@@ -37,7 +37,7 @@ from pushsse.settings import KafkaSource, Settings
 
 
 class Dispatches(Protocol):
-    """Where both intakes end: the dispatcher."""
+    """Where all intakes end: `Dispatcher` implements it."""
 
     async def dispatch(self, drafts: Sequence[Draft]) -> Receipt:
         """Returns once the log has the drafts. Raises Unavailable (try the same drafts again), NotOwner."""
@@ -157,6 +157,7 @@ class Drafter:
 class EventHandler:
     """Events from Kafka. Dispatches a batch, of all partitions together: the database is asked once."""
 
+    # `Sources`, which asks the format of the record's topic.
     decode: Decode
     dispatcher: Dispatches
 

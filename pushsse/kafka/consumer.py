@@ -1,8 +1,8 @@
 """Reads topics in one consumer group, has a handler apply the records, and commits what is applied.
 
-Run as a service by the intake (events) and by the answerer over Kafka (answers); any other topic needs a
-`Handler` alone. Records that can't be used go to the dead-letter topic. A member of the group that fails or
-gets stuck is replaced by a new one.
+`build` makes the one of events, with `intake.EventHandler`; `questions.answerers` the one of answers. Any
+other topic needs a `Handler` alone. Records that can't be used go to the dead-letter topic. A member of the
+group that fails or gets stuck is replaced by a new one.
 """
 
 import asyncio
@@ -57,6 +57,8 @@ _PACE = ConsumerPace()
 class Handler(Progress, Protocol[Decoded]):
     """What becomes of a topic's records.
 
+    `EventHandler` (intake) and `AnswerHandler` (questions/answerers/kafka.py) implement it.
+
     Order: a partition's records are decoded and applied by offset. Guarantee: at least once; a record may
     come again after a failure, a rebalance or a restart, here or in another process. Cancelled at any point.
     """
@@ -70,10 +72,11 @@ class Handler(Progress, Protocol[Decoded]):
         ...
 
     async def apply(self, items: Sequence[Decoded]) -> Sequence[Refused]:
-        """Returns once the items' effects are stored: those that turned out to be of no use.
+        """Once the items' effects are stored, returns the records that turned out to be of no use.
 
-        Called with nothing, too, every 200 ms while something is unfinished. Raises Unavailable (it is called
-        again with the same items), NotOwner (one of the partitions has a newer owner, or none).
+        They become dead letters. Called with nothing, too, every 200 ms while something is unfinished. Raises
+        Unavailable (it is called again with the same items), NotOwner (one of the partitions has a newer
+        owner, or none).
         """
         ...
 

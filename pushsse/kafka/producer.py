@@ -1,7 +1,7 @@
 """A Kafka producer that starts when it is first needed, and again after a failure.
 
-Called by the dead letters, the HTTP intake and the answerer over Kafka. Each has one of its own, so that a
-topic that fails stops only one of them.
+Called by the dead letters, `KafkaProducerIntake`, the answerer over Kafka and `Outcomes`. Each has one of its
+own, so that a topic that fails stops only one of them.
 """
 
 import asyncio

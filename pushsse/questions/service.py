@@ -1,6 +1,7 @@
 """Questions as the endpoints see them: ask, cancel, read; what staff do; and the sweeps that keep all moving.
 
-Called by api/questions and by `people`; hands new questions to `answering`. `run` is a service of the node.
+Called by `api/questions`, `api/front_ends`, `questions/following` and `people`; hands new questions to
+`answering`. `run` is a service of the node.
 
 `Desk` is what staff see of the conversations that people have taken over: what waits, answers, messages,
 release. Called by `api/questions`. Whoever calls has checked that it is staff: these calls know all

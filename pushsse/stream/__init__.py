@@ -1,1 +1,1 @@
-"""One open stream: what is written to it, how, and why it ends."""
+"""One open stream, its bytes, and the HTTP protocol beneath: limits, the calls it answers, the handover."""

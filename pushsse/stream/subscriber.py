@@ -37,6 +37,8 @@ NOTHING_OFF: frozenset[str] = frozenset()
 class Sink(Protocol):
     """Where a stream's bytes go. None of the methods blocks or raises.
 
+    `StreamProtocol` (handover), `QueueStream` (portable) and `PollSink` (api/polls) implement it.
+
     A sink tells its subscriber that it is full (`paused`), that it has room again (`resumed`), and, once,
     that the connection is gone (`gone`), also after `end` and `abort`.
     """

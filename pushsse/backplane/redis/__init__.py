@@ -154,7 +154,10 @@ class RedisBackplane(Backplane):
         return self.channel + log_of(user, self.shards)
 
     async def publish(self, appends: Sequence[Append]) -> Receipt:
-        """Appends one after the other, several in one run of the script."""
+        """Appends one after the other, several in one run of the script.
+
+        What it publishes comes back on each node in `LogListener._sort`.
+        """
         receipt = Receipt()
         refused: list[int] = []
         for run in self._runs(appends):
