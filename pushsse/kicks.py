@@ -19,7 +19,7 @@ from tortoise import fields
 from tortoise.indexes import Index
 from tortoise.models import Model
 
-from pushsse.backplane import Backplane, Topic
+from pushsse.backplane import Backplane, NoticeTopic
 from pushsse.database import Database, Statement
 from pushsse.errors import BackplaneUnavailable, CloseReason, DatabaseUnavailable, PushsseError
 from pushsse.event import is_user
@@ -139,7 +139,7 @@ class Kicks:
         self._keep_s = int(keep_s)
         # All rows up to this second have been read.
         self._read_to: int | None = None
-        backplane.hear_notices(Topic.KICK, self._hear)
+        backplane.hear_notices(NoticeTopic.KICK, self._hear)
 
     @property
     def remembered_s(self) -> float:
@@ -160,7 +160,7 @@ class Kicks:
         at = await self._table.add(user, int(time.time()))
         self._act(user, at)
         try:
-            await self._backplane.notify(Topic.KICK, f"{at} {user}")
+            await self._backplane.notify(NoticeTopic.KICK, f"{at} {user}")
         except BackplaneUnavailable:
             # Other nodes find the row. Redis's connection has logged it.
             return KickReceipt(at, told=False)

@@ -469,7 +469,7 @@ class Query:
 class CallLimit:
     """At most `quota` calls of a kind a minute by one person, at all nodes together; 0: no limit.
 
-    The endpoints of questions, switches, acks and tickets call `spend`. The header fields are those of
+    The endpoints of questions, switches, acks and tickets call `count`. The header fields are those of
     draft-ietf-httpapi-ratelimit-headers-10: structured fields (RFC 9651), in which `q` is the quota, `w` the
     window in seconds, `r` what remains, and `t` the seconds until the quota is whole again. `limited` counts
     the calls above it.
@@ -481,7 +481,7 @@ class CallLimit:
     uses: Backplane
     limited: Counter[str]
 
-    async def spend(self, user: str) -> Mapping[str, str]:
+    async def count(self, user: str) -> Mapping[str, str]:
         """Counts a call, and returns the header fields of its response. Raises HttpProblem 429.
 
         Deliberate: a call that is refused counts, too, but makes the wait no longer. The window ends a minute

@@ -36,7 +36,7 @@ from pushsse.api.identity import (
     refuse_other_sites,
     unauthorized,
 )
-from pushsse.backplane import Backplane, OpenedTicket, Ticket, TicketLife, TicketRefusal, Topic
+from pushsse.backplane import Backplane, NoticeTopic, OpenedTicket, Ticket, TicketLife, TicketRefusal
 from pushsse.errors import BackplaneUnavailable, CloseReason
 from pushsse.event import UserName
 from pushsse.hub.opening import From, Opener, StreamOptions
@@ -133,7 +133,7 @@ class Tickets:
         self._backplane = backplane
         self._revocations = revocations
         self._here: dict[str, _Openings] = {}
-        backplane.hear_notices(Topic.TICKET, self._hear)
+        backplane.hear_notices(NoticeTopic.TICKET, self._hear)
 
     async def make(self, user: str, *, issued_at: float | None, lives_s: float) -> str:
         """A new ticket for a person; what it is made with was issued at `issued_at`.
@@ -264,7 +264,7 @@ class AccessEndpoint:
             if is_outside(request.scope):
                 raise HttpProblem(403, "internal_only", "a ticket for somebody else is made inside")
             user, issued_at = wanted.user, now
-        headers = await self.limit.spend(user)
+        headers = await self.limit.count(user)
         # The place before the ticket: a stream that begins at it has all that comes after this call.
         async with self.opener.opening(user, From()) as opening:
             position = str(opening.cursor.position)

@@ -82,7 +82,7 @@ class AcksEndpoint:
         """Tells the person's devices what was read; after the 204 it is in the log."""
         who = await self.identifier.identify(request, STREAM)
         wanted = _checked(await read_json(request, AckRequest))
-        fields = await self.limit.spend(who.user)
+        fields = await self.limit.count(who.user)
         publication = event.encode(NAME, wanted, users=(who.user,))
         await self.allowance.take(who.user, publication.size)
         await self.backplane.publish_to(who.user, (Draft(publication),))

@@ -134,7 +134,7 @@ class FrontEnd:
 
         Raises HttpProblem 404, 409, 429 and 503, InvalidInput, Unavailable.
         """
-        fields = await self.limit.spend(who.user)
+        fields = await self.limit.count(who.user)
         with refusing(self.limit, fields):
             return await self.questions.ask(who.user, asking, idempotency_key=key), fields
 
@@ -145,7 +145,7 @@ class FrontEnd:
 
         Raises HttpProblem 404, 409, 429 and 503, Unavailable.
         """
-        fields = await self.limit.spend(who.user)
+        fields = await self.limit.count(who.user)
         found = None
         # PostgreSQL doesn't hold all that a text of JSON may have.
         is_name = re.fullmatch(CONVERSATION_PATTERN, conversation)

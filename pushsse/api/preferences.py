@@ -89,7 +89,7 @@ class PreferencesEndpoint:
         """Changes some; after the 2xx the change is in force for whatever is published from then on."""
         who = await self.identifier.identify(request, PREFERENCES)
         wanted = await _read(request)
-        fields = await self.limit.spend(who.user)
+        fields = await self.limit.count(who.user)
         changed = await self._change(
             request, who.user, wanted, acting(who, "person"), self.preferences.change_own
         )

@@ -248,7 +248,7 @@ class QuestionsEndpoint:
         key = idempotency_key(request)
         asking = _asking(await read_json(request, QuestionRequest))
         with self._holding(request, who) as place:
-            fields = await self.limit.spend(who.user)
+            fields = await self.limit.count(who.user)
             with self.refusing(fields):
                 question = await self.questions.ask(who.user, asking, idempotency_key=key)
             return self._accepted(question, who, fields, place)
@@ -299,7 +299,7 @@ class QuestionsEndpoint:
         """Asks an ended question anew: as `post`."""
         who = await self.identifier.identify(request, ASK)
         with self._holding(request, who) as place:
-            fields = await self.limit.spend(who.user)
+            fields = await self.limit.count(who.user)
             with self.refusing(fields):
                 question = found(await self.questions.regenerate(who.user, question_id(request)))
             return self._accepted(question, who, fields, place)
@@ -309,7 +309,7 @@ class QuestionsEndpoint:
         who = await self.identifier.identify(request, ASK)
         given = await read_json(request, FeedbackRequest)
         asked = question_id(request)
-        fields = await self.rating.spend(who.user)
+        fields = await self.rating.count(who.user)
         with self.refusing(fields):
             question = await self.questions.rate(who.user, asked, given.rating, given.comment)
         if self.outcomes is not None and question is not None:
@@ -549,7 +549,7 @@ class ConversationsEndpoint:
         who = await self.identifier.identify(request, ASK)
         body = await read_body(request)
         wanted = strictjson.convert(strictjson.loads(body or b"{}"), HandoverRequest)
-        fields = await self.limit.spend(who.user)
+        fields = await self.limit.count(who.user)
         try:
             found = await self.questions.hand_over(who.user, _conversation_name(request), wanted.reason)
         except NotNow as error:

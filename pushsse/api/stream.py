@@ -28,7 +28,7 @@ from pushsse.retry import Seldom
 from pushsse.stream.admission import over_limit
 from pushsse.stream.frame import MEDIA_TYPE, STREAM_HEADERS, busy
 from pushsse.stream.handover import offered
-from pushsse.stream.immediate import TAKEN_OVER, Answer, Answered, Leave, WaitingRequest
+from pushsse.stream.immediate import TAKEN_OVER, Answer, Leave, ReplyOrLater, WaitingRequest
 from pushsse.stream.portable import QueueStream, WakeQueue, start, start_nowait
 from pushsse.stream.subscriber import Sink, Subscriber
 
@@ -251,14 +251,14 @@ class _Wanted:
         self._options = options
         self._request = request
 
-    def open(self, body: bytes) -> Answered:
+    def open(self, body: bytes) -> ReplyOrLater:
         """Opens it at once."""
         if body:
             return None
         begun = self._endpoint.opener.open_nowait(self._user, self._wish, self._options, self._start_at_once)
         return TAKEN_OVER if begun else None
 
-    def queue(self, body: bytes) -> Answered:
+    def queue(self, body: bytes) -> ReplyOrLater:
         """Leaves it to the opener's queue."""
         return None if body or not self._endpoint.opener.may_queue else self._wait
 

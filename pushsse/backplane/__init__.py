@@ -238,7 +238,7 @@ def raise_refused(*, foreign: int, unclaimed: int, of: int) -> None:
         raise ClaimLost(f"{unclaimed} of {of} appends come from partitions that nobody has claimed")
 
 
-class Topic(Enum):
+class NoticeTopic(Enum):
     """What nodes tell each other beside the logs."""
 
     KICK = "kick"
@@ -485,14 +485,14 @@ class Backplane(Protocol):
 
     # Notices and tickets
 
-    async def notify(self, topic: Topic, text: str) -> None:
+    async def notify(self, topic: NoticeTopic, text: str) -> None:
         """Tells all nodes that listen now, this one included. Raises BackplaneUnavailable.
 
         It may get lost, and whoever relies on it looks elsewhere from time to time. `text` has one line.
         """
         ...
 
-    def hear_notices(self, topic: Topic, listener: NoticeListener) -> None:
+    def hear_notices(self, topic: NoticeTopic, listener: NoticeListener) -> None:
         """Has the notices of a topic told to this listener while somebody listens; there is one a topic."""
         ...
 

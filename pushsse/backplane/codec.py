@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from pushsse.backplane import Topic
+from pushsse.backplane import NoticeTopic
 from pushsse.backplane.answers import LiveDelta
 from pushsse.event import Change, Publication
 from pushsse.retry import Seldom
@@ -71,11 +71,11 @@ def pack(arguments: object) -> bytes:
 class Notice(NamedTuple):
     """What nodes tell each other beside the logs."""
 
-    topic: Topic
+    topic: NoticeTopic
     text: str
 
 
-def encode_notice(topic: Topic, text: str) -> bytes:
+def encode_notice(topic: NoticeTopic, text: str) -> bytes:
     """Encodes a notice: its topic, a space, its text."""
     return f"{topic.value} {text}".encode()
 
@@ -84,7 +84,7 @@ def decode_notice(payload: bytes) -> Notice | None:
     """Decodes a notice; None for one that cannot be read, or whose topic a newer release has."""
     topic, _, text = payload.partition(b" ")
     try:
-        return Notice(Topic(topic.decode()), text.decode())
+        return Notice(NoticeTopic(topic.decode()), text.decode())
     except ValueError:
         logger.info("a notice of the topic %r can't be read, and is skipped", topic[:20])
         return None

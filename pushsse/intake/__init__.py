@@ -35,15 +35,6 @@ from pushsse.kafka.dead_letters import Refused
 from pushsse.metrics import Metrics, SourceCounts
 from pushsse.settings import KafkaSource, Settings
 
-
-class Dispatches(Protocol):
-    """Where all intakes end: `Dispatcher` implements it."""
-
-    async def dispatch(self, drafts: Sequence[Draft]) -> Receipt:
-        """Returns once the log has the drafts. Raises Unavailable (try the same drafts again), NotOwner."""
-        ...
-
-
 # What a mapping reads of one record. The message, which is all or a part of it, has its own limit: 48 KiB.
 MAX_VALUE_BYTES = 256 * 1024
 MAX_VALUES = 20_000
@@ -53,7 +44,20 @@ _WITH_MAP = frozenset({"mapped", "cloudevents"})
 MAX_EVENTS = 100
 MAX_PEOPLE = event.MAX_USERS
 HELD_S = 0.02
-DecodeFunction = Callable[[Record], Any]
+SCHEMA_REGISTRY = (
+    "isn't JSON: it begins with the byte 0x00, as records do that a schema registry's serializer has written"
+    " (Avro, Protobuf, JSON Schema); format python:PACKAGE:FUNCTION reads them"
+)
+# Headers that say the members of an event.
+_OWN = "pushsse-"
+_MEMBERS = {
+    f"pushsse-{member.replace('_', '-')}": member
+    for member in ("type", "to", "id", "ttl_s", "desc", "ts", "campaign", "collapse", "withdraw")
+    if member in Event.__struct_fields__
+}
+_TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_DIGITS = re.compile(r"[0-9]{1,10}")
+OperatorsFunction = Callable[[Record], Any]
 # What a record became.
 Made = Draft | list[Draft]
 
@@ -67,6 +71,14 @@ class Decode(Protocol):
 
     def __call__(self, record: Record, owner: str) -> Made | None:
         """None skips the record. Raises InvalidInput (NotJson is one) where it can't be used."""
+        ...
+
+
+class Dispatches(Protocol):
+    """Where all intakes end: `Dispatcher` implements it."""
+
+    async def dispatch(self, drafts: Sequence[Draft]) -> Receipt:
+        """Returns once the log has the drafts. Raises Unavailable (try the same drafts again), NotOwner."""
         ...
 
 
@@ -257,7 +269,7 @@ class Sources:
         if made is None:
             source.counts.skipped += 1
             return None
-        last = _last(made) if isinstance(made, list) else made.publication
+        last = _expires_last(made) if isinstance(made, list) else made.publication
         # The log drops what has expired, by the same clock.
         if last.expires_ms <= self.now_ms():
             source.counts.expired += 1
@@ -273,7 +285,7 @@ class Sources:
         return self.sources[place]
 
 
-def _last(drafts: Sequence[Draft]) -> Publication:
+def _expires_last(drafts: Sequence[Draft]) -> Publication:
     """The one that expires last."""
     return max((each.publication for each in drafts), key=lambda publication: publication.expires_ms)
 
@@ -330,7 +342,7 @@ def format_of(table: KafkaSource, *, metrics: Metrics, drafter: Drafter) -> Deco
 class PythonFormat:
     """Asks a function for each record."""
 
-    function: DecodeFunction
+    function: OperatorsFunction
     drafter: Drafter
     watch: LoopWatch
 
@@ -428,17 +440,7 @@ def _json(message: object, where: str) -> bytes:
         raise InvalidInput(Violation(where, f"isn't JSON: {error}")) from None
 
 
-_OWN = "pushsse-"
-_MEMBERS = {
-    f"pushsse-{member.replace('_', '-')}": member
-    for member in ("type", "to", "id", "ttl_s", "desc", "ts", "campaign", "collapse", "withdraw")
-    if member in Event.__struct_fields__
-}
-_TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-_DIGITS = re.compile(r"[0-9]{1,10}")
-
-
-def loaded(value: bytes) -> object:
+def value_as_json(value: bytes) -> object:
     """A record's value as JSON. Raises NotJson, InvalidInput; also for more than a mapping reads."""
     if len(value) > MAX_VALUE_BYTES:
         detail = f"has {len(value)} bytes, over {MAX_VALUE_BYTES}, which is the most that a mapping reads"
@@ -452,12 +454,6 @@ def loaded(value: bytes) -> object:
         if value[:1] == b"\0":
             raise type(error)(Violation("value", SCHEMA_REGISTRY)) from None
         raise
-
-
-SCHEMA_REGISTRY = (
-    "isn't JSON: it begins with the byte 0x00, as records do that a schema registry's serializer has written"
-    " (Avro, Protobuf, JSON Schema); format python:PACKAGE:FUNCTION reads them"
-)
 
 
 def headers_of(record: Record) -> Sequence[tuple[str, bytes | None]]:

@@ -29,11 +29,11 @@ from pushsse.intake import (
     Drafter,
     audience,
     headers_of,
-    loaded,
     seen_of,
     text_as_json,
     time_of,
     traceparent,
+    value_as_json,
 )
 from pushsse.kafka import Record
 
@@ -160,7 +160,7 @@ class _Read(NamedTuple):
     def whole(self, value: bytes) -> object:
         """The CloudEvent as JSON, with its extensions. Raises InvalidInput."""
         if self.headers is None:
-            return loaded(value)
+            return value_as_json(value)
         texts = {
             name[3:].lower(): _utf8(name, content or b"")
             for name, content in self.headers
@@ -168,7 +168,7 @@ class _Read(NamedTuple):
         }
         media = {"datacontenttype": self.media} if self.media else {}
         data = self.attributes.data
-        return {**texts, **media, **({} if data is UNSET else {"data": loaded(bytes(data))})}
+        return {**texts, **media, **({} if data is UNSET else {"data": value_as_json(bytes(data))})}
 
 
 def _read(record: Record, value: bytes) -> _Read:

@@ -24,7 +24,7 @@ from pushsse import event, strictjson
 from pushsse.backplane import Draft
 from pushsse.errors import InvalidInput, SettingsError, Violation
 from pushsse.event import Event
-from pushsse.intake import Drafter, loaded, seen_of
+from pushsse.intake import Drafter, seen_of, value_as_json
 from pushsse.kafka import Record
 from pushsse.settings import KafkaSource
 
@@ -145,7 +145,7 @@ class MappedFormat:
         value = record.value
         if value is None:
             return None
-        seen = seen_of(record, loaded(value), with_headers=self.map.needs_headers)
+        seen = seen_of(record, value_as_json(value), with_headers=self.map.needs_headers)
         members = self.map.members(seen)
         if members is None:
             return None

@@ -24,7 +24,7 @@ from tortoise import fields
 from tortoise.models import Model
 
 from pushsse import strictjson
-from pushsse.backplane import Backplane, Topic
+from pushsse.backplane import Backplane, NoticeTopic
 from pushsse.database import Database, Session, Statement
 from pushsse.errors import BackplaneUnavailable, InvalidInput, PushsseError, SettingsError, Unavailable
 from pushsse.event import RESERVED_TYPES, TypeName
@@ -518,7 +518,7 @@ class Catalogue:
         self._noticed = asyncio.Event()
         self._refreshing = asyncio.Lock()
         self._on_revision: Callable[[], None] = _nobody
-        backplane.hear_notices(Topic.CATALOGUE, self._hear)
+        backplane.hear_notices(NoticeTopic.CATALOGUE, self._hear)
 
     def on_revision(self, call: Callable[[], None]) -> None:
         """Has this called when the rules have changed: whoever keeps people's switches reads them again."""
@@ -570,7 +570,7 @@ class Catalogue:
 
     async def _tell(self) -> None:
         try:
-            await self._backplane.notify(Topic.CATALOGUE, "changed")
+            await self._backplane.notify(NoticeTopic.CATALOGUE, "changed")
         except BackplaneUnavailable as error:
             logger.info("other nodes find the changed catalogue by themselves: %s", error)
 

@@ -14,7 +14,7 @@ from types import TracebackType
 
 import msgspec
 
-from pushsse.backplane import Append, Backplane, Draft, Topic, log_of
+from pushsse.backplane import Append, Backplane, Draft, NoticeTopic, log_of
 from pushsse.backplane.allowance import LogAllowance
 from pushsse.backplane.answers import Grew, Growth, SoFar
 from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable, Unavailable
@@ -431,7 +431,7 @@ class Life:
         """Tells the node that answers a question which has ended elsewhere; False if it can't be told."""
         try:
             async with _InTime():
-                await self._backplane.notify(Topic.ENDED, f"{question.id} {question.attempt}")
+                await self._backplane.notify(NoticeTopic.ENDED, f"{question.id} {question.attempt}")
         except BackplaneUnavailable as error:
             logger.info(
                 "question %s: its node learns of its end when it renews its leases: %s", question.id, error

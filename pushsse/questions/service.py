@@ -19,7 +19,7 @@ from hashlib import sha256
 import msgspec
 from ulid import ULID
 
-from pushsse.backplane import Backplane, Topic
+from pushsse.backplane import Backplane, NoticeTopic
 from pushsse.backplane.allowance import LogAllowance
 from pushsse.backplane.answers import SoFar
 from pushsse.errors import DatabaseUnavailable, InvalidInput, Overloaded, Unavailable, Violation
@@ -377,7 +377,7 @@ def assemble_questions(
     life = Life(store, backplane, metrics, pace or QuestionPace(), allowance)
     answering = Answering(life, answerer, node=node, unsure_hands_over=unsure_hands_over)
     life.hear_stops(answering.stop)
-    backplane.hear_notices(Topic.ENDED, answering.hear_end)
+    backplane.hear_notices(NoticeTopic.ENDED, answering.hear_end)
     sweeper = Sweeper(life, answering, node)
     return Questions(life, answering, sweeper, backplane, node, timeout_s, has_answerer=has_answerer)
 

@@ -61,9 +61,9 @@ Leave = Callable[[], None]
 Later = Callable[["WaitingRequest"], Leave]
 # None: nothing has happened, and ASGI has to answer. A name, since the annotations of a function that is made
 # for each request are worked out each time.
-Answered = Reply | Later | None
+ReplyOrLater = Reply | Later | None
 # Answers a request by its body. An exception says the same as None.
-Answer = Callable[[bytes], Answered]
+Answer = Callable[[bytes], ReplyOrLater]
 # Takes a request's head, and returns what answers the bodies behind it, now and later; None as above.
 ImmediateCall = Callable[[Request], Answer | None]
 # By method and path.

@@ -19,6 +19,7 @@ from pushsse.backplane import (
     Backplane,
     Draft,
     HeardLive,
+    NoticeTopic,
     OpenedTicket,
     Source,
     Spent,
@@ -26,7 +27,6 @@ from pushsse.backplane import (
     Ticket,
     TicketLife,
     TicketRefusal,
-    Topic,
     Windows,
     allowance,
     answers,
@@ -576,13 +576,13 @@ LIFE = TicketLife(fresh_ms=30_000, lives_ms=3_600_000)
 async def test_a_notice_reaches_the_listener_of_its_topic(backplane: Backplane) -> None:
     kicks: list[str] = []
     tickets: list[str] = []
-    backplane.hear_notices(Topic.KICK, kicks.append)
-    backplane.hear_notices(Topic.TICKET, tickets.append)
+    backplane.hear_notices(NoticeTopic.KICK, kicks.append)
+    backplane.hear_notices(NoticeTopic.TICKET, tickets.append)
     async with Ear(backplane) as ear:
         await ear.follow("1")
-        await backplane.notify(Topic.KICK, "ann 1 ü")
-        await backplane.notify(Topic.TICKET, "x")
-        await backplane.notify(Topic.KICK, "bo 2")
+        await backplane.notify(NoticeTopic.KICK, "ann 1 ü")
+        await backplane.notify(NoticeTopic.TICKET, "x")
+        await backplane.notify(NoticeTopic.KICK, "bo 2")
         await eventually(lambda: len(kicks) == 2 and tickets)
         # Beside the logs: their readers hear nothing of it.
         await backplane.publish([append("1", "a")])
@@ -593,7 +593,7 @@ async def test_a_notice_reaches_the_listener_of_its_topic(backplane: Backplane) 
 
 async def test_a_ticket_is_opened_by_itself_while_it_is_fresh(backplane: Backplane) -> None:
     heard: list[str] = []
-    backplane.hear_notices(Topic.TICKET, heard.append)
+    backplane.hear_notices(NoticeTopic.TICKET, heard.append)
     async with Ear(backplane) as ear:
         await ear.follow("1")
         await backplane.keep_ticket(NAME, Ticket("änn", 1_700_000_000), LIFE)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pushsse.backplane import BROADCAST, Append, Draft, Stay, Topic, codec
+from pushsse.backplane import BROADCAST, Append, Draft, NoticeTopic, Stay, codec
 from pushsse.backplane.answers import Growth, LiveDelta
 from pushsse.backplane.redis import RedisBackplane
 from pushsse.errors import BackplaneUnavailable, ClaimLost, NotOwner
@@ -134,7 +134,7 @@ async def test_a_frozen_redis_misses_and_doubles_nothing(
 async def test_notices_are_heard_again_after_an_outage(own_server: RedisServer) -> None:
     heard: list[str] = []
     async with node(own_server) as backplane, Ear(backplane) as ear:
-        backplane.hear_notices(Topic.KICK, heard.append)
+        backplane.hear_notices(NoticeTopic.KICK, heard.append)
         await ear.follow("1")
         own_server.run("CLIENT", "KILL", "TYPE", "pubsub")
 
@@ -142,7 +142,7 @@ async def test_notices_are_heard_again_after_an_outage(own_server: RedisServer) 
             # What a newer release, or a stranger, says is passed over.
             own_server.run("PUBLISH", "test:8:notices", "topic-of-a-newer-release 1")
             own_server.admin.publish("test:8:notices", b"\xff")
-            await backplane.notify(Topic.KICK, "1 ann")
+            await backplane.notify(NoticeTopic.KICK, "1 ann")
             return bool(heard)
 
         await eventually(is_heard)

@@ -69,7 +69,7 @@ class Desk:
             pace=replace(PACE, stuck_s=2.0),
         )
         return KafkaAnswerer(
-            questions=self.sending, questions_topic=self.questions, answers=consumer, metrics=self.metrics
+            questions=self.sending, questions_topic=self.questions, consumer=consumer, metrics=self.metrics
         )
 
     async def unusable(self) -> list[str]:

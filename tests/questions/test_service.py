@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from ulid import ULID
 
-from pushsse.backplane import Append, Backplane, NoticeListener, Receipt, Topic
+from pushsse.backplane import Append, Backplane, NoticeListener, NoticeTopic, Receipt
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Statement
 from pushsse.errors import BackplaneUnavailable, InvalidInput, KafkaUnavailable, Overloaded
@@ -60,7 +60,7 @@ class Unheard:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backplane, name)
 
-    def hear_notices(self, topic: Topic, listener: NoticeListener) -> None:
+    def hear_notices(self, topic: NoticeTopic, listener: NoticeListener) -> None:
         pass
 
 

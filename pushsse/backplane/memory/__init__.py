@@ -27,6 +27,7 @@ from pushsse.backplane import (
     Hearing,
     Missed,
     NoticeListener,
+    NoticeTopic,
     NowaitListener,
     OpenedTicket,
     Page,
@@ -37,7 +38,6 @@ from pushsse.backplane import (
     Ticket,
     TicketLife,
     TicketRefusal,
-    Topic,
     Uses,
     Windows,
     fresh_word,
@@ -102,7 +102,7 @@ class MemoryBackplane(Backplane):
         self._partitions = Partitions()
         self._seen = SeenNames()
         self._tickets = MemoryTickets()
-        self._notice_listeners: dict[Topic, NoticeListener] = {}
+        self._notice_listeners: dict[NoticeTopic, NoticeListener] = {}
         self._windows = Windows()
         self._allowances = Allowances()
         self._places = MemoryPlaces()
@@ -380,11 +380,11 @@ class MemoryBackplane(Backplane):
 
     # Notices and tickets
 
-    async def notify(self, topic: Topic, text: str) -> None:
+    async def notify(self, topic: NoticeTopic, text: str) -> None:
         """Tells the listener of this topic, within the call."""
         self._tell(topic, text)
 
-    def hear_notices(self, topic: Topic, listener: NoticeListener) -> None:
+    def hear_notices(self, topic: NoticeTopic, listener: NoticeListener) -> None:
         """Has the notices of a topic told to this listener."""
         self._notice_listeners[topic] = listener
 
@@ -396,14 +396,14 @@ class MemoryBackplane(Backplane):
         """Opens a ticket once more."""
         found = self._tickets.open(name, self.now_ms(), resumes=resumes)
         if isinstance(found, OpenedTicket):
-            self._tell(Topic.TICKET, f"{name} {found.number}")
+            self._tell(NoticeTopic.TICKET, f"{name} {found.number}")
         return found
 
     async def ticket_openings(self, names: Sequence[str]) -> Mapping[str, int]:
         """How often each of these tickets was opened."""
         return self._tickets.openings(names)
 
-    def _tell(self, topic: Topic, text: str) -> None:
+    def _tell(self, topic: NoticeTopic, text: str) -> None:
         listener = self._notice_listeners.get(topic)
         if self._listening and listener is not None:
             listener(text)

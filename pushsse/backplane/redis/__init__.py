@@ -27,6 +27,7 @@ from pushsse.backplane import (
     Draft,
     Hearing,
     NoticeListener,
+    NoticeTopic,
     OpenedTicket,
     Page,
     Receipt,
@@ -36,7 +37,6 @@ from pushsse.backplane import (
     Ticket,
     TicketLife,
     TicketRefusal,
-    Topic,
     Uses,
     Windows,
     codec,
@@ -273,11 +273,11 @@ class RedisBackplane(Backplane):
 
     # Notices and tickets
 
-    async def notify(self, topic: Topic, text: str) -> None:
+    async def notify(self, topic: NoticeTopic, text: str) -> None:
         """Tells all nodes that listen now. Raises BackplaneUnavailable."""
         await self._checking.call("PUBLISH", self._notices, codec.encode_notice(topic, text))
 
-    def hear_notices(self, topic: Topic, listener: NoticeListener) -> None:
+    def hear_notices(self, topic: NoticeTopic, listener: NoticeListener) -> None:
         """Has the notices of a topic told to this listener."""
         self._listener.notice_listeners[topic] = listener
 
@@ -290,7 +290,7 @@ class RedisBackplane(Backplane):
 
     async def open_ticket(self, name: str, *, resumes: bool) -> OpenedTicket | TicketRefusal:
         """Opens a ticket once more. Raises BackplaneUnavailable."""
-        notice = codec.encode_notice(Topic.TICKET, name)
+        notice = codec.encode_notice(NoticeTopic.TICKET, name)
         reply = await self._reading.run(
             _OPEN_TICKET, self._names, name, int(resumes), ENDED_MS, self._notices, notice
         )

@@ -27,7 +27,7 @@ from pushsse.backplane import (
     HeardLive,
     Hearing,
     NoticeListener,
-    Topic,
+    NoticeTopic,
     codec,
     machine_ms,
     part_of,
@@ -78,7 +78,7 @@ class LogListener:
         canary: bytes,
         metrics: Metrics,
     ) -> None:
-        self.notice_listeners: dict[Topic, NoticeListener] = {}
+        self.notice_listeners: dict[NoticeTopic, NoticeListener] = {}
         self._connector = connector
         self._reader = reader
         self._channel = channel.encode()

@@ -126,7 +126,7 @@ _TURN_S = 0.005
 
 
 @dataclass(slots=True)
-class Turns:
+class GivesWay:
     """Lets others have the event loop: an async generator whose pieces are there never waits by itself."""
 
     _since: float = field(default_factory=time.monotonic)
@@ -226,7 +226,7 @@ def _kafka(
     module: Any, one: AnswererSetting, settings: Settings, metrics: Metrics, producer: Producer
 ) -> Answerer:
     _take_none(one)
-    answers = Consumer(
+    consumer = Consumer(
         connection(settings),
         topics=one_topic(
             settings.answers_topic,
@@ -240,7 +240,7 @@ def _kafka(
         pace=module.PACE,
     )
     answerer: Answerer = module.KafkaAnswerer(
-        questions=producer, questions_topic=settings.questions_topic, answers=answers, metrics=metrics
+        questions=producer, questions_topic=settings.questions_topic, consumer=consumer, metrics=metrics
     )
     return answerer
 

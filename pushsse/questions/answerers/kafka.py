@@ -120,7 +120,7 @@ class KafkaAnswerer:
 
     questions: Producer
     questions_topic: str
-    answers: Consumer
+    consumer: Consumer
     metrics: Metrics
     name: str = "kafka"
 
@@ -158,7 +158,7 @@ class KafkaAnswerer:
 
     async def run(self, answers: Answers) -> None:
         """Reads answers for ever. Cancellation leaves the group."""
-        await self.answers.run(AnswerHandler(answers, by=self.name, metrics=self.metrics))
+        await self.consumer.run(AnswerHandler(answers, by=self.name, metrics=self.metrics))
 
 
 def _keyed(question: Question, record: QuestionRecord | CancelRecord) -> Outgoing:

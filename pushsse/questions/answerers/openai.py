@@ -32,7 +32,7 @@ from pushsse.errors import Overloaded, PushsseError, Unavailable
 from pushsse.logs import safe_url
 from pushsse.metrics import Metrics
 from pushsse.questions import CUT_SHORT, DECLINED, Answered, By, Question, SourcePart, StatusPart, Unanswered
-from pushsse.questions.answerers import Answers, Delta, Piece, Turns
+from pushsse.questions.answerers import Answers, Delta, GivesWay, Piece
 from pushsse.retry import Backoff
 from pushsse.settings import is_loopback
 
@@ -305,7 +305,7 @@ class OpenaiAnswerer:
             raise Unavailable("the model server compresses its streams")
         # As the standard of event streams has it, whatever the server calls it.
         response.encoding = "utf-8"
-        completion, turns = Completion(), Turns()
+        completion, fairness = Completion(), GivesWay()
         bounded = response.stream = _Bounded(response.stream)
         first_s, said_thinking, has_finished = 0.0, 0.0, False
         async with aclosing(EventSource(response).aiter_sse()) as events:
@@ -322,7 +322,7 @@ class OpenaiAnswerer:
                 if event is None:
                     break
                 bounded.unread = 0
-                await turns.give_way()
+                await fairness.give_way()
                 if completion.unreadable > _MOST_UNREADABLE:
                     yield self._broken(question, completion, "most of it isn't JSON")
                     return

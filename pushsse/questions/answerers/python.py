@@ -30,7 +30,7 @@ from pushsse.questions import (
     Turn,
     Unanswered,
 )
-from pushsse.questions.answerers import Answers, Delta, HandOver, NotSure, Piece, Turns
+from pushsse.questions.answerers import Answers, Delta, GivesWay, HandOver, NotSure, Piece
 
 logger = logging.getLogger(__name__)
 # A step that holds the loop for longer is logged, at most once in a while.
@@ -115,7 +115,7 @@ class PythonAnswerer:
             attempt=question.attempt,
         )
         answered = Answered(By("bot", self.name))
-        steps, turns, has_ended = self.function(asked).__aiter__(), Turns(), False
+        steps, fairness, has_ended = self.function(asked).__aiter__(), GivesWay(), False
         try:
             while True:
                 try:
@@ -123,7 +123,7 @@ class PythonAnswerer:
                 except StopAsyncIteration:
                     has_ended = True
                     break
-                await turns.give_way()
+                await fairness.give_way()
                 piece = _understood(yielded, answered)
                 if isinstance(piece, Answered):
                     answered = piece
