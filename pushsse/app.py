@@ -132,13 +132,13 @@ def _endpoints(node: Node) -> Endpoints:
     reply = StreamedReply(following, node.replies, settings.heartbeat_s)
     desk = Desk(node.questions.life)
     limited = node.metrics.limited
-    asking = CallLimit("questions", settings.questions_per_minute, "ask", node.backplane, limited)
-    rating = CallLimit("feedback", settings.feedback_per_minute, "rate answers", node.backplane, limited)
+
+    def limit(name: str, quota: int, what: str) -> CallLimit:
+        return CallLimit(name, quota, what, node.backplane, limited)
+
+    asking = limit("questions", settings.questions_per_minute, "ask")
+    rating = limit("feedback", settings.feedback_per_minute, "rate answers")
     front_end = FrontEnd(identifier, node.questions, following, asking, node.replies, settings.heartbeat_s)
-    switching = CallLimit(
-        "switches", settings.switches_per_minute, "change switches", node.backplane, limited
-    )
-    ticketing = CallLimit("tickets", settings.tickets_per_minute, "make tickets", node.backplane, limited)
     return Endpoints(
         stream=StreamEndpoint(
             identifier=identifier,
@@ -162,7 +162,7 @@ def _endpoints(node: Node) -> Endpoints:
             opener=node.hub_parts.opener,
             replay=node.hub_parts.replay,
             backplane=node.backplane,
-            limit=CallLimit("acks", settings.acks_per_minute, "send acks", node.backplane, limited),
+            limit=limit("acks", settings.acks_per_minute, "send acks"),
             allowance=node.allowance,
             window_s=settings.log_keep_s,
             outcomes=node.hub.outcomes,
@@ -175,7 +175,12 @@ def _endpoints(node: Node) -> Endpoints:
             backlog_bytes=settings.backlog_bytes,
             limited=limited,
         ),
-        preferences=PreferencesEndpoint(identifier, node.preferences, node.preference_store, switching),
+        preferences=PreferencesEndpoint(
+            identifier,
+            node.preferences,
+            node.preference_store,
+            limit("switches", settings.switches_per_minute, "change switches"),
+        ),
         transfer=TransferEndpoint(
             identifier, Transfer(node.database, node.preference_store, node.preferences)
         ),
@@ -191,7 +196,7 @@ def _endpoints(node: Node) -> Endpoints:
             identifier,
             node.hub_parts.opener,
             node.tickets,
-            limit=ticketing,
+            limit=limit("tickets", settings.tickets_per_minute, "make tickets"),
         ),
         users=UsersEndpoint(identifier, node.presence, node.kicks, node.forgetting, node.explaining),
         overview=OverviewEndpoint(identifier, node.overview),

@@ -119,6 +119,32 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
     outboxes = _outboxes(settings, backplane, dispatcher=dispatcher, drafter=drafter, metrics=metrics)
     work = Work(backplane, hub_parts.hub, Interruptible(questions.run), intakes.from_kafka, outboxes)
     identity = _identity(settings, kicked)
+    forgetting = Forgetting(
+        kicks,
+        (store, deletion, seen),
+        settings,
+        partial(configurations, settings),
+        partial(_topics_of_events, settings),
+        backplane_s=LIVES_S + ENDED_MS / 1000,
+    )
+    explaining = Explaining(
+        backplane,
+        hub_parts.replay.scans,
+        OutcomeTopic(connection(settings), settings.outcomes_topic) if outcomes is not None else None,
+        history,
+        window_s=settings.log_keep_s,
+    )
+    replies = Replies(
+        per_user=settings.max_replies_per_user,
+        most=settings.max_streams,
+        streams=lambda: len(hub_parts.hub.subscribers),
+        limited=metrics.limited,
+    )
+    producers = (
+        *intakes.producers,
+        *answerer_parts.producers,
+        *([outcomes.producer] if outcomes is not None else []),
+    )
     node = Node(
         settings=settings,
         metrics=metrics,
@@ -136,41 +162,19 @@ def build(settings: Settings, *, worker: Worker | None = None) -> Node:
         hub_parts=hub_parts,
         kicked=kicked,
         kicks=kicks,
-        forgetting=Forgetting(
-            kicks,
-            (store, deletion, seen),
-            settings,
-            partial(configurations, settings),
-            partial(_topics_of_events, settings),
-            backplane_s=LIVES_S + ENDED_MS / 1000,
-        ),
+        forgetting=forgetting,
         retention=Retention(deletion, keep_days=settings.questions_keep_days, metrics=metrics),
         history=history,
         presence=presence,
         overview=Overview(backplane, catalogue_store, metrics, node=settings.node),
-        explaining=Explaining(
-            backplane,
-            hub_parts.replay.scans,
-            OutcomeTopic(connection(settings), settings.outcomes_topic) if outcomes is not None else None,
-            history,
-            window_s=settings.log_keep_s,
-        ),
+        explaining=explaining,
         outcome_services=outcomes.services(backplane, presence, store) if outcomes is not None else {},
         tickets=Tickets(backplane, kicked),
         questions=questions,
-        replies=Replies(
-            per_user=settings.max_replies_per_user,
-            most=settings.max_streams,
-            streams=lambda: len(hub_parts.hub.subscribers),
-            limited=metrics.limited,
-        ),
+        replies=replies,
         accepting=intakes.accepting,
         work=work,
-        producers=(
-            *intakes.producers,
-            *answerer_parts.producers,
-            *([outcomes.producer] if outcomes is not None else []),
-        ),
+        producers=producers,
         witness=_witness(settings, database, work),
         worker=worker,
     )
@@ -189,8 +193,8 @@ def check(settings: Settings) -> None:
     if settings.kafka_bootstrap:
         connection(settings)
         metrics = Metrics()
-        everything = Drafter(types=AllTypes(), max_age_s=settings.event_max_age_s)
-        sources_of(settings, metrics=metrics, drafter=everything, now_ms=int)
+        drafter = Drafter(types=AllTypes(), max_age_s=settings.event_max_age_s)
+        sources_of(settings, metrics=metrics, drafter=drafter, now_ms=int)
     for source in settings.outbox:
         _check_outbox(source)
 
