@@ -28,6 +28,8 @@ _ID_BEGINS = _LABEL + b'{"id":"'
 _ID_AT = len(_ID_BEGINS) - 1
 _BACKSLASH = 0x5C
 _FEW_COLONS = 5_000
+# Of a change, besides its texts: its numbers, and the lengths of what it holds.
+_NUMBERS_BYTES = 24
 _FEW_NAMES = 20
 _RESERVED = (
     "ready preferences ack question answer.delta answer answer.error ping exception open error message"
@@ -157,7 +159,14 @@ class Change(Struct, frozen=True, array_like=True, gc=False):
     @property
     def size(self) -> int:
         """About the bytes that a log keeps of it."""
-        return sum(map(len, self.before)) + sum(map(len, self.after)) + len(self.before) + len(self.after)
+        types = "".join(self.before) + "".join(self.after)
+        return (
+            len(types)
+            + len(self.before)
+            + len(self.after)
+            + _NUMBERS_BYTES
+            + utf8_bytes(self.user + (self.quiet or ""))
+        )
 
 
 class Publication(Struct, frozen=True, array_like=True, gc=False):
@@ -190,7 +199,9 @@ class Publication(Struct, frozen=True, array_like=True, gc=False):
         size, users = len(self.name) + len(self.body), self.users or ()
         for user in users:
             size += len(user) + 1
-        return size if self.change is None else size + self.change.size
+        if self.change is not None:
+            size += self.change.size
+        return size
 
     @property
     def data(self) -> bytes:
@@ -623,6 +634,11 @@ def _body(name: str, data: object) -> bytes:
     if len(name) + len(body) + _ID_LINE_BYTES > MAX_FRAME_BYTES:
         raise _too_large(len(body))
     return body
+
+
+def utf8_bytes(text: str) -> int:
+    """How many bytes a text has in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def is_id(name: str) -> bool:
