@@ -16,7 +16,7 @@ from pushsse.api.identity.remote import SESSIONS_AT_ONCE, KeyServer, Remote, Ses
 from pushsse.api.identity.tokens import CookieToken, HeaderToken, TokenRules, Tokens
 from pushsse.api.replies import Replies
 from pushsse.backplane import ENDED_MS, Backplane
-from pushsse.backplane.allowance import LogAllowance
+from pushsse.backplane.limits import LogAllowance
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.backplane.memory.writer import LogWriter
 from pushsse.backplane.redis import RedisBackplane

@@ -18,7 +18,7 @@ from pushsse.api.events import Intake
 from pushsse.api.identity import Identifier
 from pushsse.api.replies import Replies
 from pushsse.backplane import Backplane
-from pushsse.backplane.allowance import LogAllowance
+from pushsse.backplane.limits import LogAllowance
 from pushsse.database import Database
 from pushsse.errors import CloseReason, DatabaseUnavailable, PushsseError, SettingsError
 from pushsse.explain import Explaining

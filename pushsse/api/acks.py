@@ -20,7 +20,7 @@ from pushsse.api import CallLimit, HttpProblem, Query, json_response, read_json
 from pushsse.api.identity import STREAM, Identifier
 from pushsse.api.polls import RETRY_AFTER, SCAN_WAIT_S
 from pushsse.backplane import BROADCAST, Backplane, Draft, log_of
-from pushsse.backplane.allowance import LogAllowance
+from pushsse.backplane.limits import LogAllowance
 from pushsse.errors import InvalidInput, Violation
 from pushsse.event import EventId
 from pushsse.hub.catch_up import SCAN_ENTRIES, Found, Replay, ScansBusy

@@ -10,7 +10,6 @@ import secrets
 import string
 import time
 import zlib
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from hashlib import blake2b
@@ -32,8 +31,6 @@ REMEMBER_MOST = 1_000_000
 # Among a million names, the chance that two have the same digest is 1 in 10**17. publish.lua has it, too.
 NAME_BYTES = 12
 BROADCAST_SHARE = 16  # times as many bytes as a shard's log
-# Of 300 bytes each.
-MOST_WINDOWS = 100_000
 # People that one call of `tell_presence` takes; how long what it tells holds, and is kept after that.
 PRESENCE_AT_ONCE = 500
 PRESENCE_LEASE_MS = 12_000
@@ -321,34 +318,6 @@ class Stay(NamedTuple):
         return (self.streams > 0 and (came_in_time or self.left_ms >= at_ms)) or (
             came_in_time and self.left_ms >= at_ms
         )
-
-
-class Windows:
-    """Counts uses by name, as `Backplane.use` does, in this process alone; a window is forgotten at its end.
-
-    At most MOST_WINDOWS are open: beyond that the oldest is forgotten.
-    """
-
-    def __init__(self) -> None:
-        # By the length of the window: uses, and when it ends. Each table is in the order of the ends.
-        self._windows: dict[int, OrderedDict[str, tuple[int, float]]] = {}
-
-    def use(self, name: str, *, window_ms: int) -> Uses:
-        """Counts one use."""
-        windows = self._windows.setdefault(window_ms, OrderedDict())
-        now = time.monotonic() * 1000
-        seen, ends = windows.get(name, (0, 0.0))
-        if ends <= now:
-            windows.pop(name, None)
-            seen, ends = 0, now + window_ms
-        windows[name] = (seen + 1, ends)
-        # Two at most, so that no use clears thousands. A use adds one, so they become fewer all the same.
-        for _ in range(2):
-            oldest = next(iter(windows))
-            if windows[oldest][1] > now and len(windows) <= MOST_WINDOWS:
-                break
-            del windows[oldest]
-        return Uses(seen + 1, max(1, int(ends - now)))
 
 
 class NowaitListener(Protocol):

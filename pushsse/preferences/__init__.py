@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from pushsse import event
 from pushsse.backplane import Append, Backplane, Draft, log_of
-from pushsse.backplane.allowance import LogAllowance
+from pushsse.backplane.limits import LogAllowance
 from pushsse.database import Database, Session, Statement, repeated
 from pushsse.errors import InvalidInput, Unavailable, Violation
 from pushsse.event import TypeName, UserName

@@ -15,8 +15,8 @@ from types import TracebackType
 import msgspec
 
 from pushsse.backplane import Append, Backplane, Draft, NoticeTopic, log_of
-from pushsse.backplane.allowance import LogAllowance
 from pushsse.backplane.answers import Grew, Growth, SoFar
+from pushsse.backplane.limits import LogAllowance
 from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable, Unavailable
 from pushsse.event import encode
 from pushsse.metrics import Metrics

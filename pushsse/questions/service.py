@@ -20,8 +20,8 @@ import msgspec
 from ulid import ULID
 
 from pushsse.backplane import Backplane, NoticeTopic
-from pushsse.backplane.allowance import LogAllowance
 from pushsse.backplane.answers import SoFar
+from pushsse.backplane.limits import LogAllowance
 from pushsse.errors import DatabaseUnavailable, InvalidInput, Overloaded, Unavailable, Violation
 from pushsse.metrics import Metrics
 from pushsse.questions import (

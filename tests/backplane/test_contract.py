@@ -27,14 +27,13 @@ from pushsse.backplane import (
     Ticket,
     TicketLife,
     TicketRefusal,
-    Windows,
-    allowance,
     answers,
+    limits,
     memory,
     redis,
 )
-from pushsse.backplane.allowance import Allowances, LogAllowance
 from pushsse.backplane.answers import Grew, Growth, LiveDelta, SoFar
+from pushsse.backplane.limits import Allowances, LogAllowance, Windows
 from pushsse.errors import AllowanceSpent, ClaimLost, NotOwner
 from pushsse.event import Change, Publication
 from pushsse.position import Mark
@@ -850,7 +849,7 @@ async def test_a_window_that_nobody_uses_any_more_takes_no_memory() -> None:
 
 
 async def test_no_more_windows_are_open_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contract, "MOST_WINDOWS", 100)
+    monkeypatch.setattr(limits, "MOST_COUNTED", 100)
     windows = Windows()
     assert windows.use("first", window_ms=60_000).seen == 1
     for number in range(99):
@@ -923,7 +922,7 @@ async def test_allowances_that_are_whole_again_take_no_memory(monkeypatch: pytes
     finally:
         tracemalloc.stop()
     assert not allowances.spend("ann", 1, most_ms=ALLOWANCE // 2).taken
-    monkeypatch.setattr(allowance, "MOST_WINDOWS", 100)
+    monkeypatch.setattr(limits, "MOST_COUNTED", 100)
     for number in range(20_000):
         allowances.spend(f"long {number}", ALLOWANCE, most_ms=ALLOWANCE)
     assert sum(not allowances.spend(f"long {n}", 0, most_ms=1).taken for n in range(20_000)) <= 100

@@ -39,15 +39,14 @@ from pushsse.backplane import (
     TicketLife,
     TicketRefusal,
     Uses,
-    Windows,
     fresh_word,
     log_of,
     machine_ms,
     part_of,
     raise_refused,
 )
-from pushsse.backplane.allowance import Allowances
 from pushsse.backplane.answers import AnswersSoFar, Grew, Growth, SoFar
+from pushsse.backplane.limits import Allowances, Windows
 from pushsse.backplane.memory.logs import (
     LogSnapshot,
     LogUpdate,

@@ -38,14 +38,13 @@ from pushsse.backplane import (
     TicketLife,
     TicketRefusal,
     Uses,
-    Windows,
     codec,
     fresh_word,
     log_of,
     raise_refused,
 )
-from pushsse.backplane.allowance import Allowances
 from pushsse.backplane.answers import ANSWER_KEEP_MS, Grew, Growth, SoFar
+from pushsse.backplane.limits import Allowances, Windows
 from pushsse.backplane.redis.commands import (
     Connector,
     Growths,

@@ -1,8 +1,10 @@
-"""What the logs take from one person in a minute, in bytes.
+"""What one person may do in a time: calls in a window, and bytes of the logs in a minute.
 
-A log is bounded in bytes and shared: whoever fills it pushes out what others haven't read yet. So whatever a
-person can cause to be appended is taken from an allowance of theirs, which all nodes share. `preferences`,
-`questions` and the API call it; publishing events isn't a person's call, and is not bounded here.
+`Windows` and `Allowances` count in this process alone: for the memory backplane, and for Redis's while it is
+away. `api.CallLimit` counts calls. A log is bounded in bytes and shared: whoever fills it pushes out what
+others haven't read yet. So whatever a person can cause to be appended is taken from a `LogAllowance`, which
+all nodes share. `preferences`, `questions` and the API call it; publishing events isn't a person's call, and
+is not bounded here.
 """
 
 import asyncio
@@ -11,18 +13,48 @@ import random
 import time
 from collections import Counter, OrderedDict
 
-from pushsse.backplane import MOST_WINDOWS, Backplane, Spent
+from pushsse.backplane import Backplane, Spent, Uses
 from pushsse.errors import AllowanceSpent
 
+# Windows of uses, and allowances, of 300 bytes each.
+MOST_COUNTED = 100_000
 WINDOW_S = 60
 NAME = "log_bytes"
 _SETTLE_S = 2.0
 
 
+class Windows:
+    """Counts uses by name, as `Backplane.use` does, in this process alone; a window is forgotten at its end.
+
+    At most MOST_COUNTED are open: beyond that the oldest is forgotten.
+    """
+
+    def __init__(self) -> None:
+        # By the length of the window: uses, and when it ends. Each table is in the order of the ends.
+        self._windows: dict[int, OrderedDict[str, tuple[int, float]]] = {}
+
+    def use(self, name: str, *, window_ms: int) -> Uses:
+        """Counts one use."""
+        windows = self._windows.setdefault(window_ms, OrderedDict())
+        now = time.monotonic() * 1000
+        seen, ends = windows.get(name, (0, 0.0))
+        if ends <= now:
+            windows.pop(name, None)
+            seen, ends = 0, now + window_ms
+        windows[name] = (seen + 1, ends)
+        # Two at most, so that no use clears thousands. A use adds one, so they become fewer all the same.
+        for _ in range(2):
+            oldest = next(iter(windows))
+            if windows[oldest][1] > now and len(windows) <= MOST_COUNTED:
+                break
+            del windows[oldest]
+        return Uses(seen + 1, max(1, int(ends - now)))
+
+
 class Allowances:
     """Allowances by name, as `Backplane.spend` has them, in this process alone; a whole one is forgotten.
 
-    At most MOST_WINDOWS are kept: beyond that one of those that were used long ago is forgotten.
+    At most MOST_COUNTED are kept: beyond that one of those that were used long ago is forgotten.
     """
 
     def __init__(self) -> None:
@@ -45,7 +77,7 @@ class Allowances:
         # Two at most, so that no call clears thousands. A call adds one, so they become fewer all the same.
         for _ in range(2):
             oldest, whole = next(iter(self._whole.items()))
-            if len(self._whole) > 1 and (whole <= now or len(self._whole) > MOST_WINDOWS):
+            if len(self._whole) > 1 and (whole <= now or len(self._whole) > MOST_COUNTED):
                 del self._whole[oldest]
             else:
                 self._whole.move_to_end(oldest)
