@@ -129,26 +129,23 @@ def _mapped(topic: str, records: Sequence[Record]) -> Proposal:
     seen = [seen_of(record, _loaded(record), with_headers=False) for record in records]
     members = _SampleMembers(seen)
     to, conditions, notes = _audience(members)
-    type_, more, others = _type(topic, members)
+    type_, kind, more, others = _type(topic, members)
     # A record without what most have is skipped: a guess at whom it is for would be worse.
     conditions, notes = [*conditions, *more], [*notes, *others]
     if (path := members.called(_IF, lambda value: isinstance(value, bool))) is not None:
         conditions.insert(0, path)
     said = {"type": type_, "to": to} | ({"when": _all_of(conditions)} if conditions else {})
     optional = {
-        "id": members.called(_WHICH, _is_name)
-        or members.ending(("No", "_no", "Number", "_number", "Id", "_id")),
-        "ts": members.called(_WHEN, lambda value: isinstance(value, str | int | float)),
-        "desc": members.called(_TITLE, lambda value: isinstance(value, str)),
+        "id": _id(members, kind, to),
+        "ts": _optional(members.called(_WHEN, lambda value: isinstance(value, str | int | float))),
+        "desc": _optional(members.called(_TITLE, lambda value: isinstance(value, str))),
     }
-    for name, path in optional.items():
-        if path is None or (name == "id" and _expression(path) == to):
-            continue
-        with_it = said | {name: _expression(path)}
-        if not _works(with_it, records):
+    for name, expression in optional.items():
+        with_it = said | {name: expression}
+        if not expression or not _works(with_it, records):
             continue
         if name == "id" and not _tells_apart(with_it, records):
-            notes.append(f"{_expression(path)} isn't the id: several of these records have the same")
+            notes.append(f"{expression} isn't the id: several of these records have the same")
             continue
         said = with_it
     if "id" not in said:
@@ -157,16 +154,37 @@ def _mapped(topic: str, records: Sequence[Record]) -> Proposal:
     return Proposal(KafkaSource(topics=(topic,), format="mapped", map=KafkaMap(**ordered)), notes)
 
 
-def _type(topic: str, members: "_SampleMembers") -> tuple[str, list[Path], list[str]]:
-    """An expression for the type, what a record must have for it, and what is to be known about that."""
+def _type(topic: str, members: "_SampleMembers") -> tuple[str, Path | None, list[Path], list[str]]:
+    """An expression for the type, its member, what a record must have for it, and what is to be known."""
     constant = _PLAIN.sub("-", topic).strip("-.")[:64] or "event"
     state = f"'{constant.removesuffix('s')[:40]}'"
     for find in (members.called, members.mostly):
         for names, begin in ((_WHAT, ""), (_STATE, state)):
             if (path := find(names, _is_type)) is not None:
                 found = _expression(path)
-                return f"join('.', [{begin}, {found}])" if begin else found, *members.needs(path)
-    return f"'{constant}'", [], []
+                return f"join('.', [{begin}, {found}])" if begin else found, path, *members.needs(path)
+    return f"'{constant}'", None, [], []
+
+
+def _id(members: "_SampleMembers", kind: Path | None, to: str) -> str:
+    """An expression for the id, "" where there is none; `kind` is the member that the type is made of.
+
+    What has a state, or a number of its own, has several events. Each needs an id: acks, `explain` and those
+    who notify people know an event by its id alone, whatever its type.
+    """
+    ends = ("No", "_no", "Number", "_number", "Id", "_id")
+    path = members.called(_WHICH, _is_name) or members.ending(ends)
+    if path is None or _expression(path) == to:
+        return ""
+    values = members.found[path]
+    is_event = _bare(path[-1]) in _WHICH and len(set(map(str, values))) == len(values)
+    if kind is None or (is_event and _bare(kind[-1]) in _WHAT):
+        return _expression(path)
+    return f"join('-', [{members.text(path)}, {members.text(kind)}])"
+
+
+def _optional(path: Path | None) -> str:
+    return _expression(path) if path is not None else ""
 
 
 def _audience(members: "_SampleMembers") -> tuple[str, list[Path], list[str]]:
@@ -243,6 +261,11 @@ class _SampleMembers:
             return [], []
         name = _expression(path)
         return [path], [f"{name} is in {count} of these {of} records only: `when` skips those without it"]
+
+    def text(self, path: Path) -> str:
+        """An expression for a member as a text, which numbers aren't."""
+        are_texts = all(isinstance(value, str) for value in self.found[path])
+        return _expression(path) if are_texts else f"to_string({_expression(path)})"
 
     def ending(self, ends: Sequence[str]) -> Path | None:
         """A member that every value has, and whose name ends like this."""

@@ -69,6 +69,25 @@ def test_an_id_that_several_records_have_is_named() -> None:
     assert (made["id"], notes) == ("value.orderNo", "")
 
 
+def test_events_of_one_thing_have_an_id_each() -> None:
+    orders = [{"user": "ann", "orderNo": "A-1", "status": status} for status in ("paid", "sent")]
+    assert proposed(*orders)[0]["id"] == "join('-', [value.orderNo, value.status])"
+    # Also where those that are seen don't show it.
+    assert proposed(orders[0])[0]["id"] == "join('-', [value.orderNo, value.status])"
+    made, notes = proposed(*[{"user": "ann", "id": 7, "status": status} for status in ("paid", "sent")])
+    assert (made["id"], notes) == ("join('-', [to_string(value.id), value.status])", "")
+    made, notes = proposed(*orders, orders[1])
+    assert "id" not in made
+    assert "[value.orderNo, value.status]) isn't the id" in notes
+
+
+def test_the_id_of_an_event_is_taken_as_it_is() -> None:
+    events = [{"user": "ann", "id": f"e-{number}", "type": "order.paid"} for number in (1, 2)]
+    assert proposed(*events)[0]["id"] == "value.id"
+    made, _ = proposed(*events, {"user": "ann", "id": "e-1", "type": "order.sent"})
+    assert made["id"] == "join('-', [value.id, value.type])"
+
+
 def test_of_cloudevents_those_that_name_nobody_are_skipped() -> None:
     event = {"specversion": "1.0", "id": "1", "source": "/shop", "type": "order"}
     made, notes = proposed(

@@ -71,7 +71,7 @@ async def test_a_topic_without_a_source_gets_a_table_that_works(kit: Kit, tmp_pa
     [table] = tomllib.loads(file.read_text())["kafka"]
     assert table["map"]["to"] == "value.buyerId"
     assert table["map"]["when"] == "value.notify"
-    assert table["map"]["id"] == "value.orderNo"
+    assert table["map"]["id"] == "join('-', [value.orderNo, value.status])"
     settings = load({}, file=file)
     assert settings.kafka_bootstrap == kit.bootstrap
     [source] = settings.kafka

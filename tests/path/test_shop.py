@@ -1,13 +1,11 @@
 """The shop of examples/: three sources with three formats at once, from a real Kafka to people's streams."""
 
 import asyncio
-import importlib.util
 import json
 import secrets
 import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import httpx
@@ -17,12 +15,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 from deploy.parts import Kafka
 from tests.cli.running import pushsse
 from tests.serving import serving
+from tests.shop import SHOP, TOPICS, producer
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
 
-SHOP = Path(__file__).parents[2] / "examples/shop"
-TOPICS = ("shop.orders", "shop.alarms.hamburg", "shop.alarms.lyon", "shop.chat")
 GETS = {
     "ann": ["order.paid", "chat.message", "order.sent", "shop.alarm.fire"],
     "bo": ["order.paid", "shop.alarm.fire"],
@@ -42,16 +39,6 @@ async def bootstrap(kafka_part: Kafka) -> AsyncIterator[str]:
         await admin.delete_topics([*made, producer().OUTCOMES])
     finally:
         await admin.close()
-
-
-def producer() -> ModuleType:
-    """The example's producer, which is no module of a package."""
-    spec = importlib.util.spec_from_file_location("shop_produce", SHOP / "produce.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 async def test_three_sources_in_three_formats_reach_their_people(bootstrap: str, tmp_path: Path) -> None:
@@ -93,7 +80,7 @@ async def test_three_sources_in_three_formats_reach_their_people(bootstrap: str,
         "# value.status is in 3 of these 4 records only: `when` skips those without it",
         'when = "value.status"',
         "type = \"join('.', ['shop.order', value.status])\"",
-        'id = "value.orderNo"',
+        "id = \"join('-', [value.orderNo, value.status])\"",
     ):
         assert line in proposed.stdout.splitlines()
     assert 'format = "cloudevents"' in proposed.stdout
