@@ -40,6 +40,7 @@ _BEFORE_MS = 10_000
 _ACK, _SWITCH = "ack", "switch"
 # A service's: no producer may use the name.
 _PREFERENCES = "preferences"
+_EVER = datetime.min.replace(tzinfo=UTC)
 _WORDS = {True: "on", False: "off", None: "by default"}
 
 Verdict = Literal[
@@ -237,11 +238,10 @@ class Explaining:
                 f"the log doesn't have the event: it is older than {self.window_s:.0f} s, wasn't published"
                 " (`pushsse dead` lists dead letters), or wasn't for this person when it was"
             )
-        # What held when the event was published stands before it.
-        steps.sort(key=lambda step: (step.at, step.what != _SWITCH))
         happened = {step.what for step in steps}
         verdict: Verdict = next((each for each in _ORDER if each in happened), "unknown")
-        return Explanation(user, event, verdict, tuple(steps), tuple(incomplete))
+        at = _time(seen.published.at_ms) if seen.published is not None else _EVER
+        return Explanation(user, event, verdict, in_order(steps, at), tuple(incomplete))
 
     async def _seen(self, user: str, event: str, incomplete: list[str]) -> _Seen:
         """Goes through the person's log and that of the broadcasts."""
@@ -321,6 +321,19 @@ class Explaining:
             incomplete.append(f"{topic} can't be read")
             logger.warning("what became of an event can't be read from %s: %s", topic, error)
         return found
+
+
+def in_order(steps: Iterable[Step], published_at: datetime) -> tuple[Step, ...]:
+    """The steps of an event, oldest first. What held when it was published stands before it.
+
+    What nodes did with it stands after it, also where a node's clock is behind: the log has Redis's time.
+    """
+
+    def place(step: Step) -> tuple[datetime, bool, bool]:
+        at = max(step.at, published_at) if step.node else step.at
+        return at, step.what != _SWITCH, bool(step.node)
+
+    return tuple(sorted(steps, key=place))
 
 
 def _outcome(value: bytes, event: str) -> list[Outcome]:

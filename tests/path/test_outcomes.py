@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from pushsse.backplane import Stay
+from pushsse.explain import Step, in_order
 from tests.backplane.redis_server import RedisServer
 from tests.migrated import migrated
 from tests.path.asyncapi import Described
@@ -216,3 +218,13 @@ async def test_of_a_sample_all_outcomes_are_there_or_none(told: Told) -> None:
         chosen = {each["event"] for each in told.records}
         assert 10 < len(chosen) < 50
         assert all(told.of(event) == {"ann": "written", "bo": "written"} for event in chosen)
+
+
+def test_what_a_node_with_a_late_clock_did_stands_after_the_event() -> None:
+    at = datetime(2026, 11, 28, tzinfo=UTC)
+    late, later = at - timedelta(milliseconds=7), at + timedelta(milliseconds=2)
+    steps = [Step(late, "written", node="a"), Step(later, "written", node="b"), Step(at, "published")]
+    steps += [Step(at, "switch"), Step(late, "switched")]
+    told = in_order(steps, at)
+    assert [step.what for step in told] == ["switched", "switch", "published", "written", "written"]
+    assert [step.node for step in told[3:]] == ["a", "b"]
