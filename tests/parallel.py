@@ -28,6 +28,7 @@ TOGETHER = {
         "tests/deployed/test_stack.py",
         "tests/deployed/test_make_stack.py",
         "tests/deployed/test_asking.py",
+        "tests/deployed/test_shop.py",
         "tests/faults/test_fast_faults.py",
     ),
     # They share a browser.

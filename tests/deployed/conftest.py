@@ -1,12 +1,15 @@
 """nginx with the file that is deployed, before two tiny upstreams."""
 
+import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import jwt
 import pytest
 
 from deploy.parts import Nginx, PartMissing
@@ -33,9 +36,30 @@ class Front:
         return len(self.first.requests) + len(self.second.requests)
 
 
+def token(stack: Stack, user: str, *scopes: str) -> str:
+    """What `stack.token` returns, without a process; without scopes, for streams."""
+    now = int(time.time())
+    scope = " ".join(f"pushsse:{each}" for each in scopes or ("stream",))
+    claims = {"sub": user, "iat": now, "exp": now + 3600, "scope": scope}
+    return jwt.encode(claims, stack.settings["PUSHSSE_JWT_SECRET"])
+
+
 def trusting(authority: Path) -> ssl.SSLContext:
     """What a client needs to believe nginx."""
     return ssl.create_default_context(cafile=str(authority))
+
+
+@asynccontextmanager
+async def deployed(folder: Path, **settings: str) -> AsyncIterator[Stack]:
+    """A whole deployment, while the context lasts; `settings` are the nodes'."""
+    stack = Stack(folder, settings=settings)
+    try:
+        await asyncio.to_thread(stack.start)
+        yield stack
+    except PartMissing as error:
+        missing(error)
+    finally:
+        await asyncio.to_thread(stack.stop)
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 from httpx_sse import ServerSentEvent
@@ -23,9 +24,12 @@ class Listener:
     http: httpx.AsyncClient
     token: str
     pause_s: float = 0.3
+    query: str = ""
     numbers: list[int] = field(default_factory=list)
     nodes: list[str] = field(default_factory=list)
     resumes: list[str] = field(default_factory=list)
+    # All others: name and data.
+    others: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     exceptions: list[str] = field(default_factory=list)
     statuses: set[int] = field(default_factory=set)
     last_id: str = ""
@@ -43,7 +47,7 @@ class Listener:
         headers = {"Authorization": f"Bearer {self.token}", "Accept": "text/event-stream"}
         if self.last_id:
             headers["Last-Event-ID"] = self.last_id
-        async with self.http.stream("GET", "/v1/stream", headers=headers) as response:
+        async with self.http.stream("GET", f"/v1/stream{self.query}", headers=headers) as response:
             self.statuses.add(response.status_code)
             async for event in events(response):
                 self._take(event)
@@ -59,6 +63,8 @@ class Listener:
                 self.exceptions.append(data["code"])
             case "number":
                 self.numbers.append(data["message"])
+            case name:
+                self.others.append((name, data))
 
 
 async def events(response: httpx.Response) -> AsyncIterator[ServerSentEvent]:

@@ -15,16 +15,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
-import jwt
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from deploy.parts import PartMissing
 from deploy.whole import TOPIC, Stack
 from pushsse.database import Database, Statement
-from tests.deployed.conftest import clients
+from tests.deployed.conftest import clients, deployed, token
 from tests.deployed.listener import events
-from tests.parts import missing
 from tests.questions.model_server import Call, model_server
 from tests.waiting import eventually
 
@@ -118,31 +115,18 @@ class Service:
 
 
 @asynccontextmanager
-async def deployed(folder: Path, answerer: str) -> AsyncIterator[Stack]:
-    """Everything, while the context lasts."""
-    stack = Stack(folder, settings={"PUSHSSE_ANSWERER": answerer})
-    try:
-        await asyncio.to_thread(stack.start)
-        yield stack
-    except PartMissing as error:
-        missing(error)
-    finally:
-        await asyncio.to_thread(stack.stop)
-
-
-@asynccontextmanager
 async def with_model(folder: Path) -> AsyncIterator[tuple[Stack, Answerer]]:
     model = Model()
     async with (
         model_server(model.script) as server,
-        deployed(folder, f"openai:{server.url}?model=small") as stack,
+        deployed(folder, PUSHSSE_ANSWERER=f"openai:{server.url}?model=small") as stack,
     ):
         yield stack, model
 
 
 @asynccontextmanager
 async def with_service(folder: Path) -> AsyncIterator[tuple[Stack, Answerer]]:
-    async with deployed(folder, "kafka:") as stack:
+    async with deployed(folder, PUSHSSE_ANSWERER="kafka:") as stack:
         kafka = {"bootstrap_servers": stack.kafka.url}
         consumer = AIOKafkaConsumer("push.questions", auto_offset_reset="earliest", **kafka)
         async with AIOKafkaProducer(**kafka) as producer, consumer, asyncio.TaskGroup() as group:
@@ -224,10 +208,9 @@ class Device:
 @asynccontextmanager
 async def devices(stack: Stack) -> AsyncIterator[tuple[Device, Device]]:
     """Ann's two devices, on a node each: over HTTP/1.1, and over HTTP/2 with TLS."""
-    claims = {"sub": "ann", "exp": int(time.time()) + 3600, "scope": "pushsse:stream pushsse:ask"}
-    token = jwt.encode(claims, stack.settings["PUSHSSE_JWT_SECRET"])
+    ann = token(stack, "ann", "stream", "ask")
     async with clients(stack) as (http, tls), asyncio.TaskGroup() as group:
-        both = Device(http, token), Device(tls, token)
+        both = Device(http, ann), Device(tls, ann)
         tasks = [group.create_task(device.run()) for device in both]
         try:
             await eventually(lambda: all(device.nodes for device in both))

@@ -2,18 +2,16 @@
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import jwt
 import pytest
 from aiokafka import AIOKafkaProducer
 
 from deploy.parts import PartMissing
 from deploy.whole import TOPIC, Stack
-from tests.deployed.conftest import clients
+from tests.deployed.conftest import clients, token
 from tests.deployed.listener import Listener, events, listening
 from tests.deployed.npm import eventsource, page
 from tests.parts import missing
@@ -70,13 +68,6 @@ async def load(stack: Stack, anyio_backend: str) -> AsyncIterator[Load]:
         yield Load(producer)
     finally:
         await producer.stop()
-
-
-def token(stack: Stack, user: str) -> str:
-    """What `stack.token` returns, without a process."""
-    now = int(time.time())
-    claims = {"sub": user, "iat": now, "exp": now + 3600, "scope": "pushsse:stream"}
-    return jwt.encode(claims, stack.settings["PUSHSSE_JWT_SECRET"])
 
 
 @asynccontextmanager
@@ -171,12 +162,12 @@ async def test_a_page_comes_back_by_itself_when_all_nodes_were_away(stack: Stack
         folder = await asyncio.to_thread(eventsource)
     except PartMissing as error:
         missing(error)
-    token = await asyncio.to_thread(stack.token, "ann")
-    async with page(folder, f"{stack.nginx.url}/v1/stream", token) as seen, clients(stack) as https:
+    ann = await asyncio.to_thread(stack.token, "ann")
+    async with page(folder, f"{stack.nginx.url}/v1/stream", ann) as seen, clients(stack) as https:
         await eventually(lambda: seen.count("ready") == 1)
         await asyncio.gather(*(asyncio.to_thread(node.kill) for node in stack.nodes))
         for http in https:
-            headers = {"Authorization": f"Bearer {token}"}
+            headers = {"Authorization": f"Bearer {ann}"}
             async with http.stream("GET", "/v1/stream", headers=headers) as busy:
                 told = [event async for event in events(busy)]
             assert busy.status_code == 200
