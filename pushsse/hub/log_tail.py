@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 
 from pushsse.backplane import Entry, Head
 from pushsse.errors import BackplaneUnavailable
-from pushsse.event import Publication
+from pushsse.event import Publication, utf8_bytes
 from pushsse.position import Mark
 
 # Long enough for a storm of clients that come back after a node, or the way to it, was away.
@@ -161,7 +161,7 @@ def _size(publication: Publication) -> int:
     """Roughly the bytes that an entry takes in memory."""
     size, users = len(publication.body) + _ENTRY_BYTES, publication.users
     if users is not None and len(users) > 1:
-        size += _RECIPIENT_BYTES * len(users) + sum(map(len, users))
+        size += _RECIPIENT_BYTES * len(users) + utf8_bytes("".join(users))
     return size if publication.change is None else size + publication.change.size
 
 

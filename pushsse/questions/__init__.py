@@ -320,7 +320,7 @@ MAX_TEXT_BYTES = 32 * 1024
 _MAX_ENCODED_BYTES = 38 * 1024
 _MAX_EXTRAS_BYTES = 4 * 1024
 _MAX_PARTS_BYTES = 20 * 1024
-# Of an event without its text: the names of the question, the conversation and the person.
+# Of an event without its text and the names that people choose.
 _REST_BYTES = 200
 _json = msgspec.json.Encoder()
 T = TypeVar("T")
@@ -390,14 +390,14 @@ def drafts_of(question: Question) -> tuple[Draft, ...]:
     return changed, Draft(end_event(question), once=f"{name}:end")
 
 
-def asked_size(text: str) -> int:
+def asked_size(text: str, *, user: str, conversation: str | None) -> int:
     """About the bytes of the `question` events that every question leaves: two at once, one at its end."""
-    return 3 * (len(_json.encode(text)) + _REST_BYTES)
+    return 3 * (len(_json.encode((text, user, conversation))) + _REST_BYTES)
 
 
-def said_size(text: str, links: tuple[Link, ...]) -> int:
-    """About the bytes of what staff say."""
-    return len(_json.encode(text)) + len(_json.encode(links)) + 2 * _REST_BYTES
+def said_size(text: str, links: tuple[Link, ...], *, name: str, user: str, conversation: str) -> int:
+    """About the bytes of what staff say under a name to a person: a `question` and an `answer`."""
+    return len(_json.encode((text, links, name, user, user, conversation))) + 2 * _REST_BYTES
 
 
 def late_size(question: Question, told: Sequence[Draft]) -> int:

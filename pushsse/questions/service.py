@@ -123,7 +123,9 @@ class Questions:
         if idempotency_key is not None:
             # Before the key is claimed: who has no room may come again with it at once.
             self._admit(unended if unended is not None else await self.life.store.count_unended(user))
-        await self.life.allowance.take(user, asked_size(asking.text))
+        await self.life.allowance.take(
+            user, asked_size(asking.text, user=user, conversation=asking.conversation)
+        )
         if idempotency_key is not None and (first := await self._claim(user, idempotency_key, asking)):
             return first
         conversation = asking.conversation
@@ -180,7 +182,9 @@ class Questions:
             raise NotNow("not_ended", "the question has no end yet, cancel it first")
         self._admit_waiting()
         self._admit(await self.life.store.count_unended(user))
-        await self.life.allowance.take(user, asked_size(question.text))
+        await self.life.allowance.take(
+            user, asked_size(question.text, user=user, conversation=question.conversation)
+        )
         ours = not self.answering.resting
         again = await self.life.ask_again(question, node=self.node, leased=ours, timeout_s=self.timeout_s)
         if again is not None and ours and again.is_open:
@@ -497,7 +501,7 @@ class Desk:
         question = await self.life.find(question_id)
         if question is None or await self.conversation(question.conversation) is None:
             return None
-        await self.life.allowance.take(staff, said_size(said.text, said.links))
+        await self._pay(staff, said, user=question.user, conversation=question.conversation)
         if not await self.life.end(question_id, Answered(said.by, said.text, said.links)):
             raise NotNow("already_ended", "the question has an answer already, or has ended otherwise")
         logger.info("question %s: %s has answered it", question_id, staff, extra=question.ids)
@@ -517,7 +521,7 @@ class Desk:
         key = None if idempotency_key is None else _message_key(staff, conversation, idempotency_key)
         if key is not None and (first := await self._first(found.user, key, said)) is not None:
             return first
-        await self.life.allowance.take(staff, said_size(said.text, said.links))
+        await self._pay(staff, said, user=found.user, conversation=conversation)
         now = datetime.now(UTC)
         message = Question(
             id=str(ULID()),
@@ -558,6 +562,10 @@ class Desk:
         await self.life.announce_all(ids)
         await self._tell(DeskEvent(conversation, "released", None), by=by)
         return found
+
+    async def _pay(self, staff: str, said: Said, *, user: str, conversation: str) -> None:
+        size = said_size(said.text, said.links, name=said.name, user=user, conversation=conversation)
+        await self.life.allowance.take(staff, size)
 
     async def _said(self, question: Question, staff: str) -> None:
         """The conversation's time begins anew, and other staff are told; if not, what was said stays."""

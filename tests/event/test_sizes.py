@@ -1,9 +1,15 @@
 """What a publication counts, for its log and for whoever pays, is about what the log keeps of it."""
 
-import pytest
+from datetime import UTC, datetime
 
-from pushsse.backplane import codec
+import pytest
+from msgspec.structs import replace
+
+from pushsse.backplane import Entry, codec
+from pushsse.backplane.memory.logs import MemoryLog
 from pushsse.event import Change, Publication
+from pushsse.hub.log_tail import LogTail
+from pushsse.questions import By, Link, Question, asked_size, drafts_of, said_size
 
 NUMBERS = {"version", "revision"}
 TYPES = tuple(f"{number:04}".ljust(64, "x") for number in range(1_000))
@@ -36,3 +42,53 @@ def test_a_change_counts_what_the_log_keeps_of_each_member(member: str) -> None:
 
 def test_every_member_of_a_change_is_looked_at() -> None:
     assert OF_A_CHANGE.keys() | NUMBERS == set(Change.__struct_fields__)
+
+
+@pytest.mark.parametrize("letter", ["n", "é", "漢", "𝄞", '"'])
+@pytest.mark.parametrize("people", [1, 2, 10_000])
+def test_names_count_as_bytes(letter: str, people: int) -> None:
+    names = tuple(f"{number:05}".ljust(128, letter) for number in range(people))
+    made = Publication("news", b"data: 1\n", names)
+    assert made.size == pytest.approx(stored(made), rel=0.05, abs=32)
+    # What waits for the disk, and what the log holds by then, too.
+    log = MemoryLog("3", "e", keep_ms=60_000, keep_bytes=stored(made) * 3)
+    for order in range(1, 9):
+        log.append(order, order, made)
+    assert log.appended_bytes == made.size * 8
+    assert 2 <= len(log.entries()) <= 3
+
+
+def test_the_memory_of_a_node_holds_as_much_of_long_names_as_of_short_ones() -> None:
+    ascii_tail, wide_tail = held("n" * 512), held("𝄞" * 128)
+    assert 0 < ascii_tail == wide_tail < 100
+
+
+def held(name: str) -> int:
+    """How many publications for many such people a node keeps in 10 MiB."""
+    made = Publication("news", b"data: 1\n", (name,) * 1_000)
+    tail = LogTail("3", keep_bytes=10 * 1024**2)
+    for number in range(1, 101):
+        tail.append(Entry("3", number, number, number, made))
+    return len(tail.after(tail.first - 1, 1_000))
+
+
+@pytest.mark.parametrize("letter", ["n", "漢", "𝄞", '"'])
+def test_a_question_costs_what_its_events_take_however_long_the_names_are(letter: str) -> None:
+    user, conversation, name = letter * 128, letter * 127 + "c", letter * 64
+    now, links = datetime.now(UTC), (Link("Refunds", "https://example.org/refunds"),)
+    question = Question(
+        id="01JD0000000000000000000000",
+        user=user,
+        conversation=conversation,
+        text="How?",
+        status="pending",
+        asked_at=now,
+        updated_at=now,
+        deadline_at=now,
+    )
+    asked = sum(stored(draft.publication) for draft in drafts_of(question)) * 3
+    assert asked * 0.95 <= asked_size("How?", user=user, conversation=conversation) <= asked * 1.5 + 400
+    message = replace(question, text="", status="answered", answer="So.", by=By("staff", name), links=links)
+    said = sum(stored(draft.publication) for draft in drafts_of(message))
+    cost = said_size("So.", links, name=name, user=user, conversation=conversation)
+    assert said * 0.95 <= cost <= said * 1.5 + 400

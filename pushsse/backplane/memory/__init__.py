@@ -246,7 +246,7 @@ class MemoryBackplane(Backplane):
             receipt.fenced += len(append.drafts) - len(drafts)
         appended: list[Entry] = []
         seen: list[bytes] = []
-        size = 0
+        appended_bytes = log.appended_bytes
         for draft in drafts:
             publication: Publication | None = (given := draft.publication)
             # Before the names: an expired draft must not use up the name of a later one with the same id.
@@ -261,7 +261,6 @@ class MemoryBackplane(Backplane):
             if publication is not None:
                 self._order += 1
                 appended.append(log.append(self._order, now_ms, publication))
-                size += len(publication.body)
         receipt.appended += len(appended)
         receipt.marks[append.log] = end = log.end
         # Also without a file, or they would pile up.
@@ -269,7 +268,7 @@ class MemoryBackplane(Backplane):
         if self._writer is not None and append.drafts:
             fences = self._partitions.fences_of(append) if sourced else ()
             remembered = self._seen.times_of(seen) if seen else ()
-            size += _NAME_BYTES * len(remembered)
+            size = log.appended_bytes - appended_bytes + _NAME_BYTES * len(remembered)
             self._writer.add(
                 LogUpdate(append.log, end, log.trimmed_ms, appended, dropped, fences, remembered, size)
             )

@@ -101,6 +101,7 @@ class MemoryLog:
         "_name",
         "_number",
         "_trimmed",
+        "appended_bytes",
         "trimmed_ms",
     )
 
@@ -114,6 +115,8 @@ class MemoryLog:
         self._entries: list[Entry] = []
         self._trimmed = 0  # entries at the list's front that are no longer held, and deleted now and then
         self._bytes = 0
+        # Since the process began.
+        self.appended_bytes = 0
         self.trimmed_ms = 0
         # The orders of the entries that were trimmed since `take_dropped`.
         self._dropped: list[int] = []
@@ -138,7 +141,9 @@ class MemoryLog:
         self._at_ms = at_ms
         entry = Entry(self._name, number, order, at_ms, publication)
         self._entries.append(entry)
-        self._bytes += publication.size
+        size = publication.size
+        self._bytes += size
+        self.appended_bytes += size
         if publication.change is not None:
             self._changes.append((number, publication.change))
         self.trim(at_ms)
