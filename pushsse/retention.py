@@ -31,8 +31,10 @@ SETTLE_S = 1.5
 _PAUSE_S = 0.1
 _IN_OUTBOX = "rows that wait, are dead or are kept: delete those that name the person"
 _IN_LOG = (
-    "events, acks, changes of switches, questions, answers; ids of conversations and questions told to staff"
+    "events, acks, changes of switches, questions, answers; ids of conversations and questions told to staff;"
+    " the name under answers that were given as staff"
 )
+_SAID = "what was said to others as staff, without the name; a name that was chosen for it with `name` stays"
 _MOST_MS = 1000 * 366 * 86_400_000
 logger = logging.getLogger(__name__)
 
@@ -164,6 +166,7 @@ class Forgetting:
             Remainder("backplane", "tickets, counts of calls, ids of events", after(self.backplane_s)),
             Remainder("nodes", "the name and the time of the kick, in memory", kick),
             Remainder("database", "the time of the kick, under a digest of the name", kick),
+            Remainder("database", _SAID, None),
             *topics,
             *(Remainder("outbox", f"{each.table}: {_IN_OUTBOX}", None) for each in settings.outbox),
             Remainder("database", "deleted rows in its files, until they are written over", None),

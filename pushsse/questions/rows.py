@@ -273,6 +273,40 @@ _FORGET_CONVERSATIONS = Statement("""
     DELETE FROM pushsse_conversation WHERE id IN (
         SELECT id FROM pushsse_conversation WHERE "user" = {value[1]} LIMIT {value[2]}) RETURNING 1""")
 _FORGET_STAFF = Statement("""DELETE FROM pushsse_staff WHERE "user" = {value[1]} RETURNING 1""")
+# A name stands under what its bearer said to others, or released, as staff. No index has it, so all rows are
+# looked at, one portion after another: where each begins and ends, and what is done to it. An answerer may
+# have the name of a person.
+_NAMED: tuple[tuple[str | int, Statement, Statement], ...] = (
+    (
+        "",
+        Statement("""
+            SELECT id FROM pushsse_question WHERE id > {value[1]} ORDER BY id LIMIT {value[2]}"""),
+        Statement("""
+            UPDATE pushsse_question SET by_name = ''
+             WHERE id > {value[1]} AND id <= {value[2]} AND by_kind = 'staff' AND by_name = {value[3]}
+            RETURNING 1"""),
+    ),
+    (
+        0,
+        Statement("""
+            SELECT id FROM pushsse_earlier_answer WHERE id > {value[1]} ORDER BY id LIMIT {value[2]}"""),
+        Statement("""
+            UPDATE pushsse_earlier_answer SET by_name = ''
+             WHERE id > {value[1]} AND id <= {value[2]} AND by_kind = 'staff' AND by_name = {value[3]}
+            RETURNING 1"""),
+    ),
+    (
+        "",
+        Statement("""
+            SELECT id FROM pushsse_conversation WHERE id > {value[1]} ORDER BY id LIMIT {value[2]}"""),
+        Statement("""
+            UPDATE pushsse_conversation SET released_by = ''
+             WHERE id > {value[1]} AND id <= {value[2]} AND released_by = {value[3]}
+            RETURNING 1"""),
+    ),
+)
+# Rows of which one statement looks for a name.
+_LOOKED_AT_ONCE = 1_000
 # The first characters of a ULID are its time.
 _TIME_OF_ULID = 10
 # Rows that one statement deletes: an answer may have 800 kB.
@@ -297,7 +331,10 @@ class QuestionDeletion:
         return deleted
 
     async def forget(self, user: str) -> dict[str, int]:
-        """Deletes a person's questions and their answers; how many. Open ones get no further answer."""
+        """Deletes a person's questions and their answers; how many. Open ones get no further answer.
+
+        What the person said to others as staff stays, without the name.
+        """
         deleted = conversations = 0
         while found := await self.database.rows(int, _FORGET, user, _AT_ONCE):
             deleted += len(found)
@@ -307,4 +344,16 @@ class QuestionDeletion:
         while found := await self.database.rows(int, _FORGET_CONVERSATIONS, user, _AT_ONCE):
             conversations += len(found)
         await self.database.rows(int, _FORGET_STAFF, user)
+        await self._clear_name(user)
         return {"questions": deleted, "conversations": conversations}
+
+    async def _clear_name(self, user: str) -> None:
+        # Questions before earlier answers, since those become these.
+        for after, ids, clear in _NAMED:
+            while found := await self.database.rows(_id, ids, after, _LOOKED_AT_ONCE):
+                await self.database.rows(int, clear, after, found[-1], user)
+                after = found[-1]
+
+
+def _id(found: str | int) -> str | int:
+    return found

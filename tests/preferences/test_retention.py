@@ -283,6 +283,69 @@ async def test_nothing_of_a_forgotten_person_is_in_any_table(database: Database,
     }
 
 
+# What may hold a person's name, and what else is as long: of a node, a title, what a client chose for a call.
+NAMES_OF_PEOPLE = {"user", "by_name", "released_by", "who"}
+OTHERS = {"title", "idempotency_key", "owner"}
+
+
+async def test_every_column_that_a_name_fits_in_is_known(database: Database, migrated_url: str) -> None:
+    wide = [
+        (table, column.name)
+        for table, columns in (await tables(database, migrated_url)).items()
+        for column in columns
+        if "128" in column.kind
+    ]
+    assert {name for _, name in wide} <= NAMES_OF_PEOPLE | OTHERS
+    assert wide or not migrated_url.startswith("sqlite")
+
+
+SIGNED = {
+    "pushsse_question": "by_name",
+    "pushsse_earlier_answer": "by_name",
+    "pushsse_conversation": "released_by",
+    "pushsse_switched": "who",
+}
+
+
+@pytest.mark.parametrize("others", [0, 2_500])
+async def test_the_name_under_what_somebody_did_for_others_goes_and_the_rest_stays(
+    database: Database, migrated_url: str, others: int
+) -> None:
+    every = await tables(database, migrated_url)
+    signed = {table: every[table] for table in SIGNED}
+    for number in range(3):
+        await fill(database, signed, f"customer-{number}")
+    for table, column in SIGNED.items():
+        staff = ", by_kind = 'staff'" if column == "by_name" else ""
+        sign = f'UPDATE {table} SET {column} = {{value[1]}}{staff} WHERE "user" = {{value[2]}} RETURNING 1'
+        for signer, customer in (("sam", "customer-0"), ("samuel", "customer-1")):
+            assert await database.rows(int, Statement(sign), signer, customer) == [1]
+    # An answerer may be called as somebody.
+    bot = """UPDATE pushsse_question SET by_kind = 'bot', by_name = 'sam' WHERE "user" = 'customer-2'
+             RETURNING 1"""
+    assert await database.rows(int, Statement(bot)) == [1]
+    # Whatever is first or last, more of them are looked at than at once.
+    now = datetime.now(UTC)
+    if others:
+        rows = ", ".join(_row(str(ULID.from_datetime(now - timedelta(seconds=at)))) for at in range(others))
+        await database.rows(int, Statement(_ROWS.replace("ROWS", rows)), "sam")
+    await forgetting(database).forget("sam")
+    for table, column in SIGNED.items():
+        names = await database.rows(str, Statement(f"SELECT {column} FROM {table}"))
+        assert (names.count("sam"), names.count("samuel")) == (int(table == "pushsse_question"), 1), table
+        assert len(names) == 3 + (others if table == "pushsse_question" else 0), table
+
+
+_ROWS = """
+    INSERT INTO pushsse_question (id, "user", conversation, text, status, by_kind, by_name, created_at,
+        updated_at, deadline_at) VALUES ROWS RETURNING 1"""
+
+
+def _row(question: str) -> str:
+    at = "'2026-01-01 00:00:00'"
+    return f"('{question}', 'bo', 'c', 'why?', 'answered', 'staff', {{value[1]}}, {at}, {at}, {at})"
+
+
 async def test_what_a_call_writes_that_was_let_in_before_the_kick_is_deleted_too(database: Database) -> None:
     kicked = Statement("SELECT count(*) FROM pushsse_kick")
 
@@ -364,6 +427,7 @@ async def test_the_answer_says_what_runs_out_elsewhere_and_when(database: Databa
         ("backplane", 4_200),
         ("nodes", kick_s),
         ("database", kick_s),
+        ("database", None),
         ("outbox", None),
         ("database", None),
         ("backups", None),

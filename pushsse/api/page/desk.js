@@ -244,7 +244,7 @@ function turn({ text, status, asked_at, updated_at, answer, error }) {
   return el("li", { class: "turn", "data-status": status },
     text ? el("div", { class: "theirs" }, el("p", {}, text), time(asked_at)) : null,
     answer?.text ? el("div", { class: "ours" }, el("p", {}, answer.text),
-      el("p", { class: "muted" }, [by && (by.kind === "staff" ? `${by.name} · ${t("staff")}` : by.name), " · "].filter(Boolean).join(""), time(updated_at))) : null,
+      el("p", { class: "muted" }, [by?.name, by?.kind === "staff" && t("staff")].filter(Boolean).map((each) => `${each} · `).join(""), time(updated_at))) : null,
     waits ? el("p", { class: "muted" }, waits) : null);
 }
 

@@ -72,7 +72,7 @@ export class Exchange {
       ...values.map(({ name, data }) => el("details", {}, el("summary", {}, name), el("pre", { tabindex: 0 }, JSON.stringify(data, null, 2)))),
       suggestions.length ? el("div", { class: "suggestions" },
         ...suggestions.map((text) => button(text, () => this.#acts.ask(text)))) : null,
-      by ? el("p", { class: "muted by" }, by.kind === "staff" ? `${by.name} · ${t("staff")}` : by.name) : null,
+      by ? el("p", { class: "muted by" }, [by.name, by.kind === "staff" && t("staff")].filter(Boolean).join(" · ")) : null,
     ].filter(Boolean));
   }
 
