@@ -34,7 +34,7 @@ from pushsse.errors import (
 )
 from pushsse.logs import served
 from pushsse.settings import seconds
-from pushsse.stream.immediate import ANSWER_HEADERS
+from pushsse.stream.limits import ANSWER_HEADERS
 
 T = TypeVar("T")
 MEDIA_TYPE = "application/problem+json"

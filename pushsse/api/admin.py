@@ -44,7 +44,7 @@ from pushsse.preferences.catalogue import (
 from pushsse.preferences.history import Actor, How
 from pushsse.presence import Presence, Whereabouts
 from pushsse.retention import Forgetting
-from pushsse.stream.immediate import ANSWER_HEADERS
+from pushsse.stream.limits import ANSWER_HEADERS
 
 MOST_ASKED = 1_000
 

@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from pushsse.api import HttpProblem
 from pushsse.api.identity import refuse_strangers
-from pushsse.stream.immediate import ANSWER_HEADERS
+from pushsse.stream.limits import ANSWER_HEADERS
 
 _HTML, _SCRIPT, _STYLE = (f"text/{kind}; charset=utf-8" for kind in ("html", "javascript", "css"))
 # Paths, each with the name of its file and its type.

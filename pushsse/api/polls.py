@@ -34,7 +34,8 @@ from pushsse.hub.catch_up import SCAN_ENTRIES, Replay, ScansBusy
 from pushsse.hub.opening import From, Opener, Opening, StreamOptions
 from pushsse.stream.frame import BUSY_RETRY_MS, Chunk, Resume, chunk
 from pushsse.stream.handover import offered
-from pushsse.stream.immediate import ANSWER_HEADERS, TAKEN_OVER, Answer, Reply
+from pushsse.stream.immediate import TAKEN_OVER, Answer, Reply
+from pushsse.stream.limits import ANSWER_HEADERS
 from pushsse.stream.portable import CLOSE, QueueStream, WakeQueue, head_bytes, start, start_nowait
 from pushsse.stream.subscriber import Sink, Subscriber
 

@@ -32,15 +32,12 @@ from uvicorn.server import ServerState
 
 from pushsse.errors import PushsseError
 from pushsse.stream.handover import HandoverHttp, StreamProtocol, descriptor
-from pushsse.stream.limits import BETWEEN, BODY, Refusal
+from pushsse.stream.limits import ANSWER_LINES, BETWEEN, BODY, Refusal
 
 logger = logging.getLogger(__name__)
 # A request with its head.
 MOST_BYTES = 16 * 1024
 _LENGTH = b"content-length:"
-# Of every JSON answer: it is one person's, and nothing but JSON.
-ANSWER_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
-_ANSWER_HEADERS = "".join(f"{name}: {value}\r\n" for name, value in ANSWER_HEADERS.items()).encode()
 # Whatever changes how a request or its body is read.
 _UNUSUAL = frozenset({b"expect", b"upgrade", b"transfer-encoding", b"content-encoding"})
 
@@ -325,7 +322,7 @@ class ImmediateHttp(HandoverHttp):
             b"%b%bcontent-length: %d\r\ncontent-type: %b\r\n%b\r\n%b"
             % (
                 STATUS_LINE[found.status],
-                _ANSWER_HEADERS,
+                ANSWER_LINES,
                 len(found.body),
                 found.media_type,
                 b"" if keep_alive else b"connection: close\r\n",

@@ -51,6 +51,9 @@ _AROUND = 8
 # How long a refused client may go on sending before its connection is cut: closed at once, it would be reset,
 # and lose the answer (RFC 9112, 9.6).
 _LINGER_S = 2.0
+# Of every JSON answer: it is one person's, and nothing but JSON.
+ANSWER_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+ANSWER_LINES = "".join(f"{name}: {value}\r\n" for name, value in ANSWER_HEADERS.items()).encode()
 # What a connection has of its own from its beginning.
 OWN = frozenset({"parser", "pipeline"})
 # struct linger: on, 0 seconds. Closing sends a reset (socket(7)).
@@ -110,9 +113,10 @@ class Refusal(NamedTuple):
             }
         )
         return (
-            b"%bcontent-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+            b"%b%bcontent-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
             % (
                 STATUS_LINE[self.status],
+                ANSWER_LINES,
                 len(body),
                 body,
             )

@@ -1,5 +1,6 @@
 """What browsers are told about answers: no guessing of types, no framing, no copies, no referrer."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pushsse.api.calls import CALLS
 from pushsse.api.files import DEVELOPMENT_PAGE, DOCS, PAGE
 from pushsse.server import Http
 from pushsse.stream.immediate import ImmediateHttp
-from tests.serving import Running, serving
+from tests.serving import LIMIT_S, Running, serving
 
 pytestmark = pytest.mark.anyio
 BOTH = pytest.mark.parametrize("node", [ImmediateHttp, "httptools"], indirect=True)
@@ -46,6 +47,32 @@ async def test_every_answer_but_a_stream_forbids_guessing_its_type_and_the_api_s
             "nosniff",
             "no-store",
         )
+
+
+REFUSED = {
+    "no HTTP": (b"hello\r\n\r\n", 400),
+    "a head that is too large": (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 40_000 + b"\r\n\r\n", 431),
+    "too many fields": (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: x\r\n" * 200 + b"\r\n", 431),
+    "half a head": (b"GET / HTTP/1.1\r\n", 408),
+    "half a body": (
+        b"POST /v1/events?user=ops HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n{",
+        408,
+    ),
+    "two hosts": (b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\nConnection: close\r\n\r\n", 400),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+async def test_refusals_of_what_no_call_sees_have_the_same_headers(kind: str, tmp_path: Path) -> None:
+    sent, status = REFUSED[kind]
+    async with serving(tmp_path, head_timeout_s=0.5, body_timeout_s=0.5) as node:
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        writer.write(sent)
+        head, _, _ = (await asyncio.wait_for(reader.read(-1), LIMIT_S)).partition(b"\r\n\r\n")
+        writer.close()
+    line, *fields = head.decode().lower().split("\r\n")
+    assert line.startswith(f"http/1.1 {status} ")
+    assert {"cache-control: no-store", "x-content-type-options: nosniff"} <= set(fields)
 
 
 @BOTH
