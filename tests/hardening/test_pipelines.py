@@ -153,6 +153,10 @@ CHUNKED = b"POST /v1/events" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
 WRONG = {
     "no HTTP": (b"hello\r\n\r\n", b"400"),
     "bytes": (b"\x00\xff\xfe", b"400"),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"z" * 400, b"400"),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"400"),
+    "no length": (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n", b"400"),
+    "a length and chunks": (CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Length: 3\r\n\r\n"), b"400"),
     "a head that is too large": (SENT["a head that is too large"], b"431"),
     "too many fields": (SENT["too many fields"], b"431"),
     "a body that can't be read": (CHUNKED + b"zz\r\n", b"400"),
