@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pushsse.api import ErrorHandler, problem_response
-from pushsse.api.identity import CrossOrigin
+from pushsse.api.identity import VARY, CrossOrigin
 from pushsse.logs import Served, audit, served, serving, short
 from pushsse.stream.admission import over_limit
 from pushsse.stream.immediate import NO_CALLS, Answer, ImmediateCall, ImmediateCalls
@@ -133,7 +133,9 @@ class Application(Starlette):
         internal_port: int | None = None,
         **options: Any,
     ) -> None:
-        """The HTTP protocol reads `immediate` and `limits` for each connection; `options` are Starlette's.
+        """The HTTP protocol reads `immediate`, `limits` and `answer_fields` for each connection.
+
+        `options` are Starlette's.
 
         `origins` are the other sites whose pages may call. If there is an `internal_port`, internal calls are
         on that alone.
@@ -144,6 +146,8 @@ class Application(Starlette):
         self._direct = direct
         self.immediate = immediate
         self.limits = limits
+        # Of what is answered without ASGI: what `CrossOrigin` says where no other site asks.
+        self.answer_fields = b"%b: %b\r\n" % VARY if origins else b""
         self._internal_port = internal_port
         # Around everything, so that a 500 can be read there, too.
         self._outside = CrossOrigin(self._answer, origins) if origins else self._answer

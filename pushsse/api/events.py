@@ -156,7 +156,7 @@ class EventsEndpoint:
         # First what costs nothing: ASGI checks the token once more.
         if not self.intake.takes_nowait or _media_type(request) != "application/json":
             return None
-        if cloudevents.is_binary(request.headers.keys()):
+        if cloudevents.is_binary(request.headers.keys()) or _is_told(request):
             return None
         who = self.identifier.identify_nowait(request, PUBLISH)
         if who is None:
@@ -264,7 +264,7 @@ def _given(request: Request, body: bytes) -> Iterable[tuple[int, Event | Line | 
         return clouds
     if request.scope["query_string"] and "type" in request.query_params and kind not in _JSON_MEDIA:
         return [(1, _text(request, body))]
-    if request.scope["query_string"] and {"type", "to"} & request.query_params.keys():
+    if _is_told(request):
         # They mean nothing beside JSON, and a wrong one is a mistake all the same.
         _refuse_wrong(request.query_params)
     if kind not in _JSON_MEDIA and kind not in _UNNAMED_MEDIA:
@@ -318,6 +318,11 @@ def _is_json(line: bytes) -> bool:
     except RecursionError:
         return True
     return True
+
+
+def _is_told(request: Request) -> bool:
+    """Whether the query says of what type an event is, or for whom."""
+    return bool(request.scope["query_string"]) and not {"type", "to"}.isdisjoint(request.query_params)
 
 
 def _refuse_wrong(parameters: Mapping[str, str]) -> None:

@@ -185,6 +185,8 @@ class HandoverHttp(LimitedHttp):
 
     # What the head of the newest request says; set where it isn't given to ASGI at once.
     keep_alive = True
+    # Further header fields of what is answered without ASGI, each with its line end.
+    answer_fields = b""
 
     def extensions(self) -> dict[str, object]:
         """Of the request that begins: the offer is added."""
@@ -227,6 +229,7 @@ class HandoverHttp(LimitedHttp):
         """As `hand_over`, of an immediate call, which ASGI knows nothing of; `head` is still to be sent."""
         if self._has_more_than(request) or self.transport.is_closing():
             return None
+        head += self.answer_fields
         if not self.keep_alive:
             head += b"connection: close\r\n"
         return self._let_go(head + b"transfer-encoding: chunked\r\n\r\n", backlog_bytes)

@@ -172,6 +172,7 @@ class ImmediateHttp(HandoverHttp):
         super().__init__(config, server_state, app_state, _loop)
         plain = not (self.root_path or config.access_log or self.limit_concurrency is not None)
         self._calls: ImmediateCalls = getattr(self.app, "immediate", NO_CALLS) if plain else NO_CALLS
+        self.answer_fields = getattr(self.app, "answer_fields", b"")
 
     def data_received(self, data: bytes) -> None:
         if self._waiting is not None:
@@ -325,7 +326,7 @@ class ImmediateHttp(HandoverHttp):
                 ANSWER_LINES,
                 len(found.body),
                 found.media_type,
-                b"" if keep_alive else b"connection: close\r\n",
+                self.answer_fields if keep_alive else self.answer_fields + b"connection: close\r\n",
                 found.body,
             )
         )

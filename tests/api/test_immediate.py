@@ -100,6 +100,10 @@ CASES = {
     "a proxy": (post(EVENT, b"/v1/events", b"X-Forwarded-For: 10.0.0.1"), 0),
     "a page of another site": (post(EVENT, b"/v1/events", b"Origin: https://example.com"), 0),
     "a user that can't be": (post(EVENT, b"/v1/events?user=%20"), 0),
+    "a recipient in the query": (post(EVENT, b"/v1/events?user=bo&to=bo"), 0),
+    "a recipient in the query that can't be": (post(EVENT, b"/v1/events?to=%ff"), 0),
+    "a type in the query that can't be": (post(EVENT, b"/v1/events?type=ready"), 0),
+    "an escaped type in the query": (post(EVENT, b"/v1/events?%74ype=a%20b"), 0),
     "a fragment": (post(EVENT, b"/v1/events?user=bo#x"), 0),
     "an escaped path": (post(EVENT, b"/v1/%65vents"), 0),
     "an absolute target": (post(EVENT, b"http://127.0.0.1/v1/events"), 0),
@@ -241,6 +245,57 @@ async def test_a_stream_begins_the_same_byte_for_byte(
     opened = list(counted)
     assert begun == await begin(plain)
     assert (bool(opened) and all(opened)) == at_once
+
+
+def poll(*headers: bytes) -> bytes:
+    return get(b"/v1/events?user=ann&wait_s=1", *headers)
+
+
+# By the number of requests that the protocol answers itself.
+OF_ONE_SITE = {
+    "an event": (post(), 1),
+    "an event, and close": (post(EVENT, b"/v1/events", b"Connection: close"), 1),
+    "the same head again": (post(), 1),
+    "what is no event": (post(b"{"), 0),
+    "a stream": (get(), 1),
+    "a stream, and close": (get(b"/v1/stream?user=ann", b"Connection: close"), 1),
+    "a poll": (poll(), 1),
+    "a page's stream": (get(b"/v1/stream?user=ann", b"Origin: https://friend.example"), 0),
+}
+
+
+@pytest.mark.parametrize("case", OF_ONE_SITE)
+async def test_where_other_sites_are_let_in_caches_are_told_on_either_way(case: str, tmp_path: Path) -> None:
+    request, at_once = OF_ONE_SITE[case]
+    found, counted = [], list[bool]()
+
+    class Counting(ImmediateHttp):
+        def reply(self, answer: Answer, body: bytes, *, keep_alive: bool) -> bool:
+            counted.append(super().reply(answer, body, keep_alive=keep_alive))
+            return counted[-1]
+
+    for name, http in (("plain", HandoverHttp), ("immediate", Counting)):
+        (tmp_path / name).mkdir()
+        origins = ("https://friend.example",)
+        async with (
+            serving(tmp_path / name, http=http, allowed_origins=origins, stream_lifetime_s=0) as node,
+            node.stream("ann") as first,
+        ):
+            await first.ready()
+            await asyncio.sleep(2 * GATHER_S)
+            counted.clear()
+            reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+            async with asyncio.timeout(LIMIT_S):
+                if case == "the same head again":
+                    writer.write(request)
+                    await reader.readuntil(b"}")
+                    counted.clear()
+                writer.write(request)
+                found.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.close()
+    assert sum(counted) == at_once
+    assert found[0] == found[1]
+    assert found[1].lower().count(b"\r\nvary: origin\r\n") == 1
 
 
 async def begun(node: Running, *requests: bytes) -> list[bytes]:

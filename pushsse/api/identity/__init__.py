@@ -266,7 +266,7 @@ class CrossOrigin:
             return
         given = [value for name, value in scope["headers"] if name == b"origin"]
         if not given or len(given) > 1 or given[0] not in self._origins:
-            await self._app(scope, receive, _adding(send, [_VARY]))
+            await self._app(scope, receive, _adding(send, [VARY]))
             return
         allowed = [(b"access-control-allow-origin", given[0]), _CREDENTIALS]
         asked = any(name == b"access-control-request-method" for name, _ in scope["headers"])
@@ -275,10 +275,10 @@ class CrossOrigin:
             await send({"type": "http.response.start", "status": 204, "headers": headers})
             await send({"type": "http.response.body", "body": b""})
             return
-        await self._app(scope, receive, _adding(send, [*allowed, _EXPOSED, _VARY]))
+        await self._app(scope, receive, _adding(send, [*allowed, _EXPOSED, VARY]))
 
 
-_VARY = (b"vary", b"Origin")
+VARY = (b"vary", b"Origin")
 _EVERYBODY = (b"access-control-allow-origin", b"*")
 _CREDENTIALS = (b"access-control-allow-credentials", b"true")
 # Without X-Should-Retry, OpenAI's client asks once more after an answer that has failed.
@@ -317,7 +317,7 @@ def _adding(send: Send, headers: Sequence[tuple[bytes, bytes]]) -> Send:
         if message["type"] == "http.response.start":
             # A public script lets in everybody already, and a browser takes no second origin beside that.
             own = message["headers"]
-            more = headers if _EVERYBODY not in own else [_VARY]
+            more = headers if _EVERYBODY not in own else [VARY]
             message = {**message, "headers": [*own, *more]}
         await send(message)
 
