@@ -407,15 +407,20 @@ def _require_one(name: str, value: object, wanted: Collection[str]) -> None:
 
 
 def scopes_of(claims: Mapping[str, Any]) -> frozenset[str]:
-    """The scopes that `scope` or `scp` name, as a text or a list; without any of ours, those of everybody."""
+    """The scopes that `scope` or `scp` name, as a text or a list; without any of ours, those of everybody.
+
+    Raises HttpProblem 401 for anything else: what was meant by it may be less than what everybody may.
+    """
     words: list[str] = []
     for name in ("scope", "scp"):
         value = claims.get(name)
         if isinstance(value, str):
             # RFC 6749, 3.3: other blanks are no separators.
             words += value.split(" ")
-        elif isinstance(value, list):
-            words += [word for word in value if isinstance(word, str)]
+        elif isinstance(value, list) and all(isinstance(word, str) for word in value):
+            words += value
+        elif value is not None:
+            raise unauthorized(_INVALID, f"the token's {name} is neither a text nor a list of texts")
     named = frozenset(word.removeprefix(SCOPE_PREFIX) for word in words if word.startswith(SCOPE_PREFIX))
     return named or DEFAULT_SCOPES
 
