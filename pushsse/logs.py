@@ -99,7 +99,7 @@ class _Formatter(logging.Formatter):
             # Each value by itself: a long one doesn't push what else the entry says out of the line.
             values = tuple(short(each) if isinstance(each, str) else each for each in record.args)
             text = str(record.msg) % values if values else text
-        return visible(text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…")
+        return _in_log(text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…")
 
     def fields(self, record: logging.LogRecord) -> dict[str, str | int]:
         """What the record and the request that is served know beside the message."""
@@ -108,7 +108,7 @@ class _Formatter(logging.Formatter):
             known.setdefault("request", request.id)
             known.setdefault("user", request.user)
         return {
-            name: value if isinstance(value, int) else visible(short(str(value)))
+            name: value if isinstance(value, int) else _in_log(short(str(value)))
             for name, value in known.items()
             if value not in ("", None)
         }
@@ -147,14 +147,14 @@ class _Json(_Formatter):
         if _is_traceback(record, text):
             # Its last line says what happened.
             traceback, text = text, text.rstrip().rpartition("\n")[2]
-            entry["message"] = visible(_cut(text, MOST_CHARACTERS))
+            entry["message"] = _in_log(_cut(text, MOST_CHARACTERS))
         else:
             entry["message"] = self.text(record)
         if record.exc_info:
             traceback = self.formatException(record.exc_info)
         entry |= self.fields(record)
         if traceback:
-            entry["exception"] = visible(_cut(traceback, _MOST_IN_A_TRACEBACK), lines=True)
+            entry["exception"] = _in_log(_cut(traceback, _MOST_IN_A_TRACEBACK), lines=True)
         return msgspec.json.encode(entry).decode()
 
 
@@ -174,7 +174,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def _indented(traceback: str) -> str:
-    return visible(traceback, lines=True).rstrip("\n").replace("\n", "\n  ")
+    return _in_log(traceback, lines=True).rstrip("\n").replace("\n", "\n  ")
 
 
 def _is_ours_or_news(record: logging.LogRecord) -> bool:
@@ -196,6 +196,13 @@ def _is_news(record: logging.LogRecord) -> bool:
 # C0, DEL and C1 (a C1 character alone begins a sequence, ECMA-48), the line and paragraph separators, marks
 # and overrides of direction (UAX #9), lone surrogates, which no terminal's encoding has.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# And what nobody sees, or is of format alone (Cf): a log is read to tell names apart. On a terminal some of
+# it joins the parts of one picture.
+_UNSEEN = re.compile(
+    "[\u00ad\u034f\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    "\u200b-\u200d\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\U000110bd\U000110cd\U00013430-\U0001343f"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 _NAMED = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
@@ -206,8 +213,15 @@ def visible(text: str, *, lines: bool = False) -> str:
     return CONTROL.sub(lambda found: found[0] if lines and found[0] in "\n\t" else _escaped(found[0]), text)
 
 
+def _in_log(text: str, *, lines: bool = False) -> str:
+    r"""`visible`, and what nobody sees, as `\u200b` and `\U000e0041`."""
+    return _UNSEEN.sub(lambda found: _escaped(found[0]), visible(text, lines=lines))
+
+
 def _escaped(character: str) -> str:
     number = ord(character)
+    if number > 0xFFFF:
+        return f"\\U{number:08x}"
     return _NAMED.get(character) or (f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}")
 
 

@@ -3,7 +3,9 @@
 import io
 import logging
 import re
+import unicodedata
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 
@@ -47,6 +49,34 @@ def test_a_record_key_or_an_error_forges_no_line(log: tuple[logging.Logger, io.S
     entries = [line for line in lines if re.match(r"\d{4}-", line)]
     assert len(entries) == 5, written.getvalue()
     assert not any(line.startswith(FORGED) for line in lines)
+
+
+UNSEEN = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) in ("Cf", "Cc", "Cs")]
+# A traceback has it, as it has line ends.
+UNSEEN.remove("\t")
+UNSEEN += ["\u034f", "\u115f", "\u3164", "\u2800", "\ufe0f", "\U000e0100", "\U000e0fff"]
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_a_name_with_what_nobody_sees_looks_like_no_other(
+    log: tuple[logging.Logger, io.StringIO], form: Literal["console", "json"]
+) -> None:
+    _, written = log
+    logs.configure("info", form)
+    [handler] = logging.getLogger().handlers
+    assert isinstance(handler, logging.StreamHandler)
+    handler.setStream(written)
+    for start in range(0, len(UNSEEN), 50):
+        name = "".join(f"{character}a" for character in UNSEEN[start : start + 50])
+        logs.audit.info("%s", name, extra={"user": name})
+        try:
+            raise ValueError(name)
+        except ValueError:
+            logs.audit.exception("failed")
+    said = written.getvalue().replace("\n", "")
+    assert not [character for character in UNSEEN if character in said]
+    for escaped in (r"\u200b", r"\U000e0041"):
+        assert (escaped if form == "console" else escaped.replace("\\", "\\\\")) in said
 
 
 def test_an_entry_is_cut(log: tuple[logging.Logger, io.StringIO]) -> None:
