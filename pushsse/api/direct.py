@@ -23,7 +23,7 @@ from pushsse.api.identity import VARY, CrossOrigin
 from pushsse.logs import Served, audit, served, serving, short
 from pushsse.stream.admission import over_limit
 from pushsse.stream.immediate import NO_CALLS, Answer, ImmediateCall, ImmediateCalls
-from pushsse.stream.limits import DEFAULT_LIMITS, Limits
+from pushsse.stream.limits import DEFAULT_LIMITS, Limits, is_host
 
 _KEY = "pushsse.direct"
 _OUTSIDE = "pushsse.outside"
@@ -251,6 +251,8 @@ def _refusal(scope: Scope) -> ASGIApp | None:
     if len(hosts) > 1 or (not hosts and scope.get("http_version") == "1.1"):
         # RFC 9112, 3.2: a proxy may have acted on another one than this node would.
         return problem_response(400, "host_invalid", "a request has exactly one Host header")
+    if hosts and not is_host(hosts[0]):
+        return problem_response(400, "host_invalid", "the Host header has characters that no host has")
     if _LINE_END.search(scope["path"]):
         # Starlette's patterns end with $, which also matches before a line end.
         return problem_response(404, "not_found", "there is no such path")

@@ -32,7 +32,7 @@ from uvicorn.server import ServerState
 
 from pushsse.errors import PushsseError
 from pushsse.stream.handover import HandoverHttp, StreamProtocol, descriptor
-from pushsse.stream.limits import ANSWER_LINES, BETWEEN, BODY, Refusal
+from pushsse.stream.limits import ANSWER_LINES, BETWEEN, BODY, Refusal, is_host
 
 logger = logging.getLogger(__name__)
 # A request with its head.
@@ -348,8 +348,9 @@ class ImmediateHttp(HandoverHttp):
             return None
         body_bytes = hosts = 0
         for name, value in self.headers:
-            hosts += name == b"host"
-            if name == b"content-length":
+            if name == b"host":
+                hosts += 1 if is_host(value) else 2
+            elif name == b"content-length":
                 body_bytes = int(value)
             elif name in _UNUSUAL:
                 return None

@@ -130,6 +130,9 @@ _LATE_HEAD, _LATE_BODY = (
     for part in ("head", "body")
 )
 _SILENT = Refusal("silent")
+_VERSIONS = ("1.1", "1.0")
+# Unreserved characters, percent signs, those between parts, and what is around addresses and before ports.
+_OF_HOSTS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~%!$&'()*+,;=:[]"
 _UNREAD = Refusal("unread")
 
 
@@ -349,6 +352,10 @@ class LimitedHttp(HttpToolsProtocol):
         """The head of a request is there. Raises HeadRefused, which ends the parsing."""
         if len(self.headers) > self.limits.head_fields:
             self._refused = self._too_many()
+            raise HeadRefused
+        if self.parser.get_http_version() not in _VERSIONS:
+            # The parser takes others, too (0.9, 2.0), and would have them answered as 1.1.
+            self._refused = _UNREADABLE
             raise HeadRefused
         super().on_headers_complete()
         if self.parser.should_upgrade() and (head := _framing(self.headers)):
@@ -619,6 +626,11 @@ def drop(transport: asyncio.Transport) -> None:
     with suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
     transport.abort()
+
+
+def is_host(value: bytes) -> bool:
+    """Whether all characters of a Host field's value may be in a host or a port (RFC 3986, 3.2.2)."""
+    return not value.translate(None, _OF_HOSTS)
 
 
 def _framing(headers: list[tuple[bytes, bytes]]) -> bytes:

@@ -96,6 +96,8 @@ CASES = {
     "an unknown member": (post(EVENT.replace(b'"id"', b'"colour"')), 0),
     "no recipients": (post(EVENT.replace(b'["ann"]', b"[]")), 0),
     "a reserved type": (post(EVENT.replace(b"alarm", b"ready")), 0),
+    "a Host that is none": (post().replace(b"127.0.0.1", b"127.0.0.1/x@y"), 0),
+    "HTTP/2.0": (post(version=b"2.0"), 0),
     "a stranger's Host": (post().replace(b"127.0.0.1", b"example.com"), 0),
     "a proxy": (post(EVENT, b"/v1/events", b"X-Forwarded-For: 10.0.0.1"), 0),
     "a page of another site": (post(EVENT, b"/v1/events", b"Origin: https://example.com"), 0),

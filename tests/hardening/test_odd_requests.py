@@ -69,6 +69,43 @@ async def test_two_hosts_or_none_are_refused_on_every_way(node: Running) -> None
     assert (await answer(node, "GET /livez HTTP/1.0")).startswith("http/1.1 200")
 
 
+async def test_a_host_with_what_no_host_has_is_refused_on_every_way(node: Running) -> None:
+    posting = f"Content-Type: application/json\nContent-Length: {len(EVENT)}"
+    for host in (
+        "x/y@z",
+        "a@127.0.0.1",
+        "127.0.0.1/",
+        "127.0.0.1?x",
+        "127.0.0.1#",
+        "a b",
+        "<x>",
+        "\\",
+        "\xe9",
+    ):
+        for path in ("/v1/stream?user=ann", "/v1/events?user=ann&wait_s=1", "/v1/preferences", "/livez", "/"):
+            said = await answer(node, f"GET {path} HTTP/1.1\nHost: {host}")
+            assert said.startswith("http/1.1 400"), (path, host, said)
+        said = await answer(node, f"POST /v1/events HTTP/1.1\nHost: {host}\n{posting}", EVENT)
+        assert said.startswith("http/1.1 400"), said
+    assert node.node.metrics.appended == 0
+    assert node.node.metrics.streams_opened == 0
+    for host in ("", "127.0.0.1", "localhost:80", "[::1]:8000", "xn--bcher-kva.example", "a_b.c~d", "%C3%A9"):
+        assert (await answer(node, f"GET /livez HTTP/1.1\nHost: {host}")).startswith("http/1.1 200"), host
+
+
+async def test_versions_that_are_no_1_x_are_refused_on_every_way(node: Running) -> None:
+    posting = f"Content-Type: application/json\nContent-Length: {len(EVENT)}"
+    for version in ("2.0", "0.9", "1.2", "3.0", "0.0", "1.10"):
+        for path in ("GET /v1/stream?user=ann", "GET /livez", "GET /", "HEAD /livez", "GET /nowhere"):
+            said = await answer(node, f"{path} HTTP/{version}\nHost: 127.0.0.1")
+            assert said.startswith("http/1.1 400"), (path, version, said)
+            assert "connection: close" in said
+        head = f"POST /v1/events HTTP/{version}\nHost: 127.0.0.1\n{posting}"
+        assert (await answer(node, head, EVENT)).startswith("http/1.1 400"), version
+    assert node.node.metrics.appended == 0
+    assert node.node.metrics.streams_opened == 0
+
+
 async def test_allow_names_every_method_of_a_path(node: Running) -> None:
     for path, methods in (
         ("/v1/events", "get, head, post"),
@@ -102,6 +139,8 @@ BROKEN = {
     "no HTTP": b"hello\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     "another version": b"GET / HTTP/3.7\r\nHost: 127.0.0.1\r\n\r\n",
+    "HTTP/2 in the words of 1.1": b"GET / HTTP/2.0\r\nHost: 127.0.0.1\r\n\r\n",
+    "HTTP/0.9 with a head": b"GET / HTTP/0.9\r\nHost: 127.0.0.1\r\n\r\n",
     "a blank in a field's name": b"GET / HTTP/1.1\r\nHo st: 127.0.0.1\r\n\r\n",
     "two lengths": b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
     "bytes in the path": b"GET /\xff\xfe HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
