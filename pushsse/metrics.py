@@ -32,6 +32,7 @@ LIMITS = (
     "switches",
     "tickets",
     "acks",
+    "log_bytes",
 )
 
 
