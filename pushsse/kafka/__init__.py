@@ -140,7 +140,7 @@ class Connection:
             sasl_plain_password=self.sasl_password,
         )
         try:
-            await client.start()
+            await start(client)
             yield client
         finally:
             await client.close()
@@ -162,6 +162,20 @@ def connection(settings: Settings) -> Connection:
         ssl_cafile=settings.kafka_ssl_cafile or None,
         session_timeout_ms=round(settings.kafka_session_timeout_s * 1000),
     )
+
+
+async def start(client: AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdminClient) -> None:
+    """Starts a client. Raises KafkaError.
+
+    aiokafka leaves its first connection open if it is cancelled while it asks a broker there. So a start that
+    is cancelled gets 2 s to come to its end, in a task of its own; `stop` then closes what it opened.
+    """
+    starting = asyncio.ensure_future(client.start())
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await _ended(starting)
+        raise
 
 
 async def stop(client: AIOKafkaConsumer | AIOKafkaProducer) -> None:
@@ -201,14 +215,18 @@ async def give_up(producer: AIOKafkaProducer) -> None:
 
 async def _in_turn(*steps: Callable[[], Coroutine[None, None, None]]) -> None:
     for step in steps:
-        task = asyncio.ensure_future(step())
+        await _ended(asyncio.ensure_future(step()))
+
+
+async def _ended(task: "asyncio.Future[None]") -> None:
+    """Waits 2 s for the end of something that a client does, and then cancels it."""
+    await asyncio.wait([task], timeout=_STOP_S)
+    if not task.done():
+        task.cancel()
+        # It ends at once: aiokafka keeps no cancellation to itself.
         await asyncio.wait([task], timeout=_STOP_S)
-        if not task.done():
-            task.cancel()
-            # It ends at once: aiokafka keeps no cancellation to itself.
-            await asyncio.wait([task], timeout=_STOP_S)
-        elif not task.cancelled() and task.exception() is not None:
-            logger.debug("a client of Kafka didn't stop cleanly: %r", task.exception())
+    elif not task.cancelled() and task.exception() is not None:
+        logger.debug("a client of Kafka didn't start or stop cleanly: %r", task.exception())
 
 
 def cancellation_is_ours() -> bool:
@@ -339,7 +357,7 @@ async def reader(connection: Connection) -> AsyncIterator[TopicReader]:
         stack.push_async_callback(stop, consumer)
         with _as_os_error():
             async with asyncio.timeout(_START_S):
-                await consumer.start()
+                await start(consumer)
                 admin = await stack.enter_async_context(connection.admin())
         yield TopicReader(consumer, admin)
 

@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from pushsse.errors import ClaimLost, InvalidInput, KafkaUnavailable, NotOwner, Unavailable
-from pushsse.kafka import Connection, Record, Topics, cancellation_is_ours, stop
+from pushsse.kafka import Connection, Record, Topics, cancellation_is_ours, start, stop
 from pushsse.kafka.dead_letters import DeadLetters, Refused
 from pushsse.kafka.partition import Assignment, Fenced, Fences, Ownership, Partition, Progress, Unfenced
 from pushsse.kafka.producer import Producer
@@ -146,7 +146,7 @@ class Consumer:
         assignment = Assignment(consumer, self._ownership, handler, self._metrics)
         try:
             async with asyncio.timeout(_START_LIMIT_S):
-                await consumer.start()
+                await start(consumer)
             there = await self._topics_there(consumer)
             # Before the group counts this node in: a node of another backplane must get no partition at all.
             await self._ownership.check()

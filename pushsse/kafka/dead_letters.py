@@ -22,7 +22,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
-from pushsse.kafka import Connection, Record, TopicReader, Topics, stop
+from pushsse.kafka import Connection, Record, TopicReader, Topics, start, stop
 from pushsse.kafka.producer import Outgoing, Producer, RecordRefused
 from pushsse.metrics import Metrics
 
@@ -307,7 +307,7 @@ class DeadLetterTopic:
         try:
             async with asyncio.timeout(_ASK_S):
                 consumer.assign([at])
-                await consumer.start()
+                await start(consumer)
                 await consumer.commit({at: OffsetAndMetadata(sent.below, sent.metadata)})
         except (KafkaError, TimeoutError) as error:
             raise OSError(

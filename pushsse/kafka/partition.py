@@ -26,7 +26,7 @@ from aiokafka.errors import (
 )
 
 from pushsse.errors import SettingsError, Unavailable
-from pushsse.kafka import Connection, Range, Record, Topics, ranges, stop
+from pushsse.kafka import Connection, Range, Record, Topics, ranges, start, stop
 from pushsse.metrics import Metrics
 from pushsse.retry import Backoff, Outage
 from pushsse.settings import seconds
@@ -287,7 +287,7 @@ class Fenced:
         probe = self.connection.consumer(None)
         found: dict[TopicPartition, int] = {}
         try:
-            await probe.start()
+            await start(probe)
             for at, offset in offsets.items():
                 record = await _record(probe, at, offset)
                 if record is not None:

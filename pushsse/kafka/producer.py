@@ -22,7 +22,7 @@ from aiokafka.errors import (
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from pushsse.errors import KafkaUnavailable
-from pushsse.kafka import BATCH_BYTES, Connection, cancellation_is_ours, give_up, stop
+from pushsse.kafka import BATCH_BYTES, Connection, cancellation_is_ours, give_up, start, stop
 
 _PACKED_AT_ONCE = 500
 # A key, and a value.
@@ -192,7 +192,7 @@ class Producer:
             if self._producer is None:
                 producer = self._connection.producer(batch_bytes=self._batch_bytes)
                 try:
-                    await producer.start()
+                    await start(producer)
                 except BaseException:
                     await stop(producer)
                     raise

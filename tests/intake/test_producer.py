@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 
 from deploy.parts import Kafka
 from pushsse.errors import KafkaUnavailable
-from pushsse.kafka import BATCH_BYTES, Connection
+from pushsse.kafka import BATCH_BYTES, Connection, start, stop
 from pushsse.kafka.producer import Outgoing, Producer, RecordRefused, RecordTooLarge
 from tests.waiting import eventually
 
@@ -138,3 +138,18 @@ async def test_a_topic_that_takes_less_at_once_gets_what_is_packed_in_smaller_ba
             await producer.send_packed(kit.topic, [(b"ann", b"x" * 30_000)])
     there = [(record.key, record.value) for record in await kit.read_all(kit.topic)]
     assert there == records + records[:1]
+
+
+@pytest.mark.parametrize("kind", ["consumer", "producer"])
+async def test_a_client_whose_start_is_cancelled_leaves_no_connection(bootstrap: str, kind: str) -> None:
+    connection = Connection(bootstrap=bootstrap)
+    for number in range(40):
+        client = connection.producer() if kind == "producer" else connection.consumer(None)
+        starting = asyncio.create_task(start(client))
+        await asyncio.sleep(number * 0.0003)
+        starting.cancel()
+        await asyncio.wait([starting])
+        await stop(client)
+    del client, starting
+    # pytest reports a connection that the collector finds open.
+    gc.collect()
