@@ -603,11 +603,12 @@ class Catalogue:
         before, known = self.revision, await self._catalogue.revised()
         if known.revision < before:
             # Guarantee 3: who is known by a revision that is lost would never be read again.
+            await self._catalogue.renew(after=before)
+            # Not before: a replica that isn't the primary yet takes no revision, and is asked each second.
             logger.warning(
                 "the catalogue of types is an older state: the database has failed over, or was restored."
                 " What was set since is lost, and the switches of open streams are read again"
             )
-            await self._catalogue.renew(after=before)
             known = await self._catalogue.revised()
         self._known = known
         if self.size < MAX_TYPES:

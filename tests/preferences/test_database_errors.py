@@ -21,7 +21,7 @@ from pushsse.database.url import configuration
 from pushsse.errors import DatabaseUnavailable, StatementFailed
 from pushsse.metrics import Metrics
 from pushsse.people import StateTable
-from pushsse.preferences.catalogue import Catalogue, CatalogueStore
+from pushsse.preferences.catalogue import Catalogue, CatalogueRow, CatalogueStore, TypeRules
 from pushsse.preferences.store import PreferenceStore
 from tests.cli.running import pushsse, served
 from tests.migrated import migrated_in
@@ -97,6 +97,35 @@ async def until_it_answers(store: PreferenceStore) -> None:
         return True
 
     await eventually(answers)
+
+
+async def test_a_catalogue_that_went_back_is_told_of_once_where_its_database_is_read_only_at_first(
+    postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A replica that lacks the last transaction, before it is made the primary."""
+    await prepared(postgres_url)
+    async with opened(postgres_url) as (database, store):
+        log = MemoryBackplane(shards=4, keep_s=60, keep_bytes=1 << 20, metrics=Metrics())
+        types = CatalogueStore(database)
+        seen = Catalogue(store, types, new_types="list", metrics=Metrics(), backplane=log)
+        await types.put("news", TypeRules(default=False))
+        await seen.refresh()
+        lost = seen.revision
+        async with database.session():
+            await CatalogueRow.filter(id=1).update(revision=1)
+        await configure(postgres_url, "SET default_transaction_read_only = on")
+        await until_it_answers(store)
+        for _ in range(3):
+            with pytest.raises(DatabaseUnavailable, match="read-only"):
+                await seen.refresh()
+        assert seen.revision == lost
+        assert "older state" not in caplog.text
+        await configure(postgres_url, "RESET default_transaction_read_only")
+        await until_it_answers(store)
+        for _ in range(3):
+            await seen.refresh()
+        assert seen.revision > lost
+        assert caplog.text.count("older state") == 1
 
 
 async def test_the_catalogue_survives_a_read_only_database_and_joins_the_type_later(
