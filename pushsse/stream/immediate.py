@@ -32,7 +32,7 @@ from uvicorn.server import ServerState
 
 from pushsse.errors import PushsseError
 from pushsse.stream.handover import HandoverHttp, StreamProtocol, descriptor
-from pushsse.stream.limits import ANSWER_LINES, BETWEEN, BODY, OF_HOSTS, Refusal
+from pushsse.stream.limits import ANSWER_LINES, BETWEEN, BODY, Refusal, is_host
 
 logger = logging.getLogger(__name__)
 # A request with its head.
@@ -352,8 +352,9 @@ class ImmediateHttp(HandoverHttp):
             if name not in _LOOKED_AT:
                 continue
             if name == b"host":
-                # As `is_host`.
-                hosts += 2 if value.translate(None, OF_HOSTS) else 1
+                if not is_host(value):
+                    return None
+                hosts += 1
             elif name == b"content-length":
                 body_bytes = int(value)
             else:

@@ -132,7 +132,7 @@ _LATE_HEAD, _LATE_BODY = (
 _SILENT = Refusal("silent")
 _VERSIONS = ("1.1", "1.0")
 # Unreserved characters, percent signs, those between parts, and what is around addresses and before ports.
-OF_HOSTS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~%!$&'()*+,;=:[]"
+_OF_HOSTS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~%!$&'()*+,;=:[]"
 _UNREAD = Refusal("unread")
 
 
@@ -630,7 +630,7 @@ def drop(transport: asyncio.Transport) -> None:
 
 def is_host(value: bytes) -> bool:
     """Whether all characters of a Host field's value may be in a host or a port (RFC 3986, 3.2.2)."""
-    return not value.translate(None, OF_HOSTS)
+    return not value.translate(None, _OF_HOSTS)
 
 
 def _framing(headers: list[tuple[bytes, bytes]]) -> bytes:
