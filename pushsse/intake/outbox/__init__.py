@@ -45,7 +45,7 @@ from pushsse.intake.outbox.tables import (
     OutboxTables,
 )
 from pushsse.metrics import Metrics
-from pushsse.retry import Backoff, Outage
+from pushsse.retry import Backoff, Outage, Seldom
 from pushsse.settings import OutboxSource
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,6 @@ _DEAF_S = 60.0
 # One turn of the event loop.
 _DECODE_S = 0.005
 _LEAST_OF_ONE = 16
-_OFTEN_S = 5.0
 _MAKE = " (pushsse outbox sql prints what makes the tables)"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
@@ -191,11 +190,12 @@ class _Taker:
         self._poll_at = 0.0
         self._moved_at = time.monotonic()
         self._measure_at = 0.0
-        self._dead_logged_at = 0.0
-        self._dead_unlogged = 0
         table = source.table
         self._database = Outage(f"the outbox {table} can't be read", logger, Backoff(0.2, 5.0))
         self._applying = Outage(f"rows of the outbox {table} can't be dispatched", logger, Backoff())
+        self._burying = Seldom(
+            f"outbox {table}: a row can't be an event, and stays, with status dead", logger
+        )
 
     async def run(self) -> None:
         """Returns when the backplane knows another owner of a bucket: a new membership claims anew."""
@@ -430,19 +430,7 @@ class _Taker:
     def _bury(self, held: _Held, row: OutboxRow, why: str) -> None:
         held.done.remove(row.id)
         held.dead[row.id] = why.replace("\0", "␀")
-        now = time.monotonic()
-        if now < self._dead_logged_at + _OFTEN_S:
-            self._dead_unlogged += 1
-            return
-        more = f" (and {self._dead_unlogged} before it)" if self._dead_unlogged else ""
-        self._dead_logged_at, self._dead_unlogged = now, 0
-        logger.warning(
-            "outbox %s: row %d can't be an event: %s; it stays, with status dead%s",
-            self._source.table,
-            row.id,
-            why,
-            more,
-        )
+        self._burying.failed(f"row {row.id}: {why}")
 
 
 class _Ears:
