@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from pushsse.errors import KafkaUnavailable
 from pushsse.event import Publication
 from pushsse.kafka.producer import Outgoing, Packed, Producer, RecordRefused
-from pushsse.retry import Backoff, Outage
+from pushsse.retry import Backoff, Outage, Seldom
 
 logger = logging.getLogger(__name__)
 WRITTEN, SWITCHED_OFF, EXPIRED, OFFLINE = "written", "switched_off", "expired", "offline"
@@ -110,6 +110,7 @@ class Outcomes:
         self._types: dict[str, bytes] = {}
         self._place = f',"node":{_json.encode(node).decode()},"at":'.encode()
         self._losing = Outage(f"the oldest records for {topic} are lost", logger, Backoff())
+        self._refusing = Seldom(f"the topic {topic} doesn't take some records, which are lost", logger)
         self.sent = 0
         self.lost = 0
 
@@ -252,14 +253,11 @@ class Outcomes:
         except RecordRefused:
             # One by one, since one that the topic never takes would hold the others for ever.
             refused = await self._producer.send_each(self._topic, [Outgoing(*each) for each in records])
-            for error in refused.values():
-                logger.warning(
-                    "%d records for %s are lost: %s. See the topic's max.message.bytes and cleanup.policy",
-                    len(refused),
-                    self._topic,
-                    error,
+            if refused:
+                self._refusing.failed(
+                    f"{len(refused)} at once: {next(iter(refused.values()))}."
+                    " See its max.message.bytes and cleanup.policy"
                 )
-                break
         self.lost += len(refused)
         self.sent += len(records) - len(refused)
 

@@ -1,7 +1,7 @@
 """Waiting between tries of a dependency that is away, and telling the log once that it is.
 
 Used wherever something is tried again. Waits are exponential, with jitter, and bounded. `Seldom` is for what
-fails for each of thousands of clients, who try again by themselves.
+fails many times a second, for each of thousands of clients, records or rows.
 """
 
 import logging

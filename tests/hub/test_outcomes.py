@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import cast
 
@@ -15,7 +15,7 @@ from msgspec import UNSET, Raw
 from pushsse import outcomes
 from pushsse.errors import KafkaUnavailable
 from pushsse.event import Publication, encode, is_id, is_user
-from pushsse.kafka.producer import Packed, Producer
+from pushsse.kafka.producer import Outgoing, Packed, Producer, RecordRefused
 from pushsse.outcomes import EXPIRED, OFFLINE, SWITCHED_OFF, WRITTEN, Outcome, Outcomes
 from tests.waiting import eventually
 
@@ -172,3 +172,23 @@ async def test_an_outage_is_waited_for_and_nothing_is_lost(caplog: pytest.LogCap
     assert "away" in caplog.text
     running.cancel()
     await asyncio.wait((running,))
+
+
+async def test_a_topic_that_takes_no_records_is_no_line_at_each_flush(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Refusing(Silent):
+        async def send_packed(self, topic: str, records: Sequence[Packed]) -> None:
+            raise RecordRefused("compacted")
+
+        async def send_each(self, topic: str, records: Sequence[Outgoing]) -> Mapping[int, RecordRefused]:
+            return dict.fromkeys(range(len(records)), RecordRefused("compacted"))
+
+    noting = made(Refusing())
+    for number in range(20):
+        noting.note(published(number), "ann", WRITTEN, 5)
+        await noting._send()
+    assert (noting.sent, noting.lost) == (0, 20)
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "compacted" in line
+    assert "cleanup.policy" in line
