@@ -129,6 +129,32 @@ async def test_a_reload_of_caddy_keeps_streams_open(tmp_path: Path) -> None:
             assert await stream.messages(1) == ["after"]
 
 
+async def test_caddy_compresses_files_and_no_stream(tmp_path: Path) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    # As docs/proxies.md has it. With `encode` alone an answer that streams is compressed, and held back.
+    inside = "\trespond @inside 404\n"
+    encode = {inside: inside + "\t@files not path */v1/*\n\tencode @files gzip\n"}
+    async with serving(tmp_path, jwt_secret=SECRET, heartbeat_s=HEARTBEAT_S) as node:
+        try:
+            command = caddy(tmp_path, port, node, **encode)
+        except PartMissing as error:
+            missing(error)
+        async with running(tmp_path, command, url) as client:
+            file = await client.get("/pushsse.js", headers={"Accept-Encoding": "gzip"})
+            assert file.headers["content-encoding"] == "gzip"
+            headers = {
+                "Authorization": f"Bearer {token('ann', scope='pushsse:ask')}",
+                "Accept": "text/event-stream",
+                "Accept-Encoding": "gzip",
+            }
+            # Longer than what Caddy never compresses.
+            question = {"text": "How? " * 300}
+            answer = await client.post("/v1/questions", json=question, headers=headers)
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            assert "content-encoding" not in answer.headers
+
+
 def _started(folder: Path, command: list[str]) -> subprocess.Popen[bytes]:
     """In a session of its own: HAProxy has a process beside its first."""
     environment = {**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder)}
