@@ -59,7 +59,6 @@ _MOST_KEY = 128
 TEXT_PATTERN = r"^(?=\s*\S)[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]+\Z"
 _LINE = r"^(?=\s*\S)[^\x00-\x1f\x7f-\x9f]+\Z"
 CONVERSATION_PATTERN = rf"{NO_STEP}[A-Za-z0-9._-]{{1,64}}\Z"
-_CONVERSATION_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class QuestionRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -586,7 +585,7 @@ class ConversationsEndpoint:
 
 def _conversation_name(request: Request) -> str:
     given = str(request.path_params["id"])
-    if not _CONVERSATION_NAME.fullmatch(given):
+    if not re.fullmatch(CONVERSATION_PATTERN, given):
         raise _no_conversation()
     return given
 

@@ -63,10 +63,10 @@ _DEVELOPMENT = {"drain_delay_s": 0.0, "drain_window_s": 0.5}
 FORMATS = ("pushsse", "headers", "mapped", "cloudevents", "python")
 ANSWERERS = ("faq", "kafka", "openai", "python")
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
-# In a pattern: `[.]` and `\.`; what stands for one of several characters; a group, of which the first branch
-# is kept.
+# In a pattern: `[.]` and `\.`; what stands for one of several characters, of which the first is kept; a
+# group, of which the first branch is.
 _ESCAPED = re.compile(r"\[\\?([^\]^\\])\]|\\([^A-Za-z0-9])")
-_ANY = re.compile(r"(?:\.(?=[*+?{])|\[[^\]]*\]|\\[wd])(?:[*+?]|\{(\d{0,3})[^}]*\})?")
+_ANY = re.compile(r"(?:\.(?=[*+?{])|\[([A-Za-z0-9]?)[^\]]*\]|\\[wd])(?:[*+?]|\{(\d{0,3})[^}]*\})?")
 _GROUP = re.compile(r"\((?:\?:)?([^|()]*)(?:\|[^()]*)?\)(?:[*+?]|\{[^}]*\})?")
 # With the ending of a name beside it, a name of PostgreSQL's has 63 bytes at most.
 _OUTBOX_TABLE = re.compile(r"(?:[a-z_][a-z0-9_]{0,39}\.)?[a-z_][a-z0-9_]{0,39}")
@@ -325,7 +325,7 @@ def _check_topic(where: str, topic: str, dead: Iterable[str]) -> None:
 def _likely_match(pattern: str) -> str:
     """A name that a pattern is likely to match; whether it does, the pattern has to say."""
     text = _ESCAPED.sub(lambda found: found[1] or found[2], pattern.removeprefix("^").removesuffix("$"))
-    text = _ANY.sub(lambda found: "0" * int(found[1] or 1), text)
+    text = _ANY.sub(lambda found: (found[1] or "0") * int(found[2] or 1), text)
     before = ""
     while before != text:
         before, text = text, _GROUP.sub(r"\1", text)
