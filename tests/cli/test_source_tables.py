@@ -106,6 +106,7 @@ def test_a_bad_table_is_named_with_its_key_and_line(tmp_path: Path, table: str, 
         (r"'(a|b)-\w+[.]dlq'", "", "a-0.dlq"),
         (r"'(?:a|b)+[.](dlq)'", "", "a.dlq"),
         (r"'shop-\d{2,4}[.]dlq'", "", "shop-00.dlq"),
+        (r"'[a-z]+[.]dlq'", "", "a.dlq"),
     ],
 )
 def test_a_pattern_that_matches_a_dead_letter_topic_refuses_the_start(
