@@ -6,10 +6,12 @@ import platform
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import pytest
 
 from pushsse import node
+from tests.serving import serving
 
 _BURST = """
 import os
@@ -58,3 +60,12 @@ async def test_old_cycles_are_looked_for_now_and_then(monkeypatch: pytest.Monkey
         gc.enable()
         service.cancel()
     assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.anyio
+async def test_a_node_that_shares_its_process_leaves_the_collector_as_it_is(tmp_path: Path) -> None:
+    gc.freeze()
+    frozen, threshold = gc.get_freeze_count(), gc.get_threshold()
+    async with serving(tmp_path):
+        assert gc.get_freeze_count() >= frozen
+        assert gc.get_threshold() == threshold

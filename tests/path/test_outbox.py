@@ -47,24 +47,14 @@ async def nodes(shared: dict[str, Any], tmp_path: Path) -> AsyncIterator[Sequenc
         yield one, two
 
 
-async def _open(stack: AsyncExitStack, node: Running, person: str) -> Stream:
-    """A stream that began. Where the machine stood still, a node tells its client to come back."""
-    while True:
-        stream = await stack.enter_async_context(node.stream(person))
-        first = await stream.next()
-        if first.event == "ready":
-            return stream
-        assert json.loads(first.data)["code"] == "overloaded", first
-        await asyncio.sleep(0.5)
-
-
 @pytest.fixture
 async def streams(nodes: Sequence[Running]) -> AsyncIterator[dict[str, Stream]]:
     """A stream of each person, half of them on each of two nodes."""
     async with AsyncExitStack() as stack:
         found = {}
         for number, person in enumerate(PEOPLE):
-            found[person] = await _open(stack, nodes[number % 2], person)
+            found[person] = await stack.enter_async_context(nodes[number % 2].stream(person))
+            await found[person].ready()
         yield found
 
 
