@@ -1,4 +1,4 @@
-# ruff: noqa: RUF012
+# ruff: noqa: E501, RUF012
 from tortoise import fields, migrations
 from tortoise.indexes import Index
 from tortoise.migrations import operations as ops
@@ -21,7 +21,7 @@ class Migration(migrations.Migration):
                 "app": "pushsse",
                 "indexes": [Index(fields=["kicked_at", "user"])],
                 "pk_attr": "user",
-                "table_description": "A person who was kicked, and the second of the newest kick.",
+                "table_description": "A person who was kicked, or the digest of one who was forgotten, and the second of the newest kick.",
             },
             bases=["Model"],
         ),

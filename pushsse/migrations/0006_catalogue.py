@@ -23,7 +23,7 @@ class Migration(migrations.Migration):
                 "table": "pushsse_catalogue",
                 "app": "pushsse",
                 "pk_attr": "id",
-                "table_description": "The one row of the catalogue: how often its rules have changed, and when a type was last removed.",
+                "table_description": "The one row of the catalogue: the revision of its rules, and that of the last removal of a type.",
             },
             bases=["Model"],
         ),
