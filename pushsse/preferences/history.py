@@ -35,6 +35,7 @@ _UNLISTED = "on"
 _CHANGES_READ = 1_000
 _DELETED_AT_ONCE = 500
 _NOTED_AT_ONCE = 100
+_NAMES_AT_ONCE = 1_000
 _EVERY_S = 3600.0
 _FIRST_S = 300.0
 _PAUSE_S = 0.1
@@ -150,7 +151,9 @@ _DELETE_OLD = Statement("""
     DELETE FROM pushsse_switched WHERE id IN
        (SELECT id FROM pushsse_switched WHERE until_ms < {value[1]} LIMIT {value[2]}) RETURNING 1""")
 _FORGET = Statement('DELETE FROM pushsse_switched WHERE "user" = {value[1]} RETURNING 1')
-_FORGET_NAME = Statement("UPDATE pushsse_switched SET who = '' WHERE who = {value[1]}")
+_FORGET_NAME = Statement("""
+    UPDATE pushsse_switched SET who = '' WHERE id IN
+       (SELECT id FROM pushsse_switched WHERE who = {value[1]} LIMIT {value[2]}) RETURNING 1""")
 
 
 def milliseconds() -> int:
@@ -185,9 +188,14 @@ def chosen(value: bool | None) -> str:
 
 
 async def forget(session: Session, user: str) -> int:
-    """Deletes what a person has switched, and their name where it was for others; how many rows they had."""
-    await session.rows(int, _FORGET_NAME, user)
+    """Deletes what a person has switched; how many rows."""
     return len(await session.rows(int, _FORGET, user))
+
+
+async def forget_name(database: Database, user: str) -> None:
+    """Takes a person's name from what they switched for others: everybody, where they have imported."""
+    while await database.rows(int, _FORGET_NAME, user, _NAMES_AT_ONCE):
+        pass
 
 
 class History:

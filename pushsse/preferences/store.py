@@ -398,7 +398,8 @@ class PreferenceStore:
             deleted = {kind: len(await session.rows(int, each, user)) for kind, each in _FORGET.items()}
             deleted["switches"] += len(await session.rows(int, _FORGET_CATEGORIES, user))
             deleted["switched"] = await history.forget(session, user)
-            return deleted
+        await history.forget_name(self._database, user)
+        return deleted
 
     async def join(self, names: Sequence[str], *, hidden: bool) -> frozenset[str]:
         """Adds types to the catalogue, up to 1,000 in all; those that are there stay as they are.

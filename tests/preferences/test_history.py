@@ -1,5 +1,6 @@
 """Who switched what, and when: which value held at a moment, on both databases."""
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -215,6 +216,25 @@ async def test_of_somebody_who_is_forgotten_no_name_is_left(
     )
     names = Statement("SELECT count(*) FROM pushsse_switched WHERE who <> '' OR \"user\" = 'ann'")
     assert await database.rows(int, names) == [0]
+
+
+async def test_others_write_while_the_name_of_who_has_imported_is_taken_from_many_rows(
+    store: PreferenceStore, catalogue: CatalogueStore, database: Database
+) -> None:
+    await catalogue.put("news", TypeRules())
+    noted = [Noted(f"u{number}", "type", "news", "", "off", 1) for number in range(5_000)]
+    async with database.transaction(timeout_s=30) as session:
+        for start in range(0, len(noted), 500):
+            await note(session, noted[start : start + 500], Actor("import", "root"), 1_000)
+    signed = Statement("SELECT count(*) FROM pushsse_switched WHERE who = 'root'")
+    left: list[int] = []
+    forgetting = asyncio.create_task(store.forget("root"))
+    while not forgetting.done():
+        await store.change("ann", {"news": len(left) % 2 == 0}, by=ANN)
+        left += await database.rows(int, signed)
+    await forgetting
+    assert {count for count in left if 0 < count < len(noted)}
+    assert await database.rows(int, signed) == [0]
 
 
 async def test_a_change_that_fails_is_not_noted(
