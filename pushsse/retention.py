@@ -7,7 +7,6 @@ about once an hour; of two that look together, the second finds nothing left.
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,15 +14,12 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from pushsse.errors import BackplaneUnavailable, DatabaseUnavailable
+from pushsse.errors import BackplaneUnavailable
 from pushsse.kicks import Kicks
 from pushsse.metrics import Metrics
-from pushsse.retry import Backoff, Outage
+from pushsse.retry import hourly
 from pushsse.settings import Settings, is_topic_name
 
-_EVERY_S = 3600.0
-# After a start: a service that is restarted often has to come to it, too.
-_FIRST_S = 300.0
 # Longer than a body may be on its way without being looked at once more (`read_body`), and than the notice of
 # a kick takes to other nodes.
 SETTLE_S = 1.5
@@ -63,17 +59,7 @@ class Retention:
         """Deletes for ever, some minutes after the start and then each hour."""
         if not self._keep:
             await asyncio.Event().wait()
-        outage = Outage("old questions can't be deleted", logger, Backoff(first_s=10.0, most_s=600.0))
-        await asyncio.sleep(_FIRST_S * random.uniform(0.1, 1.0))
-        while True:
-            try:
-                if deleted := await self.sweep():
-                    logger.info("deleted %d questions older than %d days", deleted, self._keep.days)
-                outage.over()
-            except DatabaseUnavailable as error:
-                await asyncio.sleep(outage.failed(error))
-                continue
-            await asyncio.sleep(_EVERY_S * random.uniform(0.75, 1.25))
+        await hourly(self.sweep, "old questions can't be deleted", logger)
 
     async def sweep(self) -> int:
         """Deletes all questions that are too old; how many. Raises DatabaseUnavailable."""
@@ -83,6 +69,8 @@ class Retention:
             deleted += found
             self._metrics.questions_deleted += found
             await asyncio.sleep(_PAUSE_S)
+        if deleted:
+            logger.info("deleted %d questions older than %d days", deleted, self._keep.days)
         return deleted
 
 

@@ -1,19 +1,28 @@
 """Waiting between tries of a dependency that is away, and telling the log once that it is.
 
 Used wherever something is tried again. Waits are exponential, with jitter, and bounded. `Seldom` is for what
-fails many times a second, for each of thousands of clients, records or rows.
+fails many times a second, for each of thousands of clients, records or rows. `hourly` is for what a node
+deletes now and then.
 """
 
+import asyncio
 import logging
 import random
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import NoReturn
+
+from pushsse.errors import Unavailable
 
 # Between two lines of one outage.
 FIRST_QUIET_S = 5.0
 MOST_QUIET_S = 600.0
 # Between two lines of `Seldom`.
 SELDOM_S = 10.0
+# Of `hourly`. Begun soon after a start: a service that is restarted often has to come to it, too.
+_FIRST_S = 300.0
+_EVERY_S = 3600.0
 
 
 @dataclass(slots=True)
@@ -101,3 +110,20 @@ class Seldom:
         more = f"; {self._unsaid} more since the last such line" if self._unsaid else ""
         self._quiet_until, self._unsaid = now + SELDOM_S, 0
         self.logger.warning("%s: %s%s", self.what, str(error) or type(error).__name__, more)
+
+
+async def hourly(work: Callable[[], Awaitable[object]], what: str, logger: logging.Logger) -> NoReturn:
+    """Does work for ever, some minutes after the start and then each hour, on each node at a time of its own.
+
+    Where it raises Unavailable it is tried again soon; `what` names the outage.
+    """
+    outage = Outage(what, logger, Backoff(first_s=10.0, most_s=600.0))
+    await asyncio.sleep(_FIRST_S * random.uniform(0.1, 1.0))
+    while True:
+        try:
+            await work()
+            outage.over()
+        except Unavailable as error:
+            await asyncio.sleep(outage.failed(error))
+            continue
+        await asyncio.sleep(_EVERY_S * random.uniform(0.75, 1.25))

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from pushsse import retry
-from pushsse.retry import Backoff, Outage, Seldom
+from pushsse.errors import DatabaseUnavailable
+from pushsse.retry import Backoff, Outage, Seldom, hourly
 
 logger = logging.getLogger("pushsse.test")
 
@@ -81,3 +82,22 @@ def test_what_fails_for_thousands_is_a_line_at_once_and_then_one_every_ten_secon
         "a client is refused: no answer; 79 more since the last such line",
         "a client is refused: no answer; 79 more since the last such line",
     ]
+
+
+@pytest.mark.anyio
+async def test_hourly_work_that_fails_is_tried_again_and_then_each_hour(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_FIRST_S", "_EVERY_S"):
+        monkeypatch.setattr(retry, name, 0.001)
+    monkeypatch.setattr(Backoff, "next_s", lambda _: 0.0)
+    outcomes = iter((None, DatabaseUnavailable("locked"), DatabaseUnavailable("locked"), None, None))
+
+    async def work() -> None:
+        # At the end of it another error, which whoever supervises the work hears of.
+        if (error := next(outcomes, ValueError("over"))) is not None:
+            raise error
+
+    with pytest.raises(ValueError, match="over"):
+        await hourly(work, "reading", logger)
+    assert said(caplog) == ["reading: locked", "reading: works again"]

@@ -8,7 +8,6 @@ this table has switched, and what was set before there was one, has its value, a
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -19,8 +18,7 @@ from tortoise.indexes import Index
 from tortoise.models import Model
 
 from pushsse.database import Database, Session, Statement
-from pushsse.errors import DatabaseUnavailable
-from pushsse.retry import Backoff, Outage
+from pushsse.retry import hourly
 
 logger = logging.getLogger(__name__)
 TYPE, CATEGORY, RULES = "type", "category", "rules"
@@ -36,8 +34,6 @@ _CHANGES_READ = 1_000
 _DELETED_AT_ONCE = 500
 _NOTED_AT_ONCE = 100
 _NAMES_AT_ONCE = 1_000
-_EVERY_S = 3600.0
-_FIRST_S = 300.0
 _PAUSE_S = 0.1
 
 # How somebody came to change it: by themselves, for somebody else, with many others, as whoever is named in
@@ -246,18 +242,7 @@ class History:
 
     async def run(self) -> None:
         """Deletes for ever, some minutes after the start and then each hour."""
-        outage = Outage(
-            "what was switched long ago can't be deleted", logger, Backoff(first_s=10.0, most_s=600.0)
-        )
-        await asyncio.sleep(_FIRST_S * random.uniform(0.1, 1.0))
-        while True:
-            try:
-                await self.sweep()
-                outage.over()
-            except DatabaseUnavailable as error:
-                await asyncio.sleep(outage.failed(error))
-                continue
-            await asyncio.sleep(_EVERY_S * random.uniform(0.75, 1.25))
+        await hourly(self.sweep, "what was switched long ago can't be deleted", logger)
 
 
 class _Value(NamedTuple):
