@@ -143,6 +143,10 @@ class Entry(Struct, frozen=True, gc=False):
     publication: Publication
 
 
+# Takes the place of an entry that a list no longer holds, until its front is cut off.
+NO_ENTRY = Entry("", 0, 0, 0, Publication("", b"", ()))
+
+
 class Head(Struct, frozen=True, gc=False):
     """The state of a log: its last number, and the first that it still holds (`number + 1` if it is empty).
 

@@ -13,7 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 
-from pushsse.backplane import Entry, Head
+from pushsse.backplane import NO_ENTRY, Entry, Head
 from pushsse.errors import BackplaneUnavailable
 from pushsse.event import Publication, utf8_bytes
 from pushsse.position import Mark
@@ -58,8 +58,8 @@ class LogTail:
         self.ready = asyncio.Event()
         self.advanced = asyncio.Event()
         self._tail: list[Entry] = []
-        # So many at the front of the list are forgotten. The list is cut now and then, since each cut copies
-        # it.
+        # So many places at the front of the list hold nothing more. It is cut now and then, since each cut
+        # copies it.
         self._dropped = 0
         self._keep_bytes = keep_bytes
         self._bytes = 0
@@ -134,7 +134,7 @@ class LogTail:
         return (entry for entry in self.changes if entry.number > number)
 
     def _drop_oldest(self) -> None:
-        dropped = self._tail[self._dropped]
+        dropped, self._tail[self._dropped] = self._tail[self._dropped], NO_ENTRY
         self._dropped += 1
         self._bytes -= _size(dropped.publication)
         if self.changes and self.changes[0].number <= dropped.number:

@@ -1,5 +1,6 @@
 """What a publication counts, for its log and for whoever pays, is about what the log keeps of it."""
 
+import tracemalloc
 from datetime import UTC, datetime
 
 import pytest
@@ -61,6 +62,27 @@ def test_names_count_as_bytes(letter: str, people: int) -> None:
 def test_the_memory_of_a_node_holds_as_much_of_long_names_as_of_short_ones() -> None:
     ascii_tail, wide_tail = held("n" * 512), held("𝄞" * 128)
     assert 0 < ascii_tail == wide_tail < 100
+
+
+@pytest.mark.parametrize("kind", ["log", "tail"])
+def test_what_is_no_longer_held_takes_no_memory(kind: str) -> None:
+    keep_bytes, size = 1024**2, 32_000
+    log = MemoryLog("3", "e", keep_ms=60_000, keep_bytes=keep_bytes)
+    tail = LogTail("3", keep_bytes=keep_bytes)
+    most = 0
+    tracemalloc.start()
+    try:
+        for number in range(1, 1_500):
+            made = Publication("news", number.to_bytes(2, "big") * (size // 2), ("ann",))
+            if kind == "log":
+                log.append(number, number, made)
+                log.take_dropped()
+            else:
+                tail.append(Entry("3", number, number, number, made))
+            most = max(most, tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert keep_bytes - size < most < keep_bytes * 1.2
 
 
 def held(name: str) -> int:

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from pushsse.backplane import (
     ENDED_MS,
+    NO_ENTRY,
     PRESENCE_KEEP_MS,
     PRESENCE_LEASE_MS,
     REMEMBER_MOST,
@@ -113,7 +114,7 @@ class MemoryLog:
         # Of the last entry, also while the list is empty.
         self._number = self._at_ms = 0
         self._entries: list[Entry] = []
-        self._trimmed = 0  # entries at the list's front that are no longer held, and deleted now and then
+        self._trimmed = 0  # places at the list's front that hold nothing more, and are cut off now and then
         self._bytes = 0
         # Since the process began.
         self.appended_bytes = 0
@@ -169,9 +170,10 @@ class MemoryLog:
         while self._trimmed < len(entries) and (
             self._bytes > self._keep_bytes or entries[self._trimmed].at_ms < oldest_ms
         ):
-            self._bytes -= entries[self._trimmed].publication.size
-            self.trimmed_ms = entries[self._trimmed].at_ms
-            self._dropped.append(entries[self._trimmed].order)
+            entry, entries[self._trimmed] = entries[self._trimmed], NO_ENTRY
+            self._bytes -= entry.publication.size
+            self.trimmed_ms = entry.at_ms
+            self._dropped.append(entry.order)
             self._trimmed += 1
         first = self.head.first
         while self._changes and self._changes[0][0] < first:
