@@ -196,11 +196,13 @@ class Publication(Struct, frozen=True, array_like=True, gc=False):
     @property
     def size(self) -> int:
         """About the bytes that a log keeps of it: what pushes older ones out, and what a person pays for."""
-        size, users = len(self.name) + len(self.body), self.users
+        users = self.users
+        names = "" if users is None else users[0] if len(users) == 1 else "".join(users)
+        texts = f"{self.name}{names}{self.subject}{self.campaign}{self.trace}{self.collapse}{self.origin}"
+        # As `utf8_bytes`, whose call is what most publications can do without.
+        size = len(self.body) + (len(texts) if texts.isascii() else len(texts.encode()))
         if users is not None:
-            names = users[0] if len(users) == 1 else "".join(users)
-            # As `utf8_bytes`, whose call is what most publications can do without.
-            size += len(users) + (len(names) if names.isascii() else len(names.encode()))
+            size += len(users)
         if self.change is not None:
             size += self.change.size
         return size

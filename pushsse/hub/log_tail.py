@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 
 from pushsse.backplane import NO_ENTRY, Entry, Head
 from pushsse.errors import BackplaneUnavailable
-from pushsse.event import Publication, utf8_bytes
+from pushsse.event import Publication
 from pushsse.position import Mark
 
 # Long enough for a storm of clients that come back after a node, or the way to it, was away.
@@ -24,7 +24,7 @@ TAIL_MS = 60_000
 KEEP_KEYS = 2_000
 # How long somebody waits until the node has heard a log.
 WAIT_LIMIT_S = 5.0
-# Besides the body: the entry, the publication, their numbers and names, and a recipient (CPython 3.11).
+# Besides the bytes that the log keeps: the objects of an entry, and of a recipient (CPython 3.11).
 _ENTRY_BYTES = 520
 _RECIPIENT_BYTES = 64
 # An entry for more people isn't noted: each of them costs a microsecond.
@@ -159,10 +159,8 @@ async def limited_wait() -> AsyncIterator[None]:
 
 def _size(publication: Publication) -> int:
     """Roughly the bytes that an entry takes in memory."""
-    size, users = len(publication.body) + _ENTRY_BYTES, publication.users
-    if users is not None and len(users) > 1:
-        size += _RECIPIENT_BYTES * len(users) + utf8_bytes("".join(users))
-    return size if publication.change is None else size + publication.change.size
+    size, users = publication.size + _ENTRY_BYTES, publication.users
+    return size if users is None or len(users) == 1 else size + _RECIPIENT_BYTES * len(users)
 
 
 class Newest:

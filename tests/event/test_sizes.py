@@ -24,6 +24,11 @@ OF_A_CHANGE: dict[str, object] = {
 SMALL = Change("ann", 1, ("news",), (), 1, None)
 
 
+TEXTS = {"name", "subject", "campaign", "trace", "collapse", "origin"}
+# Those with tests of their own, and those of a few bytes.
+OTHERS = {"body", "users", "change", "switchable", "expires_ms", "attempt"}
+
+
 def stored(publication: Publication) -> int:
     """The bytes of its entry."""
     return len(codec.encode(publication))
@@ -43,6 +48,18 @@ def test_a_change_counts_what_the_log_keeps_of_each_member(member: str) -> None:
 
 def test_every_member_of_a_change_is_looked_at() -> None:
     assert OF_A_CHANGE.keys() | NUMBERS == set(Change.__struct_fields__)
+
+
+@pytest.mark.parametrize("letter", ["n", "漢", "𝄞"])
+@pytest.mark.parametrize("member", sorted(TEXTS))
+def test_a_publication_counts_what_the_log_keeps_of_each_text(member: str, letter: str) -> None:
+    plain = Publication("news", b"data: 1\n", ("ann",))
+    large = replace(plain, **{member: letter * 128})
+    assert large.size - plain.size == pytest.approx(stored(large) - stored(plain), rel=0.05)
+
+
+def test_every_member_of_a_publication_is_looked_at() -> None:
+    assert set(Publication.__struct_fields__) == TEXTS | OTHERS
 
 
 @pytest.mark.parametrize("letter", ["n", "é", "漢", "𝄞", '"'])

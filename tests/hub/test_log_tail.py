@@ -3,6 +3,9 @@
 import tracemalloc
 from datetime import UTC, datetime
 
+import pytest
+from msgspec.structs import replace
+
 from pushsse import event
 from pushsse.backplane import Entry, Head, codec
 from pushsse.hub.log_tail import LogTail
@@ -10,10 +13,21 @@ from pushsse.hub.log_tail import LogTail
 _KEEP_BYTES = 512 * 1024
 
 
-def test_a_tail_of_small_events_takes_no_more_memory_than_it_is_allowed_to_keep() -> None:
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {},
+        {"campaign": "spring", "trace": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},
+        {"campaign": "c" * 128, "trace": "t" * 55, "collapse": "k" * 128, "origin": "push.events-12-3456789"},
+    ],
+    ids=["none", "some", "all"],
+)
+def test_a_tail_of_small_events_takes_no_more_memory_than_it_is_allowed_to_keep(
+    texts: dict[str, str],
+) -> None:
     small = event.decode(b'{"type": "alarm", "message": {"text": "fire"}, "to": {"users": ["person12"]}}')
     made = event.publication(small, event_id="order-981", at=datetime.now(UTC), max_age_s=60)
-    blob = codec.encode(made)
+    blob = codec.encode(replace(made, **texts))
     log = LogTail("12", keep_bytes=_KEEP_BYTES)
     log.begin(Head("epoch", 0, 1, 0), ())
     tracemalloc.start()
