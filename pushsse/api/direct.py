@@ -133,7 +133,7 @@ class Application(Starlette):
         internal_port: int | None = None,
         **options: Any,
     ) -> None:
-        """The HTTP protocol reads `immediate`, `limits` and `answer_fields` for each connection.
+        """The HTTP protocol reads `immediate`, `limits` and `answer_fields`, once for each server.
 
         `options` are Starlette's.
 
