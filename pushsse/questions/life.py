@@ -196,14 +196,7 @@ class Life:
         own = None if question is None else question.id
         await self.announce_all(ids, stopped=[each for each in ids if each != own])
         if not ids and (found := await self.conversations.one(conversation)) is not None:
-            try:
-                await self.tell_staff(DeskEvent(conversation, "waiting", None), by=found.user)
-            except Unavailable as error:
-                logger.warning(
-                    "conversation %s: its staff see what is new only when they load their list again: %s",
-                    conversation,
-                    error,
-                )
+            await self.tell_staff(DeskEvent(conversation, "waiting", None), by=found.user)
 
     async def write(self, message: Question, *, key: str | None) -> bool:
         """Stores a message of staff and publishes it; False if its conversation isn't handed over.
@@ -229,11 +222,21 @@ class Life:
                     self._stopped(found, HANDED_OVER)
                 reached = reached and await self._stop(found) and await self.announce(found)
 
-    async def tell_staff(self, event: DeskEvent, *, by: str, once: str = "") -> None:
+    async def tell_staff(self, event: DeskEvent, *, by: str) -> None:
         """Publishes an event to the staff who asked what waits, at the cost of `by`, who has caused it.
 
-        Raises BackplaneUnavailable, too.
+        Where that can't be, it is logged: the calls have what the event tells of.
         """
+        try:
+            await self._tell_staff(event, by=by)
+        except Unavailable as error:
+            logger.warning(
+                "conversation %s: its staff see what is new only when they load their list again: %s",
+                event.conversation,
+                error,
+            )
+
+    async def _tell_staff(self, event: DeskEvent, *, by: str, once: str = "") -> None:
         by_log: dict[str, list[str]] = {}
         for user in await self.conversations.staff():
             by_log.setdefault(log_of(user, self._backplane.shards), []).append(user)
@@ -357,7 +360,7 @@ class Life:
             self.allowance.owe(question.user, late_size(question, told))
             if question.status == "handed_over":
                 waits = DeskEvent(question.conversation, "waiting", question.id)
-                await self.tell_staff(waits, by=question.user, once=f"{once_of(question)}:desk")
+                await self._tell_staff(waits, by=question.user, once=f"{once_of(question)}:desk")
             # After the log has it: a node that dies before it is stored leaves it to a sweep, whose second
             # append the log drops by `once`. The other way round the status would never be published.
             self._announced[question.id] = question.status

@@ -560,7 +560,7 @@ class Desk:
             return None
         logger.info("conversation %s: %s has released it, %d questions end", conversation, by, len(ids))
         await self.life.announce_all(ids)
-        await self._tell(DeskEvent(conversation, "released", None), by=by)
+        await self.life.tell_staff(DeskEvent(conversation, "released", None), by=by)
         return found
 
     async def _pay(self, staff: str, said: Said, *, user: str, conversation: str) -> None:
@@ -577,17 +577,7 @@ class Desk:
                 question.conversation,
                 error,
             )
-        await self._tell(DeskEvent(question.conversation, "answered", question.id), by=staff)
-
-    async def _tell(self, event: DeskEvent, *, by: str) -> None:
-        try:
-            await self.life.tell_staff(event, by=by)
-        except Unavailable as error:
-            logger.warning(
-                "conversation %s: its staff see what is new only when they load their list again: %s",
-                event.conversation,
-                error,
-            )
+        await self.life.tell_staff(DeskEvent(question.conversation, "answered", question.id), by=staff)
 
 
 def _message_key(staff: str, conversation: str, key: str) -> str:
