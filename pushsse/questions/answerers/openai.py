@@ -31,7 +31,17 @@ from msgspec import Meta, Struct
 from pushsse.errors import Overloaded, PushsseError, Unavailable
 from pushsse.logs import safe_url
 from pushsse.metrics import Metrics
-from pushsse.questions import CUT_SHORT, DECLINED, Answered, By, Question, SourcePart, StatusPart, Unanswered
+from pushsse.questions import (
+    CUT_SHORT,
+    DECLINED,
+    MAX_PARTS,
+    Answered,
+    By,
+    Question,
+    SourcePart,
+    StatusPart,
+    Unanswered,
+)
 from pushsse.questions.answerers import Answers, Delta, GivesWay, Piece
 from pushsse.retry import Backoff
 from pushsse.settings import is_loopback
@@ -510,8 +520,6 @@ def _names(body: bytes) -> list[str] | None:
 
 DONE = "[DONE]"
 _MOST_TOKENS = 1_000_000_000
-# Of one answer, which keeps no more: each is passed on by itself.
-_MOST_SOURCES = 50
 Finish = Literal["", "stop", "length", "content_filter", "broken"]
 # The words of OpenAI, Mistral, vLLM and OpenRouter; any other word is an end like `stop`.
 _FINISHES: dict[str, Finish] = {
@@ -600,7 +608,7 @@ class Completion:
             # What the model says in place of an answer: people get to read it.
             self.refused = True
             text += refusal
-        found = _sources(grown.get("annotations"), most=_MOST_SOURCES - self.cited)
+        found = _sources(grown.get("annotations"), most=MAX_PARTS - self.cited)
         self.cited += len(found)
         self.sources += found
         self.characters += len(text)
