@@ -50,18 +50,15 @@ def main() -> None:
 
 
 def _started(run: bytes) -> list[int]:
-    return [int(each.name) for each in Path("/proc").glob("[0-9]*") if run in _runs(each)]
+    return [int(each.name) for each in Path("/proc").glob("[0-9]*") if run in _environment(each)]
 
 
-def _runs(process: Path) -> list[bytes]:
+def _environment(process: Path) -> bytes:
     try:
-        environment = (process / "environ").read_bytes()
+        return (process / "environ").read_bytes()
     except OSError:
         # It has ended, or is somebody else's.
-        return []
-    name = _RUNS.encode() + b"="
-    found = next((each for each in environment.split(b"\0") if each.startswith(name)), name)
-    return found.removeprefix(name).split()
+        return b""
 
 
 if __name__ == "__main__":
