@@ -103,7 +103,7 @@ async def test_what_a_send_without_an_answer_leaves_is_never_sent(
         await kit.admin.delete_topics([kit.topic])
         lost = asyncio.create_task(producer.send(kit.topic, [Outgoing(None, b"1")]))
         # The topic comes back while the send that got no answer is being taken back.
-        await asyncio.sleep(1.6)
+        await eventually(lambda: producer._producer is None)
         await kit.create(kit.topic)
         with pytest.raises(KafkaUnavailable):
             await lost
