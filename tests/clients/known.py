@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 
-from tests.clients.client import EXAMPLES, HERE, Client
+from tests.clients.client import EXAMPLES, HERE, Client, Command
 from tests.clients.matrix import KILLED, TERMINATED, TOKEN, version_of
 from tests.clients.toolchains import (
     browser,
@@ -28,6 +29,7 @@ _LAUNCHDARKLY = (
     "com.launchdarkly:okhttp-eventsource:4.3.0",
     "org.json:json:20240303",
 )
+_OWN_PAGE = "/right/pushsse-page.mjs"
 _PAGE = (
     "a watch for silence, which it hasn't; a new ticket when one has lapsed. It sends no headers of one's own"
 )
@@ -80,42 +82,30 @@ def webkit_eventsource() -> Client:
 
 def pushsse_page() -> Client:
     """pushsse.js in Chromium."""
-    program = chromium()
-    return Client(
-        name="pushsse-page",
-        title="`pushsse.js` in Chromium",
-        version=lambda: version("pushsse"),
-        as_is=None,
-        right=browser(program, "/right/pushsse-page.mjs"),
-        lines="tests/clients/right/pushsse-page.mjs",
-        needs="nothing",
-    )
+    return _own_page("pushsse-page", "Chromium", browser(chromium(), _OWN_PAGE))
 
 
 def pushsse_firefox() -> Client:
     """pushsse.js in Firefox."""
-    return Client(
-        name="pushsse-firefox",
-        title="`pushsse.js` in Firefox",
-        version=lambda: version("pushsse"),
-        as_is=None,
-        right=firefox("/right/pushsse-page.mjs"),
-        lines="tests/clients/right/pushsse-page.mjs",
-        needs="nothing",
-    )
+    return _own_page("pushsse-firefox", "Firefox", firefox(_OWN_PAGE))
 
 
 def pushsse_webkit() -> Client:
     """pushsse.js in WebKit."""
+    needs = "nothing. Over HTTP/2 this WebKit (libsoup) stays in a connection that has died"
+    made = _own_page("pushsse-webkit", "WebKit (WPE)", webkit(_OWN_PAGE))
+    return replace(made, needs=needs, keeps_dead_http2=True)
+
+
+def _own_page(name: str, where: str, right: Command) -> Client:
     return Client(
-        name="pushsse-webkit",
-        title="`pushsse.js` in WebKit (WPE)",
+        name=name,
+        title=f"`pushsse.js` in {where}",
         version=lambda: version("pushsse"),
         as_is=None,
-        right=webkit("/right/pushsse-page.mjs"),
+        right=right,
         lines="tests/clients/right/pushsse-page.mjs",
-        needs="nothing. Over HTTP/2 this WebKit (libsoup) stays in a connection that has died",
-        keeps_dead_http2=True,
+        needs="nothing",
     )
 
 

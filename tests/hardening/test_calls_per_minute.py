@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,6 @@ FLIPS = 144
 # More at a time, and a busy machine has no time for all of them: they get a 503.
 AT_ONCE = 12
 LEFT = re.compile(r'"(\w+)";r=(\d+);t=(\d+)')
-
-
-@pytest.fixture
-def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    server.close()
 
 
 @asynccontextmanager

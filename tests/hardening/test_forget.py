@@ -11,7 +11,6 @@ from tests.backplane.redis_server import RedisServer
 from tests.hardening.test_kick import (
     bearer,
     issued_now,
-    own_redis,
     status,
     stream,
     two_nodes,
@@ -19,7 +18,6 @@ from tests.hardening.test_kick import (
 )
 from tests.serving import Running
 
-__all__ = ["own_redis"]
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
 # Made before the first test runs.
 ROOT = bearer("root", scope="pushsse:admin", exp=time.time() + 36_000)
@@ -37,9 +35,9 @@ async def publish(node: Running, type_: str, message: str) -> None:
 
 
 async def test_streams_end_on_all_nodes_and_the_switches_of_whoever_comes_back_work_at_once(
-    own_redis: RedisServer, tmp_path: Path
+    redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    async with two_nodes(own_redis, f"sqlite://{tmp_path}/both.db") as (one, two):
+    async with two_nodes(redis_server, f"sqlite://{tmp_path}/both.db") as (one, two):
         await two.node.preference_store.join(["alarm"], hidden=False)
         before = issued_now("ann")
         # Some changes, so that the next ones would be older if they were numbered anew.
@@ -76,19 +74,19 @@ async def test_streams_end_on_all_nodes_and_the_switches_of_whoever_comes_back_w
             assert "alarm" not in names
 
 
-async def test_without_redis_nothing_is_deleted(own_redis: RedisServer, tmp_path: Path) -> None:
-    async with two_nodes(own_redis, f"sqlite://{tmp_path}/both.db") as (one, _):
+async def test_without_redis_nothing_is_deleted(redis_server: RedisServer, tmp_path: Path) -> None:
+    async with two_nodes(redis_server, f"sqlite://{tmp_path}/both.db") as (one, _):
         await one.node.preference_store.join(["alarm"], hidden=False)
         await switch(one, issued_now("ann"), alarm=False)
-        own_redis.freeze()
+        redis_server.freeze()
         reply = await one.http.delete("/v1/users/ann", headers=ROOT)
         assert (reply.status_code, reply.json()["code"]) == (503, "unavailable")
         assert await one.node.preference_store.off_among(["ann"], ["alarm"]) == {("ann", "alarm")}
-        own_redis.thaw()
+        redis_server.thaw()
 
 
-async def test_only_one_segment_of_the_path_is_a_name(own_redis: RedisServer, tmp_path: Path) -> None:
-    async with two_nodes(own_redis, f"sqlite://{tmp_path}/both.db") as (one, _):
+async def test_only_one_segment_of_the_path_is_a_name(redis_server: RedisServer, tmp_path: Path) -> None:
+    async with two_nodes(redis_server, f"sqlite://{tmp_path}/both.db") as (one, _):
         await one.node.preference_store.join(["alarm"], hidden=False)
         await switch(one, issued_now("ann"), alarm=False)
         for path in ("ann/kick", "ann/../../stream", "../stream", "..", "x/../ann", "ann/", ""):

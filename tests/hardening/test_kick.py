@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -98,14 +98,6 @@ async def test_a_body_that_comes_after_the_kick_is_refused(
         assert answer.startswith(b"HTTP/1.1 401 "), answer
         writer.close()
         assert not node.node.metrics.appended
-
-
-@pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    server.close()
 
 
 @asynccontextmanager
@@ -246,8 +238,10 @@ async def test_in_development_streams_end_and_may_come_back(tmp_path: Path) -> N
 # Several nodes, and what outlives them
 
 
-async def test_all_nodes_end_the_streams_within_five_seconds(own_redis: RedisServer, tmp_path: Path) -> None:
-    async with two_nodes(own_redis, f"sqlite://{tmp_path}/both.db") as (one, two):
+async def test_all_nodes_end_the_streams_within_five_seconds(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    async with two_nodes(redis_server, f"sqlite://{tmp_path}/both.db") as (one, two):
         before = issued_now("ann")
         async with stream(one, before) as here, stream(two, before) as there:
             await here.ready()
@@ -261,15 +255,15 @@ async def test_all_nodes_end_the_streams_within_five_seconds(own_redis: RedisSer
 
 
 async def test_without_redis_the_other_node_learns_of_it_within_a_minute(
-    own_redis: RedisServer, postgres_part: Postgres
+    redis_server: RedisServer, postgres_part: Postgres
 ) -> None:
     url = await asyncio.to_thread(migrated_in, postgres_part)
-    async with two_nodes(own_redis, url) as (one, two):
+    async with two_nodes(redis_server, url) as (one, two):
         before = issued_now("ann")
         async with stream(one, before) as here, stream(two, before) as there:
             await here.ready()
             await there.ready()
-            own_redis.freeze()
+            redis_server.freeze()
             began = time.monotonic()
             reply = await kick(two, "ann")
             assert reply.json()["within_s"] == 60
@@ -282,7 +276,7 @@ async def test_without_redis_the_other_node_learns_of_it_within_a_minute(
                 # Who has signed in again since stays, also on a node that learned of the kick after that.
                 assert [s.is_open for s in one.node.hub.subscribers] == [True]
             assert await status(one, before) == (401, "token_revoked")
-            own_redis.thaw()
+            redis_server.thaw()
 
 
 async def test_a_node_that_starts_knows_the_kicks_before_it_takes_streams(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ and the calls above the allowance are refused. The other limits are off: this on
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,6 @@ import pytest
 
 from pushsse.preferences.history import NOBODY
 from pushsse.questions import Question
-from tests.backplane.redis_server import RedisServer
 from tests.serving import Running, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -51,14 +50,6 @@ Opened = Callable[[Running], Awaitable[Door]]
 async def answer(question: Question) -> AsyncIterator[str]:
     """Long answers to short questions."""
     yield ANSWER if len(question.text) < 100 else "Yes."
-
-
-@pytest.fixture
-def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    server.close()
 
 
 @pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.real)])

@@ -13,6 +13,7 @@ from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 EVENT = b'{"type":"news","message":1,"to":"all"}'
+POSTING = f"Content-Type: application/json\nContent-Length: {len(EVENT)}"
 
 
 @pytest.fixture
@@ -56,12 +57,11 @@ async def test_a_path_with_a_line_end_is_not_found(node: Running) -> None:
 
 
 async def test_two_hosts_or_none_are_refused_on_every_way(node: Running) -> None:
-    posting = f"Content-Type: application/json\nContent-Length: {len(EVENT)}"
     for hosts in ("Host: 127.0.0.1\nHost: evil.example", "Host: 127.0.0.1\nhost: 127.0.0.1", "Accept: */*"):
         for path in ("/v1/stream?user=ann", "/v1/preferences", "/livez", "/"):
             said = await answer(node, f"GET {path} HTTP/1.1\n{hosts}")
             assert said.startswith("http/1.1 400"), (path, hosts, said)
-        said = await answer(node, f"POST /v1/events HTTP/1.1\n{hosts}\n{posting}", EVENT)
+        said = await answer(node, f"POST /v1/events HTTP/1.1\n{hosts}\n{POSTING}", EVENT)
         assert said.startswith("http/1.1 400"), said
     assert node.node.metrics.appended == 0
     assert node.node.metrics.streams_opened == 0
@@ -70,7 +70,6 @@ async def test_two_hosts_or_none_are_refused_on_every_way(node: Running) -> None
 
 
 async def test_a_host_with_what_no_host_has_is_refused_on_every_way(node: Running) -> None:
-    posting = f"Content-Type: application/json\nContent-Length: {len(EVENT)}"
     for host in (
         "x/y@z",
         "a@127.0.0.1",
@@ -85,7 +84,7 @@ async def test_a_host_with_what_no_host_has_is_refused_on_every_way(node: Runnin
         for path in ("/v1/stream?user=ann", "/v1/events?user=ann&wait_s=1", "/v1/preferences", "/livez", "/"):
             said = await answer(node, f"GET {path} HTTP/1.1\nHost: {host}")
             assert said.startswith("http/1.1 400"), (path, host, said)
-        said = await answer(node, f"POST /v1/events HTTP/1.1\nHost: {host}\n{posting}", EVENT)
+        said = await answer(node, f"POST /v1/events HTTP/1.1\nHost: {host}\n{POSTING}", EVENT)
         assert said.startswith("http/1.1 400"), said
     assert node.node.metrics.appended == 0
     assert node.node.metrics.streams_opened == 0
@@ -94,13 +93,12 @@ async def test_a_host_with_what_no_host_has_is_refused_on_every_way(node: Runnin
 
 
 async def test_versions_that_are_no_1_x_are_refused_on_every_way(node: Running) -> None:
-    posting = f"Content-Type: application/json\nContent-Length: {len(EVENT)}"
     for version in ("2.0", "0.9", "1.2", "3.0", "0.0", "1.10"):
         for path in ("GET /v1/stream?user=ann", "GET /livez", "GET /", "HEAD /livez", "GET /nowhere"):
             said = await answer(node, f"{path} HTTP/{version}\nHost: 127.0.0.1")
             assert said.startswith("http/1.1 400"), (path, version, said)
             assert "connection: close" in said
-        head = f"POST /v1/events HTTP/{version}\nHost: 127.0.0.1\n{posting}"
+        head = f"POST /v1/events HTTP/{version}\nHost: 127.0.0.1\n{POSTING}"
         assert (await answer(node, head, EVENT)).startswith("http/1.1 400"), version
     assert node.node.metrics.appended == 0
     assert node.node.metrics.streams_opened == 0

@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -67,14 +67,6 @@ async def publish(node: Running, message: object, to: object = "all") -> None:
     event = {"type": "news", "message": message, "to": to}
     reply = await node.http.post("/v1/events", json=event, headers=bearer("sender", scope="pushsse:publish"))
     assert reply.status_code == 202, reply.text
-
-
-@pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    server.close()
 
 
 @asynccontextmanager
@@ -235,8 +227,8 @@ async def test_each_opening_ends_the_stream_before(http: Http, tmp_path: Path) -
         assert 'pushsse_endings_total{reason="replaced"} 1.0' in metrics
 
 
-async def test_the_stream_before_ends_on_another_node_too(own_redis: RedisServer, tmp_path: Path) -> None:
-    async with nodes(tmp_path, own_redis) as (one, two):
+async def test_the_stream_before_ends_on_another_node_too(redis_server: RedisServer, tmp_path: Path) -> None:
+    async with nodes(tmp_path, redis_server) as (one, two):
         ticket = (await make(one))["ticket"]
         async with stream(one, ticket) as here:
             await here.ready()
@@ -253,11 +245,11 @@ async def test_the_stream_before_ends_on_another_node_too(own_redis: RedisServer
 
 
 async def test_a_notice_that_gets_lost_is_made_up_for(
-    own_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(codec, "decode_notice", lambda payload: None)
     monkeypatch.setattr(access, "LOOK_EVERY_S", 0.5)
-    async with nodes(tmp_path, own_redis) as (one, two):
+    async with nodes(tmp_path, redis_server) as (one, two):
         ticket = (await make(one))["ticket"]
         async with stream(one, ticket) as here, stream(two, ticket) as there:
             await here.ready()
@@ -311,8 +303,10 @@ async def test_fifty_at_once_leave_one_stream(
         assert await refusal(node, ticket) == (401, "ticket_used")
 
 
-async def test_fifty_at_once_on_three_nodes_leave_one_stream(own_redis: RedisServer, tmp_path: Path) -> None:
-    async with nodes(tmp_path, own_redis, count=3) as where:
+async def test_fifty_at_once_on_three_nodes_leave_one_stream(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    async with nodes(tmp_path, redis_server, count=3) as where:
         ticket = (await make(where[0]))["ticket"]
         async with asyncio.TaskGroup() as tasks:
             ended = await left_of(where, ticket, tasks)
@@ -387,11 +381,11 @@ async def test_a_person_makes_so_many_a_minute(tmp_path: Path) -> None:
 
 
 async def test_without_redis_calls_are_told_to_wait_and_streams_to_come_back(
-    own_redis: RedisServer, tmp_path: Path
+    redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    async with nodes(tmp_path, own_redis, count=1) as (node,):
+    async with nodes(tmp_path, redis_server, count=1) as (node,):
         ticket = (await make(node))["ticket"]
-        own_redis.freeze()
+        redis_server.freeze()
         reply = await node.http.post("/v1/tickets", headers=bearer("ann"))
         assert (reply.status_code, reply.json()["code"]) == (503, "unavailable")
         assert int(reply.headers["retry-after"]) > 0
@@ -399,26 +393,26 @@ async def test_without_redis_calls_are_told_to_wait_and_streams_to_come_back(
         assert busy.status_code == 200
         assert '"code":"overloaded"' in busy.text
         assert int(busy.text.removeprefix("retry: ").partition("\n")[0]) >= 5000
-        own_redis.thaw()
+        redis_server.thaw()
 
 
 async def test_it_is_nowhere_but_with_the_client(
-    own_redis: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    redis_server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    async with nodes(tmp_path, own_redis, count=1) as (node,):
+    async with nodes(tmp_path, redis_server, count=1) as (node,):
         ticket = (await make(node))["ticket"]
         async with stream(node, ticket) as opened:
             await opened.ready()
         await node.http.get(f"/v1/stream?ticket={ticket}&types=%00")
         assert (await node.http.get(f"/v1/stream?ticket={ticket[:-1]}_x")).status_code == 401
-        kept = dump(own_redis)
+        kept = dump(redis_server)
         assert "ann" in kept
         assert ticket not in kept
         # Each is forgotten in time.
-        keys = [key for key in own_redis.admin.keys("*") if b":ticket:" in key]
+        keys = [key for key in redis_server.admin.keys("*") if b":ticket:" in key]
         assert keys
-        assert all(0 < own_redis.admin.pttl(key) <= 4_200_000 for key in keys)
+        assert all(0 < redis_server.admin.pttl(key) <= 4_200_000 for key in keys)
     ours = [one for one in caplog.records if not one.name.startswith(("httpx", "httpcore"))]
     assert ours
     assert not [one for one in ours if ticket in one.getMessage()]
