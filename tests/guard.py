@@ -50,15 +50,18 @@ def main() -> None:
 
 
 def _started(run: bytes) -> list[int]:
-    return [int(each.name) for each in Path("/proc").glob("[0-9]*") if run in _environment(each)]
+    return [int(each.name) for each in Path("/proc").glob("[0-9]*") if run in _runs(each)]
 
 
-def _environment(process: Path) -> bytes:
+def _runs(process: Path) -> list[bytes]:
     try:
-        return (process / "environ").read_bytes()
+        environment = (process / "environ").read_bytes()
     except OSError:
         # It has ended, or is somebody else's.
-        return b""
+        return []
+    name = _RUNS.encode() + b"="
+    found = next((each for each in environment.split(b"\0") if each.startswith(name)), name)
+    return found.removeprefix(name).split()
 
 
 if __name__ == "__main__":

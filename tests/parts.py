@@ -4,8 +4,10 @@ A part starts when the first test asks for it and stops at the end; each pytest-
 A part that isn't available skips the tests that need it; in CI (CI=true) it fails them.
 """
 
+import ctypes
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import NoReturn, TypeVar
@@ -13,10 +15,13 @@ from typing import NoReturn, TypeVar
 import pytest
 
 from deploy.parts import Kafka, Part, PartMissing, Postgres, Redis
+from deploy.parts.part import descendants, kill_family
 from tests import starting
 from tests.guard import guarded
 
 P = TypeVar("P", bound=Part)
+# Of linux/prctl.h.
+_PR_SET_CHILD_SUBREAPER = 36
 _GUARD = pytest.StashKey[ExitStack]()
 # A test that uses one of these fixtures, directly or through others, is marked `real`.
 _REAL = {"redis_part", "postgres_part", "kafka_part", "redis_server", "own_server"}
@@ -27,15 +32,27 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.stash[_GUARD] = guard = ExitStack()
     guard.enter_context(guarded())
+    if not _is_worker(config) and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Ends what is left. pytest-xdist kills an interrupted worker after ten seconds; its guard goes on."""
+    """Ends what a worker has left: pytest-xdist gives an interrupted one ten seconds, then kills it.
+
+    Its parts are ours by then: orphans go to the nearest ancestor that is a subreaper.
+    """
     # Whoever ends the tests may do so twice: `timeout` passes on a signal that its group has already.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     starting.stop()
     config.stash[_GUARD].close()
+    if not _is_worker(config):
+        for pid in descendants(os.getpid()):
+            kill_family(pid)
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
