@@ -50,6 +50,11 @@ def bodies(entries: tuple[Entry, ...] | list[Entry]) -> list[str]:
     return [entry.publication.body.decode()[6:-1] for entry in entries]
 
 
+def after_all(backplane: Backplane) -> int:
+    """A time after all that was appended: a node knows Redis's clock but for some milliseconds."""
+    return backplane.now_ms() + 1_000
+
+
 class Ear:
     """Everything heard; an assertion fails in `until` and at the end, if the numbers have a hole."""
 

@@ -39,7 +39,7 @@ from pushsse.event import Change, Publication
 from pushsse.position import Mark
 from tests.waiting import eventually
 
-from .ear import Ear, append, bodies, publication, sourced, user_of
+from .ear import Ear, after_all, append, bodies, publication, sourced, user_of
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., AbstractAsyncContextManager[Backplane]]
@@ -1040,7 +1040,7 @@ async def test_a_thousand_people_are_asked_about_at_once(backplane: Backplane) -
     assert found == {user: {"one": stay} for user, stay in (people | more).items()}
     await publish_to_people(backplane, "1", *asked)
     search = await backplane.missed(
-        {"1": Mark("", 0)}, before_ms=backplane.now_ms(), away_ms=10_000, limit=10_000
+        {"1": Mark("", 0)}, before_ms=after_all(backplane), away_ms=10_000, limit=10_000
     )
     assert [each.users for each in search.missed] == [tuple(asked[1000:])]
 
@@ -1087,7 +1087,7 @@ async def test_who_was_away_at_a_time(backplane: Backplane) -> None:
     await backplane.end_presence("dead")
     await backplane.end_presence("dead before")
     search = await backplane.missed(
-        {"1": Mark("", 0)}, before_ms=backplane.now_ms(), away_ms=10_000, limit=100
+        {"1": Mark("", 0)}, before_ms=after_all(backplane), away_ms=10_000, limit=100
     )
     [missed] = search.missed
     assert missed.entry == entry
@@ -1100,7 +1100,7 @@ async def test_who_was_away_at_a_time(backplane: Backplane) -> None:
 async def test_a_search_looks_at_each_log_up_to_a_time_and_goes_on_where_it_was(backplane: Backplane) -> None:
     assert await backplane.tell_presence("one", {"ann": Stay(1, 5)}, anew=True)
     search = partial(backplane.missed, away_ms=10_000)
-    nothing = await search({"1": Mark("", 0), "2": Mark("", 0)}, before_ms=backplane.now_ms(), limit=10)
+    nothing = await search({"1": Mark("", 0), "2": Mark("", 0)}, before_ms=after_all(backplane), limit=10)
     assert (nothing.missed, nothing.more) == ((), False)
     assert {log: mark.number for log, mark in nothing.marks.items()} == {"1": 0, "2": 0}
     for _ in range(30):
@@ -1111,7 +1111,7 @@ async def test_a_search_looks_at_each_log_up_to_a_time_and_goes_on_where_it_was(
     await publish_to_people(backplane, "2", "ann")
     after, found, rounds, more = dict(nothing.marks), [], 0, True
     while more:
-        portion = await search(after, before_ms=backplane.now_ms(), limit=12)
+        portion = await search(after, before_ms=after_all(backplane), limit=12)
         # The short log doesn't wait until the long one is done.
         assert rounds or any(entry.log == "2" for entry, _ in portion.missed)
         after, more, rounds = dict(portion.marks), portion.more, rounds + 1
@@ -1123,7 +1123,7 @@ async def test_a_search_looks_at_each_log_up_to_a_time_and_goes_on_where_it_was(
     before = await search({"1": Mark("", 29)}, before_ms=last.at_ms - 1, limit=10)
     assert (before.missed, before.marks["1"].number, before.more) == ((), 29, False)
     # In another epoch its number says nothing.
-    again = await search({"1": Mark("another", 30)}, before_ms=backplane.now_ms(), limit=10_000)
+    again = await search({"1": Mark("another", 30)}, before_ms=after_all(backplane), limit=10_000)
     assert len(again.missed) == 30
 
 
@@ -1132,7 +1132,7 @@ async def test_an_event_for_thousands_is_searched_whole(backplane: Backplane) ->
     assert await backplane.tell_presence("one", {user: Stay(1, 5) for user in people[:500]}, anew=True)
     await publish_to_people(backplane, "1", *people)
     search = await backplane.missed(
-        {"1": Mark("", 0)}, before_ms=backplane.now_ms(), away_ms=10_000, limit=10
+        {"1": Mark("", 0)}, before_ms=after_all(backplane), away_ms=10_000, limit=10
     )
     assert [each.users for each in search.missed] == [tuple(people[500:])]
     assert not search.more
@@ -1152,7 +1152,7 @@ async def test_a_search_among_thousands_leaves_turns_of_the_loop_to_others(backp
 
     turn()
     search = await backplane.missed(
-        {log: Mark("", 0) for log in logs}, before_ms=backplane.now_ms(), away_ms=10_000, limit=10
+        {log: Mark("", 0) for log in logs}, before_ms=after_all(backplane), away_ms=10_000, limit=10
     )
     searching = False
     assert len(search.missed) == len(logs)

@@ -16,7 +16,7 @@ from pushsse.metrics import Metrics
 from pushsse.position import Mark
 from tests.waiting import eventually
 
-from .ear import OWNER, Ear, append, bodies, publication, sourced, user_of
+from .ear import OWNER, Ear, after_all, append, bodies, publication, sourced, user_of
 from .redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -425,7 +425,7 @@ async def test_a_search_ends_where_somebody_deleted_entries(own_server: RedisSer
         for number in (2, 4):
             own_server.admin.xdel("test:8:log:1", f"{number}-0")
         search = await backplane.missed(
-            {"1": Mark("", 0)}, before_ms=backplane.now_ms(), away_ms=10_000, limit=100
+            {"1": Mark("", 0)}, before_ms=after_all(backplane), away_ms=10_000, limit=100
         )
         assert bodies([each.entry for each in search.missed]) == ["a", "c"]
         assert (search.marks["1"].number, search.more) == (4, False)
@@ -439,7 +439,7 @@ async def test_a_search_forgets_the_places_of_nodes_that_are_gone(own_server: Re
         own_server.admin.delete("test:8:presence:gone")
         await backplane.publish([append("1", "a")])
         search = await backplane.missed(
-            {"1": Mark("", 0)}, before_ms=backplane.now_ms(), away_ms=10_000, limit=100
+            {"1": Mark("", 0)}, before_ms=after_all(backplane), away_ms=10_000, limit=100
         )
         assert [each.users for each in search.missed] == [("ann",)]
         assert own_server.admin.smembers("test:8:present") == {b"here"}
@@ -478,9 +478,7 @@ async def test_a_search_for_absent_people_sends_a_few_mebibytes_at_a_time(own_se
             await backplane.publish([Append("1", (Draft(event),))])
         after, found, more = {"1": Mark("", 0)}, 0, True
         while more:
-            search = await backplane.missed(
-                after, before_ms=backplane.now_ms() + 1000, away_ms=10_000, limit=1000
-            )
+            search = await backplane.missed(after, before_ms=after_all(backplane), away_ms=10_000, limit=1000)
             assert 0 < len(search.missed) * len(event.body) < most_bytes
             after, more, found = dict(search.marks), search.more, found + len(search.missed)
         assert found == count
@@ -511,7 +509,7 @@ async def test_a_log_of_another_format_is_one_line_and_not_one_of_each_entry(
         await ear.until(lambda: len(ear.entries) == 20)
         page = await backplane.read({"1": 0}, limit=100)
         search = await backplane.missed(
-            {"1": Mark("", 0)}, before_ms=backplane.now_ms(), away_ms=10_000, limit=100
+            {"1": Mark("", 0)}, before_ms=after_all(backplane), away_ms=10_000, limit=100
         )
     assert [entry.publication.users for entry in (*ear.entries, *page.entries)] == [()] * 40
     # Nobody was away for it either, and it isn't looked at again.

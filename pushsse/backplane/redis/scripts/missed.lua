@@ -37,7 +37,7 @@ end
 local function people_of(entry)
   local version = string.byte(entry, 1) or -1
   if version < LOWEST or version > HIGHEST then return {} end
-  -- One that can't be read is for nobody, as in `codec.decode`.
+  -- One that can't be read is for nobody, as for `codec.Decoder`.
   local is_read, users = pcall(recipients, entry)
   return is_read and type(users) == 'table' and users or {}
 end
