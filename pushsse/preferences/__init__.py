@@ -103,8 +103,8 @@ class Preferences:
         async with self._turns.setdefault(user, asyncio.Lock()):
             await self._allowance.take(user)
             changes = await self._store.change(user, types, categories=categories, schedule=schedule, by=by)
-            # What waited for the log before it is paid for.
-            made = [draft for change in changes[-1:] for draft in _drafts(change)]
+            # What waited for the log was paid for when it was made.
+            made = [draft for change in changes if not change.waited for draft in _drafts(change)]
             self._allowance.owe(user, sum(draft.publication.size for draft in made))
             await self._publish(changes)
         return await self._store.preferences(user, languages)

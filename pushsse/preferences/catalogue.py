@@ -260,17 +260,18 @@ class CatalogueStore:
         self,
         database: Database,
         *,
-        numbers_after: Callable[[], int] = milliseconds,
         now_ms: Callable[[], int] = milliseconds,
+        numbers_after: Callable[[], int] | None = None,
     ) -> None:
-        """`numbers_after`: what a new revision follows at least; `now_ms`: the log's clock.
+        """`now_ms`: the log's clock; `numbers_after`: what a new revision follows at least.
 
-        Deliberate: the time, as for the numbers of changes. Where the database has failed over to a replica
-        that lacks the last transactions, nodes know people by revisions that the database doesn't know of.
+        Deliberate: by default the log's clock, as for the numbers of changes. Where the database has failed
+        over to a replica that lacks the last transactions, nodes know people by revisions that the database
+        doesn't know of.
         """
         self._database = database
-        self._numbers_after = numbers_after
         self._now_ms = now_ms
+        self._numbers_after = numbers_after or now_ms
 
     async def all(self) -> tuple[TypeView, ...]:
         """All types, in the catalogue's order."""

@@ -83,7 +83,7 @@ class PendingChange(Struct, frozen=True):
     """A committed change that isn't known to be in the log: what it changed, and all that was and is off.
 
     `revision` is the catalogue's that this follows from. `categories` are those that changed, and `quiet` is
-    the new schedule as text; None: it is as before.
+    the new schedule as text; None: it is as before. `waited`: an earlier call has made it.
     """
 
     user: str
@@ -94,6 +94,7 @@ class PendingChange(Struct, frozen=True):
     revision: int = 0
     categories: dict[str, bool | None] = {}
     quiet: str | None = None
+    waited: bool = False
 
     @property
     def change(self) -> Change:
@@ -254,19 +255,20 @@ class PreferenceStore:
         self,
         database: Database,
         *,
-        numbers_after: Callable[[], int] = milliseconds,
         now_ms: Callable[[], int] = milliseconds,
+        numbers_after: Callable[[], int] | None = None,
     ) -> None:
-        """`numbers_after`: what the number of a change follows at least; `now_ms`: the log's clock.
+        """`now_ms`: the log's clock; `numbers_after`: what the number of a change follows at least.
 
-        Deliberate: the time. Of somebody who is forgotten and comes back, or where the database has failed
-        over to a replica that lacks the last transactions, the log may have changes that the database
-        doesn't know of. Numbers have to be higher than theirs: a number that was given is in the log once,
-        and nodes ignore a change that is older than what they know.
+        Deliberate: by default that is the log's clock, too, which all nodes share. Of somebody who is
+        forgotten and comes back, or where the database has failed over to a replica that lacks the last
+        transactions, the log may have changes that the database doesn't know of. Numbers have to be higher
+        than theirs, whichever node has made them: a number that was given is in the log once, and nodes
+        ignore a change that is older than what they know.
         """
         self._database = database
-        self._numbers_after = numbers_after
         self._now_ms = now_ms
+        self._numbers_after = numbers_after or now_ms
 
     async def off_among(self, users: Sequence[str], types: Sequence[str]) -> frozenset[tuple[str, str]]:
         """Which of these types which of these people have off: by a switch, or by default without one."""
@@ -353,7 +355,7 @@ class PreferenceStore:
                 await _number(change)
             noted = _noted(user, rows, wanted, change.version if numbered else 0)
             await history.note(session, noted, by, self._now_ms())
-            return await _pending(user)
+            return await _pending(user, made=change.version if numbered else None)
 
     @property
     def now_ms(self) -> int:
@@ -552,13 +554,21 @@ async def _number(change: PendingChange) -> None:
     )
 
 
-async def _pending(*users: str) -> list[PendingChange]:
-    rows = await PreferenceChange.filter(user__in=users).order_by("user", "version")
+async def _pending(*users: str, made: int | None = None) -> list[PendingChange]:
+    """People's changes that may not be in the log yet; the call has made the one numbered `made`."""
     return [
         PendingChange(
-            r.user, r.version, r.changed, tuple(r.before), tuple(r.after), r.revision, r.told or {}, r.quiet
+            r.user,
+            r.version,
+            r.changed,
+            tuple(r.before),
+            tuple(r.after),
+            r.revision,
+            r.told or {},
+            r.quiet,
+            waited=r.version != made,
         )
-        for r in rows
+        for r in await PreferenceChange.filter(user__in=users).order_by("user", "version")
     ]
 
 

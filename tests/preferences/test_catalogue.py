@@ -2,10 +2,12 @@
 
 import asyncio
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from deploy.parts import Postgres
 from pushsse.backplane.memory import MemoryBackplane
@@ -283,7 +285,7 @@ async def test_quiet_hours_are_kept_changed_and_told(
     assert (change.changed, change.after) == ({}, ())
     assert (await store.preferences("ann")).schedule == night
     assert (await states.read(["ann"]))["ann"].quiet == change.quiet
-    assert await store.change("ann", {}, schedule=lambda before: before) == [change]
+    assert await store.change("ann", {}, schedule=lambda before: before) == [replace(change, waited=True)]
     with pytest.raises(InvalidInput, match="Asia/Shangai"):
         await store.change("ann", {}, schedule=lambda before: Schedule(before.quiet, "Asia/Shangai"))
     log = MemoryBackplane(shards=1, keep_s=60, keep_bytes=1 << 20, metrics=Metrics())
@@ -362,3 +364,29 @@ async def test_switches_are_read_again_where_the_database_has_lost_a_change_of_t
         assert await off_after_refresh() == {"news", "promo"}
     await catalogue.put("promo", TypeRules(default=True))
     assert await off_after_refresh() == {"news"}
+
+
+async def test_each_node_answers_a_catalogue_that_went_back_at_most_once_whatever_its_clock(
+    database: Database, store: PreferenceStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes = []
+    # The last change was made by the clock of the first.
+    for number in (1_000_000, 5_000, 0):
+        types = CatalogueStore(database, numbers_after=partial(int, number))
+        log = MemoryBackplane(shards=1, keep_s=60, keep_bytes=1 << 20, metrics=Metrics())
+        nodes.append((types, Catalogue(store, types, new_types="list", metrics=Metrics(), backplane=log)))
+    await nodes[0][0].put("news", TypeRules(default=False))
+    for _, node in nodes:
+        await node.refresh()
+    lost = nodes[0][1].revision
+    async with database.session():
+        await CatalogueRow.filter(id=1).update(revision=7)
+    for round_ in range(4):
+        for _, node in reversed(nodes):
+            await node.refresh()
+        if round_ == 1:
+            settled = [node.revision for _, node in nodes]
+    assert [node.revision for _, node in nodes] == settled
+    assert set(settled) == {max(settled)}
+    assert max(settled) > lost
+    assert caplog.text.count("older state") <= len(nodes)

@@ -1,12 +1,15 @@
 import asyncio
+import time
 from collections.abc import Sequence
 from itertools import count
+from pathlib import Path
 from typing import Literal
 
 import msgspec
 import pytest
 
-from pushsse.backplane import Append, Entry, Receipt, log_of
+from pushsse.backplane import Append, Entry, Receipt, log_of, machine_ms
+from pushsse.backplane.limits import NAME, LogAllowance
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database
 from pushsse.errors import BackplaneUnavailable, InvalidInput
@@ -18,6 +21,7 @@ from pushsse.preferences import Preferences, SwitchLine, Transfer
 from pushsse.preferences.catalogue import Catalogue, CatalogueStore, EventType
 from pushsse.preferences.history import NOBODY
 from pushsse.preferences.store import PersonRow, PreferenceStore, Switch
+from tests.serving import serving
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -170,6 +174,46 @@ async def test_a_change_after_the_database_has_lost_one_is_in_the_log_and_newer(
     versions = [change.version for change in changes]
     assert sorted(set(versions)) == versions
     assert await store.pending("ann") == []
+
+
+async def test_numbers_follow_the_clock_that_all_nodes_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change on a node whose own clock is ahead, and that the database lost, isn't newer than the next."""
+    ahead_ms = 3_600_000
+    monkeypatch.setattr(MemoryBackplane, "now_ms", staticmethod(lambda: machine_ms() + ahead_ms))
+    async with serving(tmp_path) as node:
+        began = node.node.backplane.now_ms()
+        made = await node.http.put("/v1/types/news?user=root", json={"default": False})
+        assert made.status_code == 201
+        assert node.node.catalogue.revision > began
+        await node.switch("ann", news=True)
+        log = log_of("ann", node.node.backplane.shards)
+        [entry] = (await node.node.backplane.read({log: 0}, limit=10)).entries
+        assert entry.publication.change is not None
+        assert entry.publication.change.version > began
+
+
+async def test_what_waited_for_the_log_is_paid_for_once(store: PreferenceStore, log: Log) -> None:
+    quota, names = 20_000, [f"type-{number}" for number in range(100)]
+    await store.join(names, hidden=False)
+    preferences = Preferences(store, log, LogAllowance(log, quota=quota))
+    began = time.monotonic()
+    log.away = True
+    # A client tries again what was refused.
+    for _ in range(3):
+        with pytest.raises(BackplaneUnavailable):
+            await preferences.change_own("ann", dict.fromkeys(names, False), by=NOBODY)
+    log.away = False
+    await preferences.change_own("ann", dict.fromkeys(names, True), by=NOBODY)
+    # What is owed is taken with the next call.
+    await preferences.change_own("ann", {}, by=NOBODY)
+    entries = await log.entries("ann")
+    assert len(entries) == 2
+    cost_ms = sum(entry.publication.size for entry in entries) * 60_000 / quota
+    left_ms = (await log.spend(f"{NAME}:ann", 0, most_ms=None)).whole_ms
+    refilled_ms = (time.monotonic() - began) * 1000
+    assert cost_ms - refilled_ms - 10 < left_ms < cost_ms + 10
 
 
 async def test_a_thousand_long_names_fit_into_frames(store: PreferenceStore, log: Log) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from msgspec.structs import replace
 
 from pushsse.database import Database, Session, Statement
 from pushsse.database.connection import Reader
@@ -75,8 +76,9 @@ async def test_what_changes_nothing_has_no_number_and_still_names_what_is_left(
 ) -> None:
     await store.join(["alarm", "news"], hidden=False)
     assert await store.change("ann", {"alarm": True}) == []
-    left = await store.change("ann", {"alarm": False})
-    assert await store.change("ann", {"alarm": False}) == left
+    [left] = await store.change("ann", {"alarm": False})
+    assert not left.waited
+    assert await store.change("ann", {"alarm": False}) == [replace(left, waited=True)]
     assert (await states.read(["ann"]))["ann"].version == 1
 
 
