@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from itertools import product
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
-from pushsse.stream.handover import HandoverHttp, StreamProtocol
+from pushsse.stream.handover import HandoverHttp, StreamProtocol, offered
 from pushsse.stream.immediate import ImmediateHttp
-from pushsse.stream.limits import PIECE_BYTES, LimitedHttp
+from pushsse.stream.limits import PIECE_BYTES, LimitedHttp, Refusal
 from tests.cli.running import served
 from tests.leftovers import Leftovers
 from tests.serving import LIMIT_S, Running, serving
@@ -220,6 +221,45 @@ async def test_an_answer_that_takes_long_comes_before_what_is_wrong_behind_it() 
         for now in (2e6, 3e6):
             connection.check(now)
         assert connection.transport.is_closing()
+
+
+WRONG_BETWEEN = Refusal("bad_request", HTTPStatus.BAD_REQUEST, "what is no request, between two")
+
+
+async def test_behind_what_is_refused_between_requests_nothing_is_one(tmp_path: Path) -> None:
+    async with serving(tmp_path) as node:
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        writer.write(PUBLISH)
+        assert b" 202 " in await asyncio.wait_for(reader.readline(), LIMIT_S)
+        [connection] = node.connections
+        connection.refuse(WRONG_BETWEEN)
+        # As the one before, whose head is known.
+        writer.write(PUBLISH)
+        answers = (await asyncio.wait_for(reader.read(-1), LIMIT_S)).split(b"HTTP/1.1 ")[1:]
+        writer.close()
+        assert [answer[:3] for answer in answers] == [b"400"]
+        assert node.node.metrics.appended == 1
+
+
+async def test_no_stream_gets_a_connection_on_which_something_was_refused() -> None:
+    go_on, taken = asyncio.Event(), []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        offer = offered(scope)
+        assert offer is not None
+        await go_on.wait()
+        offer.hold_head()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        taken.append(offer.take(1_000))
+        await send({"type": "http.response.body"})
+
+    async with connected(app) as (client, connection):
+        await asyncio.get_running_loop().sock_sendall(client, STREAM)
+        await eventually(lambda: connection.is_answering)
+        connection.refuse(WRONG_BETWEEN)
+        go_on.set()
+        await eventually(lambda: taken)
+        assert taken == [None]
 
 
 @asynccontextmanager

@@ -71,8 +71,11 @@ async def test_connections_of_a_server_share_what_it_has_and_no_other_server_has
     states = ServerState(), ServerState()
     made = []
     for each, state in zip((app, another), states, strict=True):
-        config = Config(each, http=ImmediateHttp, ws="none", lifespan="off", log_config=None)
+        config = Config(
+            each, http=ImmediateHttp, ws="none", lifespan="off", log_config=None, proxy_headers=False
+        )
         config.load()
+        assert config.loaded_app is each
         kind = ImmediateHttp.of_server(config, state, {})
         made.append([kind(config=config, server_state=state, app_state={}) for _ in range(2)])
     (one, two), (three, _) = made
