@@ -400,3 +400,21 @@ def test_a_database_that_cannot_be_used_is_one_line(folder: Path, wrong: str) ->
         assert ended.returncode == 1
         assert "Traceback" not in said
         assert any("database" in line and wrong in line for line in said.splitlines()), said
+
+
+async def test_names_count_among_what_waits_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = changes_taken(monkeypatch)
+    people = tuple(f"user-{number}" for number in range(1_000))
+    async with opened(tmp_path) as backplane:
+        known = Draft(event.encode("news", {"n": 1}, users=people), once="order-1")
+        # Whose names are all there is to write: everybody has it already.
+        await publish(backplane, known, log="1")
+        await publish(backplane, known, log="1")
+        await until_more(taken, than=1)
+    first, again = (change for change in taken if isinstance(change, LogUpdate))
+    assert len(first.names) == len(again.names) == len(people)
+    least = sum(len(name) for name, _ in again.names)
+    assert first.size > known.publication.size + least
+    assert again.size > least

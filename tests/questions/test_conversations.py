@@ -3,13 +3,15 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from pushsse.backplane import Append, Receipt
+from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database, Statement
-from pushsse.errors import InvalidInput
+from pushsse.errors import BackplaneUnavailable, InvalidInput
 from pushsse.kicks import KickTable
 from pushsse.questions import (
     Answered,
@@ -394,6 +396,27 @@ async def test_what_the_answerer_said_before_a_handover_is_not_the_answer_of_sta
     assert (done.answer, done.parts, done.usage) == (BO.text, (), None)
     [answer] = await nodes.until_told("ann", "answer")
     assert (answer["by"], answer["parts"]) == ({"kind": "staff", "name": "Bo"}, [])
+
+
+async def test_what_staff_cannot_be_told_of_is_done_all_the_same(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def away(self: MemoryBackplane, appends: Sequence[Append]) -> Receipt:
+        raise BackplaneUnavailable("away")
+
+    node = nodes.node(Scripted(repeats))
+    desk = Desk(node.life)
+    async with nodes.running(node):
+        await answered(node, "one", "c")
+        assert await desk.waiting(Staff("sam"), limit=10, before=None) == []
+        monkeypatch.setattr(MemoryBackplane, "publish", away)
+        held = await node.hand_over("ann", "c", "a person, please")
+        assert held is not None
+        assert held.is_handed_over
+        released = await desk.release("c", by="sam")
+        assert released is not None
+        assert not released.is_handed_over
+    assert caplog.text.count("conversation c: its staff see what is new only when they load") == 2
 
 
 async def test_further_questions_go_to_people_until_the_conversation_is_released(nodes: Nodes) -> None:
