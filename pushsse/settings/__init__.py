@@ -11,11 +11,12 @@ import re
 import secrets
 import socket
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import msgspec
 
@@ -58,6 +59,20 @@ _LINK = re.compile(r"(?:tcp|udp|sctp)://", re.IGNORECASE)
 _LINKED = re.compile(
     r"PUSHSSE_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
 )
+# An @ in the query before the first = ends a password with a ? in it.
+_SERVER = re.compile(r"[a-z]+://([^/?#@]*@)?[^/?#@]*(/[^/?#@]*)?(\?([^#@=]*=[^#]*|[^#@]*))?", re.IGNORECASE)
+# Parameters of Redis's URL, and what some of them may be.
+_REDIS_PARAMETERS = ("db", "username", "password", "client_name")
+_REDIS_TLS = (
+    "ssl_cert_reqs", "ssl_check_hostname", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile",
+    "ssl_password",
+)  # fmt: skip
+_REDIS_VALUES = {
+    "db": r"\d{1,9}",
+    "client_name": r"[!-~]+",
+    "ssl_cert_reqs": r"none|optional|required",
+    "ssl_check_hostname": r"(?i:true|false|yes|no|1|0)",
+}
 _DEVELOPMENT = {"drain_delay_s": 0.0, "drain_window_s": 0.5}
 # How records of Kafka can be read; `python` goes on with :PACKAGE:FUNCTION.
 FORMATS = ("pushsse", "headers", "mapped", "cloudevents", "python")
@@ -385,12 +400,27 @@ def _check_redis(url: str) -> None:
         raise SettingsError(
             f"PUSHSSE_REDIS_URL: {safe_url(url)!r} begins with neither redis:// nor rediss://"
         )
-    path = _read_url("PUSHSSE_REDIS_URL", url).path
+    _, _, path, query, _ = _read_url("PUSHSSE_REDIS_URL", url)
     if not re.fullmatch(r"/?|/\d+", path):
         raise SettingsError(
             f"PUSHSSE_REDIS_URL: {path!r} isn't a database's number such as /0"
             " (a / in the password is written %2F)"
         )
+    _check_redis_parameters(scheme, query)
+
+
+def _check_redis_parameters(scheme: str, query: str) -> None:
+    """Raises SettingsError: what stands there goes to Redis's client, before what pushsse tells it itself."""
+    allowed = _REDIS_PARAMETERS + (_REDIS_TLS if scheme == "rediss" else ())
+    given = parse_qsl(query, keep_blank_values=True)
+    for name, value in given:
+        if name not in allowed:
+            tls = f"; {name} needs rediss://" if name in _REDIS_TLS else f", not {name!r}"
+            raise SettingsError(f"PUSHSSE_REDIS_URL: its parameters may be {', '.join(allowed)}{tls}")
+        if not re.fullmatch(_REDIS_VALUES.get(name, r".*"), value):
+            raise SettingsError(f"PUSHSSE_REDIS_URL: {name} can't be {value!r}")
+    if twice := [name for name, count in Counter(name for name, _ in given).items() if count > 1]:
+        raise SettingsError(f"PUSHSSE_REDIS_URL: {twice[0]} is there twice")
 
 
 def _check_database(url: str) -> None:
@@ -424,18 +454,19 @@ def _check_outboxes(settings: Settings) -> None:
 
 def _check_url(name: str, url: str) -> None:
     """Raises SettingsError for what isn't the URL of a web server, or has a password in it."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        fits = fits and "@" not in parts.netloc
     except ValueError:
         fits = False
-    if not fits or "@" in parts.netloc or not url.isascii() or not url.isprintable() or " " in url:
+    if not fits or not url.isascii() or not url.isprintable() or " " in url:
         raise SettingsError(f"{name}: {safe_url(url)!r} isn't http://HOST/PATH or https://HOST/PATH")
 
 
 def _read_url(name: str, url: str) -> SplitResult:
     """A server's URL. Raises SettingsError for one that clients refuse, or read otherwise than was meant."""
-    if re.fullmatch(r"[a-z]+://([^/?#@]*@)?[^/?#@]*(/[^/?#@]*)?(\?[^#]*)?", url, re.IGNORECASE) is None:
+    if _SERVER.fullmatch(url) is None:
         raise SettingsError(
             f"{name}: {safe_url(url)} can't be read: write # as %23, / as %2F, ? as %3F, @ as %40 and : as"
             " %3A in the user's name and the password"

@@ -1,9 +1,11 @@
 """Settings: what is borne, what is named, and what no error shows."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from pushsse.backplane.redis.commands import Connector
 from pushsse.errors import SettingsError
 from pushsse.settings import FIELDS, load, unknown, variable
 
@@ -115,6 +117,11 @@ def test_what_is_no_origin_is_refused(text: str) -> None:
         "redis://:[hunter2@localhost",
         "redis://:hunter2@x@localhost",
         "redis://:hunter2@localhost/abc",
+        "redis://:1234?hunter2@localhost",
+        "redis://:1234?x@hunter2=1",
+        "redis://localhost?password=hunter2&password=hunter2",
+        "redis://localhost?password=hunter2&foo=hunter2",
+        "rediss://localhost?ssl_password=hunter2&ssl_password=",
         "ann:hunter2@localhost",
         "hunter2@localhost",
     ],
@@ -126,6 +133,64 @@ def test_redis_url_that_cannot_be_used_is_one_line_without_its_password(url: str
     assert text.startswith("PUSHSSE_REDIS_URL")
     assert "\n" not in text
     assert SECRET not in text
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("redis://localhost?foo=1", "'foo'"),
+        ("redis://localhost?decode_responses=true", "'decode_responses'"),
+        ("redis://localhost?protocol=3", "'protocol'"),
+        ("redis://localhost?socket_timeout=1", "'socket_timeout'"),
+        ("redis://localhost?max_connections=1", "'max_connections'"),
+        ("redis://localhost?encoding=utf-16", "'encoding'"),
+        ("redis://localhost?host=other", "'host'"),
+        ("redis://localhost?ssl_cert_reqs=none", "ssl_cert_reqs needs rediss://"),
+        ("rediss://localhost?ssl_cert_reqs=CERT_NONE", "ssl_cert_reqs can't be 'CERT_NONE'"),
+        ("rediss://localhost?ssl_check_hostname=maybe", "ssl_check_hostname can't be 'maybe'"),
+        ("redis://localhost?db=abc", "db can't be 'abc'"),
+        ("redis://localhost?db=", "db can't be ''"),
+        ("redis://localhost?client_name=a%20b", "client_name can't be 'a b'"),
+        ("redis://localhost?db=1&db=2", "db is there twice"),
+    ],
+)
+def test_a_parameter_of_redis_url_that_cannot_be_used_is_named(url: str, named: str) -> None:
+    with pytest.raises(SettingsError, match=f"^PUSHSSE_REDIS_URL: .*{re.escape(named)}"):
+        load({"PUSHSSE_REDIS_URL": url})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost/1?client_name=pushsse",
+        "redis://localhost?db=1&username=ann&password=a%20b",
+        "rediss://localhost?ssl_cert_reqs=none&ssl_check_hostname=False&ssl_ca_certs=/ca.pem",
+    ],
+)
+def test_parameters_of_redis_url_that_its_client_takes_are_taken(url: str) -> None:
+    assert load({"PUSHSSE_REDIS_URL": url}).redis_url == url
+    # What it can't use it refuses here.
+    Connector(url, timeout_s=1).connection()
+
+
+@pytest.mark.parametrize("url", ["http://[", "http://[::1", "http://[x]/", "http://a]b/", "http://h:٣/"])
+@pytest.mark.parametrize("name", ["JWKS_URL", "AUTH_URL", "LOGIN_URL", "REDIS_URL", "DATABASE_URL"])
+def test_what_is_no_url_is_one_line(name: str, url: str) -> None:
+    with pytest.raises(SettingsError, match=f"^PUSHSSE_{name}: .*") as raised:
+        load({f"PUSHSSE_{name}": url})
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["redis://[", "redis://[::1/0", "rediss://a]b/0"])
+def test_what_is_no_url_of_redis_is_one_line(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"^PUSHSSE_REDIS_URL: .*%5B %5D"):
+        load({"PUSHSSE_REDIS_URL": url})
+
+
+def test_database_url_with_a_password_that_looks_like_a_port_shows_nothing_of_it() -> None:
+    with pytest.raises(SettingsError) as raised:
+        load({"PUSHSSE_DATABASE_URL": f"postgres://ann:1234?{SECRET}@localhost/shop"})
+    assert SECRET not in str(raised.value)
 
 
 @pytest.mark.parametrize("raw", ["#", "/", "?", "[", "]", "@", "@/", "x#y", "1/2"])

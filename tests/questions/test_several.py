@@ -164,6 +164,7 @@ def test_the_file_may_name_several_with_options(tmp_path: Path) -> None:
         ("answerer = 'openai:http://h/v1?model'", "isn't NAME=VALUE"),
         ("answerer = 'openai:localhost:11434?model=a'", "isn't http://HOST/PATH"),
         ("answerer = 'openai:http://h:99999/v1?model=a'", "isn't http://HOST/PATH"),
+        ("answerer = 'openai:http://[?model=a'", "isn't http://HOST/PATH"),
         ("answerer = 'openai:http://u:hunter2@h/v1?model=a'", "has a password in it"),
         ("answerer = 'openai:http://h/v1?model=a&system=/nowhere'", "system: /nowhere: No such file"),
         ("answerer = 'openai:http://h/v1?model=a&key_env=NOT_THERE'", "the variable NOT_THERE isn't set"),

@@ -270,14 +270,16 @@ def _options(one: AnswererSetting, query: str, kind: type[Options]) -> Options:
 
 
 def _check_url(where: str, url: str) -> None:
-    parts = urlsplit(url)
     try:
-        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        parts = urlsplit(url)
+        has_password = "@" in parts.netloc
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.fragment
+        fits = fits and parts.port != 0
     except ValueError:
-        fits = False
-    if "@" in parts.netloc:
+        has_password, fits = "@" in url, False
+    if has_password:
         raise SettingsError(f"{where}: {safe_url(url)!r} has a password in it: the key belongs into key_env")
-    if not fits or parts.fragment or not url.isascii() or not url.isprintable() or " " in url:
+    if not fits or not url.isascii() or not url.isprintable() or " " in url:
         example = "openai:http://localhost:11434/v1?model=NAME"
         raise SettingsError(
             f"{where}: {safe_url(url)!r} isn't http://HOST/PATH or https://HOST/PATH, as in {example}"
