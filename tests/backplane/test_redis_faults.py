@@ -10,6 +10,7 @@ import pytest
 from pushsse.backplane import BROADCAST, Append, Draft, NoticeTopic, Stay, codec
 from pushsse.backplane.answers import Growth, LiveDelta
 from pushsse.backplane.redis import RedisBackplane
+from pushsse.backplane.redis.commands import RedisConnection, RedisReply, Script, script
 from pushsse.errors import BackplaneUnavailable, ClaimLost, NotOwner
 from pushsse.event import Publication
 from pushsse.metrics import Metrics
@@ -468,6 +469,32 @@ async def test_a_place_of_which_redis_has_lost_a_telling_is_told_anew(
         assert await backplane.tell_presence("new", people, anew=True)
         assert await backplane.tell_presence("new", {"ann": None})
         assert (await backplane.presence(["bo"]))["bo"].keys() == {"new"}
+
+
+async def test_what_was_told_comes_again_where_the_answer_was_lost(
+    own_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, telling = RedisConnection.run, script("tell_presence")
+
+    async def loses_the_answer(
+        self: RedisConnection, wanted: Script, *arguments: str | bytes | int
+    ) -> RedisReply:
+        reply = await run(self, wanted, *arguments)
+        if wanted == telling:
+            raise BackplaneUnavailable("no answer")
+        return reply
+
+    async with node(own_server) as backplane:
+        assert await backplane.tell_presence("here", {"ann": Stay(1, 5)}, anew=True)
+        with monkeypatch.context() as broken:
+            broken.setattr(RedisConnection, "run", loses_the_answer)
+            with pytest.raises(BackplaneUnavailable):
+                await backplane.tell_presence("here", {"bo": Stay(1, 6)})
+        # Once it works again, with who has come since: the place is as it was.
+        assert await backplane.tell_presence("here", {"bo": Stay(1, 6), "cy": Stay(1, 7)})
+        assert await backplane.tell_presence("here", {"ann": None})
+        found = await backplane.presence(["ann", "bo", "cy"])
+        assert found == {"bo": {"here": Stay(1, 6)}, "cy": {"here": Stay(1, 7)}}
 
 
 async def test_a_search_for_absent_people_sends_a_few_mebibytes_at_a_time(own_server: RedisServer) -> None:
