@@ -41,7 +41,10 @@ def configuration(url: str, *, pool_size: int = 8, timeout_s: float = 1.5) -> di
         # No connection until the first query: a node starts while its database is away.
         defaults = {"minsize": 0, "maxsize": pool_size, "timeout": timeout_s, "application_name": APP}
         own = {"reset": _no_reset}
-        connection = {"engine": "tortoise.backends.asyncpg", "credentials": defaults | credentials(url) | own}
+        given: dict[str, Any] = defaults | credentials(url)
+        if given["minsize"] > given["maxsize"]:
+            raise _wrong("minsize", given["minsize"], f"is over maxsize, which is {given['maxsize']}")
+        connection = {"engine": "tortoise.backends.asyncpg", "credentials": given | own}
     else:
         name, connection = "sqlite", _sqlite(url, timeout_s=timeout_s)
     app = {"models": _MODELS, "default_connection": name, "migrations": "pushsse.migrations"}
@@ -71,14 +74,19 @@ _SESSION_ATTRIBUTES = ("any", "primary", "standby", "read-write", "read-only", "
 _CHANNEL_BINDING = ("disable", "prefer", "require")
 _OPTION = re.compile(r"(?:-c\s*|--)([A-Za-z_][\w.]*)=((?:\\.|[^\s\\])*)\s*")
 _TEXTS = ("host", "user", "password", "schema", "application_name")
-_NUMBERS: Mapping[str, Callable[[str], float]] = {
-    "port": int,
-    "minsize": int,
-    "maxsize": int,
-    "statement_cache_size": int,
-    "timeout": float,
-    "command_timeout": float,
-    "max_inactive_connection_lifetime": float,
+# The pool makes a place for each of its connections at once.
+_MOST_CONNECTIONS = 1_000
+_SHORTEST_S, _DAY_S = 0.001, 86_400
+# What each is, the least and the most.
+_NUMBERS: Mapping[str, tuple[Callable[[str], float], float, float]] = {
+    "port": (int, 1, 65_535),
+    "minsize": (int, 0, _MOST_CONNECTIONS),
+    "maxsize": (int, 1, _MOST_CONNECTIONS),
+    "statement_cache_size": (int, 0, 1_000_000),
+    "timeout": (float, _SHORTEST_S, _DAY_S),
+    "connect_timeout": (float, 0, _DAY_S),
+    "command_timeout": (float, _SHORTEST_S, _DAY_S),
+    "max_inactive_connection_lifetime": (float, 0, _DAY_S),
 }
 _SSL_FILES = ("sslrootcert", "sslcert", "sslkey", "sslpassword")
 
@@ -101,6 +109,9 @@ def credentials(url: str) -> dict[str, Any]:
     secure = {name: given.pop(name) for name in ("sslmode", "ssl", *_SSL_FILES) if name in given}
     for name, value in given.items():
         found |= _parameter(name, value)
+    for name, text in found.items():
+        if isinstance(text, str) and "\0" in text:
+            raise _wrong(name, "…", "has a NUL character")
     if (how := _ssl(secure)) is not None:
         found["ssl"] = how
     return found
@@ -113,10 +124,10 @@ def _parameter(name: str, value: str) -> dict[str, Any]:
         return {"database": value}
     if name == "connect_timeout":
         # 0 is for ever to libpq: then our own limit holds.
-        seconds = _number(name, value, float)
+        seconds = _number(name, value)
         return {"timeout": seconds} if seconds > 0 else {}
     if name in _NUMBERS:
-        return {name: _number(name, value, _NUMBERS[name])}
+        return {name: _number(name, value)}
     if name == "options":
         return {"server_settings": _options(value)}
     if name == "target_session_attrs":
@@ -170,11 +181,16 @@ def _ssl(given: Mapping[str, str]) -> str | ssl.SSLContext | None:
     return context
 
 
-def _number(name: str, value: str, kind: Callable[[str], float]) -> float:
+def _number(name: str, value: str) -> float:
+    kind, least, most = _NUMBERS[name]
     try:
-        return kind(value)
+        number = kind(value)
     except ValueError:
         raise _wrong(name, value, "isn't a number") from None
+    # Not a number (nan) is in no range.
+    if not least <= number <= most:
+        raise _wrong(name, value, f"isn't from {least:,} to {most:,}")
+    return number
 
 
 def _one_of(name: str, value: str, words: tuple[str, ...]) -> str:
@@ -183,5 +199,5 @@ def _one_of(name: str, value: str, words: tuple[str, ...]) -> str:
     return value
 
 
-def _wrong(name: str, value: str, why: str) -> SettingsError:
+def _wrong(name: str, value: object, why: str) -> SettingsError:
     return SettingsError(f"PUSHSSE_DATABASE_URL: {name}={value} {why}")

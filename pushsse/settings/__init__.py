@@ -61,6 +61,10 @@ _LINKED = re.compile(
 )
 # An @ in the query before the first = ends a password with a ? in it.
 _SERVER = re.compile(r"[a-z]+://([^/?#@]*@)?[^/?#@]*(/[^/?#@]*)?(\?([^#@=]*=[^#]*|[^#@]*))?", re.IGNORECASE)
+_BROKER = re.compile(
+    r"(?:[^\s:/,;@\[\]]+|\[[0-9a-f.:]+\])(?::(?P<port>\d{1,5}))?|[0-9a-f.]*:[0-9a-f.]*:[0-9a-f.:]*",
+    re.IGNORECASE | re.ASCII,
+)
 # Parameters of Redis's URL, and what some of them may be.
 _REDIS_PARAMETERS = ("db", "username", "password", "client_name")
 _REDIS_TLS = (
@@ -239,6 +243,7 @@ def _check(settings: Settings) -> None:
     _check_redis(settings.redis_url)
     _check_database(settings.database_url)
     _check_outboxes(settings)
+    _check_brokers(settings.kafka_bootstrap)
     _check_internal(settings)
     if settings.workers > 1 and not settings.redis_url:
         raise SettingsError(
@@ -429,6 +434,16 @@ def _check_database(url: str) -> None:
         raise SettingsError(f"PUSHSSE_DATABASE_URL: {safe_url(url)!r} is neither sqlite:// nor postgres://")
     if scheme != "sqlite":
         _read_url("PUSHSSE_DATABASE_URL", url)
+
+
+def _check_brokers(addresses: str) -> None:
+    """Raises SettingsError for what Kafka's client refuses, or takes for a strange name."""
+    for text in map(str.strip, addresses.split(",") if addresses else ()):
+        found = _BROKER.fullmatch(text)
+        if found is None or not 0 < int(found["port"] or 9092) < 2**16:
+            raise SettingsError(
+                f"{variable('kafka_bootstrap')}: {safe_url(text)!r} isn't HOST:PORT, such as kafka1:9092"
+            )
 
 
 def _check_outboxes(settings: Settings) -> None:

@@ -187,6 +187,39 @@ def test_what_is_no_url_of_redis_is_one_line(url: str) -> None:
         load({"PUSHSSE_REDIS_URL": url})
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "x:abc",
+        "h:99999",
+        "h:0",
+        "h:",
+        ":9092",
+        "",
+        "h:1;h2:2",
+        "kafka://h:1",
+        "[::1",
+        "[::1]x",
+        "[h]:1",
+        "a b:1",
+    ],
+)
+def test_what_is_no_address_of_a_broker_is_named(bad: str) -> None:
+    with pytest.raises(SettingsError, match=f"^PUSHSSE_KAFKA_BOOTSTRAP: {re.escape(repr(bad))} isn't HOST"):
+        load({"PUSHSSE_KAFKA_BOOTSTRAP": f"kafka1:9092,{bad}"})
+
+
+def test_a_password_among_the_addresses_of_brokers_is_not_shown() -> None:
+    with pytest.raises(SettingsError, match=r"^PUSHSSE_KAFKA_BOOTSTRAP: .* isn't HOST:PORT") as raised:
+        load({"PUSHSSE_KAFKA_BOOTSTRAP": f"ann:{SECRET}@kafka1:9092"})
+    assert SECRET not in str(raised.value)
+
+
+def test_addresses_of_brokers_are_taken() -> None:
+    text = "kafka1, kafka_2.shop:9092 ,10.0.0.7:65535,[::1]:9092,[fe80::1],::1"
+    assert load({"PUSHSSE_KAFKA_BOOTSTRAP": text}).kafka_bootstrap == text
+
+
 def test_database_url_with_a_password_that_looks_like_a_port_shows_nothing_of_it() -> None:
     with pytest.raises(SettingsError) as raised:
         load({"PUSHSSE_DATABASE_URL": f"postgres://ann:1234?{SECRET}@localhost/shop"})

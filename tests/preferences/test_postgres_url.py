@@ -14,7 +14,7 @@ import pytest
 from deploy.parts import Postgres
 from deploy.parts.certificate import make_certificate
 from pushsse.database import Database, Statement
-from pushsse.database.url import credentials
+from pushsse.database.url import configuration, credentials
 from pushsse.errors import DatabaseUnavailable, SettingsError
 from pushsse.preferences.store import PreferenceStore
 from tests.cli.running import pushsse
@@ -62,6 +62,21 @@ REFUSED = [
     "channel_binding=no",
     "options=-c%20nonsense",
     "sslcrl=x",
+    "port=70000",
+    "port=0",
+    "minsize=-1",
+    "minsize=9",
+    "maxsize=3&minsize=4",
+    "maxsize=0",
+    "statement_cache_size=-1",
+    "timeout=nan",
+    "timeout=0",
+    "command_timeout=-3",
+    "command_timeout=inf",
+    "max_inactive_connection_lifetime=-1",
+    "connect_timeout=-5",
+    "user=%00",
+    "application_name=%00",
 ]
 
 
@@ -74,7 +89,7 @@ def test_a_url_is_taken_as_libpq_takes_it(url: str, wanted: dict[str, Any]) -> N
 @pytest.mark.parametrize("parameters", REFUSED)
 def test_a_wrong_value_is_named_without_the_password(parameters: str) -> None:
     with pytest.raises(SettingsError) as refused:
-        credentials(f"{BASE}?{parameters}")
+        configuration(f"{BASE}?{parameters}")
     said = str(refused.value)
     assert said.startswith("PUSHSSE_DATABASE_URL: ")
     assert parameters.split("&")[-1].split("=")[0].replace("ssl", "") in said
