@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from pushsse import event
-from pushsse.backplane import Append, Draft, Source
+from pushsse.backplane import Append, Draft, Source, machine_ms
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.backplane.memory.logs import LogUpdate, Snapshot
 from pushsse.backplane.memory.store import LogStore, RowChange
@@ -418,3 +418,17 @@ async def test_names_count_among_what_waits_to_be_written(
     least = sum(len(name) for name, _ in again.names)
     assert first.size > known.publication.size + least
     assert again.size > least
+
+
+async def test_times_go_on_after_a_restart_with_a_clock_that_is_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as backplane:
+        await publish(backplane, draft(1))
+    monkeypatch.setattr(MemoryBackplane, "now_ms", staticmethod(lambda: machine_ms() - 60_000))
+    async with opened(tmp_path) as backplane:
+        await publish(backplane, draft(2))
+        first, second = (await backplane.read({"all": 0}, limit=10)).entries
+        # What is found by its time is searched for in a list that is in order.
+        assert second.at_ms >= first.at_ms
+        assert await backplane.since(["all"], first.at_ms) == {"all": 0}
