@@ -1,10 +1,10 @@
 """What became of events: written, switched off, expired, offline; for each person, to a topic of Kafka.
 
 Dispatcher and hub note outcomes as they come about, `presence` those of people who weren't there; `Outcomes`
-makes a record of each at once, while what it is about is in the processor's cache, and, a service, sends
-them, keyed by person. Of broadcasts there are totals, once a second. Deliberate: nothing on the path waits
-for Kafka. While it is away, the newest outcomes are kept, as far as 32 MiB hold them, and the others are
-counted as lost. A record may come twice.
+makes records of some hundred notes at once, and, a service, sends them, keyed by person. Of broadcasts there
+are totals, once a second. Deliberate: nothing on the path waits for Kafka. While it is away, the newest
+outcomes are kept, as far as 32 MiB hold them, without their events, and the others are counted as lost. A
+record may come twice.
 """
 
 import asyncio
@@ -43,6 +43,8 @@ _RECORD_BYTES = 250
 _MOST_TYPES = 1_000
 _SHARES = 10_000
 _json = msgspec.json.Encoder()
+# A publication, a person, what became of it, and when.
+_Noted = tuple[Publication, str, str, int]
 
 
 class Outcome(Struct, frozen=True, omit_defaults=True):
@@ -100,13 +102,10 @@ class Outcomes:
         self._now_ms = now_ms
         self._limit = round(share * _SHARES)
         self._totals: dict[int, _Total] = {}
+        self._noted: list[_Noted] = []
         self._open: list[Packed] = []
         self._waiting: deque[_Portion] = deque()
         self._waiting_bytes = 0
-        # What the last record said, since the next one mostly says much of the same.
-        self._publication: Publication | None = None
-        self._outcome, self._at_ms = "", 0
-        self._begin = self._event = self._end = b""
         self._types: dict[str, bytes] = {}
         self._place = f',"node":{_json.encode(node).decode()},"at":'.encode()
         self._losing = Outage(f"the oldest records for {topic} are lost", logger, Backoff())
@@ -114,23 +113,15 @@ class Outcomes:
         self.sent = 0
         self.lost = 0
 
-    # Called on the path: each costs half a microsecond. Who calls knows the time, `at_ms`.
+    # Called on the path: a note is a tuple there, and a record later. Who calls knows the time, `at_ms`.
 
     def note(self, publication: Publication, user: str, outcome: str, at_ms: int) -> None:
         """Notes what became of a publication for one person; of one that isn't a person's event, nothing."""
-        if publication is not self._publication:
-            # Looked at once for all people of an event.
-            if not publication.switchable:
-                return
-            self._turn_to(publication)
-        if not (event := self._event):
-            return
-        if at_ms != self._at_ms or outcome != self._outcome:
-            self._turn_to_time(at_ms, outcome)
-        records = self._open
-        records.append((user.encode(), b"".join((self._begin, event, _json.encode(user), self._end))))
-        if len(records) >= _AT_ONCE:
-            self._close()
+        if publication.switchable:
+            noted = self._noted
+            noted.append((publication, user, outcome, at_ms))
+            if len(noted) >= _AT_ONCE:
+                self._close()
 
     def note_all(self, publication: Publication, users: Iterable[str], outcome: str, at_ms: int) -> None:
         """The same for several people."""
@@ -200,6 +191,7 @@ class Outcomes:
         while True:
             await asyncio.sleep(_TOTALS_S)
             self._take_totals()
+            self._make()
 
     async def _send_all(self) -> None:
         outage = Outage("what became of events can't be written", logger, Backoff())
@@ -218,15 +210,9 @@ class Outcomes:
         With `data` where somebody was offline. Raises KafkaUnavailable.
         """
         records: list[Packed] = []
-        for number, (publication, user, outcome) in enumerate(noted, 1):
-            self._turn_to(publication)
-            self._turn_to_time(at_ms, outcome)
-            if self._event:
-                data = b',"data":' + publication.data if outcome == OFFLINE else b""
-                value = (self._begin, self._event, _json.encode(user), self._end[:-1], data, b"}")
-                records.append((user.encode(), b"".join(value)))
-            if not number % _AT_ONCE:
-                await asyncio.sleep(0)
+        for start in range(0, len(noted), _AT_ONCE):
+            records += self._made([(*each, at_ms) for each in noted[start : start + _AT_ONCE]])
+            await asyncio.sleep(0)
         for start in range(0, len(records), _AT_ONCE * _SENT_AT_ONCE):
             await self._send_each(records[start : start + _AT_ONCE * _SENT_AT_ONCE])
 
@@ -263,26 +249,46 @@ class Outcomes:
 
     # Records are put together from bytes, as `Outcome` describes them: to encode one costs three times more.
 
-    def _turn_to(self, publication: Publication) -> None:
-        """Makes what records say of a publication; nothing for one that isn't in the sample."""
-        self._publication = publication
-        if self._limit < _SHARES and not self._is_chosen(publication.event_id):
-            self._event = b""
-            return
-        name = publication.name
-        about = self._types.get(name)
-        if about is None:
-            if len(self._types) >= _MOST_TYPES:
-                self._types.clear()
-            about = self._types[name] = b',"type":"%b","user":' % name.encode()
-        self._event, self._end = publication.event_id_json + about, b"}"
-        if publication.campaign or publication.trace:
-            self._end = _last_members(publication)
+    def _make(self) -> None:
+        """Makes records of what was noted, which hold no event. One by one, on the path, they cost more."""
+        if noted := self._noted:
+            self._noted = []
+            self._open += self._made(noted)
 
-    def _turn_to_time(self, at_ms: int, outcome: str) -> None:
-        self._at_ms, self._outcome = at_ms, outcome
+    def _made(self, noted: Iterable[_Noted]) -> list[Packed]:
+        records: list[Packed] = []
+        add, encode, join = records.append, _json.encode, b"".join
+        types, whole = self._types, self._limit >= _SHARES
+        # What the last record said, since the next one mostly says much of the same.
+        last: Publication | None = None
+        at, became = -1, ""
+        begin = event = about = end = b""
+        for publication, user, outcome, at_ms in noted:
+            if at_ms != at or outcome != became:
+                if outcome != became:
+                    # Somebody who was offline is told more of it.
+                    last = None
+                at, became = at_ms, outcome
+                begin = self._beginning(outcome, at_ms)
+            if publication is not last:
+                last = publication
+                if is_chosen := whole or self._is_chosen(publication.event_id):
+                    event = publication.event_id_json
+                    about = types.get(publication.name) or self._about(publication.name)
+                    end = _end(publication, outcome)
+            if is_chosen:
+                add((user.encode(), join((begin, event, about, encode(user), end))))
+        return records
+
+    def _beginning(self, outcome: str, at_ms: int) -> bytes:
         at = _json.encode(datetime.fromtimestamp(at_ms / 1000, UTC))
-        self._begin = b'{"outcome":"%b"%b%b,"event":' % (outcome.encode(), self._place, at)
+        return b'{"outcome":"%b"%b%b,"event":' % (outcome.encode(), self._place, at)
+
+    def _about(self, name: str) -> bytes:
+        if len(self._types) >= _MOST_TYPES:
+            self._types.clear()
+        about = self._types[name] = b',"type":"%b","user":' % name.encode()
+        return about
 
     def _take_totals(self) -> None:
         totals, self._totals = self._totals, {}
@@ -296,13 +302,15 @@ class Outcomes:
                     self._keep((None, _json.encode(replace(about, outcome=outcome, count=count))))
 
     def _keep(self, record: Packed) -> None:
-        """Keeps a record until it is sent."""
+        """Keeps a record until it is sent, after those of what was noted before."""
+        self._make()
         self._open.append(record)
         if len(self._open) >= _AT_ONCE:
             self._close()
 
     def _close(self) -> None:
         """Lets what has come be sent, and loses the oldest records where they are too many."""
+        self._make()
         if records := self._open:
             self._open = []
             self._waiting.append(_Portion(records, _size(records)))
@@ -329,12 +337,16 @@ class Outcomes:
         return self._limit >= _SHARES or zlib.crc32(name.encode()) % _SHARES < self._limit
 
 
-def _last_members(publication: Publication) -> bytes:
+def _end(publication: Publication, outcome: str) -> bytes:
+    if outcome != OFFLINE and not publication.campaign and not publication.trace:
+        return b"}"
     end = b""
     if publication.campaign:
         end += b',"campaign":' + _json.encode(publication.campaign)
     if publication.trace:
         end += b',"traceparent":' + _json.encode(publication.trace)
+    if outcome == OFFLINE:
+        end += b',"data":' + publication.data
     return end + b"}"
 
 

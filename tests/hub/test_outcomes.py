@@ -144,6 +144,33 @@ async def test_the_newest_of_the_records_that_were_made_together_are_kept(
     assert 5 < len(kept) == noting.sent == 50 - noting.lost
 
 
+async def test_an_ack_comes_after_what_was_noted_before_it() -> None:
+    kafka = Silent()
+    kafka.answers.set()
+    noting = made(kafka)
+    noting.note(published(1), "ann", WRITTEN, 5)
+    noting.acked("ann", ["e1"], "read")
+    noting.note(published(2), "ann", WRITTEN, 5)
+    await noting._send()
+    told = [msgspec.json.decode(value, type=Outcome) for _, value in kafka.taken]
+    assert [(each.event, each.outcome) for each in told] == [("e1", WRITTEN), ("e1", "read"), ("e2", WRITTEN)]
+
+
+async def test_few_notes_hold_no_publication_while_kafka_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcomes, "_TOTALS_S", 0.01)
+    kafka = Silent()
+    noting = made(kafka)
+    running = asyncio.create_task(noting.run())
+    noting.note(published(0), "ann", WRITTEN, 5)
+    await eventually(lambda: kafka.calls)
+    later = published(1)
+    references = sys.getrefcount(later)
+    noting.note(later, "ann", WRITTEN, 5)
+    await eventually(lambda: sys.getrefcount(later) == references)
+    running.cancel()
+    await asyncio.wait((running,))
+
+
 async def test_a_node_that_stops_does_not_wait_for_a_silent_kafka() -> None:
     kafka = Silent()
     noting = made(kafka)
