@@ -90,7 +90,8 @@ CollapseKey = Annotated[
         examples=["order-981"],
     ),
 ]
-_FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+_Time = Annotated[datetime, Meta(tz=True)]
+FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 _LEAP_SECOND = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:)60(?:\.\d+)?(Z|[+-]\d\d:?\d\d)", re.IGNORECASE)
 _NAME_CHARACTERS = 128
 _USER = re.compile(rf"[^\s{_CONTROL}{_UNSEEN}]{{1,{_NAME_CHARACTERS}}}")
@@ -118,7 +119,7 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     message: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     id: EventId | UnsetType = UNSET
     desc: Annotated[str, Meta(max_length=1024)] = ""
-    ts: Annotated[datetime, Meta(tz=True)] | UnsetType = UNSET
+    ts: _Time | UnsetType = UNSET
     ttl_s: Annotated[int, Meta(ge=1, le=31_536_000)] | UnsetType = UNSET
     campaign: Annotated[str, Meta(max_length=128)] = ""
     key: Annotated[str, Meta(min_length=1, max_length=256)] | UnsetType = UNSET
@@ -370,8 +371,12 @@ def _many_people(to: object) -> Users | None:
 
 def _check_texts(made: Event) -> None:
     texts = f"{made.desc}{made.campaign}{made.key or ''}"
-    if "\x00" in texts or not (texts.isascii() or _is_encodable(texts)):
-        raise InvalidInput(Violation("$", "desc, campaign or key has a NUL character or a lone surrogate"))
+    if "\x00" not in texts and (texts.isascii() or _is_encodable(texts)):
+        return
+    for name, text in (("desc", made.desc), ("campaign", made.campaign), ("key", made.key or "")):
+        if "\x00" in text or not _is_encodable(text):
+            what = "a NUL character" if "\x00" in text else "a lone surrogate"
+            raise InvalidInput(Violation(f"$.{name}", f"has {what}, got {strictjson.shown(text)}"))
 
 
 def _bounded(body: bytes, ignored: Callable[[int], None] | None) -> tuple[bytes, Users | None]:
@@ -558,7 +563,7 @@ def publication(
     name = WITHDRAW if event.withdraw else event.type
     # What was shown before a type was switched off is taken away all the same.
     switchable = not event.withdraw
-    expires_ms = _milliseconds(ts) + ttl_s * 1000
+    expires_ms = milliseconds(ts) + ttl_s * 1000
     collapse = event.withdraw or event.collapse or ""
     # By their places, as below: by their names takes a microsecond more, for each event.
     body, users, campaign = _body(name, data), event.users, event.campaign
@@ -579,7 +584,7 @@ def _in_range(ts: datetime) -> datetime:
     """A time in UTC, in which it must lie between 1970 and 9999."""
     try:
         utc = ts if ts.tzinfo is UTC else ts.astimezone(UTC)
-        if utc >= _FIRST_TIME:
+        if utc >= FIRST_TIME:
             return utc
     except OverflowError:
         pass
@@ -587,24 +592,40 @@ def _in_range(ts: datetime) -> datetime:
     raise InvalidInput(Violation("$.ts", detail))
 
 
-def _milliseconds(ts: datetime) -> int:
+def milliseconds(ts: datetime) -> int:
     """Since 1970, exact: a float isn't in every year."""
-    since = ts - _FIRST_TIME
+    since = ts - FIRST_TIME
     return since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000
 
 
+def time_of(text: object, *, at: str) -> datetime:
+    """A time by the rules of an event's `ts`, in UTC. Raises InvalidInput that names `at`."""
+    try:
+        return _in_range(_leap_second(text) or strictjson.convert(text, _Time))
+    except InvalidInput as error:
+        raise InvalidInput(Violation(at, error.violations[0].detail)) from None
+
+
 def _in_leap_second(loaded: object) -> Event:
-    """Reads what `datetime` refuses for its time alone: a leap second is the end of the second before it.
+    """Reads what `datetime` refuses for its time alone. Raises InvalidInput."""
+    if isinstance(loaded, dict) and (ts := _leap_second(loaded.get("ts"))) is not None:
+        loaded = loaded | {"ts": ts}
+    return strictjson.convert(loaded, Event)
+
+
+def _leap_second(text: object) -> datetime | None:
+    """The end of the second before a leap second, None for any other text.
 
     As RFC 3339 (5.6) allows one: 23:59:60 in UTC. Raises InvalidInput.
     """
-    ts = loaded.get("ts") if isinstance(loaded, dict) else None
-    found = _LEAP_SECOND.fullmatch(ts) if isinstance(ts, str) else None
-    if found is not None and isinstance(loaded, dict):
-        event = strictjson.convert(loaded | {"ts": f"{found[1]}59.999999{found[2]}"}, Event)
-        if event.ts and _in_range(event.ts).timetuple()[3:6] == (23, 59, 59):
-            return event
-    return strictjson.convert(loaded, Event)
+    found = _LEAP_SECOND.fullmatch(text) if isinstance(text, str) else None
+    if found is None:
+        return None
+    try:
+        before = msgspec.convert(f"{found[1]}59.999999{found[2]}", _Time)
+    except msgspec.ValidationError:
+        return None
+    return before if _in_range(before).timetuple()[3:6] == (23, 59, 59) else None
 
 
 def encode(
@@ -635,8 +656,8 @@ def _body(name: str, data: object) -> bytes:
         # A message as it was sent may have them between its values, where a blank is the same (RFC 8259, 2).
         line = line.translate(_BLANKS)
     body = _LABEL + line + b"\n"
-    if len(name) + len(body) + _ID_LINE_BYTES > MAX_FRAME_BYTES:
-        raise _too_large(len(body))
+    if (size := len(name) + len(body) + _ID_LINE_BYTES) > MAX_FRAME_BYTES:
+        raise _too_large(size)
     return body
 
 

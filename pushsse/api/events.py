@@ -204,7 +204,12 @@ class EventsEndpoint:
         at = datetime.fromtimestamp(now_ms / 1000, UTC)
         cloud = given(at=at)
         event_id = cloud.event.id or _ulid(now_ms)
-        draft = self.drafter.draft(cloud.event, event_id=event_id, at=at, once=cloud.once, trace=cloud.trace)
+        try:
+            draft = self.drafter.draft(
+                cloud.event, event_id=event_id, at=at, once=cloud.once, trace=cloud.trace
+            )
+        except InvalidInput as error:
+            raise cloud.named(error) from None
         return Submitted(cloud.event, event_id, cloud.ending(draft))
 
     def _of_event(self, given: Event, now_ms: int) -> Submitted:

@@ -12,13 +12,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from hashlib import sha256
 from math import ceil
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from pushsse import event, strictjson
 from pushsse.backplane import Draft
@@ -53,7 +54,6 @@ _NEVER = datetime.max.replace(tzinfo=UTC)
 _MAX_TTL_S = 31_536_000
 _MAX_KEY = 256
 _JSON = re.compile(r"[a-z0-9!#$&^_.+-]+/(?:json|[a-z0-9!#$&^_.+-]+\+json)", re.IGNORECASE)
-_Time = Annotated[datetime, Meta(tz=True)]
 Text = str | None | UnsetType
 
 
@@ -84,12 +84,20 @@ _raws = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 class CloudEvent(NamedTuple):
-    """An event, and what an event can't have itself: by what it is known, its trace, and its exact end."""
+    """An event, and what an event can't have itself: by what it is known, its trace, and its exact end.
+
+    `attribute_of` names the attribute in the place of the member that it became.
+    """
 
     event: Event
     once: str
     trace: str
     expires_ms: int | None
+    attribute_of: Callable[[Violation], Violation]
+
+    def named(self, error: InvalidInput) -> InvalidInput:
+        """What is wrong with its draft, by the names of attributes."""
+        return type(error)(*map(self.attribute_of, error.violations))
 
     def ending(self, draft: Draft) -> Draft:
         """The draft, which ends no later than the CloudEvent says."""
@@ -129,7 +137,10 @@ class CloudEventsFormat:
         at = time_of(record.timestamp) if found.expirytime else _NEVER
         cloud = _cloud_event(found, place, at=at, said=said, message=message[0] if message else None)
         trace = cloud.trace or (traceparent(read.trace) if read.trace else "")
-        draft = self.drafter.of_record(cloud.event, record, owner, once=cloud.once or None, trace=trace)
+        try:
+            draft = self.drafter.of_record(cloud.event, record, owner, once=cloud.once or None, trace=trace)
+        except InvalidInput as error:
+            raise cloud.named(error) from None
         return draft if cloud.expires_ms is None else cloud.ending(draft)
 
 
@@ -303,13 +314,14 @@ def _cloud_event(
         members |= said
     if message is None:
         message = _message(found, place)
+    attribute_of = partial(_renamed, place=place, said=said)
     try:
         made = event.of_members(members, message)
     except InvalidInput as error:
-        raise type(error)(*(_renamed(each, place, said) for each in error.violations)) from None
+        raise type(error)(*map(attribute_of, error.violations)) from None
     once = "" if "id" in said else f"|{len(source)}|{source}|{event_id}"
     trace = traceparent(found.traceparent) if found.traceparent else ""
-    return CloudEvent(made, once, trace, expires_ms)
+    return CloudEvent(made, once, trace, expires_ms, attribute_of)
 
 
 _MEMBERS = {
@@ -317,13 +329,14 @@ _MEMBERS = {
     "ts": "time",
     "to": "pushsseto",
     "message": "data",
+    "desc": "subject",
     "key": "partitionkey",
     "collapse": "pushssecollapse",
     "withdraw": "pushssewithdraw",
 }
 
 
-def _renamed(violation: Violation, place: PlaceOf, said: Mapping[str, object]) -> Violation:
+def _renamed(violation: Violation, *, place: PlaceOf, said: Mapping[str, object]) -> Violation:
     """The attribute in the place of the member that it became."""
     member, rest = violation.at.removeprefix("$.").partition(".")[0].partition("[")[0], violation.at
     if member in said or member not in _MEMBERS or not rest.startswith("$."):
@@ -349,27 +362,18 @@ def _audience(given: str | Sequence[str] | None, place: PlaceOf) -> object:
 
 def _expiring(found: _Attributes, place: PlaceOf, at: datetime, members: dict[str, object]) -> int:
     """Sets how long the event is worth anything; its end in milliseconds."""
-    end = _time(found.expirytime, place("expirytime"))
-    begin = _time(found.time, place("time")) if found.time else at
+    end = event.time_of(found.expirytime, at=place("expirytime"))
+    begin = event.time_of(found.time, at=place("time")) if found.time else at
     left_s = (end - begin).total_seconds()
     if left_s <= 0 and found.time:
         raise InvalidInput(
             Violation(place("expirytime"), f"{found.expirytime} isn't after time, {found.time}")
         )
     if left_s <= 0:
-        # It has expired, and is to be counted as that.
-        members["ts"] = end - timedelta(seconds=1)
+        # It has expired, and is to be counted as that. Before 1970 there is no time.
+        members["ts"] = max(event.FIRST_TIME, end - timedelta(seconds=1))
     members["ttl_s"] = max(1, min(ceil(left_s), _MAX_TTL_S))
-    return int(end.timestamp() * 1000)
-
-
-def _time(text: object, where: str) -> datetime:
-    try:
-        return strictjson.convert(text, _Time).astimezone(UTC)
-    except (InvalidInput, OverflowError):
-        raise InvalidInput(
-            Violation(where, f"isn't a time with a zone (RFC 3339), got {strictjson.shown(text)}")
-        ) from None
+    return event.milliseconds(end)
 
 
 def _message(found: _Attributes, place: PlaceOf) -> bytes:

@@ -98,6 +98,16 @@ async def test_a_missing_attribute_is_named_by_its_field(node: Running) -> None:
     assert (status, answer["errors"][0]["at"]) == (422, "header ce-pushsseto")
 
 
+@pytest.mark.parametrize("name", ["time", "expirytime"])
+@pytest.mark.parametrize("at", ["0001-01-01T00:00:00Z", "1969-12-31T23:59:59Z"])
+async def test_a_time_before_1970_is_named_by_its_field(node: Running, name: str, at: str) -> None:
+    message = http.to_binary_event(sent(1))
+    message.headers[f"ce-{name}"] = at
+    status, answer = await post(node, message)
+    assert (status, answer["errors"][0]["at"]) == (422, f"header ce-{name}")
+    assert at[:19] in answer["errors"][0]["detail"]
+
+
 async def test_one_without_an_audience_is_for_whom_the_url_says(node: Running) -> None:
     async with node.stream("bo") as stream:
         await stream.ready()

@@ -1,5 +1,6 @@
 """What a publication counts, for its log and for whoever pays, is about what the log keeps of it."""
 
+import re
 import tracemalloc
 from datetime import UTC, datetime
 
@@ -8,7 +9,8 @@ from msgspec.structs import replace
 
 from pushsse.backplane import Entry, codec
 from pushsse.backplane.memory.logs import MemoryLog
-from pushsse.event import Change, Publication
+from pushsse.errors import InvalidInput
+from pushsse.event import MAX_FRAME_BYTES, Change, Publication, encode
 from pushsse.hub.log_tail import LogTail
 from pushsse.questions import By, Link, Question, asked_size, drafts_of, said_size
 
@@ -131,3 +133,18 @@ def test_a_question_costs_what_its_events_take_however_long_the_names_are(letter
     said = sum(stored(draft.publication) for draft in drafts_of(message))
     cost = said_size("So.", links, name=name, user=user, conversation=conversation)
     assert said * 0.95 <= cost <= said * 1.5 + 400
+
+
+def test_a_frame_of_one_byte_too_many_says_so() -> None:
+    def encoded(size: int) -> bytes:
+        return encode("news", "x" * size, users=None).body
+
+    longest = MAX_FRAME_BYTES
+    with pytest.raises(InvalidInput) as refused:
+        encoded(longest)
+    found = re.search(r"has (\d+) bytes, over (\d+)", refused.value.violations[0].detail)
+    assert found is not None
+    around = int(found[1]) - longest
+    assert encoded(longest - around)
+    with pytest.raises(InvalidInput, match=f"has {longest + 1} bytes, over {longest}"):
+        encoded(longest - around + 1)

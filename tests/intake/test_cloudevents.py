@@ -153,9 +153,20 @@ def test_a_required_attribute_that_is_missing_is_named(name: str, value: str | N
         (structured(pushsseto="a b"), "$.pushsseto", "isn't a person's name"),
         (structured(expirytime="2026-11-23T07:00:00Z"), "$.expirytime", "isn't after time"),
         (structured(expirytime="soon"), "$.expirytime", "RFC 3339"),
+        (structured(expirytime="0001-01-01T00:00:00Z"), "$.expirytime", "must lie between 1970"),
+        (structured(time=None, expirytime="0001-01-01T00:00:00Z"), "$.expirytime", "must lie between 1970"),
+        (structured(time=None, expirytime="0001-01-01T00:00:00+14:00"), "$.expirytime", "must lie"),
+        (structured(time=None, expirytime="9999-12-31T23:59:59-14:00"), "$.expirytime", "must lie"),
+        (structured(time="1960-01-01T00:00:00Z"), "$.time", "must lie between 1970"),
+        (binary(ce_time=b"1960-01-01T00:00:00Z"), "header ce_time", "must lie between 1970"),
+        (structured(type="refused"), "$.type", "isn't in the catalogue"),
+        (binary(ce_type=b"refused"), "header ce_type", "isn't in the catalogue"),
+        (structured(subject="a\0b"), "$.subject", "has a NUL character, got"),
+        (structured(partitionkey="a\0b"), "$.partitionkey", "has a NUL character, got"),
         (structured(partitionkey="k" * 257), "$.partitionkey", "256"),
         (structured(data=None, data_base64="*"), "$.data_base64", "isn't base64"),
         (structured(data="x" * 50_000), "data", "over 49152"),
+        (structured(data="x" * 49_000), "data", "over 49152"),
         (structured(data="\x00"), "data", "NUL"),
         (binary(b"{", content_type=b"application/json"), "data", "isn't JSON"),
         (binary(content_type=b"application/avro"), "datacontenttype", "python:PACKAGE:FUNCTION"),
@@ -192,6 +203,19 @@ def test_expirytime_ends_it_to_the_millisecond() -> None:
 def test_one_that_expired_before_it_came_has_expired() -> None:
     draft = decoded(replace(structured(time=None, expirytime="2020-01-01T00:00:00Z")))
     assert draft.publication.expires_ms == int(datetime(2020, 1, 1, tzinfo=UTC).timestamp() * 1000)
+
+
+@pytest.mark.parametrize("end", ["1970-01-01T00:00:00Z", "1970-01-01T00:00:00.5Z", "1970-01-01T00:00:01Z"])
+def test_one_that_expired_as_time_began_has_expired(end: str) -> None:
+    draft = decoded(structured(time=None, expirytime=end))
+    assert draft.publication.expires_ms == int(datetime.fromisoformat(end).timestamp() * 1000)
+
+
+def test_times_of_a_leap_second_are_taken() -> None:
+    draft = decoded(structured(time="2016-12-31T23:59:60Z", expirytime="2017-06-30T18:59:60.5-05:00"))
+    assert b'"ts":"2016-12-31T23:59:59.999999Z"' in draft.publication.body
+    end = datetime(2017, 6, 30, 23, 59, 59, 999_000, tzinfo=UTC)
+    assert draft.publication.expires_ms == int(end.timestamp() * 1000)
 
 
 @pytest.mark.parametrize(
