@@ -24,7 +24,7 @@ from pushsse.event import Publication
 from pushsse.hub.catch_up import Scans
 from pushsse.kafka import Connection, reader
 from pushsse.kafka.producer import partition_of
-from pushsse.outcomes import Outcome
+from pushsse.outcomes import SWITCHED_OFF, Outcome
 from pushsse.position import parse
 from pushsse.preferences.history import Held, History, How, Moment
 
@@ -147,7 +147,11 @@ class _Seen:
             before = frozenset(number for number, order in self.changes.items() if order < entry.order)
             return entry.publication.name, Moment(entry.at_ms, before, frozenset(self.changes) - before)
         first = min((each for each in told if each.type), key=lambda each: each.at, default=None)
-        return (first.type, Moment(int(first.at.timestamp() * 1000))) if first is not None else None
+        if first is None:
+            return None
+        # It isn't in the log: whoever was to publish it had asked the database.
+        was_off = first.outcome == SWITCHED_OFF
+        return first.type, Moment(int(first.at.timestamp() * 1000), was_off=was_off)
 
     def _take_change(self, entry: Entry) -> None:
         publication = entry.publication

@@ -35,6 +35,8 @@ _DELETED_AT_ONCE = 500
 _NOTED_AT_ONCE = 100
 _NAMES_AT_ONCE = 1_000
 _PAUSE_S = 0.1
+# Longer than a change takes to be committed, and a batch of events to be published.
+_UNCOMMITTED_MS = 10_000
 
 # How somebody came to change it: by themselves, for somebody else, with many others, as whoever is named in
 # development, by the settings file of a node.
@@ -83,11 +85,15 @@ class Held(Struct, frozen=True):
 
 
 class Moment(Struct, frozen=True):
-    """A moment in time (ms), and in the log: which changes, by their numbers, it has before and after it."""
+    """A moment in time (ms), and in the log: which changes, by their numbers, it has before and after it.
+
+    `was_off`: the database was asked just before it, and had the type off.
+    """
 
     at_ms: int
     before: frozenset[int] = frozenset()
     after: frozenset[int] = frozenset()
+    was_off: bool = False
 
 
 class _ChangeRow(NamedTuple):
@@ -210,19 +216,17 @@ class History:
             found.setdefault((row.kind, row.name), []).append(row)
             if number % _DELETED_AT_ONCE == 0:
                 await asyncio.sleep(0)
-        rules = _value(found.get((RULES, name), ()), moment, unset=_UNLISTED)
-        state, _, category = rules.value.partition(" ")
-        if state == "mandatory":
-            return Held(True, "mandatory", by=rules.by, since_ms=rules.since_ms)
-        own = _value(found.get((TYPE, name), ()), moment)
-        if own.value:
-            return Held(own.value == "on", "type", by=own.by, since_ms=own.since_ms)
-        if category:
-            by_category = _value(found.get((CATEGORY, category), ()), moment)
-            if by_category.value:
-                on = by_category.value == "on"
-                return Held(on, "category", category, by_category.by, by_category.since_ms)
-        return Held(state != "off", "default", by=rules.by, since_ms=rules.since_ms)
+        held = _held(found, name, moment)
+        if not moment.was_off or not held.enabled:
+            return held
+        # A change is noted before it is committed: one that was noted by then may not have been there yet.
+        noted = {row.at_ms for rows in found.values() for row in rows if row.id}
+        for at_ms in sorted(noted, reverse=True):
+            if moment.at_ms - _UNCOMMITTED_MS < at_ms <= moment.at_ms:
+                earlier = _held(found, name, Moment(at_ms - 1))
+                if not earlier.enabled:
+                    return earlier
+        return held
 
     async def changes(self, user: str, numbers: Sequence[int]) -> Mapping[int, Actor]:
         """Who made changes of a person's switches, by their numbers, as far as that is known."""
@@ -243,6 +247,23 @@ class History:
     async def run(self) -> None:
         """Deletes for ever, some minutes after the start and then each hour."""
         await hourly(self.sweep, "what was switched long ago can't be deleted", logger)
+
+
+def _held(found: Mapping[tuple[str, str], Sequence[_ChangeRow]], name: str, moment: Moment) -> Held:
+    """Whether a type was on at a moment, and why, by the rows of each switch that may decide."""
+    rules = _value(found.get((RULES, name), ()), moment, unset=_UNLISTED)
+    state, _, category = rules.value.partition(" ")
+    if state == "mandatory":
+        return Held(True, "mandatory", by=rules.by, since_ms=rules.since_ms)
+    own = _value(found.get((TYPE, name), ()), moment)
+    if own.value:
+        return Held(own.value == "on", "type", by=own.by, since_ms=own.since_ms)
+    if category:
+        by_category = _value(found.get((CATEGORY, category), ()), moment)
+        if by_category.value:
+            on = by_category.value == "on"
+            return Held(on, "category", category, by_category.by, by_category.since_ms)
+    return Held(state != "off", "default", by=rules.by, since_ms=rules.since_ms)
 
 
 class _Value(NamedTuple):

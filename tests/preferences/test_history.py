@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,10 @@ from hypothesis import strategies as st
 
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.database import Database, Statement
+from pushsse.explain import Explaining, _Seen
+from pushsse.hub.catch_up import Scans
 from pushsse.metrics import Metrics
+from pushsse.outcomes import SWITCHED_OFF, Outcome
 from pushsse.preferences import Preferences, SwitchLine, Transfer
 from pushsse.preferences.catalogue import CatalogueStore, NamedType, TypeRules
 from pushsse.preferences.history import (
@@ -155,6 +159,40 @@ async def test_the_log_decides_what_came_first_where_it_has_the_change(
         False, "type", by=ANN, since_ms=1_000
     )
     assert await history.held("ann", "news", Moment(2_000, after=one)) == Held(True, "default")
+
+
+async def test_a_change_that_was_not_committed_yet_is_not_what_held_an_event_back(
+    store: PreferenceStore, catalogue: CatalogueStore, history: History, clock: Clock
+) -> None:
+    await catalogue.put("news", TypeRules(category="press"))
+    await store.change("ann", {"news": False}, by=ANN)
+    await store.change("bo", {}, categories={"press": False}, by=CARL)
+    clock.now_ms = 20_000
+    await store.change("ann", {"news": True}, by=CARL)
+    await store.change("bo", {"news": True}, by=ROOT)
+    off = Held(False, "type", by=ANN, since_ms=1_000)
+    assert await history.held("ann", "news", Moment(20_003, was_off=True)) == off
+    assert (await history.held("bo", "news", Moment(20_003, was_off=True))).category == "press"
+    # Long after the change it isn't that, and of somebody who has switched nothing nothing is known.
+    assert (await history.held("ann", "news", Moment(30_000, was_off=True))).enabled
+    assert (await history.held("cy", "news", Moment(20_003, was_off=True))).rule == "default"
+    # What was published was let through.
+    assert (await history.held("ann", "news", Moment(20_003))).enabled
+
+
+async def test_the_switch_of_an_event_that_was_held_back_is_explained_as_off(
+    store: PreferenceStore, catalogue: CatalogueStore, history: History, clock: Clock
+) -> None:
+    await catalogue.put("news", TypeRules())
+    await store.change("ann", {"news": False}, by=ANN)
+    clock.now_ms = 2_000
+    await store.change("ann", {"news": True}, by=CARL)
+    log = MemoryBackplane(shards=4, keep_s=600, keep_bytes=1 << 22, metrics=Metrics())
+    explaining = Explaining(log, Scans(), None, history, 600)
+    noted = datetime.fromtimestamp(2.004, UTC)
+    told = [Outcome(SWITCHED_OFF, "node-1", noted, "e-1", "news", "ann")]
+    [step] = await explaining._switches(_Seen("ann", "e-1"), told)
+    assert (step.what, step.detail, step.by) == ("switch", "news off, its own switch", "ann")
 
 
 async def test_what_another_release_has_switched_is_told_without_a_name(
