@@ -49,17 +49,39 @@ def _a_worker(node: Served) -> int:
     return int(SERVED.findall(node.logged)[-1])
 
 
+def _kill_a_worker(node: Served) -> None:
+    """Returns when it has ended, so that no request comes to its socket any more, and would be cut."""
+    ended = node.logged.count("ended with exit status")
+    os.kill(_a_worker(node), signal.SIGKILL)
+    until(lambda: node.logged.count("ended with exit status") > ended, "end of the worker")
+
+
+def _scrape(node: Served, *, within_s: float = LIMIT_S) -> dict[str, float]:
+    """One scrape; empty where it is refused, since the supervisor didn't answer in time."""
+    reply = httpx.get(f"{node.url}/metrics", trust_env=False, timeout=within_s)
+    lines = [line.rpartition(" ") for line in reply.text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines} if reply.status_code == 200 else {}
+
+
 def _scraped(node: Served) -> dict[str, float]:
-    text = httpx.get(f"{node.url}/metrics", trust_env=False).text
-    lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
-    return {name: float(value) for name, _, value in lines}
+    """A scrape that all workers have answered: on a busy machine one may be too late for it."""
+    found: dict[str, float] = {}
+
+    def is_whole() -> bool:
+        found.clear()
+        found.update(_scrape(node))
+        return found.get("pushsse_workers_unanswered") == 0
+
+    until(is_whole, "scrape of all workers")
+    return found
 
 
 def _publish(node: Served, times: int) -> None:
     for number in range(times):
         # A connection each, so that both workers get some.
         event = {"type": "news", "to": "all", "message": number}
-        assert httpx.post(f"{node.url}/v1/events", json=event, trust_env=False).status_code == 202
+        reply = httpx.post(f"{node.url}/v1/events", json=event, trust_env=False, timeout=LIMIT_S)
+        assert reply.status_code == 202, reply.text
 
 
 def _nodes(node: Served, wanted: int) -> set[str]:
@@ -67,7 +89,7 @@ def _nodes(node: Served, wanted: int) -> set[str]:
     found: set[str] = set()
 
     def more() -> bool:
-        with httpx.stream("GET", f"{node.url}/v1/stream", trust_env=False) as response:
+        with httpx.stream("GET", f"{node.url}/v1/stream", trust_env=False, timeout=LIMIT_S) as response:
             data = next(line for line in response.iter_lines() if line.startswith("data: "))
             found.add(str(json.loads(data[6:])["node"]))
         return len(found) == wanted
@@ -79,7 +101,10 @@ def _nodes(node: Served, wanted: int) -> set[str]:
 def test_workers_share_the_port_and_hear_each_other(shared: Served) -> None:
     assert "2 workers" in shared.logged
     assert len(_nodes(shared, 2)) == 2
-    streams = [httpx.stream("GET", f"{shared.url}/v1/stream?user=u{n}", trust_env=False) for n in range(8)]
+    streams = [
+        httpx.stream("GET", f"{shared.url}/v1/stream?user=u{n}", trust_env=False, timeout=LIMIT_S)
+        for n in range(8)
+    ]
     opened = [stream.__enter__() for stream in streams]
     try:
         lines = [response.iter_lines() for response in opened]
@@ -99,7 +124,7 @@ def test_counters_of_a_dead_worker_are_kept(shared: Served) -> None:
     before = _scraped(shared)
     assert before["pushsse_workers"] == 2
     assert before["pushsse_appended_total"] >= 20
-    os.kill(_a_worker(shared), signal.SIGKILL)
+    _kill_a_worker(shared)
     restarts = before["pushsse_worker_restarts_total"] + 1
     until(lambda: _scraped(shared)["pushsse_worker_restarts_total"] == restarts, "restart")
     until(lambda: _scraped(shared)["pushsse_workers"] == 2, "second worker")
@@ -121,10 +146,10 @@ def test_worker_that_does_not_answer_is_left_out_and_counted(tmp_path: Path, red
 
             def answered() -> bool:
                 try:
-                    found.update(_scraped(node))
+                    found.update(_scrape(node, within_s=5))
                 except httpx.TimeoutException:
                     return False
-                return found["pushsse_workers_unanswered"] == 1
+                return found.get("pushsse_workers_unanswered") == 1
 
             until(answered, "scrape", within_s=60)
             assert found["pushsse_appended_total"] >= before["pushsse_appended_total"]
@@ -168,7 +193,9 @@ def test_a_signal_ends_all_of_them_cleanly(tmp_path: Path, redis_url: str, numbe
 def test_a_second_signal_ends_all_of_them_at_once(tmp_path: Path, redis_url: str) -> None:
     settings = {"PUSHSSE_REDIS_URL": redis_url, "PUSHSSE_DRAIN_DELAY_S": "60"}
     with served(tmp_path, "--workers", "2", **settings) as node:
-        with httpx.stream("GET", f"{node.url}/v1/stream?user=ann", trust_env=False) as stream:
+        with httpx.stream(
+            "GET", f"{node.url}/v1/stream?user=ann", trust_env=False, timeout=LIMIT_S
+        ) as stream:
             lines = stream.iter_lines()
             assert any(line == "event: ready" for line in lines)
             node.process.send_signal(signal.SIGTERM)
@@ -185,7 +212,7 @@ def test_workers_do_not_outlive_their_supervisor_and_end_their_streams_in_band(
 ) -> None:
     with (
         two_workers(tmp_path, redis_url) as node,
-        httpx.stream("GET", f"{node.url}/v1/stream?user=ann", trust_env=False) as stream,
+        httpx.stream("GET", f"{node.url}/v1/stream?user=ann", trust_env=False, timeout=LIMIT_S) as stream,
     ):
         workers = [int(found) for found in SERVED.findall(node.logged)]
         lines = stream.iter_lines()
