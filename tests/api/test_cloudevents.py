@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -125,15 +126,14 @@ async def test_an_event_of_ours_isnt_taken_for_one(node: Running) -> None:
 async def test_a_long_batch_lets_others_in_between(node: Running) -> None:
     events = [WHOLE | {"id": str(number), "pushsseto": f"user-{number}"} for number in range(6_000)]
     body = json.dumps(events).encode()
-    loop = asyncio.get_running_loop()
     longest = 0.0
 
     async def watch() -> None:
         nonlocal longest
         while True:
-            before = loop.time()
+            before = time.thread_time()
             await asyncio.sleep(0)
-            longest = max(longest, loop.time() - before)
+            longest = max(longest, time.thread_time() - before)
 
     watching = asyncio.create_task(watch())
     try:

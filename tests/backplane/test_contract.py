@@ -826,15 +826,13 @@ async def test_a_window_ends_and_the_next_use_begins_another(make: Make) -> None
     async with make() as backplane:
         await eventually(lambda: backplane.available)
         for _ in range(5):
-            used = await backplane.use("short", window_ms=500)
+            used = await backplane.use("short", window_ms=1_500)
 
         async def is_over() -> bool:
-            return (await backplane.use("short", window_ms=500)).seen == 1
+            return (await backplane.use("short", window_ms=1_500)).seen == 1
 
-        began = time.monotonic()
+        # A use doesn't make the window longer, or it would never end: it is used all the time.
         await eventually(is_over)
-        # A use doesn't make the window longer, or it would never have ended.
-        assert time.monotonic() - began < 0.5 * 1.5 + 1
         assert used.seen == 5
 
 
