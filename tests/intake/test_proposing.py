@@ -5,6 +5,8 @@ import tomllib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import pytest
+
 from pushsse.intake.proposing import proposal
 
 
@@ -67,6 +69,22 @@ def test_an_id_that_several_records_have_is_named() -> None:
     assert "value.orderNo isn't the id" in notes
     made, notes = proposed({"user": "ann", "orderNo": "A-1"}, {"user": "ann", "orderNo": "A-2"})
     assert (made["id"], notes) == ("value.orderNo", "")
+
+
+@pytest.mark.parametrize(
+    ("records", "to"),
+    [
+        ([{"userId": name} for name in ("ann", "bo", "cy")], "value.userId"),
+        ([{"user": {"id": name}} for name in ("ann", "bo", "cy")], "value.user.id"),
+    ],
+    ids=["by its name", "within another"],
+)
+def test_who_an_event_is_for_is_not_its_id(records: Sequence[object], to: str) -> None:
+    """Of each person the second event would be a repeat of the first."""
+    made, notes = proposed(*records)
+    assert made["to"] == to
+    assert "id" not in made
+    assert "isn't the id" not in notes
 
 
 def test_events_of_one_thing_have_an_id_each() -> None:
