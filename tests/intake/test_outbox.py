@@ -530,6 +530,33 @@ async def test_rows_are_found_by_the_index_though_the_table_was_empty_when_the_p
     assert (await read())[0] < 100_000
 
 
+async def test_rows_of_other_buckets_are_not_read_though_the_table_was_full_when_the_plan_was_made(
+    box: OutboxKit,
+) -> None:
+    async def read() -> int:
+        found: int = await box.application.fetchval(
+            "SELECT idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'pushsse_outbox'"
+        )
+        return found
+
+    async def is_alone() -> bool:
+        text = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        return int(await box.application.fetchval(text)) == 1
+
+    await box.application.execute(
+        """INSERT INTO pushsse_outbox (type, message, recipients)
+           SELECT 'alarm', '1', json_build_object('users', json_build_array('person' || n))
+             FROM generate_series(1, 10000) n"""
+    )
+    await box.application.execute("ANALYZE pushsse_outbox")
+    async with box.running():
+        await eventually(lambda: box.metrics.outbox_rows["pushsse_outbox"] == 10_000)
+    # A connection tells what it has read when it ends, at the latest.
+    await eventually(is_alone)
+    # Looked for, read and deleted. Those of all buckets would be many more.
+    assert 20_000 < await read() < 80_000
+
+
 async def test_many_large_rows_are_taken_in_several_batches(box: OutboxKit) -> None:
     users = json.dumps({"users": [f"{n:0128}" for n in range(5_000)]})
     for n in range(12):
