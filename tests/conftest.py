@@ -60,6 +60,15 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture
+def patient_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What SQLite is asked on the event loop is answered there, however long the machine stands still.
+
+    For tests that look for such an answer: any may be given up after 3 ms, and is then waited for instead.
+    """
+    monkeypatch.setattr("pushsse.database.connection.MOST_S", 60.0)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Prints what tests have recorded for people to read."""
     for report in terminalreporter.getreports("passed"):

@@ -27,7 +27,8 @@ from pushsse.stream.immediate import MOST_BYTES, Answer, ImmediateHttp
 from tests.serving import Running, serving
 from tests.waiting import LIMIT_S, eventually
 
-pytestmark = pytest.mark.anyio
+# An event or a stream whose people can't be read at once is left to ASGI.
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("patient_reader")]
 SECRET = "a secret of thirty-two bytes and more"
 EVENT = b'{"type":"alarm","to":{"users":["ann"]},"message":"x","id":"one"}'
 # What differs from one answer to the next: ids that are made, and the stream's.

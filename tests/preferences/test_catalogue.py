@@ -223,6 +223,7 @@ async def test_a_switch_outweighs_that_of_its_category_and_that_the_default(
         assert [v.at for v in caught.value.violations] == [f"$.categories.{name}" for name in wanted]
 
 
+@pytest.mark.usefixtures("patient_reader")
 async def test_who_gets_what_agrees_with_a_model_of_it(
     catalogue: CatalogueStore, store: PreferenceStore, states: StateTable, server: Postgres | None
 ) -> None:

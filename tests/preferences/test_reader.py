@@ -40,6 +40,7 @@ async def path(database: Database) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("patient_reader")
 async def test_one_and_few_are_answered_at_once_and_many_are_not(database: Database) -> None:
     await PreferenceStore(database).join(["a", "b", "c"], hidden=False)
     assert database.read_nowait(int, _ONE) == [1]
@@ -51,6 +52,7 @@ async def test_one_and_few_are_answered_at_once_and_many_are_not(database: Datab
     assert await database.read(str, _TYPES, many) == ["b"]
 
 
+@pytest.mark.usefixtures("patient_reader")
 async def test_what_another_process_commits_holds_for_the_next_question(
     database: Database, path: Path
 ) -> None:
@@ -79,12 +81,14 @@ async def test_a_question_that_changes_something_is_not_for_the_reader(database:
     assert database.read_nowait(int, Statement("DELETE FROM pushsse_event_type")) is None
 
 
+@pytest.mark.usefixtures("patient_reader")
 async def test_a_writer_keeps_nobody_from_reading(database: Database, path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert database.read_nowait(int, Statement("SELECT count(*) FROM pushsse_event_type")) == [0]
 
 
+@pytest.mark.usefixtures("patient_reader")
 async def test_a_locked_file_is_left_to_the_thread_which_says_so_in_time(tmp_path: Path) -> None:
     path = tmp_path / "test.db"
     async with Database(f"sqlite://{path}?journal_mode=DELETE", timeout_s=0.5, cool_s=60) as database:
