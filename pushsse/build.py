@@ -20,7 +20,7 @@ from pushsse.backplane.limits import LogAllowance
 from pushsse.backplane.memory import MemoryBackplane
 from pushsse.backplane.memory.writer import LogWriter
 from pushsse.backplane.redis import RedisBackplane
-from pushsse.database import Database
+from pushsse.database import TIMEOUT_S, Database
 from pushsse.dispatcher import Dispatcher
 from pushsse.errors import SettingsError
 from pushsse.explain import Explaining, OutcomeTopic
@@ -54,11 +54,14 @@ from pushsse.witness import Witness, WitnessTable
 from pushsse.workers.worker import Worker
 
 
-def build(settings: Settings, *, worker: Worker | None = None) -> Node:
-    """One node, whose parts know each other. Raises SettingsError."""
+def build(settings: Settings, *, worker: Worker | None = None, database_timeout_s: float = TIMEOUT_S) -> Node:
+    """One node, whose parts know each other. Raises SettingsError.
+
+    `database_timeout_s` is how long it waits for an answer of the database.
+    """
     metrics = Metrics()
     backplane = _backplane(settings, metrics)
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, timeout_s=database_timeout_s)
     store = PreferenceStore(database, now_ms=backplane.now_ms)
     catalogue_store = CatalogueStore(database, now_ms=backplane.now_ms)
     history = History(database, now_ms=backplane.now_ms, keep_s=settings.log_keep_s)

@@ -56,6 +56,8 @@ logger = logging.getLogger(__name__)
 Row = TypeVar("Row")
 Result = TypeVar("Result")
 
+# How long a node waits for an answer.
+TIMEOUT_S = 1.5
 # "pushsse" and a digit in ASCII, so that no other program on the same PostgreSQL server takes this lock.
 _MIGRATION_LOCK = 0x7075736873736531
 _MIGRATE_S = 120.0
@@ -108,7 +110,9 @@ class _TakenBackError(Exception):
 class Database:
     """The database of one process, between `open` and `close`."""
 
-    def __init__(self, url: str, *, timeout_s: float = 1.5, pool_size: int = 8, cool_s: float = 1.0) -> None:
+    def __init__(
+        self, url: str, *, timeout_s: float = TIMEOUT_S, pool_size: int = 8, cool_s: float = 1.0
+    ) -> None:
         self._connections = Connections(configuration(url, pool_size=pool_size, timeout_s=timeout_s))
         self._timeout_s = timeout_s
         self._breaker = Breaker(cool_s)
