@@ -235,7 +235,7 @@ class StreamEndpoint:
 
 
 class _Wanted:
-    """A stream that is asked for, and opens without ASGI. Its methods are what the HTTP protocol calls.
+    """A stream that is asked for, and opens without ASGI. The HTTP protocol calls `open` or `queue`.
 
     An object and not some functions within `opening`: one is made for each stream.
     """
@@ -264,20 +264,28 @@ class _Wanted:
 
     def _wait(self, waiting: WaitingRequest) -> Leave:
         self._waiting = waiting
-        # Declined, ASGI opens it, or answers that the node is busy.
-        return self._endpoint.opener.begin_soon(
-            self._user, self._wish, self._options, start=self._start, decline=waiting.decline
-        )
+        self._endpoint.opener.begin_soon(self._user, self._wish, self._options, self)
+        return self._leave
+
+    def _leave(self) -> None:
+        self._endpoint.opener.leave(self)
 
     def _start_at_once(self, begin: Begin) -> bool:
         connection = offered(self._request.scope)
         return start_nowait(begin, connection, backlog_bytes=self._endpoint.backlog_bytes)
 
-    def _start(self, begin: Begin) -> bool:
+    # Client, for the opener's queue
+
+    def start(self, begin: Begin) -> bool:
+        """Has it begin on the connection of the request that waits, if there is room."""
         # Those before in the same batch have taken their room.
         return self._endpoint.node.has_room() and start_nowait(
             begin, self._waiting, backlog_bytes=self._endpoint.backlog_bytes
         )
+
+    def decline(self) -> None:
+        """ASGI opens it, or answers that the node is busy."""
+        self._waiting.decline()
 
 
 def asked(request: Request, who: Identity | None) -> tuple[From, StreamOptions]:

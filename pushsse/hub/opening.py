@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from typing import Protocol
 
 import msgspec
 from msgspec import Struct
@@ -84,15 +84,26 @@ class StreamLimits:
 Begin = Callable[[Sink], Subscriber]
 
 
+class Client(Protocol):
+    """A client of `Opener.begin_soon`. Neither method may block."""
+
+    def start(self, begin: Begin) -> bool:
+        """Begins its stream by `begin`, as `start` of `open_nowait`; whether it did."""
+        ...
+
+    def decline(self) -> None:
+        """Leaves its stream to `opening`."""
+        ...
+
+
 class _Queued(Struct, frozen=True):
-    """A client whose stream begins by `start`, which says whether it did, or else by `decline`."""
+    """A client whose stream is to begin."""
 
     person: Person
     wish: From
     options: StreamOptions
     since: float
-    start: Callable[[Begin], bool]
-    decline: Callable[[], None]
+    client: Client
 
 
 class Opener:
@@ -114,9 +125,8 @@ class Opener:
         self._limits = limits
         self._revocations = revocations
         self._refresh = refresh
-        # By the number of their coming, of which each has one, so that whoever leaves is found.
-        self._queue: OrderedDict[int, _Queued] = OrderedDict()
-        self._numbers = count()
+        # In the order of their coming; whoever leaves is found.
+        self._queue: OrderedDict[Client, _Queued] = OrderedDict()
         self._queued = asyncio.Event()
 
     async def run(self) -> None:
@@ -194,30 +204,20 @@ class Opener:
         """Whether there is room for one more client of `begin_soon`."""
         return len(self._queue) < _MOST_QUEUED
 
-    def begin_soon(
-        self,
-        user: str,
-        wish: From,
-        options: StreamOptions,
-        *,
-        start: Callable[[Begin], bool],
-        decline: Callable[[], None],
-    ) -> Callable[[], None]:
+    def begin_soon(self, user: str, wish: From, options: StreamOptions, client: Client) -> None:
         """Queues a client, whose stream begins together with others' if there is nothing to wait for.
 
-        By `start`, as in `open_nowait`; by `decline`, its stream is left to `opening`. Neither may block.
-        Returns what to call when the client leaves before: its place is free then, and neither is called.
+        Otherwise it is declined. One that has left (`leave`) is neither started nor declined.
         """
-        number = next(self._numbers)
         # Held from now on: by its turn the node follows the person's logs.
         person = self._hub.hold(user)
-        self._queue[number] = _Queued(person, wish, options, time.monotonic(), start, decline)
+        self._queue[client] = _Queued(person, wish, options, time.monotonic(), client)
         self._queued.set()
-        return partial(self._leave, number)
 
-    def _leave(self, number: int) -> None:
+    def leave(self, client: Client) -> None:
+        """A client of the queue has gone: its place is free. Does nothing once it has had its turn."""
         # Those of the batch that is being opened aren't in the queue any more, and are released there.
-        queued = self._queue.pop(number, None)
+        queued = self._queue.pop(client, None)
         if queued is not None:
             self._hub.release(queued.person)
 
@@ -237,14 +237,14 @@ class Opener:
                 self._begin_queued(queued, states.get(queued.person.name))
             except Exception:
                 log.exception("a queued stream can't begin with others, and is opened by itself")
-                queued.decline()
+                queued.client.decline()
             finally:
                 self._hub.release(queued.person)
 
     def _begin_queued(self, queued: _Queued, state: PersonState | None) -> None:
         opening = self._found_nowait(queued.person, queued.wish, state)
-        if opening is None or not queued.start(lambda sink: self.begin(opening, sink, queued.options)):
-            queued.decline()
+        if opening is None or not queued.client.start(lambda sink: self.begin(opening, sink, queued.options)):
+            queued.client.decline()
 
     def _found_nowait(self, person: Person, wish: From, state: PersonState | None) -> Opening | None:
         """Where a stream begins, if that needs no waiting. `state` was read while the logs were followed."""

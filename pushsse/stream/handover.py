@@ -263,6 +263,7 @@ class HandoverHttp(LimitedHttp):
             flow.resume_reading()
         # The parser and this object hold each other: in a storm of clients that would wait, thousandfold, for
         # the collector of cycles.
+        self.has_let_go = True
         self.parser = None  # type: ignore[assignment]
         if flow.write_paused:
             stream.pause_writing()
@@ -506,6 +507,7 @@ async def _ask(http: type[LimitedHttp], state: ServerState, app: ASGIApp, reques
 
 def _compare(ours: HttpToolsProtocol, uvicorns: HttpToolsProtocol) -> None:
     """Raises AssertionError unless a new connection has what uvicorn's would have, then and in a request."""
+    cast(LimitedHttp, ours).begin_parsing()
     for when in ("new connection", "request"):
         for name, value in vars(uvicorns).items():
             own = getattr(ours, name, _compare)

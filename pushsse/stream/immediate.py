@@ -10,8 +10,10 @@ Deliberate:
 - A call that returns None, or raises a PushsseError, has changed nothing. ASGI runs the request again from
   its beginning, so each error is made into a response in one place. Any other exception is a bug: it is
   logged here too, since ASGI may not come upon it.
-- httptools parses each head, except for one that equals the head before it on the same connection in all but
-  the number behind Content-Length: a producer sends the same head again and again.
+- httptools parses each head, with two exceptions. One is a head that equals the head before it on the same
+  connection in all but the number behind Content-Length: a producer sends the same head again and again. The
+  other is a GET in which nothing is written in an unusual way, as clients open streams: `plain_head` reads it
+  at a fraction of the cost. If its call has to leave it to ASGI, httptools parses it.
 - The answer has the bytes that uvicorn's own cycle would write. They go straight to the socket while nothing
   waits in the transport.
 - The timer of an idle connection isn't renewed for each request: when it fires, it looks how long that was.
@@ -20,6 +22,7 @@ Deliberate:
 import asyncio
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Self, cast
 
@@ -32,7 +35,7 @@ from uvicorn.server import ServerState
 
 from pushsse.errors import PushsseError
 from pushsse.stream.handover import HandoverHttp, StreamProtocol, descriptor
-from pushsse.stream.limits import ANSWER_LINES, BETWEEN, BODY, Refusal, is_host
+from pushsse.stream.limits import ANSWER_LINES, BETWEEN, BODY, PIECE_BYTES, Refusal, is_host
 
 logger = logging.getLogger(__name__)
 # A request with its head.
@@ -41,6 +44,11 @@ _LENGTH = b"content-length:"
 # Whatever changes how a request or its body is read.
 _UNUSUAL = frozenset({b"expect", b"upgrade", b"transfer-encoding", b"content-encoding"})
 _LOOKED_AT = _UNUSUAL | {b"host", b"content-length"}
+# A whole request, of which httptools makes the same. Its header fields are the second group.
+_PLAIN = re.compile(
+    rb"GET (/[A-Za-z0-9/?&=._~%:,+@-]*) HTTP/1\.1\r\n((?:[A-Za-z0-9-]++: [!-~](?:[ -~]*[!-~])?\r\n)++)\r\n"
+)
+_NOT_PLAIN = _UNUSUAL | {b"content-length", b"connection", b"proxy-connection"}
 
 
 class Reply(Struct, frozen=True, gc=False):
@@ -110,6 +118,25 @@ class _Head(Struct, frozen=True, gc=False):
         return data[len(head) :]
 
 
+def plain_head(data: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]] | None:
+    """The URL and the header fields of a request that is plain and whole, as httptools has them."""
+    plain = _PLAIN.fullmatch(data)
+    if plain is None:
+        return None
+    url, lines = plain.groups()
+    headers = []
+    hosts = 0
+    for line in lines[:-2].split(b"\r\n"):
+        name, _, value = line.partition(b": ")
+        name = name.lower()
+        if name == b"host" and is_host(value):
+            hosts += 1
+        elif name == b"host" or (name in _NOT_PLAIN and line.lower() != b"connection: keep-alive"):
+            return None
+        headers.append((name, value))
+    return (url, headers) if hosts == 1 else None
+
+
 class WaitingRequest:
     """A request without a body whose call opens a stream later: by `take_immediate`, or else by `decline`.
 
@@ -158,6 +185,8 @@ class ImmediateHttp(HandoverHttp):
     _body_at = 0
     # The last request, while its call is to open a stream.
     _waiting: WaitingRequest | None = None
+    # That request as it was read, where `plain_head` has read it.
+    _unparsed = b""
     # The head of the last request, where its call answered it.
     _head: _Head | None = None
     _answered_at = 0.0
@@ -179,17 +208,18 @@ class ImmediateHttp(HandoverHttp):
         if self._waiting is not None:
             # ASGI answers in order, and so it has to answer both.
             self.stop_waiting()
-        head = self._head
         if (
-            head is not None
-            and self.stage is BETWEEN
+            self.stage is BETWEEN
             and not self.rest
             and not self.flow.write_paused
             # `is_answering`, after the first line above.
             and ((running := self._running) is None or running.response_complete)
         ):
-            body = head.body(data)
-            if body is not None and self.reply(head.answer, body, keep_alive=True):
+            head = self._head
+            if head is None:
+                if self._read_plain(data):
+                    return
+            elif (body := head.body(data)) is not None and self.reply(head.answer, body, keep_alive=True):
                 # `on_response_complete`, as far as there is anything to do.
                 self.server_state.total_requests += 1
                 self._answered_at = self.loop.time()
@@ -278,7 +308,11 @@ class ImmediateHttp(HandoverHttp):
 
     def stop_waiting(self) -> None:
         """Gives the request that waits to ASGI; does nothing if there is none, or the client has gone."""
+        unparsed = self._unparsed
         if not self._end_wait() or self.transport.is_closing():
+            return
+        if unparsed:
+            self._parse_for_asgi(unparsed)
             return
         super().on_headers_complete()
         # The parser has forgotten it.
@@ -288,6 +322,7 @@ class ImmediateHttp(HandoverHttp):
     def _end_wait(self) -> bool:
         """Whether a request waited."""
         waiting, self._waiting = self._waiting, None
+        self._unparsed = b""
         if waiting is None:
             return False
         waiting.close()
@@ -335,8 +370,41 @@ class ImmediateHttp(HandoverHttp):
             self.transport.close()
         return True
 
+    def _read_plain(self, data: bytes) -> bool:
+        """Reads a request without httptools; False for any that isn't plain, or has no immediate call."""
+        plain = plain_head(data) if len(data) <= PIECE_BYTES else None
+        if plain is None or self.exceeded or self._refused is not None or self.server_state.default_headers:
+            return False
+        url, headers = plain
+        path, _, query = url.partition(b"?")
+        call = self._calls.get((b"GET", path))
+        if call is None or len(headers) > self.limits.head_fields:
+            return False
+        self._unset_keepalive_if_required()
+        super().on_message_begin()
+        self.stage = BETWEEN
+        self.keep_alive = True
+        self.headers += headers
+        answer = self._answer_of(call, b"GET", path, query)
+        # Set before the call: it may decline at once.
+        self._unparsed = data
+        if answer is None or not self.reply(answer, b"", keep_alive=True):
+            self._unparsed = b""
+            self._parse_for_asgi(data)
+        elif self._waiting is None:
+            self._unparsed = b""
+            if not self.has_let_go:
+                self._answered_at = self.loop.time()
+                self.on_response_complete()
+        return True
+
+    def _parse_for_asgi(self, data: bytes) -> None:
+        """Has httptools parse a plain request whose call left it to ASGI."""
+        # Past this class's own `parse`: no call is looked for once more.
+        super().parse(data)
+
     def _found(self) -> Answer | None:
-        """What answers the request whose head is being parsed, if it is plain, small and whole."""
+        """What answers the request whose head is being parsed, if it is usual, small and whole."""
         path, _, query = self.url.partition(b"?")
         method = self.parser.get_method()
         call = self._calls.get((method, path))
@@ -365,6 +433,10 @@ class ImmediateHttp(HandoverHttp):
             return None
         if hosts != 1 or self._body_at + body_bytes != len(data) or self.parser.get_http_version() != "1.1":
             return None
+        return self._answer_of(call, method, path, query)
+
+    def _answer_of(self, call: ImmediateCall, method: bytes, path: bytes, query: bytes) -> Answer | None:
+        """What a call has for the request whose head is there."""
         scope = cast(Scope, self.scope)
         scope["method"] = method.decode("ascii")
         scope["path"], scope["raw_path"], scope["query_string"] = path.decode("ascii"), path, query

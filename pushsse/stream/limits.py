@@ -54,7 +54,7 @@ _LINGER_S = 2.0
 # Of every JSON answer: it is one person's, and nothing but JSON.
 ANSWER_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 ANSWER_LINES = "".join(f"{name}: {value}\r\n" for name, value in ANSWER_HEADERS.items()).encode()
-# What a connection has of its own from its beginning.
+# What a connection has of its own once something has to be parsed.
 OWN = frozenset({"parser", "pipeline"})
 # struct linger: on, 0 seconds. Closing sends a reset (socket(7)).
 _DROP = struct.pack("ii", 1, 0)
@@ -191,6 +191,11 @@ class LimitedHttp(HttpToolsProtocol):
     headers = cast(list[tuple[bytes, bytes]], None)
     expect_100_continue = False
     cycle = cast(RequestResponseCycle, None)
+    # Until something has to be parsed: most streams open without.
+    parser = cast(httptools.HttpRequestParser, None)
+    pipeline = cast("deque[tuple[RequestResponseCycle, ASGI3Application]]", ())
+    # Whether the connection is gone, or was handed over.
+    has_let_go = False
     # Of the class until they are set: most connections are handed over, or answered, without most of them.
     stage = BETWEEN
     # How many requests have begun.
@@ -222,7 +227,6 @@ class LimitedHttp(HttpToolsProtocol):
     ) -> None:
         # What uvicorn's does (`handover.failed` compares them), where a connection needs it by itself: 4 us
         # less for each.
-        self._begin_own()
         self.config = config
         self.app = config.loaded_app
         self.loop = _loop or asyncio.get_event_loop()
@@ -238,8 +242,11 @@ class LimitedHttp(HttpToolsProtocol):
         self.tasks = server_state.tasks
         self.limits: Limits = getattr(self.app, "limits", DEFAULT_LIMITS)
 
-    def _begin_own(self, **_: object) -> None:
-        """Sets OWN. All that a connection of a class by `of_server` begins with."""
+    def _begin_with_server(self, **_: object) -> None:
+        """How a connection of a class by `of_server` begins: with nothing of its own."""
+
+    def begin_parsing(self) -> None:
+        """Sets OWN."""
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.pipeline = deque()
@@ -247,15 +254,12 @@ class LimitedHttp(HttpToolsProtocol):
     @classmethod
     def of_server(cls, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> type[Self]:
         """A class for the connections of one server: it has what they share, and each only its own."""
-        first = cls(config, server_state, app_state)
-        shared = {name: value for name, value in vars(first).items() if name not in OWN}
-        # The two hold each other.
-        first.parser = None  # type: ignore[assignment]
+        shared = dict(vars(cls(config, server_state, app_state)))
         for name, value in shared.items():
             if hasattr(value, "__get__"):
                 # A function (an application may be one) would be bound to each connection.
                 shared[name] = staticmethod(value)
-        return cast(type[Self], type(cls.__name__, (cls,), {**shared, "__init__": cls._begin_own}))
+        return cast(type[Self], type(cls.__name__, (cls,), {**shared, "__init__": cls._begin_with_server}))
 
     # uvicorn's
 
@@ -275,6 +279,7 @@ class LimitedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         super().connection_lost(exc)
+        self.has_let_go = True
         if (leave := self.take_leave()) is not None:
             leave()
         # After a reset uvicorn leaves its timer, which would keep all of this for 75 s.
@@ -288,7 +293,8 @@ class LimitedHttp(HttpToolsProtocol):
         # A request that never runs holds this object, which holds it.
         for cycle, _ in self.pipeline:
             cycle.on_response = _nothing
-        self.pipeline.clear()
+        if self.pipeline:
+            self.pipeline.clear()
 
     def data_received(self, data: bytes) -> None:
         """Something was read."""
@@ -399,6 +405,8 @@ class LimitedHttp(HttpToolsProtocol):
     def _feed(self, data: bytes) -> None:
         """As uvicorn's `data_received`, which leaves lines in the log for whatever a stranger sends."""
         self._unset_keepalive_if_required()
+        if cast(object, self.parser) is None:
+            self.begin_parsing()
         try:
             if self._offered_body is not None:
                 self._offered_body.feed(data)
@@ -473,11 +481,6 @@ class LimitedHttp(HttpToolsProtocol):
             self.flow.resume_reading()
 
     # Refusals
-
-    @property
-    def has_let_go(self) -> bool:
-        """Whether the connection is gone, or was handed over."""
-        return cast(object, self.parser) is None
 
     @property
     def is_answering(self) -> bool:

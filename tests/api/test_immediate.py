@@ -369,13 +369,16 @@ async def test_a_request_behind_one_that_waits_is_answered_after_it(immediate: R
 
 
 @pytest.mark.usefixtures("slow_storm")
-async def test_a_request_that_waits_is_answered_when_the_server_stops(immediate: Running) -> None:
+@pytest.mark.parametrize("connection", [b"close", b"keep-alive"])
+async def test_a_request_that_waits_is_answered_when_the_server_stops(
+    immediate: Running, connection: bytes
+) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", immediate.port)
-    writer.write(get(b"/v1/stream?user=ann", b"Connection: close"))
+    writer.write(get(b"/v1/stream?user=ann", b"Connection: " + connection))
     hub = immediate.node.hub
     await eventually(lambda: any(shard.people for shard in hub.shards.values()))
-    [connection] = [each for each in immediate.connections if isinstance(each, ImmediateHttp)]
-    connection.shutdown()
+    [waiting] = [each for each in immediate.connections if isinstance(each, ImmediateHttp)]
+    waiting.shutdown()
     async with asyncio.timeout(10):
         answer = await reader.readuntil(b"\n\n")
     assert b"connection: close\r\n" in answer

@@ -83,6 +83,9 @@ async def test_connections_of_a_server_share_what_it_has_and_no_other_server_has
     assert one.app is two.app is one.config.loaded_app is not three.app
     assert one.connections is states[0].connections
     assert three.connections is states[1].connections
+    assert not vars(one)
+    for connection in (one, two):
+        connection.begin_parsing()
     assert one.parser is not two.parser
     assert one.pipeline is not two.pipeline
     assert set(vars(one)) == OWN
