@@ -75,7 +75,7 @@ def test_an_id_that_several_records_have_is_named() -> None:
     ("records", "to"),
     [
         ([{"userId": name} for name in ("ann", "bo", "cy")], "value.userId"),
-        ([{"user": {"id": name}} for name in ("ann", "bo", "cy")], "value.user.id"),
+        ([{"buyer": {"Id": name}} for name in ("ann", "bo", "cy")], "value.buyer.Id"),
     ],
     ids=["by its name", "within another"],
 )
