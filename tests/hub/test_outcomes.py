@@ -46,7 +46,7 @@ def published(number: int) -> Publication:
 
 
 async def test_a_kafka_that_does_not_answer_keeps_no_publication_and_few_records(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(outcomes, "MOST_BYTES", 10_000)
     kafka = Silent()
@@ -66,6 +66,8 @@ async def test_a_kafka_that_does_not_answer_keeps_no_publication_and_few_records
         await eventually(lambda: noting.sent + noting.lost >= 1200)
         assert noting.sent < 300
         assert b'"event":"e1199"' in kafka.taken[-1][1]
+        await eventually(lambda: "the oldest records for t are lost: works again" in caplog.text)
+        assert caplog.text.count("the oldest records for t are lost: over") == 1
     finally:
         running.cancel()
         await asyncio.wait((running,))
