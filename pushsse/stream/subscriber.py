@@ -56,6 +56,24 @@ class Sink(Protocol):
         ...
 
 
+class _NoSink:
+    """The sink of a stream whose connection is gone."""
+
+    __slots__ = ()
+
+    def write(self, chunk: Chunk) -> None:
+        pass
+
+    def end(self, chunk: Chunk) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+NO_SINK: Final[Sink] = _NoSink()
+
+
 class Registry(Protocol):
     """The node's table of streams: the hub. A subscriber calls it in the step that changes its state."""
 
@@ -374,6 +392,8 @@ class Subscriber:
             self.state = Gone(state.reason)
         elif not isinstance(state, Gone):
             self._leave(Gone(CloseReason.DISCONNECTED))
+        # The heartbeat's wheel keeps the subscriber some seconds more, but not what its connection was.
+        self.sink = NO_SINK
 
     def _fall_behind(self, *, room: bool) -> Behind:
         # Guarantee 2: everything up to the node's position has been written. A sink that fills up says so

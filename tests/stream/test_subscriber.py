@@ -80,6 +80,7 @@ class Node:
     live: set[Subscriber] = field(default_factory=set)
     streams: set[Subscriber] = field(default_factory=set)
     waiting: list[Subscriber] = field(default_factory=list)
+    sinks: dict[Subscriber, ListSink] = field(default_factory=dict)
     endings: list[CloseReason] = field(default_factory=list)
     order: int = 0
 
@@ -112,6 +113,7 @@ class Node:
         cursor = Cursor(self.person, position or self.position(self.person), self.person.switches)
         sink = ListSink(room)
         sink.subscriber = Subscriber(sink, self, id="s", cursor=cursor)
+        self.sinks[sink.subscriber] = sink
         self.streams.add(sink.subscriber)
         if not sink.subscriber.go_live():
             self.waiting.append(sink.subscriber)
@@ -167,11 +169,6 @@ def _entry(name: str, log: Log, number: int = 0) -> Chunk:
     return chunk(f"{name} {log.epoch} {number} {log.orders[number]}".encode())
 
 
-def sink_of(subscriber: Subscriber) -> ListSink:
-    assert isinstance(subscriber.sink, ListSink)
-    return subscriber.sink
-
-
 def state_of(subscriber: Subscriber) -> State:
     return subscriber.state
 
@@ -203,7 +200,7 @@ def test_a_full_sink_makes_a_live_stream_fall_behind_at_the_nodes_position_and_w
     assert state.cursor.off.types == {"news"}
     assert not state.cursor.owes_gap
     node.deliver(BROADCAST)
-    assert sink_of(subscriber).written == [b"all aaaa 1 1"]
+    assert node.sinks[subscriber].written == [b"all aaaa 1 1"]
 
 
 class FullTransport(asyncio.Transport):
@@ -251,7 +248,7 @@ def test_a_stream_goes_live_only_with_room_without_a_gap_and_where_the_node_is()
     subscriber = node.open(room=1)
     node.deliver(BROADCAST)
     assert not subscriber.go_live(), "its sink is full"
-    sink_of(subscriber).drain()
+    node.sinks[subscriber].drain()
     node.deliver(SHARD)
     assert not subscriber.go_live(), "an entry is left to replay"
     behind(subscriber).cursor.move(SHARD, Mark("aaaa", 1))
@@ -271,7 +268,7 @@ def test_a_lost_log_puts_a_live_stream_behind_in_the_new_epoch_with_a_gap_owed()
     assert state.cursor.owes_gap
     assert subscriber.position == Position(Mark("aaaa", 0), Mark("bbbb", 0))
     node.catch_up(subscriber)
-    assert sink_of(subscriber).written == [b"gap"]
+    assert node.sinks[subscriber].written == [b"gap"]
     assert isinstance(subscriber.state, Live)
 
 
@@ -293,7 +290,7 @@ def test_an_end_is_told_once_under_the_streams_position_and_counted_once() -> No
         subscriber.end(CloseReason.LIFETIME, retry_ms=2_500)
         subscriber.end(CloseReason.SHUTDOWN)
         assert state_of(subscriber) == Ended(CloseReason.LIFETIME)
-        last = sink_of(subscriber).last
+        last = node.sinks[subscriber].last
         assert last.startswith(b'retry: 2500\nevent: exception\ndata: {"code":"lifetime"')
         assert last.endswith(b"\nid: %b\n\n" % str(stood_at).encode())
         subscriber.gone()
@@ -310,7 +307,7 @@ def test_a_stream_that_ends_before_it_told_of_a_gap_names_no_place_behind_it() -
     node.lose(SHARD)
     assert behind(subscriber).cursor.owes_gap
     subscriber.end(CloseReason.SLOW)
-    last = sink_of(subscriber).last
+    last = node.sinks[subscriber].last
     assert b'"slow"' in last
     assert b"\nid:" not in last
 
@@ -322,6 +319,19 @@ def test_a_connection_that_is_lost_is_counted_as_disconnected() -> None:
     assert subscriber.state == Gone(CloseReason.DISCONNECTED)
     assert node.endings == [CloseReason.DISCONNECTED]
     assert not subscriber.is_open
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_stream_that_is_gone_keeps_nothing_of_its_connection(ended: bool) -> None:
+    subscriber = Node().open()
+    sink = subscriber.sink
+    if ended:
+        subscriber.end(CloseReason.LIFETIME)
+    subscriber.gone()
+    assert subscriber.sink is not sink
+    # What comes late goes nowhere.
+    subscriber.offer(chunk(b"late"), 0)
+    subscriber.sink.abort()
 
 
 VERBS: dict[str, Callable[[Subscriber], object]] = {
@@ -406,7 +416,7 @@ def test_no_sequence_of_verbs_loses_or_repeats_or_reorders_an_event(seed: int) -
         elif act < 0.65:
             node.catch_up(one)
         elif act < 0.80:
-            sink_of(one).drain(draw.randint(1, 20))
+            node.sinks[one].drain(draw.randint(1, 20))
         elif act < 0.90:
             one.paused()
         elif act < 0.92:
@@ -419,7 +429,7 @@ def test_no_sequence_of_verbs_loses_or_repeats_or_reorders_an_event(seed: int) -
             one.gone()
         check_states(node)
     for subscriber in tuple(node.streams):
-        sink_of(subscriber).drain(10_000)
+        node.sinks[subscriber].drain(10_000)
         while isinstance(subscriber.state, Behind):
             node.catch_up(subscriber)
         assert subscriber.position == node.position(node.person)
@@ -442,7 +452,7 @@ def check_transcript(node: Node, subscriber: Subscriber, start: Position) -> Non
     """In order and once; in each log every number after `start`; a hole only where a gap was told."""
     at = {BROADCAST: start.broadcast, SHARD: start.shard}
     gaps, gaps_at, last_order = 0, {BROADCAST: 0, SHARD: 0}, 0
-    for text in sink_of(subscriber).written:
+    for text in node.sinks[subscriber].written:
         if text == b"gap":
             gaps += 1
             continue
