@@ -137,7 +137,8 @@ _OF_TYPE = Statement(f"""
      ORDER BY 1""")  # nosec B608
 _CHANGES = Statement("""
     SELECT DISTINCT version, how, who FROM pushsse_switched
-     WHERE "user" = {value[1]} AND version >= {value[2]} ORDER BY version LIMIT {value[3]}""")
+     WHERE "user" = {value[1]} AND version > {value[2]} AND version <= {value[3]}
+     ORDER BY version LIMIT {value[4]}""")
 # After the new rows are there: each one ends the one before it.
 _END = Statement("""
     UPDATE pushsse_switched SET until_ms = {value[3]}
@@ -232,9 +233,14 @@ class History:
         """Who made changes of a person's switches, by their numbers, as far as that is known."""
         if not numbers:
             return {}
-        found = await self._database.rows(_change, _CHANGES, user, min(numbers), _CHANGES_READ)
-        wanted = set(numbers)
-        return {number: by for number, by in found if number in wanted}
+        wanted, after, last = set(numbers), min(numbers) - 1, max(numbers)
+        made: dict[int, Actor] = {}
+        while True:
+            page = await self._database.rows(_change, _CHANGES, user, after, last, _CHANGES_READ)
+            made |= {number: by for number, by in page if number in wanted}
+            if len(page) < _CHANGES_READ:
+                return made
+            after, _ = page[-1]
 
     async def sweep(self) -> int:
         """Deletes what hasn't held for long enough; how many rows."""

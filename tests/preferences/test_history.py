@@ -105,6 +105,18 @@ async def test_each_value_is_told_with_who_set_it_also_after_it_was_switched_aga
     }  # fmt: skip
 
 
+async def test_who_made_the_newest_of_very_many_changes_is_told(
+    database: Database, history: History, clock: Clock
+) -> None:
+    made = range(1, 2_402)
+    noted = [Noted("ann", "type", "news", "", "off", number) for number in made]
+    async with database.transaction() as session:
+        await note(session, noted, ANN, clock())
+    assert await history.changes("ann", list(made)) == dict.fromkeys(made, ANN)
+    assert await history.changes("ann", [2_401, 7, 9_999]) == {7: ANN, 2_401: ANN}
+    assert await history.changes("bo", list(made)) == {}
+
+
 async def test_what_is_set_as_it_is_leaves_who_set_it(
     store: PreferenceStore, catalogue: CatalogueStore, history: History, clock: Clock, transfer: Transfer
 ) -> None:
