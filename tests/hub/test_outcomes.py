@@ -67,7 +67,7 @@ async def test_a_kafka_that_does_not_answer_keeps_no_publication_and_few_records
         assert noting.sent < 300
         assert b'"event":"e1199"' in kafka.taken[-1][1]
         await eventually(lambda: "the oldest records for t are lost: works again" in caplog.text)
-        assert caplog.text.count("the oldest records for t are lost: over") == 1
+        assert "the oldest records for t are lost: over" in caplog.text
     finally:
         running.cancel()
         await asyncio.wait((running,))
