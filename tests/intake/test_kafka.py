@@ -8,7 +8,7 @@ from deploy.parts.ports import free_port
 from pushsse.errors import SettingsError
 from pushsse.kafka import Connection
 from pushsse.kafka.consumer import ConsumerPace
-from tests.waiting import eventually
+from tests.waiting import LIMIT_S, eventually
 
 from .kit import PACE, Kit, Recorder, value
 
@@ -439,7 +439,7 @@ async def test_a_second_member_shares_the_partitions_and_nothing_comes_twice(kit
         await eventually(lambda: kit.recorder.appended == 400)
         async with kit.running(second):
             sent = 400
-            end = time.monotonic() + 20
+            end = time.monotonic() + LIMIT_S
             while not second.appended and time.monotonic() < end:
                 for partition in range(4):
                     await kit.produce([value(sent)], partition=partition)
@@ -462,13 +462,13 @@ async def test_a_killed_members_partitions_are_taken_over_and_nothing_is_lost(ki
     )
     try:
         assert member.stdout is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             assert await member.stdout.readline() == b"dispatching\n"
         async with kit.running():
             member.kill()
             await member.wait()
             # The member had read, but never returned from its dispatch: all is left to do.
-            await eventually(lambda: kit.recorder.appended == 100, 30)
+            await eventually(lambda: kit.recorder.appended == 100)
     finally:
         if member.returncode is None:
             member.kill()
