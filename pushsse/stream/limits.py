@@ -517,11 +517,16 @@ class LimitedHttp(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         self.transport.write(refusal.answer())
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-            self._hold_if_full()
-        else:
+        if not self.transport.can_write_eof():
             self.transport.close()
+            return
+        try:
+            self.transport.write_eof()
+        except OSError:
+            # asyncio's own loop says so where the client has reset the connection a moment ago.
+            drop(self.transport)
+        else:
+            self._hold_if_full()
 
     def check(self, now: float) -> None:
         """Refuses a client that owes something for longer than it may. Called once a second."""

@@ -241,6 +241,32 @@ async def test_behind_what_is_refused_between_requests_nothing_is_one(tmp_path: 
         assert node.node.metrics.appended == 1
 
 
+class ResetAfterWriting:
+    """A connection's transport, whose client resets the connection once it was written to."""
+
+    def __init__(self, transport: asyncio.Transport, client: socket.socket) -> None:
+        self._transport = transport
+        self._client = client
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+        self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._client.close()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._transport, name)
+
+
+async def test_a_client_that_resets_while_it_is_refused_is_let_go(tmp_path: Path) -> None:
+    async with serving(tmp_path) as node:
+        client = await node.connect()
+        await eventually(lambda: len(node.connections) == 1)
+        [connection] = node.connections
+        connection.transport = ResetAfterWriting(connection.transport, client)
+        connection.refuse(WRONG_BETWEEN)
+        await eventually(lambda: not node.connections)
+
+
 async def test_no_stream_gets_a_connection_on_which_something_was_refused() -> None:
     go_on, taken = asyncio.Event(), []
 
