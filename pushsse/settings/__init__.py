@@ -422,7 +422,8 @@ def _check_redis_parameters(scheme: str, query: str) -> None:
         if name not in allowed:
             tls = f"; {name} needs rediss://" if name in _REDIS_TLS else f", not {name!r}"
             raise SettingsError(f"PUSHSSE_REDIS_URL: its parameters may be {', '.join(allowed)}{tls}")
-        if not re.fullmatch(_REDIS_VALUES.get(name, r".*"), value):
+        # Others go to the client as they are, and aren't shown: passwords are among them.
+        if name in _REDIS_VALUES and not re.fullmatch(_REDIS_VALUES[name], value):
             raise SettingsError(f"PUSHSSE_REDIS_URL: {name} can't be {value!r}")
     if twice := [name for name, count in Counter(name for name, _ in given).items() if count > 1]:
         raise SettingsError(f"PUSHSSE_REDIS_URL: {twice[0]} is there twice")
@@ -469,13 +470,7 @@ def _check_outboxes(settings: Settings) -> None:
 
 def _check_url(name: str, url: str) -> None:
     """Raises SettingsError for what isn't the URL of a web server, or has a password in it."""
-    try:
-        parts = urlsplit(url)
-        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        fits = fits and "@" not in parts.netloc
-    except ValueError:
-        fits = False
-    if not fits or not url.isascii() or not url.isprintable() or " " in url:
+    if not is_web_url(url):
         raise SettingsError(f"{name}: {safe_url(url)!r} isn't http://HOST/PATH or https://HOST/PATH")
 
 
@@ -497,6 +492,16 @@ def _read_url(name: str, url: str) -> SplitResult:
     if port == 0:
         raise SettingsError(f"{name}: 0 isn't a port to connect to")
     return parts
+
+
+def is_web_url(url: str) -> bool:
+    """Whether it is the URL of a web server, with neither a user's name nor a password in it."""
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return fits and "@" not in parts.netloc and url.isascii() and url.isprintable() and " " not in url
 
 
 def is_loopback(host: str) -> bool:

@@ -120,6 +120,7 @@ def test_what_is_no_origin_is_refused(text: str) -> None:
         "redis://:1234?hunter2@localhost",
         "redis://:1234?x@hunter2=1",
         "redis://localhost?password=hunter2&password=hunter2",
+        "redis://localhost?password=hunter2%0A&db=x",
         "redis://localhost?password=hunter2&foo=hunter2",
         "rediss://localhost?ssl_password=hunter2&ssl_password=",
         "ann:hunter2@localhost",
@@ -164,6 +165,7 @@ def test_a_parameter_of_redis_url_that_cannot_be_used_is_named(url: str, named: 
     [
         "redis://localhost/1?client_name=pushsse",
         "redis://localhost?db=1&username=ann&password=a%20b",
+        "redis://localhost?password=a%0Ab",
         "rediss://localhost?ssl_cert_reqs=none&ssl_check_hostname=False&ssl_ca_certs=/ca.pem",
     ],
 )
