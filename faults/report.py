@@ -27,7 +27,7 @@ After each fault the ledgers are compared. A row passes when
 - all clients are connected, and none was refused in a way that ends an `EventSource` for good;
 - the nodes' open files are back to their number before (at most three more; connections to Kafka and
   PostgreSQL have a limit instead), resident memory is within 10 % + 5 MB of its size when the nodes
-  were warm, at most 160 s later, and no node has logged a traceback;
+  were warm, and no node has logged a traceback;
 - what the row itself promises holds.
 
 Each row has lost, reordered, repeated, delivered to the wrong person, and delivered against a switch: where

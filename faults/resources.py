@@ -8,8 +8,7 @@ from faults.cluster import Cluster
 from faults.report import Row
 
 # An idle connection to a node, nginx's or a producer's, ends after 75 s.
-# Who was there is remembered for 120 s, which holds pages of memory; free ones are returned every 20 s.
-_LIMIT_S = 160.0
+_LIMIT_S = 80.0
 _FILES_SPARE = 3
 
 

@@ -25,7 +25,7 @@ from faults.scale import FAST, WHOLE, Scale
 from faults.world import World, world
 
 MISSING = 3
-_FAULT_LIMIT_S = 480
+_FAULT_LIMIT_S = 400
 
 
 def main() -> int:
