@@ -8,7 +8,7 @@ import asyncio
 import ctypes
 import gc
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 _ISOLATED_WINDOW_S = 5.0
 # Services end one after the other; those that haven't after this, all at once. Well below `server.QUICK_S`.
 IN_ORDER_S = 1.0
+_AGAIN_S = 10.0
 TRIM_EVERY_S = 20.0
 # In ticks of TRIM_EVERY_S, so once an hour: a walk over all objects takes 0.2 s with 15,000 streams.
 WALK_EVERY = 180
@@ -314,6 +315,16 @@ async def _supervised(services: Mapping[str, Service], on_failure: Callable[[], 
                 task.cancel()
                 left_s = until - asyncio.get_running_loop().time()
                 await asyncio.wait((task,), timeout=max(0.0, left_s))
+            await _ended(tasks)
+
+
+async def _ended(left: Collection[asyncio.Task[None]]) -> None:
+    """Returns when the services have ended. One that goes on has lost its cancellation, and gets another."""
+    while left:
+        _, left = await asyncio.wait(left, timeout=_AGAIN_S)
+        for task in left:
+            logger.error("service %s hasn't ended after %g s, and is told again", task.get_name(), _AGAIN_S)
+            task.cancel()
 
 
 # Memory

@@ -367,7 +367,8 @@ class Connections:
         """Closes the connections; those that don't within 2 s are cut."""
         if isinstance(self._client, AsyncpgDBClient) and (pool := self._client._pool) is not None:
             try:
-                await asyncio.wait_for(pool.close(), _CLOSE_S)
+                async with asyncio.timeout(_CLOSE_S):
+                    await pool.close()
             except AWAY:
                 pool.terminate()
             self._client._pool = None

@@ -15,6 +15,7 @@ import logging
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Annotated, Literal, NamedTuple, Protocol
 
@@ -643,10 +644,9 @@ class Catalogue:
                 outage.over()
             except Unavailable as error:
                 await asyncio.sleep(outage.failed(error))
-            try:
-                await asyncio.wait_for(self._noticed.wait(), _REFRESH_S)
-            except TimeoutError:
-                pass
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_REFRESH_S):
+                    await self._noticed.wait()
 
 
 def _nobody() -> None:

@@ -148,7 +148,8 @@ class Supervisor:
             logger.error("worker %d %s; starting it again", index, end.how)
             self._scraper.restarts += end.started
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), backoff.next_s())
+                async with asyncio.timeout(backoff.next_s()):
+                    await self._stopping.wait()
 
     async def _run_once(self, index: int) -> "_End":
         """One process from its start to its end."""

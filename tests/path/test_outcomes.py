@@ -135,6 +135,8 @@ async def test_each_person_of_an_event_has_an_outcome(told: Told) -> None:
             await stream.ready()
         people = ["ann", "bo", "cy", "di", "eve"]
         await one.publish("news", "二", people, id="second", campaign="autumn", desc="more")
+        # Until then eve would still get it.
+        await again.until("news")
         async with two.stream("eve") as eve:
             await eve.ready()
             await told.until(

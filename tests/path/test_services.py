@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pushsse import node as module
 from pushsse.build import build
 from pushsse.node import Node, Service
 from pushsse.settings import load
@@ -73,3 +74,22 @@ async def test_a_service_that_does_not_end_holds_the_others_up_for_a_moment_only
     async with asyncio.timeout(30), a_node(tmp_path).running(lambda: None, more={"hangs": hangs}):
         await began.wait()
     assert feed_ended.is_set()
+
+
+async def test_a_service_that_loses_a_cancellation_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "IN_ORDER_S", 0.1)
+    monkeypatch.setattr(module, "_AGAIN_S", 0.1)
+    began = asyncio.Event()
+
+    async def goes_on() -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.Event().wait()
+
+    async with asyncio.timeout(30), a_node(tmp_path).running(lambda: None, more={"goes on": goes_on}):
+        await began.wait()
+    assert "service goes on hasn't ended after 0.1 s, and is told again" in caplog.text

@@ -391,3 +391,21 @@ async def test_each_node_answers_a_catalogue_that_went_back_at_most_once_whateve
     assert set(settled) == {max(settled)}
     assert max(settled) > lost
     assert caplog.text.count("older state") <= len(nodes)
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_catalogue_that_is_told_to_end_while_it_is_told_of_a_change_ends(
+    catalogue: CatalogueStore, store: PreferenceStore, turns: int
+) -> None:
+    log = MemoryBackplane(shards=1, keep_s=60, keep_bytes=1 << 20, metrics=Metrics())
+    seen = Catalogue(store, catalogue, new_types="list", metrics=Metrics(), backplane=log)
+    await catalogue.put("news", TypeRules())
+    running = asyncio.create_task(seen.run())
+    await eventually(lambda: seen.size == 1)
+    await asyncio.sleep(0.01)
+    seen.notice(["alarm"])
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    running.cancel()
+    _, left = await asyncio.wait([running], timeout=5)
+    assert not left
