@@ -410,6 +410,9 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         self.idle = asyncio.Event()
         self.idle.set()
         self.ended = asyncio.Event()
+        # Set while no partition waits for the dead-letter topic.
+        self._unblocked = asyncio.Event()
+        self._unblocked.set()
         self._consumer = consumer
         self._ownership = ownership
         self._progress = progress
@@ -432,15 +435,21 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         logger.info("assigned: %s", ", ".join(each.name for each in self.partitions.values()) or "nothing")
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        """The group takes all back. The batch in hand has 2 s; after that its next owner reads it again."""
+        """The group takes all back. The batch in hand has 2 s; after that its next owner reads it again.
+
+        So have dead letters: they aren't fenced, and the next owner would write them again.
+        """
         try:
             async with asyncio.timeout(_REVOKE_S):
                 await self.idle.wait()
+                await self._unblocked.wait()
         except TimeoutError:
+            late = "its dead letters aren't written" if self.idle.is_set() else "it isn't applied"
             logger.warning(
-                "the group takes %d partitions back, and the batch in hand isn't applied within %.0f s: their"
-                " next owners read it again",
+                "the group takes %d partitions back with a batch in hand, and %s within %.0f s: their next"
+                " owners read it again",
                 len(revoked),
+                late,
                 _REVOKE_S,
             )
         # After the batch and before the next owner begins. Repeats are fenced, but cost both nodes time.
@@ -455,6 +464,7 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
             self._metrics.lag.pop((partition.at.topic, str(partition.at.partition)), None)
             self._metrics.held_partitions.discard(partition.at)
         self.partitions.clear()
+        self._unblocked.set()
         self.ended.set()
 
     def suspend(self, partition: Partition, *, for_s: float = 0.0) -> None:
@@ -474,12 +484,15 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         """Reads nothing of a partition while it waits for the dead-letter topic."""
         partition.blocked = True
         if partition.assigned:
+            self._unblocked.clear()
             self._metrics.held_partitions.add(partition.at)
             self._consumer.pause(partition.at)
 
     def unblock(self, partition: Partition) -> None:
         """Goes on with a partition, if it is assigned and ready."""
         partition.blocked = False
+        if not any(each.blocked for each in self.partitions.values()):
+            self._unblocked.set()
         self._metrics.held_partitions.discard(partition.at)
         if partition.assigned and partition.ready:
             self._consumer.resume(partition.at)

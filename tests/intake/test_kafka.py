@@ -1,13 +1,17 @@
 import asyncio
 import sys
 import time
+from collections.abc import Collection, Sequence
 
 import pytest
+from aiokafka import TopicPartition
 
 from deploy.parts.ports import free_port
 from pushsse.errors import SettingsError
 from pushsse.kafka import Connection
 from pushsse.kafka.consumer import ConsumerPace
+from pushsse.kafka.dead_letters import DeadLetters, Refused
+from pushsse.kafka.partition import Assignment
 from tests.waiting import LIMIT_S, eventually
 
 from .kit import PACE, Kit, Recorder, value
@@ -449,6 +453,36 @@ async def test_a_second_member_shares_the_partitions_and_nothing_comes_twice(kit
         await eventually(lambda: kit.recorder.appended + second.appended == sent + 1)
     assert second.appended
     assert len(await kit.recorder.bodies()) == sent + 1
+
+
+async def test_dead_letters_in_hand_are_written_once_when_the_group_takes_their_partitions_back(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken_back = asyncio.Event()
+    write, revoked = DeadLetters.write, Assignment.on_partitions_revoked
+
+    async def write_late(letters: DeadLetters, refused: Sequence[Refused]) -> Sequence[Refused]:
+        await taken_back.wait()
+        await asyncio.sleep(0.2)
+        return await write(letters, refused)
+
+    async def note(assignment: Assignment, partitions: Collection[TopicPartition]) -> None:
+        if partitions:
+            taken_back.set()
+        await revoked(assignment, partitions)
+
+    monkeypatch.setattr(DeadLetters, "write", write_late)
+    monkeypatch.setattr(Assignment, "on_partitions_revoked", note)
+    await kit.create(kit.topic, partitions=2)
+    await kit.create(kit.dlq)
+    for partition in range(2):
+        await kit.produce([value(partition), b"poison", value(partition + 10)], partition=partition)
+    async with kit.running():
+        await eventually(lambda: kit.recorder.appended == 4)
+        async with kit.running(Recorder(kit.backplane)):
+            for partition in range(2):
+                await kit.until_committed(3, partition)
+    assert [letter.value for letter in await kit.read_all(kit.dlq)] == [b"poison"] * 2
 
 
 async def test_a_killed_members_partitions_are_taken_over_and_nothing_is_lost(kit: Kit) -> None:
