@@ -125,8 +125,11 @@ BODY_AT_ONCE_S = 1.0
 _AGAIN = "pushsse.again"
 
 
-def after_body(scope: Scope, again: Callable[[], Awaitable[None]]) -> None:
-    """Has `again` called where the request's body is long in coming: who is asking may not do so any more."""
+def after_body(scope: Scope, again: Callable[[Request], Awaitable[None]]) -> None:
+    """Has `again` called where the request's body is long in coming: who is asking may not do so any more.
+
+    It is given the request then. One that held it would be a cycle, since the request has the scope.
+    """
     scope[_AGAIN] = again
 
 
@@ -138,9 +141,9 @@ async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
     """
     began = time.monotonic()
     body = await _read_body(request, limit)
-    again: Callable[[], Awaitable[None]] | None = request.scope.get(_AGAIN)
+    again: Callable[[Request], Awaitable[None]] | None = request.scope.get(_AGAIN)
     if again is not None and time.monotonic() - began > BODY_AT_ONCE_S:
-        await again()
+        await again(request)
     return body
 
 

@@ -147,7 +147,7 @@ class Credentials:
         who = found if isinstance(found, Identity) else await found()
         known(who)
         who.require(scope)
-        after_body(request.scope, partial(self._again, request, scope, who.user))
+        after_body(request.scope, partial(self._again, scope=scope, user=who.user))
         return who
 
     async def _again(self, request: HTTPConnection, scope: str, user: str) -> None:
