@@ -207,7 +207,8 @@ def has_more_values(body: bytes, most: int) -> bool:
 
     Raises NotJson.
     """
-    if _count(body) <= most:
+    # A body has no more values than bytes.
+    if len(body) <= most or _count(body) <= most:
         return False
     if (body.count(b'"') - body.count(b'\\"')) // 2 > 2 * most:
         # So many texts are values or names of values; to look into each would take long.

@@ -12,10 +12,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from hashlib import sha256
 from math import ceil
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import msgspec
@@ -55,9 +54,11 @@ _MAX_TTL_S = 31_536_000
 _MAX_KEY = 256
 _JSON = re.compile(r"[a-z0-9!#$&^_.+-]+/(?:json|[a-z0-9!#$&^_.+-]+\+json)", re.IGNORECASE)
 Text = str | None | UnsetType
+# The name of an attribute where the event came from, as errors have it.
+PlaceOf = Callable[[str], str]
 
 
-class _Attributes(Struct):
+class _Attributes(Struct, gc=False):
     """The attributes that mean something here; others are passed over. Null is as none at all."""
 
     specversion: Text = UNSET
@@ -83,21 +84,22 @@ _attributes = msgspec.json.Decoder(_Attributes)
 _raws = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-class CloudEvent(NamedTuple):
+class CloudEvent(Struct, frozen=True, gc=False):
     """An event, and what an event can't have itself: by what it is known, its trace, and its exact end.
 
-    `attribute_of` names the attribute in the place of the member that it became.
+    `place` says how errors name an attribute; `said` are the members that aren't from one.
     """
 
     event: Event
     once: str
     trace: str
     expires_ms: int | None
-    attribute_of: Callable[[Violation], Violation]
+    place: PlaceOf
+    said: Mapping[str, object]
 
     def named(self, error: InvalidInput) -> InvalidInput:
         """What is wrong with its draft, by the names of attributes."""
-        return type(error)(*map(self.attribute_of, error.violations))
+        return _by_attributes(error, self.place, self.said)
 
     def ending(self, draft: Draft) -> Draft:
         """The draft, which ends no later than the CloudEvent says."""
@@ -144,9 +146,6 @@ class CloudEventsFormat:
         return draft if cloud.expires_ms is None else cloud.ending(draft)
 
 
-PlaceOf = Callable[[str], str]
-
-
 def _in_json(name: str) -> str:
     return f"$.{name}"
 
@@ -159,7 +158,7 @@ def _in_http(name: str) -> str:
     return "content-type" if name == "datacontenttype" else f"header ce-{name}"
 
 
-class _Read(NamedTuple):
+class _Read(Struct, frozen=True, gc=False):
     """The attributes and data of a record, how errors name them, and the headers of a binary one."""
 
     attributes: _Attributes
@@ -196,12 +195,8 @@ def _read(record: Record, value: bytes) -> _Read:
             trace = (content or b"").decode("latin-1")
         elif (attribute := _HEADERS.get(lower)) is not None:
             texts[attribute] = _utf8(name, content or b"")
-    if media[: len(_MEDIA)].lower() == _MEDIA:
-        kind = media.partition(";")[0].strip().lower()
-        if kind not in (STRUCTURED, _MEDIA):
-            text = f"is {media[:80]!r}; over Kafka only {STRUCTURED} is read"
-            raise InvalidInput(Violation("content-type", text))
-        return _Read(_structured(value), _in_json, trace=trace)
+    if media == STRUCTURED or _is_structured(media):
+        return _Read(_structured(value), _in_json, "", None, trace)
     if texts:
         return _Read(_binary(texts, media, value), _in_kafka, media, record.headers, trace)
     if value[:1] == b"\0":
@@ -209,7 +204,17 @@ def _read(record: Record, value: bytes) -> _Read:
     if b'"specversion"' not in value:
         text = f"is no CloudEvent: it has neither a header ce_specversion nor the content-type {STRUCTURED}"
         raise InvalidInput(Violation("$", text))
-    return _Read(_structured(value), _in_json, trace=trace)
+    return _Read(_structured(value), _in_json, "", None, trace)
+
+
+def _is_structured(media: str) -> bool:
+    """Raises InvalidInput for another kind of CloudEvents."""
+    if media[: len(_MEDIA)].lower() != _MEDIA:
+        return False
+    if media.partition(";")[0].strip().lower() not in (STRUCTURED, _MEDIA):
+        text = f"is {media[:80]!r}; over Kafka only {STRUCTURED} is read"
+        raise InvalidInput(Violation("content-type", text))
+    return True
 
 
 def _structured(value: bytes) -> _Attributes:
@@ -222,7 +227,8 @@ def _structured(value: bytes) -> _Attributes:
 
 
 def _check_commas(body: bytes) -> None:
-    if (count := body.count(b",")) > MAX_COMMAS:
+    # A body has no more commas than bytes.
+    if len(body) > MAX_COMMAS and (count := body.count(b",")) > MAX_COMMAS:
         raise InvalidInput(Violation("$", f"has {count} commas, over {MAX_COMMAS}"))
 
 
@@ -314,14 +320,13 @@ def _cloud_event(
         members |= said
     if message is None:
         message = _message(found, place)
-    attribute_of = partial(_renamed, place=place, said=said)
     try:
         made = event.of_members(members, message)
     except InvalidInput as error:
-        raise type(error)(*map(attribute_of, error.violations)) from None
+        raise _by_attributes(error, place, said) from None
     once = "" if "id" in said else f"|{len(source)}|{source}|{event_id}"
     trace = traceparent(found.traceparent) if found.traceparent else ""
-    return CloudEvent(made, once, trace, expires_ms, attribute_of)
+    return CloudEvent(made, once, trace, expires_ms, place, said)
 
 
 _MEMBERS = {
@@ -336,7 +341,12 @@ _MEMBERS = {
 }
 
 
-def _renamed(violation: Violation, *, place: PlaceOf, said: Mapping[str, object]) -> Violation:
+def _by_attributes(error: InvalidInput, place: PlaceOf, said: Mapping[str, object]) -> InvalidInput:
+    """What is wrong with a member, as it is named where it came from."""
+    return type(error)(*(_renamed(each, place, said) for each in error.violations))
+
+
+def _renamed(violation: Violation, place: PlaceOf, said: Mapping[str, object]) -> Violation:
     """The attribute in the place of the member that it became."""
     member, rest = violation.at.removeprefix("$.").partition(".")[0].partition("[")[0], violation.at
     if member in said or member not in _MEMBERS or not rest.startswith("$."):

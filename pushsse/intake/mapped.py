@@ -214,7 +214,7 @@ def evaluation(tree: JmesNode, interpreter: TreeInterpreter) -> Evaluate:
         literal = tree["value"]
         return lambda value: literal
     if kind == "multi_select_list":
-        return lambda value: None if value is None else [each(value) for each in inner]
+        return _selecting(inner)
     if kind == "or_expression":
         return lambda value: inner[1](value) if _is_false(found := inner[0](value)) else found
     if kind == "and_expression":
@@ -238,6 +238,19 @@ def _following(path: Sequence[str]) -> Evaluate:
     return follow
 
 
+def _selecting(inner: Sequence[Evaluate]) -> Evaluate:
+    def select(value: Any) -> Any:
+        if value is None:
+            return None
+        found = []
+        # Before Python 3.12 a comprehension is a call of its own.
+        for each in inner:
+            found.append(each(value))
+        return found
+
+    return select
+
+
 def _calling(name: str, arguments: Sequence[Evaluate]) -> Evaluate:
     functions = Functions()
 
@@ -257,7 +270,7 @@ def _calling(name: str, arguments: Sequence[Evaluate]) -> Evaluate:
 
 
 def _is_false(value: object) -> bool:
-    return value is False or value in _FALSE
+    return value is not True and (value is False or value in _FALSE)
 
 
 def _first_line(error: Exception) -> str:
@@ -345,10 +358,10 @@ def _wrong(expression: Expression, seen: Mapping[str, object], why: str) -> Inva
 
 def _text(expression: Expression, result: object, seen: Mapping[str, object]) -> str | None:
     """A text, or a number as one; null, and "", are none."""
-    if result is None or result == "":
-        return None
     if isinstance(result, str):
-        return result
+        return result or None
+    if result is None:
+        return None
     if isinstance(result, int | float) and not isinstance(result, bool):
         return msgspec.json.encode(result).decode()
     raise _wrong(expression, seen, f"gives {strictjson.shown(result)}, which is no text")
@@ -356,8 +369,8 @@ def _text(expression: Expression, result: object, seen: Mapping[str, object]) ->
 
 def _to(expression: Expression, result: object, seen: Mapping[str, object]) -> object:
     """A name, several in an array, or what an event has; everybody by the word `all` in the expression."""
-    if result == event.ALL and expression.says_all:
-        return event.ALL
+    if isinstance(result, str) and result:
+        return event.ALL if result == event.ALL and expression.says_all else {"users": [result]}
     if isinstance(result, list):
         return {"users": [_text(expression, each, seen) for each in result]}
     if isinstance(result, dict):
