@@ -36,6 +36,8 @@ GRACE_S = 5
 # A second signal: the process is gone after this, whatever its parts do.
 QUICK_S = 2.0
 _QUICK_FLUSH_S = 0.3
+# All has ended but threads: they get this, and the process ends without them.
+THREADS_S = 2.0
 # A service of the node has ended: its streams are told within this.
 _FAILED_WINDOW_S = 1.0
 BACKLOG = 4096
@@ -48,15 +50,22 @@ def stopping_signals() -> list[signal.Signals]:
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that drains its node before it stops. `ready` is called when it serves.
+    """A uvicorn server that drains its node before it stops.
+
+    `ready` is called when it serves, `ended` when the node has ended.
 
     It starts; serves; drains (`leave`, or at once `fail`); hurries, if it is told again meanwhile; and stops,
     which is uvicorn's `shutdown`. Told while it starts, it stops after that. `failed` says that a service has
-    ended by itself; `status` is the exit status that a second signal asked for.
+    ended by itself.
     """
 
     def __init__(
-        self, node: Node, *, http: Http | None = None, ready: Callable[[], None] | None = None
+        self,
+        node: Node,
+        *,
+        http: Http | None = None,
+        ready: Callable[[], None] | None = None,
+        ended: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -76,14 +85,28 @@ class Server(uvicorn.Server):
         )
         self.node = node
         self.failed = False
-        self.status = 0
+        self._quick_status = 0
         self._ready = ready
+        self._ended = ended
         self._signals = 0
         self._leaving: asyncio.Task[None] | None = None
         self._hurries = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._unread: dict[asyncio.Transport, int] = {}
         self._files = OpenFiles(node.hub)
+
+    @property
+    def status(self) -> int:
+        """The exit status of the process."""
+        return self._quick_status or (1 if self.failed or not self.started else 0)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's, from the start of the node to its end."""
+        try:
+            await super().serve(sockets)
+        finally:
+            if self._ended is not None:
+                self._ended()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's. Says why it failed; keeps the loop, which `handle_exit` needs."""
@@ -177,7 +200,7 @@ class Server(uvicorn.Server):
 
     def _hear_second_signal(self, status: int) -> None:
         """Stops within QUICK_S, in order where that is possible."""
-        self.status = status
+        self._quick_status = status
         if self.node.worker is None:
             logger.info("stopping at once: a second signal")
         # A part that can't be closed in time, such as a Kafka that doesn't answer, is left as it is.
@@ -287,12 +310,38 @@ def serve(node: Node, listeners: Sequence[socket.socket], *, ready: Callable[[],
         settle_memory()
         ready()
 
-    server = Server(node, ready=settled)
+    server = Server(node, ready=settled, ended=lambda: end_in_time(server.status))
     server.run(sockets=list(listeners))
-    # The process ends now. The interpreter would walk all objects three times more, which takes 0.3 s of CPU,
-    # or seconds with a large log in memory.
+    return server.status
+
+
+def end_in_time(status: int) -> None:
+    """Ends the process within THREADS_S, and at once at a further signal. All that it served has ended.
+
+    asyncio and the interpreter wait for threads without limit: for a look-up of a name, or for what a
+    function of the operator's own called with `asyncio.to_thread`. Nothing can stop a thread.
+    """
+    # The interpreter would walk all objects three times more, which takes 0.3 s of CPU, or seconds with a
+    # large log in memory.
     gc.freeze()
-    return server.status or (1 if server.failed or not server.started else 0)
+    for number in stopping_signals():
+        signal.signal(number, lambda sig, _: os._exit(128 + sig))
+    # Of a thread, since no loop runs while the interpreter waits.
+    timer = threading.Timer(THREADS_S, _leave_threads, (status,))
+    timer.daemon = True
+    timer.start()
+
+
+def _leave_threads(status: int) -> None:
+    busy = [
+        each.name for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()
+    ]
+    logger.warning(
+        "the node has ended, and is not waited for %s any longer than %g s",
+        f"the threads {', '.join(busy)}" if busy else "the interpreter",
+        THREADS_S,
+    )
+    os._exit(status)
 
 
 _OUT = (errno.EMFILE, errno.ENFILE)

@@ -122,6 +122,34 @@ def test_a_stream_that_was_cut_and_is_not_read_holds_nothing_up(tmp_path: Path, 
         assert "ERROR" not in node.logged, node.logged
 
 
+BLOCKING = """
+import asyncio, time
+from pathlib import Path
+async def answer(question):
+    yield "One moment"
+    await asyncio.to_thread(block)
+def block():
+    Path("blocked").touch()
+    time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_thread_that_does_not_end_holds_the_end_up_for_a_moment_only(tmp_path: Path, signals: int) -> None:
+    (tmp_path / "blocking.py").write_text(BLOCKING)
+    with served(tmp_path, PUSHSSE_ANSWERER="python:blocking:answer") as node:
+        reply = httpx.post(f"{node.url}/v1/questions?user=ann", json={"text": "Why?"}, trust_env=False)
+        assert reply.status_code == 202, reply.text
+        until((tmp_path / "blocked").exists, "thread")
+        for _ in range(signals):
+            node.process.send_signal(signal.SIGTERM)
+            until(lambda: "stopping" in node.logged, "word")
+        assert node.process.wait(LIMIT_S) == (0 if signals == 1 else 128 + signal.SIGTERM)
+    if signals == 1:
+        assert "is not waited for the threads" in node.logged
+    assert "Traceback" not in node.logged
+
+
 def test_ctrl_c_at_a_terminal_prints_one_line(tmp_path: Path) -> None:
     main, other = pty.openpty()
     started = subprocess.Popen(
