@@ -219,14 +219,22 @@ async def _in_turn(*steps: Callable[[], Coroutine[None, None, None]]) -> None:
 
 
 async def _ended(task: "asyncio.Future[None]") -> None:
-    """Waits 2 s for the end of something that a client does, and then cancels it."""
-    await asyncio.wait([task], timeout=_STOP_S)
-    if not task.done():
-        task.cancel()
-        # It ends at once: aiokafka keeps no cancellation to itself.
+    """Waits 2 s for the end of something that a client does, and then cancels it.
+
+    At once, where whoever waits is cancelled meanwhile: nobody would be there for its end.
+    """
+    task.add_done_callback(_say_failed)
+    try:
         await asyncio.wait([task], timeout=_STOP_S)
-    elif not task.cancelled() and task.exception() is not None:
-        logger.debug("a client of Kafka didn't start or stop cleanly: %r", task.exception())
+    finally:
+        task.cancel()
+    # It ends at once: aiokafka keeps no cancellation to itself.
+    await asyncio.wait([task], timeout=_STOP_S)
+
+
+def _say_failed(task: "asyncio.Future[None]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.debug("a client of Kafka didn't start or stop cleanly: %r", error)
 
 
 def cancellation_is_ours() -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import socket
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from deploy.parts import Kafka
+from pushsse import kafka
 from pushsse.errors import KafkaUnavailable
 from pushsse.kafka import BATCH_BYTES, Connection, start, stop
 from pushsse.kafka.producer import Outgoing, Producer, RecordRefused, RecordTooLarge
@@ -153,3 +155,30 @@ async def test_a_client_whose_start_is_cancelled_leaves_no_connection(bootstrap:
     del client, starting
     # pytest reports a connection that the collector finds open.
     gc.collect()
+
+
+@pytest.mark.parametrize("kind", ["consumer", "producer"])
+@pytest.mark.parametrize("cancels", [1, 2])
+async def test_a_start_that_is_cancelled_in_front_of_a_silent_kafka_leaves_nothing(
+    kind: str, cancels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka, "_STOP_S", 0.5 if cancels == 1 else 60.0)
+    failed: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        before = asyncio.all_tasks()
+        connection = Connection(bootstrap=f"127.0.0.1:{silent.getsockname()[1]}")
+        client = connection.producer() if kind == "producer" else connection.consumer(None)
+        starting = asyncio.create_task(start(client))
+        for _ in range(cancels):
+            await asyncio.sleep(0.1)
+            starting.cancel()
+        await asyncio.wait([starting], timeout=10)
+        assert starting.cancelled()
+        await stop(client)
+        # Well before the request that has no answer fails by itself.
+        async with asyncio.timeout(2):
+            await eventually(lambda: asyncio.all_tasks() == before)
+    del client, starting
+    gc.collect()
+    assert not failed
