@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from faults.cluster import Cluster
 from faults.report import Row
 
-# An idle connection to a node, nginx's or a producer's, ends after 75 s.
-_LIMIT_S = 80.0
+# An idle connection to a node, nginx's or a producer's, ends after 75 s. People who have left are remembered
+# for 120 s, and the memory of thousands of streams isn't given back to the system before.
+_LIMIT_S = 150.0
 _FILES_SPARE = 3
 
 

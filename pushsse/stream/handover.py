@@ -511,7 +511,7 @@ def _compare(ours: HttpToolsProtocol, uvicorns: HttpToolsProtocol) -> None:
     for when in ("new connection", "request"):
         for name, value in vars(uvicorns).items():
             own = getattr(ours, name, _compare)
-            if own != value and not (name in OWN and type(own) is type(value)):
+            if own != value and type(value) is not OWN.get(name):
                 raise AssertionError(f"a {when}'s {name} is {own!r}, not {value!r}")
         for each in (ours, uvicorns):
             each.on_message_begin()

@@ -88,7 +88,7 @@ async def test_connections_of_a_server_share_what_it_has_and_no_other_server_has
         connection.begin_parsing()
     assert one.parser is not two.parser
     assert one.pipeline is not two.pipeline
-    assert set(vars(one)) == OWN
+    assert set(vars(one)) == set(OWN)
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,8 @@ class Credentials:
         who = found if isinstance(found, Identity) else await found()
         known(who)
         who.require(scope)
-        after_body(request.scope, partial(self._again, scope=scope, user=who.user))
+        if request.scope["method"] != "GET":
+            after_body(request.scope, partial(self._again, scope=scope, user=who.user))
         return who
 
     async def _again(self, request: HTTPConnection, scope: str, user: str) -> None:
