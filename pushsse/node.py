@@ -47,7 +47,8 @@ logger = logging.getLogger(__name__)
 _ISOLATED_WINDOW_S = 5.0
 # Services end one after the other; those that haven't after this, all at once. Well below `server.QUICK_S`.
 IN_ORDER_S = 1.0
-_AGAIN_S = 10.0
+# Well below `server.LINGER_S`.
+_AGAIN_S = 6.0
 TRIM_EVERY_S = 20.0
 # In ticks of TRIM_EVERY_S, so once an hour: a walk over all objects takes 0.2 s with 15,000 streams.
 WALK_EVERY = 180

@@ -33,6 +33,10 @@ from pushsse.stream.limits import LimitedHttp, drop
 logger = logging.getLogger(__name__)
 Http = type[asyncio.Protocol] | Literal["auto", "h11", "httptools"]
 GRACE_S = 5
+# After that the parts close, within this.
+LINGER_S = 10.0
+# After its streams were told, a process is gone within this, and at most THREADS_S.
+LAST_S = FLUSH_S + GRACE_S + LINGER_S
 # A second signal: the process is gone after this, whatever its parts do.
 QUICK_S = 2.0
 _QUICK_FLUSH_S = 0.3
@@ -52,7 +56,7 @@ def stopping_signals() -> list[signal.Signals]:
 class Server(uvicorn.Server):
     """A uvicorn server that drains its node before it stops.
 
-    `ready` is called when it serves, `ended` when the node has ended.
+    `ready` is called when it serves, `stopping` when its streams have ended, `ended` when the node has.
 
     It starts; serves; drains (`leave`, or at once `fail`); hurries, if it is told again meanwhile; and stops,
     which is uvicorn's `shutdown`. Told while it starts, it stops after that. `failed` says that a service has
@@ -65,6 +69,7 @@ class Server(uvicorn.Server):
         *,
         http: Http | None = None,
         ready: Callable[[], None] | None = None,
+        stopping: Callable[[], None] | None = None,
         ended: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(
@@ -87,6 +92,7 @@ class Server(uvicorn.Server):
         self.failed = False
         self._quick_status = 0
         self._ready = ready
+        self._stopping = stopping
         self._ended = ended
         self._signals = 0
         self._leaving: asyncio.Task[None] | None = None
@@ -235,6 +241,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's, which also waits for connections that their client doesn't read: those are cut."""
+        if self._stopping is not None:
+            self._stopping()
         asyncio.get_running_loop().call_later(FLUSH_S, self._drop_unread)
         await super().shutdown(sockets)
 
@@ -310,12 +318,41 @@ def serve(node: Node, listeners: Sequence[socket.socket], *, ready: Callable[[],
         settle_memory()
         ready()
 
-    server = Server(node, ready=settled, ended=lambda: end_in_time(server.status))
+    deadline = Deadline()
+    server = Server(
+        node,
+        ready=settled,
+        stopping=lambda: deadline.set(GRACE_S + LINGER_S, _abandon),
+        ended=lambda: end_in_time(server.status, deadline),
+    )
     server.run(sockets=list(listeners))
     return server.status
 
 
-def end_in_time(status: int) -> None:
+class Deadline:
+    """Ends the process at a time, by a thread: its loop may be held, or run no more."""
+
+    def __init__(self) -> None:
+        self._timer: threading.Timer | None = None
+
+    def set(self, after_s: float, end: Callable[[], None]) -> None:
+        """Calls `end` after that time, and no more what it was to call before."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(after_s, end)
+        self._timer.daemon = True
+        self._timer.start()
+
+
+def _abandon() -> None:
+    # A part that waits for ever, or code of the operator's own that keeps each cancellation to itself.
+    logger.critical(
+        "this node hasn't ended %g s after its streams, so this process ends without it", GRACE_S + LINGER_S
+    )
+    os._exit(1)
+
+
+def end_in_time(status: int, deadline: Deadline) -> None:
     """Ends the process within THREADS_S, and at once at a further signal. All that it served has ended.
 
     asyncio and the interpreter wait for threads without limit: for a look-up of a name, or for what a
@@ -326,10 +363,7 @@ def end_in_time(status: int) -> None:
     gc.freeze()
     for number in stopping_signals():
         signal.signal(number, lambda sig, _: os._exit(128 + sig))
-    # Of a thread, since no loop runs while the interpreter waits.
-    timer = threading.Timer(THREADS_S, _leave_threads, (status,))
-    timer.daemon = True
-    timer.start()
+    deadline.set(THREADS_S, lambda: _leave_threads(status))
 
 
 def _leave_threads(status: int) -> None:

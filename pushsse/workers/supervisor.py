@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from pushsse.retry import Backoff
-from pushsse.server import GRACE_S, QUICK_S, end_in_time, stopping_signals
+from pushsse.server import LAST_S, QUICK_S, THREADS_S, Deadline, end_in_time, stopping_signals
 from pushsse.settings import Settings
 from pushsse.workers.worker import (
     MAX_LINE,
@@ -44,8 +44,8 @@ from pushsse.workers.worker import (
 logger = logging.getLogger(__name__)
 # A worker that fails to start this often in a row ends the service.
 _FAILED_STARTS = 5
-# What a worker may take to close its parts, after its drain and uvicorn's grace.
-_LINGER_S = 10.0
+# A worker that isn't gone by itself this long after its time is killed.
+_LATE_S = 1.0
 # A worker's exit status for a setting that can't be used: no start will ever work.
 _REFUSED = 2
 # How long a scrape waits for the workers.
@@ -55,7 +55,7 @@ COLLECT_S = 1.0
 def run(settings: Settings, port: int, *, ready: Callable[[], None]) -> int:
     """Runs the workers until told to stop; the exit status. `ready` is called when all of them serve."""
     status = asyncio.run(Supervisor(msgspec.structs.replace(settings, port=port), ready=ready).run())
-    end_in_time(status)
+    end_in_time(status, Deadline())
     return status
 
 
@@ -119,13 +119,13 @@ class Supervisor:
 
     async def _end(self, workers: "Sequence[asyncio.Task[None]]") -> None:
         """Waits for the workers to drain, and kills those that don't end in time."""
-        limit_s = self._drain_s + GRACE_S + _LINGER_S
+        limit_s = self._drain_s + LAST_S + THREADS_S + _LATE_S
         ended = asyncio.create_task(asyncio.wait(workers), name="workers ended")
         hurried = asyncio.create_task(self._hurrying.wait(), name="hurried")
         await asyncio.wait((ended, hurried), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
         if self._hurrying.is_set():
-            await asyncio.wait((ended,), timeout=QUICK_S + 1.0)
+            await asyncio.wait((ended,), timeout=QUICK_S + _LATE_S)
         for process in self._processes.values():
             logger.error(
                 "worker process %d didn't end in time and is killed: its streams are cut", process.pid

@@ -150,6 +150,41 @@ def test_a_thread_that_does_not_end_holds_the_end_up_for_a_moment_only(tmp_path:
     assert "Traceback" not in node.logged
 
 
+STUBBORN = """
+import asyncio
+from pathlib import Path
+async def answer(question):
+    yield "One moment"
+    Path("asked").touch()
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
+"""
+HASTY = """
+import sys
+from pushsse import server
+server.GRACE_S, server.LINGER_S = 1, 0.5
+from pushsse.cli import main
+main()
+"""
+
+
+def test_an_answerer_that_ignores_its_end_does_not_keep_the_process(tmp_path: Path) -> None:
+    (tmp_path / "stubborn.py").write_text(STUBBORN)
+    (tmp_path / "hasty.py").write_text(HASTY)
+    program = (sys.executable, str(tmp_path / "hasty.py"))
+    with served(tmp_path, program=program, PUSHSSE_ANSWERER="python:stubborn:answer") as node:
+        reply = httpx.post(f"{node.url}/v1/questions?user=ann", json={"text": "Why?"}, trust_env=False)
+        assert reply.status_code == 202, reply.text
+        until((tmp_path / "asked").exists, "question")
+        node.process.send_signal(signal.SIGTERM)
+        assert node.process.wait(LIMIT_S) == 1
+    assert "this node hasn't ended 1.5 s after its streams" in node.logged
+    assert "Traceback" not in node.logged
+
+
 def test_ctrl_c_at_a_terminal_prints_one_line(tmp_path: Path) -> None:
     main, other = pty.openpty()
     started = subprocess.Popen(
