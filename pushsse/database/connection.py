@@ -455,9 +455,25 @@ class _Pooled:
         is_cut = isinstance(error, AttributeError) and _is_cut(self._raw)
         # After a cancelled query asyncpg waits here for the server to confirm; without a limit, for ever.
         with suppress(asyncpg.InternalClientError):  # raised when `renew` cut it in the meantime
-            await self._pool.release(self._raw, timeout=_RELEASE_S)
+            if error is None:
+                await self._pool.release(self._raw, timeout=_RELEASE_S)
+            else:
+                await self._released()
         if is_cut:
             raise _cut() from error
+
+    async def _released(self) -> None:
+        # asyncpg goes on with it in a task of its own, at whose error nobody looks if we are cancelled here.
+        # So the whole of it runs in one of ours.
+        releasing = asyncio.ensure_future(self._pool.release(self._raw, timeout=_RELEASE_S))
+        releasing.add_done_callback(_look_at)
+        await asyncio.shield(releasing)
+
+
+def _look_at(task: "asyncio.Future[None]") -> None:
+    # asyncio reports an exception that nobody has looked at.
+    if not task.cancelled():
+        task.exception()
 
 
 def _is_cut(raw: Any) -> bool:

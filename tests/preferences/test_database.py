@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import sqlite3
 import sys
 import time
@@ -9,6 +10,7 @@ from functools import partial
 from importlib import import_module
 from itertools import count, product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tortoise.migrations.operations import RunSQL
@@ -297,6 +299,32 @@ async def test_a_frozen_postgres_is_unavailable_within_two_seconds_and_recovers(
         assert await store.off_among(["ann"], ["alarm"]) == {("ann", "alarm")}
 
 
+async def test_a_caller_that_is_cancelled_twice_before_a_silent_server_leaves_no_error_behind(
+    own_server: Postgres, anyio_backend: str
+) -> None:
+    failed: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
+    async with opened(own_server.url) as (_, store):
+        await store.known()
+        own_server.pause()
+        try:
+            before = asyncio.all_tasks()
+            asked = asyncio.create_task(store.known())
+            # The query, and then the wait for the server to confirm that it is cancelled.
+            for _ in range(2):
+                await asyncio.sleep(0.1)
+                asked.cancel()
+            await asyncio.wait([asked], timeout=5)
+            assert asked.cancelled()
+            await eventually(lambda: asyncio.all_tasks() <= before)
+        finally:
+            own_server.resume()
+    del asked
+    gc.collect()
+    assert not failed
+
+
+@pytest.mark.real
 async def test_a_stopped_postgres_is_unavailable_at_once_and_recovers_after_its_restart(
     own_server: Postgres, anyio_backend: str
 ) -> None:
