@@ -458,7 +458,10 @@ class _Pooled:
             if error is None:
                 await self._pool.release(self._raw, timeout=_RELEASE_S)
             else:
-                await self._released()
+                # An error of this would take the place of the block's, also of a cancellation: whoever tries
+                # again when the database is away would then go on for ever.
+                with suppress(*AWAY):
+                    await self._released()
         if is_cut:
             raise _cut() from error
 

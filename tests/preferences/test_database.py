@@ -299,8 +299,9 @@ async def test_a_frozen_postgres_is_unavailable_within_two_seconds_and_recovers(
         assert await store.off_among(["ann"], ["alarm"]) == {("ann", "alarm")}
 
 
-async def test_a_caller_that_is_cancelled_twice_before_a_silent_server_leaves_no_error_behind(
-    own_server: Postgres, anyio_backend: str
+@pytest.mark.parametrize("cancels", [1, 2])
+async def test_a_caller_that_is_cancelled_before_a_silent_server_is_cancelled_and_leaves_no_error_behind(
+    own_server: Postgres, anyio_backend: str, cancels: int
 ) -> None:
     failed: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
@@ -311,7 +312,7 @@ async def test_a_caller_that_is_cancelled_twice_before_a_silent_server_leaves_no
             before = asyncio.all_tasks()
             asked = asyncio.create_task(store.known())
             # The query, and then the wait for the server to confirm that it is cancelled.
-            for _ in range(2):
+            for _ in range(cancels):
                 await asyncio.sleep(0.1)
                 asked.cancel()
             await asyncio.wait([asked], timeout=5)
