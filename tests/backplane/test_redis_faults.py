@@ -6,11 +6,13 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+from redis.exceptions import RedisError
 
 from pushsse.backplane import BROADCAST, Append, Draft, NoticeTopic, Stay, codec
 from pushsse.backplane.answers import Growth, LiveDelta
 from pushsse.backplane.redis import RedisBackplane
-from pushsse.backplane.redis.commands import RedisConnection, RedisReply, Script, script
+from pushsse.backplane.redis.commands import Connector, RedisConnection, RedisReply, Script, script
+from pushsse.backplane.redis.listen import Subscription
 from pushsse.errors import BackplaneUnavailable, ClaimLost, NotOwner
 from pushsse.event import Publication
 from pushsse.metrics import Metrics
@@ -729,3 +731,22 @@ async def test_a_count_without_an_end_gets_one(own_server: RedisServer) -> None:
         own_server.admin.persist(key)
         assert (await backplane.use("ann", window_ms=60_000)).left_ms == 60_000
         assert 59_000 < own_server.admin.pttl(key) <= 60_000
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True}), "asyncio"])
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_subscription_whose_connection_broke_in_this_turn_says_so(
+    redis_server: RedisServer, turns: int
+) -> None:
+    connection = Connector(redis_server.url, timeout_s=LIMIT_S).connection()
+    broken = Subscription(connection, canary=b"canary", wake=asyncio.Event())
+    async with asyncio.TaskGroup() as tasks:
+        await broken.open(tasks, b"notices", timeout_s=LIMIT_S)
+        assert connection._writer is not None
+        connection._writer.transport.abort()
+        # Before its reader has seen it.
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        with pytest.raises((OSError, RedisError)):
+            await broken.subscribe([b"live"], timeout_s=LIMIT_S)
+        await broken.close()

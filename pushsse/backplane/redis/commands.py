@@ -120,6 +120,15 @@ async def connect(connection: AbstractConnection) -> None:
     await connection.connect()  # type: ignore[no-untyped-call]
 
 
+async def send(connection: AbstractConnection, packed: bytes | Iterable[bytes]) -> None:
+    """Sends packed commands. Raises RedisError, OSError."""
+    try:
+        await connection.send_packed_command(packed, check_health=False)
+    except RuntimeError as error:
+        # uvloop's, where a write before this one has found the connection broken in the same turn.
+        raise ConnectionResetError(str(error)) from error
+
+
 class RedisConnection:
     """Runs commands one after another, in the order in which they were asked for.
 
@@ -192,7 +201,7 @@ class RedisConnection:
                 await connect(self._connection)
             connection = self._connection
             packed = b"".join(map(_pack, commands))
-            await connection.send_packed_command(packed, check_health=False)
+            await send(connection, packed)
             return await self._replies(connection, len(commands))
         except NoScriptError:
             raise

@@ -41,6 +41,7 @@ from pushsse.backplane.redis.commands import (
     connect,
     merged,
     script,
+    send,
     tail_of,
 )
 from pushsse.errors import BackplaneUnavailable
@@ -514,7 +515,7 @@ class Subscription:
 
     async def _send(self, command: str, channels: Iterable[bytes]) -> None:
         packed = self._connection.pack_commands([(command, *channels)])
-        await self._connection.send_packed_command(packed, check_health=False)
+        await send(self._connection, packed)
 
     async def _run(self) -> None:
         try:
