@@ -110,7 +110,7 @@ def try_out(api: Api, call: Any, mode: GenerationMode, outcomes: Counter[tuple[s
 
 
 def becomes_text(case: Case[Any]) -> bool:
-    """Whether something is wrong as a value only: on its way it becomes a text, and any text is right there."""
+    """Whether something is wrong as a value only: it is sent as a text, and any text is right there."""
     recipients = (case.query or {}).get("to", "")
     return not isinstance(recipients, str) or (
         case.media_type == "text/plain" and not isinstance(case.body, (str, bytes))
