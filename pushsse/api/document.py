@@ -190,6 +190,12 @@ def _responses(call: Call, schema: Mapping[type, Any], *, has_parameters: bool) 
     media, kind = (MEDIA_TYPE, Problem) if call.foreign is None else (JSON, call.foreign.body)
     for status in sorted({*call.problems, *([404] if has_parameters else [])}):
         content = {media: {"schema": schema[kind], "example": _problem(call, status)}}
+        if status == 404 and has_parameters:
+            # Where there is no such path, no call is there to say so in its own form.
+            no_path = problem_response(404, "not_found", "there is no such path")
+            content.setdefault(
+                MEDIA_TYPE, {"schema": schema[Problem], "example": msgspec.json.decode(no_path.body)}
+            )
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": content}
     if call.counted:
         headers = {
