@@ -40,6 +40,8 @@ LAST_S = FLUSH_S + GRACE_S + LINGER_S
 # A second signal: the process is gone after this, whatever its parts do.
 QUICK_S = 2.0
 _QUICK_FLUSH_S = 0.3
+# A loop that is held may hear of the end late.
+_HELD_S = 1.0
 # All has ended but threads: they get this, and the process ends without them.
 THREADS_S = 2.0
 # A service of the node has ended: its streams are told within this.
@@ -56,7 +58,8 @@ def stopping_signals() -> list[signal.Signals]:
 class Server(uvicorn.Server):
     """A uvicorn server that drains its node before it stops.
 
-    `ready` is called when it serves, `stopping` when its streams have ended, `ended` when the node has.
+    `ready` is called when it serves, `told` by the first signal, `stopping` when the streams have ended,
+    `ended` when the node has.
 
     It starts; serves; drains (`leave`, or at once `fail`); hurries, if it is told again meanwhile; and stops,
     which is uvicorn's `shutdown`. Told while it starts, it stops after that. `failed` says that a service has
@@ -69,6 +72,7 @@ class Server(uvicorn.Server):
         *,
         http: Http | None = None,
         ready: Callable[[], None] | None = None,
+        told: Callable[[], None] | None = None,
         stopping: Callable[[], None] | None = None,
         ended: Callable[[], None] | None = None,
     ) -> None:
@@ -92,6 +96,7 @@ class Server(uvicorn.Server):
         self.failed = False
         self._quick_status = 0
         self._ready = ready
+        self._told = told
         self._stopping = stopping
         self._ended = ended
         self._signals = 0
@@ -165,9 +170,11 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A first SIGTERM, SIGINT or SIGHUP drains, a second one stops at once, a third one exits here.
 
-        It may interrupt any code, so all it does is call the loop.
+        It may interrupt any code, so all it does is call the loop, and `told`.
         """
         self._signals += 1
+        if self._signals == 1 and self._told is not None:
+            self._told()
         if self._loop is None:
             self.should_exit = True
         elif self._signals > 2:
@@ -318,10 +325,15 @@ def serve(node: Node, listeners: Sequence[socket.socket], *, ready: Callable[[],
         settle_memory()
         ready()
 
-    deadline = Deadline()
+    deadline, told = Deadline(), threading.Event()
+    settings = node.settings
+    # Begun now: a signal's handler may start no thread.
+    last_s = settings.drain_delay_s + settings.drain_window_s + LAST_S + _HELD_S
+    threading.Thread(target=_see_off, args=(told, last_s), name="last resort", daemon=True).start()
     server = Server(
         node,
         ready=settled,
+        told=told.set,
         stopping=lambda: deadline.set(GRACE_S + LINGER_S, _abandon),
         ended=lambda: end_in_time(server.status, deadline),
     )
@@ -348,6 +360,16 @@ def _abandon() -> None:
     # A part that waits for ever, or code of the operator's own that keeps each cancellation to itself.
     logger.critical(
         "this node hasn't ended %g s after its streams, so this process ends without it", GRACE_S + LINGER_S
+    )
+    os._exit(1)
+
+
+def _see_off(told: threading.Event, last_s: float) -> None:
+    """Ends a process whose loop is held for ever, and so hears no signal."""
+    told.wait()
+    time.sleep(last_s)
+    logger.critical(
+        "this process was told to end %g s ago, and its event loop is held: it ends without it", last_s
     )
     os._exit(1)
 

@@ -162,17 +162,34 @@ async def answer(question):
         except asyncio.CancelledError:
             pass
 """
+HOLDING = """
+import time
+from pathlib import Path
+async def answer(question):
+    yield "One moment"
+    Path("asked").touch()
+    time.sleep(300)
+"""
 HASTY = """
 import sys
 from pushsse import server
-server.GRACE_S, server.LINGER_S = 1, 0.5
+server.GRACE_S, server.LINGER_S, server.LAST_S = 1, 0.5, 2.5
 from pushsse.cli import main
 main()
 """
 
 
-def test_an_answerer_that_ignores_its_end_does_not_keep_the_process(tmp_path: Path) -> None:
-    (tmp_path / "stubborn.py").write_text(STUBBORN)
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (STUBBORN, "this node hasn't ended 1.5 s after its streams"),
+        (HOLDING, "told to end 3.7 s ago, and its event loop is held"),
+    ],
+)
+def test_an_answerer_that_ignores_its_end_does_not_keep_the_process(
+    tmp_path: Path, code: str, said: str
+) -> None:
+    (tmp_path / "stubborn.py").write_text(code)
     (tmp_path / "hasty.py").write_text(HASTY)
     program = (sys.executable, str(tmp_path / "hasty.py"))
     with served(tmp_path, program=program, PUSHSSE_ANSWERER="python:stubborn:answer") as node:
@@ -181,7 +198,7 @@ def test_an_answerer_that_ignores_its_end_does_not_keep_the_process(tmp_path: Pa
         until((tmp_path / "asked").exists, "question")
         node.process.send_signal(signal.SIGTERM)
         assert node.process.wait(LIMIT_S) == 1
-    assert "this node hasn't ended 1.5 s after its streams" in node.logged
+    assert said in node.logged
     assert "Traceback" not in node.logged
 
 
