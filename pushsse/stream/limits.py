@@ -41,9 +41,6 @@ from pushsse.stream.admission import EXCEEDED, Admission, Starts
 PIECE_BYTES = 2 * 1024
 # What may wait behind an unanswered request before nothing more is read.
 MOST_WAITING_BYTES = 64 * 1024
-_HEAD_END = b"\r\n\r\n"
-# So many heads in one small read are parsed at once; of more, one after another as their turn comes.
-_HEADS_AT_ONCE = 3
 # How long the pieces of one read may hold the event loop.
 _TURN_S = 0.005
 # A body that arrives at this rate may take longer than its limit, up to the largest body that any call takes.
@@ -324,10 +321,9 @@ class LimitedHttp(HttpToolsProtocol):
         if self.rest or self.pipeline:
             self.rest, self.rest_at = self.rest[self.rest_at :] + data, 0
             self._hold_if_full()
-        elif len(data) <= PIECE_BYTES and data.count(_HEAD_END) <= _HEADS_AT_ONCE:
+        elif len(data) <= PIECE_BYTES:
             self.parse(data)
         else:
-            # A hundred clients with twenty requests each would otherwise hold the event loop.
             self.rest, self.rest_at = data, 0
             self._parse_rest()
 
@@ -485,8 +481,8 @@ class LimitedHttp(HttpToolsProtocol):
         """Ends with a head where that is near: a request behind it is parsed when this one is answered."""
         rest, start = self.rest, self.rest_at
         end = start + PIECE_BYTES
-        if self.stage is not BODY and (found := rest.find(_HEAD_END, start, end)) >= 0:
-            end = found + len(_HEAD_END)
+        if self.stage is not BODY and (found := rest.find(b"\r\n\r\n", start, end)) >= 0:
+            end = found + 4
         self.rest_at = end
         if end >= len(rest):
             # Nothing lies behind this piece: its request may have the connection.

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.server import Server
 
@@ -38,13 +38,13 @@ class Counting:
 
 
 @asynccontextmanager
-async def served(app: ASGIApp) -> AsyncIterator[tuple[Server, int]]:
+async def served(app: Counting) -> AsyncIterator[int]:
     listener = socket.create_server(("127.0.0.1", 0), backlog=CLIENTS)
     server = Server(Config(app, http=ImmediateHttp, lifespan="off", log_config=None, access_log=False))
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await eventually(lambda: server.started)
-        yield server, int(listener.getsockname()[1])
+        yield int(listener.getsockname()[1])
     finally:
         server.should_exit = True
         await running
@@ -53,7 +53,7 @@ async def served(app: ASGIApp) -> AsyncIterator[tuple[Server, int]]:
 @pytest.mark.parametrize("pipelined", [1, 5])
 async def test_no_turn_begins_more_than_a_few_requests_and_all_are_answered(pipelined: int) -> None:
     app = Counting()
-    async with served(app) as (_, port), asyncio.timeout(LIMIT_S):
+    async with served(app) as port, asyncio.timeout(LIMIT_S):
         opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(CLIENTS)]
         app.tick()
         for number, (_, writer) in enumerate(opened):
@@ -69,31 +69,6 @@ async def test_no_turn_begins_more_than_a_few_requests_and_all_are_answered(pipe
     per_turn = Counter(turn for turn, _ in app.begun)
     assert sum(per_turn.values()) == CLIENTS * pipelined
     assert max(per_turn.values()) == STARTS_PER_TURN
-
-
-async def test_requests_that_came_in_one_piece_are_parsed_as_their_turn_comes() -> None:
-    asked, answers = asyncio.Event(), asyncio.Semaphore(0)
-    most = 20
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        asked.set()
-        await answers.acquire()
-        await PlainTextResponse(scope["path"])(scope, receive, send)
-
-    async with served(app) as (server, port), asyncio.timeout(LIMIT_S):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"".join(b"GET /%02d HTTP/1.1\r\nHost: x\r\n\r\n" % number for number in range(most)))
-        await asked.wait()
-        (connection,) = server.server_state.connections
-        assert isinstance(connection, ImmediateHttp)
-        for number in range(most):
-            # The one that runs, and the one behind it.
-            assert connection.requests <= number + 2
-            answers.release()
-            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
-            assert await reader.readexactly(3) == b"/%02d" % number
-        assert connection.requests == most
-        writer.close()
 
 
 async def test_requests_begin_in_the_order_of_their_arrival_also_those_that_arrive_in_between() -> None:
@@ -113,7 +88,7 @@ async def test_requests_begin_in_the_order_of_their_arrival_also_those_that_arri
 
 async def test_a_request_whose_client_leaves_at_once_begins_nevertheless() -> None:
     app = Counting()
-    async with served(app) as (_, port), asyncio.timeout(LIMIT_S):
+    async with served(app) as port, asyncio.timeout(LIMIT_S):
         opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(CLIENTS)]
         for number, (_, writer) in enumerate(opened):
             writer.write(f"POST /{number} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
