@@ -325,7 +325,6 @@ async def test_a_caller_that_is_cancelled_before_a_silent_server_is_cancelled_an
     assert not failed
 
 
-@pytest.mark.real
 async def test_a_stopped_postgres_is_unavailable_at_once_and_recovers_after_its_restart(
     own_server: Postgres, anyio_backend: str
 ) -> None:
