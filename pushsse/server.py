@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any, Literal, Protocol, cast
 
@@ -33,15 +34,13 @@ from pushsse.stream.limits import LimitedHttp, drop
 logger = logging.getLogger(__name__)
 Http = type[asyncio.Protocol] | Literal["auto", "h11", "httptools"]
 GRACE_S = 5
-# After that the parts close, within this.
+# The calls have ended: the parts close within this.
 LINGER_S = 10.0
-# After its streams were told, a process is gone within this, and at most THREADS_S.
+# The streams have been told: the node has ended after this, and its process THREADS_S later.
 LAST_S = FLUSH_S + GRACE_S + LINGER_S
 # A second signal: the process is gone after this, whatever its parts do.
 QUICK_S = 2.0
 _QUICK_FLUSH_S = 0.3
-# A loop that is held may hear of the end late.
-_HELD_S = 1.0
 # All has ended but threads: they get this, and the process ends without them.
 THREADS_S = 2.0
 # A service of the node has ended: its streams are told within this.
@@ -58,8 +57,8 @@ def stopping_signals() -> list[signal.Signals]:
 class Server(uvicorn.Server):
     """A uvicorn server that drains its node before it stops.
 
-    `ready` is called when it serves, `told` by the first signal, `stopping` when the streams have ended,
-    `ended` when the node has.
+    `ready` is called when it serves, `told` when it is told to end, also in a signal's handler, `ended` when
+    its node has ended.
 
     It starts; serves; drains (`leave`, or at once `fail`); hurries, if it is told again meanwhile; and stops,
     which is uvicorn's `shutdown`. Told while it starts, it stops after that. `failed` says that a service has
@@ -73,7 +72,6 @@ class Server(uvicorn.Server):
         http: Http | None = None,
         ready: Callable[[], None] | None = None,
         told: Callable[[], None] | None = None,
-        stopping: Callable[[], None] | None = None,
         ended: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(
@@ -97,7 +95,6 @@ class Server(uvicorn.Server):
         self._quick_status = 0
         self._ready = ready
         self._told = told
-        self._stopping = stopping
         self._ended = ended
         self._signals = 0
         self._leaving: asyncio.Task[None] | None = None
@@ -173,7 +170,7 @@ class Server(uvicorn.Server):
         It may interrupt any code, so all it does is call the loop, and `told`.
         """
         self._signals += 1
-        if self._signals == 1 and self._told is not None:
+        if self._told is not None:
             self._told()
         if self._loop is None:
             self.should_exit = True
@@ -187,6 +184,8 @@ class Server(uvicorn.Server):
     def fail(self) -> None:
         """A service of the node has ended by itself: the streams end now, and come back elsewhere."""
         self.failed = True
+        if self._told is not None:
+            self._told()
         if not self.started:
             self.should_exit = True
         elif self._leaving is None:
@@ -248,8 +247,6 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's, which also waits for connections that their client doesn't read: those are cut."""
-        if self._stopping is not None:
-            self._stopping()
         asyncio.get_running_loop().call_later(FLUSH_S, self._drop_unread)
         await super().shutdown(sockets)
 
@@ -325,56 +322,64 @@ def serve(node: Node, listeners: Sequence[socket.socket], *, ready: Callable[[],
         settle_memory()
         ready()
 
-    deadline, told = Deadline(), threading.Event()
     settings = node.settings
-    # Begun now: a signal's handler may start no thread.
-    last_s = settings.drain_delay_s + settings.drain_window_s + LAST_S + _HELD_S
-    threading.Thread(target=_see_off, args=(told, last_s), name="last resort", daemon=True).start()
+    last_resort = LastResort(settings.drain_delay_s + settings.drain_window_s + LAST_S)
     server = Server(
-        node,
-        ready=settled,
-        told=told.set,
-        stopping=lambda: deadline.set(GRACE_S + LINGER_S, _abandon),
-        ended=lambda: end_in_time(server.status, deadline),
+        node, ready=settled, told=last_resort.tell, ended=lambda: end_in_time(server.status, last_resort)
     )
     server.run(sockets=list(listeners))
     return server.status
 
 
-class Deadline:
-    """Ends the process at a time, by a thread: its loop may be held, or run no more."""
+class LastResort:
+    """Ends a process that doesn't end by itself: its loop may be held, wait for ever, or run no more.
 
-    def __init__(self) -> None:
-        self._timer: threading.Timer | None = None
+    A thread, begun before it is needed, since a signal's handler may start none.
+    """
 
-    def set(self, after_s: float, end: Callable[[], None]) -> None:
-        """Calls `end` after that time, and no more what it was to call before."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = threading.Timer(after_s, end)
-        self._timer.daemon = True
-        self._timer.start()
+    def __init__(self, last_s: float) -> None:
+        """`last_s`: how long the node may take once it is told to end."""
+        self._last_s = last_s
+        # None: the node is told to end. A status: it has. Handlers may put into it whatever they interrupt.
+        self._said: SimpleQueue[int | None] = SimpleQueue()
+        threading.Thread(target=self._run, name="last resort", daemon=True).start()
+
+    def tell(self) -> None:
+        """The node is told to end."""
+        self._said.put(None)
+
+    def end(self, status: int) -> None:
+        """The node has ended."""
+        self._said.put(status)
+
+    def _run(self) -> None:
+        status = self._said.get()
+        until = time.monotonic() + self._last_s
+        while status is None:
+            try:
+                status = self._said.get(timeout=max(0.0, until - time.monotonic()))
+            except Empty:
+                # Its loop is held, or a part or code of the operator's own keeps each cancellation to itself.
+                logger.critical(
+                    "this process was told to end %g s ago, and its node hasn't ended: it ends without it",
+                    self._last_s,
+                )
+                os._exit(1)
+        time.sleep(THREADS_S)
+        busy = [
+            each.name
+            for each in threading.enumerate()
+            if not each.daemon and each is not threading.main_thread()
+        ]
+        logger.warning(
+            "the node has ended, and is not waited for %s any longer than %g s",
+            f"the threads {', '.join(busy)}" if busy else "the interpreter",
+            THREADS_S,
+        )
+        os._exit(status)
 
 
-def _abandon() -> None:
-    # A part that waits for ever, or code of the operator's own that keeps each cancellation to itself.
-    logger.critical(
-        "this node hasn't ended %g s after its streams, so this process ends without it", GRACE_S + LINGER_S
-    )
-    os._exit(1)
-
-
-def _see_off(told: threading.Event, last_s: float) -> None:
-    """Ends a process whose loop is held for ever, and so hears no signal."""
-    told.wait()
-    time.sleep(last_s)
-    logger.critical(
-        "this process was told to end %g s ago, and its event loop is held: it ends without it", last_s
-    )
-    os._exit(1)
-
-
-def end_in_time(status: int, deadline: Deadline) -> None:
+def end_in_time(status: int, last_resort: LastResort) -> None:
     """Ends the process within THREADS_S, and at once at a further signal. All that it served has ended.
 
     asyncio and the interpreter wait for threads without limit: for a look-up of a name, or for what a
@@ -385,19 +390,7 @@ def end_in_time(status: int, deadline: Deadline) -> None:
     gc.freeze()
     for number in stopping_signals():
         signal.signal(number, lambda sig, _: os._exit(128 + sig))
-    deadline.set(THREADS_S, lambda: _leave_threads(status))
-
-
-def _leave_threads(status: int) -> None:
-    busy = [
-        each.name for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()
-    ]
-    logger.warning(
-        "the node has ended, and is not waited for %s any longer than %g s",
-        f"the threads {', '.join(busy)}" if busy else "the interpreter",
-        THREADS_S,
-    )
-    os._exit(status)
+    last_resort.end(status)
 
 
 _OUT = (errno.EMFILE, errno.ENFILE)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from pushsse.retry import Backoff
-from pushsse.server import LAST_S, QUICK_S, THREADS_S, Deadline, end_in_time, stopping_signals
+from pushsse.server import LAST_S, QUICK_S, THREADS_S, LastResort, end_in_time, stopping_signals
 from pushsse.settings import Settings
 from pushsse.workers.worker import (
     MAX_LINE,
@@ -55,7 +55,7 @@ COLLECT_S = 1.0
 def run(settings: Settings, port: int, *, ready: Callable[[], None]) -> int:
     """Runs the workers until told to stop; the exit status. `ready` is called when all of them serve."""
     status = asyncio.run(Supervisor(msgspec.structs.replace(settings, port=port), ready=ready).run())
-    end_in_time(status, Deadline())
+    end_in_time(status, LastResort(0.0))
     return status
 
 

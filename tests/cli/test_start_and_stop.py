@@ -173,22 +173,14 @@ async def answer(question):
 HASTY = """
 import sys
 from pushsse import server
-server.GRACE_S, server.LINGER_S, server.LAST_S = 1, 0.5, 2.5
+server.GRACE_S, server.LAST_S = 1, 2.5
 from pushsse.cli import main
 main()
 """
 
 
-@pytest.mark.parametrize(
-    ("code", "said"),
-    [
-        (STUBBORN, "this node hasn't ended 1.5 s after its streams"),
-        (HOLDING, "told to end 3.7 s ago, and its event loop is held"),
-    ],
-)
-def test_an_answerer_that_ignores_its_end_does_not_keep_the_process(
-    tmp_path: Path, code: str, said: str
-) -> None:
+@pytest.mark.parametrize("code", [STUBBORN, HOLDING])
+def test_an_answerer_that_ignores_its_end_does_not_keep_the_process(tmp_path: Path, code: str) -> None:
     (tmp_path / "stubborn.py").write_text(code)
     (tmp_path / "hasty.py").write_text(HASTY)
     program = (sys.executable, str(tmp_path / "hasty.py"))
@@ -198,7 +190,7 @@ def test_an_answerer_that_ignores_its_end_does_not_keep_the_process(
         until((tmp_path / "asked").exists, "question")
         node.process.send_signal(signal.SIGTERM)
         assert node.process.wait(LIMIT_S) == 1
-    assert said in node.logged
+    assert re.search("told to end [0-9.]+ s ago, and its node hasn't ended", node.logged)
     assert "Traceback" not in node.logged
 
 
